@@ -1,0 +1,1 @@
+"""Model, training, minified store, command line."""

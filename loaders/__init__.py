@@ -1,0 +1,1 @@
+"""Counts on disk -> sparse minibatches."""

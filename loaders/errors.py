@@ -1,0 +1,32 @@
+"""What can be wrong with data, each as one sentence to a person: what was found, where, and what to do.
+
+Every error that a user can cause is an `AtlasviError`; the command line prints its message without a traceback.
+"""
+
+
+class AtlasviError(Exception):
+    """Base of all errors that a user can mend; the message is one or two sentences."""
+
+
+class SourceError(AtlasviError, ValueError):
+    """A file or folder can't be read as counts: unknown, damaged, cut short, or of a newer format."""
+
+
+class CountsError(AtlasviError, ValueError):
+    """The matrix holds something that is not a count: negative, fractional, NaN, infinite, or an empty cell."""
+
+
+class GeneError(AtlasviError, ValueError):
+    """Gene names are missing, repeated, or not shared between sources."""
+
+
+class ColumnError(AtlasviError, ValueError):
+    """An `obs` or `var` column is not there, or does not hold what was asked of it."""
+
+
+class OutputError(AtlasviError, OSError):
+    """The output exists already or can't be written (a full disk, a folder without permission)."""
+
+
+class MissingDependencyError(AtlasviError, ImportError):
+    """An optional dependency is needed for what was asked; the message says what to install."""
