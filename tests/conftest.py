@@ -1,0 +1,14 @@
+"""What tests share: the folder of real matrices and reference models, where it is there."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """`../shared` beside the checkout: real counts, reference models. A stranger's clone has none: skip, saying so."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared data folder {folder}")
+    return folder
