@@ -1,0 +1,152 @@
+"""The cell store: shuffled counts as a plain AnnData Zarr v3, read in blocks straight from its shards.
+
+    STORE/                   attributes `atlasvi`: what this is, format version, sizes, how X is cut
+      X/                     CSR: data (narrowest unsigned), indices (uint16 where genes allow, as gaps), indptr
+      obs/                   all columns of the sources, `source` and `source_row`
+      var/                   gene names and columns
+      uns/atlasvi/           block_starts [blocks + 1], gene_totals [genes], gene_cells [genes],
+                             library/<obs column> [categories, 3]: cells, sum and sum of squares of log library
+
+A block is a run of 32 inner chunks and the rows that start in it; only its last row reaches into the next chunk, so
+an epoch decodes about 1/32 of the chunks twice. Each inner chunk carries its own crc32c: finer than a checksum a block,
+and every Zarr reader checks it.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import zarr
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.hashing import cell_keys
+from atlasvi.loaders.rows import Rows
+from atlasvi.loaders.shards import Layout, ShardReader
+from atlasvi.loaders.tables import check_column
+
+FORMAT_VERSION = 1
+KIND = "cell store"
+CHUNK = 2**15  # elements: large enough that decoding, not Python, takes the time
+BLOCK_CHUNKS = 32
+SHARD_BLOCKS = 32
+INDPTR_LAYOUT = Layout(np.dtype("<i8"), chunk=2**12, shard=2**20, delta=True, compressor="zstd")
+GROUP_BLOCKS = 8
+
+
+def read_attributes(path: str | Path) -> dict | None:
+    """The `atlasvi` attributes of a folder that this project wrote, else None."""
+    try:
+        return json.loads((Path(path) / "zarr.json").read_text())["attributes"]["atlasvi"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_version(attributes: dict, path: str | Path, newest: int) -> None:
+    """Raises SourceError for a format that is newer than this code."""
+    if attributes["format_version"] > newest:
+        raise SourceError(
+            f"{path}: this {attributes['kind']} is of format {attributes['format_version']}, and this atlasvi reads up "
+            f"to {newest}: upgrade it (pip install --upgrade atlasvi)."
+        )
+
+
+def is_cell_store(path: str | Path) -> bool:
+    """Whether `path` is a finished cell store (of any version)."""
+    attributes = read_attributes(path)
+    return attributes is not None and attributes.get("kind") == KIND
+
+
+def layouts(attributes: dict) -> tuple[Layout, Layout]:
+    """How `data` and `indices` of X are cut and coded, from the attributes of the store."""
+    cut = {
+        "chunk": attributes["chunk"],
+        "shard": attributes["chunk"] * attributes["block_chunks"] * attributes["shard_blocks"],
+        "compressor": attributes["compressor"],
+        "level": attributes["level"],
+    }
+    return (
+        Layout(np.dtype(attributes["counts_dtype"]), delta=False, **cut),
+        Layout(np.dtype(attributes["indices_dtype"]), delta=True, **cut),
+    )
+
+
+class CellStore:
+    """A finished cell store, opened for reading; `CellData` for the loader. Safe to read from several threads."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        attributes = read_attributes(path)
+        if attributes is None or attributes.get("kind") != KIND:
+            raise SourceError(f"{path} is not a cell store (make one with: atlasvi ingest SRC... --out STORE).")
+        check_version(attributes, path, FORMAT_VERSION)
+        self.attributes = attributes
+        try:
+            self._open(Path(path))
+        except (OSError, KeyError, ValueError) as error:
+            raise SourceError(f"{path}: the store is damaged ({error}): copy it again, or ingest it again.") from error
+
+    def _open(self, path: Path) -> None:
+        from anndata.io import read_elem
+
+        self._root = zarr.open_group(path, mode="r")
+        self.n_cells: int = self.attributes["n_cells"]
+        self.nnz: int = self.attributes["nnz"]
+        self.source_sizes: list[int] = self.attributes["source_sizes"]
+        self.var: pd.DataFrame = read_elem(self._root["var"])
+        self.obs_columns = list(self._root["obs"].attrs["column-order"])  # type: ignore[call-overload, arg-type]
+        self.statistics: dict = read_elem(self._root["uns/atlasvi"])
+        self.block_starts: np.ndarray = self.statistics["block_starts"]
+        self.group_blocks = GROUP_BLOCKS
+        data, indices = layouts(self.attributes)
+        self._block_elements = data.chunk * self.attributes["block_chunks"]
+        self._data = ShardReader(path / "X" / "data", data, self.nnz)
+        self._indices = ShardReader(path / "X" / "indices", indices, self.nnz)
+        self._indptr = ShardReader(path / "X" / "indptr", INDPTR_LAYOUT, self.n_cells + 1)
+
+    @property
+    def genes(self) -> pd.Index:
+        """Gene names, in the order of the columns."""
+        return self.var.index
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources that the cells came from, in the order given."""
+        return self.attributes["sources"]
+
+    def read_block(self, block: int) -> Rows:
+        """The counts of one block. Raises SourceError naming the file and the chunk if they are damaged."""
+        start, stop = (int(edge) for edge in self.block_starts[block : block + 2])
+        indptr = self._indptr.read(start, stop + 1)
+        begin, end = int(indptr[0]), int(indptr[-1])
+        return Rows(start, indptr - begin, self._indices.read(begin, end), self._data.read(begin, end))
+
+    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
+        """`obs` of cells [start, stop)."""
+        obs = self._root["obs"]
+        columns = {name: self._read_slice(name, start, stop) for name in self.obs_columns}
+        index = obs[obs.attrs["_index"]][start:stop]  # type: ignore[index, call-overload]
+        return pd.DataFrame(columns, index=np.asarray(index, object))
+
+    def read_column(self, name: str) -> pd.Series:
+        """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
+        check_column(name, self.obs_columns, self.path)
+        return pd.Series(self._read_slice(name, 0, self.n_cells))
+
+    def _read_slice(self, name: str, start: int, stop: int) -> object:
+        from anndata.io import read_elem
+
+        element = self._root[f"obs/{name}"]
+        if isinstance(element, zarr.Group):  # our writer makes no other groups than categoricals
+            categories = read_elem(element["categories"])
+            codes = element["codes"][start:stop]  # type: ignore[index]
+            return pd.Categorical.from_codes(codes, categories, ordered=bool(element.attrs["ordered"]))  # type: ignore[arg-type, call-overload]
+        values = np.asarray(element[start:stop])  # type: ignore[index]
+        return values.astype(object) if values.dtype.kind not in "iufb" else values
+
+    def split_keys(self) -> np.ndarray:
+        """uint64 [n_cells]: a hash of each cell's identity, the same as that of the source it came from."""
+        source = np.asarray(self._root["obs/source/codes"][:])  # type: ignore[index]
+        return cell_keys(source, np.asarray(self._root["obs/source_row"][:]))  # type: ignore[index]
+
+    def close(self) -> None:
+        """Nothing is held open between reads."""

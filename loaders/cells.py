@@ -1,0 +1,117 @@
+"""What can be trained on: cells in blocks of rows, from a cell store or straight from a source."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+from atlasvi.loaders.cell_store import CellStore, is_cell_store
+from atlasvi.loaders.counts import check_no_empty_cells
+from atlasvi.loaders.hashing import cell_keys
+from atlasvi.loaders.joined import JoinedSources
+from atlasvi.loaders.rows import Rows
+from atlasvi.loaders.sources import open_source
+from atlasvi.loaders.tables import check_column
+
+SOURCE_BLOCK_CELLS = 256
+SOURCE_GROUP_CELLS = 2**15
+
+
+class CellData(Protocol):
+    """Cells x genes on disk, read block by block.
+
+    Cells [block_starts[b], block_starts[b + 1]) make block b; `group_blocks` blocks at a time are mixed when shuffling.
+    """
+
+    path: str
+    n_cells: int
+    var: pd.DataFrame
+    obs_columns: list[str]
+    source_sizes: list[int]  # rows that each source had: what `source_row` counts to
+    block_starts: np.ndarray
+    group_blocks: int
+
+    @property
+    def genes(self) -> pd.Index:
+        """Gene names, in the order of the columns."""
+
+    def read_block(self, block: int) -> Rows:
+        """The counts of one block."""
+
+    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
+        """`obs` of cells [start, stop), `source` and `source_row` among its columns; the index holds cell names."""
+
+    def read_column(self, name: str) -> pd.Series:
+        """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
+
+    def split_keys(self) -> np.ndarray:
+        """uint64 [n_cells]: a hash of each cell's identity, the same from a store as from its source."""
+
+    def close(self) -> None:
+        """Let go of the files."""
+
+
+class SourceCells:
+    """One source seen as cells in blocks: training straight from the file, at the speed that its layout allows.
+
+    A source is in the order that its authors gave it, so shuffling mixes 128 blocks of 256 neighbouring cells (32,768
+    cells) at a time; a cell store, shuffled once as a whole, mixes better and reads faster.
+    """
+
+    def __init__(self, joined: JoinedSources, keep_empty: bool = False) -> None:
+        self._joined, self._keep_empty = joined, keep_empty
+        self.path, self.n_cells, self.var = joined.sources[0].path, joined.n_cells, joined.var
+        self.obs_columns = [*joined.dtypes, "source", "source_row"]
+        self.source_sizes = [joined.n_cells]
+        self.block_starts = np.append(np.arange(0, self.n_cells, SOURCE_BLOCK_CELLS), self.n_cells)
+        self.group_blocks = SOURCE_GROUP_CELLS // SOURCE_BLOCK_CELLS
+
+    @property
+    def genes(self) -> pd.Index:
+        """Gene names, in the order of the columns."""
+        return self.var.index
+
+    def read_block(self, block: int) -> Rows:
+        """The counts of one block. Raises CountsError on what is no count, and on empty cells unless they are kept."""
+        start, stop = (int(edge) for edge in self.block_starts[block : block + 2])
+        piece = self._joined.read_piece(0, start, stop)
+        row_nnz = np.diff(piece.counts.indptr)
+        if not self._keep_empty:
+            check_no_empty_cells(row_nnz, self.path, start, piece.obs.index)
+        indices = piece.counts.indices.astype(np.uint16 if len(self.var) <= 2**16 else np.int32)
+        return Rows(start, piece.counts.indptr.astype(np.int64), indices, piece.counts.data)
+
+    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
+        """`obs` of cells [start, stop)."""
+        return self._joined.read_obs(0, start, stop)
+
+    def read_column(self, name: str) -> pd.Series:
+        """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
+        check_column(name, self.obs_columns, self.path)
+        step = 2**17
+        slices = [self.read_obs(at, at + step)[name] for at in range(0, self.n_cells - step, step)]
+        slices.append(self.read_obs(len(slices) * step, self.n_cells)[name])
+        return pd.concat(slices, ignore_index=True)
+
+    def split_keys(self) -> np.ndarray:
+        """uint64 [n_cells]: a hash of each cell's identity."""
+        return cell_keys(0, np.arange(self.n_cells))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._joined.sources[0].close()
+
+
+def open_cells(
+    path: str | Path,
+    *,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    measurement: str | None = None,
+    keep_empty: bool = False,
+) -> CellData:
+    """A cell store or any source, ready to be trained on; the options are for sources (see `open_source`)."""
+    if is_cell_store(path):
+        return CellStore(path)
+    source = open_source(path, layer=layer, gene_column=gene_column, measurement=measurement)
+    return SourceCells(JoinedSources([source]), keep_empty)

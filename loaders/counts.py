@@ -1,0 +1,80 @@
+"""Counts as they must be: whole, finite, not negative. Checked where they enter, kept in the narrowest type."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from atlasvi.loaders.errors import CountsError
+from scipy import sparse
+
+LARGEST_COUNT = 2**31 - 1
+
+
+def narrowest_unsigned(largest: int) -> np.dtype:
+    """The narrowest of uint8, uint16 and uint32 that holds `largest`."""
+    return np.min_scalar_type(max(int(largest), 0))
+
+
+def check_counts(
+    matrix: sparse.csr_matrix, path: str, cells: pd.Index, genes: pd.Index, layers: Sequence[str] = ()
+) -> sparse.csr_matrix:
+    """The same matrix with its values as the narrowest unsigned type that holds them.
+
+    matrix  [cells, genes] CSR, any numeric dtype
+    path    what errors call the file; `layers` are those that the file offers instead
+    Raises CountsError, naming the first cell and gene, for NaN, infinite, negative or fractional values and for
+    values above 2**31 - 1.
+    """
+    values = matrix.data
+    if len(values) == 0:
+        narrow = np.empty(0, np.uint8)
+    else:
+        if values.dtype.kind == "b":
+            values = values.astype(np.uint8)
+        if values.dtype.kind == "f":
+            with np.errstate(invalid="ignore"):
+                whole = values.astype(np.int64)
+            fine = whole == values  # false for NaN, for infinity (it overflows) and for fractions
+        elif values.dtype.kind in "iu":
+            whole, fine = values, None
+        else:
+            raise CountsError(f"{path}: X holds {values.dtype} values, which are not counts.")
+        low, high = int(whole.min()), int(whole.max())
+        if low < 0 or high > LARGEST_COUNT or (fine is not None and not fine.all()):
+            raise CountsError(_describe(matrix, values, path, cells, genes, layers))
+        narrow = whole.astype(narrowest_unsigned(high))
+    # the constructor checks nothing that is not true already, and copies nothing
+    return sparse.csr_matrix((narrow, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
+
+
+def _describe(
+    matrix: sparse.csr_matrix, values: np.ndarray, path: str, cells: pd.Index, genes: pd.Index, layers: Sequence[str]
+) -> str:
+    with np.errstate(invalid="ignore"):
+        kinds = [
+            ("NaN (missing) values", np.isnan(values)),
+            ("infinite values", np.isinf(values)),
+            ("negative values", values < 0),
+            ("values that are not whole numbers", values != np.floor(values)),
+            (f"counts above {LARGEST_COUNT:,}", values > LARGEST_COUNT),
+        ]
+    found, where = next((name, np.flatnonzero(mask)[0]) for name, mask in kinds if mask.any())
+    row = int(np.searchsorted(matrix.indptr, where, side="right")) - 1
+    place = f"cell {str(cells[row])!r}, gene {str(genes[matrix.indices[where]])!r}"
+    other = (
+        f"if they are in a layer, pass --layer NAME (this file has: {', '.join(layers)})"
+        if layers
+        else "this file has no other layer that could hold them"
+    )
+    return f"{path}: X holds {found} (first: {values[where]:g} at {place}). scVI models raw counts; {other}."
+
+
+def check_no_empty_cells(row_nnz: np.ndarray, path: str, first_row: int, cells: pd.Index) -> None:
+    """Raises CountsError if a row has no counts; `row_nnz` int [cells], `first_row` the number of the first."""
+    empty = np.flatnonzero(row_nnz == 0)
+    if len(empty):
+        at = int(empty[0])
+        raise CountsError(
+            f"{path}: cell {str(cells[at])!r} (row {first_row + at}) has no counts in the genes used. Filter such "
+            "cells out (scanpy.pp.filter_cells(adata, min_counts=1)), or pass --empty-cells drop, or --empty-cells keep."
+        )

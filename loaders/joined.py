@@ -1,0 +1,188 @@
+"""Several sources as one: genes aligned by name, `obs` columns carried along with categories merged."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from atlasvi.loaders.counts import check_counts
+from atlasvi.loaders.errors import GeneError
+from atlasvi.loaders.hashing import cell_keys
+from atlasvi.loaders.sources import Source
+from atlasvi.loaders.tables import TEXT
+from scipy import sparse
+
+PIECE_NNZ = 2**21  # stored counts read at a time: about 16 MB as float32 CSR
+RESERVED = ("source", "source_row")
+
+
+@dataclass
+class Piece:
+    """Rows [start, stop) of source number `source`: counts over the joined genes, and `obs` with provenance."""
+
+    source: int
+    start: int
+    counts: sparse.csr_matrix  # unsigned integers [rows, genes]
+    obs: pd.DataFrame
+
+    @property
+    def keys(self) -> np.ndarray:
+        """uint64 identity of each cell, from its source and row."""
+        return cell_keys(self.source, np.arange(self.start, self.start + self.counts.shape[0]))
+
+
+class JoinedSources:
+    """One or more sources over one list of genes, read piece by piece.
+
+    how      'union': genes of the first source, then those that each further one adds; missing genes count zero.
+             'intersection': genes of the first source that all others have.
+    genes    restrict to these names afterwards (in the joined order)
+    Raises GeneError where no gene is shared (for a union too: files that share nothing are seldom of one atlas).
+    """
+
+    def __init__(self, sources: Sequence[Source], how: Literal["union", "intersection"] = "union") -> None:
+        self.sources = list(sources)
+        self.n_cells = sum(source.n_cells for source in sources)
+        self.var = _join_var(self.sources, how)
+        self.dtypes = _join_obs_dtypes(self.sources)
+        self.offsets = np.cumsum([0] + [source.n_cells for source in sources])
+
+    def choose_genes(self, chosen: np.ndarray) -> None:
+        """Keep only genes where `chosen` (bool, [genes])."""
+        self.var = self.var[chosen]
+
+    def pieces(self, nnz: int = PIECE_NNZ) -> Iterator[Piece]:
+        """All cells in source order, in pieces of about `nnz` stored counts. Raises CountsError on what is no count."""
+        for number, source in enumerate(self.sources):
+            per_cell = (source.nnz or 0) / max(source.n_cells, 1) or source.var.shape[0]
+            rows = int(np.clip(nnz / max(per_cell, 1), 1, 2**17))
+            for start in range(0, source.n_cells, rows):
+                yield self.read_piece(number, start, min(start + rows, source.n_cells))
+
+    def read_piece(self, number: int, start: int, stop: int) -> Piece:
+        """Rows [start, stop) of source `number`. Raises CountsError on what is no count."""
+        source = self.sources[number]
+        obs = self.read_obs(number, start, stop)
+        counts = check_counts(source.read_counts(start, stop), source.path, obs.index, source.var.index, source.layers)
+        return Piece(number, start, self._align(counts, source), obs)
+
+    def read_obs(self, number: int, start: int, stop: int) -> pd.DataFrame:
+        """`obs` of rows [start, stop) of one source, with the joined columns, `source` and `source_row`."""
+        source = self.sources[number]
+        raw = _keep_reserved(source.read_obs(start, stop))
+        columns = {name: _convert(raw, name, dtype) for name, dtype in self.dtypes.items()}
+        paths = self.paths
+        columns["source"] = pd.Categorical.from_codes(np.full(len(raw), number), paths)
+        columns["source_row"] = np.arange(start, stop)
+        return pd.DataFrame(columns, index=raw.index.astype(str))
+
+    @property
+    def paths(self) -> list[str]:
+        """The name of each source, made different where the same was given twice."""
+        paths = [source.path for source in self.sources]
+        return [f"{path} ({k})" if path in paths[:k] else path for k, path in enumerate(paths)]
+
+    def _align(self, counts: sparse.csr_matrix, source: Source) -> sparse.csr_matrix:
+        to_joined = self.var.index.get_indexer(source.var.index)
+        if len(to_joined) == len(self.var) and (to_joined == np.arange(len(to_joined))).all():
+            return counts
+        columns = to_joined[counts.indices]
+        kept = columns >= 0
+        ends = np.concatenate([[0], np.cumsum(kept)])[counts.indptr]
+        aligned = sparse.csr_matrix(
+            (counts.data[kept], columns[kept].astype(np.int32), ends), shape=(counts.shape[0], len(self.var))
+        )
+        aligned.sort_indices()
+        return aligned
+
+
+def _join_var(sources: list[Source], how: str) -> pd.DataFrame:
+    first = sources[0].var
+    genes, shared = first.index, first.index
+    for source in sources[1:]:
+        shared = shared[shared.isin(source.var.index)]
+        genes = genes.append(source.var.index[~source.var.index.isin(genes)])
+    if len(shared) == 0:
+        examples = "; ".join(f"{source.path}: {', '.join(map(str, source.var.index[:2]))}" for source in sources[:3])
+        raise GeneError(
+            f"The sources have no gene in common ({examples}): align them by another column of var with "
+            "--gene-column NAME, or ingest them apart."
+        )
+    genes = genes if how == "union" else shared
+    columns: dict[str, pd.Series] = {}
+    for source in sources:  # what the first source says of a gene is kept
+        for name, values in source.var.items():
+            values = (
+                values.astype(values.cat.categories.dtype) if isinstance(values.dtype, pd.CategoricalDtype) else values
+            )
+            known = columns.get(str(name))
+            columns[str(name)] = values.reindex(genes) if known is None else known.combine_first(values.reindex(genes))
+    var = pd.DataFrame(columns, index=genes.astype(str))
+    for name in var:
+        if var[name].dtype == object:
+            var[name] = var[name].map(lambda value: "" if pd.isna(value) else str(value))
+    return var
+
+
+def _keep_reserved(obs: pd.DataFrame) -> pd.DataFrame:
+    """Columns that ours would overwrite are kept under another name (a cell store ingested again has them)."""
+    return obs.rename(columns={name: f"{name}_before" for name in RESERVED if name in obs})
+
+
+def _join_obs_dtypes(sources: list[Source]) -> dict[str, object]:
+    """The dtype of each joined `obs` column: int64, float64, bool, object (text) or a merged CategoricalDtype."""
+    heads = [_keep_reserved(source.read_obs(0, 0)) for source in sources]
+    names = dict.fromkeys(str(name) for head in heads for name in head)
+    return {name: _join_dtypes([head[name].dtype if name in head else None for head in heads]) for name in names}
+
+
+def _join_dtypes(dtypes: list) -> object:
+    known = [dtype for dtype in dtypes if dtype is not None]
+    kinds = {_kind(dtype) for dtype in known}
+    if "category" not in kinds and len(known) == len(dtypes):
+        if len(kinds) == 1:
+            return {"int": np.dtype(np.int64), "float": np.dtype(np.float64), "bool": np.dtype(bool)}.get(
+                kinds.pop(), np.dtype(object)
+            )
+        if kinds == {"int", "float"}:
+            return np.dtype(np.float64)
+    if kinds <= {"int", "float"}:  # missing in a source: NaN
+        return np.dtype(np.float64)
+    if kinds == {"category"}:
+        values = [dtype.categories for dtype in known]
+        ordered = all(dtype.ordered for dtype in known) and all(list(v) == list(values[0]) for v in values)
+        if len({_kind(v.dtype) for v in values}) > 1:
+            values = [v.astype(str) for v in values]
+        merged = values[0]
+        for more in values[1:]:
+            merged = merged.append(more[~more.isin(merged)])
+        return pd.CategoricalDtype(merged, ordered=ordered)
+    return np.dtype(object)
+
+
+def _kind(dtype: object) -> str:
+    if isinstance(dtype, pd.CategoricalDtype):
+        return "category"
+    kind = getattr(dtype, "kind", "O")
+    if isinstance(dtype, pd.api.extensions.ExtensionDtype):  # nullable: integers as float with NaN, truth as text
+        return {"i": "float", "u": "float", "f": "float"}.get(kind, "text")
+    return {"i": "int", "u": "int", "f": "float", "b": "bool"}.get(kind, "text")
+
+
+def _convert(obs: pd.DataFrame, name: str, dtype: object) -> object:
+    """One column of a source as the joined dtype; text where a value is missing becomes None."""
+    if name not in obs:
+        if isinstance(dtype, pd.CategoricalDtype):
+            return pd.Categorical([None] * len(obs), dtype=dtype)
+        return np.full(len(obs), np.nan if dtype == np.float64 else None, dtype)  # type: ignore[call-overload]
+    column = obs[name]
+    if isinstance(dtype, pd.CategoricalDtype):
+        if column.cat.categories.dtype != dtype.categories.dtype:
+            column = column.cat.rename_categories(column.cat.categories.astype(str))
+        return column.cat.set_categories(dtype.categories, ordered=bool(dtype.ordered)).array
+    if dtype == TEXT:
+        return np.array([None if pd.isna(value) else str(value) for value in column], object)
+    if dtype == np.float64 and column.isna().any():
+        return column.to_numpy(np.float64, na_value=np.nan)
+    return column.to_numpy(dtype)  # type: ignore[arg-type]

@@ -1,0 +1,87 @@
+"""Outputs appear whole or not at all: written beside their place, flushed to disk, renamed."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from atlasvi.loaders.errors import OutputError
+
+
+@contextlib.contextmanager
+def write_folder_aside(out: str | Path) -> Iterator[Path]:
+    """A scratch folder `.NAME.unfinished` beside `out`; what the caller puts in its `result` becomes `out` at the end.
+
+    On any error, an interrupt included, the scratch folder goes and nothing else was touched. What a killed process
+    left is removed by the next one; a lock keeps two writers of one output apart.
+    Raises OutputError if `out` exists, is being written by another process, or can't be written (a full disk).
+    """
+    out = Path(out)
+    check_output_free(out)
+    scratch = out.parent / f".{out.name}.unfinished"
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        lock = os.open(scratch, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"{out}: can't be written there ({error.strerror}).") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{out}: another process is writing it: wait for it, or choose another place.") from None
+        try:
+            for left in scratch.iterdir():
+                shutil.rmtree(left)
+            with explain_full_disk(out):
+                yield scratch
+                sync_tree(scratch / "result")
+                check_output_free(out)  # rename would replace an empty folder made meanwhile
+                os.rename(scratch / "result", out)
+                sync_folder(out.parent)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def check_output_free(out: str | Path) -> None:
+    """Raises OutputError if there is something at `out` already."""
+    if os.path.lexists(out):
+        raise OutputError(f"{out} exists already: choose another --out, or remove it first.")
+
+
+@contextlib.contextmanager
+def explain_full_disk(out: str | Path) -> Iterator[None]:
+    """Turn an OSError that says the disk is full (or the quota used up) into an OutputError that names the output."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutputError(
+                f"{out}: the disk is full ({error.strerror}); nothing was left there: free space and try again."
+            ) from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush all files and folders below `folder` to disk."""
+    for place, _, files in os.walk(folder):
+        for name in files:
+            handle = os.open(Path(place) / name, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_folder(Path(place))

@@ -1,0 +1,134 @@
+"""`obs` tables written in pieces: as records for the buckets on disk, then as AnnData's encoding in Zarr."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import zarr
+from atlasvi.loaders.errors import ColumnError
+
+TEXT = np.dtype(object)
+INDEX = "_index"
+CHUNK_ROWS = 2**16
+MOST_CATEGORIES = 10_000  # text with more distinct values stays text
+
+
+def check_column(name: str, columns: Sequence[str], path: str) -> None:
+    """Raises ColumnError, naming the columns that are there, if `name` is not one of them."""
+    if name not in columns:
+        there = ", ".join(columns) or "none"
+        raise ColumnError(f"{path}: obs has no column {name!r} (it has: {there}).")
+
+
+def obs_to_record(obs: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Columns as arrays, categoricals as int32 codes (-1: missing), the index as `_index`, with `obs/` before names."""
+    record = {f"obs/{INDEX}": np.asarray(obs.index, object)}
+    for name, column in obs.items():
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            record[f"obs/{name}"] = column.cat.codes.to_numpy(np.int32)
+        else:
+            record[f"obs/{name}"] = column.to_numpy()
+    return record
+
+
+class TextColumns:
+    """Finds the text columns that have few distinct values, so that they can be written as categoricals."""
+
+    def __init__(self, dtypes: Mapping[str, object]) -> None:
+        self.values: dict[str, set[str]] = {name: set() for name, dtype in dtypes.items() if dtype == TEXT}
+        self.crowded: set[str] = set()
+
+    def see(self, record: Mapping[str, np.ndarray]) -> None:
+        """Take note of the values in one record."""
+        for name, values in self.values.items():
+            if name not in self.crowded:
+                values.update(record[f"obs/{name}"])
+                if len(values) > MOST_CATEGORIES:
+                    self.crowded.add(name)
+                    values.clear()
+
+    def resolve(self, dtypes: Mapping[str, object], n_rows: int) -> dict[str, object]:
+        """`dtypes` with CategoricalDtype where a text column repeats its values or misses some (as AnnData does)."""
+        resolved = dict(dtypes)
+        for name, values in self.values.items():
+            if name not in self.crowded and (len(values) <= n_rows / 2 or None in values):
+                resolved[name] = pd.CategoricalDtype(sorted(values - {None}))  # type: ignore[arg-type]
+        return resolved
+
+
+class TableWriter:
+    """Appends records of `obs` to a group in AnnData's dataframe encoding; memory is one chunk a column."""
+
+    def __init__(self, root: zarr.Group, name: str, n_rows: int, dtypes: Mapping[str, object]) -> None:
+        self.group = root.create_group(
+            name,
+            attributes={
+                "encoding-type": "dataframe",
+                "encoding-version": "0.2.0",
+                "_index": INDEX,
+                "column-order": list(dtypes),
+            },
+        )
+        self.dtypes = dict(dtypes)
+        self._columns = {INDEX: AppendedArray(self.group, INDEX, n_rows, TEXT)}
+        for column, dtype in dtypes.items():
+            if isinstance(dtype, pd.CategoricalDtype):
+                self._columns[column] = self._create_categorical(column, dtype, n_rows)
+            else:
+                self._columns[column] = AppendedArray(self.group, column, n_rows, np.dtype(dtype))  # type: ignore[call-overload]
+
+    def _create_categorical(self, name: str, dtype: pd.CategoricalDtype, n_rows: int) -> "AppendedArray":
+        group = self.group.create_group(
+            name,
+            attributes={"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": bool(dtype.ordered)},
+        )
+        categories = np.asarray(dtype.categories)
+        if categories.dtype.kind not in "iufb":
+            categories = categories.astype(object)
+        AppendedArray(group, "categories", len(categories), categories.dtype).append(categories)
+        codes = np.int8 if len(categories) < 2**7 else np.int16 if len(categories) < 2**15 else np.int32
+        return AppendedArray(group, "codes", n_rows, np.dtype(codes))
+
+    def append(self, record: Mapping[str, np.ndarray]) -> None:
+        """Add the `obs/` columns of a record."""
+        for name, writer in self._columns.items():
+            values = record[f"obs/{name}"]
+            dtype = self.dtypes.get(name)
+            if isinstance(dtype, pd.CategoricalDtype) and values.dtype == TEXT:
+                values = dtype.categories.get_indexer(pd.Index(values))
+            elif values.dtype == TEXT:
+                values = np.where(values == None, "", values)  # noqa: E711  elementwise
+            writer.append(values)
+
+
+class AppendedArray:
+    """An array of known length in a Zarr group, filled by appending rows; written in whole chunks of 65,536 rows.
+
+    Complete once `length` rows were appended. dtype object means text; `trailing` is the shape of one row.
+    """
+
+    def __init__(
+        self, group: zarr.Group, name: str, length: int, dtype: np.dtype, trailing: tuple[int, ...] = ()
+    ) -> None:
+        text = dtype == TEXT
+        self.length, self._written, self._pending, self._waiting = length, 0, list[np.ndarray](), 0
+        self._array = group.create_array(
+            name,
+            shape=(length, *trailing),
+            chunks=(max(min(CHUNK_ROWS, length), 1), *trailing),
+            dtype=str if text else dtype,
+            attributes={"encoding-type": "string-array" if text else "array", "encoding-version": "0.2.0"},
+        )
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add rows; whole chunks go to disk at once, the rest when `length` is reached."""
+        self._pending.append(rows)
+        self._waiting += len(rows)
+        if self._waiting >= CHUNK_ROWS or self._written + self._waiting == self.length:
+            values = np.concatenate(self._pending)
+            done = len(values)
+            if self._written + done < self.length:
+                done -= done % CHUNK_ROWS
+            self._array[self._written : self._written + done] = values[:done]
+            self._written += done
+            self._pending, self._waiting = [values[done:].copy()], len(values) - done
