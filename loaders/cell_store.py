@@ -14,6 +14,7 @@ and every Zarr reader checks it.
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -88,12 +89,12 @@ class CellStore:
     def _open(self, path: Path) -> None:
         from anndata.io import read_elem
 
-        self._root = zarr.open_group(path, mode="r")
+        self._root = cast(Any, zarr.open_group(path, mode="r"))
         self.n_cells: int = self.attributes["n_cells"]
         self.nnz: int = self.attributes["nnz"]
         self.source_sizes: list[int] = self.attributes["source_sizes"]
         self.var: pd.DataFrame = read_elem(self._root["var"])
-        self.obs_columns = list(self._root["obs"].attrs["column-order"])  # type: ignore[call-overload, arg-type]
+        self.obs_columns: list[str] = list(self._root["obs"].attrs["column-order"])
         self.statistics: dict = read_elem(self._root["uns/atlasvi"])
         self.block_starts: np.ndarray = self.statistics["block_starts"]
         self.group_blocks = GROUP_BLOCKS
@@ -124,7 +125,7 @@ class CellStore:
         """`obs` of cells [start, stop)."""
         obs = self._root["obs"]
         columns = {name: self._read_slice(name, start, stop) for name in self.obs_columns}
-        index = obs[obs.attrs["_index"]][start:stop]  # type: ignore[index, call-overload]
+        index = obs[obs.attrs["_index"]][start:stop]
         return pd.DataFrame(columns, index=np.asarray(index, object))
 
     def read_column(self, name: str) -> pd.Series:
@@ -138,15 +139,15 @@ class CellStore:
         element = self._root[f"obs/{name}"]
         if isinstance(element, zarr.Group):  # our writer makes no other groups than categoricals
             categories = read_elem(element["categories"])
-            codes = element["codes"][start:stop]  # type: ignore[index]
-            return pd.Categorical.from_codes(codes, categories, ordered=bool(element.attrs["ordered"]))  # type: ignore[arg-type, call-overload]
-        values = np.asarray(element[start:stop])  # type: ignore[index]
+            codes = element["codes"][start:stop]
+            return pd.Categorical.from_codes(codes, categories, ordered=bool(element.attrs["ordered"]))
+        values = np.asarray(element[start:stop])
         return values.astype(object) if values.dtype.kind not in "iufb" else values
 
     def split_keys(self) -> np.ndarray:
         """uint64 [n_cells]: a hash of each cell's identity, the same as that of the source it came from."""
-        source = np.asarray(self._root["obs/source/codes"][:])  # type: ignore[index]
-        return cell_keys(source, np.asarray(self._root["obs/source_row"][:]))  # type: ignore[index]
+        source = np.asarray(self._root["obs/source/codes"][:])
+        return cell_keys(source, np.asarray(self._root["obs/source_row"][:]))
 
     def close(self) -> None:
         """Nothing is held open between reads."""

@@ -134,7 +134,7 @@ def _shuffle(
     buckets = Buckets(scratch / "buckets")
     dtypes = {**joined.dtypes, "source": pd.CategoricalDtype(joined.paths), "source_row": np.dtype(np.int64)}
     text = TextColumns(dtypes)
-    n_buckets, n_cells, nnz, largest, done = 0, 0, 0, 0, 0
+    n_buckets = n_cells = nnz = largest = done = 0
     index_dtype = np.uint16 if len(joined.var) <= 2**16 else np.int32
     for piece in joined.pieces():
         if n_buckets == 0:
@@ -151,11 +151,11 @@ def _shuffle(
         text.see(record)
         indices = piece.counts.indices.astype(index_dtype)
         edges = np.searchsorted(bucket_of[rows], np.arange(n_buckets + 1))
-        for bucket in np.flatnonzero(np.diff(edges)):
+        for bucket in np.flatnonzero(np.diff(edges)).tolist():
             chosen = rows[edges[bucket] : edges[bucket + 1]]
             part = {name: values[chosen] for name, values in record.items()}
             _, part["indices"], part["counts"] = gather_rows(piece.counts.indptr, indices, piece.counts.data, chosen)
-            buckets.append(int(bucket), part)
+            buckets.append(bucket, part)
         n_cells += len(rows)
         nnz += piece.counts.nnz
         largest = max(largest, int(piece.counts.data.max(initial=0)))
@@ -183,7 +183,7 @@ def _shuffle(
 
 
 def _plan_buckets(joined: JoinedSources, first: Piece) -> int:
-    """So many buckets that one of average size fits the memory; what a dense file holds is guessed from the first piece."""
+    """So many buckets that one of average size fits the memory; a dense file is judged by its first piece."""
     per_cell = first.counts.nnz / max(first.counts.shape[0], 1)
     nnz = sum(source.nnz if source.nnz is not None else per_cell * source.n_cells for source in joined.sources)
     if joined.n_cells == 0:

@@ -185,4 +185,4 @@ def _convert(obs: pd.DataFrame, name: str, dtype: object) -> object:
         return np.array([None if pd.isna(value) else str(value) for value in column], object)
     if dtype == np.float64 and column.isna().any():
         return column.to_numpy(np.float64, na_value=np.nan)
-    return column.to_numpy(dtype)  # type: ignore[arg-type]
+    return column.to_numpy(dtype)

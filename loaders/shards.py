@@ -10,6 +10,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -71,7 +72,10 @@ def create_sharded(group: zarr.Group, name: str, length: int, layout: Layout) ->
             filters=[Delta(dtype=layout.dtype.str)] if layout.delta else [],
             compressors=[
                 BloscCodec(
-                    cname=layout.compressor, clevel=layout.level, shuffle="shuffle", typesize=layout.dtype.itemsize
+                    cname=layout.compressor,  # type: ignore[arg-type]
+                    clevel=layout.level,
+                    shuffle="shuffle",
+                    typesize=layout.dtype.itemsize,
                 ),
                 Crc32cCodec(),
             ],
@@ -86,7 +90,8 @@ class ShardWriter:
     def __init__(self, folder: Path, layout: Layout) -> None:
         self.folder, self.layout = folder, layout
         self._chunk, self._filled = np.zeros(layout.chunk, layout.dtype), 0
-        self._file, self._shard = None, 0
+        self._file: BinaryIO | None = None
+        self._shard = 0
         self._index: list[tuple[int, int]] = []
         (folder / "c").mkdir(exist_ok=True)
 

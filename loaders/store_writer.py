@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ class StoreWriter:
         source_sizes: Mapping[str, int],
     ) -> None:
         n_genes = len(var)
-        self.attributes = {
+        self.attributes: dict[str, Any] = {
             "kind": cell_store.KIND,
             "format_version": cell_store.FORMAT_VERSION,
             "n_cells": n_cells,

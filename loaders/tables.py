@@ -35,7 +35,7 @@ class TextColumns:
     """Finds the text columns that have few distinct values, so that they can be written as categoricals."""
 
     def __init__(self, dtypes: Mapping[str, object]) -> None:
-        self.values: dict[str, set[str]] = {name: set() for name, dtype in dtypes.items() if dtype == TEXT}
+        self.values: dict[str, set[str | None]] = {name: set() for name, dtype in dtypes.items() if dtype == TEXT}
         self.crowded: set[str] = set()
 
     def see(self, record: Mapping[str, np.ndarray]) -> None:
@@ -52,7 +52,7 @@ class TextColumns:
         resolved = dict(dtypes)
         for name, values in self.values.items():
             if name not in self.crowded and (len(values) <= n_rows / 2 or None in values):
-                resolved[name] = pd.CategoricalDtype(sorted(values - {None}))  # type: ignore[arg-type]
+                resolved[name] = pd.CategoricalDtype(sorted(value for value in values if value is not None))
         return resolved
 
 
