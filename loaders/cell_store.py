@@ -23,7 +23,7 @@ from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.shards import Layout, ShardReader
-from atlasvi.loaders.tables import check_column
+from atlasvi.loaders.tables import TableReader
 
 FORMAT_VERSION = 1
 KIND = "cell store"
@@ -89,13 +89,14 @@ class CellStore:
     def _open(self, path: Path) -> None:
         from anndata.io import read_elem
 
-        self._root = cast(Any, zarr.open_group(path, mode="r"))
+        root = cast(Any, zarr.open_group(path, mode="r"))
         self.n_cells: int = self.attributes["n_cells"]
         self.nnz: int = self.attributes["nnz"]
         self.source_sizes: list[int] = self.attributes["source_sizes"]
-        self.var: pd.DataFrame = read_elem(self._root["var"])
-        self.obs_columns: list[str] = list(self._root["obs"].attrs["column-order"])
-        self.statistics: dict = read_elem(self._root["uns/atlasvi"])
+        self.var: pd.DataFrame = read_elem(root["var"])
+        self._obs = TableReader(root["obs"], self.path)
+        self.obs_columns = self._obs.columns
+        self.statistics: dict = read_elem(root["uns/atlasvi"])
         self.block_starts: np.ndarray = self.statistics["block_starts"]
         self.group_blocks = GROUP_BLOCKS
         data, indices = layouts(self.attributes)
@@ -123,31 +124,16 @@ class CellStore:
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop)."""
-        obs = self._root["obs"]
-        columns = {name: self._read_slice(name, start, stop) for name in self.obs_columns}
-        index = obs[obs.attrs["_index"]][start:stop]
-        return pd.DataFrame(columns, index=np.asarray(index, object))
+        return self._obs.read(start, stop)
 
     def read_column(self, name: str) -> pd.Series:
         """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
-        check_column(name, self.obs_columns, self.path)
-        return pd.Series(self._read_slice(name, 0, self.n_cells))
-
-    def _read_slice(self, name: str, start: int, stop: int) -> object:
-        from anndata.io import read_elem
-
-        element = self._root[f"obs/{name}"]
-        if isinstance(element, zarr.Group):  # our writer makes no other groups than categoricals
-            categories = read_elem(element["categories"])
-            codes = element["codes"][start:stop]
-            return pd.Categorical.from_codes(codes, categories, ordered=bool(element.attrs["ordered"]))
-        values = np.asarray(element[start:stop])
-        return values.astype(object) if values.dtype.kind not in "iufb" else values
+        return self._obs.read_column(name)
 
     def split_keys(self) -> np.ndarray:
         """uint64 [n_cells]: a hash of each cell's identity, the same as that of the source it came from."""
-        source = np.asarray(self._root["obs/source/codes"][:])
-        return cell_keys(source, np.asarray(self._root["obs/source_row"][:]))
+        source = self.read_column("source").cat.codes.to_numpy()
+        return cell_keys(source, self.read_column("source_row").to_numpy())
 
     def close(self) -> None:
         """Nothing is held open between reads."""

@@ -1,6 +1,7 @@
 """`obs` tables written in pieces: as records for the buckets on disk, then as AnnData's encoding in Zarr."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -54,6 +55,44 @@ class TextColumns:
             if name not in self.crowded and (len(values) <= n_rows / 2 or None in values):
                 resolved[name] = pd.CategoricalDtype(sorted(value for value in values if value is not None))
         return resolved
+
+
+class TableReader:
+    """Slices of a table that `TableWriter` wrote."""
+
+    def __init__(self, group: zarr.Group, path: str) -> None:
+        self._group = cast(Any, group)
+        self._path = path
+        self.columns: list[str] = list(self._group.attrs["column-order"])
+        self._index = self._group[self._group.attrs["_index"]]
+        self.n_rows: int = self._index.shape[0]
+
+    def read(self, start: int, stop: int) -> pd.DataFrame:
+        """Rows [start, stop), all columns; the index holds cell names."""
+        columns = {name: self._read_slice(name, start, stop) for name in self.columns}
+        return pd.DataFrame(columns, index=self.read_names(start, stop))
+
+    def read_names(self, start: int, stop: int) -> pd.Index:
+        """Cell names of rows [start, stop)."""
+        return pd.Index(np.asarray(self._index[start:stop], object))
+
+    def read_column(self, name: str) -> pd.Series:
+        """One column, all rows. Raises ColumnError, naming those that are there."""
+        check_column(name, self.columns, self._path)
+        return pd.Series(self._read_slice(name, 0, self.n_rows))
+
+    def _read_slice(self, name: str, start: int, stop: int) -> Any:
+        element = self._group[name]
+        if isinstance(element, zarr.Group):  # TableWriter makes no other groups than categoricals
+            parts = cast(Any, element)
+            categories = np.asarray(parts["categories"][:])
+            if categories.dtype.kind not in "iufb":
+                categories = categories.astype(object)
+            return pd.Categorical.from_codes(
+                parts["codes"][start:stop], pd.Index(categories), ordered=bool(element.attrs["ordered"])
+            )
+        values = np.asarray(element[start:stop])
+        return values if values.dtype.kind in "iufb" else values.astype(object)
 
 
 class TableWriter:
