@@ -9,6 +9,9 @@ import scipy.sparse as sp
 from atlasvi.loaders.anndata_files import open_anndata_zarr, open_h5ad
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError, GeneError, SourceError
+from atlasvi.loaders.matrix_market import find_mtx
+from atlasvi.loaders.soma import open_soma
+from atlasvi.loaders.tenx import open_tenx_h5, open_tenx_mtx
 
 KNOWN = (
     ".h5ad, an AnnData Zarr folder or .zarr.zip, 10x .h5, a 10x folder with matrix.mtx(.gz), a TileDB-SOMA experiment"
@@ -70,16 +73,10 @@ def open_source(
     elif kind == "zarr":
         source = open_anndata_zarr(name, layer, scratch)
     elif kind == "tenx_h5":
-        from atlasvi.loaders.tenx import open_tenx_h5
-
         source = open_tenx_h5(name, layer)
     elif kind == "mtx":
-        from atlasvi.loaders.tenx import open_tenx_mtx
-
         source = open_tenx_mtx(name, layer, scratch)
     else:
-        from atlasvi.loaders.soma import open_soma
-
         source = open_soma(name, layer, measurement)
     try:
         source.var = name_genes(name, source.var, gene_column)
@@ -135,12 +132,6 @@ def recognise_folder(path: str, folder: Path) -> str:
         names = ", ".join(str(entry) for entry in below[:5]) + (", ..." if len(below) > 5 else "")
         raise SourceError(f"{path}: the folder itself is no source, what lies in it is: pass {names}.")
     raise SourceError(f"{path}: a folder of no known format; known are: {KNOWN}.")
-
-
-def find_mtx(folder: Path) -> list[Path]:
-    """Return the matrix files of a folder, `PREFIXmatrix.mtx(.gz)` or any other .mtx(.gz) where none is called so."""
-    files = sorted([*folder.glob("*.mtx"), *folder.glob("*.mtx.gz")])
-    return [file for file in files if file.name.removesuffix(".gz").endswith("matrix.mtx")] or files
 
 
 def recognise_hdf5(path: str) -> str:

@@ -45,6 +45,7 @@ class RowSpool:
         bucket_bytes: int = BUCKET_BYTES,
     ):
         self.shape = shape
+        self.nnz: int | None = n_entries
         self.n_buckets = 0  # buckets sorted so far
         self._entries = entries
         self._n_entries = n_entries

@@ -1,0 +1,59 @@
+"""A long list of names in a text file, read by slices."""
+
+import gzip
+import threading
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+
+class Lines:
+    """Lines of a text file, plain or gzipped, none of them held in memory.
+
+    Reading forward costs what is read; reading backward starts over at the top of the file.
+    """
+
+    def __init__(self, file: Path):
+        self._file = file
+        self._lock = threading.Lock()
+        self._text = self._open()
+        self._at = 0  # number of the next line of _text
+        # A blank line inside is a missing name; blank lines at the end are nothing.
+        self._n_lines = max((i for i, line in enumerate(self._text, 1) if line.strip()), default=0)
+        self._restart()
+
+    def __len__(self) -> int:
+        return self._n_lines
+
+    def read(self, start: int, stop: int) -> list[str]:
+        """Lines [start, stop) without their ends."""
+        with self._lock:
+            if start < self._at:
+                self._restart()
+            lines = [line.rstrip("\r\n") for line in islice(self._text, start - self._at, stop - self._at)]
+            self._at = max(self._at, stop)
+        return lines
+
+    def close(self) -> None:
+        """Close the file."""
+        self._text.close()
+
+    def _open(self) -> TextIO:
+        return open_text(self._file)
+
+    def _restart(self) -> None:
+        self._text.close()
+        self._text, self._at = self._open(), 0
+
+
+def open_text(file: Path) -> TextIO:
+    """Open a text file, gzipped or not by its first bytes; what is no UTF-8 shows as replacement signs."""
+    if is_gzipped(file):
+        return gzip.open(file, "rt", encoding="utf-8", errors="replace")
+    return open(file, encoding="utf-8", errors="replace")
+
+
+def is_gzipped(file: Path) -> bool:
+    """Whether the file starts as gzip does, whatever its name says (browsers and FTP clients unpack silently)."""
+    with open(file, "rb") as start:
+        return start.read(2) == b"\x1f\x8b"
