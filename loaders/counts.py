@@ -56,7 +56,7 @@ def _describe(
             ("infinite values", np.isinf(values)),
             ("negative values", values < 0),
             ("values that are not whole numbers", values != np.floor(values)),
-            (f"counts above {LARGEST_COUNT:,}", values > LARGEST_COUNT),
+            (f"counts above {LARGEST_COUNT:,}", values.astype(np.float64) > LARGEST_COUNT),
         ]
     found, where = next((name, np.flatnonzero(mask)[0]) for name, mask in kinds if mask.any())
     row = int(np.searchsorted(matrix.indptr, where, side="right")) - 1
@@ -75,6 +75,6 @@ def check_no_empty_cells(row_nnz: np.ndarray, path: str, first_row: int, cells: 
     if len(empty):
         at = int(empty[0])
         raise CountsError(
-            f"{path}: cell {str(cells[at])!r} (row {first_row + at}) has no counts in the genes used. Filter "
-            "such cells out (scanpy.pp.filter_cells(adata, min_counts=1)), or pass --empty-cells drop, or --empty-cells keep."
+            f"{path}: cell {str(cells[at])!r} (row {first_row + at}) has no counts in the genes "
+            "used. Filter such cells out (scanpy.pp.filter_cells(adata, min_counts=1)), or pass --empty-cells drop, or --empty-cells keep."
         )

@@ -85,3 +85,29 @@ def sync_tree(folder: Path) -> None:
             finally:
                 os.close(handle)
         sync_folder(Path(place))
+
+
+@contextlib.contextmanager
+def write_file_aside(out: str | Path) -> Iterator[Path]:
+    """A temporary path beside `out`; the file that the caller writes there is flushed and becomes `out` at the end.
+
+    On any error it goes and nothing else was touched.
+    Raises OutputError if `out` exists or can't be written (a full disk, no such folder).
+    """
+    out = Path(out)
+    check_output_free(out)
+    if not out.parent.is_dir():
+        raise OutputError(f"{out}: there is no folder {out.parent} to write it in.")
+    temporary = out.parent / f".{out.name}.unfinished-{os.getpid()}"
+    try:
+        with explain_full_disk(out):
+            yield temporary
+            handle = os.open(temporary, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            os.rename(temporary, out)
+            sync_folder(out.parent)
+    finally:
+        temporary.unlink(missing_ok=True)

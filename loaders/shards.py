@@ -7,7 +7,6 @@ for each inner chunk, then the crc32c of that index.
 """
 
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,8 +15,10 @@ import google_crc32c
 import numpy as np
 import zarr
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.tables import quiet_zarr
 from numcodecs import blosc
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs.numcodecs import Delta
 
 CHUNK_MISSING = 2**64 - 1
 
@@ -59,10 +60,7 @@ class Layout:
 
 def create_sharded(group: zarr.Group, name: str, length: int, layout: Layout) -> Path:
     """Make the metadata of array `name` [length] in a group on local disk; returns its folder."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
-        from numcodecs.zarr3 import Delta
-
+    with quiet_zarr():
         array = group.create_array(
             name,
             shape=(length,),

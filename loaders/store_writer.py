@@ -9,7 +9,7 @@ import pandas as pd
 import zarr
 from atlasvi.loaders import cell_store
 from atlasvi.loaders.shards import ShardWriter, create_sharded
-from atlasvi.loaders.tables import TableWriter
+from atlasvi.loaders.tables import TableWriter, quiet_zarr
 
 
 class StoreWriter:
@@ -115,9 +115,10 @@ class StoreWriter:
             "gene_cells": self._gene_cells,
             "library": self._moments,
         }
-        write_elem(self.root, "var", self._var)
-        write_elem(self.root, "uns", {"atlasvi": statistics})
-        for name in ("layers", "obsm", "obsp", "varm", "varp"):
-            write_elem(self.root, name, {})
-        self.root.attrs["atlasvi"] = self.attributes
-        zarr.consolidate_metadata(self.root.store)
+        with quiet_zarr():
+            write_elem(self.root, "var", self._var)
+            write_elem(self.root, "uns", {"atlasvi": statistics})
+            for name in ("layers", "obsm", "obsp", "varm", "varp"):
+                write_elem(self.root, name, {})
+            self.root.attrs["atlasvi"] = self.attributes
+            zarr.consolidate_metadata(self.root.store)

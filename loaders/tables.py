@@ -1,6 +1,8 @@
 """`obs` tables written in pieces: as records for the buckets on disk, then as AnnData's encoding in Zarr."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +14,17 @@ TEXT = np.dtype(object)
 INDEX = "_index"
 CHUNK_ROWS = 2**16
 MOST_CATEGORIES = 10_000  # text with more distinct values stays text
+
+
+@contextlib.contextmanager
+def quiet_zarr() -> Iterator[None]:
+    """Without zarr's and anndata's notes on the young parts of the format, which a user can do nothing about."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+        warnings.filterwarnings("ignore", message="The data type .* does not have a Zarr V3 specification")
+        yield
 
 
 def check_column(name: str, columns: Sequence[str], path: str) -> None:

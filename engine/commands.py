@@ -1,0 +1,300 @@
+"""The command line: each command is a thin shell over a function that Python callers use."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import typer
+from atlasvi.loaders.errors import AtlasviError, SourceError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from atlasvi.loaders.cells import CellData
+
+app = typer.Typer(
+    name="atlasvi",
+    help="Train scVI on atlases that do not fit in memory; keep the posterior, drop the counts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+query_app = typer.Typer(no_args_is_help=True, help="Ask a minified store; nothing needs the counts.")
+app.add_typer(query_app, name="query")
+console = Console()
+
+
+Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
+GeneColumn = Annotated[str | None, typer.Option(help="Name genes by this column of var instead of its index.")]
+Measurement = Annotated[str | None, typer.Option(help="Which measurement of a TileDB-SOMA experiment.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+Where = Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only cells of which obs says so.")]
+CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names, by commas, or @FILE with one a line.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many cells.", min=1)]
+Out = Annotated[Path | None, typer.Option(help="Write to .csv, .tsv (.gz) or .npz instead of the screen.")]
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="The .h5ad file to write.")],
+    cells: Annotated[int, typer.Option(help="Cells.", min=1)] = 20_259,
+    genes: Annotated[int, typer.Option(help="Genes.", min=1)] = 3_000,
+    batches: Annotated[int, typer.Option(help="Batches.", min=1)] = 3,
+    types: Annotated[int, typer.Option(help="Cell types.", min=1)] = 12,
+    seed: Seed = 0,
+) -> None:
+    """Draw counts from a known scVI-like process, with the truth beside them."""
+    from atlasvi.engine.simulate import simulate as run
+
+    run(out, cells, genes, batches, types, seed)
+    console.print(f"{out}: {cells:,} cells x {genes:,} genes, {batches} batches, {types} cell types (seed {seed}).")
+
+
+@app.command()
+def ingest(
+    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="h5ad, Zarr, TileDB-SOMA, 10x h5 or mtx.")],
+    out: Annotated[Path, typer.Option(help="The cell store to make.")],
+    layer: Layer = None,
+    genes: Annotated[Literal["union", "intersection"], typer.Option(help="Of several sources, by name.")] = "union",
+    gene_column: GeneColumn = None,
+    measurement: Measurement = None,
+    top_genes: Annotated[int | None, typer.Option(help="Keep N highly variable genes (seurat_v3).", min=1)] = None,
+    batch_key: Annotated[str | None, typer.Option(help="obs column; variable genes are chosen within each.")] = None,
+    empty_cells: Annotated[Literal["refuse", "drop", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
+    seed: Seed = 0,
+) -> None:
+    """Write count files as one cell store: checked, shuffled, compact."""
+    from atlasvi.engine.describe import folder_bytes
+    from atlasvi.loaders.ingest import ingest as run
+
+    with _progress() as progress:
+        report = run(
+            sources,
+            out,
+            layer=layer,
+            genes=genes,
+            gene_column=gene_column,
+            measurement=measurement,
+            top_genes=top_genes,
+            batch_key=batch_key,
+            empty_cells=empty_cells,
+            seed=seed,
+            progress=progress,
+        )
+    size = folder_bytes(out)
+    console.print(
+        f"{out}: {report.n_cells:,} cells x {report.n_genes:,} genes from {len(report.sources)} source(s), "
+        f"{report.nnz:,} counts (largest {report.largest_count:,}), {size / 1e6:,.1f} MB, "
+        f"{size / report.n_cells:,.0f} bytes a cell.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if report.dropped_cells:
+        console.print(f"{report.dropped_cells:,} cells without counts were dropped.")
+
+
+@app.command()
+def info(path: Annotated[str, typer.Argument(help="A source, cell store, run or minified store.")]) -> None:
+    """Say what a file or folder is and what it holds."""
+    from atlasvi.engine.describe import describe
+
+    _print_lines(describe(path))
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
+    out: Annotated[Path, typer.Option(help="The run directory to make.")],
+    batch_key: Annotated[str | None, typer.Option(help="obs column of the batches to correct for.")] = None,
+    labels_key: Annotated[str | None, typer.Option(help="obs column of cell labels, carried along.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs; default round(8,000,000 / cells), 1 to 400.", min=1)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Cells a minibatch (default 128).", min=1)] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    seed: Seed = 0,
+    split_column: Annotated[str | None, typer.Option(help="obs column that says train, validation or test.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last good checkpoint in --out.")] = False,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    measurement: Measurement = None,
+    empty_cells: Annotated[Literal["refuse", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
+) -> None:
+    """Train scVI on a cell store or straight from a source."""
+    from atlasvi.engine.configuration import parse_settings
+    from atlasvi.engine.training import train as run
+
+    with closing(_open(data, layer, gene_column, measurement, empty_cells)) as cells:
+        run(
+            cells,
+            out,
+            batch_key=batch_key,
+            labels_key=labels_key,
+            epochs=epochs,
+            batch_size=batch_size,
+            device=device,
+            seed=seed,
+            split_column=split_column,
+            config=config,
+            settings=parse_settings(settings or []),
+            resume=resume,
+        )
+
+
+@app.command()
+def minify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
+    out: Annotated[Path, typer.Option(help="The minified store to make.")],
+    source_order: Annotated[bool, typer.Option("--source-order", help="Cells in the order of their sources.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Cells encoded at a time.", min=1)] = 1024,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    measurement: Measurement = None,
+    empty_cells: Annotated[Literal["refuse", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
+) -> None:
+    """Encode every cell and keep its posterior; drop the counts."""
+    from atlasvi.engine.describe import folder_bytes
+    from atlasvi.engine.minify import minify as run_minify
+
+    cells = _open(data, layer, gene_column, measurement, empty_cells)
+    with closing(cells), _progress() as progress:
+        report = run_minify(
+            run, cells, out, source_order=source_order, batch_size=batch_size, device=device, progress=progress
+        )
+    size = folder_bytes(out)
+    console.print(
+        f"{out}: {report.n_cells:,} cells, {report.n_latent} latent dimensions, {size / 1e6:,.1f} MB, "
+        f"{size / report.n_cells:,.0f} bytes a cell.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@query_app.callback()
+def open_minified(
+    context: typer.Context, mini: Annotated[str, typer.Argument(metavar="MINI", help="A minified store.")]
+) -> None:
+    """Ask a minified store; nothing needs the counts."""
+    context.obj = mini
+
+
+@query_app.command("latent")
+def query_latent(
+    context: typer.Context,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    variance: Annotated[bool, typer.Option("--variance", help="The variance of q(z | x) too.")] = False,
+    out: Out = None,
+) -> None:
+    """Posterior mean of the latent of each cell."""
+    from atlasvi.engine.minified import MinifiedStore
+    from atlasvi.engine.queries import choose_cells, read_latent, write_table
+
+    store = MinifiedStore(context.obj)
+    chosen = choose_cells(store, _names(cells), where or [], limit)
+    names = [f"z{k}" for k in range(store.n_latent)] + [f"var{k}" for k in range(store.n_latent)] * variance
+    slices = (
+        (index, np.concatenate([qzm, qzv], axis=1) if variance else qzm)
+        for index, qzm, qzv in read_latent(store, chosen)
+    )
+    _say_written(write_table(slices, names, out), out)
+
+
+@query_app.command("expression")
+def query_expression(
+    context: typer.Context,
+    genes: Annotated[str | None, typer.Option(help="Gene names, by commas, or @FILE with one a line.")] = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    library_size: Annotated[str, typer.Option(help="Counts a cell is scaled to; 'observed': its own.")] = "1",
+    out: Out = None,
+) -> None:
+    """Decoded, normalised expression of chosen genes in chosen cells."""
+    from atlasvi.engine.minified import MinifiedStore
+    from atlasvi.engine.queries import choose_cells, read_expression, write_table
+
+    store = MinifiedStore(context.obj)
+    chosen = choose_cells(store, _names(cells), where or [], limit)
+    wanted = _names(genes)
+    columns = list(store.genes) if wanted is None else wanted
+    _say_written(write_table(read_expression(store, wanted, chosen, library_size), columns, out), out)
+
+
+@query_app.command("info")
+def query_info(context: typer.Context) -> None:
+    """What the store holds."""
+    from atlasvi.engine.describe import describe_minified_store
+    from atlasvi.engine.minified import MinifiedStore
+
+    _print_lines(describe_minified_store(MinifiedStore(context.obj)))
+
+
+def _open(
+    data: str, layer: str | None, gene_column: str | None, measurement: str | None, empty_cells: str
+) -> "CellData":
+    from atlasvi.loaders.cells import open_cells
+
+    keep_empty = empty_cells == "keep"
+    return open_cells(data, layer=layer, gene_column=gene_column, measurement=measurement, keep_empty=keep_empty)
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Names separated by commas, or the lines of a file given as @FILE."""
+    if text is None:
+        return None
+    if text.startswith("@"):
+        try:
+            lines = Path(text[1:]).read_text().splitlines()
+        except OSError as error:
+            raise SourceError(f"{text[1:]}: can't be read ({error.strerror}).") from error
+        return [line.strip() for line in lines if line.strip()]
+    return [name.strip() for name in text.split(",")]
+
+
+def _say_written(rows: int, out: Path | None) -> None:
+    if out is not None:
+        console.print(f"{out}: {rows:,} cells.", highlight=False, soft_wrap=True)
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A function to report progress to: a bar on a terminal, nothing elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield report
+
+
+def main() -> None:
+    """Run the command line; a user's error is one sentence on standard error and exit status 1."""
+    warnings.filterwarnings("ignore")  # libraries' notes to programmers; what a user must know is said or raised
+    try:
+        app()
+    except AtlasviError as error:
+        print(f"atlasvi: {error}", file=sys.stderr)  # noqa: T201  rich would wrap it
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What a path is and what it holds, in a few lines."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from atlasvi.engine.minified import MinifiedStore, is_minified_store
+from atlasvi.loaders.cell_store import CellStore, is_cell_store
+from atlasvi.loaders.sources import open_source
+from atlasvi.loaders.tables import TableReader
+
+
+def describe(path: str | Path) -> Iterator[str]:
+    """Lines about a source, cell store, run directory or minified store. Raises SourceError for anything else."""
+    if is_cell_store(path):
+        return _describe_cell_store(CellStore(path))
+    if is_minified_store(path):
+        return describe_minified_store(MinifiedStore(path))
+    if (Path(path) / "config.json").is_file():
+        return _describe_run(Path(path))
+    return _describe_source(path)
+
+
+def _describe_cell_store(store: CellStore) -> Iterator[str]:
+    attributes = store.attributes
+    n_bytes = folder_bytes(store.path)
+    density = store.nnz / max(store.n_cells * len(store.genes), 1)
+    yield f"{store.path}: cell store (format {attributes['format_version']})"
+    yield f"  {store.n_cells:,} cells x {len(store.genes):,} genes, {store.nnz:,} counts ({density:.1%} of the matrix)"
+    yield f"  largest count {attributes['largest_count']:,}, stored as {np.dtype(attributes['counts_dtype']).name}"
+    yield (
+        f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes a cell, "
+        f"{len(store.block_starts) - 1:,} blocks"
+    )
+    for name, size in zip(store.sources, store.source_sizes):
+        yield f"  source {name} ({size:,} cells)"
+    yield from _describe_columns({name: store.read_column(name) for name in store.obs_columns})
+
+
+def describe_minified_store(store: MinifiedStore) -> Iterator[str]:
+    """Lines about a minified store."""
+    n_bytes = folder_bytes(store.path)
+    yield f"{store.path}: minified store (format {store.attributes['format_version']})"
+    yield f"  {store.n_cells:,} cells x {len(store.genes):,} genes, {store.n_latent} latent dimensions, no counts"
+    yield f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes a cell"
+    batch = store.attributes["batch_key"]
+    yield f"  batch: {batch or 'none'}; order: {store.attributes['order']}"
+    yield from _describe_table(store.obs)
+
+
+def _describe_table(table: TableReader) -> Iterator[str]:
+    yield from _describe_columns({name: table.read_column(name) for name in table.columns})
+
+
+def _describe_columns(columns: dict[str, pd.Series]) -> Iterator[str]:
+    for name, column in columns.items():
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            values = [str(value) for value in column.cat.categories]
+            shown = ", ".join(values[:6]) + (", ..." if len(values) > 6 else "")
+            yield f"  obs {name}: {len(values)} categories ({shown})"
+        elif column.dtype.kind in "iuf" and len(column):
+            yield f"  obs {name}: {column.dtype.name}, {column.min():g} to {column.max():g}"
+        else:
+            yield f"  obs {name}: {column.dtype.name if column.dtype != object else 'text'}"
+
+
+def _describe_run(run: Path) -> Iterator[str]:
+    config = json.loads((run / "config.json").read_text())
+    yield f"{run}: run"
+    yield from (f"  {name}: {value}" for name, value in config.items() if not isinstance(value, (dict, list)))
+    result = run / "result.json"
+    if not result.is_file():
+        yield "  not finished: go on with atlasvi train ... --resume"
+        return
+    outcome = json.loads(result.read_text())
+    for part in ("train", "validation", "test"):
+        if part in outcome:
+            losses = outcome[part]
+            yield (
+                f"  {part}: reconstruction {losses['reconstruction_loss']:.2f}, KL {losses['kl']:.2f}, "
+                f"ELBO {losses['elbo']:.2f} nats a cell"
+            )
+
+
+def _describe_source(path: str | Path) -> Iterator[str]:
+    source = open_source(path)
+    try:
+        yield f"{source.path}: {type(source).__name__}"
+        nnz = f", {source.nnz:,} counts" if source.nnz is not None else ""
+        yield f"  {source.n_cells:,} cells x {len(source.var):,} genes{nnz}"
+        yield f"  genes: {', '.join(map(str, source.var.index[:4]))}, ..."
+        if source.layers:
+            yield f"  counts could also be in (--layer): {', '.join(source.layers)}"
+        head = source.read_obs(0, min(source.n_cells, 100_000))
+        yield from _describe_columns({str(name): head[name] for name in head})
+    finally:
+        source.close()
+
+
+def folder_bytes(path: str | Path) -> int:
+    """Size on disk of all files below a folder."""
+    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())

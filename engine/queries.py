@@ -1,0 +1,187 @@
+"""Questions to a minified store, answered slice by slice: memory does not grow with the atlas."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from atlasvi.engine.minified import LIBRARY, MinifiedStore
+from atlasvi.engine.model import SCVI, model_from_weights
+from atlasvi.loaders.errors import AtlasviError, ColumnError, GeneError
+
+SLICE_CELLS = 2**14
+DECODE_CELLS = 2**10
+
+
+class QueryError(AtlasviError, ValueError):
+    """A question that the store can't answer as it was put."""
+
+
+def choose_cells(
+    store: MinifiedStore, names: Sequence[str] | None = None, where: Sequence[str] = (), limit: int | None = None
+) -> np.ndarray:
+    """int64 numbers of the cells asked for, in the order of the store.
+
+    names   cell names; None means all
+    where   conditions COLUMN=VALUE on obs, all of which must hold; VALUE may be several, separated by commas
+    limit   at most so many, the first ones
+    Raises ColumnError or QueryError if a column, a value or a name is not there.
+    """
+    chosen = np.ones(store.n_cells, bool)
+    for condition in where:
+        column, equals, wanted = condition.partition("=")
+        if not equals:
+            raise QueryError(f"--where {condition}: write it as COLUMN=VALUE.")
+        values = store.obs.read_column(column).astype(str)
+        # the whole text first: a value may hold a comma of its own
+        accepted = [wanted] if (values == wanted).any() else [value.strip() for value in wanted.split(",")]
+        there = values.unique()
+        if missing := [value for value in accepted if value not in there]:
+            raise QueryError(
+                f"{store.path}: no cell has {column} = {missing[0]!r} (there are: {_some(sorted(there))})."
+            )
+        chosen &= values.isin(accepted).to_numpy()
+    if names is not None:
+        chosen &= _find_names(store, names)
+    return np.flatnonzero(chosen)[:limit]
+
+
+def _find_names(store: MinifiedStore, names: Sequence[str]) -> np.ndarray:
+    wanted, found, mask = set(names), set(), np.zeros(store.n_cells, bool)
+    for start in range(0, store.n_cells, SLICE_CELLS):
+        here = store.obs.read_names(start, min(start + SLICE_CELLS, store.n_cells))
+        hits = here.isin(wanted)
+        mask[start : start + len(here)] = hits
+        found.update(here[hits])
+    if missing := wanted - found:
+        raise QueryError(f"{store.path}: {len(missing)} of the cells are not there (first: {sorted(missing)[0]!r}).")
+    return mask
+
+
+def read_latent(
+    store: MinifiedStore, cells: np.ndarray | None = None
+) -> Iterator[tuple[pd.Index, np.ndarray, np.ndarray]]:
+    """Slices of (cell names, qzm, qzv) of the cells asked for (all if None), in the order of the store."""
+    for start, inside in _slices(store.n_cells, cells):
+        qzm, qzv = store.read_latent(start, start + SLICE_CELLS)
+        yield store.obs.read_names(start, start + SLICE_CELLS)[inside], qzm[inside], qzv[inside]
+
+
+def read_expression(
+    store: MinifiedStore,
+    genes: Sequence[str] | None = None,
+    cells: np.ndarray | None = None,
+    library_size: float | str = 1.0,
+) -> Iterator[tuple[pd.Index, np.ndarray]]:
+    """Slices of (cell names, decoded expression float32 [cells, genes]) at the posterior mean of each cell.
+
+    genes         names; None means all of the model
+    library_size  1 gives proportions (all genes sum to 1), another number that many counts a cell, 'observed' the
+                  cell's own library: the expected counts
+    Raises GeneError if a gene is not there.
+    """
+    columns = find_genes(store, genes)
+    model, batch_codes = store_model(store), store_batch_codes(store)
+    for start, inside in _slices(store.n_cells, cells):
+        qzm, _ = store.read_latent(start, start + SLICE_CELLS)
+        obs = store.obs.read(start, start + SLICE_CELLS)
+        numbers = np.arange(start, start + len(obs))[inside]
+        library = obs[LIBRARY].to_numpy(np.float32)[inside]
+        if library_size != "observed":
+            library = np.full(len(numbers), float(library_size), np.float32)
+        z = torch.from_numpy(qzm[inside])
+        out = np.empty((len(numbers), len(columns)), np.float32)
+        with torch.inference_mode():
+            for at in range(0, len(numbers), DECODE_CELLS):
+                part = slice(at, at + DECODE_CELLS)
+                codes = None if batch_codes is None else torch.from_numpy(batch_codes[numbers[part]])
+                proportions = model.decode(z[part], codes)
+                out[part] = proportions[:, columns].numpy() * library[part, None]
+        yield obs.index[inside], out
+
+
+def find_genes(store: MinifiedStore, genes: Sequence[str] | None) -> np.ndarray:
+    """int64 columns of the named genes (all if None). Raises GeneError, naming near ones, if one is not there."""
+    if genes is None:
+        return np.arange(len(store.genes))
+    columns = store.genes.get_indexer(pd.Index(genes))
+    if (columns < 0).any():
+        missing = genes[int(np.flatnonzero(columns < 0)[0])]
+        near = difflib.get_close_matches(missing, list(store.genes), 3)
+        hint = f"near ones: {', '.join(near)}" if near else f"it has {len(store.genes):,}: {_some(list(store.genes))}"
+        raise GeneError(f"{store.path}: no gene {missing!r} in the model ({hint}).")
+    return columns
+
+
+def store_model(store: MinifiedStore) -> SCVI:
+    """The model of the store, ready to decode."""
+    return model_from_weights(store.attributes["model"], store.read_weights())
+
+
+def store_batch_codes(store: MinifiedStore) -> np.ndarray | None:
+    """int64 batch of each cell as the model counts them, or None for a model without batches."""
+    key, categories = store.attributes["batch_key"], store.attributes["batch_categories"]
+    if key is None:
+        return None
+    codes = pd.Index(categories).get_indexer(pd.Index(store.obs.read_column(key).astype(str)))
+    if (codes < 0).any():
+        raise ColumnError(f"{store.path}: obs column {key!r} holds batches that the model does not know.")
+    return codes.astype(np.int64)
+
+
+def _slices(n_cells: int, cells: np.ndarray | None) -> Iterator[tuple[int, np.ndarray | slice]]:
+    """(start, which rows of [start, start + SLICE_CELLS)) for the slices that hold cells asked for."""
+    for start in range(0, n_cells, SLICE_CELLS):
+        if cells is None:
+            yield start, slice(None)
+        else:
+            low, high = np.searchsorted(cells, [start, start + SLICE_CELLS])
+            if high > low:
+                yield start, cells[low:high] - start
+
+
+def _some(values: Sequence[str], n: int = 8) -> str:
+    return ", ".join(map(str, values[:n])) + (", ..." if len(values) > n else "")
+
+
+def write_table(
+    slices: Iterator[tuple[pd.Index, np.ndarray]], columns: Sequence[str], out: Path | None, *, precision: int = 6
+) -> int:
+    """Write slices of (cell names, values [cells, columns]) to a file, or to standard output as CSV; returns the rows.
+
+    out  .csv or .tsv (streamed; .gz too), or .npz with `cells`, `columns`, `values`
+    """
+    import csv
+    import gzip
+    import sys
+
+    from atlasvi.loaders.outputs import write_file_aside
+
+    rows = 0
+    if out is not None and out.suffix == ".npz":
+        parts = list(slices)
+        values = np.concatenate([part for _, part in parts]) if parts else np.empty((0, len(columns)), np.float32)
+        names = np.array([str(name) for index, _ in parts for name in index])
+        with write_file_aside(out) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, cells=names, columns=np.array(columns, str), values=values)
+        return len(values)
+
+    def write(file) -> int:  # type: ignore[no-untyped-def]
+        nonlocal rows
+        table = csv.writer(file, delimiter="\t" if out is not None and ".tsv" in out.name else ",", lineterminator="\n")
+        table.writerow(["cell", *columns])
+        for names, values in slices:
+            table.writerows([name, *(f"{value:.{precision}g}" for value in row)] for name, row in zip(names, values))
+            rows += len(names)
+        return rows
+
+    if out is None:
+        return write(sys.stdout)
+    if not any(ending in out.suffixes for ending in (".csv", ".tsv")):
+        raise QueryError(f"{out}: write to a file that ends in .csv, .tsv (or either with .gz) or .npz.")
+    with write_file_aside(out) as temporary:
+        opened = gzip.open(temporary, "wt") if out.suffix == ".gz" else open(temporary, "w")  # noqa: SIM115
+        with opened as file:
+            return write(file)

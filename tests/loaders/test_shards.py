@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.shards import Layout, ShardReader, ShardWriter, create_sharded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def write(folder: Path, values: np.ndarray, layout: Layout) -> Path:
+    path = create_sharded(zarr.open_group(folder, mode="w"), "x", len(values), layout)
+    writer = ShardWriter(path, layout)
+    for part in np.array_split(values, 3):
+        writer.append(part)
+    writer.close()
+    return path
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    values=st.lists(st.integers(0, 60_000), min_size=1, max_size=300),
+    dtype=st.sampled_from(["<u2", "<i4", "<i8", "<u4"]),
+    delta=st.booleans(),
+    compressor=st.sampled_from(["lz4", "zstd"]),
+    span=st.tuples(st.integers(0, 300), st.integers(0, 300)),
+)
+def test_any_reader_of_zarr_sees_what_was_written(tmp_path_factory, values, dtype, delta, compressor, span):
+    folder = tmp_path_factory.mktemp("shards")
+    array = np.array(values, dtype)
+    layout = Layout(np.dtype(dtype), chunk=16, shard=64, delta=delta, compressor=compressor)
+    path = write(folder, array, layout)
+    assert np.array_equal(zarr.open_group(folder, mode="r")["x"][:], array)
+    start, stop = sorted(min(edge, len(array)) for edge in span)
+    assert np.array_equal(ShardReader(path, layout, len(array)).read(start, stop), array[start:stop])
+
+
+def test_gene_indices_take_less_room_as_gaps(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    rows = [np.sort(rng.choice(20_000, 1_000, replace=False)) for _ in range(64)]
+    values = np.concatenate(rows).astype("<u2")
+    size = {}
+    for delta in (False, True):
+        path = write(tmp_path / str(delta), values, Layout(values.dtype, 2**15, 2**16, delta))
+        size[delta] = (path / "c" / "0").stat().st_size
+    assert size[True] < 0.85 * size[False]
+
+
+LAYOUT = Layout(np.dtype("<u2"), chunk=256, shard=1024, delta=True)
+
+
+@pytest.mark.parametrize("at", [10, 300, -10])
+def test_a_flipped_byte_is_found_and_its_place_named(tmp_path: Path, at: int):
+    values = np.random.default_rng(0).integers(0, 60_000, 1_000).astype("<u2")
+    path = write(tmp_path / "s", values, LAYOUT)
+    shard = path / "c" / "0"
+    content = bytearray(shard.read_bytes())
+    content[at] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(SourceError, match=r"x.*damaged.*copy"):
+        ShardReader(path, LAYOUT, 1_000).read(0, 1_000)
+
+
+def test_a_shard_cut_short_or_missing_is_named(tmp_path: Path):
+    path = write(tmp_path / "s", np.arange(2_000, dtype="<u2"), LAYOUT)
+    shard = path / "c" / "1"
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with pytest.raises(SourceError, match=r"c/1 is damaged or cut short"):
+        ShardReader(path, LAYOUT, 2_000).read(0, 2_000)
+    shard.unlink()
+    with pytest.raises(SourceError, match=r"c/1 is missing"):
+        ShardReader(path, LAYOUT, 2_000).read(0, 2_000)
