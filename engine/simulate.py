@@ -1,0 +1,345 @@
+"""Simulate an atlas: counts drawn from a known scVI-like process, with the truth written beside them.
+
+The process, for a cell c of type t in batch b and a gene g:
+
+    profile[g, t]   softmax over genes of base[g] + deviation[g, t] + marker[g, t]          (varm["type_profiles"])
+    effect[g, b]    exp(normal): what the batch does to the gene                            (varm["batch_effects"])
+    rate[g]         profile[g, t] * effect[g, b], divided by its sum over genes
+    library[c]      log-normal around its batch's median                                    (obs["library"])
+    theta[g]        log-normal: inverse dispersion                                          (var["theta"])
+    count[c, g]     negative binomial of mean library[c] * rate[g] and variance mean + mean**2 / theta[g]
+
+Medians and spreads are those of droplet data: of 1,000 to 3,000 genes about nine counts in ten are zero (of 20,000,
+19 in 20), more than half of the others are one, a few do not fit a byte, some genes are never seen.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata.io import write_elem
+from atlasvi.loaders.errors import AtlasviError, OutputError
+from atlasvi.loaders.outputs import check_output_free
+
+BLOCK_ENTRIES = 1 << 22  # matrix entries drawn at once: 16 MB in float32; part of what a seed means
+WALK_MEAN = 8.0  # means up to here are drawn by inversion, larger ones as gamma-Poisson
+
+
+class SimulationError(AtlasviError, ValueError):
+    """An atlas of this shape or with these settings can't be drawn."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """Settings of the process; spreads are standard deviations of natural logarithms."""
+
+    median_library: float | None = None  # counts a cell; None: 450 for 1,000 genes, growing as genes**0.6
+    library_spread: float = 0.4  # of cells within a batch
+    batch_library_spread: float = 0.3  # of the batches' medians
+    base_spread: float = 2.1  # of genes around the mean gene
+    type_spread: float = 0.3  # of a type around the base
+    marker_share: float = 0.02  # of genes that mark a type
+    marker_fold: float = 2.0  # natural logarithm of a marker's median fold change
+    batch_spread: float = 0.3  # of a batch's effect on a gene
+    median_theta: float = 1.0
+    theta_spread: float = 1.0
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the counts are drawn from; all float64 but `markers`."""
+
+    profiles: np.ndarray  # [types, genes], each row sums to one
+    markers: np.ndarray  # bool [types, genes]
+    effects: np.ndarray  # [batches, genes], factors
+    theta: np.ndarray  # [genes]
+    compositions: np.ndarray  # [batches, types], each row sums to one
+    batch_library: np.ndarray  # [batches], median counts a cell
+    batch_starts: np.ndarray  # int64 [batches + 1]: batch b is the cells [batch_starts[b], batch_starts[b + 1])
+
+
+def simulate(
+    out: str | Path,
+    n_cells: int,
+    n_genes: int,
+    n_batches: int,
+    n_types: int,
+    seed: int,
+    *,
+    process: Process | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write an .h5ad of `n_cells` x `n_genes` simulated counts: CSR, float32 data, int32 indices, not compressed.
+
+    Batches lie one after the other, as in files joined from samples; each has its own mixture of types. Every batch,
+    every type and every cell has at least one cell or count: an empty cell is given one count of a gene drawn by
+    its rate.
+    obs   batch ("batch_0", ...), cell_type ("type_00", ...), library: the true one, counts
+    var   theta, marker_of (the type, or missing)
+    varm  type_profiles [genes, types], batch_effects [genes, batches]
+    uns   simulation: seed and settings, compositions [batches, types], batch_library [batches]
+    The content depends on the arguments alone: cells are drawn and written in blocks of fixed size, each with its
+    own random stream, so memory depends on neither cells nor genes but for the truth itself.
+
+    Raises SimulationError for a shape that can't be, OutputError if `out` exists (unless `overwrite`) or can't be
+    written; then what was there before is untouched.
+    """
+    process = process or Process()
+    check_shape(n_cells, n_genes, n_batches, n_types, seed, process)
+    truth = draw_truth(n_cells, n_genes, n_batches, n_types, seed, process)
+
+    def write(path: Path) -> None:
+        with h5py.File(path, "w") as file:
+            file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+            write_truth(file, truth, seed, process)
+            write_cells(file, truth, draw_blocks(truth, seed, process))
+
+    write_file_aside(Path(out), write, overwrite)
+
+
+def check_shape(n_cells: int, n_genes: int, n_batches: int, n_types: int, seed: int, process: Process) -> None:
+    """Raise SimulationError, in one sentence, if an atlas of this shape and process can't be."""
+    for name, number in [("cells", n_cells), ("genes", n_genes), ("batches", n_batches), ("types", n_types)]:
+        if number < 1:
+            raise SimulationError(f"simulate: {number} {name} were asked for: ask for at least one.")
+        if name in ("batches", "types") and number > n_cells:
+            raise SimulationError(f"simulate: {number} {name} do not fit in {n_cells} cells: ask for more cells.")
+    if seed < 0:
+        raise SimulationError(f"simulate: the seed {seed} is negative: give a whole number from 0.")
+    for name, value in asdict(process).items():
+        if value is None:
+            continue
+        if not np.isfinite(value) or value < 0 or (value == 0 and name.startswith("median_")):
+            raise SimulationError(f"simulate: {name} is {value}: give a positive number (a spread may be 0).")
+
+
+def draw_truth(n_cells: int, n_genes: int, n_batches: int, n_types: int, seed: int, process: Process) -> Truth:
+    """Draw all that cells share."""
+    rng = np.random.default_rng([seed, 0])
+    markers = np.zeros((n_types, n_genes), dtype=bool)
+    n_markers = max(1, round(process.marker_share * n_genes))
+    for row in markers:
+        row[rng.choice(n_genes, n_markers, replace=False)] = True
+    log_profiles = rng.normal(0, process.base_spread, n_genes) + rng.normal(0, process.type_spread, (n_types, n_genes))
+    log_profiles[markers] += rng.normal(process.marker_fold, 0.5, markers.sum())
+    profiles = np.exp(log_profiles - log_profiles.max(axis=1, keepdims=True))
+    median_library = process.median_library or 450 * (n_genes / 1000) ** 0.6
+    shares = rng.dirichlet(np.full(n_batches, 10.0))  # batches differ in size, none by orders of magnitude
+    # One cell each first, the others by share.
+    starts = np.round(np.concatenate([[0.0], np.cumsum(shares)]) * (n_cells - n_batches)).astype(np.int64)
+    starts[-1] = n_cells - n_batches
+    return Truth(
+        profiles=profiles / profiles.sum(axis=1, keepdims=True),
+        markers=markers,
+        effects=np.exp(rng.normal(0, process.batch_spread, (n_batches, n_genes))),
+        theta=process.median_theta * np.exp(rng.normal(0, process.theta_spread, n_genes)),
+        compositions=rng.dirichlet(np.full(n_types, 2.0), size=n_batches),
+        batch_library=median_library * np.exp(rng.normal(0, process.batch_library_spread, n_batches)),
+        batch_starts=starts + np.arange(n_batches + 1),
+    )
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One block of cells: counts and the truth of each."""
+
+    counts: sp.csr_matrix  # float32 [cells, genes]
+    batches: np.ndarray  # int64 [cells]
+    types: np.ndarray  # int64 [cells]
+    library: np.ndarray  # float64 [cells]
+
+
+def draw_blocks(truth: Truth, seed: int, process: Process) -> Iterator[Cells]:
+    """Draw the atlas, in order, in blocks of `BLOCK_ENTRIES` matrix entries."""
+    n_types, n_genes = truth.profiles.shape
+    n_cells = int(truth.batch_starts[-1])
+    block = max(1, BLOCK_ENTRIES // max(n_genes, 256))  # few genes: the columns of obs count too
+    # So that none is missing, type t is given to the cell in the middle of the t-th of n_types equal parts.
+    given = (np.arange(n_types) * 2 + 1) * n_cells // (2 * n_types)
+    for number, start in enumerate(range(0, n_cells, block)):
+        rng = np.random.default_rng([seed, 1, number])
+        cells = np.arange(start, min(start + block, n_cells))
+        batches = np.searchsorted(truth.batch_starts, cells, side="right") - 1
+        cumulative = np.cumsum(truth.compositions, axis=1)[batches]
+        types = (rng.random(len(cells))[:, None] > cumulative[:, :-1]).sum(axis=1)
+        here = (given >= start) & (given <= cells[-1])
+        types[given[here] - start] = np.flatnonzero(here)
+        library = truth.batch_library[batches] * np.exp(rng.normal(0, process.library_spread, len(cells)))
+        counts = draw_counts(truth, batches, types, library, rng)
+        yield Cells(counts, batches, types, library)
+
+
+def draw_counts(
+    truth: Truth, batches: np.ndarray, types: np.ndarray, library: np.ndarray, rng: np.random.Generator
+) -> sp.csr_matrix:
+    """Draw the counts of some cells, float32 CSR; batches, types int64 [cells], library float64 [cells].
+
+    A count is above zero with probability 1 - (1 + mean / theta)**-theta, which is below the mean: a cheap float32
+    uniform against the mean rules out most entries, and the exact draw is left for those that pass.
+    """
+    n_genes = truth.profiles.shape[1]
+    kinds, kind = np.unique(batches * len(truth.profiles) + types, return_inverse=True)
+    rates = truth.profiles[kinds % len(truth.profiles)] * truth.effects[kinds // len(truth.profiles)]
+    rates /= rates.sum(axis=1, keepdims=True)
+
+    coarse = rng.random((len(library), n_genes), dtype=np.float32)  # multiples of 2**-24
+    bound = rates.astype(np.float32)[kind]
+    bound *= (library * (1 + 1e-6))[:, None].astype(np.float32)  # rounded, yet never below the mean
+    passed = np.flatnonzero(coarse <= bound)
+    uniform = coarse.ravel()[passed] + rng.random(len(passed)) * 2.0**-24  # the bits that float32 lacks
+    cells, genes = np.divmod(passed, n_genes)
+    mean = rates[kind[cells], genes] * library[cells]
+    values = draw_negative_binomial(mean, truth.theta[genes], uniform, rng)
+    positive = values > 0
+    cells, genes, values = cells[positive], genes[positive], values[positive]
+
+    totals = np.bincount(cells, minlength=len(library))
+    for cell in np.flatnonzero(totals == 0):
+        at = np.searchsorted(cells, cell)
+        gene = rng.choice(n_genes, p=rates[kind[cell]])
+        cells, genes, values = np.insert(cells, at, cell), np.insert(genes, at, gene), np.insert(values, at, 1)
+        totals[cell] = 1
+    indptr = np.concatenate([[0], np.cumsum(totals)])
+    return sp.csr_matrix((values.astype(np.float32), genes.astype(np.int32), indptr), shape=(len(library), n_genes))
+
+
+def draw_negative_binomial(
+    mean: np.ndarray, theta: np.ndarray, uniform: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw int64 [n] counts of a negative binomial, variance = mean + mean**2 / theta, exact to float64 rounding.
+
+    mean, theta  float64 [n], > 0
+    uniform      float64 [n] in [0, 1): the count is the number of k >= 0 with uniform < P(count > k)
+    Where the mean is above WALK_MEAN, `uniform` is not used: the count is Poisson of a gamma drawn from `rng`.
+    """
+    counts = np.zeros(len(mean), dtype=np.int64)
+    large = mean > WALK_MEAN
+    counts[large] = rng.poisson(rng.standard_gamma(theta[large]) * (mean[large] / theta[large]))
+
+    at = np.flatnonzero(~large)
+    mean, theta, uniform = mean[at], theta[at], uniform[at]
+    log_none = -theta * np.log1p(mean / theta)
+    above = -np.expm1(log_none)  # P(count > k), from k = 0
+    here = np.exp(log_none)  # P(count = k)
+    factor = mean / (mean + theta)
+    k = 0
+    while True:
+        # Below 1e-18 a step no longer moves `above`: it would stay where rounding left it.
+        on = np.flatnonzero((uniform < above) & (here > 1e-18))
+        if len(on) == 0:
+            return counts
+        at, theta, uniform, above, here, factor = (a[on] for a in (at, theta, uniform, above, here, factor))
+        counts[at] += 1
+        k += 1
+        here *= (theta + (k - 1)) * factor / k
+        above -= here
+
+
+def write_truth(file: h5py.File, truth: Truth, seed: int, process: Process) -> None:
+    """Write all of the AnnData file but `X` and `obs`."""
+    n_types, n_genes = truth.profiles.shape
+    marker_of = pd.Categorical.from_codes(
+        np.where(truth.markers.any(axis=0), truth.markers.argmax(axis=0), -1), categories=type_names(n_types)
+    )
+    genes = pd.Index(number_names("gene_", n_genes))
+    write_elem(file, "var", pd.DataFrame({"theta": truth.theta, "marker_of": marker_of}, index=genes))
+    write_elem(file, "varm", {"type_profiles": truth.profiles.T, "batch_effects": truth.effects.T})
+    settings = {name: value for name, value in asdict(process).items() if value is not None}
+    simulation: dict[str, Any] = {"seed": seed, **settings}
+    simulation |= {"compositions": truth.compositions, "batch_library": truth.batch_library}
+    write_elem(file, "uns", {"simulation": simulation})
+    for name in ("layers", "obsm", "obsp", "varp"):
+        write_elem(file, name, {})
+
+
+def write_cells(file: h5py.File, truth: Truth, blocks: Iterator[Cells]) -> None:
+    """Write `X` and `obs` as AnnData encodes them, a block at a time, so that no column is ever whole in memory."""
+    n_types, n_genes = truth.profiles.shape
+    n_cells, n_batches = int(truth.batch_starts[-1]), len(truth.effects)
+    matrix = file.create_group("X")
+    matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, n_genes]})
+    data = matrix.create_dataset("data", (0,), np.float32, maxshape=(None,), chunks=(1 << 18,))
+    indices = matrix.create_dataset("indices", (0,), np.int32, maxshape=(None,), chunks=(1 << 18,))
+    indptr = matrix.create_dataset("indptr", (n_cells + 1,), np.int64)
+    obs = file.create_group("obs")
+    obs.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"})
+    obs.attrs["column-order"] = np.array(["batch", "cell_type", "library"], dtype=h5py.string_dtype())
+    names = create_column(obs, "_index", n_cells, h5py.string_dtype(), "string-array")
+    batch = create_categorical(obs, "batch", n_cells, number_names("batch_", n_batches))
+    cell_type = create_categorical(obs, "cell_type", n_cells, type_names(n_types))
+    library = create_column(obs, "library", n_cells, np.dtype(np.float64), "array")
+    start = nnz = 0
+    for cells in blocks:
+        stop, end = start + cells.counts.shape[0], nnz + cells.counts.nnz
+        data.resize((end,))
+        indices.resize((end,))
+        data[nnz:end] = cells.counts.data
+        indices[nnz:end] = cells.counts.indices
+        indptr[start + 1 : stop + 1] = nnz + cells.counts.indptr[1:].astype(np.int64)
+        names[start:stop] = number_names("cell_", n_cells, start, stop)
+        batch[start:stop] = cells.batches
+        cell_type[start:stop] = cells.types
+        library[start:stop] = cells.library
+        start, nnz = stop, end
+
+
+def create_column(group: h5py.Group, name: str, n_rows: int, dtype: np.dtype, encoding: str) -> h5py.Dataset:
+    """Create an empty array with AnnData's marks."""
+    column = group.create_dataset(name, (n_rows,), dtype)
+    column.attrs.update({"encoding-type": encoding, "encoding-version": "0.2.0"})
+    return column
+
+
+def create_categorical(group: h5py.Group, name: str, n_rows: int, categories: list[str]) -> h5py.Dataset:
+    """Create an empty categorical column; return its codes, to be written."""
+    column = group.create_group(name)
+    column.attrs.update({"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False})
+    write_elem(column, "categories", np.array(categories, dtype=object))
+    return create_column(column, "codes", n_rows, np.min_scalar_type(-len(categories)), "array")
+
+
+def number_names(prefix: str, n_names: int, start: int = 0, stop: int | None = None) -> list[str]:
+    """Names `prefix` + number for [start, stop) of `n_names`, zero-padded alike so that they sort in order."""
+    width = len(str(n_names - 1))
+    return [f"{prefix}{number:0{width}d}" for number in range(start, n_names if stop is None else stop)]
+
+
+def type_names(n_types: int) -> list[str]:
+    """Names of cell types: at least two digits."""
+    return number_names("type_", max(n_types, 11))[:n_types]
+
+
+def write_file_aside(out: Path, write: Callable[[Path], None], overwrite: bool) -> None:
+    """Let `write` make a file beside `out`, and rename it into place when it is whole and flushed to disk.
+
+    On any error, an interrupt included, the file beside goes; a killed process leaves it, hidden, under its number.
+    Raises OutputError if `out` exists (unless `overwrite`) or can't be written.
+    """
+    if not overwrite:
+        check_output_free(out)
+    aside = out.parent / f".{out.name}.{os.getpid()}.unfinished"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write(aside)
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        if not overwrite:
+            check_output_free(out)
+        os.replace(aside, out)
+    except OutputError:
+        raise
+    except (OSError, RuntimeError) as error:  # h5py says errno in words, and RuntimeError where closing fails
+        found = re.search(r"error message = '([^']*)'", str(error))
+        if isinstance(error, RuntimeError) and not found:
+            raise
+        reason = found[1] if found else (getattr(error, "strerror", None) or str(error))
+        raise OutputError(f"{out}: can't be written there ({reason}); nothing was left there.") from error
+    finally:
+        aside.unlink(missing_ok=True)
