@@ -1,1 +1,40 @@
-"""Model, training, minified store, command line."""
+"""atlasvi.engine: model, training, minified store, command line. In the order in which data meets it:
+
+simulate         an atlas of known truth                         simulate.py
+ingest           count files -> a cell store                     atlasvi.loaders
+train            a cell store -> a run directory                 training.py (configuration, splits, checkpoint)
+load_run         a run directory -> a model                      runs.py
+load_scvi_tools  a model that scvi-tools saved -> a model        scvi_files.py
+minify           run + data -> the posterior of every cell       posterior.py, minified.py
+MinifiedStore    questions without the counts                    queries.py
+draw_latent      a picture of the latent space                   picture.py
+
+Nothing is imported before it is used.
+"""
+
+import importlib
+from typing import Any
+
+_PLACES = {
+    "simulate": "atlasvi.engine.simulate",
+    "ingest": "atlasvi.loaders.ingestion",
+    "train": "atlasvi.engine.training",
+    "load_run": "atlasvi.engine.runs",
+    "load_scvi_tools": "atlasvi.engine.scvi_files",
+    "minify": "atlasvi.engine.posterior",
+    "MinifiedStore": "atlasvi.engine.minified",
+    "read_latent": "atlasvi.engine.queries",
+    "read_expression": "atlasvi.engine.queries",
+    "choose_cells": "atlasvi.engine.queries",
+    "draw_latent": "atlasvi.engine.picture",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_PLACES)

@@ -69,7 +69,7 @@ def ingest(
 ) -> None:
     """Write count files as one cell store: checked, shuffled, compact."""
     from atlasvi.engine.describe import folder_bytes
-    from atlasvi.loaders.ingest import ingest as run
+    from atlasvi.loaders.ingestion import ingest as run
 
     with _progress() as progress:
         report = run(
@@ -162,7 +162,7 @@ def minify(
 ) -> None:
     """Encode every cell and keep its posterior; drop the counts."""
     from atlasvi.engine.describe import folder_bytes
-    from atlasvi.engine.minify import minify as run_minify
+    from atlasvi.engine.posterior import minify as run_minify
 
     cells = _open(data, layer, gene_column, measurement, empty_cells)
     with closing(cells), _progress() as progress:

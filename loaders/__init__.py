@@ -1,1 +1,37 @@
-"""Counts on disk -> sparse minibatches."""
+"""atlasvi.loaders: counts on disk -> sparse minibatches. In the order in which data meets it:
+
+open_source      any file of counts, read by slices of rows      sources.py (anndata_files, tenx, soma)
+ingest           sources -> a cell store, shuffled out of core   ingestion.py
+open_cells       a cell store, or a source, as blocks of cells   cells.py, cell_store.py
+BatchLoader      cells -> minibatches, for any PyTorch model     loader.py (plan, prefetch)
+Batch            one minibatch: CSR counts, library, covariates  batch.py
+AtlasviError     what a user can mend, in a sentence             errors.py
+
+Nothing is imported before it is used: ingest runs without torch.
+"""
+
+import importlib
+from typing import Any
+
+_PLACES = {
+    "open_source": "sources",
+    "Source": "sources",
+    "ingest": "ingestion",
+    "IngestReport": "ingestion",
+    "open_cells": "cells",
+    "CellData": "cells",
+    "CellStore": "cell_store",
+    "BatchLoader": "loader",
+    "Batch": "batch",
+    "AtlasviError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_PLACES)

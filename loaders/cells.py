@@ -1,5 +1,6 @@
 """What can be trained on: cells in blocks of rows, from a cell store or straight from a source."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -7,11 +8,13 @@ import numpy as np
 import pandas as pd
 from atlasvi.loaders.cell_store import CellStore, is_cell_store
 from atlasvi.loaders.counts import check_no_empty_cells
+from atlasvi.loaders.errors import GeneError
 from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.joined import JoinedSources
 from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.sources import open_source
 from atlasvi.loaders.tables import check_column
+from scipy import sparse
 
 SOURCE_BLOCK_CELLS = 256
 SOURCE_GROUP_CELLS = 2**15
@@ -100,6 +103,53 @@ class SourceCells:
     def close(self) -> None:
         """Let go of the file."""
         self._joined.sources[0].close()
+
+
+class SelectedGenes:
+    """Cells seen through a list of genes: others left out, columns in the order of the list."""
+
+    def __init__(self, data: CellData, genes: pd.Index) -> None:
+        self._data = data
+        self._column = genes.get_indexer(data.genes)
+        self.var = data.var.loc[genes]
+        self.path, self.n_cells, self.obs_columns = data.path, data.n_cells, data.obs_columns
+        self.source_sizes, self.block_starts, self.group_blocks = (
+            data.source_sizes,
+            data.block_starts,
+            data.group_blocks,
+        )
+        self.read_obs, self.read_column = data.read_obs, data.read_column
+        self.split_keys, self.close = data.split_keys, data.close
+
+    @property
+    def genes(self) -> pd.Index:
+        """Gene names, in the order of the columns."""
+        return self.var.index
+
+    def read_block(self, block: int) -> Rows:
+        """The counts of one block over the chosen genes."""
+        rows = self._data.read_block(block)
+        columns = self._column[rows.indices]
+        kept = columns >= 0
+        ends = np.concatenate([[0], np.cumsum(kept)])[rows.indptr]
+        counts = sparse.csr_matrix((rows.counts[kept], columns[kept], ends), shape=(len(rows), len(self.var)))
+        counts.sort_indices()
+        indices = counts.indices.astype(np.uint16 if len(self.var) <= 2**16 else np.int32)
+        return Rows(rows.first, counts.indptr.astype(np.int64), indices, counts.data)
+
+
+def select_genes(data: CellData, genes: Sequence[str]) -> CellData:
+    """`data` with just these genes, in this order. Raises GeneError, naming the first, if some are not there."""
+    wanted = pd.Index(genes)
+    if wanted.equals(data.genes):
+        return data
+    if missing := wanted[~wanted.isin(data.genes)].tolist():
+        raise GeneError(
+            f"{data.path}: {len(missing)} of the {len(wanted):,} genes of the model are not there "
+            f"(first: {missing[0]!r}): give the data that the model was trained on, or --gene-column if genes go by "
+            "another name here."
+        )
+    return SelectedGenes(data, wanted)
 
 
 def open_cells(
