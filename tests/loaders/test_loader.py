@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from atlasvi.loaders import cell_store
 from atlasvi.loaders.cells import CellData, open_cells
-from atlasvi.loaders.ingest import ingest
+from atlasvi.loaders.ingestion import ingest
 from atlasvi.loaders.loader import BatchLoader
 from scipy import sparse
 
