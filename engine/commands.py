@@ -286,14 +286,24 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-def main() -> None:
-    """Run the command line; a user's error is one sentence on standard error and exit status 1."""
+@contextmanager
+def explain_errors() -> Iterator[None]:
+    """A user's error becomes one sentence on standard error and exit status 1, without a traceback."""
     warnings.filterwarnings("ignore")  # libraries' notes to programmers; what a user must know is said or raised
     try:
-        app()
+        yield
     except AtlasviError as error:
         print(f"atlasvi: {error}", file=sys.stderr)  # noqa: T201  rich would wrap it
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("atlasvi: interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+
+
+def main() -> None:
+    """Run the command line."""
+    with explain_errors():
+        app()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""The main job, end to end, as a newcomer would type it: each command is printed before it runs.
+
+usage: python examples/demo.py [--out FOLDER] [--data COUNTS --batch-key COLUMN --labels-key COLUMN]
+
+Without --data it simulates an atlas of the Tabula Sapiens model card's shape, of known truth: 20,259 cells x 3,000
+genes, 3 batches, 12 cell types.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from atlasvi.engine import MinifiedStore, draw_latent, read_latent
+from atlasvi.engine.commands import app, explain_errors
+from atlasvi.engine.describe import folder_bytes
+
+
+def main() -> None:
+    """Run the demo; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("demo"))
+    parser.add_argument("--data", help="your own counts (h5ad, Zarr, SOMA, 10x)")
+    parser.add_argument("--batch-key", help="obs column of the batches (with --data)")
+    parser.add_argument("--labels-key", help="obs column of the cell types (with --data)")
+    parser.add_argument("--cells", type=int, default=20_259)
+    parser.add_argument("--genes", type=int, default=3_000)
+    parser.add_argument(
+        "--epochs", type=int, help="default: 20 for the simulated atlas, by the number of cells for yours"
+    )
+    options = parser.parse_args()
+    if options.data is None and (options.batch_key or options.labels_key):
+        parser.error("--batch-key and --labels-key go with --data (make demo DATA=counts.h5ad BATCH=... LABELS=...)")
+    with explain_errors():
+        run_demo(options)
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    """All steps, in `options.out`, which is made anew."""
+    began, out = time.perf_counter(), options.out
+    if out.exists():
+        if not (out / ".atlasvi-demo").exists():
+            sys.exit(
+                f"atlasvi: {out} exists and is not of an earlier demo: name another folder (make demo DEMO_OUT=...)."
+            )
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    (out / ".atlasvi-demo").touch()
+    data, batch, labels, epochs = options.data, options.batch_key, options.labels_key, options.epochs
+    if data is None:
+        data, batch, labels, epochs = str(out / "atlas.h5ad"), "batch", "cell_type", epochs or 20
+        shape = f"--cells {options.cells} --genes {options.genes} --batches 3 --types 12"
+        command(f"simulate {data} {shape} --seed 0")
+    keys = (f" --batch-key {shlex.quote(batch)}" if batch else "") + (
+        f" --labels-key {shlex.quote(labels)}" if labels else ""
+    )
+    store, run, mini, picture = out / "atlas.store", out / "run", out / "atlas.mini", out / "latent.png"
+    command(f"ingest {shlex.quote(data)} --out {store}")
+    command(f"train {store} --out {run}{keys}" + (f" --epochs {epochs}" if epochs else ""))
+    command(f"minify {run} {store} --out {mini} --source-order")
+    opened = MinifiedStore(mini)
+    genes = ",".join(opened.genes[:3])
+    command(f"query {mini} expression --genes {shlex.quote(genes)} --library-size 10000 --limit 3")
+    draw(opened, [name for name in (labels, batch) if name], picture)
+
+    result = json.loads((run / "result.json").read_text())
+    held_out = result["validation"]
+    drawn = " and by ".join(name for name in (labels, batch) if name) or "nothing"
+    print(
+        f"\nDone in {time.perf_counter() - began:.0f} s.\n"
+        f"The model of {opened.n_cells:,} cells x {len(opened.genes):,} genes is in {run}. On held-out cells its\n"
+        f"reconstruction loss is {held_out['reconstruction_loss']:.1f} nats a cell, its ELBO {held_out['elbo']:.1f}.\n"
+        f"The counts take {folder_bytes(store) / 1e6:.1f} MB in {store}; the posterior of every cell and the model take\n"
+        f"{folder_bytes(mini) / 1e6:.1f} MB in {mini}, which anndata.read_zarr opens and `atlasvi query` asks without them.\n"
+        f"The latent space, drawn by {drawn}: {picture}"
+    )
+
+
+def command(line: str) -> None:
+    """Print a command of the command line and run it."""
+    print(f"\n$ atlasvi {line}", flush=True)
+    app(shlex.split(line), standalone_mode=False)
+
+
+def draw(mini: MinifiedStore, columns: list[str], out: Path) -> None:
+    """The picture of the latent space, one panel an obs column."""
+    latent = np.concatenate([qzm for _, qzm, _ in read_latent(mini)])
+    panels: dict[str, pd.Series] = {name: mini.obs.read_column(name) for name in columns}
+    draw_latent(latent, panels, out, seed=0)
+
+
+if __name__ == "__main__":
+    main()
