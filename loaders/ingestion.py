@@ -25,6 +25,7 @@ from atlasvi.loaders.tables import TextColumns, check_column, obs_to_record
 
 BUCKET_NNZ = 2**22  # about 30 MB of a bucket in memory, and as much again while it is ordered
 BUCKET_CELLS = 2**15
+WRITE_CELLS = 2**11
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, cells done, cells in all)."""
@@ -172,10 +173,12 @@ def _shuffle(
         if record := buckets.read(bucket):
             buckets.discard(bucket)
             order = np.argsort(mix64(record.pop("keys"), seed + 1), kind="stable")
-            row_nnz = record.pop("row_nnz")
+            row_nnz, indices, counts = record.pop("row_nnz"), record.pop("indices"), record.pop("counts")
             indptr = np.concatenate([[0], np.cumsum(row_nnz, dtype=np.int64)])
-            _, indices, counts = gather_rows(indptr, record.pop("indices"), record.pop("counts"), order)
-            writer.append(row_nnz[order], indices, counts, {name: values[order] for name, values in record.items()})
+            for at in range(0, len(order), WRITE_CELLS):
+                rows = order[at : at + WRITE_CELLS]
+                part = {name: values[rows] for name, values in record.items()}
+                writer.append(row_nnz[rows], *gather_rows(indptr, indices, counts, rows)[1:], part)
             written += len(order)
             progress("writing", written, n_cells)
     writer.close()
