@@ -267,7 +267,8 @@ def write_cells(file: h5py.File, truth: Truth, blocks: Iterator[Cells]) -> None:
     matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, n_genes]})
     data = matrix.create_dataset("data", (0,), np.float32, maxshape=(None,), chunks=(1 << 18,))
     indices = matrix.create_dataset("indices", (0,), np.int32, maxshape=(None,), chunks=(1 << 18,))
-    indptr = matrix.create_dataset("indptr", (n_cells + 1,), np.int64)
+    # Of one type with the indices if it can be: scipy fails on what anndata makes of a mixture (1.17: tocoo).
+    indptr = matrix.create_dataset("indptr", (n_cells + 1,), np.int32 if n_cells * n_genes < 2**31 else np.int64)
     obs = file.create_group("obs")
     obs.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"})
     obs.attrs["column-order"] = np.array(["batch", "cell_type", "library"], dtype=h5py.string_dtype())

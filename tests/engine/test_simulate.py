@@ -28,7 +28,7 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> anndata.AnnData:
 
 def test_anndata_reads_the_shape_and_the_columns_that_were_asked_for(atlas: anndata.AnnData) -> None:
     assert atlas.shape == (3000, 1000)
-    assert (atlas.X.dtype, atlas.X.indices.dtype) == (np.float32, np.int32)
+    assert (atlas.X.dtype, atlas.X.indices.dtype, atlas.X.indptr.dtype) == (np.float32, np.int32, np.int32)
     assert atlas.X.has_canonical_format
     assert list(atlas.obs.columns) == ["batch", "cell_type", "library"]
     assert list(atlas.obs["batch"].cat.categories) == ["batch_0", "batch_1", "batch_2"]
