@@ -13,6 +13,7 @@ Medians and spreads are those of droplet data: of 1,000 to 3,000 genes about nin
 19 in 20), more than half of the others are one, a few do not fit a byte, some genes are never seen.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -343,4 +344,5 @@ def write_file_aside(out: Path, write: Callable[[Path], None], overwrite: bool) 
         reason = found[1] if found else (getattr(error, "strerror", None) or str(error))
         raise OutputError(f"{out}: can't be written there ({reason}); nothing was left there.") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # nothing there, most often
+            aside.unlink()

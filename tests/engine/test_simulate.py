@@ -151,6 +151,8 @@ def test_an_output_that_exists_is_kept_unless_it_may_be_replaced(tmp_path: Path)
     assert out.read_text() == "precious"
     simulate(out, 5, 5, 1, 1, seed=0, overwrite=True)
     assert anndata.read_h5ad(out).n_obs == 5
+    with pytest.raises(OutputError, match="can't be written there"):
+        simulate(out / "below.h5ad", 5, 5, 1, 1, seed=0)
     assert list(tmp_path.iterdir()) == [out]
 
 
