@@ -111,7 +111,7 @@ def name_layers(root: Node) -> list[str]:
     """Return what `layer` may be: X if there is one, the layers, raw if there is one."""
     names = ["X"] if has_matrix(root, "X") else []
     if "layers" in root and not is_array(root["layers"]):
-        names += [str(name) for name in root["layers"]]
+        names += sorted(str(name) for name in root["layers"])  # Zarr lists in any order
     if "raw" not in names and (has_matrix(root, "raw/X") or has_matrix(root, "raw.X")):
         names.append("raw")
     return names

@@ -38,6 +38,7 @@ def open_table(path: str, name: str, node: Node, uns: Node | None = None) -> Tab
     Raises SourceError where it is of no format known here.
     """
     if is_array(node):
+        check_no_pickle(node)
         if node.dtype.names is None:
             raise SourceError(
                 f"{path}: {name} is no table but an array of {node.dtype}; write the file anew with anndata."
@@ -51,7 +52,7 @@ class ColumnTable:
 
     def __init__(self, path: str, name: str, group: Node):
         attrs = group.attrs
-        members = list(group)
+        members = sorted(group)  # Zarr lists in any order
         index_key = to_str(attrs["_index"]) if "_index" in attrs else _first_in(("_index", "index"), members)
         if index_key is None or index_key not in members:
             raise SourceError(f"{path}: {name} has no index; write the file anew with anndata.")
@@ -152,11 +153,14 @@ def open_column(path: str, name: str, node: Node, parent: Node) -> ReadColumn:
 
 
 def _categorical(codes: Node, categories: Node, ordered: bool) -> ReadColumn:
+    check_no_pickle(codes)
     dtype = pd.CategoricalDtype(read_text(categories), ordered=ordered)
     return lambda start, stop: pd.Categorical.from_codes(codes[start:stop], dtype=dtype)
 
 
 def _masked(encoding: str, values: Node, mask: Node) -> ReadColumn:
+    check_no_pickle(mask)
+
     def read(start: int, stop: int) -> Any:
         part, missing = read_text(values, start, stop), np.asarray(mask[start:stop]).astype(bool)
         if encoding == "nullable-integer":
@@ -221,6 +225,7 @@ def check_no_pickle(array: Node) -> None:
     """Raise SourceError for a Zarr array whose values are pickled: to read them would run what the file says."""
     metadata = getattr(array, "metadata", None)
     codecs = [*(getattr(metadata, "filters", None) or ()), *(getattr(metadata, "codecs", None) or ())]
+    codecs.append(getattr(metadata, "compressor", None))
     if any("pickle" in str(getattr(codec, "codec_id", codec)).lower() for codec in codecs):
         raise SourceError(
             f"{array.store_path}: the array is stored as Python pickles, which can run any program when read and are "

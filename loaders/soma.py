@@ -18,7 +18,7 @@ from atlasvi.loaders.errors import MissingDependencyError, SourceError
 from atlasvi.loaders.matrices import DENSE_BYTES
 
 # TileDB's defaults are 1 GiB a column and a budget of 10 GiB.
-TILEDB_CONFIG = {"soma.init_buffer_bytes": 16 * 2**20, "sm.mem.total_budget": 2**30}
+TILEDB_CONFIG = {"soma.init_buffer_bytes": 4 * 2**20, "sm.mem.total_budget": 2**30}
 
 # What tiledbsoma's own writers call the names of genes, then what the CELLxGENE Census and others do.
 GENE_NAMES = ("var_id", "feature_id", "gene_id", "gene_ids")
@@ -27,7 +27,7 @@ GENE_NAMES = ("var_id", "feature_id", "gene_id", "gene_ids")
 class SomaSource:
     """Cells of a TileDB-SOMA experiment. Use `open_soma`.
 
-    Memory beside what is returned: `var`, TileDB's buffers (16 MiB a column), and 16 bytes for each hole in the ids.
+    Memory beside what is returned: `var`, TileDB's buffers (4 MiB a column), and 16 bytes for each hole in the ids.
     """
 
     def __init__(self, path: str, experiment: Any, layer: str | None, measurement: str | None):
@@ -41,7 +41,8 @@ class SomaSource:
         self._runs = IdRuns(read_ids(self._obs))
         self.n_cells = self._runs.n_ids
         self._is_dense = self._x.soma_type == "SOMADenseNDArray"
-        self.nnz: int | None = None if self._is_dense else int(self._x.nnz)
+        # TileDB's own count reads the coordinates of the whole array, 16 bytes an entry in memory (2.3: seen).
+        self.nnz: int | None = None
 
         var = read_frame(part.var, None, None)
         # None where nothing names the genes: then a column must be chosen, ids of rows being no names.
@@ -122,7 +123,7 @@ def open_soma(path: str, layer: str | None = None, measurement: str | None = Non
         if opened.soma_type != "SOMAExperiment":
             opened.close()
             raise SourceError(
-                f"{path}: a {opened.soma_type}, where a SOMAExperiment is needed; pass the folder above it."
+                f"{path}: a {opened.soma_type}, not a SOMAExperiment; pass the experiment's folder above it."
             )
         try:
             return SomaSource(path, opened, layer, measurement)
@@ -146,11 +147,12 @@ def choose_layer(path: str, measurement: str, names: list[str], wanted: str | No
     if wanted is None:
         wanted = "data" if "data" in names else names[0] if len(names) == 1 else None
     if wanted is None or wanted not in names:
-        what = (
-            f"no layer {wanted!r}" if wanted is not None else "several layers and none called data" if names else "no X"
+        if not names:
+            raise SourceError(f"{path}: measurement {measurement} has no X, so no counts; choose another measurement.")
+        what = f"no layer {wanted!r}" if wanted is not None else "several layers and none called data"
+        raise SourceError(
+            f"{path}: measurement {measurement} has {what}; pass --layer with one of: {', '.join(names)}."
         )
-        hint = f"pass --layer with one of: {', '.join(names)}" if names else "it holds no counts"
-        raise SourceError(f"{path}: measurement {measurement} has {what}; {hint}.")
     return wanted
 
 
@@ -219,6 +221,8 @@ def read_frame(frame: Any, low: int | None, high: int | None) -> pd.DataFrame:
         kind = str(column.type)
         if name in nullable and (kind in NULLABLE or kind == "bool"):
             columns[name] = pd.array(column.to_pylist(), dtype=NULLABLE.get(kind, "boolean"))
+        elif kind in ("string", "large_string"):
+            columns[name] = np.array(column.to_pylist(), dtype=object)
         else:
             columns[name] = column.to_pandas().array
     return pd.DataFrame(columns).sort_values("soma_joinid", ignore_index=True)

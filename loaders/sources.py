@@ -130,7 +130,7 @@ def recognise_folder(path: str, folder: Path) -> str:
     below += sorted(folder.glob("*.h5ad")) + sorted(folder.glob("*.h5"))
     if below:
         names = ", ".join(str(entry) for entry in below[:5]) + (", ..." if len(below) > 5 else "")
-        raise SourceError(f"{path}: the folder itself is no source, what lies in it is: pass {names}.")
+        raise SourceError(f"{path}: the folder has no matrix of its own; pass what lies in it: {names}.")
     raise SourceError(f"{path}: a folder of no known format; known are: {KNOWN}.")
 
 
