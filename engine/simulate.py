@@ -41,7 +41,7 @@ class SimulationError(AtlasviError, ValueError):
 class Process:
     """Settings of the process; spreads are standard deviations of natural logarithms."""
 
-    median_library: float | None = None  # counts a cell; None: 450 for 1,000 genes, growing as genes**0.6
+    median_library: float | None = None  # counts a cell; None: 400 for 1,000 genes, growing as genes**0.6
     library_spread: float = 0.4  # of cells within a batch
     batch_library_spread: float = 0.3  # of the batches' medians
     base_spread: float = 2.1  # of genes around the mean gene
@@ -131,7 +131,7 @@ def draw_truth(n_cells: int, n_genes: int, n_batches: int, n_types: int, seed: i
     log_profiles = rng.normal(0, process.base_spread, n_genes) + rng.normal(0, process.type_spread, (n_types, n_genes))
     log_profiles[markers] += rng.normal(process.marker_fold, 0.5, markers.sum())
     profiles = np.exp(log_profiles - log_profiles.max(axis=1, keepdims=True))
-    median_library = process.median_library or 450 * (n_genes / 1000) ** 0.6
+    median_library = process.median_library or 400 * (n_genes / 1000) ** 0.6
     shares = rng.dirichlet(np.full(n_batches, 10.0))  # batches differ in size, none by orders of magnitude
     # One cell each first, the others by share.
     starts = np.round(np.concatenate([[0.0], np.cumsum(shares)]) * (n_cells - n_batches)).astype(np.int64)
