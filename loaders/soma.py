@@ -70,7 +70,8 @@ class SomaSource:
         """Rows [start, stop) of obs, index obs_id; numbers that may be missing have pandas' nullable types."""
         with reading(self.path), quiet():
             # A row is read even for none, because types and categories come with rows.
-            low, high = self._runs.to_id(start), self._runs.to_id(max(stop, start + 1) - 1)
+            first = min(start, self.n_cells - 1)
+            low, high = self._runs.to_id(first), self._runs.to_id(max(stop - 1, first))
             obs = read_frame(self._obs, low, high)
             return index_by(obs, ("obs_id",), obs["soma_joinid"].astype(str)).iloc[: stop - start]
 

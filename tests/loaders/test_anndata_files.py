@@ -336,8 +336,17 @@ def test_a_zip_of_a_zarr_folder_is_read_too(tmp_path):
     source.close()
 
 
-@pytest.mark.parametrize("array", ["X/data", "X/indptr", "obs/kind/codes", "obs/kind/categories", "obs/_index", "var/maybe/mask"])
-def test_pickled_arrays_are_refused_unread(tmp_path, array):
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        ("X/data", "pickle"),  # zarr's own refusal
+        ("obs/kind/codes", "pickle"),
+        ("var/maybe/mask", "pickle"),
+        ("obs/kind/categories", "which can run any program when read"),  # ours: only new versions of numcodecs refuse
+        ("obs/_index", "which can run any program when read"),
+    ],
+)
+def test_pickled_arrays_are_refused_unread(tmp_path, array, words):
     adata = annotated(counts())
     adata.obs["kind"] = pd.Categorical(["a"] * 20)
     adata.var["maybe"] = pd.array([1] * 9, dtype="Int64")
@@ -346,7 +355,7 @@ def test_pickled_arrays_are_refused_unread(tmp_path, array):
     described = json.loads(metadata.read_text()) | {"compressor": {"id": "pickle", "protocol": 5}}
     metadata.write_text(json.dumps(described))
     (path / array / "0").write_bytes(pickle.dumps(Mischief(tmp_path / "mischief")))
-    with pytest.raises(SourceError, match="pickle"):
+    with pytest.raises(SourceError, match=words):
         source = open_source(path)
         source.read_obs(0, 1)
         source.read_counts(0, 1)
