@@ -116,7 +116,7 @@ def train(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Cells a minibatch (default 128).", min=1)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run (default 0).")] = None,
     split_column: Annotated[str | None, typer.Option(help="obs column that says train, validation or test.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,

@@ -55,7 +55,7 @@ class MinifiedWriter:
             "X",
             attributes={"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, len(var)]},
         )
-        array = {"encoding-type": "array", "encoding-version": "0.2.0"}
+        array: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
         matrix.create_array("data", shape=(0,), dtype="float32", attributes=array)
         matrix.create_array("indices", shape=(0,), dtype="int32", attributes=array)
         matrix.create_array("indptr", shape=(n_cells + 1,), chunks=(2**20,), dtype="int64", attributes=array)

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
@@ -164,11 +165,11 @@ def write_table(
         parts = list(slices)
         values = np.concatenate([part for _, part in parts]) if parts else np.empty((0, len(columns)), np.float32)
         names = np.array([str(name) for index, _ in parts for name in index])
-        with write_file_aside(out) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, cells=names, columns=np.array(columns, str), values=values)
+        with write_file_aside(out) as temporary, open(temporary, "wb") as archive:
+            np.savez_compressed(archive, cells=names, columns=np.array(columns, str), values=values)
         return len(values)
 
-    def write(file) -> int:  # type: ignore[no-untyped-def]
+    def write(file: TextIO) -> int:
         nonlocal rows
         table = csv.writer(file, delimiter="\t" if out is not None and ".tsv" in out.name else ",", lineterminator="\n")
         table.writerow(["cell", *columns])
@@ -182,6 +183,8 @@ def write_table(
     if not any(ending in out.suffixes for ending in (".csv", ".tsv")):
         raise QueryError(f"{out}: write to a file that ends in .csv, .tsv (or either with .gz) or .npz.")
     with write_file_aside(out) as temporary:
-        opened = gzip.open(temporary, "wt") if out.suffix == ".gz" else open(temporary, "w")  # noqa: SIM115
-        with opened as file:
+        if out.suffix == ".gz":
+            with gzip.open(temporary, "wt") as file:
+                return write(file)
+        with open(temporary, "w") as file:
             return write(file)

@@ -79,42 +79,46 @@ def ingest(
                     open_source(path, layer=layer, gene_column=gene_column, measurement=measurement, scratch=scratch)
                 )
             joined = JoinedSources(opened, genes)
-            if batch_key is not None:
-                check_column(batch_key, list(joined.dtypes), joined.paths[0])
+            batches = read_batches(joined, batch_key) if batch_key is not None else None
             if top_genes is not None:
-                choose_top_genes(joined, top_genes, batch_key, progress)
+                choose_top_genes(joined, top_genes, batch_key, batches, progress)
             return _shuffle(joined, scratch, str(out), empty_cells, seed, progress)
         finally:
             for source in opened:
                 source.close()
 
 
-def choose_top_genes(joined: JoinedSources, n_top: int, batch_key: str | None, progress: Progress) -> pd.DataFrame:
+def choose_top_genes(
+    joined: JoinedSources, n_top: int, batch_key: str | None, batches: pd.Index | None, progress: Progress
+) -> pd.DataFrame:
     """Restrict `joined` to `n_top` highly variable genes; their statistics become columns of its var."""
     from atlasvi.loaders.variable_genes import find_variable_genes
 
-    categories = read_categories(joined, batch_key) if batch_key is not None else pd.Index([""])
     pass_names = iter(("variable genes, pass 1 of 2", "variable genes, pass 2 of 2"))
 
     def blocks() -> Iterator[tuple]:
         name, done = next(pass_names), 0
         for piece in joined.pieces():
-            if batch_key is None:
+            if batches is None:
                 codes = np.zeros(len(piece.obs), np.int64)
             else:
-                codes = categories.get_indexer(pd.Index(piece.obs[batch_key].astype(str)))
+                codes = batches.get_indexer(pd.Index(piece.obs[batch_key].astype(str)))
             yield piece.counts, codes
             done += len(piece.obs)
             progress(name, done, joined.n_cells)
 
-    table = find_variable_genes(blocks, len(joined.var), len(categories), n_top)
+    table = find_variable_genes(blocks, len(joined.var), 1 if batches is None else len(batches), n_top)
     joined.var = joined.var.assign(**{name: table[name].to_numpy() for name in table})
     joined.choose_genes(table["highly_variable"].to_numpy())
     return table
 
 
-def read_categories(joined: JoinedSources, name: str) -> pd.Index:
-    """The distinct values of an `obs` column, as text, sorted. Raises ColumnError where some cells have none."""
+def read_batches(joined: JoinedSources, name: str) -> pd.Index:
+    """The distinct values of an `obs` column, as text, sorted.
+
+    Raises ColumnError if the column is not there, has one value, or has missing values.
+    """
+    check_column(name, list(joined.dtypes), ", ".join(joined.paths))
     values: set[str] = set()
     for number, source in enumerate(joined.sources):
         for start in range(0, source.n_cells, 2**16):
@@ -126,6 +130,11 @@ def read_categories(joined: JoinedSources, name: str) -> pd.Index:
                     "those cells."
                 )
             values.update(column.astype(str).unique())
+    if len(values) == 1:
+        raise ColumnError(
+            f"{', '.join(joined.paths)}: obs column {name!r} has one value ({values.pop()!r}), so there are no batches "
+            "to tell apart: leave --batch-key out, or name another column."
+        )
     return pd.Index(sorted(values))
 
 
@@ -178,7 +187,8 @@ def _shuffle(
             for at in range(0, len(order), WRITE_CELLS):
                 rows = order[at : at + WRITE_CELLS]
                 part = {name: values[rows] for name, values in record.items()}
-                writer.append(row_nnz[rows], *gather_rows(indptr, indices, counts, rows)[1:], part)
+                _, indices_here, counts_here = gather_rows(indptr, indices, counts, rows)
+                writer.append(row_nnz[rows], indices_here, counts_here, part)
             written += len(order)
             progress("writing", written, n_cells)
     writer.close()

@@ -1,0 +1,61 @@
+"""Checkpoints: written whole or not at all, verified when read, the one before kept in case."""
+
+import hashlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from atlasvi.loaders.errors import AtlasviError
+from atlasvi.loaders.outputs import explain_full_disk, sync_folder
+
+
+class CheckpointError(AtlasviError, RuntimeError):
+    """No checkpoint that can be read."""
+
+
+def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) -> Path:
+    """Write `state` (tensors, numbers, text, lists, dictionaries) as the checkpoint of a step; keep the `kept` newest.
+
+    The file's name carries the sha256 of its content, so that one rename publishes both.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getbuffer()
+    path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
+    temporary = folder / ".unfinished"
+    try:
+        with explain_full_disk(path), open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(folder)
+    for old in list_checkpoints(folder)[kept:]:
+        old.unlink()
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, newest first."""
+    return sorted(folder.glob("step-*.pt"), reverse=True)
+
+
+def read_newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint whose content matches its checksum. Raises CheckpointError if there is none."""
+    damaged = []
+    for path in list_checkpoints(folder):
+        content = path.read_bytes()
+        written = re.fullmatch(r"step-\d+-([0-9a-f]{16})\.pt", path.name)
+        if written and hashlib.sha256(content).hexdigest().startswith(written[1]):
+            # weights_only: tensors and plain values, no code of the file is run
+            return path, torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        damaged.append(path.name)
+    if damaged:
+        raise CheckpointError(f"{folder}: all checkpoints are damaged ({', '.join(damaged)}): start a new run.")
+    raise CheckpointError(f"{folder}: there is no checkpoint to go on from: start the run without --resume.")

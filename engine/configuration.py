@@ -1,0 +1,108 @@
+"""Settings of a run: typed, checked once, at the edge; written into the run as they were resolved."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from atlasvi.loaders.errors import AtlasviError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class SettingError(AtlasviError, ValueError):
+    """A setting that is not known, or has a value that it can't have."""
+
+
+class Settings(BaseModel):
+    """Everything about a run that can be set with `--set KEY=VALUE` or in a TOML file.
+
+    None means: decided from the data when the run starts, and written into its config.json.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # the model; see ModelSettings
+    n_hidden: int = Field(default=128, ge=1)
+    n_latent: int = Field(default=20, ge=1)
+    n_layers: int = Field(default=3, ge=1)
+    dropout_rate: float = Field(default=0.05, ge=0, lt=1)
+
+    epochs: int | None = Field(default=None, ge=1)
+    """round(20,000 / training cells x 400), at most 400, at least 1: scvi-tools' heuristic; an atlas gets one."""
+    batch_size: int = Field(default=128, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after so many optimizer steps, wherever the epoch is."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    adam_eps: float = Field(default=0.01, gt=0)
+    weight_decay: float = Field(default=1e-6, ge=0)
+    """L2: added to the gradient, as scvi-tools' Adam does."""
+    kl_warmup_epochs: int | None = Field(default=None, ge=0)
+    """The weight of the KL term in epoch e (from 0) is min(1, e / kl_warmup_epochs); 0 is weight 1 throughout.
+    None: min(400, epochs // 2), so that a run always ends at weight 1 (scvi-tools' 400 is never reached by a shorter
+    run)."""
+
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the cells held out, chosen by a hash of each cell's identity; 0 trains on all. Not used with a split
+    column."""
+    early_stopping: bool = True
+    early_stopping_patience: int = Field(default=45, ge=1)
+    """Epochs without a better validation ELBO after which training stops."""
+    early_stopping_min_delta: float = Field(default=0.0, ge=0)
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the model: those of the best validation ELBO, or the last."""
+    evaluation_cells: int = Field(default=100_000, ge=1)
+    """Training cells that the final training loss is measured on, at most."""
+
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """A checkpoint is written at the end of each epoch, and within one when so many minutes have passed."""
+    checkpoints_kept: int = Field(default=2, ge=1)
+
+
+def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE strings as a dictionary; values are read as TOML where that works, else as text."""
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise SettingError(f"--set {assignment}: write it as KEY=VALUE.")
+        try:
+            settings[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key.strip()] = value
+    return settings
+
+
+def resolve_settings(config: Path | str | None = None, *overrides: Mapping[str, Any]) -> Settings:
+    """Defaults, then a TOML file, then the overrides, the last one winning; None in an override changes nothing.
+
+    Raises SettingError naming the key, what is wrong, and keys that are near.
+    """
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            values.update(tomllib.loads(Path(config).read_text()))
+        except OSError as error:
+            raise SettingError(f"{config}: can't be read ({error.strerror}).") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingError(f"{config}: not a TOML file ({error}).") from error
+    for override in overrides:
+        values.update({key: value for key, value in override.items() if value is not None})
+    known = list(Settings.model_fields)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 3)
+            hint = f"did you mean {', '.join(near)}?" if near else f"there are: {', '.join(known)}."
+            raise SettingError(f"There is no setting {key!r}; {hint}")
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise SettingError(f"Setting {key} = {first['input']!r}: {first['msg'].lower()}.") from None
+
+
+def heuristic_epochs(n_cells: int) -> int:
+    """scvi-tools' number of epochs for so many cells: 400 up to 20,000 cells, then fewer, at least 1."""
+    return max(1, min(400, round(20_000 / n_cells * 400)))

@@ -1,0 +1,109 @@
+"""What a run says while it goes: a live line on a terminal, JSON lines, TensorBoard; the same numbers in each."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+STEP_LINE_SECONDS = 10.0
+PLAIN_LINE_SECONDS = 5.0
+
+
+class RunLog:
+    """Writes metrics of a run; a context manager.
+
+    Epoch lines say kind 'epoch'; within long epochs there is a line of kind 'step' every ten seconds.
+    `history` are the lines of a resumed run: the file begins with them, and loses what came after its checkpoint.
+    """
+
+    def __init__(
+        self, metrics: Path, tensorboard: Path, epochs: int, steps_an_epoch: int, history: Iterable[dict]
+    ) -> None:
+        self._epochs, self._steps_an_epoch = epochs, steps_an_epoch
+        temporary = metrics.with_suffix(".unfinished")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in history))
+        temporary.rename(metrics)
+        self._file = open(metrics, "a", buffering=1)  # noqa: SIM115
+        self._writer = _open_tensorboard(tensorboard)
+        self._console = Console(stderr=True)
+        self._live = self._console.is_terminal
+        self._bars = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._live,
+        )
+        self._task = self._bars.add_task("", total=epochs * steps_an_epoch, epoch=f"1/{epochs}", numbers="")
+        self._validation = ""
+        self._said = self._logged = time.monotonic()
+
+    def __enter__(self) -> "RunLog":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def step(self, epoch: int, batch: int, step: int, losses: Mapping[str, float], cells_per_s: float) -> None:
+        """After an optimizer step: `batch` minibatches of `epoch` are done, `losses` are the epoch's means so far."""
+        now = time.monotonic()
+        if now - self._logged > STEP_LINE_SECONDS:
+            self._logged = now
+            self._write({"kind": "step", "epoch": epoch, "step": step, **losses, "cells_per_s": cells_per_s})
+        if self._live:
+            numbers = f"ELBO {losses['train_elbo']:,.1f}{self._validation}  {cells_per_s:,.0f} cells/s"
+            self._bars.update(
+                self._task,
+                completed=epoch * self._steps_an_epoch + batch,
+                epoch=f"{epoch + 1}/{self._epochs}",
+                numbers=numbers,
+            )
+
+    def epoch(self, line: Mapping[str, Any]) -> None:
+        """At the end of an epoch: its metrics."""
+        self._write(line)
+        if "validation_elbo" in line:
+            self._validation = f"  held out {line['validation_elbo']:,.1f}"
+        now, last = time.monotonic(), line["epoch"] + 1 == self._epochs
+        if not self._live and (now - self._said > PLAIN_LINE_SECONDS or last):
+            self._said = now
+            left = line["seconds"] / (line["epoch"] + 1) * (self._epochs - line["epoch"] - 1)
+            self.say(
+                f"epoch {line['epoch'] + 1}/{self._epochs}: ELBO {line['train_elbo']:,.1f}{self._validation} nats "
+                f"a cell, {line['cells_per_s']:,.0f} cells/s, {left:,.0f} s left"
+            )
+
+    def say(self, sentence: str) -> None:
+        """A line to the person who watches."""
+        if self._live:
+            self._console.print(sentence, highlight=False, soft_wrap=True)
+        else:
+            print(sentence, file=sys.stderr, flush=True)  # noqa: T201
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        if self._writer is not None:
+            for name, value in line.items():
+                if isinstance(value, float):
+                    self._writer.add_scalar(name, value, line["step"])
+
+
+def _open_tensorboard(folder: Path) -> Any:
+    """A TensorBoard writer where the extra is installed, else None."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))

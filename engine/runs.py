@@ -1,0 +1,84 @@
+"""A finished run: the model, what it was trained on, how good it is; and its directory on disk."""
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from atlasvi.engine.model import SCVI, model_from_weights
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.outputs import explain_full_disk, sync_folder
+
+MODEL, RESULT, CONFIG, METRICS = "model.pt", "result.json", "config.json", "metrics.jsonl"
+
+
+@dataclass
+class TrainedRun:
+    """A trained model and the names that its numbers stand for.
+
+    batch_categories  names of the batches, in the order of the model's codes
+    result            held-out and training losses in nats a cell (see `training`)
+    """
+
+    model: SCVI
+    genes: list[str]
+    batch_key: str | None = None
+    batch_categories: list[str] = field(default_factory=list)
+    labels_key: str | None = None
+    labels_categories: list[str] = field(default_factory=list)
+    result: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """What the model is made of, as plain values."""
+        return self.model.settings.model_dump()
+
+    def save(self, folder: Path) -> None:
+        """Write the model into a run directory, whole or not at all."""
+        names = ("genes", "batch_key", "batch_categories", "labels_key", "labels_categories")
+        content = {name: getattr(self, name) for name in names}
+        buffer = io.BytesIO()
+        weights = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        torch.save({**content, "settings": self.model_settings, "weights": weights}, buffer)
+        write_whole(folder / MODEL, bytes(buffer.getbuffer()))
+
+
+def load_run(path: str | Path) -> TrainedRun:
+    """A finished run from its directory, the model in evaluation mode on the CPU. Raises SourceError if it is none."""
+    folder = Path(path)
+    if not (folder / MODEL).is_file():
+        if (folder / CONFIG).is_file():
+            raise SourceError(f"{path}: the run is not finished: go on with atlasvi train ... --out {path} --resume.")
+        raise SourceError(f"{path} is not a run directory (make one with: atlasvi train DATA --out RUN).")
+    try:
+        # weights_only: tensors and plain values, no code of the file is run
+        content = torch.load(folder / MODEL, weights_only=True, map_location="cpu")
+        model = model_from_weights(content.pop("settings"), content.pop("weights"))
+        result = json.loads((folder / RESULT).read_text())
+    except Exception as error:  # torch.load raises whatever the damage leads it to
+        raise SourceError(f"{path}: the run's {MODEL} or {RESULT} is damaged ({error}): copy it again.") from error
+    return TrainedRun(model, **content, result=result, path=folder)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file by new content in one step: written aside, flushed, renamed."""
+    temporary = path.with_name(f".{path.name}.unfinished")
+    try:
+        with explain_full_disk(path), open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values as JSON, whole or not at all."""
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())

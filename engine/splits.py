@@ -1,0 +1,64 @@
+"""Which cells train, which validate, which test: by a hash of each cell's identity, or by an `obs` column."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from atlasvi.loaders.cells import CellData
+from atlasvi.loaders.errors import ColumnError
+from atlasvi.loaders.hashing import mix64
+
+NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """bool [cells] each; together they need not cover all cells."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def split_by_hash(data: CellData, validation_fraction: float, seed: int) -> Split:
+    """Hold out that share of the cells, whatever their place in the file; the same cells for the same seed.
+
+    A cell is judged by its source and row, so a cell store and the file that it came from are split alike.
+    """
+    held_out = mix64(data.split_keys(), seed) < np.uint64(min(validation_fraction * 2**64, 2**64 - 1))
+    if validation_fraction > 0 and not held_out.any():
+        held_out[np.argmin(mix64(data.split_keys(), seed))] = True
+    if held_out.all():
+        raise ColumnError(f"{data.path}: {data.n_cells} cells are too few to hold some out: set validation_fraction=0.")
+    return Split(~held_out, held_out, np.zeros(data.n_cells, bool))
+
+
+def split_by_column(data: CellData, column: str) -> Split:
+    """Read the split from an `obs` column that says train, validation or test for each cell.
+
+    Raises ColumnError if the column is not there, says anything else, or leaves no cell to train or to validate on.
+    """
+    said = data.read_column(column)
+    if said.isna().any():
+        raise ColumnError(
+            f"{data.path}: obs column {column!r} has missing values (first: cell {int(np.argmax(said.isna()))}): it "
+            "must say train, validation or test for each cell."
+        )
+    names = said.astype(str).str.lower().map(NAMES)
+    if names.isna().any():
+        other = said[names.isna()].iloc[0]
+        raise ColumnError(
+            f"{data.path}: obs column {column!r} says {str(other)!r}; as a split it must say train, validation (or "
+            "val, valid) or test for each cell."
+        )
+    split = Split(*((names == part).to_numpy() for part in ("train", "validation", "test")))
+    for part in ("train", "validation"):
+        if not getattr(split, part).any():
+            raise ColumnError(f"{data.path}: obs column {column!r} says {part!r} for no cell.")
+    return split

@@ -1,0 +1,463 @@
+"""Training: minibatches -> loss -> step, checkpoints on the way, the model and its card at the end.
+
+A run directory holds config.json (what was asked, as it was resolved), metrics.jsonl and tensorboard/, checkpoints/,
+and once finished model.pt and result.json. Losses are nats a cell: means over cells of sums over genes. `elbo` is the
+evidence lower bound, so it is negative and larger is better: -(reconstruction_loss + kl).
+"""
+
+import hashlib
+import json
+import math
+import platform
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from atlasvi.engine.checkpoint import list_checkpoints, read_newest_checkpoint, write_checkpoint
+from atlasvi.engine.configuration import SettingError, Settings, heuristic_epochs, resolve_settings
+from atlasvi.engine.model import SCVI, ModelSettings
+from atlasvi.engine.progress import RunLog
+from atlasvi.engine.runs import CONFIG, METRICS, MODEL, RESULT, TrainedRun, load_run, write_json
+from atlasvi.engine.splits import Split, split_by_column, split_by_hash
+from atlasvi.loaders.cells import CellData, open_cells
+from atlasvi.loaders.errors import AtlasviError, ColumnError, SourceError
+from atlasvi.loaders.hashing import mix64
+from atlasvi.loaders.loader import BatchLoader
+from atlasvi.loaders.outputs import check_output_free
+
+TRAINING_NOISE, EVALUATION_NOISE, INITIAL_WEIGHTS = range(3)
+
+
+class TrainingError(AtlasviError, RuntimeError):
+    """Training can't go on."""
+
+
+class TrainingInterrupted(AtlasviError):
+    """A signal asked to stop; a checkpoint was written."""
+
+
+def train(
+    data: CellData | str | Path,
+    out: str | Path,
+    *,
+    batch_key: str | None = None,
+    labels_key: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    seed: int | None = None,
+    split_column: str | None = None,
+    config: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+) -> TrainedRun:
+    """Train scVI on a cell store or straight from a source, into a new run directory `out`.
+
+    batch_key     obs column of the batches to correct for; None trains without
+    labels_key    obs column of cell labels: recorded, not used by this model
+    device        'auto', 'cpu' or 'cuda'
+    split_column  obs column that says train, validation or test for each cell; else a share is held out by a hash
+    config        TOML file of settings; `settings` win over it, and epochs and batch_size over both (see `Settings`)
+    resume        go on from the last good checkpoint of `out`; what is not given is as it was
+    The same seed, data and settings give the same run, also when it was interrupted and resumed.
+    Raises OutputError if `out` exists (or, to resume, does not), ColumnError, CountsError, SettingError for bad input,
+    TrainingError if the loss or the weights become NaN or infinite.
+    """
+    out = Path(out)
+    if isinstance(data, (str, Path)):
+        data = open_cells(data)
+    asked: dict[str, Any] = {
+        "batch_key": batch_key,
+        "labels_key": labels_key,
+        "seed": seed,
+        "split_column": split_column,
+    }
+    overrides = {
+        **(settings or {}),
+        **{k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None},
+    }
+    resolved = resolve_settings(config, overrides)
+    if resume:
+        asked, resolved = _merge_saved(out, asked, resolved, overrides, data)
+        if (out / MODEL).is_file():
+            return load_run(out)
+    else:
+        check_output_free(out)
+    asked["seed"] = asked["seed"] or 0
+    trainer = Trainer(data, out, asked, resolved, device)
+    if not resume:
+        out.mkdir(parents=True)
+        write_json(out / CONFIG, trainer.config)
+    return trainer.run(resume)
+
+
+class Trainer:
+    """One run over one data set; everything is checked before anything is written."""
+
+    def __init__(self, data: CellData, out: Path, asked: Mapping[str, Any], settings: Settings, device: str) -> None:
+        self.data, self.out, self.seed = data, out, int(asked["seed"])
+        self.device = choose_device(device)
+        self.batch_key, self.labels_key = asked["batch_key"], asked["labels_key"]
+        codes, self.batch_categories = {}, list[str]()
+        if self.batch_key is not None:
+            codes["batch"], self.batch_categories = read_categories(data, self.batch_key)
+            if len(self.batch_categories) == 1:
+                raise ColumnError(
+                    f"{data.path}: obs column {self.batch_key!r} has one value ({self.batch_categories[0]!r}), so "
+                    "there are no batches to correct for: leave --batch-key out, or name another column."
+                )
+        self.labels_categories = [] if self.labels_key is None else read_categories(data, self.labels_key)[1]
+        self.split: Split = (
+            split_by_hash(data, settings.validation_fraction, self.seed)
+            if asked["split_column"] is None
+            else split_by_column(data, asked["split_column"])
+        )
+        self.loaders = {
+            part: BatchLoader(
+                data,
+                settings.batch_size,
+                self.seed,
+                codes=codes,
+                cells=getattr(self.split, part),
+                shuffle=part == "train",
+            )
+            for part in ("train", "validation", "test")
+        }
+        self.settings = _resolve_schedule(settings, self.loaders["train"].n_cells)
+        assert self.settings.epochs is not None
+        self.epochs = self.settings.epochs
+        self.config = {
+            "atlasvi": _version("atlasvi"),
+            "data": data.path,
+            **_fingerprint(data),
+            **asked,
+            "device": str(self.device),
+            "settings": self.settings.model_dump(),
+        }
+        sizes = {name: getattr(settings, name) for name in ("n_hidden", "n_latent", "n_layers", "dropout_rate")}
+        n_batches = max(len(self.batch_categories), 1)
+        self.model = SCVI(
+            ModelSettings(n_genes=len(data.genes), n_batches=n_batches, **sizes),
+            self._generator("cpu", INITIAL_WEIGHTS, 0),
+        ).to(self.device)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(),
+            lr=settings.learning_rate,
+            eps=settings.adam_eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.step = 0
+        self.epoch = 0
+        self.sums = np.zeros(3)  # of the running epoch: cells, reconstruction, KL
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {"elbo": -math.inf, "epoch": -1, "weights": {}}
+        self.seconds = 0.0
+        self.stopped_early = False
+
+    def run(self, resume: bool) -> TrainedRun:
+        """Train to the end and write the model and its result."""
+        if resume:
+            self._restore(read_newest_checkpoint(self.out / "checkpoints")[1])
+        else:
+            self._checkpoint(0)  # so that there always is a last good one
+        steps_an_epoch = len(self.loaders["train"])
+        with (
+            RunLog(self.out / METRICS, self.out / "tensorboard", self.epochs, steps_an_epoch, self.history) as log,
+            _stop_on_signals() as signals,
+        ):
+            self.log, self.signals, self._began = log, signals, time.monotonic() - self.seconds
+            while self.epoch < self.epochs and not self._is_done():
+                self._train_epoch()
+            self.seconds = time.monotonic() - self._began
+            result = self._evaluate_all()
+        run = TrainedRun(
+            self.model.cpu().eval(),
+            [str(gene) for gene in self.data.genes],
+            self.batch_key,
+            self.batch_categories,
+            self.labels_key,
+            self.labels_categories,
+            result,
+            self.out,
+        )
+        write_json(self.out / RESULT, result)
+        run.save(self.out)
+        return run
+
+    def _train_epoch(self) -> None:
+        """What is left of the current epoch, validation, and the checkpoint that ends it."""
+        loader, generator = self.loaders["train"], torch.Generator(self.device)
+        kl_weight = self._kl_weight()
+        self.model.train()
+        began, cells_before = time.monotonic(), self.sums[0]
+        for batch in loader:
+            self._seed(generator, TRAINING_NOISE, self.step)
+            reconstruction, kl = self.model(batch.to(self.device), generator)
+            loss = (reconstruction + kl_weight * kl).mean()
+            totals = torch.stack([reconstruction.detach().sum(), kl.detach().sum()]).double().cpu().numpy()
+            self._check_finite(totals / len(batch), kl_weight)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            self.step += 1
+            self.sums += [len(batch), *totals]
+            rate = (self.sums[0] - cells_before) / (time.monotonic() - began)
+            self.log.step(self.epoch, loader.state_dict()["batch"], self.step, self._means("train"), rate)
+            if self.signals:
+                path = self._checkpoint(loader.state_dict()["batch"])
+                raise TrainingInterrupted(
+                    f"{self.out}: stopped by {self.signals[0]} in epoch {self.epoch + 1}, after step {self.step}, "
+                    f"which is saved in {path.name}. Go on with: atlasvi train {self.data.path} --out {self.out} --resume"
+                )
+            if time.monotonic() - self._saved > self.settings.checkpoint_minutes * 60:
+                self._checkpoint(loader.state_dict()["batch"])
+            if self.step == self.settings.max_steps:
+                break
+        self._end_epoch(kl_weight, rate)
+
+    def _end_epoch(self, kl_weight: float, cells_per_s: float) -> None:
+        validation = self._evaluate("validation") if self.loaders["validation"].n_cells else {}
+        line = {
+            "kind": "epoch",
+            "epoch": self.epoch,
+            "step": self.step,
+            "kl_weight": kl_weight,
+            **self._means("train"),
+            **{f"validation_{name}": value for name, value in validation.items() if name != "n_cells"},
+            "cells_per_s": cells_per_s,
+            "seconds": time.monotonic() - self._began,
+        }
+        self.history.append(line)
+        if validation and validation["elbo"] > self.best["elbo"] + self.settings.early_stopping_min_delta:
+            self.best = {"elbo": validation["elbo"], "epoch": self.epoch, "weights": self._copy_weights()}
+        self.log.epoch(line)
+        waited = self.epoch - self.best["epoch"]
+        self.stopped_early = bool(
+            validation and self.settings.early_stopping and waited >= self.settings.early_stopping_patience
+        )
+        self.epoch += 1
+        self.sums = np.zeros(3)
+        self.loaders["train"].set_epoch(self.epoch)
+        self._checkpoint(0)
+
+    def _is_done(self) -> bool:
+        steps = self.settings.max_steps
+        return self.stopped_early or (steps is not None and self.step >= steps)
+
+    def _kl_weight(self) -> float:
+        warmup = self.settings.kl_warmup_epochs
+        return min(1.0, self.epoch / warmup) if warmup else 1.0
+
+    def _means(self, part: str) -> dict[str, float]:
+        cells, reconstruction, kl = self.sums.tolist()
+        return {
+            f"{part}_{name}": value for name, value in _losses(cells, reconstruction, kl).items() if name != "n_cells"
+        }
+
+    def _evaluate(self, part: str, most: int | None = None) -> dict[str, Any]:
+        """Losses over (at most `most`) cells of a part, z sampled once, dropout off."""
+        loader = self.loaders[part]
+        if part == "train":  # a shuffled epoch of its own: the first cells of it are a random sample
+            cursor = loader.state_dict()
+            loader.set_epoch(self.epochs)
+        self.model.eval()
+        generator, sums = torch.Generator(self.device), np.zeros(3)
+        with torch.inference_mode():
+            for number, batch in enumerate(loader):
+                self._seed(generator, EVALUATION_NOISE, number)
+                reconstruction, kl = self.model(batch.to(self.device), generator)
+                sums += [len(batch), reconstruction.double().sum().item(), kl.double().sum().item()]
+                if most is not None and sums[0] >= most:
+                    break
+        self.model.train()
+        loader.set_epoch(0)
+        if part == "train":
+            loader.load_state_dict(cursor)
+        return _losses(*sums.tolist())
+
+    def _evaluate_all(self) -> dict[str, Any]:
+        """The run's result, of the weights that are kept; `last` tells of the last ones where others are kept."""
+        parts = [part for part in ("train", "validation", "test") if self.loaders[part].n_cells]
+
+        def evaluate() -> dict[str, Any]:
+            most = {"train": self.settings.evaluation_cells}
+            return {part: self._evaluate(part, most.get(part)) for part in parts}
+
+        keeps_best = self.settings.keep == "best" and -1 < self.best["epoch"] < self.epoch - 1
+        last = {"last": evaluate()} if keeps_best else {}
+        if keeps_best:
+            self.model.load_state_dict(self.best["weights"])
+        trained = sum(self.loaders["train"].n_cells for _ in self.history)
+        return {
+            **evaluate(),
+            **last,
+            "kept_epoch": self.best["epoch"] if keeps_best else self.epoch - 1,
+            "best_epoch": self.best["epoch"] if self.best["epoch"] >= 0 else None,
+            "epochs": self.epoch,
+            "steps": self.step,
+            "stopped_early": self.stopped_early,
+            "seconds": self.seconds,
+            "cells_per_s": trained / max(self.seconds, 1e-9),
+            "seed": self.seed,
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor() or "cpu",
+            "threads": torch.get_num_threads(),
+            "versions": {name: _version(name) for name in ("atlasvi", "torch", "numpy")},
+        }
+
+    def _checkpoint(self, batch: int) -> Path:
+        """Save everything that a resumed run needs; noise needs nothing, being a function of (seed, step)."""
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            raise TrainingError(self._explain("the weights hold NaN or infinite values"))
+        state = {
+            "weights": self._copy_weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "batch": batch,
+            "step": self.step,
+            "sums": self.sums.tolist(),
+            "history": self.history,
+            "best": self.best,
+            "stopped_early": self.stopped_early,
+            "seconds": time.monotonic() - self._began if hasattr(self, "_began") else 0.0,
+        }
+        path = write_checkpoint(self.out / "checkpoints", self.step, state, self.settings.checkpoints_kept)
+        self._saved = time.monotonic()
+        return path
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.step, self.history, self.best = state["epoch"], state["step"], state["history"], state["best"]
+        self.sums, self.stopped_early, self.seconds = np.array(state["sums"]), state["stopped_early"], state["seconds"]
+        self.loaders["train"].set_epoch(self.epoch, state["batch"])
+        self._saved = time.monotonic()
+
+    def _copy_weights(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+
+    def _check_finite(self, means: np.ndarray, kl_weight: float) -> None:
+        if not np.isfinite(means).all():
+            terms = f"reconstruction {means[0]:g}, KL {means[1]:g} nats a cell, KL weight {kl_weight:g}"
+            raise TrainingError(self._explain(f"the loss is not finite ({terms})"))
+
+    def _explain(self, what: str) -> str:
+        saved = list_checkpoints(self.out / "checkpoints")
+        good = f"{saved[0]} (step {int(saved[0].name.split('-')[1])})" if saved else "none"
+        return (
+            f"{self.out}: in epoch {self.epoch + 1}, step {self.step}, {what}. Training stopped; the last good "
+            f"checkpoint is {good}. Try a lower learning_rate, and look at the counts of that data."
+        )
+
+    def _seed(self, generator: torch.Generator, purpose: int, number: int) -> None:
+        generator.manual_seed(int(mix64(np.array([number]), self.seed * 8 + purpose)[0] >> np.uint64(1)))
+
+    def _generator(self, device: str | torch.device, purpose: int, number: int) -> torch.Generator:
+        generator = torch.Generator(device)
+        self._seed(generator, purpose, number)
+        return generator
+
+
+def _losses(cells: float, reconstruction: float, kl: float) -> dict[str, Any]:
+    """Means a cell of sums over `cells` cells."""
+    cells = max(cells, 1)
+    return {
+        "reconstruction_loss": reconstruction / cells,
+        "kl": kl / cells,
+        "elbo": -(reconstruction + kl) / cells,
+        "n_cells": int(cells),
+    }
+
+
+def read_categories(data: CellData, key: str) -> tuple[np.ndarray, list[str]]:
+    """An obs column as int64 codes and the names they stand for; unused categories are left out.
+
+    Raises ColumnError if the column is not there (naming those that are) or has missing values.
+    """
+    values = data.read_column(key)
+    if values.isna().any():
+        raise ColumnError(
+            f"{data.path}: obs column {key!r} has missing values ({int(values.isna().sum()):,} cells, first: cell "
+            f"{int(np.argmax(values.isna()))}): fill them in, or drop those cells."
+        )
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype("category")
+    values = values.cat.remove_unused_categories()
+    return values.cat.codes.to_numpy(np.int64), [str(name) for name in values.cat.categories]
+
+
+def choose_device(device: str) -> torch.device:
+    """'auto' is CUDA where it is there. Raises SettingError if CUDA is asked for and is not there."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise SettingError(f"device {device!r}: choose auto, cpu or cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingError("device cuda was asked for, and torch sees no CUDA device here: use --device cpu or auto.")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _resolve_schedule(settings: Settings, n_train: int) -> Settings:
+    """Fill in what depends on the data: epochs, and the KL warm-up that depends on them."""
+    epochs = settings.epochs or heuristic_epochs(n_train)
+    warmup = settings.kl_warmup_epochs if settings.kl_warmup_epochs is not None else min(400, epochs // 2)
+    return settings.model_copy(update={"epochs": epochs, "kl_warmup_epochs": warmup})
+
+
+def _fingerprint(data: CellData) -> dict[str, Any]:
+    genes = hashlib.sha256("\n".join(map(str, data.genes)).encode()).hexdigest()[:16]
+    return {"n_cells": data.n_cells, "n_genes": len(data.genes), "genes_sha256": genes}
+
+
+def _merge_saved(
+    out: Path, asked: dict[str, Any], resolved: Settings, overrides: Mapping[str, Any], data: CellData
+) -> tuple[dict[str, Any], Settings]:
+    """The saved configuration of a run to resume. Raises SourceError if it is not there, SettingError if it differs."""
+    try:
+        saved = json.loads((out / CONFIG).read_text())
+    except (OSError, ValueError):
+        raise SourceError(f"{out}: there is no run to go on with: start it without --resume.") from None
+    now = {**_fingerprint(data), **{key: value for key, value in asked.items() if value is not None}}
+    now.update({key: getattr(resolved, key) for key in overrides})
+    was = {**saved, **saved["settings"]}
+    for key, value in now.items():
+        if was.get(key) != value:
+            raise SettingError(
+                f"{out}: the run was started with {key} = {was.get(key)!r}, and now it is {value!r}: resume it as it "
+                "was, or start another run in another place."
+            )
+    return {key: saved[key] for key in asked}, Settings.model_validate(saved["settings"])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[list[str]]:
+    """A list that fills with the names of SIGINT and SIGTERM as they come; the second SIGINT interrupts at once."""
+    caught: list[str] = []
+
+    def note(number: int, frame: object) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(signal.Signals(number).name)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are the caller's matter
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

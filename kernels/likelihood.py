@@ -1,0 +1,93 @@
+"""Negative binomial likelihood of counts: a plain reference, and the one that training uses on sparse counts.
+
+Parametrisation of Lopez et al. 2018 (Nature Methods 15:1053), eq. 1: mean mu, inverse dispersion theta, variance
+mu + mu**2 / theta. Exact: no epsilon inside the logarithms.
+
+    log p(x) = lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - theta log1p(mu / theta) + x log(mu / (theta + mu))
+
+At x = 0, which is most of the matrix, only `-theta log1p(mu / theta)` is left. So the dense part of the work is one
+log1p an element, and all else is done at the nonzeros alone.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def nb_log_prob(counts: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+    """Log-probability of counts under a negative binomial, in nats, elementwise; differentiable in mean and theta.
+
+    counts  [cells, genes], non-negative whole numbers in a float dtype
+    mean    [cells, genes], >= 0, in counts
+    theta   broadcastable to it, > 0: inverse dispersion
+    In float64 it is right to 1e-9 for theta from 1e-6 to 1e8; in float32, lgamma(x + theta) - lgamma(theta) loses its
+    digits from theta = 1e4 on.
+    """
+    combinations = torch.lgamma(counts + theta) - torch.lgamma(theta) - torch.lgamma(counts + 1)
+    return combinations - theta * torch.log1p(mean / theta) + torch.xlogy(counts, mean / (theta + mean))
+
+
+def nb_nll_from_logits(
+    logits: Tensor, library: Tensor, log_theta: Tensor, rows: Tensor, genes: Tensor, counts: Tensor
+) -> Tensor:
+    """Negative log-likelihood of each cell, summed over genes, nats: [cells]; differentiable in logits and log_theta.
+
+    logits     float32 [cells, genes]; softmax over genes gives the proportions, mean = library * proportion. The buffer
+               is overwritten: it becomes the gradient
+    library    float32 [cells], counts a cell; zero is allowed (an empty cell has loss 0)
+    log_theta  float32 [genes], log of the inverse dispersion
+    rows, genes, counts  [nnz] the nonzero counts and where they are; counts float32
+
+    The gradients are computed with the value, in one sweep. With r = theta / (theta + mu):
+        d nll / d log mu  = (mu - x) r                          then through the softmax: g - p * sum(g)
+        d nll / d log theta = theta (log1p(mu / theta) + (x - mu) / (theta + mu) - digamma(x + theta) + digamma(theta))
+    What is summed over nonzeros is computed in float64: at theta = 1e8 the lgammas agree in their first nine digits.
+    """
+    return _NBFromLogits.apply(logits, library, log_theta, rows, genes, counts)
+
+
+class _NBFromLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, library: Tensor, log_theta: Tensor, rows: Tensor, genes: Tensor, counts: Tensor
+    ) -> Tensor:
+        n_genes = logits.shape[1]
+        theta = log_theta.exp()
+        log_norm = torch.logsumexp(logits, dim=1, keepdim=True)
+        at = rows * n_genes + genes
+        log_mean_at = (logits.view(-1)[at] - log_norm.view(-1)[rows]).double() + library.log()[rows].double()
+
+        proportions = logits.sub_(log_norm).exp_()  # in place from here on: a fresh buffer costs its page faults
+        ratio = proportions * (library[:, None] / theta)  # mu / theta
+        dense = torch.log1p(ratio)
+        loss = dense @ theta
+
+        x, theta_at = counts.double(), theta.double()[genes]
+        log_theta_at = log_theta.double()[genes]
+        mean_at = log_mean_at.exp()
+        log1p_at = torch.log1p(mean_at / theta_at)
+        terms = torch.lgamma(x + theta_at) - torch.lgamma(theta_at) - torch.lgamma(x + 1)
+        terms += x * (log_mean_at - log_theta_at - log1p_at)
+        loss = loss.double().index_add_(0, rows, -terms).to(logits.dtype)
+
+        # d / d log theta of the dense part: theta (log1p(ratio) - ratio / (1 + ratio)); of the nonzeros the rest
+        share = ratio.div_(ratio + 1)  # mu / (theta + mu) = 1 - r
+        per_gene = dense.sub_(share)
+        weight_at = x * torch.exp(-log1p_at)  # x theta / (theta + mu)
+        digammas = torch.digamma(x + theta_at) - torch.digamma(theta_at)
+        theta_terms = theta_at * (x / (theta_at + mean_at) - digammas)
+        slope = share.mul_(theta)  # (mu - 0) r = theta mu / (theta + mu)
+        slope.view(-1).index_put_((at,), -weight_at.to(slope.dtype), accumulate=True)
+        ctx.save_for_backward(slope, proportions, per_gene, theta, theta_terms, rows, genes)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        slope, proportions, per_gene, theta, theta_terms, rows, genes = ctx.saved_tensors
+        total = slope.sum(1, keepdim=True)
+        grad_logits = slope.sub_(proportions.mul_(total)).mul_(grad[:, None])
+        grad_theta = theta * (grad @ per_gene)
+        grad_theta = grad_theta.double().index_add_(0, genes, theta_terms * grad.double()[rows])
+        return grad_logits, None, grad_theta.to(theta.dtype), None, None, None
