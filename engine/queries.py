@@ -84,6 +84,17 @@ def read_expression(
     Raises GeneError if a gene is not there.
     """
     columns = find_genes(store, genes)
+    if library_size != "observed":
+        try:
+            library_size = float(library_size)
+        except ValueError:
+            raise QueryError(f"library size {library_size!r}: give a number, or 'observed'.") from None
+    return _decode(store, columns, cells, library_size)
+
+
+def _decode(
+    store: MinifiedStore, columns: np.ndarray, cells: np.ndarray | None, library_size: float | str
+) -> Iterator[tuple[pd.Index, np.ndarray]]:
     model, batch_codes = store_model(store), store_batch_codes(store)
     for start, inside in _slices(store.n_cells, cells):
         qzm, _ = store.read_latent(start, start + SLICE_CELLS)

@@ -35,8 +35,8 @@ def load_scvi_tools(path: str | Path) -> TrainedRun:
     """A model that scvi-tools saved (its directory, or the `model.pt` in it), ready for inference.
 
     Settings so far: those of the Tabula Sapiens model card (NB, dispersion gene, layer norm, covariates deeply
-    injected, observed library size), any sizes. Raises SourceError if the file is not there, is no such model, is damaged, names
-    a type that it should not, or was made with other settings; nothing of it is executed.
+    injected, observed library size), any sizes. Raises SourceError if the file is not there, is no
+    such model, is damaged, names a type that it should not, or was made with other settings; nothing of it is executed.
     """
     path = Path(path)
     file = path / "model.pt" if path.is_dir() else path

@@ -214,8 +214,8 @@ class Trainer:
             if self.signals:
                 path = self._checkpoint(loader.state_dict()["batch"])
                 raise TrainingInterrupted(
-                    f"{self.out}: stopped by {self.signals[0]} in epoch {self.epoch + 1}, after step {self.step}, "
-                    f"which is saved in {path.name}. Go on with: atlasvi train {self.data.path} --out {self.out} --resume"
+                    f"{self.out}: stopped by {self.signals[0]} after step {self.step}, saved in {path.name}. "
+                    f"Go on with: atlasvi train {self.data.path} --out {self.out} --resume"
                 )
             if time.monotonic() - self._saved > self.settings.checkpoint_minutes * 60:
                 self._checkpoint(loader.state_dict()["batch"])
