@@ -124,20 +124,17 @@ def has_matrix(root: Node, key: str) -> bool:
 
 def find_matrix(path: str, root: Node, layer: str | None, layers: list[str]) -> tuple[str, str]:
     """Return where the matrix and its var are: `layer` None or 'X' is X, 'raw' is raw unless a layer is called so."""
+    if not layers:
+        raise SourceError(f"{path}: it has no X and no layers, so no counts; pass another file.")
     if layer is None and "X" not in layers:
-        raise SourceError(f"{path}: it has no X; pass --layer NAME ({name_choices(layers)}).")
+        raise SourceError(f"{path}: it has no X; pass --layer NAME (this file has: {', '.join(layers)}).")
     if layer is not None and layer not in layers:
-        raise SourceError(f"{path}: it has no layer {layer!r} ({name_choices(layers)}).")
+        raise SourceError(f"{path}: it has no layer {layer!r} (this file has: {', '.join(layers)}).")
     if layer is None or layer == "X":
         return "X", "var"
     if "layers" in root and layer in root["layers"]:
         return f"layers/{layer}", "var"
     return ("raw/X", "raw/var") if "raw" in root else ("raw.X", "raw.var")
-
-
-def name_choices(names: list[str]) -> str:
-    """What a message says of the layers there are."""
-    return f"this file has: {', '.join(names)}" if names else "this file has none, so no counts"
 
 
 def check_not_minified(path: str, uns: Node | None) -> None:

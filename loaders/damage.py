@@ -21,14 +21,20 @@ def reading(path: str) -> Iterator[None]:
         raise SourceError(
             f"{path}: no permission to read it; ask its owner, or copy it to a place of yours."
         ) from error
+    except BlockingIOError as error:
+        raise SourceError(
+            f"{path}: another program is writing to it; wait until it is done, or pass a copy."
+        ) from error
     except MemoryError as error:
         raise SourceError(
             f"{path}: reading it asks for more memory than there is; read fewer cells at once, or, if it asks for "
             "absurdly much, copy the file again: it may be damaged."
         ) from error
     except Exception as error:
-        # KeyError shows its message in quotes; the libraries' messages run over many lines.
+        # The libraries' messages run over many lines; a KeyError may be a bare name.
         words = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        if isinstance(error, KeyError) and " " not in words:
+            words = f"there is no {words!r}"
         first_line = next((line.strip() for line in words.splitlines() if line.strip()), type(error).__name__)
         raise SourceError(
             f"{path}: it is damaged or cut short and can't be read; copy it again, or write it anew "

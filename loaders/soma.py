@@ -135,11 +135,13 @@ def open_soma(path: str, layer: str | None = None, measurement: str | None = Non
 
 def choose_measurement(path: str, names: list[str], wanted: str | None) -> str:
     """Return the measurement to read: `wanted`, else RNA, else the only one."""
+    if not names:
+        raise SourceError(f"{path}: it has no measurement, so no counts; copy the experiment again, or write it anew.")
     if wanted is None:
         wanted = "RNA" if "RNA" in names else names[0] if len(names) == 1 else None
     if wanted is None or wanted not in names:
         what = "several measurements and no RNA" if wanted is None else f"no measurement {wanted!r}"
-        raise SourceError(f"{path}: it has {what}; choose one of: {', '.join(names) or 'none there'}.")
+        raise SourceError(f"{path}: it has {what}; choose one of: {', '.join(names)}.")
     return wanted
 
 

@@ -46,7 +46,7 @@ class TenxSource:
         kept = keep_genes(path, features, genome)
         self._kept = None if kept.all() else np.flatnonzero(kept)
         self.var = features[kept]
-        self.nnz = matrix.nnz if self._kept is None else None
+        self.nnz = matrix.nnz  # with those of features left out
 
     def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
         """Rows [start, stop) x genes, as stored: canonical CSR, values not validated."""
