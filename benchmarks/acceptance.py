@@ -10,6 +10,7 @@ genes, batch `indiv`), scvi-tools 1.5.1 gets 338.12, 339.95, 339.23 on the same 
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -51,15 +52,11 @@ def main() -> None:
             )  # fmt: skip
             results.append(json.loads((run / "result.json").read_text()))
 
-    print(
-        f"{options.counts.name}: {cells.n_obs:,} cells x {cells.n_vars:,} genes, {options.epochs} epochs, batch size 128"
-    )
-    print(
-        f"{platform.processor() or platform.machine()}, atlasvi {version('atlasvi')}, torch {version('torch')}, {date.today()}"
-    )
-    print(
-        "\n| seed | held-out reconstruction | held-out ELBO | training reconstruction | cells/s |\n| --- | --- | --- | --- | --- |"
-    )
+    print(f"{options.counts.name}: {cells.n_obs:,} cells x {cells.n_vars:,} genes, {options.epochs} epochs, batch 128")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    print(f"{machine}, atlasvi {version('atlasvi')}, torch {version('torch')}, {date.today()}\n")
+    print("| seed | held-out reconstruction | held-out ELBO | training reconstruction | cells/s |")
+    print("| --- | --- | --- | --- | --- |")
     for seed, result in zip(options.seeds, results):
         held_out, trained = result["validation"], result["train"]
         print(

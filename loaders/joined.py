@@ -14,6 +14,7 @@ from atlasvi.loaders.tables import TEXT
 from scipy import sparse
 
 PIECE_NNZ = 2**21  # stored counts read at a time: about 16 MB as float32 CSR
+MOST_ROWS = 2**17
 RESERVED = ("source", "source_row")
 
 
@@ -55,10 +56,17 @@ class JoinedSources:
     def pieces(self, nnz: int = PIECE_NNZ) -> Iterator[Piece]:
         """All cells in source order, in pieces of about `nnz` stored counts. Raises CountsError on what is no count."""
         for number, source in enumerate(self.sources):
-            per_cell = (source.nnz or 0) / max(source.n_cells, 1) or source.var.shape[0]
-            rows = int(np.clip(nnz / max(per_cell, 1), 1, 2**17))
-            for start in range(0, source.n_cells, rows):
-                yield self.read_piece(number, start, min(start + rows, source.n_cells))
+            start, n_genes = 0, len(source.var)
+            per_cell = source.nnz / source.n_cells if source.nnz is not None else n_genes
+            while start < source.n_cells:
+                rows = nnz / max(per_cell, 1)
+                if source.nnz is None:  # dense, or not known before: go by what the last piece held
+                    rows = min(rows, 8 * nnz / n_genes)
+                stop = min(start + int(np.clip(rows, 1, MOST_ROWS)), source.n_cells)
+                piece = self.read_piece(number, start, stop)
+                per_cell = piece.counts.nnz / (stop - start) if source.nnz is None else per_cell
+                yield piece
+                start = stop
 
     def read_piece(self, number: int, start: int, stop: int) -> Piece:
         """Rows [start, stop) of source `number`. Raises CountsError on what is no count."""

@@ -177,9 +177,9 @@ def test_indices_are_narrow_where_genes_allow_and_right_where_not(tmp_path: Path
 def test_highly_variable_genes_are_chosen_as_scanpy_does(shared: Path, tmp_path: Path):
     scanpy = pytest.importorskip("scanpy")
     path = shared / "data/onek1k.h5ad"
-    ingest(path, tmp_path / "store", top_genes=200, batch_key="indiv")
+    ingest(path, tmp_path / "store", top_genes=200, batch_key="sex")
     source = anndata.read_h5ad(path)
-    scanpy.pp.highly_variable_genes(source, flavor="seurat_v3", n_top_genes=200, batch_key="indiv")
+    scanpy.pp.highly_variable_genes(source, flavor="seurat_v3", n_top_genes=200, batch_key="sex")
     expected = source.var_names[source.var["highly_variable"]]
     store = anndata.read_zarr(tmp_path / "store")
     assert store.var_names.tolist() == expected.tolist()
