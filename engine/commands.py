@@ -95,6 +95,10 @@ def ingest(
     )
     if report.dropped_cells:
         console.print(f"{report.dropped_cells:,} cells without counts were dropped.")
+    if report.empty_cells:
+        console.print(
+            f"{report.empty_cells:,} cells have no counts in these genes (--empty-cells drop leaves them out)."
+        )
 
 
 @app.command()

@@ -75,7 +75,7 @@ def check_no_empty_cells(row_nnz: np.ndarray, path: str, first_row: int, cells: 
     if len(empty):
         at = int(empty[0])
         raise CountsError(
-            f"{path}: cell {str(cells[at])!r} (row {first_row + at}) has no counts in the genes "
-            "used. Filter such cells out (scanpy.pp.filter_cells(adata, min_counts=1)), or pass --empty-cells drop, or "
+            f"{path}: cell {str(cells[at])!r} (row {first_row + at}) has no counts. Filter "
+            "such cells out (scanpy.pp.filter_cells(adata, min_counts=1)), or pass --empty-cells drop, or "
             "--empty-cells keep."
         )

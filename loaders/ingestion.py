@@ -41,6 +41,7 @@ class IngestReport:
     nnz: int
     largest_count: int
     dropped_cells: int
+    empty_cells: int
     sources: list[str]
 
 
@@ -64,7 +65,8 @@ def ingest(
     layer        where the counts are, if not in X
     genes        'union' or 'intersection' of the sources' genes, by name (or by `gene_column` of var)
     top_genes    keep only that many highly variable genes (seurat_v3), chosen within each value of `batch_key`
-    empty_cells  what to do with cells that have no counts in the genes used
+    empty_cells  what to do with cells without counts: 'refuse' those that have none in their source (a cell that only
+                 the choice of genes left empty is kept and reported), 'drop' or 'keep' all that have none
     seed         of the order of the cells
     Memory: about 300 MB above the imports, plus var, whatever the number of cells.
     Raises SourceError, CountsError, GeneError, ColumnError on bad input and OutputError if `out` can't be written; the
@@ -144,7 +146,7 @@ def _shuffle(
     buckets = Buckets(scratch / "buckets")
     dtypes = {**joined.dtypes, "source": pd.CategoricalDtype(joined.paths), "source_row": np.dtype(np.int64)}
     text = TextColumns(dtypes)
-    n_buckets = n_cells = nnz = largest = done = 0
+    n_buckets = n_cells = nnz = largest = done = n_empty = 0
     index_dtype = np.uint16 if len(joined.var) <= 2**16 else np.int32
     for piece in joined.pieces():
         if n_buckets == 0:
@@ -152,7 +154,8 @@ def _shuffle(
         done += len(piece.obs)
         row_nnz = np.diff(piece.counts.indptr)
         if empty_cells == "refuse":
-            check_no_empty_cells(row_nnz, joined.sources[piece.source].path, piece.start, piece.obs.index)
+            path = joined.sources[piece.source].path
+            check_no_empty_cells(piece.source_nnz, path, piece.start, piece.obs.index)
         keys = mix64(piece.keys, seed)
         rows = np.flatnonzero(row_nnz > 0) if empty_cells == "drop" else np.arange(len(row_nnz))
         bucket_of = (keys % np.uint64(n_buckets)).astype(np.int64)
@@ -167,6 +170,7 @@ def _shuffle(
             _, part["indices"], part["counts"] = gather_rows(piece.counts.indptr, indices, piece.counts.data, chosen)
             buckets.append(bucket, part)
         n_cells += len(rows)
+        n_empty += int((row_nnz[rows] == 0).sum())
         nnz += piece.counts.nnz
         largest = max(largest, int(piece.counts.data.max(initial=0)))
         progress("reading", done, joined.n_cells)
@@ -192,7 +196,7 @@ def _shuffle(
             written += len(order)
             progress("writing", written, n_cells)
     writer.close()
-    return IngestReport(out, n_cells, len(joined.var), nnz, largest, joined.n_cells - n_cells, joined.paths)
+    return IngestReport(out, n_cells, len(joined.var), nnz, largest, joined.n_cells - n_cells, n_empty, joined.paths)
 
 
 def _plan_buckets(joined: JoinedSources, first: Piece) -> int:

@@ -25,6 +25,7 @@ class Piece:
     source: int
     start: int
     counts: sparse.csr_matrix  # unsigned integers [rows, genes]
+    source_nnz: np.ndarray  # int [rows]: stored counts of each cell over all genes of its source
     obs: pd.DataFrame
 
     @property
@@ -73,7 +74,7 @@ class JoinedSources:
         source = self.sources[number]
         obs = self.read_obs(number, start, stop)
         counts = check_counts(source.read_counts(start, stop), source.path, obs.index, source.var.index, source.layers)
-        return Piece(number, start, self._align(counts, source), obs)
+        return Piece(number, start, self._align(counts, source), np.diff(counts.indptr), obs)
 
     def read_obs(self, number: int, start: int, stop: int) -> pd.DataFrame:
         """`obs` of rows [start, stop) of one source, with the joined columns, `source` and `source_row`."""

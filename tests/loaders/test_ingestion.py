@@ -158,8 +158,17 @@ def test_cells_without_counts_are_refused_dropped_or_kept(write_h5ad, tmp_path: 
     ingest(path, tmp_path / "kept", empty_cells="keep")
     kept = anndata.read_zarr(tmp_path / "kept")
     assert_same_cells(kept, {str(path): anndata.read_h5ad(path)})
+    assert report.empty_cells == 0
     store = open_cells(tmp_path / "kept")
     assert sum(len(store.read_block(block)) for block in range(len(store.block_starts) - 1)) == 10
+
+
+def test_a_cell_that_only_the_choice_of_genes_left_empty_is_kept_and_reported(write_h5ad, tmp_path: Path):
+    counts = sparse.csr_matrix(np.array([[1, 0], [0, 2], [3, 4]], np.float32))
+    paths = [write_h5ad("a", counts, ["g0", "g1"]), write_h5ad("b", counts[:, :1] + counts[:, 1:], ["g0"])]
+    report = ingest(paths, tmp_path / "store", genes="intersection")
+    assert (report.n_cells, report.empty_cells) == (6, 1)
+    assert ingest(paths, tmp_path / "less", genes="intersection", empty_cells="drop").n_cells == 5
 
 
 @pytest.mark.parametrize("genes", [65_536, 65_537])
