@@ -13,7 +13,13 @@ Nothing is imported before it is used.
 """
 
 import importlib
+import os
 from typing import Any
+
+# Before torch is loaded, unless the user has set it: by default torch's threads spin while they wait for each other.
+# With one other busy thread on two cores (our own loader's, or a neighbour's process) a step of 12 ms then took 700;
+# with threads that sleep it took 18.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _PLACES = {
     "simulate": "atlasvi.engine.simulate",

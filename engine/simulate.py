@@ -4,10 +4,12 @@ The process, for a cell c of type t in batch b and a gene g:
 
     profile[g, t]   softmax over genes of base[g] + deviation[g, t] + marker[g, t]          (varm["type_profiles"])
     effect[g, b]    exp(normal): what the batch does to the gene                            (varm["batch_effects"])
-    rate[g]         profile[g, t] * effect[g, b], divided by its sum over genes
+    state[c, k]     standard normal: how far the cell is along each of a few programs       (obsm["state"])
+    program[g, k]   normal: what a program does to the logarithm of the gene                (varm["programs"])
+    rate[c, g]      profile[g, t] * effect[g, b] * exp(state[c] . program[g]), divided by its sum over genes
     library[c]      log-normal around its batch's median                                    (obs["library"])
     theta[g]        log-normal: inverse dispersion                                          (var["theta"])
-    count[c, g]     negative binomial of mean library[c] * rate[g] and variance mean + mean**2 / theta[g]
+    count[c, g]     negative binomial of mean library[c] * rate[c, g] and variance mean + mean**2 / theta[g]
 
 Medians and spreads are those of droplet data: of 1,000 to 3,000 genes about nine counts in ten are zero (of 20,000,
 19 in 20), more than half of the others are one, a few do not fit a byte, some genes are never seen.
@@ -29,7 +31,8 @@ from anndata.io import write_elem
 from atlasvi.loaders.errors import AtlasviError, OutputError
 from atlasvi.loaders.outputs import check_output_free
 
-BLOCK_ENTRIES = 1 << 22  # matrix entries drawn at once: 16 MB in float32; part of what a seed means
+BLOCK_ENTRIES = 1 << 21  # matrix entries drawn at once: 16 MB in float64; part of what a seed means
+N_PROGRAMS = 3  # within a type cells differ along these; a latent space has nothing else to show there but noise
 WALK_MEAN = 8.0  # means up to here are drawn by inversion, larger ones as gamma-Poisson
 
 
@@ -41,13 +44,14 @@ class SimulationError(AtlasviError, ValueError):
 class Process:
     """Settings of the process; spreads are standard deviations of natural logarithms."""
 
-    median_library: float | None = None  # counts a cell; None: 400 for 1,000 genes, growing as genes**0.6
+    median_library: float | None = None  # counts a cell; None: 500 for 1,000 genes, growing as genes**0.6
     library_spread: float = 0.4  # of cells within a batch
     batch_library_spread: float = 0.3  # of the batches' medians
     base_spread: float = 2.1  # of genes around the mean gene
     type_spread: float = 0.3  # of a type around the base
     marker_share: float = 0.02  # of genes that mark a type
     marker_fold: float = 2.0  # natural logarithm of a marker's median fold change
+    program_spread: float = 0.3  # of a program's effect on a gene
     batch_spread: float = 0.3  # of a batch's effect on a gene
     median_theta: float = 1.0
     theta_spread: float = 1.0
@@ -60,6 +64,7 @@ class Truth:
     profiles: np.ndarray  # [types, genes], each row sums to one
     markers: np.ndarray  # bool [types, genes]
     effects: np.ndarray  # [batches, genes], factors
+    programs: np.ndarray  # [N_PROGRAMS, genes], natural logarithms
     theta: np.ndarray  # [genes]
     compositions: np.ndarray  # [batches, types], each row sums to one
     batch_library: np.ndarray  # [batches], median counts a cell
@@ -84,7 +89,8 @@ def simulate(
     its rate.
     obs   batch ("batch_0", ...), cell_type ("type_00", ...), library: the true one, counts
     var   theta, marker_of (the type, or missing)
-    varm  type_profiles [genes, types], batch_effects [genes, batches]
+    obsm  state [cells, 3]
+    varm  type_profiles [genes, types], batch_effects [genes, batches], programs [genes, 3]
     uns   simulation: seed and settings, compositions [batches, types], batch_library [batches]
     The content depends on the arguments alone: cells are drawn and written in blocks of fixed size, each with its
     own random stream, so memory depends on neither cells nor genes but for the truth itself.
@@ -131,18 +137,21 @@ def draw_truth(n_cells: int, n_genes: int, n_batches: int, n_types: int, seed: i
     log_profiles = rng.normal(0, process.base_spread, n_genes) + rng.normal(0, process.type_spread, (n_types, n_genes))
     log_profiles[markers] += rng.normal(process.marker_fold, 0.5, markers.sum())
     profiles = np.exp(log_profiles - log_profiles.max(axis=1, keepdims=True))
-    median_library = process.median_library or 400 * (n_genes / 1000) ** 0.6
+    median_library = process.median_library or 500 * (n_genes / 1000) ** 0.6
     shares = rng.dirichlet(np.full(n_batches, 10.0))  # batches differ in size, none by orders of magnitude
     # One cell each first, the others by share.
     starts = np.round(np.concatenate([[0.0], np.cumsum(shares)]) * (n_cells - n_batches)).astype(np.int64)
     starts[-1] = n_cells - n_batches
+    shifts = rng.normal(0, process.batch_library_spread, n_batches)
+    shifts -= shares @ shifts  # the atlas as a whole keeps its median, however few its batches
     return Truth(
         profiles=profiles / profiles.sum(axis=1, keepdims=True),
         markers=markers,
         effects=np.exp(rng.normal(0, process.batch_spread, (n_batches, n_genes))),
+        programs=rng.normal(0, process.program_spread, (N_PROGRAMS, n_genes)),
         theta=process.median_theta * np.exp(rng.normal(0, process.theta_spread, n_genes)),
         compositions=rng.dirichlet(np.full(n_types, 2.0), size=n_batches),
-        batch_library=median_library * np.exp(rng.normal(0, process.batch_library_spread, n_batches)),
+        batch_library=median_library * np.exp(shifts),
         batch_starts=starts + np.arange(n_batches + 1),
     )
 
@@ -155,6 +164,7 @@ class Cells:
     batches: np.ndarray  # int64 [cells]
     types: np.ndarray  # int64 [cells]
     library: np.ndarray  # float64 [cells]
+    state: np.ndarray  # float64 [cells, N_PROGRAMS]
 
 
 def draw_blocks(truth: Truth, seed: int, process: Process) -> Iterator[Cells]:
@@ -173,42 +183,47 @@ def draw_blocks(truth: Truth, seed: int, process: Process) -> Iterator[Cells]:
         here = (given >= start) & (given <= cells[-1])
         types[given[here] - start] = np.flatnonzero(here)
         library = truth.batch_library[batches] * np.exp(rng.normal(0, process.library_spread, len(cells)))
-        counts = draw_counts(truth, batches, types, library, rng)
-        yield Cells(counts, batches, types, library)
+        state = rng.standard_normal((len(cells), N_PROGRAMS))
+        counts = draw_counts(expect_counts(truth, batches, types, library, state), truth.theta, rng)
+        yield Cells(counts, batches, types, library, state)
 
 
-def draw_counts(
-    truth: Truth, batches: np.ndarray, types: np.ndarray, library: np.ndarray, rng: np.random.Generator
-) -> sp.csr_matrix:
-    """Draw the counts of some cells, float32 CSR; batches, types int64 [cells], library float64 [cells].
+def expect_counts(
+    truth: Truth, batches: np.ndarray, types: np.ndarray, library: np.ndarray, state: np.ndarray
+) -> np.ndarray:
+    """Mean counts of some cells, float64 [cells, genes], from what `Cells` holds of them."""
+    n_types = len(truth.profiles)
+    kinds, kind = np.unique(batches * n_types + types, return_inverse=True)
+    mean = (np.log(truth.profiles[kinds % n_types]) + np.log(truth.effects[kinds // n_types]))[kind]
+    mean += state @ truth.programs
+    np.exp(mean, out=mean)
+    mean *= (library / mean.sum(axis=1))[:, None]
+    return mean
+
+
+def draw_counts(mean: np.ndarray, theta: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
+    """Draw the counts of some cells, float32 CSR; mean float64 [cells, genes], theta float64 [genes].
 
     A count is above zero with probability 1 - (1 + mean / theta)**-theta, which is below the mean: a cheap float32
     uniform against the mean rules out most entries, and the exact draw is left for those that pass.
     """
-    n_genes = truth.profiles.shape[1]
-    kinds, kind = np.unique(batches * len(truth.profiles) + types, return_inverse=True)
-    rates = truth.profiles[kinds % len(truth.profiles)] * truth.effects[kinds // len(truth.profiles)]
-    rates /= rates.sum(axis=1, keepdims=True)
-
-    coarse = rng.random((len(library), n_genes), dtype=np.float32)  # multiples of 2**-24
-    bound = rates.astype(np.float32)[kind]
-    bound *= (library * (1 + 1e-6))[:, None].astype(np.float32)  # rounded, yet never below the mean
-    passed = np.flatnonzero(coarse <= bound)
+    n_cells, n_genes = mean.shape
+    coarse = rng.random((n_cells, n_genes), dtype=np.float32)  # multiples of 2**-24
+    passed = np.flatnonzero(coarse < mean)
     uniform = coarse.ravel()[passed] + rng.random(len(passed)) * 2.0**-24  # the bits that float32 lacks
     cells, genes = np.divmod(passed, n_genes)
-    mean = rates[kind[cells], genes] * library[cells]
-    values = draw_negative_binomial(mean, truth.theta[genes], uniform, rng)
+    values = draw_negative_binomial(mean.ravel()[passed], theta[genes], uniform, rng)
     positive = values > 0
     cells, genes, values = cells[positive], genes[positive], values[positive]
 
-    totals = np.bincount(cells, minlength=len(library))
+    totals = np.bincount(cells, minlength=n_cells)
     for cell in np.flatnonzero(totals == 0):
         at = np.searchsorted(cells, cell)
-        gene = rng.choice(n_genes, p=rates[kind[cell]])
+        gene = rng.choice(n_genes, p=mean[cell] / mean[cell].sum())
         cells, genes, values = np.insert(cells, at, cell), np.insert(genes, at, gene), np.insert(values, at, 1)
         totals[cell] = 1
     indptr = np.concatenate([[0], np.cumsum(totals)])
-    return sp.csr_matrix((values.astype(np.float32), genes.astype(np.int32), indptr), shape=(len(library), n_genes))
+    return sp.csr_matrix((values.astype(np.float32), genes.astype(np.int32), indptr), shape=mean.shape)
 
 
 def draw_negative_binomial(
@@ -244,24 +259,25 @@ def draw_negative_binomial(
 
 
 def write_truth(file: h5py.File, truth: Truth, seed: int, process: Process) -> None:
-    """Write all of the AnnData file but `X` and `obs`."""
+    """Write all of the AnnData file but `X`, `obs` and `obsm`."""
     n_types, n_genes = truth.profiles.shape
     marker_of = pd.Categorical.from_codes(
         np.where(truth.markers.any(axis=0), truth.markers.argmax(axis=0), -1), categories=type_names(n_types)
     )
     genes = pd.Index(number_names("gene_", n_genes))
     write_elem(file, "var", pd.DataFrame({"theta": truth.theta, "marker_of": marker_of}, index=genes))
-    write_elem(file, "varm", {"type_profiles": truth.profiles.T, "batch_effects": truth.effects.T})
+    varm = {"type_profiles": truth.profiles.T, "batch_effects": truth.effects.T, "programs": truth.programs.T}
+    write_elem(file, "varm", varm)
     settings = {name: value for name, value in asdict(process).items() if value is not None}
     simulation: dict[str, Any] = {"seed": seed, **settings}
     simulation |= {"compositions": truth.compositions, "batch_library": truth.batch_library}
     write_elem(file, "uns", {"simulation": simulation})
-    for name in ("layers", "obsm", "obsp", "varp"):
+    for name in ("layers", "obsp", "varp"):
         write_elem(file, name, {})
 
 
 def write_cells(file: h5py.File, truth: Truth, blocks: Iterator[Cells]) -> None:
-    """Write `X` and `obs` as AnnData encodes them, a block at a time, so that no column is ever whole in memory."""
+    """Write `X`, `obs` and `obsm` as AnnData encodes them, by blocks, so that no column is ever whole in memory."""
     n_types, n_genes = truth.profiles.shape
     n_cells, n_batches = int(truth.batch_starts[-1]), len(truth.effects)
     matrix = file.create_group("X")
@@ -277,6 +293,9 @@ def write_cells(file: h5py.File, truth: Truth, blocks: Iterator[Cells]) -> None:
     batch = create_categorical(obs, "batch", n_cells, number_names("batch_", n_batches))
     cell_type = create_categorical(obs, "cell_type", n_cells, type_names(n_types))
     library = create_column(obs, "library", n_cells, np.dtype(np.float64), "array")
+    write_elem(file, "obsm", {})
+    state = file["obsm"].create_dataset("state", (n_cells, N_PROGRAMS), np.float64)
+    state.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     start = nnz = 0
     for cells in blocks:
         stop, end = start + cells.counts.shape[0], nnz + cells.counts.nnz
@@ -289,6 +308,7 @@ def write_cells(file: h5py.File, truth: Truth, blocks: Iterator[Cells]) -> None:
         batch[start:stop] = cells.batches
         cell_type[start:stop] = cells.types
         library[start:stop] = cells.library
+        state[start:stop] = cells.state
         start, nnz = stop, end
 
 
