@@ -48,10 +48,10 @@ class Process:
     library_spread: float = 0.4  # of cells within a batch
     batch_library_spread: float = 0.3  # of the batches' medians
     base_spread: float = 2.1  # of genes around the mean gene
-    type_spread: float = 0.3  # of a type around the base
-    marker_share: float = 0.02  # of genes that mark a type
+    type_spread: float = 0.5  # of a type around the base
+    marker_share: float = 0.03  # of genes that mark a type
     marker_fold: float = 2.0  # natural logarithm of a marker's median fold change
-    program_spread: float = 0.3  # of a program's effect on a gene
+    program_spread: float = 0.2  # of a program's effect on a gene
     batch_spread: float = 0.3  # of a batch's effect on a gene
     median_theta: float = 1.0
     theta_spread: float = 1.0
