@@ -169,8 +169,8 @@ class _TensorUnpickler(pickle.Unpickler):
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("collections", "defaultdict"): _plain_defaultdict,
             ("_codecs", "encode"): _encode_latin1,
-            ("numpy", "dtype"): _plain_dtype,
-            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): _PickledDtype,
+            ("numpy", "ndarray"): "numpy.ndarray",  # a name: the file has no need to call it
             ("numpy._core.multiarray", "_reconstruct"): _empty_array,
             ("numpy.core.multiarray", "_reconstruct"): _empty_array,
             ("builtins", "dict"): dict,
@@ -199,11 +199,12 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *rest: Any) -> np.ndarray:
-    values = storage[offset:]
-    if size and min(size) > 0 and sum((n - 1) * step for n, step in zip(size, stride)) >= len(values):
+    numbers = (offset, *size, *stride)
+    reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if any(type(number) is not int or number < 0 for number in numbers) or (all(size) and reach >= len(storage)):
         raise pickle.UnpicklingError("a tensor reaches beyond its storage")
     strides = tuple(step * storage.itemsize for step in stride)
-    return np.lib.stride_tricks.as_strided(values, size, strides).copy()
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
 
 
 def _plain_defaultdict(*arguments: Any) -> dict:
@@ -217,9 +218,31 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return codecs.encode(text, "latin1")
 
 
-def _plain_dtype(name: str, *flags: Any) -> np.dtype:
-    return np.dtype(str(name))
+class _PickledDtype:
+    """A numpy dtype as pickles describe it: a code such as 'f4', then a state of which only the byte order is taken.
+
+    numpy's own would take flags from the file that make it read bytes as pointers.
+    """
+
+    def __init__(self, code: str, *flags: Any) -> None:
+        self.dtype = np.dtype(str(code))
+        if self.dtype.hasobject and self.dtype != object:
+            raise pickle.UnpicklingError(f"unexpected dtype {code!r}")
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
 
 
-def _empty_array(kind: type, shape: tuple, code: bytes) -> np.ndarray:
-    return np.ndarray.__new__(np.ndarray, (0,), "b")
+class _PickledArray(np.ndarray):
+    """A numpy array that checks what a pickle puts into it."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, fortran, content = state
+        if not isinstance(content, list if kind.dtype == object else bytes):
+            raise pickle.UnpicklingError(f"an array of {kind.dtype} holds {type(content).__name__}")
+        super().__setstate__((1, shape, kind.dtype, bool(fortran), content))
+
+
+def _empty_array(kind: str, shape: tuple, code: bytes) -> np.ndarray:
+    return _PickledArray((0,), "b")

@@ -1,9 +1,14 @@
 """The encoder's first layer: log1p keeps zeros, so the counts stay sparse."""
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
+
+with warnings.catch_warnings():  # torch says once a process that CSR is in beta: nothing that a user can act on
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+    torch.zeros(1, 1).to_sparse_csr()
 
 
 def log1p_linear(indptr: Tensor, genes: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
