@@ -1,6 +1,6 @@
 """atlasvi.engine: model, training, minified store, command line. In the order in which data meets it:
 
-simulate         an atlas of known truth                         simulate.py
+simulate         an atlas of known truth                         simulation.py
 ingest           count files -> a cell store                     atlasvi.loaders
 train            a cell store -> a run directory                 training.py (configuration, splits, checkpoint)
 load_run         a run directory -> a model                      runs.py
@@ -22,7 +22,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _PLACES = {
-    "simulate": "atlasvi.engine.simulate",
+    "simulate": "atlasvi.engine.simulation",
     "ingest": "atlasvi.loaders.ingestion",
     "train": "atlasvi.engine.training",
     "load_run": "atlasvi.engine.runs",

@@ -48,7 +48,7 @@ def simulate(
     seed: Seed = 0,
 ) -> None:
     """Draw counts from a known scVI-like process, with the truth beside them."""
-    from atlasvi.engine.simulate import simulate as run
+    from atlasvi.engine.simulation import simulate as run
 
     run(out, cells, genes, batches, types, seed)
     console.print(f"{out}: {cells:,} cells x {genes:,} genes, {batches} batches, {types} cell types (seed {seed}).")

@@ -7,6 +7,7 @@ from atlasvi.loaders.cells import CellData
 from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.hashing import mix64
 
+SLICE_CELLS = 2**17
 NAMES = {
     "train": "train",
     "training": "train",
@@ -31,9 +32,12 @@ def split_by_hash(data: CellData, validation_fraction: float, seed: int) -> Spli
 
     A cell is judged by its source and row, so a cell store and the file that it came from are split alike.
     """
-    held_out = mix64(data.split_keys(), seed) < np.uint64(min(validation_fraction * 2**64, 2**64 - 1))
-    if validation_fraction > 0 and not held_out.any():
-        held_out[np.argmin(mix64(data.split_keys(), seed))] = True
+    bound, held_out = np.uint64(min(validation_fraction * 2**64, 2**64 - 1)), np.empty(data.n_cells, bool)
+    for start in range(0, data.n_cells, SLICE_CELLS):
+        stop = min(start + SLICE_CELLS, data.n_cells)
+        held_out[start:stop] = mix64(data.split_keys(start, stop), seed) < bound
+    if validation_fraction > 0 and not held_out.any():  # so few cells that none fell below: the lowest one
+        held_out[np.argmin(mix64(data.split_keys(0, data.n_cells), seed))] = True
     if held_out.all():
         raise ColumnError(f"{data.path}: {data.n_cells} cells are too few to hold some out: set validation_fraction=0.")
     return Split(~held_out, held_out, np.zeros(data.n_cells, bool))

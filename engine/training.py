@@ -377,7 +377,7 @@ def _losses(cells: float, reconstruction: float, kl: float) -> dict[str, Any]:
 
 
 def read_categories(data: CellData, key: str) -> tuple[np.ndarray, list[str]]:
-    """An obs column as int64 codes and the names they stand for; unused categories are left out.
+    """An obs column as integer codes, as narrow as they come, and the names they stand for; unused ones are left out.
 
     Raises ColumnError if the column is not there (naming those that are) or has missing values.
     """
@@ -390,7 +390,7 @@ def read_categories(data: CellData, key: str) -> tuple[np.ndarray, list[str]]:
     if not isinstance(values.dtype, pd.CategoricalDtype):
         values = values.astype("category")
     values = values.cat.remove_unused_categories()
-    return values.cat.codes.to_numpy(np.int64), [str(name) for name in values.cat.categories]
+    return values.cat.codes.to_numpy(), [str(name) for name in values.cat.categories]
 
 
 def choose_device(device: str) -> torch.device:

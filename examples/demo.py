@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=20_259)
     parser.add_argument("--genes", type=int, default=3_000)
     parser.add_argument(
-        "--epochs", type=int, help="default: 20 for the simulated atlas, by the number of cells for yours"
+        "--epochs", type=int, help="default: 40 for the simulated atlas, by the number of cells for yours"
     )
     options = parser.parse_args()
     if options.data is None and (options.batch_key or options.labels_key):
@@ -53,7 +53,7 @@ def run_demo(options: argparse.Namespace) -> None:
     (out / ".atlasvi-demo").touch()
     data, batch, labels, epochs = options.data, options.batch_key, options.labels_key, options.epochs
     if data is None:
-        data, batch, labels, epochs = str(out / "atlas.h5ad"), "batch", "cell_type", epochs or 20
+        data, batch, labels, epochs = str(out / "atlas.h5ad"), "batch", "cell_type", epochs or 40
         shape = f"--cells {options.cells} --genes {options.genes} --batches 3 --types 12"
         command(f"simulate {data} {shape} --seed 0")
     keys = (f" --batch-key {shlex.quote(batch)}" if batch else "") + (

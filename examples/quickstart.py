@@ -18,7 +18,7 @@ def main(folder: Path) -> None:
     minify(run, folder / "atlas.store", folder / "atlas.mini", source_order=True)
 
     mini = MinifiedStore(folder / "atlas.mini")
-    cells = choose_cells(mini, where=["cell_type=type_0"])
+    cells = choose_cells(mini, where=["cell_type=type_00"])
     for names, values in read_expression(mini, genes=list(mini.genes[:2]), cells=cells, library_size=10_000):
         print(f"{len(names)} cells, mean expression of two genes: {values.mean(axis=0)}")
 

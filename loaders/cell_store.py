@@ -23,7 +23,7 @@ from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.shards import Layout, ShardReader
-from atlasvi.loaders.tables import TableReader
+from atlasvi.loaders.tables import TableReader, quiet_zarr
 
 FORMAT_VERSION = 1
 KIND = "cell store"
@@ -82,7 +82,8 @@ class CellStore:
         check_version(attributes, path, FORMAT_VERSION)
         self.attributes = attributes
         try:
-            self._open(Path(path))
+            with quiet_zarr():
+                self._open(Path(path))
         except (OSError, KeyError, ValueError) as error:
             raise SourceError(f"{path}: the store is damaged ({error}): copy it again, or ingest it again.") from error
 
@@ -130,10 +131,10 @@ class CellStore:
         """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
         return self._obs.read_column(name)
 
-    def split_keys(self) -> np.ndarray:
-        """uint64 [n_cells]: a hash of each cell's identity, the same as that of the source it came from."""
-        source = self.read_column("source").cat.codes.to_numpy()
-        return cell_keys(source, self.read_column("source_row").to_numpy())
+    def split_keys(self, start: int, stop: int) -> np.ndarray:
+        """uint64 [stop - start]: a hash of each cell's identity, the same as that of the source it came from."""
+        source = self._obs.read_column("source", start, stop).cat.codes.to_numpy()
+        return cell_keys(source, self._obs.read_column("source_row", start, stop).to_numpy())
 
     def close(self) -> None:
         """Nothing is held open between reads."""

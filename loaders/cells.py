@@ -47,8 +47,8 @@ class CellData(Protocol):
     def read_column(self, name: str) -> pd.Series:
         """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
 
-    def split_keys(self) -> np.ndarray:
-        """uint64 [n_cells]: a hash of each cell's identity, the same from a store as from its source."""
+    def split_keys(self, start: int, stop: int) -> np.ndarray:
+        """uint64 [stop - start]: a hash of each cell's identity, the same from a store as from its source."""
 
     def close(self) -> None:
         """Let go of the files."""
@@ -96,9 +96,9 @@ class SourceCells:
         slices.append(self.read_obs(len(slices) * step, self.n_cells)[name])
         return pd.concat(slices, ignore_index=True)
 
-    def split_keys(self) -> np.ndarray:
-        """uint64 [n_cells]: a hash of each cell's identity."""
-        return cell_keys(0, np.arange(self.n_cells))
+    def split_keys(self, start: int, stop: int) -> np.ndarray:
+        """uint64 [stop - start]: a hash of each cell's identity."""
+        return cell_keys(0, np.arange(start, stop))
 
     def close(self) -> None:
         """Let go of the file."""

@@ -34,7 +34,7 @@ def write_folder_aside(out: str | Path) -> Iterator[Path]:
             raise OutputError(f"{out}: another process is writing it: wait for it, or choose another place.") from None
         try:
             for left in scratch.iterdir():
-                shutil.rmtree(left)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             with explain_full_disk(out):
                 yield scratch
                 sync_tree(scratch / "result")

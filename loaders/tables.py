@@ -18,7 +18,7 @@ MOST_CATEGORIES = 10_000  # text with more distinct values stays text
 
 @contextlib.contextmanager
 def quiet_zarr() -> Iterator[None]:
-    """Without zarr's and anndata's notes on the young parts of the format, which a user can do nothing about."""
+    """Without zarr's and anndata's notes on young parts of the format, which a user can do nothing about."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
@@ -89,10 +89,10 @@ class TableReader:
         """Cell names of rows [start, stop)."""
         return pd.Index(np.asarray(self._index[start:stop], object))
 
-    def read_column(self, name: str) -> pd.Series:
-        """One column, all rows. Raises ColumnError, naming those that are there."""
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One column of rows [start, stop), or of all. Raises ColumnError, naming those that are there."""
         check_column(name, self.columns, self._path)
-        return pd.Series(self._read_slice(name, 0, self.n_rows))
+        return pd.Series(self._read_slice(name, start, self.n_rows if stop is None else stop))
 
     def _read_slice(self, name: str, start: int, stop: int) -> Any:
         element = self._group[name]

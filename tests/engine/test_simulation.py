@@ -6,8 +6,8 @@ import h5py
 import numpy as np
 import pytest
 import scipy.stats
-from atlasvi.engine import simulate as module
-from atlasvi.engine.simulate import Process, SimulationError, draw_negative_binomial, simulate
+from atlasvi.engine import simulation as module
+from atlasvi.engine.simulation import Process, SimulationError, draw_negative_binomial, simulate
 from atlasvi.loaders.errors import OutputError
 
 

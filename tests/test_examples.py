@@ -1,0 +1,38 @@
+"""The examples of the README run as they are shown."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(script: str, *arguments: object) -> str:
+    command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_quickstart_runs(tmp_path: Path):
+    said = run("quickstart.py", tmp_path)
+    assert "held-out ELBO, nats a cell: -" in said
+    assert "mean expression of two genes" in said
+
+
+def test_the_readme_shows_the_quickstart_as_it_is():
+    shown = re.search(
+        r"```python\n(from atlasvi.engine import MinifiedStore.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
+    plain = re.sub(r'folder / ("[^"]+")', r"\1", (ROOT / "examples" / "quickstart.py").read_text())
+    lines = [line.strip() for line in shown[1].splitlines() if line.strip()]
+    assert all(line in plain for line in lines)
+
+
+def test_the_demo_ends_with_a_picture_and_says_what_was_made(tmp_path: Path):
+    said = run("demo.py", "--out", tmp_path / "demo", "--cells", 600, "--genes", 80, "--epochs", 2)
+    assert "$ atlasvi train" in said
+    assert "The model of 600 cells x 80 genes" in said
+    assert (tmp_path / "demo" / "latent.png").stat().st_size > 10_000
+    assert "Done in" in said
