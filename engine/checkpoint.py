@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ class CheckpointError(AtlasviError, RuntimeError):
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) -> Path:
     """Write `state` (tensors, numbers, text, lists, dictionaries) as the checkpoint of a step; keep the `kept` newest.
 
-    The file's name carries the sha256 of its content, so that one rename publishes both.
+    The file's name carries the sha256 of its content, so that one rename publishes both. Others of this step or a later
+    one go: they are of a course that was left, or damaged, or else a resumed run would have begun there.
+    Raises OutputError, leaving those that were there, if the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
@@ -36,7 +39,8 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) 
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(folder)
-    for old in list_checkpoints(folder)[kept:]:
+    earlier = [old for old in list_checkpoints(folder) if step_of(old) < step]
+    for old in set(list_checkpoints(folder)) - {path, *earlier[: kept - 1]}:
         old.unlink()
     return path
 
@@ -46,6 +50,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"), reverse=True)
 
 
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step that a checkpoint was written after."""
+    return int(checkpoint.name.split("-")[1])
+
+
 def read_newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The newest checkpoint whose content matches its checksum. Raises CheckpointError if there is none."""
     damaged = []
@@ -53,8 +62,10 @@ def read_newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
         content = path.read_bytes()
         written = re.fullmatch(r"step-\d+-([0-9a-f]{16})\.pt", path.name)
         if written and hashlib.sha256(content).hexdigest().startswith(written[1]):
-            # weights_only: tensors and plain values, no code of the file is run
-            return path, torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+            try:  # weights_only: tensors and plain values, no code of the file is run
+                return path, torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+            except (pickle.UnpicklingError, RuntimeError):
+                pass  # whole, and yet not what we wrote
         damaged.append(path.name)
     if damaged:
         raise CheckpointError(f"{folder}: all checkpoints are damaged ({', '.join(damaged)}): start a new run.")

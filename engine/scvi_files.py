@@ -241,7 +241,7 @@ class _PickledArray(np.ndarray):
         _, shape, kind, fortran, content = state
         if not isinstance(content, list if kind.dtype == object else bytes):
             raise pickle.UnpicklingError(f"an array of {kind.dtype} holds {type(content).__name__}")
-        super().__setstate__((1, shape, kind.dtype, bool(fortran), content))
+        super().__setstate__((1, shape, kind.dtype, bool(fortran), content))  # type: ignore[arg-type]
 
 
 def _empty_array(kind: str, shape: tuple, code: bytes) -> np.ndarray:

@@ -14,6 +14,7 @@ NAMES = {
     "validation": "validation",
     "valid": "validation",
     "val": "validation",
+    "holdout": "validation",
     "test": "test",
 }
 
@@ -59,7 +60,7 @@ def split_by_column(data: CellData, column: str) -> Split:
         other = said[names.isna()].iloc[0]
         raise ColumnError(
             f"{data.path}: obs column {column!r} says {str(other)!r}; as a split it must say train, validation (or "
-            "val, valid) or test for each cell."
+            "val, valid, holdout) or test for each cell."
         )
     split = Split(*((names == part).to_numpy() for part in ("train", "validation", "test")))
     for part in ("train", "validation"):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from atlasvi.engine.checkpoint import list_checkpoints, read_newest_checkpoint, write_checkpoint
+from atlasvi.engine.checkpoint import list_checkpoints, read_newest_checkpoint, step_of, write_checkpoint
 from atlasvi.engine.configuration import SettingError, Settings, heuristic_epochs, resolve_settings
 from atlasvi.engine.model import SCVI, ModelSettings
 from atlasvi.engine.progress import RunLog
@@ -350,7 +350,7 @@ class Trainer:
 
     def _explain(self, what: str) -> str:
         saved = list_checkpoints(self.out / "checkpoints")
-        good = f"{saved[0]} (step {int(saved[0].name.split('-')[1])})" if saved else "none"
+        good = f"{saved[0]} (step {step_of(saved[0])})" if saved else "none"
         return (
             f"{self.out}: in epoch {self.epoch + 1}, step {self.step}, {what}. Training stopped; the last good "
             f"checkpoint is {good}. Try a lower learning_rate, and look at the counts of that data."

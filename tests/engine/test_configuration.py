@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+from atlasvi.engine.configuration import SettingError, Settings, heuristic_epochs, parse_settings, resolve_settings
+from atlasvi.loaders.errors import AtlasviError
+
+
+def test_the_defaults_are_the_model_card_and_scvi_tools_optimizer():
+    settings = resolve_settings()
+    assert (settings.n_hidden, settings.n_latent, settings.n_layers, settings.dropout_rate) == (128, 20, 3, 0.05)
+    assert (settings.learning_rate, settings.adam_eps, settings.weight_decay) == (1e-3, 0.01, 1e-6)
+    assert (settings.batch_size, settings.validation_fraction, settings.early_stopping_patience) == (128, 0.1, 45)
+
+
+def test_values_are_read_as_what_they_look_like():
+    assert parse_settings(["n_latent=10", "learning_rate=1e-4", "early_stopping=false", "keep=last"]) == {
+        "n_latent": 10,
+        "learning_rate": 1e-4,
+        "early_stopping": False,
+        "keep": "last",
+    }
+
+
+@pytest.mark.parametrize("assignment", ["n_latent", "", "n_latent:10"])
+def test_an_assignment_without_an_equals_sign_is_explained(assignment: str):
+    with pytest.raises(SettingError, match="KEY=VALUE"):
+        parse_settings([assignment])
+
+
+def test_every_setting_can_be_set_from_text():
+    for name, field in Settings.model_fields.items():
+        value = field.default if field.default is not None else 3
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        assert getattr(resolve_settings(None, parse_settings([f"{name}={text}"])), name) == value
+
+
+def test_what_comes_later_wins_and_none_changes_nothing(tmp_path: Path):
+    file = tmp_path / "run.toml"
+    file.write_text("n_latent = 12\nkl_warmup_epochs = 5\n")
+    settings = resolve_settings(file, {"n_latent": 14, "epochs": None}, {"epochs": 7})
+    assert (settings.n_latent, settings.kl_warmup_epochs, settings.epochs) == (14, 5, 7)
+
+
+def test_an_unknown_key_is_named_with_those_that_are_near():
+    with pytest.raises(SettingError, match=r"no setting 'kl_warmup'; did you mean kl_warmup_epochs"):
+        resolve_settings(None, {"kl_warmup": 5})
+    with pytest.raises(SettingError, match="no setting 'zzz'; there are: n_hidden, n_latent"):
+        resolve_settings(None, {"zzz": 5})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("n_latent", 0), ("n_latent", "many"), ("learning_rate", -1), ("dropout_rate", 1.0), ("keep", "first")],
+)
+def test_a_value_that_cannot_be_is_named_with_its_key(key: str, value: object):
+    with pytest.raises(SettingError, match=f"{key} = {value!r}"):
+        resolve_settings(None, {key: value})
+
+
+def test_a_config_file_that_cannot_be_read_is_named(tmp_path: Path):
+    with pytest.raises(SettingError, match="nowhere.toml"):
+        resolve_settings(tmp_path / "nowhere.toml")
+    (tmp_path / "broken.toml").write_text("n_latent = = 3")
+    with pytest.raises(SettingError, match=r"broken.toml: not a TOML file"):
+        resolve_settings(tmp_path / "broken.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(AtlasviError, match=r"binary.toml"):
+        resolve_settings(tmp_path / "binary.toml")
+
+
+def test_settings_do_not_change_once_they_are_resolved():
+    with pytest.raises(ValueError, match="frozen"):
+        resolve_settings().n_latent = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "epochs"), [(1, 400), (20_000, 400), (40_000, 200), (20_259, 395), (10**6, 8), (10**8, 1)]
+)
+def test_the_number_of_epochs_follows_scvi_tools(n_cells: int, epochs: int):
+    assert heuristic_epochs(n_cells) == epochs
