@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from atlasvi.loaders.errors import AtlasviError
 from atlasvi.loaders.outputs import explain_full_disk, sync_folder
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import typer
-from atlasvi.loaders.errors import AtlasviError, SourceError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from atlasvi.loaders.errors import AtlasviError, SourceError
 
 if TYPE_CHECKING:
     from atlasvi.loaders.cells import CellData

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from atlasvi.loaders.errors import AtlasviError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from atlasvi.loaders.errors import AtlasviError
 
 
 class SettingError(AtlasviError, ValueError):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
 from atlasvi.engine.minified import MinifiedStore, is_minified_store
 from atlasvi.loaders.cell_store import CellStore, is_cell_store
 from atlasvi.loaders.sources import open_source

@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import zarr
+
 from atlasvi.loaders.cell_store import check_version, read_attributes
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.tables import AppendedArray, TableReader, TableWriter, quiet_zarr

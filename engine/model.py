@@ -13,10 +13,11 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F
-from atlasvi.kernels import log1p_linear, nb_nll_from_logits
-from atlasvi.loaders.batch import Batch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor, nn
+
+from atlasvi.kernels import log1p_linear, nb_nll_from_logits
+from atlasvi.loaders.batch import Batch
 
 
 class ModelSettings(BaseModel):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
 from atlasvi.loaders.errors import ColumnError, MissingDependencyError, OutputError
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+
 from atlasvi.engine.minified import LIBRARY, MinifiedWriter
 from atlasvi.engine.runs import TrainedRun, load_run
 from atlasvi.loaders.buckets import Buckets

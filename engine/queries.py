@@ -8,6 +8,7 @@ from typing import TextIO
 import numpy as np
 import pandas as pd
 import torch
+
 from atlasvi.engine.minified import LIBRARY, MinifiedStore
 from atlasvi.engine.model import SCVI, model_from_weights
 from atlasvi.loaders.errors import AtlasviError, ColumnError, GeneError

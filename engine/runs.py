@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from atlasvi.engine.model import SCVI, model_from_weights
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.outputs import explain_full_disk, sync_folder

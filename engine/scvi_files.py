@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from atlasvi.engine.model import SCVI, ModelSettings, model_from_weights
 from atlasvi.engine.runs import TrainedRun
 from atlasvi.loaders.errors import SourceError

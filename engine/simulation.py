@@ -15,21 +15,19 @@ Medians and spreads are those of droplet data: of 1,000 to 3,000 genes about nin
 19 in 20), more than half of the others are one, a few do not fit a byte, some genes are never seen.
 """
 
-import contextlib
-import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata.io import write_elem
-from atlasvi.loaders.errors import AtlasviError, OutputError
-from atlasvi.loaders.outputs import check_output_free
+
+from atlasvi.loaders.errors import AtlasviError
+from atlasvi.loaders.outputs import write_file_aside
 
 BLOCK_ENTRIES = 1 << 21  # matrix entries drawn at once: 16 MB in float64; part of what a seed means
 N_PROGRAMS = 3  # within a type cells differ along these; a latent space has nothing else to show there but noise
@@ -80,7 +78,6 @@ def simulate(
     seed: int,
     *,
     process: Process | None = None,
-    overwrite: bool = False,
 ) -> None:
     """Write an .h5ad of `n_cells` x `n_genes` simulated counts: CSR, float32 data, int32 indices, not compressed.
 
@@ -95,20 +92,53 @@ def simulate(
     The content depends on the arguments alone: cells are drawn and written in blocks of fixed size, each with its
     own random stream, so memory depends on neither cells nor genes but for the truth itself.
 
-    Raises SimulationError for a shape that can't be, OutputError if `out` exists (unless `overwrite`) or can't be
-    written; then what was there before is untouched.
+    Raises SimulationError for a shape that can't be, OutputError if `out` exists or can't be written; then
+    what was there before is untouched.
     """
     process = process or Process()
     check_shape(n_cells, n_genes, n_batches, n_types, seed, process)
     truth = draw_truth(n_cells, n_genes, n_batches, n_types, seed, process)
 
-    def write(path: Path) -> None:
-        with h5py.File(path, "w") as file:
+    with write_file_aside(out) as aside, open(aside, "w+b", buffering=0) as disk:
+        sink = Sink(disk)
+        with h5py.File(sink, "w") as file:
             file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
             write_truth(file, truth, seed, process)
-            write_cells(file, truth, draw_blocks(truth, seed, process))
+            write_cells(file, truth, sink.while_good(draw_blocks(truth, seed, process)))
+        sink.check()
 
-    write_file_aside(Path(out), write, overwrite)
+
+class Sink:
+    """A file for HDF5 that remembers the first error and lets the library close in peace: left to itself on a full
+    disk, it prints a page of errors and ends the process.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+        self.seek, self.tell, self.readinto = file.seek, file.tell, file.readinto  # type: ignore[attr-defined]
+        self.flush, self.read, self.truncate = file.flush, file.read, file.truncate
+
+    def write(self, content: bytes) -> int:
+        """Write all of it, or nothing any more after an error."""
+        rest = memoryview(content).cast("B")
+        try:
+            while self._error is None and len(rest):
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._error = error
+        return len(content)
+
+    def check(self) -> None:
+        """Raises the first error, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+    def while_good(self, blocks: Iterator["Cells"]) -> Iterator["Cells"]:
+        """The same blocks, until there is an error."""
+        for block in blocks:
+            self.check()
+            yield block
 
 
 def check_shape(n_cells: int, n_genes: int, n_batches: int, n_types: int, seed: int, process: Process) -> None:
@@ -336,33 +366,3 @@ def number_names(prefix: str, n_names: int, start: int = 0, stop: int | None = N
 def type_names(n_types: int) -> list[str]:
     """Names of cell types: at least two digits."""
     return number_names("type_", max(n_types, 11))[:n_types]
-
-
-def write_file_aside(out: Path, write: Callable[[Path], None], overwrite: bool) -> None:
-    """Let `write` make a file beside `out`, and rename it into place when it is whole and flushed to disk.
-
-    On any error, an interrupt included, the file beside goes; a killed process leaves it, hidden, under its number.
-    Raises OutputError if `out` exists (unless `overwrite`) or can't be written.
-    """
-    if not overwrite:
-        check_output_free(out)
-    aside = out.parent / f".{out.name}.{os.getpid()}.unfinished"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        if not overwrite:
-            check_output_free(out)
-        os.replace(aside, out)
-    except OutputError:
-        raise
-    except (OSError, RuntimeError) as error:  # h5py says errno in words, and RuntimeError where closing fails
-        found = re.search(r"error message = '([^']*)'", str(error))
-        if isinstance(error, RuntimeError) and not found:
-            raise
-        reason = found[1] if found else (getattr(error, "strerror", None) or str(error))
-        raise OutputError(f"{out}: can't be written there ({reason}); nothing was left there.") from error
-    finally:
-        with contextlib.suppress(OSError):  # nothing there, most often
-            aside.unlink()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+
 from atlasvi.loaders.cells import CellData
 from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.hashing import mix64

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import platform
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+
 from atlasvi.engine.checkpoint import list_checkpoints, read_newest_checkpoint, step_of, write_checkpoint
 from atlasvi.engine.configuration import SettingError, Settings, heuristic_epochs, resolve_settings
 from atlasvi.engine.model import SCVI, ModelSettings
@@ -27,7 +29,7 @@ from atlasvi.engine.progress import RunLog
 from atlasvi.engine.runs import CONFIG, METRICS, MODEL, RESULT, TrainedRun, load_run, write_json
 from atlasvi.engine.splits import Split, split_by_column, split_by_hash
 from atlasvi.loaders.cells import CellData, open_cells
-from atlasvi.loaders.errors import AtlasviError, ColumnError, SourceError
+from atlasvi.loaders.errors import AtlasviError, ColumnError, OutputError, SourceError
 from atlasvi.loaders.hashing import mix64
 from atlasvi.loaders.loader import BatchLoader
 from atlasvi.loaders.outputs import check_output_free
@@ -92,10 +94,13 @@ def train(
         check_output_free(out)
     asked["seed"] = asked["seed"] or 0
     trainer = Trainer(data, out, asked, resolved, device)
-    if not resume:
-        out.mkdir(parents=True)
-        write_json(out / CONFIG, trainer.config)
-    return trainer.run(resume)
+    if resume:
+        trainer.restore(read_newest_checkpoint(out / "checkpoints")[1])
+    else:
+        with _remove_on_error(out):
+            write_json(out / CONFIG, trainer.config)
+            trainer.checkpoint(0)  # so that there always is a last good one
+    return trainer.run()
 
 
 class Trainer:
@@ -162,12 +167,8 @@ class Trainer:
         self.seconds = 0.0
         self.stopped_early = False
 
-    def run(self, resume: bool) -> TrainedRun:
+    def run(self) -> TrainedRun:
         """Train to the end and write the model and its result."""
-        if resume:
-            self._restore(read_newest_checkpoint(self.out / "checkpoints")[1])
-        else:
-            self._checkpoint(0)  # so that there always is a last good one
         steps_an_epoch = len(self.loaders["train"])
         with (
             RunLog(self.out / METRICS, self.out / "tensorboard", self.epochs, steps_an_epoch, self.history) as log,
@@ -212,13 +213,13 @@ class Trainer:
             rate = (self.sums[0] - cells_before) / (time.monotonic() - began)
             self.log.step(self.epoch, loader.state_dict()["batch"], self.step, self._means("train"), rate)
             if self.signals:
-                path = self._checkpoint(loader.state_dict()["batch"])
+                path = self.checkpoint(loader.state_dict()["batch"])
                 raise TrainingInterrupted(
                     f"{self.out}: stopped by {self.signals[0]} after step {self.step}, saved in {path.name}. "
                     f"Go on with: atlasvi train {self.data.path} --out {self.out} --resume"
                 )
             if time.monotonic() - self._saved > self.settings.checkpoint_minutes * 60:
-                self._checkpoint(loader.state_dict()["batch"])
+                self.checkpoint(loader.state_dict()["batch"])
             if self.step == self.settings.max_steps:
                 break
         self._end_epoch(kl_weight, rate)
@@ -246,7 +247,7 @@ class Trainer:
         self.epoch += 1
         self.sums = np.zeros(3)
         self.loaders["train"].set_epoch(self.epoch)
-        self._checkpoint(0)
+        self.checkpoint(0)
 
     def _is_done(self) -> bool:
         steps = self.settings.max_steps
@@ -312,7 +313,7 @@ class Trainer:
             "versions": {name: _version(name) for name in ("atlasvi", "torch", "numpy")},
         }
 
-    def _checkpoint(self, batch: int) -> Path:
+    def checkpoint(self, batch: int) -> Path:
         """Save everything that a resumed run needs; noise needs nothing, being a function of (seed, step)."""
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
             raise TrainingError(self._explain("the weights hold NaN or infinite values"))
@@ -332,7 +333,8 @@ class Trainer:
         self._saved = time.monotonic()
         return path
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint was taken."""
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step, self.history, self.best = state["epoch"], state["step"], state["history"], state["best"]
@@ -439,6 +441,20 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
+
+
+@contextmanager
+def _remove_on_error(out: Path) -> Iterator[None]:
+    """Make the run directory; on an error in the block it goes again. Raises OutputError if it can't be made."""
+    try:
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(f"{out}: can't be made there ({error.strerror}).") from error
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
 from atlasvi.engine import MinifiedStore, draw_latent, read_latent
 from atlasvi.engine.commands import app, explain_errors
 from atlasvi.engine.describe import folder_bytes

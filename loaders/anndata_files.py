@@ -11,11 +11,12 @@ import h5py
 import pandas as pd
 import scipy.sparse as sp
 import zarr
+from zarr.storage import ZipStore
+
 from atlasvi.loaders.anndata_tables import Node, check_no_pickle, is_array, open_table, read_text, to_str
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.matrices import CompressedRows, DenseRows, Matrix, SpooledColumns
-from zarr.storage import ZipStore
 
 # A chunk whose elements are all zero need not be stored. Up to so many zeros at an array's end are believed.
 BELIEVED_ZEROS = 16

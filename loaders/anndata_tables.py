@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import h5py
 import numpy as np
 import pandas as pd
+
 from atlasvi.loaders.errors import SourceError
 
 Node = Any  # h5py.Group | h5py.Dataset | zarr.Group | zarr.Array, whose common part is not typed anywhere

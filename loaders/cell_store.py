@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import zarr
+
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.rows import Rows

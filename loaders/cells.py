@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
+
 from atlasvi.loaders.cell_store import CellStore, is_cell_store
 from atlasvi.loaders.counts import check_no_empty_cells
 from atlasvi.loaders.errors import GeneError
@@ -14,7 +16,6 @@ from atlasvi.loaders.joined import JoinedSources
 from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.sources import open_source
 from atlasvi.loaders.tables import check_column
-from scipy import sparse
 
 SOURCE_BLOCK_CELLS = 256
 SOURCE_GROUP_CELLS = 2**15

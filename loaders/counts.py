@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from atlasvi.loaders.errors import CountsError
 from scipy import sparse
+
+from atlasvi.loaders.errors import CountsError
 
 LARGEST_COUNT = 2**31 - 1
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+
 from atlasvi.loaders.buckets import Buckets
 from atlasvi.loaders.counts import check_no_empty_cells
 from atlasvi.loaders.errors import ColumnError, CountsError, SourceError

@@ -6,12 +6,13 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
+
 from atlasvi.loaders.counts import check_counts
 from atlasvi.loaders.errors import GeneError
 from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.sources import Source
 from atlasvi.loaders.tables import TEXT
-from scipy import sparse
 
 PIECE_NNZ = 2**21  # stored counts read at a time: about 16 MB as float32 CSR
 MOST_ROWS = 2**17

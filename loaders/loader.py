@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
+from torch.utils.data import IterableDataset
+
 from atlasvi.loaders.batch import Batch
 from atlasvi.loaders.cells import CellData
 from atlasvi.loaders.plan import EpochPlan, plan_epoch
 from atlasvi.loaders.prefetch import Prefetched
 from atlasvi.loaders.rows import Rows, gather_rows
-from torch.utils.data import IterableDataset
 
 AHEAD = 8  # minibatches decoded before they are asked for
 

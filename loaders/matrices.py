@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
+
 from atlasvi.loaders.csr import canonical_csr, to_numbers
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.spool import RowSpool

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.lines import is_gzipped
 

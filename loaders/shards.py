@@ -14,11 +14,12 @@ from typing import BinaryIO
 import google_crc32c
 import numpy as np
 import zarr
-from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.tables import quiet_zarr
 from numcodecs import blosc
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.codecs.numcodecs import Delta
+
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.tables import quiet_zarr
 
 CHUNK_MISSING = 2**64 - 1
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+
 from atlasvi.loaders.anndata_tables import make_frame
 from atlasvi.loaders.csr import canonical_csr, csr_from_entries, to_numbers
 from atlasvi.loaders.damage import reading

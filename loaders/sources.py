@@ -6,6 +6,7 @@ from typing import Protocol
 import h5py
 import pandas as pd
 import scipy.sparse as sp
+
 from atlasvi.loaders.anndata_files import open_anndata_zarr, open_h5ad
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError, GeneError, SourceError

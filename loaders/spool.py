@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
+
 from atlasvi.loaders.csr import canonical_csr, csr_from_entries
 from atlasvi.loaders.errors import OutputError
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import zarr
+
 from atlasvi.loaders import cell_store
 from atlasvi.loaders.shards import ShardWriter, create_sharded
 from atlasvi.loaders.tables import TableWriter, quiet_zarr

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import zarr
+
 from atlasvi.loaders.errors import ColumnError
 
 TEXT = np.dtype(object)

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+
 from atlasvi.loaders.anndata_tables import Node, is_array, make_frame, read_text
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError

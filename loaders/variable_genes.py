@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+
 from atlasvi.loaders.errors import CountsError, GeneError, MissingDependencyError
 
 Blocks = Callable[[], Iterable[tuple[sp.csr_matrix, np.ndarray]]]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from atlasvi.engine import checkpoint
 from atlasvi.engine.checkpoint import CheckpointError, list_checkpoints, read_newest_checkpoint, write_checkpoint
 from atlasvi.loaders.errors import OutputError

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from atlasvi.engine.configuration import SettingError, Settings, heuristic_epochs, parse_settings, resolve_settings
 from atlasvi.loaders.errors import AtlasviError
 
@@ -58,7 +59,7 @@ def test_a_value_that_cannot_be_is_named_with_its_key(key: str, value: object):
 
 
 def test_a_config_file_that_cannot_be_read_is_named(tmp_path: Path):
-    with pytest.raises(SettingError, match="nowhere.toml"):
+    with pytest.raises(SettingError, match=r"nowhere\.toml"):
         resolve_settings(tmp_path / "nowhere.toml")
     (tmp_path / "broken.toml").write_text("n_latent = = 3")
     with pytest.raises(SettingError, match=r"broken.toml: not a TOML file"):

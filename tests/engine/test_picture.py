@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
 from atlasvi.engine.picture import MAX_CATEGORIES, OKABE_ITO, Colouring, choose_colours, draw_latent, place_cells
 from atlasvi.loaders.errors import ColumnError, MissingDependencyError, OutputError
 

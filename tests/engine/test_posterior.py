@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from atlasvi.engine.minified import MinifiedStore, is_minified_store
 from atlasvi.engine.model import SCVI, ModelSettings
 from atlasvi.engine.posterior import batch_codes, minify

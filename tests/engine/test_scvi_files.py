@@ -8,11 +8,12 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
+
 from atlasvi.engine.model import kl_to_standard_normal
 from atlasvi.engine.scvi_files import load_scvi_tools, read_torch_file
 from atlasvi.loaders.batch import Batch
 from atlasvi.loaders.errors import SourceError
-from scipy import sparse
 
 
 def write_torch_file(path: Path, content: Any, storages: dict[str, bytes] | None = None) -> Path:

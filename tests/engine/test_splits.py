@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+
 from atlasvi.engine.splits import split_by_column, split_by_hash
 from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.hashing import cell_keys
@@ -93,6 +94,7 @@ def test_a_column_that_is_not_there_names_those_that_are():
 
 def test_a_store_and_its_source_are_split_alike(tmp_path: Path):
     import anndata
+
     from atlasvi.loaders.cells import open_cells
     from atlasvi.loaders.ingestion import ingest
 

@@ -3,10 +3,11 @@ import math
 import mpmath
 import pytest
 import torch
-from atlasvi.kernels import nb_log_prob, nb_nll_from_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from atlasvi.kernels import nb_log_prob, nb_nll_from_logits
 
 THETAS = [1e-6, 1e-3, 0.5, 7.0, 900.0, 1.1e3, 1e5, 1e8]
 MEANS = [1e-12, 1e-4, 0.3, 40.0, 1e6]

@@ -1,10 +1,11 @@
 import pytest
 import torch
-from atlasvi.kernels import log1p_linear
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from atlasvi.kernels import log1p_linear
 
 
 def make_csr(n_cells: int, n_genes: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

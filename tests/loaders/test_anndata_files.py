@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import zarr
+
 from atlasvi.loaders import matrices
 from atlasvi.loaders.errors import GeneError, SourceError
 from atlasvi.loaders.matrices import dense_tile

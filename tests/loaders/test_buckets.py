@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+
 from atlasvi.loaders import buckets as module
 from atlasvi.loaders.buckets import Buckets
 

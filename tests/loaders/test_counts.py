@@ -1,9 +1,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
+
 from atlasvi.loaders.counts import check_counts, check_no_empty_cells
 from atlasvi.loaders.errors import CountsError
-from scipy import sparse
 
 CELLS, GENES = pd.Index(["AAAC-1", "AAAG-1"]), pd.Index(["CD3E", "CD8A", "LYZ"])
 

@@ -9,14 +9,15 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
 from atlasvi.loaders import ingestion as module
 from atlasvi.loaders import joined
 from atlasvi.loaders.cells import open_cells
 from atlasvi.loaders.errors import ColumnError, CountsError, GeneError, OutputError, SourceError
 from atlasvi.loaders.ingestion import ingest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from scipy import sparse
 
 from .conftest import make_counts
 

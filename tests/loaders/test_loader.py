@@ -3,11 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import sparse
+
 from atlasvi.loaders import cell_store
 from atlasvi.loaders.cells import CellData, open_cells
 from atlasvi.loaders.ingestion import ingest
 from atlasvi.loaders.loader import BatchLoader
-from scipy import sparse
 
 from .conftest import make_counts
 

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.outputs import write_file_aside, write_folder_aside
 

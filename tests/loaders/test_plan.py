@@ -1,7 +1,8 @@
 import numpy as np
-from atlasvi.loaders.plan import plan_epoch
 from hypothesis import given
 from hypothesis import strategies as st
+
+from atlasvi.loaders.plan import plan_epoch
 
 blocks = st.lists(st.integers(0, 20), min_size=1, max_size=30).map(np.array)
 

@@ -3,10 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.shards import Layout, ShardReader, ShardWriter, create_sharded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.shards import Layout, ShardReader, ShardWriter, create_sharded
 
 
 def write(folder: Path, values: np.ndarray, layout: Layout) -> Path:

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
+
 from atlasvi.loaders.errors import GeneError, MissingDependencyError, SourceError
 from atlasvi.loaders.soma import IdRuns
 from atlasvi.loaders.sources import open_source
-from hypothesis import given
-from hypothesis import strategies as st
 
 tiledbsoma = pytest.importorskip("tiledbsoma")
 tiledbsoma_io = pytest.importorskip("tiledbsoma.io")

@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 import scipy.io
 import scipy.sparse as sp
-from atlasvi.loaders.errors import AtlasviError, ColumnError, GeneError, SourceError
-from atlasvi.loaders.sources import open_source
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from atlasvi.loaders.errors import AtlasviError, ColumnError, GeneError, SourceError
+from atlasvi.loaders.sources import open_source
 
 LAYOUTS = [
     "h5ad csr",

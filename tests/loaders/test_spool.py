@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from atlasvi.loaders.errors import OutputError
-from atlasvi.loaders.spool import RowSpool
 from hypothesis import given
 from hypothesis import strategies as st
+
+from atlasvi.loaders.errors import OutputError
+from atlasvi.loaders.spool import RowSpool
 
 
 def spool_of(matrix: sp.coo_matrix, folder: Path, bucket_bytes: int, piece: int = 7) -> RowSpool:

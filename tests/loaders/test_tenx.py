@@ -11,6 +11,7 @@ import pytest
 import scanpy as sc
 import scipy.io
 import scipy.sparse as sp
+
 from atlasvi.loaders import matrix_market
 from atlasvi.loaders.errors import ColumnError, GeneError, SourceError
 from atlasvi.loaders.lines import Lines

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+
 from atlasvi.loaders.errors import CountsError, GeneError, MissingDependencyError
 from atlasvi.loaders.variable_genes import Blocks, find_variable_genes
 
