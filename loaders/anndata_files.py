@@ -37,7 +37,7 @@ class AnnDataSource:
         for name in ("obs", "var"):
             if name not in root:
                 raise SourceError(f"{path}: it has no {name}, so it is no AnnData file; write it with anndata.")
-        self.layers = name_layers(root)
+        self.layer, self.layers = layer or "X", name_layers(root)
         where, var_key = find_matrix(path, root, layer, self.layers)
         uns = root["uns"] if "uns" in root and not is_array(root["uns"]) else None
         if where == "X":

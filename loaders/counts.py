@@ -17,12 +17,17 @@ def narrowest_unsigned(largest: int) -> np.dtype:
 
 
 def check_counts(
-    matrix: sparse.csr_matrix, path: str, cells: pd.Index, genes: pd.Index, layers: Sequence[str] = ()
+    matrix: sparse.csr_matrix,
+    path: str,
+    cells: pd.Index,
+    genes: pd.Index,
+    layer: str = "X",
+    layers: Sequence[str] = (),
 ) -> sparse.csr_matrix:
     """The same matrix with its values as the narrowest unsigned type that holds them.
 
     matrix  [cells, genes] CSR, any numeric dtype
-    path    what errors call the file; `layers` are those that the file offers instead
+    path    what errors call the file; `layer` is what was read of it, `layers` what it has
     Raises CountsError, naming the first cell and gene, for NaN, infinite, negative or fractional values and for
     values above 2**31 - 1.
     """
@@ -39,17 +44,23 @@ def check_counts(
         elif values.dtype.kind in "iu":
             whole, fine = values, None
         else:
-            raise CountsError(f"{path}: X holds {values.dtype} values, which are not counts.")
+            raise CountsError(f"{path}: {layer} holds {values.dtype} values, which are not counts.")
         low, high = int(whole.min()), int(whole.max())
         if low < 0 or high > LARGEST_COUNT or (fine is not None and not fine.all()):
-            raise CountsError(_describe(matrix, values, path, cells, genes, layers))
+            raise CountsError(_describe(matrix, values, path, cells, genes, layer, layers))
         narrow = whole.astype(narrowest_unsigned(high))
     # the constructor checks nothing that is not true already, and copies nothing
     return sparse.csr_matrix((narrow, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
 
 
 def _describe(
-    matrix: sparse.csr_matrix, values: np.ndarray, path: str, cells: pd.Index, genes: pd.Index, layers: Sequence[str]
+    matrix: sparse.csr_matrix,
+    values: np.ndarray,
+    path: str,
+    cells: pd.Index,
+    genes: pd.Index,
+    layer: str,
+    layers: Sequence[str],
 ) -> str:
     with np.errstate(invalid="ignore"):
         kinds = [
@@ -62,12 +73,13 @@ def _describe(
     found, where = next((name, np.flatnonzero(mask)[0]) for name, mask in kinds if mask.any())
     row = int(np.searchsorted(matrix.indptr, where, side="right")) - 1
     place = f"cell {str(cells[row])!r}, gene {str(genes[matrix.indices[where]])!r}"
+    others = [name for name in layers if name != layer]
     other = (
-        f"if they are in a layer, pass --layer NAME (this file has: {', '.join(layers)})"
-        if layers
+        f"if they are in a layer, pass --layer NAME (this file has: {', '.join(others)})"
+        if others
         else "this file has no other layer that could hold them"
     )
-    return f"{path}: X holds {found} (first: {values[where]:g} at {place}). scVI models raw counts; {other}."
+    return f"{path}: {layer} holds {found} (first: {values[where]:g} at {place}). scVI models raw counts; {other}."
 
 
 def check_no_empty_cells(row_nnz: np.ndarray, path: str, first_row: int, cells: pd.Index) -> None:

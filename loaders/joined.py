@@ -74,7 +74,9 @@ class JoinedSources:
         """Rows [start, stop) of source `number`. Raises CountsError on what is no count."""
         source = self.sources[number]
         obs = self.read_obs(number, start, stop)
-        counts = check_counts(source.read_counts(start, stop), source.path, obs.index, source.var.index, source.layers)
+        counts = check_counts(
+            source.read_counts(start, stop), source.path, obs.index, source.var.index, source.layer, source.layers
+        )
         return Piece(number, start, self._align(counts, source), np.diff(counts.indptr), obs)
 
     def read_obs(self, number: int, start: int, stop: int) -> pd.DataFrame:

@@ -37,7 +37,8 @@ class SomaSource:
         chosen = choose_measurement(path, list(experiment.ms), measurement)
         part = experiment.ms[chosen]
         self.layers = list(part["X"]) if "X" in part else []
-        self._x = part["X"][choose_layer(path, chosen, self.layers, layer)]
+        self.layer = choose_layer(path, chosen, self.layers, layer)
+        self._x = part["X"][self.layer]
         self._obs = experiment.obs
         self._runs = IdRuns(read_ids(self._obs))
         self.n_cells = self._runs.n_ids

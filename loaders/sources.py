@@ -28,6 +28,7 @@ class Source(Protocol):
     path: str  # as the user gave it
     n_cells: int
     nnz: int | None  # stored entries where known cheaply: zeros, duplicates and features left out among them
+    layer: str  # what is read: X, or the name of a layer
     layers: list[str]  # what `layer` may be here
     var: pd.DataFrame  # index: gene names, str, unique, none missing
 

@@ -41,7 +41,7 @@ class TenxSource:
         layers: list[str],
         genome: str | None = None,
     ):
-        self.path, self.layers = path, layers
+        self.path, self.layer, self.layers = path, "matrix", layers
         self.n_cells = matrix.shape[0]
         self._matrix, self._read_obs, self._close = matrix, read_obs, close
         kept = keep_genes(path, features, genome)
