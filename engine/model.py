@@ -67,7 +67,7 @@ class Layer(nn.Module):
         out = projected + self.bias
         if self.batch is not None:
             assert batch is not None
-            out = out + self.batch[batch]
+            out = out + F.embedding(batch, self.batch)  # indexing would add up its gradient in any order
         out = F.relu(F.layer_norm(out, out.shape[-1:]))
         if self.training and self.dropout_rate > 0:
             kept = torch.empty_like(out).bernoulli_(1 - self.dropout_rate, generator=generator)

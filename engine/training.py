@@ -5,12 +5,9 @@ and once finished model.pt and result.json. Losses are nats a cell: means over c
 evidence lower bound, so it is negative and larger is better: -(reconstruction_loss + kl).
 """
 
-import hashlib
-import json
 import math
 import platform
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from atlasvi.engine.checkpoint import list_checkpoints, read_newest_checkpoint, step_of, write_checkpoint
 from atlasvi.engine.configuration import SettingError, Settings, heuristic_epochs, resolve_settings
+from atlasvi.engine.covariates import read_batches, read_categories
+from atlasvi.engine.interruption import TrainingInterrupted, stop_on_signals
 from atlasvi.engine.model import SCVI, ModelSettings
 from atlasvi.engine.progress import RunLog
+from atlasvi.engine.resuming import fingerprint, merge_saved
 from atlasvi.engine.runs import CONFIG, METRICS, MODEL, RESULT, TrainedRun, load_run, write_json
 from atlasvi.engine.splits import Split, split_by_column, split_by_hash
 from atlasvi.loaders.cells import CellData, open_cells
-from atlasvi.loaders.errors import AtlasviError, ColumnError, OutputError, SourceError
+from atlasvi.loaders.errors import AtlasviError, OutputError
 from atlasvi.loaders.hashing import mix64
 from atlasvi.loaders.loader import BatchLoader
 from atlasvi.loaders.outputs import check_output_free
@@ -39,10 +38,6 @@ TRAINING_NOISE, EVALUATION_NOISE, INITIAL_WEIGHTS = range(3)
 
 class TrainingError(AtlasviError, RuntimeError):
     """Training can't go on."""
-
-
-class TrainingInterrupted(AtlasviError):
-    """A signal asked to stop; a checkpoint was written."""
 
 
 def train(
@@ -87,7 +82,7 @@ def train(
     }
     resolved = resolve_settings(config, overrides)
     if resume:
-        asked, resolved = _merge_saved(out, asked, resolved, overrides, data)
+        asked, resolved = merge_saved(out, asked, resolved, data)
         if (out / MODEL).is_file():
             return load_run(out)
     else:
@@ -112,12 +107,7 @@ class Trainer:
         self.batch_key, self.labels_key = asked["batch_key"], asked["labels_key"]
         codes, self.batch_categories = {}, list[str]()
         if self.batch_key is not None:
-            codes["batch"], self.batch_categories = read_categories(data, self.batch_key)
-            if len(self.batch_categories) == 1:
-                raise ColumnError(
-                    f"{data.path}: obs column {self.batch_key!r} has one value ({self.batch_categories[0]!r}), so "
-                    "there are no batches to correct for: leave --batch-key out, or name another column."
-                )
+            codes["batch"], self.batch_categories = read_batches(data, self.batch_key)
         self.labels_categories = [] if self.labels_key is None else read_categories(data, self.labels_key)[1]
         self.split: Split = (
             split_by_hash(data, settings.validation_fraction, self.seed)
@@ -141,7 +131,7 @@ class Trainer:
         self.config = {
             "atlasvi": _version("atlasvi"),
             "data": data.path,
-            **_fingerprint(data),
+            **fingerprint(data),
             **asked,
             "device": str(self.device),
             "settings": self.settings.model_dump(),
@@ -162,6 +152,7 @@ class Trainer:
         self.step = 0
         self.epoch = 0
         self.sums = np.zeros(3)  # of the running epoch: cells, reconstruction, KL
+        self.epoch_seconds = 0.0  # of its steps
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"elbo": -math.inf, "epoch": -1, "weights": {}}
         self.seconds = 0.0
@@ -172,7 +163,7 @@ class Trainer:
         steps_an_epoch = len(self.loaders["train"])
         with (
             RunLog(self.out / METRICS, self.out / "tensorboard", self.epochs, steps_an_epoch, self.history) as log,
-            _stop_on_signals() as signals,
+            stop_on_signals() as signals,
         ):
             self.log, self.signals, self._began = log, signals, time.monotonic() - self.seconds
             while self.epoch < self.epochs and not self._is_done():
@@ -198,7 +189,7 @@ class Trainer:
         loader, generator = self.loaders["train"], torch.Generator(self.device)
         kl_weight = self._kl_weight()
         self.model.train()
-        began, cells_before = time.monotonic(), self.sums[0]
+        began = time.monotonic() - self.epoch_seconds
         for batch in loader:
             self._seed(generator, TRAINING_NOISE, self.step)
             reconstruction, kl = self.model(batch.to(self.device), generator)
@@ -210,8 +201,8 @@ class Trainer:
             self.optimizer.step()
             self.step += 1
             self.sums += [len(batch), *totals]
-            rate = (self.sums[0] - cells_before) / (time.monotonic() - began)
-            self.log.step(self.epoch, loader.state_dict()["batch"], self.step, self._means("train"), rate)
+            self.epoch_seconds = time.monotonic() - began
+            self.log.step(self.epoch, loader.state_dict()["batch"], self.step, self._means("train"), self._rate())
             if self.signals:
                 path = self.checkpoint(loader.state_dict()["batch"])
                 raise TrainingInterrupted(
@@ -222,9 +213,10 @@ class Trainer:
                 self.checkpoint(loader.state_dict()["batch"])
             if self.step == self.settings.max_steps:
                 break
-        self._end_epoch(kl_weight, rate)
+        self._end_epoch(kl_weight)
 
-    def _end_epoch(self, kl_weight: float, cells_per_s: float) -> None:
+    def _end_epoch(self, kl_weight: float) -> None:
+        self._check_weights()
         validation = self._evaluate("validation") if self.loaders["validation"].n_cells else {}
         line = {
             "kind": "epoch",
@@ -233,7 +225,8 @@ class Trainer:
             "kl_weight": kl_weight,
             **self._means("train"),
             **{f"validation_{name}": value for name, value in validation.items() if name != "n_cells"},
-            "cells_per_s": cells_per_s,
+            "n_cells": int(self.sums[0]),
+            "cells_per_s": self._rate(),
             "seconds": time.monotonic() - self._began,
         }
         self.history.append(line)
@@ -245,7 +238,7 @@ class Trainer:
             validation and self.settings.early_stopping and waited >= self.settings.early_stopping_patience
         )
         self.epoch += 1
-        self.sums = np.zeros(3)
+        self.sums, self.epoch_seconds = np.zeros(3), 0.0
         self.loaders["train"].set_epoch(self.epoch)
         self.checkpoint(0)
 
@@ -256,6 +249,10 @@ class Trainer:
     def _kl_weight(self) -> float:
         warmup = self.settings.kl_warmup_epochs
         return min(1.0, self.epoch / warmup) if warmup else 1.0
+
+    def _rate(self) -> float:
+        """Cells/s of the running epoch, waiting for data included."""
+        return float(self.sums[0]) / max(self.epoch_seconds, 1e-9)
 
     def _means(self, part: str) -> dict[str, float]:
         cells, reconstruction, kl = self.sums.tolist()
@@ -296,7 +293,7 @@ class Trainer:
         last = {"last": evaluate()} if keeps_best else {}
         if keeps_best:
             self.model.load_state_dict(self.best["weights"])
-        trained = sum(self.loaders["train"].n_cells for _ in self.history)
+        trained = sum(line["n_cells"] for line in self.history)
         return {
             **evaluate(),
             **last,
@@ -315,8 +312,7 @@ class Trainer:
 
     def checkpoint(self, batch: int) -> Path:
         """Save everything that a resumed run needs; noise needs nothing, being a function of (seed, step)."""
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
-            raise TrainingError(self._explain("the weights hold NaN or infinite values"))
+        self._check_weights()
         state = {
             "weights": self._copy_weights(),
             "optimizer": self.optimizer.state_dict(),
@@ -324,6 +320,7 @@ class Trainer:
             "batch": batch,
             "step": self.step,
             "sums": self.sums.tolist(),
+            "epoch_seconds": self.epoch_seconds,
             "history": self.history,
             "best": self.best,
             "stopped_early": self.stopped_early,
@@ -338,7 +335,8 @@ class Trainer:
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step, self.history, self.best = state["epoch"], state["step"], state["history"], state["best"]
-        self.sums, self.stopped_early, self.seconds = np.array(state["sums"]), state["stopped_early"], state["seconds"]
+        self.sums, self.epoch_seconds = np.array(state["sums"]), state["epoch_seconds"]
+        self.stopped_early, self.seconds = state["stopped_early"], state["seconds"]
         self.loaders["train"].set_epoch(self.epoch, state["batch"])
         self._saved = time.monotonic()
 
@@ -348,13 +346,17 @@ class Trainer:
     def _check_finite(self, means: np.ndarray, kl_weight: float) -> None:
         if not np.isfinite(means).all():
             terms = f"reconstruction {means[0]:g}, KL {means[1]:g} nats a cell, KL weight {kl_weight:g}"
-            raise TrainingError(self._explain(f"the loss is not finite ({terms})"))
+            raise TrainingError(self._explain(self.step + 1, f"the loss is not finite ({terms})"))
 
-    def _explain(self, what: str) -> str:
+    def _check_weights(self) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            raise TrainingError(self._explain(self.step, "the weights hold NaN or infinite values"))
+
+    def _explain(self, step: int, what: str) -> str:
         saved = list_checkpoints(self.out / "checkpoints")
         good = f"{saved[0]} (step {step_of(saved[0])})" if saved else "none"
         return (
-            f"{self.out}: in epoch {self.epoch + 1}, step {self.step}, {what}. Training stopped; the last good "
+            f"{self.out}: in epoch {self.epoch + 1}, step {step}, {what}. Training stopped; the last good "
             f"checkpoint is {good}. Try a lower learning_rate, and look at the counts of that data."
         )
 
@@ -378,23 +380,6 @@ def _losses(cells: float, reconstruction: float, kl: float) -> dict[str, Any]:
     }
 
 
-def read_categories(data: CellData, key: str) -> tuple[np.ndarray, list[str]]:
-    """An obs column as integer codes, as narrow as they come, and the names they stand for; unused ones are left out.
-
-    Raises ColumnError if the column is not there (naming those that are) or has missing values.
-    """
-    values = data.read_column(key)
-    if values.isna().any():
-        raise ColumnError(
-            f"{data.path}: obs column {key!r} has missing values ({int(values.isna().sum()):,} cells, first: cell "
-            f"{int(np.argmax(values.isna()))}): fill them in, or drop those cells."
-        )
-    if not isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype("category")
-    values = values.cat.remove_unused_categories()
-    return values.cat.codes.to_numpy(), [str(name) for name in values.cat.categories]
-
-
 def choose_device(device: str) -> torch.device:
     """'auto' is CUDA where it is there. Raises SettingError if CUDA is asked for and is not there."""
     if device not in ("auto", "cpu", "cuda"):
@@ -409,31 +394,6 @@ def _resolve_schedule(settings: Settings, n_train: int) -> Settings:
     epochs = settings.epochs or heuristic_epochs(n_train)
     warmup = settings.kl_warmup_epochs if settings.kl_warmup_epochs is not None else min(400, epochs // 2)
     return settings.model_copy(update={"epochs": epochs, "kl_warmup_epochs": warmup})
-
-
-def _fingerprint(data: CellData) -> dict[str, Any]:
-    genes = hashlib.sha256("\n".join(map(str, data.genes)).encode()).hexdigest()[:16]
-    return {"n_cells": data.n_cells, "n_genes": len(data.genes), "genes_sha256": genes}
-
-
-def _merge_saved(
-    out: Path, asked: dict[str, Any], resolved: Settings, overrides: Mapping[str, Any], data: CellData
-) -> tuple[dict[str, Any], Settings]:
-    """The saved configuration of a run to resume. Raises SourceError if it is not there, SettingError if it differs."""
-    try:
-        saved = json.loads((out / CONFIG).read_text())
-    except (OSError, ValueError):
-        raise SourceError(f"{out}: there is no run to go on with: start it without --resume.") from None
-    now = {**_fingerprint(data), **{key: value for key, value in asked.items() if value is not None}}
-    now.update({key: getattr(resolved, key) for key in overrides})
-    was = {**saved, **saved["settings"]}
-    for key, value in now.items():
-        if was.get(key) != value:
-            raise SettingError(
-                f"{out}: the run was started with {key} = {was.get(key)!r}, and now it is {value!r}: resume it as it "
-                "was, or start another run in another place."
-            )
-    return {key: saved[key] for key in asked}, Settings.model_validate(saved["settings"])
 
 
 def _version(package: str) -> str:
@@ -455,25 +415,3 @@ def _remove_on_error(out: Path) -> Iterator[None]:
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[list[str]]:
-    """A list that fills with the names of SIGINT and SIGTERM as they come; the second SIGINT interrupts at once."""
-    caught: list[str] = []
-
-    def note(number: int, frame: object) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        caught.append(signal.Signals(number).name)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are the caller's matter
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
