@@ -20,8 +20,7 @@ def fingerprint(data: CellData) -> dict[str, Any]:
     So counts of another layer, or the same cells in another order, are not taken for those that a run began with.
     """
     genes = "\n".join(map(str, data.genes)).encode()
-    first = data.read_block(0)
-    counts = b"".join(part.astype(np.int64).tobytes() for part in (first.indptr, first.indices, first.counts))
+    counts = b"".join(part.astype(np.int64).tobytes() for part in data.read_block(0).to_csr())
     return {
         "n_cells": data.n_cells,
         "n_genes": len(data.genes),

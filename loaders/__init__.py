@@ -3,7 +3,7 @@
 open_source      any file of counts, read by slices of rows      sources.py (anndata_files, tenx, soma)
 ingest           sources -> a cell store, shuffled out of core   ingestion.py
 open_cells       a cell store, or a source, as blocks of cells   cells.py, cell_store.py
-BatchLoader      cells -> minibatches, for any PyTorch model     loader.py (plan, prefetch)
+BatchLoader      cells -> minibatches, for any PyTorch model     loader.py (plan, rows, buffers)
 Batch            one minibatch: CSR counts, library, covariates  batch.py
 AtlasviError     what a user can mend, in a sentence             errors.py
 

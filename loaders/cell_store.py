@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
+from atlasvi.loaders.buffers import Buffers
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.rows import Rows
@@ -101,6 +102,7 @@ class CellStore:
         self.statistics: dict = read_elem(root["uns/atlasvi"])
         self.block_starts: np.ndarray = self.statistics["block_starts"]
         self.group_blocks = GROUP_BLOCKS
+        self._buffers = Buffers()
         data, indices = layouts(self.attributes)
         self._block_elements = data.chunk * self.attributes["block_chunks"]
         self._data = ShardReader(path / "X" / "data", data, self.nnz)
@@ -121,8 +123,14 @@ class CellStore:
         """The counts of one block. Raises SourceError naming the file and the chunk if they are damaged."""
         start, stop = (int(edge) for edge in self.block_starts[block : block + 2])
         indptr = self._indptr.read(start, stop + 1)
-        begin, end = int(indptr[0]), int(indptr[-1])
-        return Rows(start, indptr - begin, self._indices.read(begin, end), self._data.read(begin, end))
+        chunk = self._data.layout.chunk
+        first, last = int(indptr[0]) // chunk, -(-int(indptr[-1]) // chunk)
+        indices, counts = (
+            self._buffers.take((last - first) * chunk, array.layout.dtype) for array in (self._indices, self._data)
+        )
+        self._indices.read_chunks(first, last, indices)
+        self._data.read_chunks(first, last, counts)
+        return Rows(start, indptr[:-1] - first * chunk, np.diff(indptr).astype(np.int32), indices, counts)
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop)."""

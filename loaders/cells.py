@@ -83,7 +83,7 @@ class SourceCells:
         if not self._keep_empty:
             check_no_empty_cells(row_nnz, self.path, start, piece.obs.index)
         indices = piece.counts.indices.astype(np.uint16 if len(self.var) <= 2**16 else np.int32)
-        return Rows(start, piece.counts.indptr.astype(np.int64), indices, piece.counts.data)
+        return Rows.from_csr(start, piece.counts.indptr, indices, piece.counts.data)
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop)."""
@@ -130,13 +130,14 @@ class SelectedGenes:
     def read_block(self, block: int) -> Rows:
         """The counts of one block over the chosen genes."""
         rows = self._data.read_block(block)
-        columns = self._column[rows.indices]
+        indptr, indices, values = rows.to_csr()
+        columns = self._column[indices]
         kept = columns >= 0
-        ends = np.concatenate([[0], np.cumsum(kept)])[rows.indptr]
-        counts = sparse.csr_matrix((rows.counts[kept], columns[kept], ends), shape=(len(rows), len(self.var)))
+        ends = np.concatenate([[0], np.cumsum(kept)])[indptr]
+        counts = sparse.csr_matrix((values[kept], columns[kept], ends), shape=(len(rows), len(self.var)))
         counts.sort_indices()
         indices = counts.indices.astype(np.uint16 if len(self.var) <= 2**16 else np.int32)
-        return Rows(rows.first, counts.indptr.astype(np.int64), indices, counts.data)
+        return Rows.from_csr(rows.first, counts.indptr, indices, counts.data)
 
 
 def select_genes(data: CellData, genes: Sequence[str]) -> CellData:

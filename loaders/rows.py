@@ -1,28 +1,91 @@
-"""Rows of counts in CSR, as a block holds them."""
+"""Rows of counts as a block holds them, and the loops over every stored count that the loader spends its time in."""
 
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 
 
 @dataclass
 class Rows:
-    """Consecutive cells. first: number of the first cell; indptr int64 [n + 1] from 0; indices, counts [nnz]."""
+    """Consecutive cells: cell k's genes and counts are [starts[k], starts[k] + lengths[k]) of the two arrays.
+
+    first  number of the first cell; starts int64 [cells]; lengths int32 [cells]
+    indices, counts  may hold more than these cells: what was decoded with them
+    """
 
     first: int
-    indptr: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
     indices: np.ndarray
     counts: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.indptr) - 1
+        return len(self.starts)
+
+    @classmethod
+    def from_csr(cls, first: int, indptr: np.ndarray, indices: np.ndarray, counts: np.ndarray) -> "Rows":
+        """Rows of plain CSR; indptr int [cells + 1] from 0."""
+        indptr = indptr.astype(np.int64)
+        return cls(first, indptr[:-1], np.diff(indptr).astype(np.int32), indices, counts)
+
+    def to_csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(indptr int64 [cells + 1], indices, counts) of just these cells; they lie one after the other."""
+        indptr = np.append(self.starts, self.starts[-1] + self.lengths[-1])
+        inside = slice(int(indptr[0]), int(indptr[-1]))
+        return indptr - indptr[0], self.indices[inside], self.counts[inside]
+
+
+@njit(nogil=True, cache=True)
+def undo_gaps(values: np.ndarray) -> None:
+    """Running sum in place, wrapping around: gaps to indices."""
+    total = values[0]
+    for k in range(1, len(values)):
+        total += values[k]
+        values[k] = total
+
+
+@njit(nogil=True, cache=True)
+def copy_cells(
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    indices: np.ndarray,
+    counts: np.ndarray,
+    cells: np.ndarray,
+    places: np.ndarray,
+    ends: np.ndarray,
+    out_indices: np.ndarray,
+    out_counts: np.ndarray,
+    library: np.ndarray,
+) -> None:
+    """Copy chosen cells of a block to their places in a minibatch, and sum their counts.
+
+    cells   int64 [n]: which cells of the block; places int64 [n]: which cell of the minibatch each becomes
+    ends    int64 [minibatch + 1]: where each cell of the minibatch begins in out_indices and out_counts
+    library float32 [minibatch]
+    """
+    for k in range(len(cells)):
+        begin, n, place = starts[cells[k]], lengths[cells[k]], places[k]
+        # slices and one loop an array: the compiler makes vector code of these, and not of one loop over all
+        source, target = indices[begin : begin + n], out_indices[ends[place] : ends[place] + n]
+        for j in range(n):
+            target[j] = source[j]
+        source_counts, target_counts = counts[begin : begin + n], out_counts[ends[place] : ends[place] + n]
+        for j in range(n):
+            target_counts[j] = source_counts[j]
+        total = np.uint64(0)
+        for j in range(n):
+            total += source_counts[j]
+        library[place] = total
 
 
 def gather_rows(indptr: np.ndarray, indices: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> tuple:
-    """The chosen rows, in the order asked for: (indptr int64 [n + 1], indices, counts)."""
-    lengths = (indptr[1:] - indptr[:-1])[rows]
+    """The chosen rows of CSR, in the order asked for: (indptr int64 [n + 1], indices, counts)."""
+    lengths = np.diff(indptr)
     ends = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(lengths, out=ends[1:])
-    places = np.repeat(indptr[rows] - ends[:-1], lengths)
-    places += np.arange(ends[-1])
-    return ends, indices[places], counts[places]
+    np.cumsum(lengths[rows], out=ends[1:])
+    out_indices, out_counts = np.empty(ends[-1], indices.dtype), np.empty(ends[-1], counts.dtype)
+    places, library = np.arange(len(rows)), np.empty(len(rows), np.float32)
+    starts = indptr[:-1].astype(np.int64)
+    copy_cells(starts, lengths, indices, counts, rows, places, ends, out_indices, out_counts, library)
+    return ends, out_indices, out_counts

@@ -19,6 +19,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.codecs.numcodecs import Delta
 
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.rows import undo_gaps
 from atlasvi.loaders.tables import quiet_zarr
 
 CHUNK_MISSING = 2**64 - 1
@@ -56,7 +57,7 @@ class Layout:
             )
         blosc.decompress(body, out)
         if self.delta:
-            np.cumsum(out, out=out, dtype=out.dtype)
+            undo_gaps(out)
 
 
 def create_sharded(group: zarr.Group, name: str, length: int, layout: Layout) -> Path:

@@ -107,7 +107,7 @@ def test_the_identity_of_a_cell_is_the_same_in_the_store_and_in_its_source(write
 def test_breaking_off_leaves_no_thread_behind(data: CellData):
     for _ in BatchLoader(data, 4, seed=0):
         break
-    assert not [thread for thread in threading.enumerate() if thread.name == "atlasvi-prefetch"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("atlasvi-loader")]
 
 
 def test_an_error_in_the_background_reaches_the_consumer(data: CellData, monkeypatch):
