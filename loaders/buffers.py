@@ -25,7 +25,7 @@ class Buffers:
             while len(free) > KEPT:
                 free.pop(0)
         # through a memoryview: numpy would have slices of a plain view refer to `whole`, past what is lent
-        lent = np.frombuffer(memoryview(whole.view(np.uint8))[: length * whole.itemsize], whole.dtype)
+        lent = np.frombuffer(whole.view(np.uint8).data[: length * whole.itemsize], whole.dtype)
         # appending is atomic, so the garbage collector may do it at any moment, the lock held or not
         weakref.finalize(lent, free.append, whole).atexit = False
         return lent

@@ -78,12 +78,11 @@ class SourceCells:
     def read_block(self, block: int) -> Rows:
         """The counts of one block. Raises CountsError on what is no count, and on empty cells unless they are kept."""
         start, stop = (int(edge) for edge in self.block_starts[block : block + 2])
-        piece = self._joined.read_piece(0, start, stop)
-        row_nnz = np.diff(piece.counts.indptr)
+        counts, row_nnz = self._joined.read_counts(0, start, stop)
         if not self._keep_empty:
-            check_no_empty_cells(row_nnz, self.path, start, piece.obs.index)
-        indices = piece.counts.indices.astype(np.uint16 if len(self.var) <= 2**16 else np.int32)
-        return Rows.from_csr(start, piece.counts.indptr, indices, piece.counts.data)
+            check_no_empty_cells(row_nnz, self.path, start, self._joined.name_cells(0, start))
+        indices = counts.indices.astype(np.uint16 if len(self.var) <= 2**16 else np.int32)
+        return Rows.from_csr(start, counts.indptr, indices, counts.data)
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop)."""

@@ -1,6 +1,6 @@
 """Counts as they must be: whole, finite, not negative. Checked where they enter, kept in the narrowest type."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,9 @@ from scipy import sparse
 from atlasvi.loaders.errors import CountsError
 
 LARGEST_COUNT = 2**31 - 1
+
+CellNames = Callable[[int], str]
+"""The name of a row; called only for an error, so that names need not be read for every slice of counts."""
 
 
 def narrowest_unsigned(largest: int) -> np.dtype:
@@ -19,7 +22,7 @@ def narrowest_unsigned(largest: int) -> np.dtype:
 def check_counts(
     matrix: sparse.csr_matrix,
     path: str,
-    cells: pd.Index,
+    name_cell: CellNames,
     genes: pd.Index,
     layer: str = "X",
     layers: Sequence[str] = (),
@@ -27,7 +30,7 @@ def check_counts(
     """The same matrix with its values as the narrowest unsigned type that holds them.
 
     matrix  [cells, genes] CSR, any numeric dtype
-    path    what errors call the file; `layer` is what was read of it, `layers` what it has
+    path, name_cell  what errors call the file and a row of the matrix; `layer` is what was read, `layers` what there is
     Raises CountsError, naming the first cell and gene, for NaN, infinite, negative or fractional values and for
     values above 2**31 - 1.
     """
@@ -47,7 +50,7 @@ def check_counts(
             raise CountsError(f"{path}: {layer} holds {values.dtype} values, which are not counts.")
         low, high = int(whole.min()), int(whole.max())
         if low < 0 or high > LARGEST_COUNT or (fine is not None and not fine.all()):
-            raise CountsError(_describe(matrix, values, path, cells, genes, layer, layers))
+            raise CountsError(_describe(matrix, values, path, name_cell, genes, layer, layers))
         narrow = whole.astype(narrowest_unsigned(high))
     # the constructor checks nothing that is not true already, and copies nothing
     return sparse.csr_matrix((narrow, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
@@ -57,7 +60,7 @@ def _describe(
     matrix: sparse.csr_matrix,
     values: np.ndarray,
     path: str,
-    cells: pd.Index,
+    name_cell: CellNames,
     genes: pd.Index,
     layer: str,
     layers: Sequence[str],
@@ -72,7 +75,7 @@ def _describe(
         ]
     found, where = next((name, np.flatnonzero(mask)[0]) for name, mask in kinds if mask.any())
     row = int(np.searchsorted(matrix.indptr, where, side="right")) - 1
-    place = f"cell {str(cells[row])!r}, gene {str(genes[matrix.indices[where]])!r}"
+    place = f"cell {name_cell(row)!r}, gene {str(genes[matrix.indices[where]])!r}"
     others = [name for name in layers if name != layer]
     other = (
         f"if they are in a layer, pass --layer NAME (this file has: {', '.join(others)})"
@@ -82,13 +85,13 @@ def _describe(
     return f"{path}: {layer} holds {found} (first: {values[where]:g} at {place}). scVI models raw counts; {other}."
 
 
-def check_no_empty_cells(row_nnz: np.ndarray, path: str, first_row: int, cells: pd.Index) -> None:
+def check_no_empty_cells(row_nnz: np.ndarray, path: str, first_row: int, name_cell: CellNames) -> None:
     """Raises CountsError if a row has no counts; `row_nnz` int [cells], `first_row` the number of the first."""
     empty = np.flatnonzero(row_nnz == 0)
     if len(empty):
         at = int(empty[0])
         raise CountsError(
-            f"{path}: cell {str(cells[at])!r} (row {first_row + at}) has no counts. Filter "
+            f"{path}: cell {name_cell(at)!r} (row {first_row + at}) has no counts. Filter "
             "such cells out (scanpy.pp.filter_cells(adata, min_counts=1)), or pass --empty-cells drop, or "
             "--empty-cells keep."
         )

@@ -156,7 +156,7 @@ def _shuffle(
         row_nnz = np.diff(piece.counts.indptr)
         if empty_cells == "refuse":
             path = joined.sources[piece.source].path
-            check_no_empty_cells(piece.source_nnz, path, piece.start, piece.obs.index)
+            check_no_empty_cells(piece.source_nnz, path, piece.start, joined.name_cells(piece.source, piece.start))
         keys = mix64(piece.keys, seed)
         rows = np.flatnonzero(row_nnz > 0) if empty_cells == "drop" else np.arange(len(row_nnz))
         bucket_of = (keys % np.uint64(n_buckets)).astype(np.int64)

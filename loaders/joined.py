@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from atlasvi.loaders.counts import check_counts
+from atlasvi.loaders.counts import CellNames, check_counts
 from atlasvi.loaders.errors import GeneError
 from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.sources import Source
@@ -72,12 +72,23 @@ class JoinedSources:
 
     def read_piece(self, number: int, start: int, stop: int) -> Piece:
         """Rows [start, stop) of source `number`. Raises CountsError on what is no count."""
+        counts, source_nnz = self.read_counts(number, start, stop)
+        return Piece(number, start, counts, source_nnz, self.read_obs(number, start, stop))
+
+    def read_counts(self, number: int, start: int, stop: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+        """Counts of rows [start, stop) over the joined genes, and stored counts a row over all genes of the source.
+
+        Raises CountsError on what is no count.
+        """
         source = self.sources[number]
-        obs = self.read_obs(number, start, stop)
-        counts = check_counts(
-            source.read_counts(start, stop), source.path, obs.index, source.var.index, source.layer, source.layers
-        )
-        return Piece(number, start, self._align(counts, source), np.diff(counts.indptr), obs)
+        matrix = source.read_counts(start, stop)
+        name_cell = self.name_cells(number, start)
+        counts = check_counts(matrix, source.path, name_cell, source.var.index, source.layer, source.layers)
+        return self._align(counts, source), np.diff(counts.indptr)
+
+    def name_cells(self, number: int, start: int) -> CellNames:
+        """Names of the rows of a source, counted from `start`, for errors."""
+        return lambda row: str(self.sources[number].read_obs(start + row, start + row + 1).index[0])
 
     def read_obs(self, number: int, start: int, stop: int) -> pd.DataFrame:
         """`obs` of rows [start, stop) of one source, with the joined columns, `source` and `source_row`."""

@@ -10,7 +10,9 @@ CELLS, GENES = pd.Index(["AAAC-1", "AAAG-1"]), pd.Index(["CD3E", "CD8A", "LYZ"])
 
 
 def check(values: list[list[float]], dtype: type = np.float32, layers: tuple[str, ...] = ()) -> sparse.csr_matrix:
-    return check_counts(sparse.csr_matrix(np.array(values, dtype)), "atlas3.h5ad", CELLS, GENES, "X", ("X", *layers))
+    return check_counts(
+        sparse.csr_matrix(np.array(values, dtype)), "atlas3.h5ad", CELLS.__getitem__, GENES, "X", ("X", *layers)
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def test_a_matrix_without_counts_passes():
 
 def test_an_empty_cell_is_named_with_its_row():
     with pytest.raises(CountsError, match=r"a.h5ad: cell 'AAAG-1' \(row 41\) has no counts.* --empty-cells drop"):
-        check_no_empty_cells(np.array([3, 0]), "a.h5ad", 40, CELLS)
+        check_no_empty_cells(np.array([3, 0]), "a.h5ad", 40, CELLS.__getitem__)
 
 
 def test_a_file_without_other_layers_says_so():
