@@ -69,7 +69,7 @@ def ingest(
     empty_cells  what to do with cells without counts: 'refuse' those that have none in their source (a cell that only
                  the choice of genes left empty is kept and reported), 'drop' or 'keep' all that have none
     seed         of the order of the cells
-    Memory: about 300 MB above the imports, plus var, whatever the number of cells.
+    Memory: about 250 MB above the imports, plus var, whatever the number of cells.
     Raises SourceError, CountsError, GeneError, ColumnError on bad input and OutputError if `out` can't be written; the
     place of `out` is then as it was.
     """
