@@ -16,10 +16,12 @@ import importlib
 import os
 from typing import Any
 
-# Before torch is loaded, unless the user has set it: by default torch's threads spin while they wait for each other.
-# With one other busy thread on two cores (our own loader's, or a neighbour's process) a step of 12 ms then took 700;
-# with threads that sleep it took 18.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch is loaded, unless the user has set it: for how long torch's threads spin while they wait for each other.
+# By default that is milliseconds, and beside one other busy thread on two cores (our own loader's, a neighbour's)
+# a step of 12 ms then took 700. Spinning for some ten microseconds keeps the speed of a quiet machine and half of it on
+# a busy one; not spinning at all costs half the speed of small steps on a quiet machine.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _PLACES = {
     "simulate": "atlasvi.engine.simulation",

@@ -60,7 +60,11 @@ def is_cell_store(path: str | Path) -> bool:
 
 
 def layouts(attributes: dict) -> tuple[Layout, Layout]:
-    """How `data` and `indices` of X are cut and coded, from the attributes of the store."""
+    """How `data` and `indices` of X are cut and coded, from the attributes of the store.
+
+    Counts are shuffled by bits: most are 1, and high bits all zero; a fifth smaller than by bytes, and as fast. Gaps
+    are shuffled by bytes: by bits they are a fifth smaller too, but take three times as long to decode.
+    """
     cut = {
         "chunk": attributes["chunk"],
         "shard": attributes["chunk"] * attributes["block_chunks"] * attributes["shard_blocks"],
@@ -68,7 +72,7 @@ def layouts(attributes: dict) -> tuple[Layout, Layout]:
         "level": attributes["level"],
     }
     return (
-        Layout(np.dtype(attributes["counts_dtype"]), delta=False, **cut),
+        Layout(np.dtype(attributes["counts_dtype"]), delta=False, shuffle="bitshuffle", **cut),
         Layout(np.dtype(attributes["indices_dtype"]), delta=True, **cut),
     )
 

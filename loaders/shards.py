@@ -9,7 +9,7 @@ for each inner chunk, then the crc32c of that index.
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import google_crc32c
 import numpy as np
@@ -23,6 +23,7 @@ from atlasvi.loaders.rows import undo_gaps
 from atlasvi.loaders.tables import quiet_zarr
 
 CHUNK_MISSING = 2**64 - 1
+SHUFFLES = {"shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Layout:
     delta: bool  # store differences within an inner chunk (wrapping around), so that sorted values cost few bits
     compressor: str = "lz4"
     level: int = 5
+    shuffle: Literal["shuffle", "bitshuffle"] = "shuffle"  # of bytes or of bits, before compressing
 
     def encode(self, values: np.ndarray) -> bytes:
         """One inner chunk as bytes; `values` [chunk] of `dtype`."""
@@ -43,7 +45,9 @@ class Layout:
             gaps[0] = values[0]
             np.subtract(values[1:], values[:-1], out=gaps[1:])
             values = gaps
-        coded = blosc.compress(values, self.compressor.encode(), self.level, blosc.SHUFFLE, 0, self.dtype.itemsize)
+        coded = blosc.compress(
+            values, self.compressor.encode(), self.level, SHUFFLES[self.shuffle], 0, self.dtype.itemsize
+        )
         return coded + google_crc32c.value(coded).to_bytes(4, "little")
 
     def decode(self, coded: memoryview, out: np.ndarray, place: str) -> None:
@@ -74,7 +78,7 @@ def create_sharded(group: zarr.Group, name: str, length: int, layout: Layout) ->
                 BloscCodec(
                     cname=layout.compressor,  # type: ignore[arg-type]
                     clevel=layout.level,
-                    shuffle="shuffle",
+                    shuffle=layout.shuffle,
                     typesize=layout.dtype.itemsize,
                 ),
                 Crc32cCodec(),

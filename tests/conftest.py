@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import atlasvi.engine  # noqa: F401  before any test imports torch: sets how its threads wait
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -25,12 +25,13 @@ def write(folder: Path, values: np.ndarray, layout: Layout) -> Path:
     dtype=st.sampled_from(["<u2", "<i4", "<i8", "<u4"]),
     delta=st.booleans(),
     compressor=st.sampled_from(["lz4", "zstd"]),
+    shuffle=st.sampled_from(["shuffle", "bitshuffle"]),
     span=st.tuples(st.integers(0, 300), st.integers(0, 300)),
 )
-def test_any_reader_of_zarr_sees_what_was_written(tmp_path_factory, values, dtype, delta, compressor, span):
+def test_any_reader_of_zarr_sees_what_was_written(tmp_path_factory, values, dtype, delta, compressor, shuffle, span):
     folder = tmp_path_factory.mktemp("shards")
     array = np.array(values, dtype)
-    layout = Layout(np.dtype(dtype), chunk=16, shard=64, delta=delta, compressor=compressor)
+    layout = Layout(np.dtype(dtype), chunk=16, shard=64, delta=delta, compressor=compressor, shuffle=shuffle)
     path = write(folder, array, layout)
     assert np.array_equal(zarr.open_group(folder, mode="r")["x"][:], array)
     start, stop = sorted(min(edge, len(array)) for edge in span)
