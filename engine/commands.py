@@ -154,7 +154,7 @@ def train(
 
 @app.command()
 def minify(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory, or one of scvi-tools.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
     out: Annotated[Path, typer.Option(help="The minified store to make.")],
     source_order: Annotated[bool, typer.Option("--source-order", help="Cells in the order of their sources.")] = False,

@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 
 from atlasvi.engine.minified import LIBRARY, MinifiedWriter
-from atlasvi.engine.runs import TrainedRun, load_run
+from atlasvi.engine.runs import CONFIG, MODEL, TrainedRun, load_run
+from atlasvi.engine.scvi_files import load_scvi_tools
 from atlasvi.loaders.buckets import Buckets
 from atlasvi.loaders.cells import CellData, open_cells, select_genes
 from atlasvi.loaders.errors import ColumnError
@@ -43,6 +44,7 @@ def minify(
 ) -> MinifyReport:
     """Write the posterior of every cell of `data` under the model of `run` to a new minified store at `out`.
 
+    run           a finished run or its directory, or one that scvi-tools saved
     data          a cell store or any source; it must have all genes of the model (others are left out)
     source_order  cells in the order of their sources instead of that of the store
     Memory does not grow with the number of cells.
@@ -50,7 +52,9 @@ def minify(
     trained on, OutputError if `out` exists or can't be written.
     """
     if not isinstance(run, TrainedRun):
-        run = load_run(run)
+        # a directory of scvi-tools holds a model.pt, as ours do, and no configuration
+        of_scvi_tools = (Path(run) / MODEL).is_file() and not (Path(run) / CONFIG).is_file()
+        run = load_scvi_tools(run) if of_scvi_tools else load_run(run)
     if isinstance(data, (str, Path)):
         data = open_cells(data)
     data = select_genes(data, run.genes)

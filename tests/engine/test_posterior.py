@@ -196,3 +196,13 @@ def test_what_is_no_minified_store_or_of_a_newer_format_is_refused(mini, tmp_pat
     metadata.write_text(metadata.read_text().replace('"format_version": 1', '"format_version": 9'))
     with pytest.raises(SourceError, match="format 9, and this atlasvi reads up to 1: upgrade"):
         MinifiedStore(mini.path)
+
+
+def test_a_model_that_scvi_tools_saved_minifies_to_its_own_posterior(shared, tmp_path):
+    minify(shared / "scvi_models/onek1k_seed", shared / "data/onek1k.h5ad", tmp_path / "mini")
+    mini = anndata.read_zarr(tmp_path / "mini")
+    theirs = anndata.read_h5ad(shared / "scvi_models/onek1k_seed/minified.h5ad")
+    assert mini.obs_names.tolist() == theirs.obs_names.tolist()
+    for name in ("scvi_latent_qzm", "scvi_latent_qzv"):
+        assert np.allclose(mini.obsm[name], theirs.obsm[name], rtol=1e-4, atol=1e-5)
+    assert np.array_equal(mini.obs["observed_lib_size"], theirs.obs["observed_lib_size"])
