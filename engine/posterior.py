@@ -14,6 +14,7 @@ from atlasvi.engine.scvi_files import load_scvi_tools
 from atlasvi.loaders.buckets import Buckets
 from atlasvi.loaders.cells import CellData, open_cells, select_genes
 from atlasvi.loaders.errors import ColumnError
+from atlasvi.loaders.feeder import DeviceFeeder
 from atlasvi.loaders.ingestion import Progress
 from atlasvi.loaders.loader import BatchLoader
 from atlasvi.loaders.outputs import write_folder_aside
@@ -104,8 +105,8 @@ def _encode(
     model = run.model.to(where).eval()
     start, obs_start, obs = 0, 0, data.read_obs(0, 0)
     with torch.inference_mode():
-        for batch in BatchLoader(data, batch_size, seed=0, codes=codes, shuffle=False):
-            qzm, qzv = model.encode(batch.to(where))
+        for batch in DeviceFeeder(BatchLoader(data, batch_size, seed=0, codes=codes, shuffle=False), where):
+            qzm, qzv = model.encode(batch)
             if start + len(batch) > obs_start + len(obs):  # a slice for many minibatches: obs has larger chunks
                 obs_start, obs = start, data.read_obs(start, min(start + OBS_SLICE, data.n_cells))[columns]
             here = obs.iloc[start - obs_start : start - obs_start + len(batch)]
@@ -113,7 +114,7 @@ def _encode(
             yield {
                 "qzm": qzm.cpu().numpy(),
                 "qzv": qzv.cpu().numpy(),
-                f"obs/{LIBRARY}": batch.library.numpy(),
+                f"obs/{LIBRARY}": batch.library.cpu().numpy(),
                 **obs_to_record(here),
             }
     run.model.cpu()

@@ -29,6 +29,7 @@ from atlasvi.engine.runs import CONFIG, METRICS, MODEL, RESULT, TrainedRun, load
 from atlasvi.engine.splits import Split, split_by_column, split_by_hash
 from atlasvi.loaders.cells import CellData, open_cells
 from atlasvi.loaders.errors import AtlasviError, OutputError
+from atlasvi.loaders.feeder import DeviceFeeder
 from atlasvi.loaders.hashing import mix64
 from atlasvi.loaders.loader import BatchLoader
 from atlasvi.loaders.outputs import check_output_free
@@ -190,9 +191,10 @@ class Trainer:
         kl_weight = self._kl_weight()
         self.model.train()
         began = time.monotonic() - self.epoch_seconds
-        for batch in loader:
+        feeder = DeviceFeeder(loader, self.device)
+        for batch in feeder:
             self._seed(generator, TRAINING_NOISE, self.step)
-            reconstruction, kl = self.model(batch.to(self.device), generator)
+            reconstruction, kl = self.model(batch, generator)
             loss = (reconstruction + kl_weight * kl).mean()
             totals = torch.stack([reconstruction.detach().sum(), kl.detach().sum()]).double().cpu().numpy()
             self._check_finite(totals / len(batch), kl_weight)
@@ -202,15 +204,15 @@ class Trainer:
             self.step += 1
             self.sums += [len(batch), *totals]
             self.epoch_seconds = time.monotonic() - began
-            self.log.step(self.epoch, loader.state_dict()["batch"], self.step, self._means("train"), self._rate())
+            self.log.step(self.epoch, feeder.state_dict()["batch"], self.step, self._means("train"), self._rate())
             if self.signals:
-                path = self.checkpoint(loader.state_dict()["batch"])
+                path = self.checkpoint(feeder.state_dict()["batch"])
                 raise TrainingInterrupted(
                     f"{self.out}: stopped by {self.signals[0]} after step {self.step}, saved in {path.name}. "
                     f"Go on with: atlasvi train {self.data.path} --out {self.out} --resume"
                 )
             if time.monotonic() - self._saved > self.settings.checkpoint_minutes * 60:
-                self.checkpoint(loader.state_dict()["batch"])
+                self.checkpoint(feeder.state_dict()["batch"])
             if self.step == self.settings.max_steps:
                 break
         self._end_epoch(kl_weight)
@@ -269,9 +271,9 @@ class Trainer:
         self.model.eval()
         generator, sums = torch.Generator(self.device), np.zeros(3)
         with torch.inference_mode():
-            for number, batch in enumerate(loader):
+            for number, batch in enumerate(DeviceFeeder(loader, self.device)):
                 self._seed(generator, EVALUATION_NOISE, number)
-                reconstruction, kl = self.model(batch.to(self.device), generator)
+                reconstruction, kl = self.model(batch, generator)
                 sums += [len(batch), reconstruction.double().sum().item(), kl.double().sum().item()]
                 if most is not None and sums[0] >= most:
                     break

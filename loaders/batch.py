@@ -1,5 +1,6 @@
 """A minibatch of cells as it goes to the model: sparse counts, library sizes, covariate codes."""
 
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +15,7 @@ class Batch:
     indices  uint16 or int32 [nnz], gene indices, sorted within a cell
     counts   uint8, uint16 or int32 [nnz]
     library  float32 [cells], total counts of each cell over the genes of the batch
-    codes    int64 [cells] a covariate: codes["batch"], codes["labels"], ...
+    codes    int64 (categories) or float32 [cells] a covariate: codes["batch"], codes["labels"], ...
     rows     int64 [cells], position of each cell in the data
     """
 
@@ -27,7 +28,12 @@ class Batch:
     codes: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.library)
+        return self.library.shape[0]  # len() of a tensor goes through Python
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch."""
+        return [self.indptr, self.indices, self.counts, self.library, self.rows, *self.codes.values()]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -35,3 +41,20 @@ class Batch:
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
         codes = {name: tensor.to(device, non_blocking=True) for name, tensor in self.codes.items()}
         return Batch(**moved, n_genes=self.n_genes, codes=codes)
+
+    def to_sparse_csr(self) -> Tensor:
+        """float32 sparse CSR [cells, genes], as torch multiplies it."""
+        size = (len(self), self.n_genes)
+        with warnings.catch_warnings():  # torch says of every CSR tensor that CSR is in beta
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.sparse_csr_tensor(
+                self.indptr, self.indices.int(), self.counts.float(), size, check_invariants=False
+            )
+
+    def to_dense(self) -> Tensor:
+        """float32 [cells, genes]."""
+        dense = torch.zeros((len(self), self.n_genes), device=self.counts.device)
+        lengths = self.indptr.diff().long()
+        cells = torch.repeat_interleave(torch.arange(len(self), device=lengths.device), lengths)
+        dense[cells, self.indices.long()] = self.counts.float()
+        return dense

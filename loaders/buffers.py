@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 
@@ -9,23 +10,37 @@ KEPT = 64  # buffers of one type that wait to be used again, at most
 
 
 class Buffers:
-    """Lends arrays; one that nobody refers to any more (nor to a tensor made of it) can be lent again."""
+    """Lends arrays; one that nobody refers to any more (nor to a tensor made of it) can be lent again.
 
-    def __init__(self) -> None:
-        self._free: dict[str, list[np.ndarray]] = {}
+    allocate  called with (length, dtype) for memory that is not there yet: say, memory that a GPU can read by itself
+    """
+
+    def __init__(self, allocate: Callable[[int, np.dtype], np.ndarray] = np.empty) -> None:
+        self._allocate = allocate
+        self._free: dict[np.dtype, list[np.ndarray]] = {}
+        self._lent: dict[int, tuple[weakref.ref, list[np.ndarray], np.ndarray]] = {}
         self._lock = threading.Lock()
 
     def take(self, length: int, dtype: np.dtype | type) -> np.ndarray:
         """An array [length] of the type, not cleared."""
-        key = np.dtype(dtype).str
+        dtype = np.dtype(dtype)
         with self._lock:
-            free = self._free.setdefault(key, [])
-            fits = [k for k, array in enumerate(free) if len(array) >= length]
-            whole = free.pop(fits[-1]) if fits else np.empty(int(length * 1.1) + 1024, dtype)
+            free = self._free.setdefault(dtype, [])
+            for k in range(len(free) - 1, -1, -1):
+                if len(free[k]) >= length:
+                    whole = free.pop(k)
+                    break
+            else:
+                whole = self._allocate(int(length * 1.1) + 1024, dtype)
             while len(free) > KEPT:
                 free.pop(0)
         # through a memoryview: numpy would have slices of a plain view refer to `whole`, past what is lent
-        lent = np.frombuffer(whole.view(np.uint8).data[: length * whole.itemsize], whole.dtype)
-        # appending is atomic, so the garbage collector may do it at any moment, the lock held or not
-        weakref.finalize(lent, free.append, whole).atexit = False
+        lent = np.frombuffer(whole.data[:length], dtype)
+        reference = weakref.ref(lent, self._take_back)
+        self._lent[id(reference)] = reference, free, whole
         return lent
+
+    def _take_back(self, reference: weakref.ref) -> None:
+        # dictionary and list are changed in one step each: the garbage collector may call this at any moment
+        _, free, whole = self._lent.pop(id(reference))
+        free.append(whole)

@@ -12,6 +12,10 @@ class SourceError(AtlasviError, ValueError):
     """A file or folder can't be read as counts: unknown, damaged, cut short, or of a newer format."""
 
 
+class DamagedChunkError(SourceError):
+    """A part of a cell store does not match its checksum; the rest can be read."""
+
+
 class CountsError(AtlasviError, ValueError):
     """The matrix holds something that is not a count: negative, fractional, NaN, infinite, or an empty cell."""
 

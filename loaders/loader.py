@@ -1,160 +1,213 @@
 """Minibatches from cells on disk: an ordinary PyTorch IterableDataset that can stop and go on at any minibatch."""
 
 import itertools
+import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from atlasvi.loaders.batch import Batch
 from atlasvi.loaders.buffers import Buffers
-from atlasvi.loaders.cells import CellData
-from atlasvi.loaders.plan import EpochPlan, plan_epoch
+from atlasvi.loaders.cells import CellData, open_cells, select_genes
+from atlasvi.loaders.errors import DamagedChunkError
+from atlasvi.loaders.plan import EpochPlan, Part, plan_epoch, plan_minibatches
 from atlasvi.loaders.rows import Rows, copy_cells
+from atlasvi.loaders.selection import Draws, balance_classes, choose_cells
 
-AHEAD = 8  # minibatches assembled before they are asked for
+READ_AHEAD_CELLS = 2**11  # planned, their blocks being read, before they are put together
+READY_CELLS = 2**12  # put together before they are asked for
 MOST_THREADS = 4
+
+log = logging.getLogger(__name__)
 
 
 class BatchLoader(IterableDataset):
     """Minibatches of `batch_size` cells, each cell of the epoch once; the last may be smaller, none is dropped.
 
-    data        a cell store or source (`open_cells`)
-    seed        of the order; (seed, epoch) fixes it
-    codes       covariates of all cells: name -> int [data.n_cells]
-    cells       bool [data.n_cells]: which cells to visit; None visits all
+    data        a cell store or source, as a path or as `open_cells` opened it
+    batch_size  cells in a minibatch, over all ranks
+    seed        of the order; (seed, epoch) fixes it, whatever the threads, the ranks and the restarts
+    codes       covariates: names of obs columns, or name -> int or float [data.n_cells]
+    genes       names of the genes wanted, in the order wanted; None takes all
+    cells       which cells to visit: bool [data.n_cells], or an expression over obs ("cell_type == 'B cell'")
+    weights     float [data.n_cells] that cells are drawn by, the rare ones several times; an epoch is as long as ever
+    balance     an obs column whose classes are drawn equally often
     shuffle     False keeps the order of the data
+    rank, world_size  this process takes the rank-th share of each minibatch
     threads     that read and assemble in the background; None: one a core, at most 4
+    damaged     'stop' at a block that does not match its checksum, or 'skip' it: `lost_cells` then counts what is lost
 
     Iterating yields what is left of the current epoch, from the cursor on, and then moves to the next epoch. Counts are
-    read and assembled by background threads (give no `num_workers` to a DataLoader around this: forked workers would
-    read everything once each). Memory: two groups of blocks and a few minibatches, about 150 MB from a cell store.
+    read and assembled by background threads; `num_workers` of a DataLoader around this must be 0. Memory: two groups of
+    blocks and a few minibatches, about 200 MB from a cell store, whatever the number of cells.
     """
 
     def __init__(
         self,
-        data: CellData,
+        data: CellData | str | Path,
         batch_size: int,
         seed: int,
         *,
-        codes: Mapping[str, np.ndarray] | None = None,
-        cells: np.ndarray | None = None,
+        codes: Mapping[str, np.ndarray] | Sequence[str] | None = None,
+        genes: Sequence[str] | None = None,
+        cells: np.ndarray | str | None = None,
+        weights: np.ndarray | None = None,
+        balance: str | None = None,
         shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
         threads: int | None = None,
+        damaged: Literal["stop", "skip"] = "stop",
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
-        self.data, self.batch_size, self.seed, self.shuffle = data, batch_size, seed, shuffle
-        self._codes = {name: np.asarray(values) for name, values in (codes or {}).items()}
-        self._cells = cells
-        self._threads, self._buffers = threads or min(os.cpu_count() or 1, MOST_THREADS), Buffers()
-        edges = data.block_starts
-        if cells is None:
-            self._block_cells = np.diff(edges)
-        else:
-            self._block_cells = np.array([np.count_nonzero(cells[a:b]) for a, b in itertools.pairwise(edges)], np.int64)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}: it must be at least 0 and below world_size, {world_size}")
+        if weights is not None and balance is not None:
+            raise ValueError("give weights or balance, not both: balance is a choice of weights")
+        if damaged not in ("stop", "skip"):
+            raise ValueError(f"damaged is {damaged!r}: choose 'stop' or 'skip'")
+        self.data = open_cells(data) if isinstance(data, (str, Path)) else data
+        if genes is not None:
+            self.data = select_genes(self.data, genes)
+        self.batch_size, self.seed, self.shuffle, self.damaged = batch_size, seed, shuffle, damaged
+        self.rank, self.world_size = rank, world_size
+        self.categories: dict[str, list[Any]] = {}  # of covariates given by name: what each code stands for
+        self._codes = self._read_codes(codes or {})
+        self._cells = choose_cells(self.data, cells) if isinstance(cells, str) else cells
+        for name, values in {**self._codes, "cells": self._cells, "weights": weights}.items():
+            if values is not None and len(values) != self.data.n_cells:
+                raise ValueError(f"{name} has {len(values):,} values for {self.data.n_cells:,} cells: give one a cell")
+        if balance is not None:
+            weights = balance_classes(self.data, balance, self._cells)
+        self._draws = None if weights is None else Draws(weights, self._cells)
+        self._threads = threads or min(os.cpu_count() or 1, MOST_THREADS)
+        self._buffers = Buffers(_allocate_pinned if torch.cuda.is_available() else np.empty)
+        self._block_cells = self._count_block_cells(0)
         self.n_cells = int(self._block_cells.sum())
         self._epoch, self._batch = 0, 0
+        self._lost: dict[int, int] = {}
 
     def __len__(self) -> int:
-        """Minibatches an epoch."""
+        """Minibatches an epoch, the same on every rank."""
         return -(-self.n_cells // self.batch_size)
+
+    @property
+    def lost_cells(self) -> int:
+        """Cells left out so far because their block was damaged; 0 unless `damaged` is 'skip'."""
+        return sum(self._lost.values())
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Set the cursor: the next iteration begins at minibatch `start_batch` of `epoch`."""
         self._epoch, self._batch = epoch, start_batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next minibatch is."""
-        return {"epoch": self._epoch, "batch": self._batch}
+        """Where the next minibatch is, and what the order depends on."""
+        order = {"seed": self.seed, "batch_size": self.batch_size, "n_cells": self.n_cells}
+        return {"epoch": self._epoch, "batch": self._batch, **order}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on where `state_dict` was taken, on any number of ranks. Raises ValueError if the order is another one."""
+        for name, now in self.state_dict().items():
+            if name not in ("epoch", "batch") and state.get(name, now) != now:
+                raise ValueError(f"the state was taken with {name}={state[name]}, and this loader has {name}={now}")
         self.set_epoch(state["epoch"], state["batch"])
 
     def __iter__(self) -> Iterator[Batch]:
-        seed = self.seed if self.shuffle else None
-        plan = plan_epoch(self._block_cells, self.data.group_blocks, seed, self._epoch)
+        if get_worker_info() is not None:
+            raise RuntimeError("BatchLoader reads with threads of its own: set num_workers=0, or iterate it directly")
+        if self._draws is not None:
+            self._block_cells = self._count_block_cells(self._epoch)
+        plan = plan_epoch(self._block_cells, self.data.group_blocks, self.seed if self.shuffle else None, self._epoch)
         workers = ThreadPoolExecutor(self._threads, thread_name_prefix="atlasvi-loader")
         try:
-            for batch in self._stream(plan, self._batch, workers):
+            for batch in self._stream(plan, workers):
                 self._batch += 1
-                yield batch
+                # under several ranks a share may be empty: all must take the same number of steps
+                if len(batch) or self.world_size > 1:
+                    yield batch
         finally:  # also when the consumer breaks off
             workers.shutdown(wait=True, cancel_futures=True)
         self.set_epoch(self._epoch + 1)
 
-    def _stream(self, plan: EpochPlan, start_batch: int, workers: Executor) -> Iterator[Batch]:
-        """Minibatches from `start_batch` on: the workers decode a group ahead and assemble AHEAD minibatches."""
-        start = start_batch * self.batch_size
-        number = max(int(np.searchsorted(plan.group_starts, start, side="right")) - 1, 0)
-        reading = deque(self._submit_group(plan, number, workers))
+    def _stream(self, plan: EpochPlan, workers: Executor) -> Iterator[Batch]:
+        """Minibatches from the cursor on; blocks are read while the minibatches before theirs are put together."""
+        n_planned, n_ready = (max(cells // self.batch_size, 2) for cells in (READ_AHEAD_CELLS, READY_CELLS))
+        planned: deque[list[tuple[Future[Block], np.ndarray]]] = deque()
         ready: deque[Future[Batch]] = deque()
-        parts: list[tuple[Group, np.ndarray]] = []  # of the minibatch that the end of a group left unfinished
-        n_waiting = 0
-        while number < len(plan.groups):
-            blocks, reading = reading, deque(self._submit_group(plan, number + 1, workers))
-            group = join_blocks([block.result() for block in blocks])
-            order = plan.order_group(number)[max(start - int(plan.group_starts[number]), 0) :]
-            number += 1
-            at = 0
-            while at < len(order):
-                chosen = order[at : at + self.batch_size - n_waiting]
-                at += len(chosen)
-                n_waiting += len(chosen)
-                parts.append((group, chosen))
-                if n_waiting == self.batch_size:
-                    ready.append(workers.submit(self._assemble, parts))
-                    parts, n_waiting = [], 0
-                if len(ready) > AHEAD:
-                    yield ready.popleft().result()
-        if parts:
-            ready.append(workers.submit(self._assemble, parts))
+        blocks: dict[tuple[int, int], Future[Block]] = {}
+        for parts in plan_minibatches(plan, self.batch_size, self._batch, self.rank, self.world_size):
+            if parts:  # blocks of groups that are over are let go of, once their minibatches are put together
+                blocks = {key: block for key, block in blocks.items() if key[0] >= parts[0].group}
+            planned.append([(self._submit(part, blocks, plan.epoch, workers), part.cells) for part in parts])
+            if len(planned) > n_planned:
+                ready.append(workers.submit(self._assemble, planned.popleft()))
+            if len(ready) > n_ready:
+                yield ready.popleft().result()
+        ready.extend(workers.submit(self._assemble, parts) for parts in planned)
+        planned.clear()
         while ready:
             yield ready.popleft().result()
 
-    def _submit_group(self, plan: EpochPlan, number: int, workers: Executor) -> Iterator[Future]:
-        if number < len(plan.groups):
-            for block in plan.groups[number].tolist():
-                yield workers.submit(self._read_block, block)
+    def _submit(
+        self, part: Part, blocks: dict[tuple[int, int], Future["Block"]], epoch: int, workers: Executor
+    ) -> Future["Block"]:
+        """The block of a part, to be read by a worker if it is not yet."""
+        key = part.group, part.block
+        if key not in blocks:
+            blocks[key] = workers.submit(self._read_block, part.block, epoch)
+        return blocks[key]
 
-    def _read_block(self, block: int) -> tuple[Rows, np.ndarray]:
-        """A block, and which of its cells are to be visited."""
-        rows = self.data.read_block(block)
-        if self._cells is None:
-            return rows, np.arange(len(rows))
-        return rows, np.flatnonzero(self._cells[rows.first : rows.first + len(rows)])
+    def _read_block(self, block: int, epoch: int) -> "Block":
+        start, stop = self.data.block_starts[block], self.data.block_starts[block + 1]
+        try:
+            rows = self.data.read_block(block)
+        except DamagedChunkError as error:
+            if self.damaged == "stop":
+                raise
+            if block not in self._lost:
+                self._lost[block] = int(self._block_cells[block])
+                log.warning("%s: %d cells left out: %s", self.data.path, self._lost[block], error)
+            return Block(None, None)
+        if self._draws is not None:
+            return Block(rows, np.repeat(np.arange(len(rows)), self._draws.count(start, stop, self.seed, epoch)))
+        return Block(rows, None if self._cells is None else np.flatnonzero(self._cells[start:stop]))
 
-    def _assemble(self, parts: list["tuple[Group, np.ndarray]"]) -> Batch:
-        """The minibatch of the chosen cells of each group."""
-        ends = np.zeros(1 + sum(len(chosen) for _, chosen in parts), np.int64)
-        np.cumsum(np.concatenate([group.lengths[chosen] for group, chosen in parts]), out=ends[1:])
-        counts_dtype = np.result_type(*(rows.counts.dtype for group, _ in parts for rows in group.blocks))
+    def _assemble(self, parts: "list[tuple[Future[Block], np.ndarray]]") -> Batch:
+        """The minibatch of the chosen cells of each block."""
+        read = [(block.result(), cells) for block, cells in parts]
+        pieces = [
+            (block.rows, cells if block.visited is None else block.visited[cells])
+            for block, cells in read
+            if block.rows is not None
+        ]
+        lengths = [rows.lengths[cells] for rows, cells in pieces]
+        ends = np.zeros(1 + sum(map(len, lengths)), np.int64)
+        np.cumsum(np.concatenate([*lengths, np.zeros(0, np.int32)]), out=ends[1:])
+        counts_dtype = np.result_type(np.uint8, *(rows.counts.dtype for rows, _ in pieces))
         if counts_dtype.itemsize == 4:
             counts_dtype = np.dtype(np.int32)  # torch computes little with uint32
-        indices = self._buffers.take(int(ends[-1]), parts[0][0].blocks[0].indices.dtype)
+        index_dtype = np.result_type(np.uint16, *(rows.indices.dtype for rows, _ in pieces))
+        indices = self._buffers.take(int(ends[-1]), index_dtype)
         counts = self._buffers.take(int(ends[-1]), counts_dtype)
         library = np.empty(len(ends) - 1, np.float32)
-        begin = 0
-        for group, chosen in parts:
-            block_of = group.block_of[chosen]
-            by_block = np.argsort(block_of, kind="stable")
-            edges = np.searchsorted(block_of[by_block], np.arange(len(group.blocks) + 1))
-            cells, places = group.cell_of[chosen][by_block], by_block + begin
-            for block, (low, high) in enumerate(itertools.pairwise(edges.tolist())):
-                if high > low:
-                    rows, some = group.blocks[block], slice(low, high)
-                    copy_cells(
-                        rows.starts, rows.lengths, rows.indices, rows.counts, cells[some], places[some],
-                        ends, indices, counts, library,
-                    )  # fmt: skip
-            begin += len(chosen)
-        numbers = np.concatenate([group.numbers[chosen] for group, chosen in parts])
+        numbers = np.empty(len(ends) - 1, np.int64)
+        at = 0
+        for rows, cells in pieces:
+            copy_cells(
+                rows.starts, rows.lengths, rows.indices, rows.counts, cells, at, ends, indices, counts, library
+            )  # fmt: skip
+            np.add(cells, rows.first, out=numbers[at : at + len(cells)])
+            at += len(cells)
         return Batch(
             indptr=torch.from_numpy(ends.astype(np.int32)),
             indices=torch.from_numpy(indices),
@@ -162,31 +215,47 @@ class BatchLoader(IterableDataset):
             library=torch.from_numpy(library),
             rows=torch.from_numpy(numbers),
             n_genes=len(self.data.genes),
-            codes={name: torch.from_numpy(values[numbers].astype(np.int64)) for name, values in self._codes.items()},
+            codes={name: torch.from_numpy(_widen(values[numbers])) for name, values in self._codes.items()},
         )
+
+    def _count_block_cells(self, epoch: int) -> np.ndarray:
+        """int64 [blocks]: visits of cells in each block."""
+        edges = self.data.block_starts
+        if self._draws is not None:
+            draws = self._draws
+            return np.array([draws.count(a, b, self.seed, epoch).sum() for a, b in itertools.pairwise(edges)], np.int64)
+        if self._cells is None:
+            return np.diff(edges)
+        return np.array([np.count_nonzero(self._cells[a:b]) for a, b in itertools.pairwise(edges)], np.int64)
+
+    def _read_codes(self, codes: Mapping[str, np.ndarray] | Sequence[str]) -> dict[str, np.ndarray]:
+        """The covariates of all cells; those given by name are read, numbers as they are and all else as categories."""
+        if isinstance(codes, Mapping):
+            return {name: np.asarray(values) for name, values in codes.items()}
+        read: dict[str, np.ndarray] = {}
+        for name in [codes] if isinstance(codes, str) else codes:
+            column = self.data.read_column(name)
+            if pd.api.types.is_float_dtype(column.dtype):
+                read[name] = column.to_numpy(np.float32)
+            else:
+                column = column.astype("category")
+                read[name], self.categories[name] = column.cat.codes.to_numpy(), list(column.cat.categories)
+        return read
 
 
 @dataclass
-class Group:
-    """Blocks whose cells are mixed; the cells to be visited are numbered block after block.
+class Block:
+    """A block that was read: its rows, None if it is damaged; which of them are visited, None for all in order."""
 
-    block_of, cell_of  int [cells]: the block (within the group) of each, and its place in it
-    numbers            int64 [cells]: its number in the data; lengths int32 [cells]: its stored counts
-    """
-
-    blocks: list[Rows]
-    block_of: np.ndarray
-    cell_of: np.ndarray
-    numbers: np.ndarray
-    lengths: np.ndarray
+    rows: Rows | None
+    visited: np.ndarray | None
 
 
-def join_blocks(blocks: list[tuple[Rows, np.ndarray]]) -> Group:
-    """A group of blocks, each with the cells of it that are to be visited."""
-    return Group(
-        [rows for rows, _ in blocks],
-        np.repeat(np.arange(len(blocks), dtype=np.int16), [len(cells) for _, cells in blocks]),
-        np.concatenate([cells for _, cells in blocks]),
-        np.concatenate([cells + rows.first for rows, cells in blocks]),
-        np.concatenate([rows.lengths[cells] for rows, cells in blocks]),
-    )
+def _widen(values: np.ndarray) -> np.ndarray:
+    """Codes as torch indexes with them (int64), and numbers as it computes with them (float32)."""
+    return values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
+
+
+def _allocate_pinned(length: int, dtype: np.dtype) -> np.ndarray:
+    """Memory that a GPU copies from while the CPU does something else."""
+    return torch.empty(length * dtype.itemsize, dtype=torch.uint8, pin_memory=True).numpy().view(dtype)

@@ -7,9 +7,11 @@ for each inner chunk, then the crc32c of that index.
 """
 
 import os
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -18,12 +20,13 @@ from numcodecs import blosc
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.codecs.numcodecs import Delta
 
-from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.rows import undo_gaps
+from atlasvi.loaders.buffers import Buffers
+from atlasvi.loaders.decoding import decode_chunks
+from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.tables import quiet_zarr
 
 CHUNK_MISSING = 2**64 - 1
-SHUFFLES = {"shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
+OPEN_SHARDS = 32  # of an array, kept open; an atlas has thousands, a process may open about a thousand files
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,11 @@ class Layout:
     delta: bool  # store differences within an inner chunk (wrapping around), so that sorted values cost few bits
     compressor: str = "lz4"
     level: int = 5
-    shuffle: Literal["shuffle", "bitshuffle"] = "shuffle"  # of bytes or of bits, before compressing
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a decoded inner chunk; blosc is told to compress them as one block (its default is smaller)."""
+        return self.chunk * self.dtype.itemsize
 
     def encode(self, values: np.ndarray) -> bytes:
         """One inner chunk as bytes; `values` [chunk] of `dtype`."""
@@ -46,22 +53,9 @@ class Layout:
             np.subtract(values[1:], values[:-1], out=gaps[1:])
             values = gaps
         coded = blosc.compress(
-            values, self.compressor.encode(), self.level, SHUFFLES[self.shuffle], 0, self.dtype.itemsize
+            values, self.compressor.encode(), self.level, blosc.SHUFFLE, self.chunk_bytes, self.dtype.itemsize
         )
         return coded + google_crc32c.value(coded).to_bytes(4, "little")
-
-    def decode(self, coded: memoryview, out: np.ndarray, place: str) -> None:
-        """Undo `encode` into `out` [chunk]. Raises SourceError, calling the chunk `place`, if its checksum differs."""
-        body, checksum = coded[:-4], int.from_bytes(coded[-4:], "little")
-        found = google_crc32c.value(bytes(body))
-        if found != checksum:
-            raise SourceError(
-                f"{place} is damaged (its crc32c is {found:08x}, written as {checksum:08x}): "
-                "copy the store again from where it came from, or ingest it again."
-            )
-        blosc.decompress(body, out)
-        if self.delta:
-            undo_gaps(out)
 
 
 def create_sharded(group: zarr.Group, name: str, length: int, layout: Layout) -> Path:
@@ -78,8 +72,9 @@ def create_sharded(group: zarr.Group, name: str, length: int, layout: Layout) ->
                 BloscCodec(
                     cname=layout.compressor,  # type: ignore[arg-type]
                     clevel=layout.level,
-                    shuffle=layout.shuffle,
+                    shuffle="shuffle",
                     typesize=layout.dtype.itemsize,
+                    blocksize=layout.chunk_bytes,
                 ),
                 Crc32cCodec(),
             ],
@@ -143,11 +138,17 @@ class ShardWriter:
 
 
 class ShardReader:
-    """Reads runs of elements of a sharded array, by several threads at once; the indices of shards are kept."""
+    """Reads runs of elements of a sharded array, by several threads at once.
 
-    def __init__(self, folder: Path, layout: Layout, length: int) -> None:
+    Handles and indices of shards are kept. A shard that was deleted or replaced since it was opened is noticed: mixing
+    the chunks of two stores would be silent.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, length: int, buffers: Buffers | None = None) -> None:
         self.folder, self.layout, self.length = folder, layout, length
-        self._indices: dict[int, np.ndarray] = {}
+        self._shards: OrderedDict[int, OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
+        self._buffers = buffers or Buffers()
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Elements [start, stop), as an array of their own. Raises SourceError if they are damaged."""
@@ -162,35 +163,84 @@ class ShardReader:
         per_shard, size = self.layout.shard // self.layout.chunk, self.layout.chunk
         at = first
         while at < last:
-            shard = at // per_shard
-            end = min(last, (shard + 1) * per_shard)
-            spans, coded = self._read_coded(shard, at - shard * per_shard, end - shard * per_shard)
-            for k, (begin, finish) in enumerate(spans, start=at):
-                place = f"{self.folder}: chunk {k} (shard file c/{shard})"
-                self.layout.decode(coded[begin:finish], out[(k - first) * size : (k - first + 1) * size], place)
+            number = at // per_shard
+            end = min(last, (number + 1) * per_shard)
+            shard = self._open(number)
+            index = shard.index[at - number * per_shard : end - number * per_shard].astype(np.int64)
+            coded = self._read_coded(shard, index)
+            begins = index[:, 0] - index[0, 0]
+            self._check(shard, at, begins, begins + index[:, 1], coded)
+            try:
+                part = out[(at - first) * size : (end - first) * size]
+                decode_chunks(coded, begins, part, self.layout.delta)
+            except ValueError as error:
+                raise DamagedChunkError(f"{shard.path} is damaged ({error}): copy the store again.") from error
             at = end
 
-    def _read_coded(self, shard: int, first: int, last: int) -> tuple[list[tuple[int, int]], memoryview]:
-        """The bytes of inner chunks [first, last) of one shard, and where each lies in them."""
-        path = self.folder / "c" / str(shard)
+    def close(self) -> None:
+        """Let go of the files; they are opened again when needed."""
+        with self._lock:
+            self._shards.clear()
+
+    def _read_coded(self, shard: "OpenShard", index: np.ndarray) -> np.ndarray:
+        """uint8: the bytes of neighbouring inner chunks, whose rows of the shard's index are given."""
+        begin = int(index[0, 0])
+        coded = self._buffers.take(int(index[-1].sum()) - begin, np.uint8)
+        if os.preadv(shard.handle, [coded.data], begin) != len(coded):
+            raise SourceError(f"{shard.path} is cut short: copy the store again, or ingest it again.")
+        return coded
+
+    def _check(self, shard: "OpenShard", first: int, begins: np.ndarray, ends: np.ndarray, coded: np.ndarray) -> None:
+        """Raises DamagedChunkError, naming the first inner chunk whose crc32c is not the one written at its end."""
+        ends = ends - 4
+        written = coded[ends[:, None] + np.arange(4)].view("<u4")[:, 0]
+        spans = zip(begins.tolist(), ends.tolist())
+        # google_crc32c takes any buffer and copies none, though its types say bytes
+        found = np.array([google_crc32c.value(coded[begin:end]) for begin, end in spans])
+        if (found != written).any():
+            k = int(np.flatnonzero(found != written)[0])
+            raise DamagedChunkError(
+                f"{shard.path}: chunk {first + k} of {self.folder.name} is damaged (its crc32c is {found[k]:08x}, "
+                f"written as {written[k]:08x}): copy the store again from where it came from, or ingest it again."
+            )
+
+    def _open(self, number: int) -> "OpenShard":
+        """The shard, opened now or before; raises SourceError if it is not there, or no longer the one opened."""
+        path = self.folder / "c" / str(number)
         try:
-            # opened anew for each block: microseconds against the decoding, no limit on open files is met by an
-            # atlas of thousands of shards, and a store that was deleted or replaced is noticed
-            with open(path, "rb", buffering=0) as file:
-                if shard not in self._indices:
-                    self._indices[shard] = self._read_index(file.fileno(), path)
-                index = self._indices[shard][first:last]
-                begin, finish = int(index[0, 0]), int(index[-1].sum())
-                coded = memoryview(os.pread(file.fileno(), finish - begin, begin))
+            with self._lock:
+                shard = self._shards.pop(number, None) or OpenShard(path, self.layout.shard // self.layout.chunk)
+                self._shards[number] = shard
+                if len(self._shards) > OPEN_SHARDS:
+                    self._shards.popitem(last=False)  # closed once nobody reads from it
+            if identify(os.stat(path)) != shard.identity:
+                raise SourceError(
+                    f"{path} was replaced or changed while it was being read: open the store again, and go on from the "
+                    "last checkpoint only if it holds the same cells."
+                )
         except FileNotFoundError:
             raise SourceError(f"{path} is missing: copy the store again, or ingest it again.") from None
-        if len(coded) != finish - begin:
-            raise SourceError(f"{path} is cut short: copy the store again, or ingest it again.")
-        return [(offset - begin, offset - begin + n) for offset, n in index.tolist()], coded
+        return shard
 
-    def _read_index(self, handle: int, path: Path) -> np.ndarray:
-        n_bytes = self.layout.shard // self.layout.chunk * 16 + 4
-        tail = os.pread(handle, n_bytes, max(os.fstat(handle).st_size - n_bytes, 0))
+
+class OpenShard:
+    """A shard file held open, with its index: uint64 [chunks, 2], offset and length of each inner chunk."""
+
+    def __init__(self, path: Path, n_chunks: int) -> None:
+        self.path, self.handle = path, os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        status = os.fstat(self.handle)
+        self.identity = identify(status)
+        n_bytes = n_chunks * 16 + 4
+        tail = os.pread(self.handle, n_bytes, max(status.st_size - n_bytes, 0))
         if len(tail) != n_bytes or google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
             raise SourceError(f"{path} is damaged or cut short (its index does not match its checksum): copy it again.")
-        return np.frombuffer(tail[:-4], "<u8").reshape(-1, 2)
+        self.index = np.frombuffer(tail[:-4], "<u8").reshape(-1, 2)
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            os.close(self.handle)
+
+
+def identify(status: os.stat_result) -> tuple[int, int, int]:
+    """What tells a file from another one at its path, or from itself before it was written to."""
+    return status.st_ino, status.st_size, status.st_mtime_ns

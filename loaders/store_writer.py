@@ -29,6 +29,7 @@ class StoreWriter:
         var: pd.DataFrame,
         dtypes: Mapping[str, object],
         source_sizes: Mapping[str, int],
+        profile: str = "fast",
     ) -> None:
         n_genes = len(var)
         self.attributes: dict[str, Any] = {
@@ -43,8 +44,8 @@ class StoreWriter:
             "chunk": cell_store.CHUNK,
             "block_chunks": cell_store.BLOCK_CHUNKS,
             "shard_blocks": cell_store.SHARD_BLOCKS,
-            "compressor": "lz4",
-            "level": 5,
+            "profile": profile,
+            "codecs": cell_store.PROFILES[profile],
             "sources": list(source_sizes),
             "source_sizes": list(source_sizes.values()),
         }
