@@ -67,8 +67,11 @@ def ingest(
     batch_key: Annotated[str | None, typer.Option(help="obs column; variable genes are chosen within each.")] = None,
     empty_cells: Annotated[Literal["refuse", "drop", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
     seed: Seed = 0,
+    profile: Annotated[Literal["fast", "small"], typer.Option(help="Fast to read, or a third smaller.")] = "fast",
+    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).", min=1)] = None,
+    dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler whose workers do it.")] = None,
 ) -> None:
-    """Write count files as one cell store: checked, shuffled, compact."""
+    """Write count files as one cell store: checked, shuffled, compact. After a kill the same command goes on."""
     from atlasvi.engine.describe import folder_bytes
     from atlasvi.loaders.ingestion import ingest as run
 
@@ -84,6 +87,9 @@ def ingest(
             batch_key=batch_key,
             empty_cells=empty_cells,
             seed=seed,
+            profile=profile,
+            workers=workers,
+            dask=dask,
             progress=progress,
         )
     size = folder_bytes(out)

@@ -32,5 +32,9 @@ class OutputError(AtlasviError, OSError):
     """The output exists already or can't be written (a full disk, a folder without permission)."""
 
 
+class WorkerError(AtlasviError, RuntimeError):
+    """A process that did a part of the work died."""
+
+
 class MissingDependencyError(AtlasviError, ImportError):
     """An optional dependency is needed for what was asked; the message says what to install."""

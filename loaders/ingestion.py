@@ -1,10 +1,14 @@
 """Ingest: count files in any order -> one cell store in a global random order, out of core.
 
-Two passes. The first reads the sources piece by piece, checks the counts, and sorts the cells into buckets on disk by a
-hash of their identity. The second reads bucket after bucket, orders each by a second hash, and appends it to the store.
-The order is a pure function of (seed, source number, row, number of buckets), whatever the pieces were.
+Two passes of tasks that need nothing of each other, so that processes share them and a killed ingest goes on where it
+was. The first reads runs of rows, checks the counts, and sorts the cells into buckets by a hash of their identity
+(sorting.py). The second orders each bucket by a second hash and encodes it (store_writer.py); the buckets are joined to
+the store. The order is a pure function of (seed, source number, row, number of buckets), whoever did what.
 """
 
+import io
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +17,28 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from atlasvi.loaders.buckets import Buckets
-from atlasvi.loaders.counts import check_no_empty_cells
-from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
-from atlasvi.loaders.hashing import mix64
-from atlasvi.loaders.joined import JoinedSources, Piece
+from atlasvi.loaders import sorting, store_writer
+from atlasvi.loaders.cell_store import PROFILES
+from atlasvi.loaders.errors import ColumnError, CountsError
+from atlasvi.loaders.ingest_job import (
+    GENES,
+    Job,
+    forget,
+    identify_source,
+    keep_open,
+    load_job,
+    open_sources,
+    restrict_genes,
+    write_aside,
+)
+from atlasvi.loaders.joined import JoinedSources
+from atlasvi.loaders.matrices import is_spooled
 from atlasvi.loaders.outputs import write_folder_aside
-from atlasvi.loaders.rows import gather_rows
-from atlasvi.loaders.sources import open_source
-from atlasvi.loaders.store_writer import StoreWriter
-from atlasvi.loaders.tables import TextColumns, check_column, obs_to_record
+from atlasvi.loaders.tables import check_column
+from atlasvi.loaders.workers import Task, Workers
 
-BUCKET_NNZ = 2**22  # about 30 MB of a bucket in memory, and as much again while it is ordered
-BUCKET_CELLS = 2**15
-WRITE_CELLS = 2**11
+BUCKET_NNZ = 2**24  # 50 to 100 MB of a bucket in memory while it is ordered
+BUCKET_CELLS = 2**18
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, cells done, cells in all)."""
@@ -58,6 +70,9 @@ def ingest(
     batch_key: str | None = None,
     empty_cells: Literal["refuse", "drop", "keep"] = "refuse",
     seed: int = 0,
+    profile: Literal["fast", "small"] = "fast",
+    workers: int | None = None,
+    dask: str | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> IngestReport:
     """Write the cells of all sources, shuffled, to a new cell store at `out`.
@@ -69,39 +84,63 @@ def ingest(
     empty_cells  what to do with cells without counts: 'refuse' those that have none in their source (a cell that only
                  the choice of genes left empty is kept and reported), 'drop' or 'keep' all that have none
     seed         of the order of the cells
-    Memory: about 250 MB above the imports, plus var, whatever the number of cells.
+    profile      'fast' to read, or 'small': two thirds of the size, at about half the speed
+    workers      processes that share the work; None takes one a core where there is enough to do
+    dask         address of a Dask scheduler whose workers do it; they must see sources and `out` at the same paths
+    Memory: about 300 MB a process above the imports, plus var, whatever the number of cells; disk: about 5 bytes a
+    stored count until it is done. After a kill or Ctrl-C the same call goes on with what was not finished.
     Raises SourceError, CountsError, GeneError, ColumnError on bad input and OutputError if `out` can't be written; the
     place of `out` is then as it was.
     """
     paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
-    with write_folder_aside(out) as scratch:
-        opened = []
+    if profile not in PROFILES:
+        raise ValueError(f"profile is {profile!r}: choose one of {', '.join(PROFILES)}")
+    # processes of a cluster run in other folders
+    names = [str(Path(path).absolute()) if dask and os.path.exists(path) else str(path) for path in paths]
+    job = Job(
+        sources=names,
+        identities=[identify_source(name) if os.path.exists(name) else [] for name in names],
+        layer=layer,
+        genes=genes,
+        gene_column=gene_column,
+        measurement=measurement,
+        top_genes=top_genes,
+        batch_key=batch_key,
+        empty_cells=empty_cells,
+        seed=seed,
+        profile=profile,
+    )
+    with write_folder_aside(out, lambda scratch: load_job(scratch) == job) as scratch:
+        joined = open_sources(job, scratch)
         try:
-            for path in paths:
-                opened.append(
-                    open_source(path, layer=layer, gene_column=gene_column, measurement=measurement, scratch=scratch)
-                )
-            joined = JoinedSources(opened, genes)
             batches = read_batches(joined, batch_key) if batch_key is not None else None
-            if top_genes is not None:
-                choose_top_genes(joined, top_genes, batch_key, batches, progress)
-            return _shuffle(joined, scratch, str(out), empty_cells, seed, progress)
+            if top_genes is not None and not (scratch / GENES).exists():
+                table = choose_top_genes(joined, top_genes, batch_key, batches, progress)
+                content = io.BytesIO()
+                np.savez(content, **{str(name): table[name].to_numpy() for name in table})
+                write_aside(scratch / GENES, content.getvalue())
+                restrict_genes(joined, scratch)
+            job.save(scratch)
+            keep_open(job, joined, scratch)
+            with Workers(workers, dask) as crew:
+                return _shuffle(job, joined, scratch, str(out), crew, progress)
         finally:
-            for source in opened:
+            forget(scratch)
+            for source in joined.sources:
                 source.close()
 
 
 def choose_top_genes(
     joined: JoinedSources, n_top: int, batch_key: str | None, batches: pd.Index | None, progress: Progress
 ) -> pd.DataFrame:
-    """Restrict `joined` to `n_top` highly variable genes; their statistics become columns of its var."""
+    """Statistics of all genes, and which `n_top` of them are highly variable, as columns for var."""
     from atlasvi.loaders.variable_genes import find_variable_genes
 
     pass_names = iter(("variable genes, pass 1 of 2", "variable genes, pass 2 of 2"))
 
     def blocks() -> Iterator[tuple]:
         name, done = next(pass_names), 0
-        for piece in joined.pieces():
+        for piece in joined.all_pieces():
             if batches is None:
                 codes = np.zeros(len(piece.obs), np.int64)
             else:
@@ -110,10 +149,7 @@ def choose_top_genes(
             done += len(piece.obs)
             progress(name, done, joined.n_cells)
 
-    table = find_variable_genes(blocks, len(joined.var), 1 if batches is None else len(batches), n_top)
-    joined.var = joined.var.assign(**{name: table[name].to_numpy() for name in table})
-    joined.choose_genes(table["highly_variable"].to_numpy())
-    return table
+    return find_variable_genes(blocks, len(joined.var), 1 if batches is None else len(batches), n_top)
 
 
 def read_batches(joined: JoinedSources, name: str) -> pd.Index:
@@ -142,68 +178,64 @@ def read_batches(joined: JoinedSources, name: str) -> pd.Index:
 
 
 def _shuffle(
-    joined: JoinedSources, scratch: Path, out: str, empty_cells: str, seed: int, progress: Progress
+    job: Job, joined: JoinedSources, scratch: Path, out: str, workers: Workers, progress: Progress
 ) -> IngestReport:
-    buckets = Buckets(scratch / "buckets")
-    dtypes = {**joined.dtypes, "source": pd.CategoricalDtype(joined.paths), "source_row": np.dtype(np.int64)}
-    text = TextColumns(dtypes)
-    n_buckets = n_cells = nnz = largest = done = n_empty = 0
-    index_dtype = np.uint16 if len(joined.var) <= 2**16 else np.int32
-    for piece in joined.pieces():
-        if n_buckets == 0:
-            n_buckets = _plan_buckets(joined, piece)
-        done += len(piece.obs)
-        row_nnz = np.diff(piece.counts.indptr)
-        if empty_cells == "refuse":
-            path = joined.sources[piece.source].path
-            check_no_empty_cells(piece.source_nnz, path, piece.start, joined.name_cells(piece.source, piece.start))
-        keys = mix64(piece.keys, seed)
-        rows = np.flatnonzero(row_nnz > 0) if empty_cells == "drop" else np.arange(len(row_nnz))
-        bucket_of = (keys % np.uint64(n_buckets)).astype(np.int64)
-        rows = rows[np.argsort(bucket_of[rows], kind="stable")]
-        record = {"keys": keys, "row_nnz": row_nnz.astype(np.int32), **obs_to_record(piece.obs)}
-        text.see(record)
-        indices = piece.counts.indices.astype(index_dtype)
-        edges = np.searchsorted(bucket_of[rows], np.arange(n_buckets + 1))
-        for bucket in np.flatnonzero(np.diff(edges)).tolist():
-            chosen = rows[edges[bucket] : edges[bucket + 1]]
-            part = {name: values[chosen] for name, values in record.items()}
-            _, part["indices"], part["counts"] = gather_rows(piece.counts.indptr, indices, piece.counts.data, chosen)
-            buckets.append(bucket, part)
-        n_cells += len(rows)
-        n_empty += int((row_nnz[rows] == 0).sum())
-        nnz += piece.counts.nnz
-        largest = max(largest, int(piece.counts.data.max(initial=0)))
-        progress("reading", done, joined.n_cells)
+    """The two passes, on the workers; units and buckets that an earlier run finished are not done again."""
+    folders = [scratch / sorting.FOLDER, scratch / store_writer.FOLDER]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+    if (scratch / sorting.PLAN).exists():
+        plan = json.loads((scratch / sorting.PLAN).read_text())
+    else:
+        plan = sorting.plan_units(joined, _plan_buckets(joined))
+        write_aside(scratch / sorting.PLAN, json.dumps(plan).encode())
+    sizes = [stop - start for _, start, stop in plan["units"]]
+    # a matrix that is put in order at the first read is better put in order once than by each process
+    here = any(is_spooled(source) for source in joined.sources)
+    _run("sorting:sort_unit", sizes, scratch, workers, "reading", progress, here)
+    summaries = list(sorting.read_summaries(scratch / sorting.FOLDER))
+    n_cells, nnz, n_empty = (sum(summary[name] for summary in summaries) for name in ("cells", "nnz", "empty"))
+    largest = max(summary["largest"] for summary in summaries)
     if nnz == 0:
         raise CountsError(
             f"{', '.join(joined.paths)}: no cell has a count in the genes used: there is nothing to store."
         )
-    dtypes = text.resolve(dtypes, n_cells)
-    sizes = dict(zip(joined.paths, (source.n_cells for source in joined.sources)))
-    writer = StoreWriter(scratch / "result", n_cells, nnz, largest, joined.var, dtypes, sizes)
-    written = 0
-    for bucket in range(n_buckets):
-        if record := buckets.read(bucket):
-            buckets.discard(bucket)
-            order = np.argsort(mix64(record.pop("keys"), seed + 1), kind="stable")
-            row_nnz, indices, counts = record.pop("row_nnz"), record.pop("indices"), record.pop("counts")
-            indptr = np.concatenate([[0], np.cumsum(row_nnz, dtype=np.int64)])
-            for at in range(0, len(order), WRITE_CELLS):
-                rows = order[at : at + WRITE_CELLS]
-                part = {name: values[rows] for name, values in record.items()}
-                _, indices_here, counts_here = gather_rows(indptr, indices, counts, rows)
-                writer.append(row_nnz[rows], indices_here, counts_here, part)
-            written += len(order)
-            progress("writing", written, n_cells)
-    writer.close()
+    cell_starts, nnz_starts = sorting.count_buckets(sorting.open_parts(str(scratch)), plan["n_buckets"])
+    source_sizes = dict(zip(joined.paths, (source.n_cells for source in joined.sources)))
+    attributes = store_writer.plan_store(scratch, len(joined.var), largest, source_sizes, nnz_starts, job.profile)
+    sizes = np.diff(cell_starts).tolist()
+    _run("store_writer:encode_bucket", sizes, scratch, workers, "writing", progress)
+    dtypes = {**joined.dtypes, "source": pd.CategoricalDtype(joined.paths), "source_row": np.dtype(np.int64)}
+    dtypes = sorting.merge_text(joined.dtypes, summaries).resolve(dtypes, n_cells)
+    store_writer.assemble_store(
+        scratch,
+        attributes,
+        n_cells,
+        plan["n_buckets"],
+        joined.var,
+        dtypes,
+        lambda done: progress("joining", done, n_cells),
+    )
     return IngestReport(out, n_cells, len(joined.var), nnz, largest, joined.n_cells - n_cells, n_empty, joined.paths)
 
 
-def _plan_buckets(joined: JoinedSources, first: Piece) -> int:
-    """So many buckets that one of average size fits the memory; a dense file is judged by its first piece."""
-    per_cell = first.counts.nnz / max(first.counts.shape[0], 1)
-    nnz = sum(source.nnz if source.nnz is not None else per_cell * source.n_cells for source in joined.sources)
-    if joined.n_cells == 0:
-        raise SourceError(f"{', '.join(joined.paths)}: no cells.")
+def _run(
+    function: str, sizes: list[int], scratch: Path, workers: Workers, stage: str, progress: Progress, here: bool = False
+) -> None:
+    """Run a task for each of `sizes` (in cells), telling the progress."""
+    done = 0
+
+    def tell(task: Task) -> None:
+        nonlocal done
+        done += sizes[task[2]]
+        progress(stage, done, sum(sizes))
+
+    # absolute: a worker of a cluster runs in another folder
+    tasks = [(f"atlasvi.loaders.{function}", str(scratch.absolute()), number) for number in range(len(sizes))]
+    workers.run(tasks, tell, here)
+
+
+def _plan_buckets(joined: JoinedSources) -> int:
+    """So many buckets that one of average size fits the memory."""
+    nnz = sum(joined.estimate_nnz(number) for number in range(len(joined.sources)))
     return max(1, round(nnz / BUCKET_NNZ), round(joined.n_cells / BUCKET_CELLS))

@@ -16,6 +16,7 @@ from atlasvi.loaders.tables import TEXT
 
 PIECE_NNZ = 2**21  # stored counts read at a time: about 16 MB as float32 CSR
 MOST_ROWS = 2**17
+SAMPLE_CELLS = 256
 RESERVED = ("source", "source_row")
 
 
@@ -55,20 +56,33 @@ class JoinedSources:
         """Keep only genes where `chosen` (bool, [genes])."""
         self.var = self.var[chosen]
 
-    def pieces(self, nnz: int = PIECE_NNZ) -> Iterator[Piece]:
+    def all_pieces(self, nnz: int = PIECE_NNZ) -> Iterator[Piece]:
         """All cells in source order, in pieces of about `nnz` stored counts. Raises CountsError on what is no count."""
         for number, source in enumerate(self.sources):
-            start, n_genes = 0, len(source.var)
-            per_cell = source.nnz / source.n_cells if source.nnz is not None else n_genes
-            while start < source.n_cells:
-                rows = nnz / max(per_cell, 1)
-                if source.nnz is None:  # dense, or not known before: go by what the last piece held
-                    rows = min(rows, 8 * nnz / n_genes)
-                stop = min(start + int(np.clip(rows, 1, MOST_ROWS)), source.n_cells)
-                piece = self.read_piece(number, start, stop)
-                per_cell = piece.counts.nnz / (stop - start) if source.nnz is None else per_cell
-                yield piece
-                start = stop
+            yield from self.pieces(number, 0, source.n_cells, nnz)
+
+    def pieces(self, number: int, start: int, end: int, nnz: int = PIECE_NNZ) -> Iterator[Piece]:
+        """Rows [start, end) of source `number`, as `all_pieces`."""
+        source = self.sources[number]
+        n_genes = len(source.var)
+        per_cell = source.nnz / source.n_cells if source.nnz is not None else n_genes
+        while start < end:
+            rows = nnz / max(per_cell, 1)
+            if source.nnz is None:  # dense, or not known before: go by what the last piece held
+                rows = min(rows, 8 * nnz / n_genes)
+            stop = min(start + int(np.clip(rows, 1, MOST_ROWS)), end)
+            piece = self.read_piece(number, start, stop)
+            per_cell = piece.counts.nnz / (stop - start) if source.nnz is None else per_cell
+            yield piece
+            start = stop
+
+    def estimate_nnz(self, number: int) -> float:
+        """Stored counts of source `number`; where that is not known before reading, judged by its first cells."""
+        source = self.sources[number]
+        if source.nnz is not None:
+            return source.nnz
+        head = min(SAMPLE_CELLS, source.n_cells)
+        return self.read_counts(number, 0, head)[0].nnz / head * source.n_cells
 
     def read_piece(self, number: int, start: int, stop: int) -> Piece:
         """Rows [start, stop) of source `number`. Raises CountsError on what is no count."""

@@ -157,3 +157,8 @@ def check_compressed(path: str, name: str, data: Array, indices: Array, indptr: 
             f"(up to {ends[1]}) for {n_major} rows or columns do not fit each other; copy the file again, or write it "
             "anew."
         )
+
+
+def is_spooled(source: object) -> bool:
+    """Whether a source puts its matrix in order at the first read, so that each process would do it again."""
+    return any(isinstance(value, (RowSpool, SpooledColumns)) for value in vars(source).values())

@@ -5,18 +5,19 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from atlasvi.loaders.errors import OutputError
 
 
 @contextlib.contextmanager
-def write_folder_aside(out: str | Path) -> Iterator[Path]:
+def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda scratch: False) -> Iterator[Path]:
     """A scratch folder `.NAME.unfinished` beside `out`; what the caller puts in its `result` becomes `out` at the end.
 
     On any error, an interrupt included, the scratch folder goes and nothing else was touched. What a killed process
-    left is removed by the next one; a lock keeps two writers of one output apart.
+    left is removed by the next one, unless goes_on(scratch) says that it is of the same job and can be used: then an
+    interrupt leaves it too. A lock keeps two writers of one output apart.
     Raises OutputError if `out` exists, is being written by another process, or can't be written (a full disk).
     """
     out = Path(out)
@@ -27,22 +28,28 @@ def write_folder_aside(out: str | Path) -> Iterator[Path]:
         lock = os.open(scratch, os.O_RDONLY)
     except OSError as error:
         raise OutputError(f"{out}: can't be written there ({error.strerror}).") from error
+    kept = False
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(f"{out}: another process is writing it: wait for it, or choose another place.") from None
         try:
-            for left in scratch.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if not goes_on(scratch):
+                for left in scratch.iterdir():
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
             with explain_full_disk(out):
                 yield scratch
                 sync_tree(scratch / "result")
                 check_output_free(out)  # rename would replace an empty folder made meanwhile
                 os.rename(scratch / "result", out)
                 sync_folder(out.parent)
+        except KeyboardInterrupt:
+            kept = goes_on(scratch)
+            raise
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            if not kept:
+                shutil.rmtree(scratch, ignore_errors=True)
     finally:
         os.close(lock)
 

@@ -9,6 +9,7 @@ for each inner chunk, then the crc32c of that index.
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -83,6 +84,43 @@ def create_sharded(group: zarr.Group, name: str, length: int, layout: Layout) ->
     return Path(str(group.store_path.store.root)) / array.path  # type: ignore[attr-defined]
 
 
+class ChunkEncoder:
+    """Encodes a part of an array that begins at any element: whole inner chunks go to a file, one after the other.
+
+    start  number of the part's first element. Afterwards `sizes` are the bytes of each chunk, `head` and `tail` the
+    elements before the first whole chunk and after the last.
+    """
+
+    def __init__(self, layout: Layout, start: int, file: BinaryIO) -> None:
+        self._layout, self._file = layout, file
+        self._wanted = -start % layout.chunk  # elements that the head still lacks
+        self._head, self._rest = [np.empty(0, layout.dtype)], np.empty(0, layout.dtype)
+        self.sizes: list[int] = []
+
+    def append(self, values: np.ndarray) -> None:
+        """Add values; they must fit `layout.dtype`."""
+        head, values = values[: self._wanted], values[self._wanted :]
+        self._head.append(head.astype(self._layout.dtype))
+        self._wanted -= len(head)
+        values = np.concatenate([self._rest, values.astype(self._layout.dtype, copy=False)])
+        whole = len(values) // self._layout.chunk * self._layout.chunk
+        for at in range(0, whole, self._layout.chunk):
+            coded = self._layout.encode(values[at : at + self._layout.chunk])
+            self._file.write(coded)
+            self.sizes.append(len(coded))
+        self._rest = values[whole:].copy()
+
+    @property
+    def head(self) -> np.ndarray:
+        """Elements before the first whole chunk."""
+        return np.concatenate(self._head)
+
+    @property
+    def tail(self) -> np.ndarray:
+        """Elements after the last whole chunk."""
+        return self._rest
+
+
 class ShardWriter:
     """Appends elements to a sharded array made by `create_sharded`; memory is one inner chunk."""
 
@@ -91,7 +129,7 @@ class ShardWriter:
         self._chunk, self._filled = np.zeros(layout.chunk, layout.dtype), 0
         self._file: BinaryIO | None = None
         self._shard = 0
-        self._index: list[tuple[int, int]] = []
+        self._sizes: list[int] = []
         (folder / "c").mkdir(exist_ok=True)
 
     def append(self, values: np.ndarray) -> None:
@@ -103,38 +141,43 @@ class ShardWriter:
             self._filled += take
             at += take
             if self._filled == self.layout.chunk:
-                self._write_chunk()
+                self._write_chunk(self.layout.encode(self._chunk))
+                self._filled = 0
+
+    def append_encoded(self, path: Path, sizes: Sequence[int]) -> None:
+        """Add the inner chunks that a `ChunkEncoder` wrote to a file; the elements so far must fill whole chunks."""
+        assert not sizes or self._filled == 0
+        with open(path, "rb") as file:
+            for size in sizes:
+                self._write_chunk(file.read(size))
 
     def close(self) -> None:
         """Write the last, padded chunk and the index of the last shard."""
         if self._filled:
             self._chunk[self._filled :] = 0
-            self._write_chunk()
-        if self._index:
+            self._write_chunk(self.layout.encode(self._chunk))
+        if self._sizes:
             self._close_shard()
 
-    def _write_chunk(self) -> None:
+    def _write_chunk(self, coded: bytes) -> None:
         if self._file is None:
             self._file = open(self.folder / "c" / str(self._shard), "wb")  # noqa: SIM115
-        coded = self.layout.encode(self._chunk)
-        offset = sum(self._index[-1]) if self._index else 0
         self._file.write(coded)
-        self._index.append((offset, len(coded)))
-        self._filled = 0
-        if len(self._index) * self.layout.chunk == self.layout.shard:
+        self._sizes.append(len(coded))
+        if len(self._sizes) * self.layout.chunk == self.layout.shard:
             self._close_shard()
 
     def _close_shard(self) -> None:
         assert self._file is not None
-        n_chunks = self.layout.shard // self.layout.chunk
-        index = np.full((n_chunks, 2), CHUNK_MISSING, "<u8")
-        index[: len(self._index)] = self._index
+        index = np.full((self.layout.shard // self.layout.chunk, 2), CHUNK_MISSING, "<u8")
+        index[: len(self._sizes), 1] = self._sizes
+        index[: len(self._sizes), 0] = np.cumsum(self._sizes) - self._sizes
         self._file.write(index.tobytes())
         self._file.write(google_crc32c.value(index.tobytes()).to_bytes(4, "little"))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._file, self._index, self._shard = None, [], self._shard + 1
+        self._file, self._sizes, self._shard = None, [], self._shard + 1
 
 
 class ShardReader:

@@ -1,63 +1,161 @@
-"""Writes a cell store row by row, in bounded memory: counts, `obs`, and what training wants to know without a pass."""
+"""Second pass of an ingest: sorted buckets -> a cell store.
 
-from collections.abc import Mapping
+`encode_bucket` puts the cells of one bucket into their final order and encodes them, apart from all other buckets:
+
+    encoded/000005.data, .indices  whole inner chunks of X, one after the other
+    encoded/000005.npz             the rest, written last: the bucket is done
+
+`assemble_store` joins them to the arrays of the store, encodes the chunks that two buckets share, and writes `obs`.
+"""
+
+import io
+import itertools
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import zarr
+from numba import njit
 
 from atlasvi.loaders import cell_store
-from atlasvi.loaders.shards import ShardWriter, create_sharded
+from atlasvi.loaders.hashing import mix64
+from atlasvi.loaders.ingest_job import load_job, write_aside
+from atlasvi.loaders.rows import gather_rows
+from atlasvi.loaders.shards import ChunkEncoder, ShardWriter, create_sharded
+from atlasvi.loaders.sorting import Part, open_parts, read_obs
 from atlasvi.loaders.tables import TableWriter, quiet_zarr
 
+ENCODE_CELLS = 2**11
+FOLDER, PLAN = "encoded", "store.json"
+ARRAYS = ("data", "indices")
 
-class StoreWriter:
-    """Appends cells to a new cell store at `path` (an empty place); complete after `close`.
 
-    n_cells and nnz must be known and be met; largest is the largest count. source_sizes: for each
-    name in obs['source'], how many rows it had.
+def plan_store(
+    scratch: Path, n_genes: int, largest: int, sources: Mapping[str, int], nnz_starts: np.ndarray, profile: str
+) -> dict[str, Any]:
+    """The attributes of the store to be made, written with where each bucket begins for `encode_bucket`.
+
+    sources  for each name in obs['source'], how many rows it had
     """
+    attributes: dict[str, Any] = {
+        "kind": cell_store.KIND,
+        "format_version": cell_store.FORMAT_VERSION,
+        "n_genes": n_genes,
+        "nnz": int(nnz_starts[-1]),
+        "largest_count": largest,
+        "counts_dtype": np.min_scalar_type(largest).newbyteorder("<").str,
+        "indices_dtype": "<u2" if n_genes <= 2**16 else "<i4",
+        "chunk": cell_store.CHUNK,
+        "block_chunks": cell_store.BLOCK_CHUNKS,
+        "shard_blocks": cell_store.SHARD_BLOCKS,
+        "profile": profile,
+        "codecs": cell_store.PROFILES[profile],
+        "sources": list(sources),
+        "source_sizes": list(sources.values()),
+    }
+    write_aside(scratch / PLAN, json.dumps({"attributes": attributes, "nnz_starts": nnz_starts.tolist()}).encode())
+    return attributes
+
+
+def encode_bucket(scratch: str, bucket: int) -> None:
+    """Order and encode the cells of one bucket, unless it is done."""
+    folder = Path(scratch) / FOLDER
+    if (folder / f"{bucket:06d}.npz").exists():
+        return
+    job, plan = load_job(Path(scratch)), json.loads((Path(scratch) / PLAN).read_text())
+    assert job is not None
+    attributes = plan["attributes"]
+    parts = open_parts(scratch)
+    keys, row_nnz, indices, counts = (
+        _read_bucket(parts, name, bucket) for name in ("keys", "row_nnz", "indices", "counts")
+    )
+    counts = counts.astype(attributes["counts_dtype"], copy=False)
+    ends = np.concatenate([[0], np.cumsum(row_nnz, dtype=np.int64)])
+    order = np.argsort(mix64(keys, job.seed + 1), kind="stable")
+    gene_totals, gene_cells = np.zeros(attributes["n_genes"], np.int64), np.zeros(attributes["n_genes"], np.int64)
+    library = np.zeros(len(order), np.int64)
+    count_genes(ends, indices, counts, order, gene_totals, gene_cells, library)
+    with open(folder / f"{bucket:06d}.data", "wb") as data, open(folder / f"{bucket:06d}.indices", "wb") as genes:
+        encoders = [
+            ChunkEncoder(layout, plan["nnz_starts"][bucket], file)
+            for layout, file in zip(cell_store.layouts(attributes), (data, genes))
+        ]
+        for at in range(0, len(order), ENCODE_CELLS):
+            _, some_indices, some_counts = gather_rows(ends, indices, counts, order[at : at + ENCODE_CELLS])
+            encoders[0].append(some_counts)
+            encoders[1].append(some_indices)
+    result = {"order": order, "row_nnz": row_nnz[order], "library": library}
+    result |= {"gene_totals": gene_totals, "gene_cells": gene_cells}
+    for name, encoder in zip(ARRAYS, encoders):
+        result |= {f"{name}/head": encoder.head, f"{name}/sizes": np.array(encoder.sizes), f"{name}/tail": encoder.tail}
+    content = io.BytesIO()
+    np.savez(content, **result)  # type: ignore[arg-type]
+    write_aside(folder / f"{bucket:06d}.npz", content.getvalue())
+
+
+def _read_bucket(parts: list[Part], name: str, bucket: int) -> np.ndarray:
+    return np.concatenate([part.read(name, bucket) for part in parts])
+
+
+@njit(nogil=True, cache=True)
+def count_genes(
+    ends: np.ndarray,
+    indices: np.ndarray,
+    counts: np.ndarray,
+    order: np.ndarray,
+    gene_totals: np.ndarray,
+    gene_cells: np.ndarray,
+    library: np.ndarray,
+) -> None:
+    """Add up the counts of each gene, the cells that have it, and the counts of each cell, cells taken in `order`."""
+    for place in range(len(order)):
+        total = 0
+        for k in range(ends[order[place]], ends[order[place] + 1]):
+            gene_totals[indices[k]] += counts[k]
+            gene_cells[indices[k]] += 1
+            total += counts[k]
+        library[place] = total
+
+
+def assemble_store(
+    scratch: Path,
+    attributes: dict[str, Any],
+    n_cells: int,
+    n_buckets: int,
+    var: pd.DataFrame,
+    dtypes: Mapping[str, object],
+    progress: Callable[[int], None],
+) -> None:
+    """Join the encoded buckets to `scratch/result`, a cell store; `progress` is called with the cells done."""
+    writer = _StoreWriter(scratch / "result", attributes, n_cells, var, dtypes)
+    parts, done = open_parts(str(scratch)), 0
+    for bucket in range(n_buckets):
+        with np.load(scratch / FOLDER / f"{bucket:06d}.npz") as result:
+            writer.append(scratch / FOLDER / f"{bucket:06d}", result, read_obs(parts, bucket, result["order"]))
+            done += len(result["order"])
+        progress(done)
+    writer.close()
+
+
+class _StoreWriter:
+    """Appends buckets to a new cell store; complete after `close`."""
 
     def __init__(
-        self,
-        path: Path,
-        n_cells: int,
-        nnz: int,
-        largest: int,
-        var: pd.DataFrame,
-        dtypes: Mapping[str, object],
-        source_sizes: Mapping[str, int],
-        profile: str = "fast",
+        self, path: Path, attributes: dict[str, Any], n_cells: int, var: pd.DataFrame, dtypes: Mapping[str, object]
     ) -> None:
-        n_genes = len(var)
-        self.attributes: dict[str, Any] = {
-            "kind": cell_store.KIND,
-            "format_version": cell_store.FORMAT_VERSION,
-            "n_cells": n_cells,
-            "n_genes": n_genes,
-            "nnz": nnz,
-            "largest_count": largest,
-            "counts_dtype": np.min_scalar_type(largest).newbyteorder("<").str,
-            "indices_dtype": "<u2" if n_genes <= 2**16 else "<i4",
-            "chunk": cell_store.CHUNK,
-            "block_chunks": cell_store.BLOCK_CHUNKS,
-            "shard_blocks": cell_store.SHARD_BLOCKS,
-            "profile": profile,
-            "codecs": cell_store.PROFILES[profile],
-            "sources": list(source_sizes),
-            "source_sizes": list(source_sizes.values()),
-        }
-        self.root = zarr.open_group(path, mode="w-", zarr_format=3)
+        n_genes = attributes["n_genes"]
+        self.attributes = {**attributes, "n_cells": n_cells}
+        self.root = zarr.open_group(path, mode="w", zarr_format=3)
         self.root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        matrix = self.root.create_group(
-            "X",
-            attributes={"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, n_genes]},
-        )
-        data, indices = cell_store.layouts(self.attributes)
-        self._data = ShardWriter(create_sharded(matrix, "data", nnz, data), data)
-        self._indices = ShardWriter(create_sharded(matrix, "indices", nnz, indices), indices)
+        csr = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, n_genes]}
+        matrix = self.root.create_group("X", attributes=csr)
+        self._arrays = [
+            ShardWriter(create_sharded(matrix, name, attributes["nnz"], layout), layout)
+            for name, layout in zip(ARRAYS, cell_store.layouts(attributes))
+        ]
         layout = cell_store.INDPTR_LAYOUT
         self._indptr = ShardWriter(create_sharded(matrix, "indptr", n_cells + 1, layout), layout)
         self._indptr.append(np.zeros(1, np.int64))
@@ -65,7 +163,7 @@ class StoreWriter:
         self._var = var
         self._written_cells, self._written_nnz = 0, 0
         self._block_starts = [0]
-        self._block_elements = data.chunk * cell_store.BLOCK_CHUNKS
+        self._block_elements = attributes["chunk"] * attributes["block_chunks"]
         self._gene_totals, self._gene_cells = np.zeros(n_genes, np.int64), np.zeros(n_genes, np.int64)
         # moments of log library a category, for every categorical column (cells without a count are left out)
         self._moments = {
@@ -74,26 +172,27 @@ class StoreWriter:
             if isinstance(dtype, pd.CategoricalDtype)
         }
 
-    def append(self, row_nnz: np.ndarray, indices: np.ndarray, counts: np.ndarray, record: dict) -> None:
-        """Add cells: stored counts a row [cells], gene indices (sorted in a row) and counts [nnz], `obs/` columns."""
+    def append(self, place: Path, result: Mapping[str, np.ndarray], record: dict[str, np.ndarray]) -> None:
+        """Add an encoded bucket, whose chunks are in files at `place`, and its `obs/` columns."""
+        row_nnz = result["row_nnz"]
         ends = self._written_nnz + np.cumsum(row_nnz, dtype=np.int64)
         starts = ends - row_nnz
         while starts.size and (boundary := len(self._block_starts) * self._block_elements) <= starts[-1]:
             self._block_starts.append(self._written_cells + int(np.searchsorted(starts, boundary)))
         self._indptr.append(ends)
-        self._data.append(counts)
-        self._indices.append(indices)
-        n_genes = len(self._var)
-        self._gene_cells += np.bincount(indices, minlength=n_genes)
-        self._gene_totals += np.bincount(indices, weights=counts, minlength=n_genes).astype(np.int64)
-        self._add_moments(row_nnz, counts, record)
+        for name, writer in zip(ARRAYS, self._arrays):
+            writer.append(result[f"{name}/head"])
+            writer.append_encoded(place.with_suffix(f".{name}"), result[f"{name}/sizes"].tolist())
+            writer.append(result[f"{name}/tail"])
+        self._gene_cells += result["gene_cells"]
+        self._gene_totals += result["gene_totals"]
+        self._add_moments(result["library"], record)
         self._obs.append(record)
         self._written_cells += len(row_nnz)
         self._written_nnz += int(row_nnz.sum())
 
-    def _add_moments(self, row_nnz: np.ndarray, counts: np.ndarray, record: dict) -> None:
-        library = np.bincount(np.repeat(np.arange(len(row_nnz)), row_nnz), weights=counts, minlength=len(row_nnz))
-        log_library = np.log(library, where=library > 0, out=np.zeros_like(library))
+    def _add_moments(self, library: np.ndarray, record: dict[str, np.ndarray]) -> None:
+        log_library = np.log(library, where=library > 0, out=np.zeros(len(library)))
         for name, moments in self._moments.items():
             codes = record[f"obs/{name}"]
             if codes.dtype == object:
@@ -107,7 +206,7 @@ class StoreWriter:
         from anndata.io import write_elem
 
         assert (self._written_cells, self._written_nnz) == (self.attributes["n_cells"], self.attributes["nnz"])
-        for writer in (self._data, self._indices, self._indptr):
+        for writer in itertools.chain(self._arrays, [self._indptr]):
             writer.close()
         n_blocks = max(-(-self._written_nnz // self._block_elements), 1)
         statistics = {

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -55,12 +55,30 @@ class TextColumns:
 
     def see(self, record: Mapping[str, np.ndarray]) -> None:
         """Take note of the values in one record."""
-        for name, values in self.values.items():
+        for name in self.values:
             if name not in self.crowded:
-                values.update(record[f"obs/{name}"])
-                if len(values) > MOST_CATEGORIES:
-                    self.crowded.add(name)
-                    values.clear()
+                self._add(name, record[f"obs/{name}"])
+
+    def _add(self, name: str, values: Iterable[str | None]) -> None:
+        self.values[name].update(values)
+        if len(self.values[name]) > MOST_CATEGORIES:
+            self._crowd(name)
+
+    def _crowd(self, name: str) -> None:
+        self.crowded.add(name)
+        self.values[name].clear()
+
+    def to_json(self) -> dict[str, list[str | None] | None]:
+        """What was seen; None for a column of too many values."""
+        return {name: None if name in self.crowded else list(values) for name, values in self.values.items()}
+
+    def add_json(self, seen: Mapping[str, list[str | None] | None]) -> None:
+        """Take note of what another one saw."""
+        for name, values in seen.items():
+            if values is None or name in self.crowded:
+                self._crowd(name)
+            else:
+                self._add(name, values)
 
     def resolve(self, dtypes: Mapping[str, object], n_rows: int) -> dict[str, object]:
         """`dtypes` with CategoricalDtype where a text column repeats its values or misses some (as AnnData does)."""

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 import subprocess
@@ -13,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from atlasvi.loaders import cell_store, joined, sorting
 from atlasvi.loaders import ingestion as module
-from atlasvi.loaders import joined
 from atlasvi.loaders.cells import open_cells
 from atlasvi.loaders.errors import ColumnError, CountsError, GeneError, OutputError, SourceError
 from atlasvi.loaders.ingestion import ingest
+from atlasvi.loaders.loader import BatchLoader
 
 from .conftest import make_counts
 
@@ -63,29 +65,134 @@ def test_statistics_of_the_store_are_those_of_the_counts(write_h5ad, tmp_path: P
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(piece_nnz=st.sampled_from([1, 50, 10_000]), bucket_nnz=st.sampled_from([100, 10_000]), cells=st.integers(1, 60))
-def test_any_pieces_and_buckets_keep_every_cell(write_h5ad, tmp_path_factory, piece_nnz, bucket_nnz, cells):
+@given(
+    piece_nnz=st.sampled_from([1, 50, 10_000]),
+    unit_nnz=st.sampled_from([30, 500, 10_000]),
+    bucket_nnz=st.sampled_from([100, 10_000]),
+    chunk=st.sampled_from([8, 64, 10_000]),
+    cells=st.integers(1, 60),
+)
+def test_any_pieces_units_buckets_and_chunks_keep_every_cell(
+    write_h5ad, tmp_path_factory, piece_nnz, unit_nnz, bucket_nnz, chunk, cells
+):
     tmp_path = tmp_path_factory.mktemp("ingest")
     path = write_h5ad("a", make_counts(cells, 7, seed=cells))
-    patch = pytest.MonkeyPatch()
-    patch.setattr(joined.JoinedSources.pieces, "__defaults__", (piece_nnz,))
-    patch.setattr(module, "BUCKET_NNZ", bucket_nnz)
-    try:
-        ingest(path, tmp_path / "store")
-    finally:
-        patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(joined.JoinedSources.pieces, "__defaults__", (piece_nnz,))
+        patch.setattr(sorting, "UNIT_NNZ", unit_nnz)
+        patch.setattr(module, "BUCKET_NNZ", bucket_nnz)
+        patch.setattr(cell_store, "CHUNK", chunk)
+        patch.setattr(cell_store, "BLOCK_CHUNKS", 3)
+        ingest(path, tmp_path / "store", workers=1)
     assert_same_cells(anndata.read_zarr(tmp_path / "store"), {str(path): anndata.read_h5ad(path)})
+    seen = [batch.rows.numpy() for batch in BatchLoader(tmp_path / "store", 16, seed=0)]
+    assert sorted(np.concatenate(seen)) == list(range(cells))
 
 
 def test_the_order_depends_on_the_seed_alone_not_on_the_pieces(write_h5ad, tmp_path: Path, monkeypatch):
     path = write_h5ad("a", make_counts(100, 9))
     orders = []
-    for name, seed, piece in (("x", 0, 10), ("y", 0, 1000), ("z", 1, 10)):
+    for name, seed, piece, unit in (("x", 0, 10, 50), ("y", 0, 1000, 10**6), ("z", 1, 10, 50)):
         monkeypatch.setattr(joined.JoinedSources.pieces, "__defaults__", (piece,))
-        ingest(path, tmp_path / name, seed=seed)
+        monkeypatch.setattr(sorting, "UNIT_NNZ", unit)
+        ingest(path, tmp_path / name, seed=seed, workers=1)
         orders.append(anndata.read_zarr(tmp_path / name).obs["source_row"].tolist())
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def many_tasks(monkeypatch) -> None:
+    """Small units and buckets, so that a small file makes several of each."""
+    monkeypatch.setattr(sorting, "UNIT_NNZ", 500)
+    monkeypatch.setattr(module, "BUCKET_NNZ", 700)
+    monkeypatch.setattr(cell_store, "CHUNK", 64)
+
+
+@pytest.mark.parametrize("how", ["processes", "dask"])
+def test_whoever_does_the_work_the_store_is_the_same_to_the_byte(write_h5ad, tmp_path: Path, many_tasks, how: str):
+    paths = [write_h5ad("a", make_counts(300, 20)), write_h5ad("b", make_counts(200, 20, seed=1, largest=400))]
+    alone = ingest(paths, tmp_path / "alone", workers=1)
+    if how == "processes":
+        others = ingest(paths, tmp_path / "others", workers=3)
+    else:
+        distributed = pytest.importorskip("distributed")
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            others = ingest(paths, tmp_path / "others", dask=cluster.scheduler_address)
+    assert dataclasses.replace(others, out=alone.out) == alone
+    assert files_of(tmp_path / "others") == files_of(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_in_a_worker_is_the_same_sentence_and_leaves_nothing(write_h5ad, tmp_path: Path, many_tasks, workers):
+    counts = make_counts(300, 20)
+    counts.data[-1] = 0.5
+    path = write_h5ad("a", counts)
+    with pytest.raises(CountsError, match=r"values that are not whole numbers.*cell 'a_299'"):
+        ingest(path, tmp_path / "store", workers=workers)
+    assert os.listdir(tmp_path) == ["a.h5ad"]
+
+
+class Stop(KeyboardInterrupt):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["reading", "writing", "joining"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stopped_ingest_goes_on_with_what_was_not_finished(
+    write_h5ad, tmp_path: Path, many_tasks, stage: str, workers: int
+):
+    path = write_h5ad("a", make_counts(500, 20))
+
+    def stop(now: str, done: int, total: int) -> None:
+        if now == stage and 2 * done > total:
+            raise Stop
+
+    with pytest.raises(Stop):
+        ingest(path, tmp_path / "store", workers=workers, progress=stop)
+    scratch = tmp_path / ".store.unfinished"
+    finished = {
+        path: path.stat().st_mtime_ns for path in [*scratch.glob("sorted/*.json"), *scratch.glob("encoded/*.npz")]
+    }
+    assert finished
+    touched: list[int] = []
+
+    def look(now: str, done: int, total: int) -> None:
+        touched.extend(path.stat().st_mtime_ns - time for path, time in finished.items())
+
+    ingest(path, tmp_path / "store", workers=workers, progress=look)
+    assert set(touched) == {0}
+    ingest(path, tmp_path / "whole", workers=1)
+    assert files_of(tmp_path / "store") == files_of(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path)) == ["a.h5ad", "store", "whole"]
+
+
+def test_a_stopped_ingest_begins_anew_if_the_source_or_an_option_changed(write_h5ad, tmp_path: Path, many_tasks):
+    path = write_h5ad("a", make_counts(500, 20))
+
+    def stop(now: str, done: int, total: int) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        ingest(path, tmp_path / "store", progress=stop)
+    write_h5ad("a", make_counts(400, 20, seed=7))
+    ingest(path, tmp_path / "store", seed=3)
+    assert_same_cells(anndata.read_zarr(tmp_path / "store"), {str(path): anndata.read_h5ad(path)})
+
+
+def test_the_small_profile_holds_the_same_in_less_room(shared: Path, tmp_path: Path):
+    sizes = {}
+    for profile in ("fast", "small"):
+        ingest(shared / "data/onek1k.h5ad", tmp_path / profile, profile=profile)
+        sizes[profile] = sum(map(len, files_of(tmp_path / profile / "X").values()))
+    fast, small = (anndata.read_zarr(tmp_path / profile) for profile in ("fast", "small"))
+    assert (fast.X != small.X).nnz == 0
+    assert fast.obs.equals(small.obs)
+    assert sizes["small"] < 0.75 * sizes["fast"]
 
 
 @pytest.mark.parametrize("how", ["union", "intersection"])

@@ -1,0 +1,107 @@
+"""What an ingest is to do, as a file that every process of it reads: so it can be spread out, and gone on with."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlasvi.loaders.joined import JoinedSources
+from atlasvi.loaders.sources import open_source
+
+JOB, GENES = "job.json", "genes.npz"
+
+
+@dataclass(frozen=True)
+class Job:
+    """The options of `ingest`, resolved. `identities` tell whether a source has changed since."""
+
+    sources: list[str]
+    identities: list[list[int]]
+    layer: str | None
+    genes: str
+    gene_column: str | None
+    measurement: str | None
+    top_genes: int | None
+    batch_key: str | None
+    empty_cells: str
+    seed: int
+    profile: str
+
+    def save(self, scratch: Path) -> None:
+        """Write it where `load_job` finds it."""
+        write_aside(scratch / JOB, json.dumps(dataclasses.asdict(self)).encode())
+
+
+def load_job(scratch: Path) -> Job | None:
+    """The job that is being done in a scratch folder, if it is one."""
+    try:
+        return Job(**json.loads((scratch / JOB).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def identify_source(path: str) -> list[int]:
+    """What tells a file or folder from what was at its path before."""
+    status = os.stat(path)
+    return [status.st_ino, status.st_size if os.path.isfile(path) else 0, status.st_mtime_ns]
+
+
+def open_sources(job: Job, scratch: Path) -> JoinedSources:
+    """The sources of a job as one, over the genes that were chosen if they were."""
+    options: dict[str, Any] = {"layer": job.layer, "gene_column": job.gene_column, "measurement": job.measurement}
+    opened = []
+    try:
+        for path in job.sources:
+            opened.append(open_source(path, scratch=scratch, **options))
+        joined = JoinedSources(opened, job.genes)  # type: ignore[arg-type]
+    except BaseException:
+        for source in opened:
+            source.close()
+        raise
+    restrict_genes(joined, scratch)
+    return joined
+
+
+def restrict_genes(joined: JoinedSources, scratch: Path) -> None:
+    """Keep only the genes that were chosen, their statistics as columns of var, once they are."""
+    if (scratch / GENES).exists():
+        with np.load(scratch / GENES) as chosen:
+            joined.var = joined.var.assign(**dict(chosen))
+            joined.choose_genes(chosen["highly_variable"])
+
+
+_OPEN: dict[str, tuple[Job, JoinedSources]] = {}
+
+
+def open_once(scratch: str) -> tuple[Job, JoinedSources]:
+    """The job of a scratch folder and its sources, kept open for the next task of this process."""
+    if scratch not in _OPEN:
+        job = load_job(Path(scratch))
+        assert job is not None
+        _OPEN.clear()
+        _OPEN[scratch] = job, open_sources(job, Path(scratch))
+    return _OPEN[scratch]
+
+
+def keep_open(job: Job, joined: JoinedSources, scratch: Path) -> None:
+    """Have tasks that run in this process use these sources."""
+    _OPEN[str(scratch.absolute())] = job, joined
+
+
+def forget(scratch: Path) -> None:
+    """The sources of this job are no longer open."""
+    _OPEN.pop(str(scratch.absolute()), None)
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """A file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, path)

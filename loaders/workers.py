@@ -1,0 +1,158 @@
+"""Tasks of an ingest, done here, by processes of this machine, or by a Dask cluster."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from queue import SimpleQueue
+
+from atlasvi.loaders import errors
+from atlasvi.loaders.errors import AtlasviError, MissingDependencyError, WorkerError
+
+Task = tuple[str, str, int]  # function ("module:name"), scratch folder, number
+
+
+def run_task(task: Task) -> None:
+    """Call the task's function with its scratch folder and number."""
+    where, scratch, number = task
+    module, name = where.split(":")
+    getattr(importlib.import_module(module), name)(scratch, number)
+
+
+class Workers:
+    """Processes of this machine, or a Dask cluster whose workers see the same files; a context manager.
+
+    asked  processes; 1 does the work in this one, None starts one for each core that has two tasks to do
+    dask   address of a scheduler; instead of processes here
+    """
+
+    def __init__(self, asked: int | None, dask: str | None) -> None:
+        self._asked, self._dask = asked, dask
+        self._processes: list[subprocess.Popen[str]] = []
+        self._idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+
+    def run(self, tasks: Sequence[Task], done: Callable[[Task], None], here: bool = False) -> None:
+        """Run all tasks, in any order; `done` is called in this thread after each. `here`: in this process alone.
+
+        The first error of a task stops the others and is raised here as what it was.
+        """
+        n_processes = self._asked or max(1, min(os.cpu_count() or 1, len(tasks) // 2))
+        if here or (self._dask is None and min(n_processes, len(tasks)) == 1):
+            for task in tasks:
+                run_task(task)
+                done(task)
+        elif self._dask is not None:
+            _run_on_dask(tasks, self._dask, done)
+        else:
+            self._run_in_processes(tasks, min(n_processes, len(tasks)), done)
+
+    def _run_in_processes(self, tasks: Sequence[Task], n_processes: int, done: Callable[[Task], None]) -> None:
+        while len(self._processes) < n_processes:
+            self._processes.append(_start_process())
+            self._idle.put(self._processes[-1])
+
+        def run(task: Task) -> Task:
+            process = self._idle.get()
+            try:
+                _ask(process, task)
+            finally:
+                self._idle.put(process)
+            return task
+
+        with ThreadPoolExecutor(len(self._processes), thread_name_prefix="atlasvi-ingest") as threads:
+            try:
+                for future in as_completed([threads.submit(run, task) for task in tasks]):
+                    done(future.result())
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                for process in self._processes:
+                    process.kill()
+                raise
+
+
+def _run_on_dask(tasks: Sequence[Task], address: str, done: Callable[[Task], None]) -> None:
+    try:
+        from distributed import Client
+        from distributed import as_completed as dask_as_completed
+    except ImportError:
+        raise MissingDependencyError("Ingest over a cluster needs Dask: pip install 'atlasvi[dask]'.") from None
+    try:
+        client = Client(address, timeout=20)
+    except OSError as error:
+        raise WorkerError(f"dask: no scheduler answers at {address} ({error}): check the address.") from error
+    with client:
+        futures = {client.submit(run_task, task, pure=False): task for task in tasks}
+        try:
+            for future in dask_as_completed(list(futures)):
+                future.result()
+                done(futures[future])
+        finally:
+            client.cancel(list(futures))
+
+
+def _start_process() -> "subprocess.Popen[str]":
+    """A process with a program of its own, neither forked nor spawned: a script needs no main guard for it."""
+    # a namespace package: the child finds it where this process does, installed or not
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "atlasvi.loaders.workers"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def _ask(process: "subprocess.Popen[str]", task: Task) -> None:
+    """Have a process run a task. Raises what the task raised, or SourceError if the process died."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(task) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+    except (OSError, ValueError):
+        line = ""
+    if not line:
+        raise WorkerError(
+            f"ingest: a worker process ended with status {process.wait()} (-9: killed, often for want of memory): run "
+            "the same command again to go on, with fewer --workers if memory was short."
+        )
+    if (answer := json.loads(line)) is None:
+        return
+    kind = getattr(errors, answer["kind"], None)
+    if isinstance(kind, type) and issubclass(kind, AtlasviError):
+        raise kind(answer["message"])
+    if answer["errno"] is not None:
+        raise OSError(answer["errno"], answer["message"])
+    raise RuntimeError(f"{answer['kind']} in a worker process:\n{answer['traceback']}")
+
+
+def serve() -> None:
+    """The program of a worker process: tasks as JSON lines come in, null or an error goes out."""
+    for line in sys.stdin:
+        answer = None
+        try:
+            run_task(json.loads(line))
+        except Exception as error:  # goes to the process that asked
+            answer = {
+                "kind": type(error).__name__,
+                "message": error.strerror if isinstance(error, OSError) and error.errno else str(error),
+                "errno": error.errno if isinstance(error, OSError) and not isinstance(error, AtlasviError) else None,
+                "traceback": traceback.format_exc(),
+            }
+        print(json.dumps(answer), file=OUT, flush=True)
+
+
+if __name__ == "__main__":
+    # what a library prints must not be taken for an answer
+    OUT = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    serve()
