@@ -110,6 +110,10 @@ class CellStore:
         self.statistics: dict = read_elem(root["uns/atlasvi"])
         self.block_starts: np.ndarray = self.statistics["block_starts"]
         self.group_blocks = GROUP_BLOCKS
+        self.mixing = (
+            "shuffled as a whole when the store was written, so neighbouring cells are strangers; "
+            f"{GROUP_BLOCKS} blocks of them are mixed at a time"
+        )
         self._buffers = Buffers()
         data, indices = layouts(self.attributes)
         self._block_elements = data.chunk * self.attributes["block_chunks"]

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.loaders import sorting, store_writer
-from atlasvi.loaders.cell_store import PROFILES
+from atlasvi.loaders.cell_store import PROFILES, CellStore
 from atlasvi.loaders.errors import ColumnError, CountsError
 from atlasvi.loaders.ingest_job import (
     GENES,
@@ -34,6 +34,7 @@ from atlasvi.loaders.ingest_job import (
 from atlasvi.loaders.joined import JoinedSources
 from atlasvi.loaders.matrices import is_spooled
 from atlasvi.loaders.outputs import write_folder_aside
+from atlasvi.loaders.rows import gather_rows
 from atlasvi.loaders.tables import check_column
 from atlasvi.loaders.workers import Task, Workers
 
@@ -216,7 +217,17 @@ def _shuffle(
         dtypes,
         lambda done: progress("joining", done, n_cells),
     )
+    check_store(scratch / "result")
     return IngestReport(out, n_cells, len(joined.var), nnz, largest, joined.n_cells - n_cells, n_empty, joined.paths)
+
+
+def check_store(path: Path) -> None:
+    """Read the first and the last block of a new store as a loader will; raises what that raises."""
+    store = CellStore(path)
+    for block in (0, len(store.block_starts) - 2):
+        rows = store.read_block(block)
+        gather_rows(*rows.to_csr(), np.arange(len(rows)))
+    store.close()
 
 
 def _run(

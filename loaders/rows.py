@@ -86,7 +86,7 @@ def copy_and_sum(source: np.ndarray, target: np.ndarray) -> np.uint64:
 
 def gather_rows(indptr: np.ndarray, indices: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> tuple:
     """The chosen rows of CSR, in the order asked for: (indptr int64 [n + 1], indices, counts)."""
-    lengths = np.diff(indptr)
+    lengths = np.diff(indptr).astype(np.int32)  # the types of a loader, for which this is then compiled
     ends = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(lengths[rows], out=ends[1:])
     out_indices, out_counts = np.empty(ends[-1], indices.dtype), np.empty(ends[-1], counts.dtype)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from atlasvi.engine import simulate
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -19,6 +21,13 @@ def test_the_quickstart_runs(tmp_path: Path):
     said = run("quickstart.py", tmp_path)
     assert "held-out ELBO, nats a cell: -" in said
     assert "mean expression of two genes" in said
+
+
+def test_any_model_is_trained_from_a_file_of_counts(tmp_path: Path):
+    simulate(tmp_path / "atlas.h5ad", n_cells=3_000, n_genes=100, n_batches=2, n_types=3, seed=0)
+    said = run("any_model.py", tmp_path / "atlas.h5ad", "cell_type").splitlines()
+    assert len(said) == 3
+    assert int(re.search(r"(\d+)% of 3,000 cells right", said[-1])[1]) > 60
 
 
 def test_the_readme_shows_the_quickstart_as_it_is():
