@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -57,6 +58,7 @@ LEFT_OUT = (
 
 def main() -> int:
     """Measure, print the tables, write JSON and plots; return the exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("loaders: stopped."))  # the work folder goes, too
     options = read_options()
     if options.plots:
         from loader_plots import draw_plots
@@ -202,11 +204,13 @@ def measure_row(row: Row, bench: Bench) -> dict:
         if row.kind == "script":
             return read_script(run(command), "annbatch chunk 256 preload 32")
         if row.kind == "large":
-            ingested = run_json(bench.command("ours ingest {out} fast {sources}", link_copies(bench)))
+            ingested = run_json(
+                bench.command("ours ingest {out} fast {sources}", link_copies(bench)), watch_memory=True
+            )
             return run_json(command) | {"ingest": ingested}
         if row.kind == "ingest":
             os.sync()  # what was written before is not this ingest's to wait for
-        figures = run_json(command)
+        figures = run_json(command, watch_memory=row.kind == "ingest")
         if row.kind == "order":
             with np.load(bench.order) as order:
                 figures |= {"names": order["names"], "sizes": order["sizes"]}

@@ -9,35 +9,45 @@ import time
 from pathlib import Path
 
 LONGEST_S = 3600
-SAMPLE_S = 0.1
+SAMPLE_S = 0.25  # a sample of a few GB takes a core some milliseconds
 
 
 class RunError(Exception):
     """A measured process failed; the message is what it said last."""
 
 
-def run_json(command: list[str]) -> dict:
-    """Run a process; what its last line says, and `tree_peak_mb`. Raises RunError if it fails."""
+def run_json(command: list[str], watch_memory: bool = False) -> dict:
+    """Run a process; what its last line says, and with `watch_memory` also `tree_peak_mb`, that of all its processes.
+
+    Raises RunError if it fails.
+    """
     peaks: list[float] = []
-    lines = run(command, peaks).strip().splitlines()
+    lines = run(command, peaks if watch_memory else None).strip().splitlines()
     try:
-        return json.loads(lines[-1]) | {"tree_peak_mb": max(peaks)}
+        said = json.loads(lines[-1])
     except (ValueError, IndexError) as error:
         raise RunError(f"{Path(command[1]).name} said no figures: {lines[-1:]}") from error
+    if watch_memory:  # a sample may miss what the process itself has seen
+        said["tree_peak_mb"] = max([*peaks, said["peak_mb"]])
+    return said
 
 
 def run(command: list[str], peaks: list[float] | None = None) -> str:
-    """Run a process and return its output; `peaks` gets the memory of it and all below it, sampled."""
+    """Run a process and return its output; `peaks` gets the memory of it and all below it, sampled.
+
+    Raises RunError, with the last line of its stderr, if it fails.
+    """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
-        until = time.monotonic() + LONGEST_S
         try:
+            until = time.monotonic() + LONGEST_S
             while process.poll() is None:
                 if peaks is not None:
                     peaks.append(sum_memory_mb(process.pid))
                 if time.monotonic() > until:
                     raise RunError(f"took longer than {LONGEST_S} s")
-                time.sleep(SAMPLE_S)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(SAMPLE_S)
         finally:
             if process.poll() is None:
                 process.kill()
