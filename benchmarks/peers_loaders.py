@@ -15,7 +15,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -135,7 +135,7 @@ def versions() -> None:
     say({"python": platform.python_version()} | {name: version(name) for name in names})
 
 
-RUNS = {
+RUNS: dict[str, Callable[..., None]] = {
     "annbatch": annbatch,
     "annbatch-uncached": annbatch_uncached,
     "annbatch-order": annbatch_order,
