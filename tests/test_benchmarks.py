@@ -1,0 +1,154 @@
+"""What the benchmark of the loaders makes of recorded figures."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import entropy
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _modules():
+    """The benchmarks import each other as scripts do; their folder is on the path for these tests alone."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@pytest.fixture
+def report():
+    import loader_report
+
+    return loader_report
+
+
+def epochs(cells_per_s: list[float], peak_mb: float = 350.0) -> dict:
+    """What one process says of its epochs of 1,000 cells."""
+    timed = [{"cells": 1000, "wall_s": 1000 / rate, "cpu_s": 0.01} for rate in cells_per_s]
+    return {"epochs": timed, "first_batch_s": 0.2, "imports_mb": 250.0, "peak_mb": peak_mb}
+
+
+@pytest.fixture
+def figures(report) -> dict:
+    """Two rounds of a few rows."""
+    return {
+        "fast": report.summarise_epochs([epochs([500.0, 700.0, 600.0]), epochs([700.0, 800.0, 900.0])]),
+        "annbatch": report.summarise_epochs([epochs([100.0, 100.0]), epochs([200.0, 200.0])]),
+        "collection": {"error": "it has no obs"},
+        "ingest": report.summarise_ingests([{"wall_s": 1.0, "tree_peak_mb": 900.0}], cells=3000),
+        "ingest_annbatch": report.summarise_ingests([{"wall_s": 4.0, "tree_peak_mb": 9000.0}], cells=3000),
+        "bytes_fast": {"bytes_per_cell": 6.0, "bytes_per_cell_of_x": 5.0},
+        "bytes_annbatch": {"bytes_per_cell": 10.0, "bytes_per_cell_of_x": 9.0},
+        "order_fast": {"entropies": {name: {"mean": 0.95, "uniform": 1.0, "ratio": 0.95} for name in report.LABELS}},
+    }
+
+
+def test_the_entropy_of_each_full_minibatch_is_that_of_scipy(report):
+    labels = np.random.default_rng(0).integers(0, 7, 4 * 256 + 100)
+    expected = [entropy(np.bincount(labels[at : at + 256]), base=2) for at in range(0, 4 * 256, 256)]
+    np.testing.assert_allclose(report.batch_entropies(labels, 256), expected)
+
+
+def test_a_minibatch_of_one_label_has_no_entropy(report):
+    assert report.batch_entropies(np.full(64, 3), 32).tolist() == [0.0, 0.0]
+
+
+def test_the_uniform_draw_is_reproducible_and_below_the_entropy_of_all_cells(report):
+    labels = np.random.default_rng(0).integers(0, 30, 5000)
+    drawn = report.uniform_entropy(labels, 128, seed=3)
+    assert drawn == report.uniform_entropy(labels, 128, seed=3)
+    assert drawn != report.uniform_entropy(labels, 128, seed=4)
+    assert entropy(np.bincount(labels), base=2) - 0.3 < drawn < entropy(np.bincount(labels), base=2)
+
+
+def test_shuffled_minibatches_are_as_mixed_as_a_uniform_draw_and_ordered_ones_are_not(report):
+    order, blocks = np.random.default_rng(0).permutation(20_000), np.arange(20_000) // 1000
+    shuffled = report.compare_entropies({"source_block": blocks}, order, 500)["source_block"]
+    ordered = report.compare_entropies({"source_block": blocks}, np.arange(20_000), 500)["source_block"]
+    assert shuffled["ratio"] == pytest.approx(1, abs=0.005)
+    assert ordered["ratio"] == 0
+
+
+def test_a_row_is_the_median_of_its_processes(figures):
+    assert figures["fast"]["cells_per_s_by_process"] == pytest.approx([600, 800])
+    assert figures["fast"]["cells_per_s"] == pytest.approx(700)
+    assert figures["fast"]["cells_per_s_range"] == pytest.approx([500, 900])
+    assert figures["fast"]["loader_mb"] == pytest.approx(100)
+    assert figures["fast"]["cpu_s_per_100k_cells"] == pytest.approx(1)
+
+
+def test_ratios_are_of_medians_and_their_range_is_round_by_round(report, figures):
+    ratios = report.compute_ratios(figures)
+    assert ratios["cells_per_s_vs_annbatch"] == pytest.approx(700 / 150)
+    assert ratios["bytes_fast_vs_annbatch"] == pytest.approx(0.6)
+    assert ratios["ingest_vs_annbatch"] == pytest.approx(4)
+    assert ratios["entropy_batch_vs_uniform"] == pytest.approx(0.95)
+    (ratio,) = [ratio for ratio in report.RATIOS if ratio.name == "cells_per_s_vs_annbatch"]
+    assert report.range_ratio(ratio, figures) == pytest.approx([4, 6])
+
+
+def test_a_failed_row_gives_null_and_is_listed_and_one_not_run_gives_null_alone(report, figures):
+    ratios, failed = report.compute_ratios(figures), report.list_failures(figures)
+    assert ratios["collection_vs_annbatch"] is None
+    assert ratios["h5ad_vs_scdataset"] is None
+    assert failed == {"collection": "it has no obs", "collection_vs_annbatch": "collection: it has no obs"}
+
+
+def test_targets_are_met_missed_or_open(report, figures):
+    limits = {limit["name"]: limit for limit in report.check_limits(figures)}
+    assert limits["cells_per_s_vs_annbatch"] | {"value": None} == {
+        "name": "cells_per_s_vs_annbatch", "value": None, "target": ">= 5", "met": False,
+    }  # fmt: skip
+    assert limits["bytes_fast_vs_annbatch"]["met"] is True
+    assert limits["entropy_cell_type_vs_uniform"]["met"] is False
+    assert limits["ingest_peak_mb"]["met"] is True
+    assert limits["collection_vs_annbatch"]["met"] is None
+    assert "cells_per_s_vs_annbatch_default" not in limits
+
+
+def test_the_tables_say_what_was_measured_missed_and_failed(report, figures):
+    from loader_rows import TITLES
+
+    whole = {
+        "figures": figures,
+        "ratios": report.compute_ratios(figures),
+        "ratio_ranges": {"cells_per_s_vs_annbatch": [4.0, 6.0]},
+        "limits": report.check_limits(figures),
+        "failed": report.list_failures(figures),
+    }
+    said = report.format_report(whole, TITLES)
+    (line,) = [line for line in said.splitlines() if line.startswith("| cells_per_s_vs_annbatch ")]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == [
+        "cells_per_s_vs_annbatch", "4.667", "4.00 to 6.00", ">= 5", "NOT MET",
+    ]  # fmt: skip
+    assert "- collection: it has no obs" in said
+    tables = [table.splitlines() for table in said.split("\n\n") if table.startswith("|")]
+    assert all(len({len(line) for line in table}) == 1 for table in tables)
+
+
+def test_every_ratio_is_of_rows_that_there_are(report):
+    from loader_rows import ROWS, SIZE_TITLES, Bench
+
+    names = {*ROWS, *SIZE_TITLES}
+    assert {ratio.row for ratio in report.RATIOS} | {ratio.other for ratio in report.RATIOS} <= names
+    assert {row for _, row, _, _ in report.ABSOLUTE} <= names
+    assert ROWS["annbatch"].needs == ["annbatch"]
+    assert ROWS["h5ad"].needs == []
+    assert Bench.__doc__
+
+
+def test_the_peers_side_imports_nothing_of_ours():
+    for name in ("peers_loaders.py", "measured_process.py"):
+        assert "import atlasvi" not in (text := (ROOT / "benchmarks" / name).read_text())
+        assert "from atlasvi" not in text
+
+
+def test_a_folder_without_an_atlas_is_refused_in_a_sentence(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "loaders.py"), "--atlas", tmp_path, "--peers", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "holds no atlas*.h5ad" in done.stderr
