@@ -14,9 +14,11 @@ import zarr
 from zarr.storage import ZipStore
 
 from atlasvi.loaders.anndata_tables import Node, check_no_pickle, is_array, open_table, read_text, to_str
+from atlasvi.loaders.collection import Collection, name_datasets
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.matrices import CompressedRows, DenseRows, Matrix, SpooledColumns
+from atlasvi.loaders.matrices import CompressedRows, DenseRows, Matrix, SpooledColumns, count_piece_rows, read_narrow
+from atlasvi.loaders.rows import Rows
 
 # A chunk whose elements are all zero need not be stored. Up to so many zeros at an array's end are believed.
 BELIEVED_ZEROS = 16
@@ -28,6 +30,8 @@ class AnnDataSource:
     Memory beside what is returned: `var`, the categories of `obs`, one chunk of each array, and for a CSC matrix one
     bucket of spool.py. Use `open_h5ad` or `open_anndata_zarr`.
     """
+
+    shuffled = False  # its authors' order
 
     def __init__(
         self, path: str, root: Node, close_root: Callable[[], None], layer: str | None, scratch: str | Path | None
@@ -58,6 +62,16 @@ class AnnDataSource:
         with reading(self.path):
             return self._matrix.read_rows(start, stop)
 
+    def read_narrow(self, start: int, stop: int) -> Rows | None:
+        """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked."""
+        with reading(self.path):
+            return read_narrow(self._matrix, start, stop)
+
+    def count_piece_cells(self) -> float:
+        """Cells that are decoded together."""
+        with reading(self.path):
+            return count_piece_rows(self._matrix)
+
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop) of obs, index the cell names; `read_obs(0, 0)` gives the columns and their types."""
         with reading(self.path), quiet():
@@ -76,17 +90,38 @@ def open_h5ad(path: str, layer: str | None = None, scratch: str | Path | None = 
         return _open(path, file, file.close, layer, scratch)
 
 
-def open_anndata_zarr(path: str, layer: str | None = None, scratch: str | Path | None = None) -> AnnDataSource:
-    """Open an AnnData Zarr folder, or a zip of one; otherwise as `open_h5ad`."""
+def open_anndata_zarr(
+    path: str, layer: str | None = None, scratch: str | Path | None = None
+) -> "AnnDataSource | Collection":
+    """Open an AnnData Zarr folder, a zip of one, or annbatch's collection of several; otherwise as `open_h5ad`."""
     with reading(path), quiet():
         if Path(path).is_dir():
-            return _open(path, zarr.open_group(path, mode="r", use_consolidated=False), lambda: None, layer, scratch)
+            root = zarr.open_group(path, mode="r", use_consolidated=False)
+            if "obs" not in root and (names := name_datasets(root)):
+                return open_collection(path, names, layer, scratch)
+            return _open(path, root, lambda: None, layer, scratch)
         inside = folder_in_zip(path)
         store = ZipStore(path, mode="r")
         # Consolidated metadata is not needed, and may hold types (of uns) that this zarr does not know.
         return _open(
             path, zarr.open_group(store, path=inside, mode="r", use_consolidated=False), store.close, layer, scratch
         )
+
+
+def open_collection(path: str, names: list[str], layer: str | None, scratch: str | Path | None) -> "Collection":
+    """Open the datasets of a collection as one source."""
+    parts: list[AnnDataSource] = []
+    try:
+        for name in names:
+            place = str(Path(path) / name)
+            with reading(place):
+                group = zarr.open_group(place, mode="r", use_consolidated=False)
+                parts.append(AnnDataSource(place, group, lambda: None, layer, scratch))
+        return Collection(path, parts)
+    except BaseException:
+        for part in parts:
+            part.close()
+        raise
 
 
 def _open(

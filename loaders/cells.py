@@ -17,8 +17,10 @@ from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.sources import open_source
 from atlasvi.loaders.tables import check_column
 
-SOURCE_BLOCK_CELLS = 256
-SOURCE_GROUP_CELLS = 2**15
+GROUP_CELLS = 2**14  # mixed at a time; two groups in narrow types take about 120 MB
+FEWEST_CELLS = 128  # a read of fewer is mostly overhead
+MOST_CELLS = {False: 2**10, True: 2**12}  # of a source in its own order; of a shuffled one, where runs do not matter
+PIECES = {False: 4, True: 16}  # pieces of a file in a block: one more is decoded for the cells across its edges
 
 
 class CellData(Protocol):
@@ -34,6 +36,10 @@ class CellData(Protocol):
     source_sizes: list[int]  # rows that each source had: what `source_row` counts to
     block_starts: np.ndarray
     group_blocks: int
+
+    @property
+    def mixing(self) -> str:
+        """How well cells are mixed when shuffling, in a sentence."""
 
     @property
     def genes(self) -> pd.Index:
@@ -58,17 +64,21 @@ class CellData(Protocol):
 class SourceCells:
     """One source seen as cells in blocks: training straight from the file, at the speed that its layout allows.
 
-    A source is in the order that its authors gave it, so shuffling mixes 128 blocks of 256 neighbouring cells (32,768
-    cells) at a time; a cell store, shuffled once as a whole, mixes better and reads faster.
+    A source is in the order that its authors gave it, so shuffling mixes runs of neighbouring cells, as short as its
+    layout likes to be read, 16,384 cells at a time; a cell store, shuffled once as a whole, mixes better and reads
+    faster. (A collection of annbatch is shuffled too.)
     """
 
     def __init__(self, joined: JoinedSources, keep_empty: bool = False) -> None:
-        self._joined, self._keep_empty = joined, keep_empty
-        self.path, self.n_cells, self.var = joined.sources[0].path, joined.n_cells, joined.var
+        self._joined, self._keep_empty, source = joined, keep_empty, joined.sources[0]
+        self._source = source
+        self.path, self.n_cells, self.var = source.path, joined.n_cells, joined.var
         self.obs_columns = [*joined.dtypes, "source", "source_row"]
         self.source_sizes = [joined.n_cells]
-        self.block_starts = np.append(np.arange(0, self.n_cells, SOURCE_BLOCK_CELLS), self.n_cells)
-        self.group_blocks = SOURCE_GROUP_CELLS // SOURCE_BLOCK_CELLS
+        n_block = choose_block_cells(source.count_piece_cells(), source.shuffled)
+        self.block_starts = np.append(np.arange(0, self.n_cells, n_block), self.n_cells)
+        self.group_blocks = GROUP_CELLS // n_block
+        self.mixing = describe_mixing(self.n_cells, n_block, self.group_blocks, source.shuffled)
 
     @property
     def genes(self) -> pd.Index:
@@ -78,11 +88,16 @@ class SourceCells:
     def read_block(self, block: int) -> Rows:
         """The counts of one block. Raises CountsError on what is no count, and on empty cells unless they are kept."""
         start, stop = (int(edge) for edge in self.block_starts[block : block + 2])
-        counts, row_nnz = self._joined.read_counts(0, start, stop)
+        rows = self._source.read_narrow(start, stop)
+        if rows is None:  # something is odd: the careful way puts it right or says what it is
+            counts, row_nnz = self._joined.read_counts(0, start, stop)
+            indices = counts.indices.astype(np.uint16 if len(self.var) <= 2**16 else np.int32)
+            rows = Rows.from_csr(start, counts.indptr, indices, counts.data)
+        else:
+            row_nnz = rows.lengths
         if not self._keep_empty:
             check_no_empty_cells(row_nnz, self.path, start, self._joined.name_cells(0, start))
-        indices = counts.indices.astype(np.uint16 if len(self.var) <= 2**16 else np.int32)
-        return Rows.from_csr(start, counts.indptr, indices, counts.data)
+        return rows
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop)."""
@@ -105,6 +120,22 @@ class SourceCells:
         self._joined.sources[0].close()
 
 
+def choose_block_cells(piece_cells: float, shuffled: bool) -> int:
+    """Cells of a block, a power of two, for a source of which so many cells are decoded together."""
+    wanted = max(PIECES[shuffled] * piece_cells, FEWEST_CELLS)
+    return min(2 ** int(np.ceil(np.log2(wanted))), MOST_CELLS[shuffled])
+
+
+def describe_mixing(n_cells: int, block_cells: int, group_blocks: int, shuffled: bool) -> str:
+    """A sentence on how cells are mixed when blocks of a source are shuffled in groups."""
+    if n_cells <= block_cells * group_blocks:
+        return f"all {n_cells:,} cells are mixed with each other in every epoch"
+    runs = f"each minibatch draws from {group_blocks} runs of {block_cells:,} neighbouring cells"
+    if shuffled:
+        return f"shuffled as a whole when the collection was written; in an epoch {runs} of that order"
+    return f"in the order of the source: {runs}"
+
+
 class SelectedGenes:
     """Cells seen through a list of genes: others left out, columns in the order of the list."""
 
@@ -120,6 +151,11 @@ class SelectedGenes:
         )
         self.read_obs, self.read_column = data.read_obs, data.read_column
         self.split_keys, self.close = data.split_keys, data.close
+
+    @property
+    def mixing(self) -> str:
+        """How well cells are mixed when shuffling."""
+        return self._data.mixing
 
     @property
     def genes(self) -> pd.Index:

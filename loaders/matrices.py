@@ -1,5 +1,6 @@
 """The ways a matrix lies in an HDF5 or Zarr group, each read by rows: CSR, CSC, dense."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -7,9 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
+from atlasvi.loaders.buffers import Buffers
 from atlasvi.loaders.csr import canonical_csr, to_numbers
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.narrow import narrow_rows
+from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.spool import RowSpool
+from atlasvi.loaders.stored_arrays import RowPointers, StoredArray, open_array
+from atlasvi.loaders.zarr_arrays import NotStoredError
 
 Array = Any  # h5py.Dataset or zarr.Array: shape, dtype, chunks, slicing
 
@@ -47,6 +53,8 @@ class CompressedRows:
         self._path, self._name = path, name
         self._data, self._indices, self._indptr = data, indices, indptr
         check_compressed(path, name, data, indices, indptr, shape[0])
+        self._direct: DirectRows | None = None
+        self._lock = threading.Lock()
 
     def read_rows(self, start: int, stop: int) -> sp.csr_matrix:
         """Rows [start, stop) as canonical CSR in the stored type."""
@@ -57,8 +65,54 @@ class CompressedRows:
         data = to_numbers(np.asarray(self._data[low:high]), self._path, self._name)
         return canonical_csr(data, np.asarray(self._indices[low:high]), indptr - low, self.shape[1])
 
+    def read_narrow(self, start: int, stop: int) -> Rows | None:
+        """Rows [start, stop) as narrow counts, fast; None where `read_rows` must be asked."""
+        if min(self.shape) < 2:  # all indices may be zero, and then chunks of them need not be there
+            return None
+        return self._open_direct().read(start, stop)
+
+    def count_piece_rows(self) -> float:
+        """Rows that are decoded together."""
+        piece = max(self._open_direct().data.piece, self._open_direct().indices.piece)
+        return piece * self.shape[0] / max(self.nnz or 0, 1)
+
+    def _open_direct(self) -> "DirectRows":
+        with self._lock:  # opened when first asked for: to find the chunks of a large file takes a while
+            if self._direct is None:
+                self._direct = DirectRows(self._path, self._data, self._indices, self._indptr, self.shape[1])
+        return self._direct
+
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Let go of the files."""
+        if self._direct is not None:
+            self._direct.close()
+
+
+class DirectRows:
+    """The three arrays of a CSR matrix read straight from their files where these allow (see stored_arrays.py)."""
+
+    def __init__(self, path: str, data: Array, indices: Array, indptr: Array, n_genes: int) -> None:
+        self._buffers, self._n_genes, self._nnz = Buffers(), n_genes, int(data.shape[0])
+        self.data: StoredArray = open_array(path, data, self._buffers)
+        self.indices: StoredArray = open_array(path, indices, self._buffers)
+        self._pointers = RowPointers(path, indptr, self._buffers)
+
+    def read(self, start: int, stop: int) -> Rows | None:
+        """Rows [start, stop) as narrow counts, None if they are not the plain CSR of counts."""
+        indptr = self._pointers.read(start, stop)
+        low, high = int(indptr[0]), int(indptr[-1])
+        if not 0 <= low <= high <= self._nnz:
+            return None
+        try:
+            indices, values = self.indices.read(low, high), self.data.read(low, high)
+        except NotStoredError:
+            return None
+        return narrow_rows(start, indptr - low, indices, values, self._n_genes, self._buffers)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for array in (self.data, self.indices, self._pointers):
+            array.close()
 
 
 class DenseRows:
@@ -145,6 +199,16 @@ class SpooledColumns:
                 raise ValueError(f"a cell index of {self._name} is outside 0 to {self.shape[0] - 1}")
             cols = np.searchsorted(indptr, np.arange(low, high), side="right") - 1
             yield rows, cols, to_numbers(np.asarray(self._data[low:high]), self._path, self._name)
+
+
+def read_narrow(matrix: Matrix, start: int, stop: int) -> Rows | None:
+    """Rows [start, stop) as narrow counts (see narrow.py); None where `matrix.read_rows` must be asked."""
+    return matrix.read_narrow(start, stop) if isinstance(matrix, CompressedRows) else None
+
+
+def count_piece_rows(matrix: Matrix) -> float:
+    """Rows that are decoded together: a read of fewer decodes more than it returns."""
+    return matrix.count_piece_rows() if isinstance(matrix, CompressedRows) else 1.0
 
 
 def check_compressed(path: str, name: str, data: Array, indices: Array, indptr: Array, n_major: int) -> None:

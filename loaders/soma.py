@@ -17,6 +17,7 @@ from atlasvi.loaders.csr import canonical_csr, csr_from_entries, to_numbers
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import MissingDependencyError, SourceError
 from atlasvi.loaders.matrices import DENSE_BYTES
+from atlasvi.loaders.rows import Rows
 
 # TileDB's defaults are 1 GiB a column and a budget of 10 GiB.
 TILEDB_CONFIG = {"soma.init_buffer_bytes": 4 * 2**20, "sm.mem.total_budget": 2**30}
@@ -30,6 +31,8 @@ class SomaSource:
 
     Memory beside what is returned: `var`, TileDB's buffers (4 MiB a column), and 16 bytes for each hole in the ids.
     """
+
+    shuffled = False  # its authors' order
 
     def __init__(self, path: str, experiment: Any, layer: str | None, measurement: str | None):
         self.path = path
@@ -67,6 +70,14 @@ class SomaSource:
             rows, cols, values = self._read_entries(start, stop)
             data, indices, indptr = csr_from_entries(rows, cols, values, stop - start, n_genes)
             return canonical_csr(data, indices, indptr, n_genes)
+
+    def read_narrow(self, start: int, stop: int) -> Rows | None:
+        """None: not yet."""
+        return None
+
+    def count_piece_cells(self) -> float:
+        """Cells that are decoded together."""
+        return 1.0
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop) of obs, index obs_id; numbers that may be missing have pandas' nullable types."""

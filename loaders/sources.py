@@ -11,6 +11,7 @@ from atlasvi.loaders.anndata_files import open_anndata_zarr, open_h5ad
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError, GeneError, SourceError
 from atlasvi.loaders.matrix_market import find_mtx
+from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.soma import open_soma
 from atlasvi.loaders.tenx import open_tenx_h5, open_tenx_mtx
 
@@ -31,12 +32,25 @@ class Source(Protocol):
     layer: str  # what is read: X, or the name of a layer
     layers: list[str]  # what `layer` may be here
     var: pd.DataFrame  # index: gene names, str, unique, none missing
+    shuffled: bool  # whether its cells were put in random order when it was written
 
     def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
         """Rows [start, stop) x all genes in the stored type; sorted, no duplicates, no zeros; values not validated.
 
         Raises SourceError where the file turns out to be damaged.
         """
+        ...
+
+    def read_narrow(self, start: int, stop: int) -> Rows | None:
+        """The same rows as checked counts in the types of a minibatch, fast, past the library where the layout allows.
+
+        None where anything is odd about them or the layout: then `read_counts` puts it right, or its caller says what
+        is wrong.
+        """
+        ...
+
+    def count_piece_cells(self) -> float:
+        """Cells that are decoded together: a read of fewer decodes more than it returns."""
         ...
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:

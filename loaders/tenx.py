@@ -16,8 +16,9 @@ from atlasvi.loaders.anndata_tables import Node, is_array, make_frame, read_text
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.lines import Lines, open_text
-from atlasvi.loaders.matrices import CompressedRows, Matrix
+from atlasvi.loaders.matrices import CompressedRows, Matrix, count_piece_rows, read_narrow
 from atlasvi.loaders.matrix_market import find_mtx, read_entries, read_header
+from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.spool import RowSpool
 
 GENES = "Gene Expression"
@@ -30,6 +31,8 @@ class TenxSource:
     features   one row a feature, index the ids; with the columns feature_types and genome where the files have them
     genome     keep the genes of this one alone
     """
+
+    shuffled = False  # its authors' order
 
     def __init__(
         self,
@@ -57,6 +60,18 @@ class TenxSource:
             rows = rows[:, self._kept]
             rows.sort_indices()
         return rows
+
+    def read_narrow(self, start: int, stop: int) -> Rows | None:
+        """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked."""
+        if self._kept is not None:
+            return None
+        with reading(self.path):
+            return read_narrow(self._matrix, start, stop)
+
+    def count_piece_cells(self) -> float:
+        """Cells that are decoded together."""
+        with reading(self.path):
+            return count_piece_rows(self._matrix)
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop): index the barcodes; probe files have the column filtered_barcodes."""
