@@ -6,9 +6,9 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from atlasvi.loaders.cell_store import CellStore, is_cell_store
+from atlasvi.loaders.chosen_genes import GeneChoice
 from atlasvi.loaders.counts import check_no_empty_cells
 from atlasvi.loaders.errors import GeneError
 from atlasvi.loaders.hashing import cell_keys
@@ -141,7 +141,7 @@ class SelectedGenes:
 
     def __init__(self, data: CellData, genes: pd.Index) -> None:
         self._data = data
-        self._column = genes.get_indexer(data.genes)
+        self._choice = GeneChoice(genes.get_indexer(data.genes))
         self.var = data.var.loc[genes]
         self.path, self.n_cells, self.obs_columns = data.path, data.n_cells, data.obs_columns
         self.source_sizes, self.block_starts, self.group_blocks = (
@@ -164,15 +164,7 @@ class SelectedGenes:
 
     def read_block(self, block: int) -> Rows:
         """The counts of one block over the chosen genes."""
-        rows = self._data.read_block(block)
-        indptr, indices, values = rows.to_csr()
-        columns = self._column[indices]
-        kept = columns >= 0
-        ends = np.concatenate([[0], np.cumsum(kept)])[indptr]
-        counts = sparse.csr_matrix((values[kept], columns[kept], ends), shape=(len(rows), len(self.var)))
-        counts.sort_indices()
-        indices = counts.indices.astype(np.uint16 if len(self.var) <= 2**16 else np.int32)
-        return Rows.from_csr(rows.first, counts.indptr, indices, counts.data)
+        return self._choice.apply(self._data.read_block(block))
 
 
 def select_genes(data: CellData, genes: Sequence[str]) -> CellData:
