@@ -19,6 +19,7 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.matrices import CompressedRows, DenseRows, Matrix, SpooledColumns, count_piece_rows, read_narrow
 from atlasvi.loaders.rows import Rows
+from atlasvi.loaders.runs import choose_run
 
 # A chunk whose elements are all zero need not be stored. Up to so many zeros at an array's end are believed.
 BELIEVED_ZEROS = 16
@@ -71,6 +72,10 @@ class AnnDataSource:
         """Cells that are decoded together."""
         with reading(self.path):
             return count_piece_rows(self._matrix)
+
+    def count_run_cells(self) -> int:
+        """Cells that are best read at a time, from a multiple of them on."""
+        return choose_run(self.count_piece_cells(), self.shuffled)
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop) of obs, index the cell names; `read_obs(0, 0)` gives the columns and their types."""

@@ -6,21 +6,17 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from atlasvi.loaders.cell_store import CellStore, is_cell_store
+from atlasvi.loaders.chosen_genes import GeneChoice
 from atlasvi.loaders.counts import check_no_empty_cells
 from atlasvi.loaders.errors import GeneError
 from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.joined import JoinedSources
 from atlasvi.loaders.rows import Rows
+from atlasvi.loaders.runs import count_mixed_runs, describe_mixing
 from atlasvi.loaders.sources import open_source
 from atlasvi.loaders.tables import check_column
-
-GROUP_CELLS = 2**14  # mixed at a time; two groups in narrow types take about 120 MB
-FEWEST_CELLS = 128  # a read of fewer is mostly overhead
-MOST_CELLS = {False: 2**10, True: 2**12}  # of a source in its own order; of a shuffled one, where runs do not matter
-PIECES = {False: 4, True: 16}  # pieces of a file in a block: one more is decoded for the cells across its edges
 
 
 class CellData(Protocol):
@@ -65,8 +61,8 @@ class SourceCells:
     """One source seen as cells in blocks: training straight from the file, at the speed that its layout allows.
 
     A source is in the order that its authors gave it, so shuffling mixes runs of neighbouring cells, as short as its
-    layout likes to be read, 16,384 cells at a time; a cell store, shuffled once as a whole, mixes better and reads
-    faster. (A collection of annbatch is shuffled too.)
+    layout likes to be read, 16,384 cells or more at a time; a cell store, shuffled once as a whole, mixes better and
+    reads faster. (A collection of annbatch is shuffled too.)
     """
 
     def __init__(self, joined: JoinedSources, keep_empty: bool = False) -> None:
@@ -75,10 +71,10 @@ class SourceCells:
         self.path, self.n_cells, self.var = source.path, joined.n_cells, joined.var
         self.obs_columns = [*joined.dtypes, "source", "source_row"]
         self.source_sizes = [joined.n_cells]
-        n_block = choose_block_cells(source.count_piece_cells(), source.shuffled)
-        self.block_starts = np.append(np.arange(0, self.n_cells, n_block), self.n_cells)
-        self.group_blocks = GROUP_CELLS // n_block
-        self.mixing = describe_mixing(self.n_cells, n_block, self.group_blocks, source.shuffled)
+        run = source.count_run_cells()
+        self.block_starts = np.append(np.arange(0, self.n_cells, run), self.n_cells)
+        self.group_blocks = count_mixed_runs(run, source.shuffled)
+        self.mixing = describe_mixing(self.n_cells, run, self.group_blocks, source.shuffled)
 
     @property
     def genes(self) -> pd.Index:
@@ -120,28 +116,12 @@ class SourceCells:
         self._joined.sources[0].close()
 
 
-def choose_block_cells(piece_cells: float, shuffled: bool) -> int:
-    """Cells of a block, a power of two, for a source of which so many cells are decoded together."""
-    wanted = max(PIECES[shuffled] * piece_cells, FEWEST_CELLS)
-    return min(2 ** int(np.ceil(np.log2(wanted))), MOST_CELLS[shuffled])
-
-
-def describe_mixing(n_cells: int, block_cells: int, group_blocks: int, shuffled: bool) -> str:
-    """A sentence on how cells are mixed when blocks of a source are shuffled in groups."""
-    if n_cells <= block_cells * group_blocks:
-        return f"all {n_cells:,} cells are mixed with each other in every epoch"
-    runs = f"each minibatch draws from {group_blocks} runs of {block_cells:,} neighbouring cells"
-    if shuffled:
-        return f"shuffled as a whole when the collection was written; in an epoch {runs} of that order"
-    return f"in the order of the source: {runs}"
-
-
 class SelectedGenes:
     """Cells seen through a list of genes: others left out, columns in the order of the list."""
 
     def __init__(self, data: CellData, genes: pd.Index) -> None:
         self._data = data
-        self._column = genes.get_indexer(data.genes)
+        self._choice = GeneChoice(genes.get_indexer(data.genes))
         self.var = data.var.loc[genes]
         self.path, self.n_cells, self.obs_columns = data.path, data.n_cells, data.obs_columns
         self.source_sizes, self.block_starts, self.group_blocks = (
@@ -164,15 +144,7 @@ class SelectedGenes:
 
     def read_block(self, block: int) -> Rows:
         """The counts of one block over the chosen genes."""
-        rows = self._data.read_block(block)
-        indptr, indices, values = rows.to_csr()
-        columns = self._column[indices]
-        kept = columns >= 0
-        ends = np.concatenate([[0], np.cumsum(kept)])[indptr]
-        counts = sparse.csr_matrix((values[kept], columns[kept], ends), shape=(len(rows), len(self.var)))
-        counts.sort_indices()
-        indices = counts.indices.astype(np.uint16 if len(self.var) <= 2**16 else np.int32)
-        return Rows.from_csr(rows.first, counts.indptr, indices, counts.data)
+        return self._choice.apply(self._data.read_block(block))
 
 
 def select_genes(data: CellData, genes: Sequence[str]) -> CellData:

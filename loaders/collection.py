@@ -12,9 +12,10 @@ import zarr
 from atlasvi.loaders.errors import GeneError
 from atlasvi.loaders.obs_columns import convert_column, join_dtypes
 from atlasvi.loaders.rows import Rows
+from atlasvi.loaders.runs import choose_run
 
 if TYPE_CHECKING:
-    from atlasvi.loaders.sources import Source
+    from atlasvi.loaders.anndata_files import AnnDataSource
 
 DATASET = re.compile(r"dataset_(\d+)")
 Part = TypeVar("Part")
@@ -34,7 +35,7 @@ class Collection:
 
     shuffled = True
 
-    def __init__(self, path: str, parts: "Sequence[Source]") -> None:
+    def __init__(self, path: str, parts: "Sequence[AnnDataSource]") -> None:
         self.path, self._parts = path, list(parts)
         first = self._parts[0]
         self.var, self.layer = first.var, first.layer
@@ -69,9 +70,9 @@ class Collection:
             parts.append(rows)
         return Rows(start, *_join_rows(parts))
 
-    def count_piece_cells(self) -> float:
-        """Cells that are decoded together."""
-        return max(part.count_piece_cells() for part in self._parts)
+    def count_run_cells(self) -> int:
+        """Cells that are best read at a time, from a multiple of them on."""
+        return choose_run(max(part.count_piece_cells() for part in self._parts), self.shuffled)
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop) of obs, index the cell names; the categories are those of all datasets."""
@@ -86,7 +87,7 @@ class Collection:
         for part in self._parts:
             part.close()
 
-    def _read_parts(self, start: int, stop: int, read: "Callable[[Source, int, int], Part]") -> Iterator[Part]:
+    def _read_parts(self, start: int, stop: int, read: "Callable[[AnnDataSource, int, int], Part]") -> Iterator[Part]:
         """What `read` returns of each dataset that rows [start, stop) are in; of one of them for no rows."""
         number = min(int(np.searchsorted(self._starts, start, side="right")) - 1, len(self._parts) - 1)
         while True:

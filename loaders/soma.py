@@ -3,6 +3,7 @@
 Rows are the cells of `obs` in the order of their soma_joinid; ids may have holes, of cells that were deleted.
 """
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +14,27 @@ import pandas as pd
 import scipy.sparse as sp
 
 from atlasvi.loaders.anndata_tables import make_frame
+from atlasvi.loaders.buffers import Buffers
 from atlasvi.loaders.csr import canonical_csr, csr_from_entries, to_numbers
 from atlasvi.loaders.damage import reading
+from atlasvi.loaders.entries import MOST_ROWS, EntryBlock
 from atlasvi.loaders.errors import MissingDependencyError, SourceError
 from atlasvi.loaders.matrices import DENSE_BYTES
+from atlasvi.loaders.narrow import VALUES
 from atlasvi.loaders.rows import Rows
+from atlasvi.loaders.runs import FEWEST_CELLS, choose_run
 
-# TileDB's defaults are 1 GiB a column and a budget of 10 GiB.
-TILEDB_CONFIG = {"soma.init_buffer_bytes": 4 * 2**20, "sm.mem.total_budget": 2**30}
+# TileDB's defaults are 1 GiB a column and a budget of 10 GiB. Threads of its own gain nothing: the loader's read apart.
+TILEDB_CONFIG = {
+    "soma.init_buffer_bytes": 24 * 2**20,
+    "sm.mem.total_budget": 2**28,
+    "sm.compute_concurrency_level": 1,
+    "sm.io_concurrency_level": 1,
+}
+
+COORDINATES = ("soma_dim_0", "soma_dim_1", "soma_data")
+LONGEST_RUN = 2**11  # rows of a space tile as tiledbsoma writes them: part of one takes as long as all of it
+MOST_VAR_IDS = 2**24
 
 # What tiledbsoma's own writers call the names of genes, then what the CELLxGENE Census and others do.
 GENE_NAMES = ("var_id", "feature_id", "gene_id", "gene_ids")
@@ -53,6 +67,11 @@ class SomaSource:
         # None where nothing names the genes: then a column must be chosen, ids of rows being no names.
         self.var = index_by(var, GENE_NAMES, [None] * len(var))
         self._var_ids = var["soma_joinid"].to_numpy()
+        self._columns = None  # int32 [ids]: the column of each soma_joinid of var
+        if len(self._var_ids) and int(self._var_ids.max()) < MOST_VAR_IDS:
+            self._columns = np.full(int(self._var_ids.max()) + 1, -1, np.int32)
+            self._columns[self._var_ids] = np.arange(len(self._var_ids))
+        self._buffers = Buffers()
         if self._is_dense and (len(self._var_ids) != self._x.shape[1] or self.n_cells != self._x.shape[0]):
             raise SourceError(
                 f"{path}: X is {self._x.shape[0]} x {self._x.shape[1]} where obs has {self.n_cells} rows and var "
@@ -72,12 +91,25 @@ class SomaSource:
             return canonical_csr(data, indices, indptr, n_genes)
 
     def read_narrow(self, start: int, stop: int) -> Rows | None:
-        """None: not yet."""
-        return None
+        """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked (see narrow.py)."""
+        with reading(self.path), quiet():
+            low, high = self._runs.to_id(start), self._runs.to_id(stop - 1)
+            if self._is_dense or self._columns is None or high - low != stop - 1 - start or stop - start > MOST_ROWS:
+                return None
+            block = EntryBlock(low, stop - start, self._columns, len(self._var_ids), self._buffers)
+            for table in self._x.read((slice(low, high),)).tables():
+                row_ids, column_ids, values = (table[name].to_numpy() for name in COORDINATES)
+                if values.dtype not in VALUES or not block.add(row_ids, column_ids, values):
+                    return None
+            return block.to_rows(start)
 
-    def count_piece_cells(self) -> float:
-        """Cells that are decoded together."""
-        return 1.0
+    def count_run_cells(self) -> int:
+        """Cells that are best read at a time, from a multiple of them on."""
+        if self._is_dense:
+            return choose_run(1.0, self.shuffled)
+        dimensions = json.loads(self._x.schema_config_options().dims)
+        extent = int(dimensions["soma_dim_0"].get("tile", LONGEST_RUN))
+        return max(min(extent, LONGEST_RUN), FEWEST_CELLS)
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop) of obs, index obs_id; numbers that may be missing have pandas' nullable types."""

@@ -49,8 +49,8 @@ class Source(Protocol):
         """
         ...
 
-    def count_piece_cells(self) -> float:
-        """Cells that are decoded together: a read of fewer decodes more than it returns."""
+    def count_run_cells(self) -> int:
+        """Cells that are best read at a time by `read_narrow`, from a multiple of them on."""
         ...
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:

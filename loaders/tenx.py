@@ -19,6 +19,7 @@ from atlasvi.loaders.lines import Lines, open_text
 from atlasvi.loaders.matrices import CompressedRows, Matrix, count_piece_rows, read_narrow
 from atlasvi.loaders.matrix_market import find_mtx, read_entries, read_header
 from atlasvi.loaders.rows import Rows
+from atlasvi.loaders.runs import choose_run
 from atlasvi.loaders.spool import RowSpool
 
 GENES = "Gene Expression"
@@ -72,6 +73,10 @@ class TenxSource:
         """Cells that are decoded together."""
         with reading(self.path):
             return count_piece_rows(self._matrix)
+
+    def count_run_cells(self) -> int:
+        """Cells that are best read at a time, from a multiple of them on."""
+        return choose_run(self.count_piece_cells(), self.shuffled)
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop): index the barcodes; probe files have the column filtered_barcodes."""

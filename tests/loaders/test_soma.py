@@ -14,7 +14,9 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlasvi.loaders.errors import GeneError, MissingDependencyError, SourceError
+from atlasvi.loaders.cells import open_cells
+from atlasvi.loaders.errors import CountsError, GeneError, MissingDependencyError, SourceError
+from atlasvi.loaders.loader import BatchLoader
 from atlasvi.loaders.soma import IdRuns
 from atlasvi.loaders.sources import open_source
 
@@ -162,3 +164,54 @@ def test_without_tiledbsoma_the_message_says_what_to_install(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "tiledbsoma", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'atlasvi\[soma\]'"):
         open_source(path)
+
+
+@pytest.mark.parametrize("value", [2, 300, 70_000])
+def test_counts_read_as_blocks_are_those_of_the_slices(tmp_path, value):
+    adata = annotated(300, 40)
+    adata.X.data[5] = value
+    path = write_soma(adata, tmp_path / "soma")
+    source = open_source(path)
+    for start, stop in [(0, 300), (17, 211), (299, 300)]:
+        rows = source.read_narrow(start, stop)
+        assert (rows is None) == (value > 65_535 and start == 0)  # left to the careful way
+        if rows is not None:
+            indptr, indices, counts = rows.to_csr()
+            read = sp.csr_matrix((counts, indices, indptr), shape=(stop - start, 40))
+            assert (read != source.read_counts(start, stop)).nnz == 0
+            assert rows.first == start
+            assert rows.counts.dtype == (np.uint16 if start == 0 and value > 255 else np.uint8)
+
+
+def test_genes_that_were_deleted_leave_no_columns_in_blocks(tmp_path):
+    adata = annotated()
+    path = write_soma(adata, tmp_path / "soma")
+    kept = np.array([0, 2, 5])
+    var = path / "ms" / "RNA" / "var"
+    with tiledbsoma.open(str(var)) as frame:
+        table = frame.read().concat()
+    shutil.rmtree(var)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with tiledbsoma.DataFrame.create(str(var), schema=table.schema, domain=[(0, 5)]) as frame:
+            frame.write(table.take(kept))
+    indptr, indices, counts = open_source(path).read_narrow(0, 20).to_csr()
+    read = sp.csr_matrix((counts, indices, indptr), shape=(20, 3))
+    np.testing.assert_array_equal(read.toarray(), adata.X.toarray()[:, kept])
+
+
+def test_cells_come_straight_from_an_experiment(tmp_path):
+    adata = annotated(500, 30)
+    cells = open_cells(write_soma(adata, tmp_path / "soma"), keep_empty=True)
+    for batch in BatchLoader(cells, 64, seed=0):
+        np.testing.assert_array_equal(batch.to_dense().numpy(), adata.X.toarray()[batch.rows.numpy()])
+
+
+def test_what_is_no_count_in_an_experiment_is_refused_with_its_place(tmp_path):
+    adata = annotated(30, 10)
+    adata.X.data[:] = np.maximum(adata.X.data, 1)
+    adata.X.data[7] = 0.5
+    cells = open_cells(write_soma(adata, tmp_path / "soma"), keep_empty=True)
+    row = int(np.searchsorted(adata.X.indptr, 7, side="right")) - 1
+    with pytest.raises(CountsError, match=rf"not whole numbers \(first: 0.5 at cell 'cell{row}'"):
+        cells.read_block(0)
