@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor, nn
 
-from atlasvi.kernels import log1p_linear, nb_nll_from_logits
+from atlasvi.kernels import Head, SparseCounts, decoder_nll, log1p_linear
 from atlasvi.loaders.batch import Batch
 
 
@@ -84,7 +84,7 @@ class CountsLayer(Layer):
 
     def encode(self, cells: Batch, batch: Tensor | None, generator: Generator | None) -> Tensor:
         """Hidden state float32 [cells, out] of a minibatch."""
-        projected = log1p_linear(cells.indptr.long(), cells.indices.long(), cells.counts.float(), self.weight)
+        projected = log1p_linear(cells.indptr, cells.indices, cells.counts, self.weight)
         return self.finish(projected, batch, generator)
 
 
@@ -120,12 +120,16 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(a, b, settings.n_batches) for a, b in itertools.pairwise(sizes))
         self.logits = _linear(settings.n_hidden, settings.n_genes)
 
-    def forward(self, z: Tensor, batch: Tensor | None) -> Tensor:
-        """Logits float32 [cells, genes]."""
+    def hide(self, z: Tensor, batch: Tensor | None) -> Tensor:
+        """The last hidden state float32 [cells, hidden]."""
         hidden = z
         for layer in self.layers:
             hidden = layer(hidden, batch, None)
-        return self.logits(hidden)
+        return hidden
+
+    def forward(self, z: Tensor, batch: Tensor | None) -> Tensor:
+        """Logits float32 [cells, genes]."""
+        return self.logits(self.hide(z, batch))
 
 
 class SCVI(nn.Module):
@@ -170,16 +174,14 @@ class SCVI(nn.Module):
 
     def reconstruction(self, cells: Batch, z: Tensor) -> Tensor:
         """Negative log-likelihood of each cell's counts given z, summed over genes, nats: float32 [cells]."""
-        rows = torch.repeat_interleave(
-            torch.arange(len(cells), device=z.device), cells.indptr.diff().long(), output_size=len(cells.indices)
-        )
-        return nb_nll_from_logits(
-            self.decoder(z, cells.codes.get("batch")),
+        output = self.decoder.logits
+        return decoder_nll(
+            self.decoder.hide(z, cells.codes.get("batch")),
+            Head(output.weight, output.bias),
+            SparseCounts(cells.indptr, cells.indices, cells.counts),
             cells.library,
             self.log_theta,
-            rows,
-            cells.indices.long(),
-            cells.counts.float(),
+            expected_grad=1 / max(len(cells), 1),
         )
 
     def forward(self, cells: Batch, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,26 @@
 """atlasvi.kernels: the arithmetic of scVI, usable without the rest; each next to a plain reference.
 
-nb_log_prob        negative binomial log-probability, elementwise, exact: the reference     likelihood.py
-nb_nll_from_logits decoder logits + sparse counts -> negative log-likelihood of each cell   likelihood.py
-log1p_linear       log1p of sparse counts times a weight, without a dense input             sparse_layer.py
+log1p_linear       log1p of sparse counts times a weight, without a dense input          sparse_layer.py
+decoder_nll        decoder's hidden state -> negative log-likelihood of each cell        decoder_loss.py
+logits_nll         the same from logits                                                  logits_loss.py
+nb_log_prob, zinb_log_prob, poisson_log_prob   elementwise, exact: the reference         reference.py
+choose_backend     which implementation runs: 'cpu' or 'torch'                 backends.py
 """
 
-from atlasvi.kernels.likelihood import nb_log_prob, nb_nll_from_logits
+from atlasvi.kernels.backends import choose_backend
+from atlasvi.kernels.decoder_loss import Head, SparseCounts, decoder_nll
+from atlasvi.kernels.logits_loss import logits_nll
+from atlasvi.kernels.reference import nb_log_prob, poisson_log_prob, zinb_log_prob
 from atlasvi.kernels.sparse_layer import log1p_linear
 
-__all__ = ["log1p_linear", "nb_log_prob", "nb_nll_from_logits"]
+__all__ = [
+    "Head",
+    "SparseCounts",
+    "choose_backend",
+    "decoder_nll",
+    "log1p_linear",
+    "logits_nll",
+    "nb_log_prob",
+    "poisson_log_prob",
+    "zinb_log_prob",
+]

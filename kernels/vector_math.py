@@ -1,0 +1,85 @@
+"""exp, log and log1p of float32 that the compiler turns into vector code: numba's own call a library for each element.
+
+Polynomials of Cephes (netlib.org/cephes, expf.c and logf.c), branchless; relative error below 2e-7. Functions are
+inlined into the loops that call them; those loops need `error_model="numpy"`, since a check for division by zero in
+them would keep them scalar, and FASTMATH, which lets sums be split into lanes.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+# not "ninf" and not "nnan": infinities and NaN must come out as they are
+FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+f32, i32 = np.float32, np.int32
+
+
+def _build_to_bits(typing_context: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+def _build_from_bits(typing_context: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+to_bits: Any = intrinsic(_build_to_bits)
+from_bits: Any = intrinsic(_build_from_bits)
+
+
+@njit(inline="always", fastmath=FASTMATH, error_model="numpy")
+def exp32(x: Any) -> Any:
+    """exp(x) for x <= 88; 0 below -87.3, NaN of NaN."""
+    n = np.floor(max(x, f32(-87.3)) * f32(1.44269504) + f32(0.5))
+    r = x - n * LN2_HIGH - n * LN2_LOW
+    p = f32(1.9875691500e-4)
+    p = p * r + f32(1.3981999507e-3)
+    p = p * r + f32(8.3334519073e-3)
+    p = p * r + f32(4.1665795894e-2)
+    p = p * r + f32(1.6666665459e-1)
+    p = p * r + f32(5.0000001201e-1)
+    scale = from_bits(i32(i32(i32(n) + i32(127)) << i32(23)))
+    return f32(0) if x < f32(-87.3) else (p * r * r + r + f32(1)) * scale
+
+
+@njit(inline="always", fastmath=FASTMATH, error_model="numpy")
+def log32(x: Any) -> Any:
+    """log(x) for normal positive x."""
+    bits = to_bits(x)
+    exponent = i32(i32(bits - i32(0x3F3504F3)) >> i32(23))
+    return _log_of(from_bits(i32(bits - i32(exponent << i32(23)))) - f32(1), f32(exponent))
+
+
+@njit(inline="always", fastmath=FASTMATH, error_model="numpy")
+def log1p32(x: Any) -> Any:
+    """log(1 + x) for x >= 0, also where 1 + x rounds to 1: what is below sqrt(2) - 1 goes into the series as it is."""
+    small = x < f32(0.41421354)
+    bits = to_bits(f32(1) + x)
+    exponent = i32(0) if small else i32(i32(bits - i32(0x3F3504F3)) >> i32(23))
+    f = x if small else from_bits(i32(bits - i32(exponent << i32(23)))) - f32(1)
+    return _log_of(f, f32(exponent))
+
+
+@njit(inline="always", fastmath=FASTMATH, error_model="numpy")
+def _log_of(f: Any, exponent: Any) -> Any:
+    """log((1 + f) 2**exponent) for 1 + f in [sqrt(1/2), sqrt(2)]."""
+    z = f * f
+    p = f32(7.0376836292e-2)
+    p = p * f + f32(-1.1514610310e-1)
+    p = p * f + f32(1.1676998740e-1)
+    p = p * f + f32(-1.2420140846e-1)
+    p = p * f + f32(1.4249322787e-1)
+    p = p * f + f32(-1.6668057665e-1)
+    p = p * f + f32(2.0000714765e-1)
+    p = p * f + f32(-2.4999993993e-1)
+    p = p * f + f32(3.3333331174e-1)
+    return f + (f * z * p + exponent * LN2_LOW - f32(0.5) * z) + exponent * LN2_HIGH
