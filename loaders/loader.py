@@ -23,7 +23,6 @@ from atlasvi.loaders.plan import EpochPlan, Part, plan_epoch, plan_minibatches
 from atlasvi.loaders.rows import Rows, copy_cells
 from atlasvi.loaders.selection import Draws, balance_classes, choose_cells
 
-READ_AHEAD_CELLS = 2**11  # planned, their blocks being read, before they are put together
 READY_CELLS = 2**12  # put together before they are asked for
 MOST_THREADS = 4
 
@@ -141,7 +140,9 @@ class BatchLoader(IterableDataset):
 
     def _stream(self, plan: EpochPlan, workers: Executor) -> Iterator[Batch]:
         """Minibatches from the cursor on; blocks are read while the minibatches before theirs are put together."""
-        n_planned, n_ready = (max(cells // self.batch_size, 2) for cells in (READ_AHEAD_CELLS, READY_CELLS))
+        # the next group is read from the middle of this one on: both are in memory then, however late it began
+        group_cells = plan.n_cells * self.data.group_blocks // max(len(plan.blocks), 1)
+        n_planned, n_ready = (max(cells // self.batch_size, 2) for cells in (group_cells // 2, READY_CELLS))
         planned: deque[list[tuple[Future[Block], np.ndarray]]] = deque()
         ready: deque[Future[Batch]] = deque()
         blocks: dict[tuple[int, int], Future[Block]] = {}
