@@ -132,6 +132,7 @@ def train(
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last good checkpoint in --out.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and say where time goes.")] = False,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
@@ -155,6 +156,7 @@ def train(
             config=config,
             settings=parse_settings(settings or []),
             resume=resume,
+            profile=profile,
         )
 
 

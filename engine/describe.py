@@ -28,13 +28,14 @@ def _describe_cell_store(store: CellStore) -> Iterator[str]:
     attributes = store.attributes
     n_bytes = folder_bytes(store.path)
     density = store.nnz / max(store.n_cells * len(store.genes), 1)
-    yield f"{store.path}: cell store (format {attributes['format_version']})"
+    yield f"{store.path}: cell store (format {attributes['format_version']}, profile {attributes['profile']})"
     yield f"  {store.n_cells:,} cells x {len(store.genes):,} genes, {store.nnz:,} counts ({density:.1%} of the matrix)"
     yield f"  largest count {attributes['largest_count']:,}, stored as {np.dtype(attributes['counts_dtype']).name}"
     yield (
         f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes a cell, "
         f"{len(store.block_starts) - 1:,} blocks"
     )
+    yield f"  {store.mixing}"
     for name, size in zip(store.sources, store.source_sizes):
         yield f"  source {name} ({size:,} cells)"
     yield from _describe_columns({name: store.read_column(name) for name in store.obs_columns})

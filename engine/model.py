@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor, nn
+from torch.profiler import record_function
 
 from atlasvi.kernels import Head, SparseCounts, decoder_nll, log1p_linear
 from atlasvi.loaders.batch import Batch
@@ -186,9 +187,12 @@ class SCVI(nn.Module):
 
     def forward(self, cells: Batch, generator: Generator) -> tuple[Tensor, Tensor]:
         """Reconstruction loss and KL(q(z | x) || N(0, I)) of each cell, nats, z sampled once: float32 [cells] each."""
-        qzm, qzv = self.encode(cells, generator)
-        noise = torch.empty_like(qzm).normal_(generator=generator)
-        return self.reconstruction(cells, qzm + qzv.sqrt() * noise), kl_to_standard_normal(qzm, qzv)
+        with record_function("encoder"):
+            qzm, qzv = self.encode(cells, generator)
+            noise = torch.empty_like(qzm).normal_(generator=generator)
+            z, kl = qzm + qzv.sqrt() * noise, kl_to_standard_normal(qzm, qzv)
+        with record_function("decoder + loss"):
+            return self.reconstruction(cells, z), kl
 
 
 def kl_to_standard_normal(qzm: Tensor, qzv: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from atlasvi.engine.configuration import SettingError, Settings, heuristic_epoch
 from atlasvi.engine.covariates import read_batches, read_categories
 from atlasvi.engine.interruption import TrainingInterrupted, stop_on_signals
 from atlasvi.engine.model import SCVI, ModelSettings
+from atlasvi.engine.profiling import StepProfiler, record_function
 from atlasvi.engine.progress import RunLog
 from atlasvi.engine.resuming import fingerprint, merge_saved
 from atlasvi.engine.runs import CONFIG, METRICS, MODEL, RESULT, TrainedRun, load_run, write_json
 from atlasvi.engine.splits import Split, split_by_column, split_by_hash
+from atlasvi.loaders.batch import Batch
 from atlasvi.loaders.cells import CellData, open_cells
 from atlasvi.loaders.errors import AtlasviError, OutputError
 from atlasvi.loaders.feeder import DeviceFeeder
@@ -55,6 +57,7 @@ def train(
     config: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
+    profile: bool = False,
 ) -> TrainedRun:
     """Train scVI on a cell store or straight from a source, into a new run directory `out`.
 
@@ -64,6 +67,7 @@ def train(
     split_column  obs column that says train, validation or test for each cell; else a share is held out by a hash
     config        TOML file of settings; `settings` win over it, and epochs and batch_size over both (see `Settings`)
     resume        go on from the last good checkpoint of `out`; what is not given is as it was
+    profile       write a trace of some steps to `out`/profile and print where their time went
     The same seed, data and settings give the same run, also when it was interrupted and resumed.
     Raises OutputError if `out` exists (or, to resume, does not), ColumnError, CountsError, SettingError for bad input,
     TrainingError if the loss or the weights become NaN or infinite.
@@ -89,7 +93,7 @@ def train(
     else:
         check_output_free(out)
     asked["seed"] = asked["seed"] or 0
-    trainer = Trainer(data, out, asked, resolved, device)
+    trainer = Trainer(data, out, asked, resolved, device, profile)
     if resume:
         trainer.restore(read_newest_checkpoint(out / "checkpoints")[1])
     else:
@@ -102,8 +106,17 @@ def train(
 class Trainer:
     """One run over one data set; everything is checked before anything is written."""
 
-    def __init__(self, data: CellData, out: Path, asked: Mapping[str, Any], settings: Settings, device: str) -> None:
+    def __init__(
+        self,
+        data: CellData,
+        out: Path,
+        asked: Mapping[str, Any],
+        settings: Settings,
+        device: str,
+        profile: bool = False,
+    ) -> None:
         self.data, self.out, self.seed = data, out, int(asked["seed"])
+        self._profile_folder = out / "profile" if profile else None
         self.device = choose_device(device)
         self.batch_key, self.labels_key = asked["batch_key"], asked["labels_key"]
         codes, self.batch_categories = {}, list[str]()
@@ -165,6 +178,7 @@ class Trainer:
         with (
             RunLog(self.out / METRICS, self.out / "tensorboard", self.epochs, steps_an_epoch, self.history) as log,
             stop_on_signals() as signals,
+            StepProfiler(self._profile_folder) as self._profiler,
         ):
             self.log, self.signals, self._began = log, signals, time.monotonic() - self.seconds
             while self.epoch < self.epochs and not self._is_done():
@@ -192,16 +206,19 @@ class Trainer:
         self.model.train()
         began = time.monotonic() - self.epoch_seconds
         feeder = DeviceFeeder(loader, self.device)
-        for batch in feeder:
+        for batch in _mark_waits(feeder):
             self._seed(generator, TRAINING_NOISE, self.step)
             reconstruction, kl = self.model(batch, generator)
             loss = (reconstruction + kl_weight * kl).mean()
             totals = torch.stack([reconstruction.detach().sum(), kl.detach().sum()]).double().cpu().numpy()
             self._check_finite(totals / len(batch), kl_weight)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
+            with record_function("backward"):
+                loss.backward()
+            with record_function("optimizer"):
+                self.optimizer.step()
             self.step += 1
+            self._profiler.step()
             self.sums += [len(batch), *totals]
             self.epoch_seconds = time.monotonic() - began
             self.log.step(self.epoch, feeder.state_dict()["batch"], self.step, self._means("train"), self._rate())
@@ -369,6 +386,17 @@ class Trainer:
         generator = torch.Generator(device)
         self._seed(generator, purpose, number)
         return generator
+
+
+def _mark_waits(feeder: DeviceFeeder) -> Iterator[Batch]:
+    """The minibatches of a feeder, the time that each is waited for marked for the profiler."""
+    with closing(iter(feeder)) as batches:  # type: ignore[type-var]  # a generator
+        while True:
+            with record_function("load wait"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
 
 def _losses(cells: float, reconstruction: float, kl: float) -> dict[str, Any]:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-KEPT = 64  # buffers of one type that wait to be used again, at most
-
 
 class Buffers:
     """Lends arrays; one that nobody refers to any more (nor to a tensor made of it) can be lent again.
@@ -26,14 +24,12 @@ class Buffers:
         dtype = np.dtype(dtype)
         with self._lock:
             free = self._free.setdefault(dtype, [])
-            for k in range(len(free) - 1, -1, -1):
-                if len(free[k]) >= length:
-                    whole = free.pop(k)
-                    break
+            fits = [(len(array), k) for k, array in enumerate(free) if len(array) >= length]
+            if fits:
+                whole = free.pop(min(fits)[1])
             else:
+                del free[:1]  # too small: it gives way, or what waits would grow with every larger request
                 whole = self._allocate(int(length * 1.1) + 1024, dtype)
-            while len(free) > KEPT:
-                free.pop(0)
         # through a memoryview: numpy would have slices of a plain view refer to `whole`, past what is lent
         lent = np.frombuffer(whole.data[:length], dtype)
         reference = weakref.ref(lent, self._take_back)

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 import torch
+from torch.profiler import record_function
 
 from atlasvi.loaders.batch import Batch
 from atlasvi.loaders.loader import BatchLoader
@@ -43,7 +44,7 @@ class DeviceFeeder:
         crossing: deque[tuple[Batch, torch.cuda.Event]] = deque()  # on the host, kept until their copy is done
         try:
             for batch in self.loader:
-                with torch.cuda.stream(side):
+                with torch.cuda.stream(side), record_function("host to device"):
                     copied, event = batch.to(self.device), torch.cuda.Event()
                     event.record(side)
                 crossing.append((batch, event))

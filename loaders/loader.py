@@ -239,7 +239,8 @@ class BatchLoader(IterableDataset):
             if pd.api.types.is_float_dtype(column.dtype):
                 read[name] = column.to_numpy(np.float32)
             else:
-                column = column.astype("category")
+                if not isinstance(column.dtype, pd.CategoricalDtype):
+                    column = column.astype("category")
                 read[name], self.categories[name] = column.cat.codes.to_numpy(), list(column.cat.categories)
         return read
 

@@ -107,3 +107,22 @@ def test_a_store_and_its_source_are_split_alike(tmp_path: Path):
         rows = data.read_column("source_row").to_numpy()
         held_out.append(sorted(rows[split_by_hash(data, 0.2, seed=1).validation]))
     assert held_out[0] == held_out[1]
+
+
+def test_no_validation_cell_is_ever_trained_on_and_they_are_not_the_first(tmp_path: Path):
+    import anndata
+
+    from atlasvi.loaders.ingestion import ingest
+    from atlasvi.loaders.loader import BatchLoader
+
+    anndata.AnnData(np.ones((400, 5), np.float32)).write_h5ad(tmp_path / "cells.h5ad")
+    ingest(tmp_path / "cells.h5ad", tmp_path / "cells.store")
+    for place in (tmp_path / "cells.h5ad", tmp_path / "cells.store"):
+        loader = BatchLoader(place, 32, seed=0)
+        split = split_by_hash(loader.data, 0.2, seed=1)
+        train, validation = (BatchLoader(place, 32, seed=0, cells=part) for part in (split.train, split.validation))
+        seen = [{row for batch in part for row in batch.rows.tolist()} for part in (train, train, validation)]
+        assert seen[0] == seen[1]
+        assert not seen[0] & seen[2]
+        assert len(seen[0] | seen[2]) == 400
+        assert max(seen[2]) > len(seen[2])

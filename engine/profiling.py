@@ -1,0 +1,78 @@
+"""Where the time of a step goes: a trace to look at, and a table of its parts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
+
+PARTS = ("load wait", "host to device", "encoder", "decoder + loss", "backward", "optimizer")
+WARMUP_STEPS, PROFILED_STEPS = 5, 20
+
+
+class StepProfiler:
+    """Profiles some steps of a run: writes a trace to `folder`, and prints a table. With no folder it does nothing.
+
+    The parts are those that the code marks with `record_function` under the names of PARTS; what is left of a step is
+    idle or none of them. The gradients of decoder and loss are computed with their values, so they are not in
+    `backward`. On a GPU the times are those of the host, which runs ahead of it; the trace has both.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder, self._profile = folder, None
+        if folder is not None:
+            activities = [ProfilerActivity.CPU]
+            if torch.cuda.is_available():
+                activities.append(ProfilerActivity.CUDA)
+            self._profile = profile(
+                activities=activities,
+                schedule=schedule(wait=0, warmup=WARMUP_STEPS, active=PROFILED_STEPS, repeat=1),
+                on_trace_ready=self._report,
+            )
+
+    def __enter__(self) -> "StepProfiler":
+        if self._profile is not None:
+            self._profile.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._profile is not None:
+            self._profile.__exit__(kind, error, trace)
+
+    def step(self) -> None:
+        """A step is over."""
+        if self._profile is not None:
+            self._profile.step()
+
+    def _report(self, profiled: Any) -> None:
+        assert self._folder is not None
+        self._folder.mkdir(exist_ok=True)
+        profiled.export_chrome_trace(str(self._folder / "trace.json"))
+        lines = list(format_parts({event.key: event.cpu_time_total / 1e3 for event in profiled.key_averages()}))
+        (self._folder / "parts.txt").write_text("\n".join(lines) + "\n")
+        console = Console(stderr=True)
+        for line in lines:
+            console.print(line, highlight=False, soft_wrap=True)
+        console.print(f"The trace is in {self._folder / 'trace.json'}: open it in ui.perfetto.dev.", soft_wrap=True)
+
+
+def format_parts(milliseconds: dict[str, float]) -> Iterator[str]:
+    """A table of the parts of PROFILED_STEPS steps, from the total milliseconds of every marked region."""
+    total = sum(time for name, time in milliseconds.items() if name.startswith("ProfilerStep"))
+    yield f"{'part of a step':<24}{'ms':>10}{'share':>9}"
+    known = 0.0
+    for name in PARTS:
+        time = milliseconds.get(name, 0.0)
+        known += time
+        yield f"{name:<24}{time / PROFILED_STEPS:>10.2f}{time / max(total, 1e-9):>9.1%}"
+    rest = total - known
+    yield f"{'idle and all else':<24}{rest / PROFILED_STEPS:>10.2f}{rest / max(total, 1e-9):>9.1%}"
+    yield f"{'step':<24}{total / PROFILED_STEPS:>10.2f}"
+
+
+__all__ = ["PARTS", "StepProfiler", "format_parts", "record_function"]
