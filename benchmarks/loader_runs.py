@@ -16,20 +16,18 @@ from importlib.metadata import version
 import anndata.io  # noqa: F401  what opening would import is imported before anything is measured
 import h5py  # noqa: F401
 import numpy as np
-import pandas as pd
 import torch  # noqa: F401
 import zarr  # noqa: F401
 from measured_process import Epoch, measure_epochs, measure_uncached, read_status_mb, reset_peak, say
 
-from atlasvi.loaders import BatchLoader, CellData, ingest, open_cells
+from atlasvi.loaders import BatchLoader, CellData, ingest
 
 BATCH = 1024
 
 
 def open_loader(path: str) -> BatchLoader:
     """Minibatches with the covariate `batch`, as annbatch is asked for it."""
-    data = open_cells(path)
-    return BatchLoader(data, BATCH, seed=0, codes={"batch": pd.factorize(data.read_column("batch"))[0]})
+    return BatchLoader(path, BATCH, seed=0, codes=["batch"])
 
 
 def open_epochs(path: str) -> Epoch:

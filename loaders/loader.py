@@ -232,7 +232,7 @@ class BatchLoader(IterableDataset):
     def _read_codes(self, codes: Mapping[str, np.ndarray] | Sequence[str]) -> dict[str, np.ndarray]:
         """The covariates of all cells; those given by name are read, numbers as they are and all else as categories."""
         if isinstance(codes, Mapping):
-            return {name: np.asarray(values) for name, values in codes.items()}
+            return {name: _narrow(np.asarray(values)) for name, values in codes.items()}
         read: dict[str, np.ndarray] = {}
         for name in [codes] if isinstance(codes, str) else codes:
             column = self.data.read_column(name)
@@ -251,6 +251,13 @@ class Block:
 
     rows: Rows | None
     visited: np.ndarray | None
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """Codes in the narrowest type that holds them: they are kept for all cells."""
+    if values.dtype.kind not in "iu" or not len(values):
+        return values
+    return values.astype(np.result_type(np.min_scalar_type(values.min()), np.min_scalar_type(values.max())))
 
 
 def _widen(values: np.ndarray) -> np.ndarray:
