@@ -29,8 +29,9 @@ def test_undoing_gaps_is_a_running_sum_that_wraps_around(values, dtype):
     compressor=st.sampled_from(["lz4", "lz4hc", "zstd", "blosclz"]),
     shuffle=st.sampled_from([blosc.NOSHUFFLE, blosc.SHUFFLE, blosc.BITSHUFFLE]),
     whole=st.booleans(),
+    delta=st.booleans(),
 )
-def test_any_frame_of_blosc_is_decoded(compiled, seed, dtype, chunk, largest, compressor, shuffle, whole):
+def test_any_frame_of_blosc_is_decoded(compiled, seed, dtype, chunk, largest, compressor, shuffle, whole, delta):
     values = np.random.default_rng(seed).integers(0, largest, (3, chunk)).astype(dtype)
     size = values.itemsize
     frames = [blosc.compress(part, compressor.encode(), 5, shuffle, chunk * size * whole, size) for part in values]
@@ -39,8 +40,8 @@ def test_any_frame_of_blosc_is_decoded(compiled, seed, dtype, chunk, largest, co
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:  # where numcodecs does not show its functions
             patch.setattr(decoding, "BLOSC_DECOMPRESS", 0)
-        decode_chunks(np.frombuffer(b"".join(frames), np.uint8), begins, out, False)
-        assert np.array_equal(out, values.ravel())
+        decode_chunks(np.frombuffer(b"".join(frames), np.uint8), begins, out, delta)
+        assert np.array_equal(out, (np.cumsum(values, axis=1, dtype=dtype) if delta else values).ravel())
 
 
 def test_numcodecs_shows_the_functions_that_are_called_here():
