@@ -29,11 +29,11 @@ from atlasvi.loaders.tables import TableReader, quiet_zarr
 
 FORMAT_VERSION = 2
 KIND = "cell store"
-CHUNK = 2**16  # elements: large enough that decoding, not Python, takes the time
+CHUNK = 2**17  # elements: large enough that decoding, not Python, takes the time
 BLOCK_CHUNKS = 32  # one more is read for the end of the last cell: 3% of an epoch is decoded twice
-SHARD_BLOCKS = 16
+SHARD_BLOCKS = 8
 INDPTR_LAYOUT = Layout(np.dtype("<i8"), chunk=2**12, shard=2**20, delta=True, compressor="zstd")
-GROUP_BLOCKS = 4
+GROUP_BLOCKS = 2
 PROFILES: dict[str, dict[str, tuple[str, int]]] = {
     # compressor and level of counts and of gaps between gene indices; times and sizes are of a stored count, one thread
     # counts: 0.43 ns, 3.6 bits (plain lz4, which looks less for matches, takes 0.65 ns, 4.9 bits); gaps: 0.1 ns, 8.1
