@@ -1,5 +1,6 @@
 """A tile of logits on the CPU: its cells shared out among threads."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -55,3 +56,38 @@ def sweep_tile(
     loss[first:last] = torch.from_numpy(values)
     if table_grad is not None:
         table_grad += torch.from_numpy(tables.sum(0)).view_as(table_grad)
+
+
+TILE_BYTES = 16 * 2**20  # of logits: wide enough for the matrix products, small beside the weights of a large model
+
+
+class Sweep:
+    """A sweep over the cells of a minibatch by tiles."""
+
+    def __init__(self, options: Any, n_genes: int, *given: Tensor | None) -> None:
+        """given: table, weights, loss, table_grad of `sweep_tile`."""
+        self.options, self.given = options, given
+
+    @staticmethod
+    def tile_cells(n_genes: int, n_heads: int) -> int:
+        """Cells of a tile."""
+        return TILE_BYTES // (4 * n_genes)
+
+    @staticmethod
+    def allocate(number: int, n_cells: int, n_genes: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """[cells, genes], used again by the next sweep of this thread: fresh memory costs its page faults."""
+        kept = _TILES.__dict__.setdefault("kept", {})
+        key, n = (number, dtype), n_cells * n_genes
+        if key not in kept or kept[key].numel() < n:
+            kept[key] = torch.empty(n, dtype=dtype)
+        return kept[key][:n].view(n_cells, n_genes)
+
+    def take(self, first: int, last: int, logits: list[Tensor | None], *, slopes: None = None) -> None:
+        """See `sweep_tile`."""
+        sweep_tile(self.options, first, last, logits, *self.given)  # type: ignore[arg-type]
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+_TILES = threading.local()

@@ -59,7 +59,7 @@ def make_case(
     return case
 
 
-def run(case: Case, backend: str, dtype: torch.dtype = torch.float32, expected_grad: float = 1.0) -> dict[str, Tensor]:
+def run(case: Case, backend: str, dtype: torch.dtype = torch.float32, expected_grad: float | None = None) -> dict[str, Tensor]:
     """The loss of each cell and the gradients of the weighted sum, by name."""
     t = {name: tensor.to(dtype).clone().requires_grad_() for name, tensor in case.tensors.items()}
     log_theta = Head(t["theta_weight"], t["theta_bias"]) if "theta_weight" in t else t.get("log_theta")
