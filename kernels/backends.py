@@ -14,7 +14,7 @@ INTERPRETER = "TRITON_INTERPRET"
 
 
 def choose_backend(device: torch.device, asked: str | None = None) -> str:
-    """'cpu' (compiled by numba) on the CPU; 'triton' on CUDA where triton is installed; 'torch' (plain, dense) elsewhere.
+    """'cpu' (compiled by numba) on the CPU; 'triton' on CUDA, if it is installed; 'torch' (plain, dense) elsewhere.
 
     asked  a name wins over the device; so does the environment variable ATLASVI_KERNELS. 'triton' runs on the CPU too,
            slowly, under triton's interpreter (TRITON_INTERPRET=1 from before triton is imported): for tests

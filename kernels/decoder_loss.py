@@ -3,8 +3,8 @@
 Output layer, softmax (or softplus) over genes, mean = library * share, likelihood at the zeros in closed form, the
 nonzeros by themselves. Cells are taken a tile at a time; nothing of size cells x genes outlives its tile. The gradients
 are computed with the value, so the backward pass only hands them on: they are exact for the upstream gradient that was
-expected, scaled for another that is the same for all cells, and computed anew for any else. On a GPU, where to compare is
-to wait, they are computed with the value only if an upstream gradient is promised.
+expected, scaled for another that is the same for all cells, and computed anew for any else. On a GPU, where to compare
+is to wait, they are computed with the value only if an upstream gradient is promised.
 """
 
 from contextlib import nullcontext
@@ -26,8 +26,8 @@ from atlasvi.kernels.reference import Likelihood
 class SparseCounts:
     """Counts of cells x genes in CSR: indptr int32 or int64 [cells + 1], indices and counts of any integer type.
 
-    indices and counts may be longer than indptr[-1]; what is past it is not looked at (buffers of a fixed size, for CUDA
-    graphs). order: see `order_by_gene`; None: computed where it is needed.
+    indices and counts may be longer than indptr[-1]; what is past it is not looked at (buffers of a fixed size, for
+    CUDA graphs). order: see `order_by_gene`; None: computed where it is needed.
     """
 
     indptr: Tensor
@@ -69,9 +69,9 @@ def decoder_nll(
     dropout     head of the logits of dropouts, for ZINB
     softmax     mean = library * softmax(logits); False: library * softplus(logits), where library is a size factor
     expected_grad  upstream gradient of each cell for which the gradients are computed with the loss (1 / cells under a
-                mean); None computes them in the backward pass ('triton') or for 1 ('cpu'). For 'triton' it promises that
-                the upstream gradient is the same for all cells, this one or another: if not, the gradients are NaN.
-                'cpu' makes sure, and computes them anew where it is not
+                mean); None computes them in the backward pass ('triton') or for 1 ('cpu'). For 'triton' it promises
+                that the upstream gradient is the same for all cells, this one or another: if not, the gradients are
+                NaN. 'cpu' makes sure, and computes them anew where it is not
     precision   of the products with weights: 'float32', all its digits; 'bf16' ('triton' only): factors in bfloat16,
                 sums in float32. The likelihood is float32 in either case
     backend     'cpu', 'triton' or 'torch'; None chooses by device (see `choose_backend`)
@@ -149,8 +149,9 @@ class _DecoderNLL(torch.autograd.Function):
         expected = options.expected_grad
         if expected is None and options.backend == "cpu":
             expected = 1.0
-        at_once = any(ctx.needs_input_grad) and expected is not None
-        weights = torch.full_like(options.library, expected) if at_once else None
+        weights = None
+        if expected is not None and any(ctx.needs_input_grad):
+            weights = torch.full_like(options.library, expected)
         loss, gradients = _sweep(options, hidden, table, heads, weights)
         ctx.options, ctx.expected = options, expected
         ctx.save_for_backward(hidden, table, *heads, *gradients)
@@ -163,7 +164,7 @@ class _DecoderNLL(torch.autograd.Function):
         n_inputs = 2 + 6
         (hidden, table, *heads), gradients = ctx.saved_tensors[:n_inputs], ctx.saved_tensors[n_inputs:]
         if ctx.expected is not None and ctx.options.backend != "cpu":  # as was promised, and nothing may wait
-            scale = torch.where((grad == grad[0]).all(), grad[0] / ctx.expected, torch.nan)
+            scale = torch.where((grad == grad[:1]).all(), grad[:1].sum() / ctx.expected, torch.nan)
             return None, *_scaled(gradients, scale)
         if ctx.expected is not None and bool((grad == ctx.expected).all()):
             return None, *gradients
@@ -192,7 +193,9 @@ def _sweep(
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     factors, bases = hidden.to(dtype), {k: heads[k].to(dtype) for k in present}
     tiles = {k: sweep.allocate(k, n_rows, n_genes, hidden, torch.float32) for k in present}
-    slopes = tiles if dtype == torch.float32 else {k: sweep.allocate(k, n_rows, n_genes, hidden, dtype) for k in present}
+    slopes = (
+        tiles if dtype == torch.float32 else {k: sweep.allocate(k, n_rows, n_genes, hidden, dtype) for k in present}
+    )
     with without_tf32() if hidden.is_cuda else nullcontext():
         for first in range(0, n_cells, n_rows):
             last = min(first + n_rows, n_cells)

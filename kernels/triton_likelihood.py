@@ -8,10 +8,10 @@ A nonzero is taken out by a logit of minus infinity: its mean is 0, and all term
 pads a row of the tile to `width`, a multiple of 16 that lets loads be wide. A number that is none makes the cell's sum
 of exponentials none, and so all that depends on it.
 
-Arguments that kernels share. logits: float32 [cells, width] or `stride` apart; theta: log theta, [genes] ("gene"), rows
-of a table chosen by theta_rows ("rows") or [cells, genes] ("cells"); dropout: logits [cells, genes] (ZINB); indptr,
-genes, counts: CSR; library, weights [cells]: weights of the gradients; offset, scale [cells]: share = exp2(logit * LOG2E
-- offset) * scale. Of each nonzero: slopes by logit, theta and dropout times the weight, shares times the weight.
+Arguments that kernels share, float32 but for CSR. logits: [cells, genes], rows `stride` or `width` apart; theta: log
+theta, [genes] ("gene"), rows of a table chosen by theta_rows ("rows"), [cells, genes] ("cells"); dropout: logits
+[cells, genes] (ZINB); indptr, genes, counts: CSR; library, weights (of the gradients) [cells]; offsets, scales [cells]:
+share = exp2(logit * LOG2E - offset) * scale. Of each nonzero, times the weight: by_logit, by_theta, by_dropout, shares.
 """
 
 import triton
@@ -107,7 +107,7 @@ def nonzeros_kernel(
     NONZEROS: tl.constexpr,
     LARGE: tl.constexpr,
 ):
-    """Writes loss, offsets, scales and slope_sums of a cell, of its nonzeros alone, and what slopes_kernel needs of each.
+    """Writes offsets and scales of a cell, loss and slope_sums of its nonzeros, and what slopes_kernel needs of each.
 
     marked [cells, width] may be `logits`; COPY if it is not. large int32 [nonzeros]: room for the places of the counts
     past MOST_FACTORS, which are rare, and done in float64 once the others are.
@@ -371,7 +371,7 @@ def slopes_kernel(
 
 @triton.jit
 def add_rows_kernel(slopes, places, starts, table_grad, n_genes, stride, BLOCK: tl.constexpr):
-    """table_grad [rows, genes] += slopes [cells, stride] of the cells of each row: places [starts[row]: starts[row + 1]]."""
+    """table_grad [rows, genes] += slopes [cells, stride] of each row's cells, places[starts[row]: starts[row + 1]]."""
     row = tl.program_id(0).to(tl.int64)
     g = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     first, last = tl.load(starts + row), tl.load(starts + row + 1)

@@ -1,8 +1,8 @@
 """Terms of the likelihoods for Triton kernels, elementwise; the formulas are those of cpu_likelihood.py.
 
-Built of what every Triton and its interpreter have: exp2 (one instruction, 2 ulp, zero for what would be denormal), rsqrt
-(one instruction) and log. float32, but for counts past MOST_FACTORS, whose large terms nearly cancel: those in float64.
-Slopes are by log mean and log theta.
+Built of what every Triton and its interpreter have: exp2 and rsqrt (one instruction each, 2 ulp, zero for what would be
+denormal) and log. float32, but for counts past MOST_FACTORS, whose large terms nearly cancel: those in float64. Slopes
+are by log mean and log theta.
 """
 
 import triton
@@ -135,8 +135,8 @@ def large_nonzero_terms(x, log_mean, theta, LIKELIHOOD: tl.constexpr):
     """As small_nonzero_terms, for counts past MOST_FACTORS, all in float64.
 
     lgamma(x + theta) - lgamma(theta) by Stirling's series at n = x + theta and at m = theta + 8, reached by
-    lgamma(theta) = lgamma(m) - log(theta (theta + 1) ... (theta + 7)). Terms are joined before logarithms are taken: for
-    a theta of 1e8 they would cancel to the last digit.
+    lgamma(theta) = lgamma(m) - log(theta (theta + 1) ... (theta + 7)). Terms are joined before logarithms are taken:
+    for a theta of 1e8 they would cancel to the last digit.
     """
     mean = tl.exp(log_mean)
     log_factorial = (x + 0.5) * tl.log(x) - x + stirling_tail(x)  # less log(2 pi) / 2

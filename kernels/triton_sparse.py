@@ -57,8 +57,8 @@ def accumulate(
 def add_by_gene(order: GeneOrder, values: Tensor, sums: Tensor) -> None:
     """sums [genes] += values [nonzeros] of each gene."""
     with _device_of(sums):
-        _add_by_gene_kernel[(triton.cdiv(sums.numel(), 8),)](
-            order.places, order.starts, values, sums, sums.numel(), 8, 32, num_warps=2
+        _add_by_gene_kernel[(triton.cdiv(sums.numel(), 32),)](
+            order.places, order.starts, values, sums, sums.numel(), 32, 32, num_warps=4
         )
 
 
@@ -92,9 +92,7 @@ def _multiply_kernel(indptr, genes, counts, weight, out, n_hidden, BLOCK: tl.con
 
 
 @triton.jit
-def _accumulate_kernel(
-    places, starts, cells, counts, grad, out, n_hidden, BLOCK: tl.constexpr, HIDDEN: tl.constexpr
-):
+def _accumulate_kernel(places, starts, cells, counts, grad, out, n_hidden, BLOCK: tl.constexpr, HIDDEN: tl.constexpr):
     gene = tl.program_id(0)
     h = tl.program_id(1) * HIDDEN + tl.arange(0, HIDDEN)
     sums = tl.zeros([BLOCK, HIDDEN], tl.float32)

@@ -36,7 +36,9 @@ class Sweep:
 
         weights float32 [cells] of the gradients; None if none are wanted
         """
-        self.options, self.n_genes, self.table, self.weights = options, n_genes, table, weights
+        self.options, self.n_genes, self.weights = options, n_genes, weights
+        self.table = None if table is None else table.contiguous()
+        self.library = options.library.contiguous()
         self.loss, self.table_grad = loss, table_grad
         self.n_blocks = triton.cdiv(n_genes + 15, BLOCK)  # a row may be padded
         new, n_cells, n_nonzeros = loss.new_empty, len(loss), max(len(options.cells.indices), 1)
@@ -50,8 +52,8 @@ class Sweep:
 
     @staticmethod
     def tile_cells(n_genes: int, n_heads: int) -> int:
-        """Cells of a tile."""
-        return max(TILE_BYTES // (4 * n_genes * n_heads) // GROUP, 1) * GROUP
+        """Cells of a tile of `n_heads` products, or of none."""
+        return max(TILE_BYTES // (4 * n_genes * max(n_heads, 1)) // GROUP, 1) * GROUP
 
     @staticmethod
     def allocate(number: int, n_cells: int, n_genes: int, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -64,20 +66,20 @@ class Sweep:
         last: int,
         logits: list[Tensor | None],
         *,
-        marked: Tensor | None = None,
+        keep: bool = False,
         slopes: list[Tensor | None] | None = None,
     ) -> None:
         """Losses and gradients of cells [first, last).
 
-        logits  float32 [last - first, genes] each: of genes, of log theta for each cell (or None), of dropouts (or None)
-        marked  float32, where those of genes are copied, to be written on; None: they are overwritten
-        slopes  where the gradients go, in any float dtype; None: into `marked`, and over the logits of the others
+        logits  float32 [last - first, genes]: of genes, of log theta for each cell (or None), of dropouts (or None)
+        slopes  where the gradients go, in any float dtype; None: over the logits
+        keep    logits stay as they are; slopes[0], float32, is written on in any case
         """
         head, log_theta, dropout = logits
         assert head is not None
         options, cells, shape = self.options, self.options.cells, (last - first, self.n_genes)
-        copy, marked = marked is not None, head if marked is None else marked
-        out, theta_out, dropout_out = slopes or (marked, log_theta, dropout)
+        out, theta_out, dropout_out = slopes or logits
+        marked = out if keep else head
         theta, theta_kind, theta_rows = log_theta, "cells", cells.indptr
         if log_theta is None:
             theta, theta_kind = self.table, "none" if self.table is None else "gene"
@@ -91,7 +93,7 @@ class Sweep:
             head if tensor is None else tensor for tensor in (theta, theta_out, dropout, dropout_out)
         )
         weights = (self.loss if self.weights is None else self.weights)[first:last]
-        library, indptr = options.library[first:last], cells.indptr[first : last + 1]
+        library, indptr = self.library[first:last], cells.indptr[first : last + 1]
         per_cell = self.offsets[first:last], self.scales[first:last]
         slope_sums, loss_parts, slope_parts = (
             tensor[first:last] for tensor in (self.slope_sums, self.loss_parts, self.slope_parts)
@@ -103,7 +105,7 @@ class Sweep:
             nonzeros_kernel[(shape[0],)](
                 head, marked, theta, theta_rows, dropout, indptr, cells.indices, cells.counts, library, weights,
                 self.loss[first:last], *per_cell, slope_sums, *self.by_nonzero, self.large,
-                self.n_genes, head.stride(0), marked.stride(0), *strides, *kinds, copy, gradients, BLOCK * 2, NONZEROS,
+                self.n_genes, head.stride(0), marked.stride(0), *strides, *kinds, keep, gradients, BLOCK * 2, NONZEROS,
                 LARGE, num_warps=8, enable_fp_fusion=True,
             )  # fmt: skip
             zeros_kernel[(self.n_blocks, triton.cdiv(shape[0], GROUP))](
