@@ -307,7 +307,7 @@ def explain_errors() -> Iterator[None]:
         yield
     except AtlasviError as error:
         print(f"atlasvi: {error}", file=sys.stderr)  # noqa: T201  rich would wrap it
-        sys.exit(1)
+        sys.exit(getattr(error, "exit_status", 1))
     except KeyboardInterrupt:
         print("atlasvi: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor, nn
 from torch.profiler import record_function
 
+from atlasvi.engine.noise import Noise, draw_bernoulli, draw_normal
 from atlasvi.kernels import Head, SparseCounts, decoder_nll, log1p_linear
 from atlasvi.loaders.batch import Batch
 
@@ -59,11 +60,11 @@ class Layer(nn.Module):
         """The product with the weight, before bias and batch."""
         return hidden @ self.weight.T
 
-    def forward(self, hidden: Tensor, batch: Tensor | None, generator: Generator | None) -> Tensor:
+    def forward(self, hidden: Tensor, batch: Tensor | None, generator: Noise | None) -> Tensor:
         """hidden float32 [cells, in] -> [cells, out]; batch int64 [cells]; dropout only while training."""
         return self.finish(self.project(hidden), batch, generator)
 
-    def finish(self, projected: Tensor, batch: Tensor | None, generator: Generator | None) -> Tensor:
+    def finish(self, projected: Tensor, batch: Tensor | None, generator: Noise | None) -> Tensor:
         """All that follows the product with the weight."""
         out = projected + self.bias
         if self.batch is not None:
@@ -71,7 +72,7 @@ class Layer(nn.Module):
             out = out + F.embedding(batch, self.batch)  # indexing would add up its gradient in any order
         out = F.relu(F.layer_norm(out, out.shape[-1:]))
         if self.training and self.dropout_rate > 0:
-            kept = torch.empty_like(out).bernoulli_(1 - self.dropout_rate, generator=generator)
+            kept = draw_bernoulli(out, 1 - self.dropout_rate, generator)
             out = out * kept.div_(1 - self.dropout_rate)
         return out
 
@@ -83,7 +84,7 @@ class CountsLayer(Layer):
         super().__init__(n_genes, n_out, n_batches, dropout_rate)
         self.weight = nn.Parameter(torch.empty(n_genes, n_out))
 
-    def encode(self, cells: Batch, batch: Tensor | None, generator: Generator | None) -> Tensor:
+    def encode(self, cells: Batch, batch: Tensor | None, generator: Noise | None) -> Tensor:
         """Hidden state float32 [cells, out] of a minibatch."""
         projected = log1p_linear(cells.indptr, cells.indices, cells.counts, self.weight)
         return self.finish(projected, batch, generator)
@@ -104,7 +105,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(hidden, hidden, batches, dropout) for _ in range(settings.n_layers - 1))
         self.mean, self.log_variance = _linear(hidden, settings.n_latent), _linear(hidden, settings.n_latent)
 
-    def forward(self, cells: Batch, batch: Tensor | None, generator: Generator | None) -> tuple[Tensor, Tensor]:
+    def forward(self, cells: Batch, batch: Tensor | None, generator: Noise | None) -> tuple[Tensor, Tensor]:
         """qzm, qzv [cells, latent]; qzv is a variance, above 1e-4."""
         hidden = self.first.encode(cells, batch, generator)
         for layer in self.layers:
@@ -165,7 +166,7 @@ class SCVI(nn.Module):
         """Inverse dispersion of each gene, float32 [genes]."""
         return self.log_theta.exp()
 
-    def encode(self, cells: Batch, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, cells: Batch, generator: Noise | None = None) -> tuple[Tensor, Tensor]:
         """qzm, qzv float32 [cells, latent]: mean and variance of q(z | x, batch)."""
         return self.encoder(cells, cells.codes.get("batch"), generator)
 
@@ -173,8 +174,11 @@ class SCVI(nn.Module):
         """Gene proportions float32 [cells, genes] of z [cells, latent] in batches int64 [cells]; x library: means."""
         return torch.softmax(self.decoder(z, batch), dim=1)
 
-    def reconstruction(self, cells: Batch, z: Tensor) -> Tensor:
-        """Negative log-likelihood of each cell's counts given z, summed over genes, nats: float32 [cells]."""
+    def reconstruction(self, cells: Batch, z: Tensor, n_cells: int | None = None) -> Tensor:
+        """Negative log-likelihood of each cell's counts given z, summed over genes, nats: float32 [cells].
+
+        n_cells  that the loss will be a mean over, where these are a share of them: spares work, changes no number
+        """
         output = self.decoder.logits
         return decoder_nll(
             self.decoder.hide(z, cells.codes.get("batch")),
@@ -182,17 +186,19 @@ class SCVI(nn.Module):
             SparseCounts(cells.indptr, cells.indices, cells.counts),
             cells.library,
             self.log_theta,
-            expected_grad=1 / max(len(cells), 1),
+            expected_grad=1 / max(n_cells or len(cells), 1),
         )
 
-    def forward(self, cells: Batch, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Reconstruction loss and KL(q(z | x) || N(0, I)) of each cell, nats, z sampled once: float32 [cells] each."""
+    def forward(self, cells: Batch, generator: Noise, n_cells: int | None = None) -> tuple[Tensor, Tensor]:
+        """Reconstruction loss and KL(q(z | x) || N(0, I)) of each cell, nats, z sampled once: float32 [cells] each.
+
+        n_cells  see `reconstruction`
+        """
         with record_function("encoder"):
             qzm, qzv = self.encode(cells, generator)
-            noise = torch.empty_like(qzm).normal_(generator=generator)
-            z, kl = qzm + qzv.sqrt() * noise, kl_to_standard_normal(qzm, qzv)
+            z, kl = qzm + qzv.sqrt() * draw_normal(qzm, generator), kl_to_standard_normal(qzm, qzv)
         with record_function("decoder + loss"):
-            return self.reconstruction(cells, z), kl
+            return self.reconstruction(cells, z, n_cells), kl
 
 
 def kl_to_standard_normal(qzm: Tensor, qzv: Tensor) -> Tensor:

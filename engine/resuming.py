@@ -29,17 +29,21 @@ def fingerprint(data: CellData) -> dict[str, Any]:
     }
 
 
+def read_saved(out: Path) -> dict[str, Any]:
+    """The configuration that a run was started with. Raises SourceError if it is not there."""
+    try:
+        return json.loads((out / CONFIG).read_text())
+    except (OSError, ValueError):
+        raise SourceError(f"{out}: there is no run to go on with: start it without --resume.") from None
+
+
 def merge_saved(
-    out: Path, asked: Mapping[str, Any], settings: Settings, data: CellData
+    out: Path, saved: Mapping[str, Any], asked: Mapping[str, Any], settings: Settings, data: CellData
 ) -> tuple[dict[str, Any], Settings]:
     """The saved configuration of a run to resume; `asked` and `settings` may repeat it, and need not say all of it.
 
-    Raises SourceError if it is not there, SettingError if the data or what was given now differ from it.
+    Raises SettingError if the data or what was given now differ from it.
     """
-    try:
-        saved = json.loads((out / CONFIG).read_text())
-    except (OSError, ValueError):
-        raise SourceError(f"{out}: there is no run to go on with: start it without --resume.") from None
     now = {**fingerprint(data), **{key: value for key, value in asked.items() if value is not None}}
     now.update({key: getattr(settings, key) for key in settings.model_fields_set})
     was = {**saved, **saved["settings"]}
