@@ -92,7 +92,7 @@ class Ranks:
         size = torch.tensor([len(content)])
         with self.waiting(what):
             dist.broadcast(size, 0)
-            tensor = torch.frombuffer(bytearray(content or int(size)), dtype=torch.uint8)
+            tensor = torch.tensor(np.frombuffer(content or bytes(int(size)), np.uint8))
             dist.broadcast(tensor, 0)
         return tensor.numpy().tobytes()
 
