@@ -225,7 +225,8 @@ class Trainer:
             open_until_done.callback(self._writer.close)
             if self.ranks.is_first:
                 enter(lock_run(self.out))
-            self.log = enter(self._open_log())
+            self.log = self._open_log()
+            enter(self.log)
             self._profiler = enter(StepProfiler(self._profile_folder if self.ranks.is_first else None))
             self.signals, signals.waits = signals, True
             self._began = self._saved = time.monotonic()
@@ -295,7 +296,7 @@ class Trainer:
     def _compute_gradients(
         self, batch: Batch, number: int, generator: torch.Generator, kl_weight: float, totals: torch.Tensor | None
     ) -> torch.Tensor:
-        """Forward and backward for one minibatch; float64 [4] of the step so far: cells, reconstruction, KL, stops asked.
+        """Forward and backward of a minibatch; float64 [4] of the step so far: cells, reconstruction, KL, stops asked.
 
         The loss is the mean over the cells of the whole step, all ranks and accumulated minibatches together; with its
         last minibatch, gradients and sums are added up over the ranks.
@@ -354,7 +355,11 @@ class Trainer:
         line = self.ranks.from_first(lambda: line, "the end of the epoch")
         self.history.append(line)
         if validation and validation["elbo"] > self.best["elbo"] + self.settings.early_stopping_min_delta:
-            self.best = {"elbo": validation["elbo"], "epoch": self.epoch, "weights": copy_state(self.model.state_dict())}
+            self.best = {
+                "elbo": validation["elbo"],
+                "epoch": self.epoch,
+                "weights": copy_state(self.model.state_dict()),
+            }
         self.log.epoch(line)
         waited = self.epoch - self.best["epoch"]
         self.stopped_early = bool(
@@ -396,12 +401,12 @@ class Trainer:
                 self._seed(generator, EVALUATION_NOISE, number)
                 n_cells = min(loader.batch_size, loader.n_cells - number * loader.batch_size)
                 reconstruction, kl = self.model(batch, self._share_noise(generator, n_cells))
-                found = np.array([len(batch), reconstruction.double().sum().item(), kl.double().sum().item()])
-                stop = bool(self.signals.caught)
-                *found, stop = self.ranks.sum(np.array([*found, stop]), f"minibatch {number + 1} of {part} cells")
-                if stop:
+                losses = reconstruction.double().sum().item(), kl.double().sum().item()
+                here = np.array([len(batch), *losses, bool(self.signals.caught)])
+                found = self.ranks.sum(here, f"minibatch {number + 1} of {part} cells")
+                if found[3]:
                     raise _StopAskedError
-                sums += found
+                sums += found[:3]
                 if most is not None and sums[0] >= most:
                     break
                 self.ranks.note(f"minibatch {number + 2} of {part} cells")

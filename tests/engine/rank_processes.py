@@ -30,7 +30,7 @@ class Rank:
 
 
 def start_ranks(function: Callable[..., None], world_size: int, folder: Path, *arguments: Any) -> list[Rank]:
-    """Start `function(*arguments)`, a function of a module, on so many ranks; errors end them as the command line does."""
+    """Start `function(*arguments)`, of a module, on so many ranks; errors end them as the command line does."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -66,7 +66,9 @@ def test_loss_curves_of_one_two_and_four_ranks_agree_for_200_steps(cells: Path, 
     assert len(runs[1]["losses"]) >= 200
     for n in (2, 4):
         np.testing.assert_allclose(runs[n]["losses"], runs[1]["losses"], rtol=1e-5)
-        assert runs[n]["result"]["validation"]["elbo"] == pytest.approx(runs[1]["result"]["validation"]["elbo"], rel=1e-5)
+        assert runs[n]["result"]["validation"]["elbo"] == pytest.approx(
+            runs[1]["result"]["validation"]["elbo"], rel=1e-5
+        )
 
 
 def test_all_ranks_see_the_same_history_result_and_weights_and_only_the_first_speaks(cells: Path, tmp_path: Path):
@@ -92,7 +94,11 @@ def test_a_rank_without_a_cell_in_any_minibatch_takes_every_step_and_changes_not
 
 
 def test_accumulated_gradients_are_of_the_mean_over_all_cells_of_the_step(cells: Path, tmp_path: Path):
-    options: dict[str, Any] = {"batch_key": "batch", "epochs": 2, "settings": {**SMALL, "batch_size": 24, "accumulate": 3}}
+    options: dict[str, Any] = {
+        "batch_key": "batch",
+        "epochs": 2,
+        "settings": {**SMALL, "batch_size": 24, "accumulate": 3},
+    }
     alone = run_on(1, cells, tmp_path / "run1", **options)
     shared = run_on(2, cells, tmp_path / "run2", **options)
     n_cells = alone["history"][0]["n_cells"]
@@ -197,5 +203,3 @@ def tell_others(folder: Path) -> None:
         value = ranks.from_first(lambda: {"a": [1, None, 0.1]}, "a test")
         empty = ranks.bytes_from_first(lambda: b"", "a test")
         (folder / f"told{ranks.rank}").write_bytes(content + json.dumps(value).encode() + empty)
-
-
