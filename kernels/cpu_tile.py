@@ -19,10 +19,12 @@ def sweep_tile(
     weights: Tensor | None,
     loss: Tensor,
     table_grad: Tensor | None,
+    slopes: Tensor | None = None,
 ) -> None:
     """Losses of cells [first, last) into `loss`; their logits become slopes, `table_grad` is added to.
 
     logits  float32 [last - first, genes] each: of genes, of log theta for each cell (or None), of dropouts (or None)
+    slopes  where those of genes go, if the logits are to be kept
     """
     head, theta_logits, dropout = (None if tensor is None else tensor.detach().numpy() for tensor in logits)
     assert head is not None
@@ -51,7 +53,8 @@ def sweep_tile(
         np.ones(last - first, np.float32) if weights is None else weights[first:last].numpy(),
         values,
     )
-    run_on_threads(lambda k, a, b: sweep(a, b, head, *arguments, tables[k]), last - first, n_threads)
+    target = head if slopes is None else slopes.numpy()
+    run_on_threads(lambda k, a, b: sweep(a, b, head, target, *arguments, tables[k]), last - first, n_threads)
     loss[first:last] = torch.from_numpy(values)
     if table_grad is not None:
         table_grad += torch.from_numpy(tables.sum(0)).view_as(table_grad)
