@@ -110,7 +110,7 @@ def _decode(
             for at in range(0, len(numbers), DECODE_CELLS):
                 part = slice(at, at + DECODE_CELLS)
                 codes = None if batch_codes is None else torch.from_numpy(batch_codes[numbers[part]])
-                proportions = model.decode(z[part], codes)
+                proportions = model.decode(z[part], codes).shares
                 out[part] = proportions[:, columns].numpy() * library[part, None]
         yield obs.index[inside], out
 
