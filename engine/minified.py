@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
+from atlasvi.engine.covariates import Setup
 from atlasvi.loaders.cell_store import check_version, read_attributes
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.tables import AppendedArray, TableReader, TableWriter, quiet_zarr
@@ -117,6 +118,16 @@ class MinifiedStore:
     def genes(self) -> pd.Index:
         """Gene names, in the order of the model."""
         return self.var.index
+
+    @property
+    def setup(self) -> Setup:
+        """The columns of obs that the model takes, and what its codes stand for."""
+        first = ("batch_key", "batch_categories", "labels_key")  # all there was at first, not yet in a place of its own
+        return Setup(**self.attributes.get("setup", {name: self.attributes.get(name) for name in first}))
+
+    def read_column(self, name: str) -> pd.Series:
+        """One obs column of all cells. Raises ColumnError, naming those that are there."""
+        return self.obs.read_column(name)
 
     def read_latent(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """qzm and qzv, float32 [stop - start, latent], of cells [start, stop)."""

@@ -120,26 +120,30 @@ class SCVI(nn.Module):
         """z of a draw of q(z | x) [..., latent]: the draw, or its softmax if latents are ln."""
         return torch.softmax(normal, dim=-1) if self.settings.latent_distribution == "ln" else normal
 
+    def shares(self, z: Tensor, codes: Codes | None = None, *, transform_batch: int | None = None) -> Tensor:
+        """The shares of `decode` alone, float32 [..., cells, genes]."""
+        _, hidden = self._hide(z, codes, transform_batch)
+        return self._shares(hidden)
+
     def decode(
-        self, z: Tensor, codes: Codes | None = None, library: Tensor | float = 1.0, *, transform_batch: int | None = None
+        self,
+        z: Tensor,
+        codes: Codes | None = None,
+        library: Tensor | float = 1.0,
+        *,
+        transform_batch: int | None = None,
     ) -> Expression:
         """Parameters of the likelihood at z [..., cells, latent].
 
         codes            covariates of the cells (see `Codes`)
         library          counts a cell [..., cells], or one number for all; a model with a size factor takes that instead
         transform_batch  decode all cells as if they were of this batch
+        Raises ValueError if codes lack what the model needs.
         """
-        given_codes = dict(codes or {})
-        n_cells = z.shape[-2]
-        if transform_batch is not None:
-            given_codes["batch"] = torch.full((n_cells,), transform_batch, device=z.device)
-        hidden = self.decoder.hide(z, self._covariates(given_codes, n_cells))
-        logits = self.decoder.logits(hidden)
-        if self.settings.use_size_factor:
-            shares, scale = F.softplus(logits), given_codes["size_factor"]
-        else:
-            shares, scale = torch.softmax(logits, dim=-1), torch.as_tensor(library, device=z.device)
-        theta, rows = self._dispersion(given_codes, n_cells)
+        codes, hidden = self._hide(z, codes, transform_batch)
+        shares = self._shares(hidden)
+        scale = _given(codes, "size_factor") if self.settings.use_size_factor else torch.as_tensor(library, device=z.device)
+        theta, rows = self._dispersion(codes, z.shape[-2])
         if self.decoder.log_theta is not None:
             theta = self.decoder.log_theta(hidden)
         elif rows is not None:
@@ -151,6 +155,17 @@ class SCVI(nn.Module):
             None if theta is None else theta.exp(),
             None if self.decoder.dropout is None else self.decoder.dropout(hidden),
         )
+
+    def _hide(self, z: Tensor, codes: Codes | None, transform_batch: int | None) -> tuple[Codes, Tensor]:
+        """The codes that are meant, and the decoder's last hidden state."""
+        n_cells, codes = z.shape[-2], dict(codes or {})
+        if transform_batch is not None:
+            codes["batch"] = torch.full((n_cells,), transform_batch, device=z.device)
+        return codes, self.decoder.hide(z, self._covariates(codes, n_cells))
+
+    def _shares(self, hidden: Tensor) -> Tensor:
+        logits = self.decoder.logits(hidden)
+        return F.softplus(logits) if self.settings.use_size_factor else torch.softmax(logits, dim=-1)
 
     def reconstruction(self, cells: Batch, z: Tensor, library: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of each cell's counts at z [cells, latent], summed over genes, nats: float32 [cells].
@@ -174,7 +189,7 @@ class SCVI(nn.Module):
             self.decoder.hide(z, self._covariates(cells.codes, len(cells))),
             head,
             SparseCounts(cells.indptr, cells.indices, cells.counts),
-            cells.codes["size_factor"] if settings.use_size_factor else library,
+            _given(cells.codes, "size_factor") if settings.use_size_factor else library,
             table if theta_head is None else theta_head,
             theta_rows=rows,
             dropout=dropout,
@@ -199,16 +214,14 @@ class SCVI(nn.Module):
 
     def _codes(self, codes: Codes, name: str, n: int, n_cells: int) -> Tensor:
         """int64 [cells]; zeros where there is one category and it was not given."""
-        if name in codes:
-            return codes[name]
-        if n > 1:
-            raise ValueError(f"the model has {n} {name} categories, and the codes of the cells hold no {name!r}")
+        if name in codes or n > 1:
+            return _given(codes, name)
         return torch.zeros(n_cells, dtype=torch.int64, device=self.encoder.mean.weight.device)
 
     def _covariates(self, codes: Codes, n_cells: int) -> Covariates:
         """What layers take, from the codes of a minibatch."""
         settings = self.settings
-        numbers = [codes["continuous"]] if settings.n_continuous else []
+        numbers = [_given(codes, "continuous")] if settings.n_continuous else []
         batch = None
         if settings.embeds_batch:
             assert self.batch_embedding is not None
@@ -216,7 +229,7 @@ class SCVI(nn.Module):
             numbers.append(F.embedding(batch_codes, self.batch_embedding))
         elif settings.n_batches > 1:
             batch = self._codes(codes, "batch", settings.n_batches, n_cells)
-        categories = tuple(codes["categories"][:, k] for k, n in enumerate(settings.n_categories) if n > 1)
+        categories = tuple(_given(codes, "categories")[:, k] for k, n in enumerate(settings.n_categories) if n > 1)
         return Covariates(batch, categories, torch.cat(numbers, dim=1) if numbers else None)
 
     def _dispersion(self, codes: Codes, n_cells: int) -> tuple[Tensor | None, Tensor | None]:
@@ -225,6 +238,12 @@ class SCVI(nn.Module):
             return self.log_theta, None
         name = "batch" if self.settings.dispersion == "gene-batch" else "labels"
         return self.log_theta, self._codes(codes, name, self.settings.theta_rows, n_cells)
+
+
+def _given(codes: Codes, name: str) -> Tensor:
+    if name not in codes:
+        raise ValueError(f"the model takes {name!r}, and the codes of the cells hold none: see Codes")
+    return codes[name]
 
 
 def draw_normal(mean: Tensor, variance: Tensor, generator: Generator) -> Tensor:
