@@ -26,6 +26,10 @@ class Settings(ModelOptions):
     epochs: int | None = Field(default=None, ge=1)
     """round(20,000 / training cells x 400), at most 400, at least 1: scvi-tools' heuristic; an atlas gets one."""
     batch_size: int = Field(default=128, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    """Minibatches to a step: their gradients are added up, and the ranks exchange them once."""
+    compress_gradients: Literal["none", "bf16"] = "none"
+    """What several ranks exchange: float32 gradients, or half the bytes."""
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after so many optimizer steps, wherever the epoch is."""
 
@@ -68,6 +72,8 @@ class Settings(ModelOptions):
 
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """A checkpoint is written at the end of each epoch, and within one when so many minutes have passed."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """And after so many steps."""
     checkpoints_kept: int = Field(default=2, ge=1)
 
     @field_validator("early_stopping_monitor", "lr_scheduler_metric")

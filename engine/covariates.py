@@ -88,8 +88,8 @@ def learn_setup(
     batch_key: str | None = None,
     labels_key: str | None = None,
     size_factor_key: str | None = None,
-    categorical_covariate_keys: Sequence[str] = (),
-    continuous_covariate_keys: Sequence[str] = (),
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
 ) -> Setup:
     """The setup of a model to be trained on `data`: its categories are those found there, unused ones left out.
 
@@ -116,8 +116,8 @@ def learn_setup(
         labels_key,
         [] if labels_key is None else learn(labels_key),
         size_factor_key,
-        {key: learn(key) for key in categorical_covariate_keys},
-        list(continuous_covariate_keys),
+        {key: learn(key) for key in categorical_covariate_keys or ()},
+        list(continuous_covariate_keys or ()),
         dtypes,
         getattr(data, "layer", None),
         data.n_cells,
@@ -153,8 +153,8 @@ def _read_numbers(data: Columns, key: str) -> np.ndarray:
     _check_complete(data, key, values)
     if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype.kind not in "iufb":
         raise ColumnError(
-            f"{data.path}: obs column {key!r} is not numeric (it holds {values.iloc[0]!r}): name a column of numbers, or "
-            "give it as a categorical covariate."
+            f"{data.path}: obs column {key!r} is not numeric (it holds {values.iloc[0]!r}): name a column of numbers, "
+            "or give it as a categorical covariate."
         )
     numbers = values.to_numpy(np.float32)
     if not np.isfinite(numbers).all():

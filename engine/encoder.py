@@ -1,9 +1,10 @@
 """The encoder: sparse counts and covariates -> mean and variance of a normal."""
 
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from atlasvi.engine.layers import CountsLayer, Covariates, Layer, LayerShape
 from atlasvi.engine.model_settings import ModelSettings
+from atlasvi.engine.noise import Noise
 from atlasvi.loaders.batch import Batch
 
 
@@ -31,7 +32,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(hidden, hidden, shape) for _ in range(n_layers - 1))
         self.mean, self.log_variance = linear(hidden, n_out), linear(hidden, n_out)
 
-    def forward(self, cells: Batch, given: Covariates, generator: Generator | None) -> tuple[Tensor, Tensor]:
+    def forward(self, cells: Batch, given: Covariates, generator: Noise | None) -> tuple[Tensor, Tensor]:
         """Mean and variance float32 [cells, out]; the variance is above 1e-4."""
         hidden = self.first.encode(cells, given, generator)
         for layer in self.layers:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from atlasvi.engine.noise import Noise, draw_bernoulli
 from atlasvi.kernels import log1p_linear
 from atlasvi.loaders.batch import Batch
 
@@ -75,11 +76,11 @@ class Layer(nn.Module):
         if self.norm is not None:
             self.norm.reset_parameters()
 
-    def forward(self, hidden: Tensor, given: Covariates, generator: Generator | None) -> Tensor:
+    def forward(self, hidden: Tensor, given: Covariates, generator: Noise | None) -> Tensor:
         """hidden float32 [..., cells, in] -> [..., cells, out]; dropout only while training."""
         return self.finish(F.linear(hidden, self.weight), given, generator)
 
-    def finish(self, projected: Tensor, given: Covariates, generator: Generator | None) -> Tensor:
+    def finish(self, projected: Tensor, given: Covariates, generator: Noise | None) -> Tensor:
         """All that follows the product with the weight."""
         out = projected + self.bias
         # indexing would add up its gradient in any order
@@ -94,7 +95,7 @@ class Layer(nn.Module):
             out = F.layer_norm(out, out.shape[-1:])
         out = F.relu(out)
         if self.training and self.dropout_rate > 0:
-            kept = torch.empty_like(out).bernoulli_(1 - self.dropout_rate, generator=generator)
+            kept = draw_bernoulli(out, 1 - self.dropout_rate, generator)
             out = out * kept.div_(1 - self.dropout_rate)
         return out
 
@@ -114,7 +115,7 @@ class CountsLayer(Layer):
         self.numbers = nn.Parameter(torch.empty(n_numbers, n_out)) if n_numbers else None
         self.n_in, self.logarithm = n_genes + n_numbers, logarithm
 
-    def encode(self, cells: Batch, given: Covariates, generator: Generator | None) -> Tensor:
+    def encode(self, cells: Batch, given: Covariates, generator: Noise | None) -> Tensor:
         """Hidden state float32 [cells, out] of a minibatch."""
         if self.logarithm:
             projected = log1p_linear(cells.indptr, cells.indices, cells.counts, self.weight)

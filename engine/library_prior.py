@@ -11,8 +11,8 @@ PASS_CELLS = 4096
 def measure_library(data: CellData, batch: np.ndarray | None, n_batches: int) -> tuple[np.ndarray, np.ndarray]:
     """Means and variances float32 [batches] of the log library size, over all cells.
 
-    As scvi-tools measures them: an empty cell counts as log 1; a batch without cells gets mean 0 and variance 1. So does
-    the variance of a batch whose cells are all of one size: no KL to a point is finite.
+    As scvi-tools measures them: an empty cell counts as log 1; a batch without cells gets mean 0 and variance 1. The
+    variance is 1 too where all cells of a batch are of one size: no KL to a point is finite.
     """
     codes = None if batch is None else {"batch": batch}
     sums = np.zeros((3, n_batches))  # cells, logs, squares about the first guess, so that no digits cancel

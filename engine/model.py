@@ -20,6 +20,7 @@ from atlasvi.engine.decoder import Decoder
 from atlasvi.engine.encoder import Encoder
 from atlasvi.engine.layers import Covariates, Layer
 from atlasvi.engine.model_settings import ModelSettings
+from atlasvi.engine.noise import Noise, draw_normal
 from atlasvi.kernels import Head, SparseCounts, decoder_nll
 from atlasvi.loaders.batch import Batch
 
@@ -100,11 +101,11 @@ class SCVI(nn.Module):
         """Dimensions of z."""
         return self.settings.n_latent
 
-    def encode(self, cells: Batch, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, cells: Batch, generator: Noise | None = None) -> tuple[Tensor, Tensor]:
         """qzm, qzv float32 [cells, latent]: mean and variance of q(z | x), before the softmax if latents are ln."""
         return self.encoder(cells, self._covariates(cells.codes, len(cells)), generator)
 
-    def encode_library(self, cells: Batch, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    def encode_library(self, cells: Batch, generator: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(log library | x), float32 [cells]. Raises ValueError if the library is observed."""
         if self.library_encoder is None:
             raise ValueError("the library size of this model is observed: it has no posterior")
@@ -136,13 +137,15 @@ class SCVI(nn.Module):
         """Parameters of the likelihood at z [..., cells, latent].
 
         codes            covariates of the cells (see `Codes`)
-        library          counts a cell [..., cells], or one number for all; a model with a size factor takes that instead
+        library          counts a cell [..., cells], or one for all; a size factor is taken instead if there is one
         transform_batch  decode all cells as if they were of this batch
         Raises ValueError if codes lack what the model needs.
         """
         codes, hidden = self._hide(z, codes, transform_batch)
         shares = self._shares(hidden)
-        scale = _given(codes, "size_factor") if self.settings.use_size_factor else torch.as_tensor(library, device=z.device)
+        scale = (
+            _given(codes, "size_factor") if self.settings.use_size_factor else torch.as_tensor(library, device=z.device)
+        )
         theta, rows = self._dispersion(codes, z.shape[-2])
         if self.decoder.log_theta is not None:
             theta = self.decoder.log_theta(hidden)
@@ -167,10 +170,13 @@ class SCVI(nn.Module):
         logits = self.decoder.logits(hidden)
         return F.softplus(logits) if self.settings.use_size_factor else torch.softmax(logits, dim=-1)
 
-    def reconstruction(self, cells: Batch, z: Tensor, library: Tensor | None = None) -> Tensor:
+    def reconstruction(
+        self, cells: Batch, z: Tensor, library: Tensor | None = None, n_cells: int | None = None
+    ) -> Tensor:
         """Negative log-likelihood of each cell's counts at z [cells, latent], summed over genes, nats: float32 [cells].
 
         library  counts a cell, float32 [cells]; None takes the observed ones
+        n_cells  that the loss will be a mean over, where these are a share of them: spares work, changes no number
         """
         library = cells.library if library is None else library
         settings = self.settings
@@ -195,22 +201,25 @@ class SCVI(nn.Module):
             dropout=dropout,
             likelihood=settings.gene_likelihood,
             softmax=not settings.use_size_factor,
-            expected_grad=1 / max(len(cells), 1),
+            expected_grad=1 / max(n_cells or len(cells), 1),
             backend="torch" if library.requires_grad else None,  # the fused ones have no gradient by the library
         )
 
-    def forward(self, cells: Batch, generator: Generator) -> CellLosses:
-        """The terms of the loss of each cell, z (and a latent library) drawn once."""
+    def forward(self, cells: Batch, generator: Noise, n_cells: int | None = None) -> CellLosses:
+        """The terms of the loss of each cell, z (and a latent library) drawn once.
+
+        n_cells  see `reconstruction`
+        """
         with record_function("encoder"):
             qzm, qzv = self.encode(cells, generator)
-            z = self.to_latent(draw_normal(qzm, qzv, generator))
+            z = self.to_latent(_draw(qzm, qzv, generator))
             kl, library, kl_library = kl_of_normals(qzm, qzv).sum(1), None, torch.zeros_like(cells.library)
             if self.library_encoder is not None:
                 qlm, qlv = self.encode_library(cells, generator)
-                library = draw_normal(qlm, qlv, generator).exp()
+                library = _draw(qlm, qlv, generator).exp()
                 kl_library = kl_of_normals(qlm, qlv, *self.library_prior(cells.codes, len(cells)))
         with record_function("decoder + loss"):
-            return CellLosses(self.reconstruction(cells, z, library), kl, kl_library)
+            return CellLosses(self.reconstruction(cells, z, library, n_cells), kl, kl_library)
 
     def _codes(self, codes: Codes, name: str, n: int, n_cells: int) -> Tensor:
         """int64 [cells]; zeros where there is one category and it was not given."""
@@ -246,12 +255,14 @@ def _given(codes: Codes, name: str) -> Tensor:
     return codes[name]
 
 
-def draw_normal(mean: Tensor, variance: Tensor, generator: Generator) -> Tensor:
+def _draw(mean: Tensor, variance: Tensor, noise: Noise) -> Tensor:
     """A draw of N(mean, variance), differentiable in both."""
-    return mean + variance.sqrt() * torch.empty_like(mean).normal_(generator=generator)
+    return mean + variance.sqrt() * draw_normal(mean, noise)
 
 
-def kl_of_normals(mean: Tensor, variance: Tensor, to_mean: Tensor | float = 0, to_variance: Tensor | float = 1) -> Tensor:
+def kl_of_normals(
+    mean: Tensor, variance: Tensor, to_mean: Tensor | float = 0, to_variance: Tensor | float = 1
+) -> Tensor:
     """KL(N(mean, variance) || N(to_mean, to_variance)), elementwise, nats; to the standard normal if not said."""
     ratio = variance / to_variance
     return 0.5 * ((mean - to_mean).square() / to_variance + ratio - 1 - ratio.log())

@@ -1,9 +1,11 @@
 """A finished run: the model, what it was trained on, how good it is; and its directory on disk."""
 
+import fcntl
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 
 from atlasvi.engine.covariates import Setup
 from atlasvi.engine.model import SCVI, model_from_weights
-from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.outputs import explain_full_disk, sync_folder
 
 MODEL, RESULT, CONFIG, METRICS = "model.pt", "result.json", "config.json", "metrics.jsonl"
@@ -62,6 +64,20 @@ def load_run(path: str | Path) -> TrainedRun:
     except Exception as error:  # torch.load raises whatever the damage leads it to
         raise SourceError(f"{path}: the run's {MODEL} or {RESULT} is damaged ({error}): copy it again.") from error
     return TrainedRun(model, genes, setup, result, folder)
+
+
+@contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Keep a second process from training the same run. Raises OutputError if one does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{folder}: another process is training this run: wait for it, or stop it.") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_whole(path: Path, content: bytes) -> None:

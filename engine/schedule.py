@@ -1,4 +1,4 @@
-"""What changes as a run goes on: the weight of the KL term, the learning rate, when to stop. Functions of its history."""
+"""What changes as a run goes on: the weight of the KL term, the learning rate, when to stop; all pure functions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ MEASURES = ("reconstruction_loss", "kl", "elbo")
 METRICS = tuple(f"{part}_{name}" for part in ("train", "validation") for name in MEASURES)
 
 
-def kl_weight(
+def weigh_kl(
     epoch: int, step: int, warmup_epochs: int | None, warmup_steps: int | None, least: float = 0.0, most: float = 1.0
 ) -> float:
     """Weight of the KL term at a step: from `least` to `most` over the warm-up, by epochs or by steps, from 0 each.
@@ -20,7 +20,7 @@ def kl_weight(
 
 
 def name_metric(name: str) -> str:
-    """A metric of the log by its name, or by scvi-tools' (elbo_validation). Raises ValueError, saying which there are."""
+    """A metric of the log by its name, or by scvi-tools' (elbo_validation). Raises ValueError, listing them."""
     theirs = {f"{measure}_{part}": f"{part}_{measure}" for part in ("train", "validation") for measure in MEASURES}
     theirs.update(kl_local_train="train_kl", kl_local_validation="validation_kl")
     name = theirs.get(name, name)

@@ -109,14 +109,14 @@ def write_registry(setup: Setup, settings: ModelSettings, genes: list[str]) -> d
         "continuous_covariate_keys": setup.continuous_covariate_keys or None,
     }
     counts = {"n_obs": setup.n_cells, "n_vars": len(genes), "column_names": np.array(genes, object)}
-    where = ("layers", setup.layer) if setup.layer else ("X", None)
-    fields = {"X": _field(*where, counts, n_vars=len(genes), n_cells=setup.n_cells)}
+    place = "layers" if setup.layer else "X"
+    fields = {"X": _field(place, setup.layer, counts, n_vars=len(genes), n_cells=setup.n_cells)}
     for name, key, categories in (
         ("batch", setup.batch_key, setup.batch_categories),
         ("labels", setup.labels_key, setup.labels_categories),
     ):
         mapping = np.zeros(1, np.int64) if key is None else _categories(setup, key, categories)
-        state = {"categorical_mapping": mapping, "original_key": key or f"_scvi_{name}"}
+        state: dict[str, Any] = {"categorical_mapping": mapping, "original_key": key or f"_scvi_{name}"}
         fields[name] = _field("obs", f"_scvi_{name}", state, **{f"n_{name}": len(mapping)})
     fields["size_factor"] = _field("obs", setup.size_factor_key, {}) if setup.size_factor_key else _empty_field()
     further = {key: _categories(setup, key, names) for key, names in setup.categorical_covariates.items()}
