@@ -175,7 +175,7 @@ def test_weights_that_do_not_fit_the_settings_are_refused(tmp_path: Path):
         name = "decoder.px_decoder.fc_layers.Layer 0.0.weight"
         content["model_state_dict"][name] = np.zeros((8, 40), np.float32)
 
-    for number, (change, message) in enumerate([(drop, "px_r"), (widen, "has 40 inputs, and these settings make 13")]):
+    for number, (change, message) in enumerate([(drop, "px_r"), (widen, "has 40 inputs, and these settings make 15")]):
         with pytest.raises(SourceError, match=message):
             load_scvi_tools(change_model(MODELS / "latent", tmp_path / str(number), change))
 
