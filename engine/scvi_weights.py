@@ -18,7 +18,7 @@ from atlasvi.engine.model_settings import ModelSettings
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
-def from_scvi_weights(weights: Mapping[str, np.ndarray], settings: ModelSettings) -> SCVI:
+def from_scvi_weights(weights: Mapping[str, np.ndarray | Tensor], settings: ModelSettings) -> SCVI:
     """A model in evaluation mode from scvi-tools' state dictionary; what the settings never use is left behind.
 
     Raises KeyError for a parameter that is not there, ValueError or RuntimeError for one of another shape.
@@ -26,7 +26,8 @@ def from_scvi_weights(weights: Mapping[str, np.ndarray], settings: ModelSettings
     model = SCVI(settings)
     ours, state = model.state_dict(), {}
     for theirs, pieces in _correspondence(model):
-        values = torch.from_numpy(np.array(weights[theirs]))
+        values = weights[theirs]
+        values = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
         if theirs.startswith("library_log"):
             values = values.flatten()
         widths = [ours[name].shape[0 if transposed else -1] if ours[name].dim() else 1 for name, transposed in pieces]

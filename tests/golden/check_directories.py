@@ -1,7 +1,7 @@
 """Whether scvi-tools opens what we write. Two steps, each in its environment, with one folder as the argument:
 
-    write FOLDER   ours: every model of models/ again as a directory and, where it can be, its cells as minified data
-    open FOLDER    scvi-tools': loads each with its data, compares its numbers, trains on, minifies; opens the minified data
+write FOLDER   ours: every model of models/ again as a directory and, where it can be, its cells as minified data
+open FOLDER    scvi-tools': loads each with its data, compares numbers, trains on, minifies; opens the minified data
 """
 
 import sys
@@ -61,7 +61,10 @@ def open_all(folder: Path) -> None:
             loaded.save(saved, overwrite=True, save_anndata=True)
             loaded = scvi.model.SCVI.load(saved, accelerator="cpu")
             assert loaded.minified_data_type
-        for mini in (anndata.read_zarr(folder / f"{model.name}.mini"), anndata.read_h5ad(folder / f"{model.name}.h5ad")):
+        for mini in (
+            anndata.read_zarr(folder / f"{model.name}.mini"),
+            anndata.read_h5ad(folder / f"{model.name}.h5ad"),
+        ):
             loaded = scvi.model.SCVI.load(place, mini, accelerator="cpu")
             assert loaded.minified_data_type == "latent_posterior_parameters"
             qzm, qzv = loaded.get_latent_representation(return_dist=True)
