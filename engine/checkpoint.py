@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,45 @@ from atlasvi.loaders.outputs import explain_full_disk, sync_folder
 
 class CheckpointError(AtlasviError, RuntimeError):
     """No checkpoint that can be read."""
+
+
+class CheckpointWriter:
+    """Writes checkpoints on a thread, one at a time, while training goes on."""
+
+    def __init__(self, folder: Path, kept: int) -> None:
+        self._folder, self._kept = folder, kept
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="atlasvi-checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def submit(self, step: int, state: dict[str, Any]) -> None:
+        """Begin to write `state`, which must not change any more; waits for the one before. Raises what that raised."""
+        self.wait()
+        self._writing = self._thread.submit(write_checkpoint, self._folder, step, state, self._kept)
+
+    def check(self) -> None:
+        """Raises what went wrong since (OutputError on a full disk); waits for nothing."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> Path | None:
+        """Until what was submitted is on disk; where it is. Raises what went wrong with it."""
+        writing, self._writing = self._writing, None
+        return None if writing is None else writing.result()
+
+    def close(self) -> None:
+        """Let what is being written be finished; errors no longer matter."""
+        self._thread.shutdown()
+
+
+def copy_state(state: Any) -> Any:
+    """The same with tensors on the CPU that nobody else changes: what a checkpoint is written from meanwhile."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: copy_state(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [copy_state(value) for value in state]
+    return state
 
 
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) -> Path:
@@ -58,16 +98,29 @@ def step_of(checkpoint: Path) -> int:
 
 def read_newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The newest checkpoint whose content matches its checksum. Raises CheckpointError if there is none."""
+    path, content = read_newest_content(folder)
+    return path, load_checkpoint(content)
+
+
+def read_newest_content(folder: Path) -> tuple[Path, bytes]:
+    """The same, not yet taken apart."""
     damaged = []
     for path in list_checkpoints(folder):
         content = path.read_bytes()
         written = re.fullmatch(r"step-\d+-([0-9a-f]{16})\.pt", path.name)
         if written and hashlib.sha256(content).hexdigest().startswith(written[1]):
-            try:  # weights_only: tensors and plain values, no code of the file is run
-                return path, torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+            try:
+                load_checkpoint(content)
+                return path, content
             except (pickle.UnpicklingError, RuntimeError):
                 pass  # whole, and yet not what we wrote
         damaged.append(path.name)
     if damaged:
         raise CheckpointError(f"{folder}: all checkpoints are damaged ({', '.join(damaged)}): start a new run.")
     raise CheckpointError(f"{folder}: there is no checkpoint to go on from: start the run without --resume.")
+
+
+def load_checkpoint(content: bytes) -> dict[str, Any]:
+    """The state in a checkpoint's content, on the CPU."""
+    # weights_only: tensors and plain values, no code of the file is run
+    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")

@@ -6,28 +6,48 @@ from contextlib import contextmanager
 
 from atlasvi.loaders.errors import AtlasviError
 
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h, "try again later": a scheduler can requeue on it
+
 
 class TrainingInterrupted(AtlasviError):
-    """A signal asked to stop; a checkpoint was written."""
+    """A signal asked to stop; what was done is in a checkpoint. The command line ends with status 75."""
+
+    exit_status = EXIT_RESUMABLE
+
+
+class Signals:
+    """What SIGINT and SIGTERM have asked for.
+
+    caught   names of the signals, as they came
+    waits    False: there is nothing to save yet, and SIGTERM ends the block at once
+    """
+
+    def __init__(self) -> None:
+        self.caught: list[str] = []
+        self.waits = False
+
+    def note(self, number: int, frame: object) -> None:
+        """Take a signal; the second SIGINT, or one before there is anything to save, interrupts at once."""
+        if number == signal.SIGINT and (self.caught or not self.waits):
+            raise KeyboardInterrupt
+        self.caught.append(signal.Signals(number).name)
+        if not self.waits:
+            raise TrainingInterrupted(
+                f"stopped by {self.caught[0]} before the first step: give the same command again."
+            )
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[list[str]]:
-    """A list that fills with the names of SIGINT and SIGTERM as they come; the second SIGINT interrupts at once."""
-    caught: list[str] = []
-
-    def note(number: int, frame: object) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        caught.append(signal.Signals(number).name)
-
+def stop_on_signals() -> Iterator[Signals]:
+    """Take SIGINT and SIGTERM, for the block."""
+    signals = Signals()
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, signals.note) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread: signals are the caller's matter
-        yield caught
+        yield signals
         return
     try:
-        yield caught
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

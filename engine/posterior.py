@@ -1,19 +1,17 @@
 """Minify: the whole atlas through the encoder, out of core; the posterior is kept, the counts are dropped."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from atlasvi.engine.minified import LIBRARY, MinifiedWriter
-from atlasvi.engine.runs import CONFIG, MODEL, TrainedRun, load_run
-from atlasvi.engine.scvi_files import load_scvi_tools
+from atlasvi.engine.runs import TrainedRun
+from atlasvi.engine.scvi_files import open_model
 from atlasvi.loaders.buckets import Buckets
 from atlasvi.loaders.cells import CellData, open_cells, select_genes
-from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.feeder import DeviceFeeder
 from atlasvi.loaders.ingestion import Progress
 from atlasvi.loaders.loader import BatchLoader
@@ -49,24 +47,20 @@ def minify(
     data          a cell store or any source; it must have all genes of the model (others are left out)
     source_order  cells in the order of their sources instead of that of the store
     Memory does not grow with the number of cells.
-    Raises GeneError, ColumnError if the data lacks genes, the batch column, or holds batches that the model was not
-    trained on, OutputError if `out` exists or can't be written.
+    Raises GeneError, ColumnError if the data lacks genes or columns that the model takes, or holds batches (or other
+    categories) that it was not trained on, OutputError if `out` exists or can't be written.
     """
     if not isinstance(run, TrainedRun):
-        # a directory of scvi-tools holds a model.pt, as ours do, and no configuration
-        of_scvi_tools = (Path(run) / MODEL).is_file() and not (Path(run) / CONFIG).is_file()
-        run = load_scvi_tools(run) if of_scvi_tools else load_run(run)
+        run = open_model(run)
     if isinstance(data, (str, Path)):
         data = open_cells(data)
     data = select_genes(data, run.genes)
-    codes = {"batch": batch_codes(run, data)} if run.batch_key is not None else {}
+    codes = run.setup.read_codes(data)
     with write_folder_aside(out) as scratch:
         dtypes = {name: dtype for name, dtype in data.read_obs(0, 0).dtypes.items() if name != LIBRARY}
         model = {
             "model": run.model_settings,
-            "batch_key": run.batch_key,
-            "batch_categories": run.batch_categories,
-            "labels_key": run.labels_key,
+            "setup": asdict(run.setup),
             "order": "source" if source_order else "as trained",
             "data": data.path,
         }
@@ -81,20 +75,6 @@ def minify(
             progress("writing" if source_order else "encoding", done, data.n_cells)
         writer.close({name: tensor.numpy() for name, tensor in run.model.state_dict().items()})
     return MinifyReport(str(out), data.n_cells, run.model.n_latent)
-
-
-def batch_codes(run: TrainedRun, data: CellData) -> np.ndarray:
-    """int64 batch of each cell as the model counts them. Raises ColumnError for a batch that it was not trained on."""
-    assert run.batch_key is not None
-    values = data.read_column(run.batch_key)
-    codes = pd.Index(run.batch_categories).get_indexer(pd.Index(values.astype(str)))
-    if (codes < 0).any():
-        unknown = values[int(np.flatnonzero(codes < 0)[0])]
-        raise ColumnError(
-            f"{data.path}: obs column {run.batch_key!r} holds {str(unknown)!r}, which is none of the batches that the "
-            f"model was trained on ({', '.join(run.batch_categories[:8])}): leave those cells out."
-        )
-    return codes.astype(np.int64)
 
 
 def _encode(

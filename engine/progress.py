@@ -100,6 +100,22 @@ class RunLog:
                     self._writer.add_scalar(name, value, line["step"])
 
 
+class SilentLog:
+    """What a rank that is not the first says: nothing."""
+
+    def __enter__(self) -> "SilentLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def step(self, epoch: int, batch: int, step: int, losses: Mapping[str, float], cells_per_s: float) -> None:
+        """See RunLog."""
+
+    def epoch(self, line: Mapping[str, Any]) -> None:
+        """See RunLog."""
+
+
 def _open_tensorboard(folder: Path) -> Any:
     """A TensorBoard writer where the extra is installed, else None."""
     try:

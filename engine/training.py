@@ -6,35 +6,51 @@ evidence lower bound, so it is negative and larger is better: -(reconstruction_l
 """
 
 import math
+import os
 import platform
-import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
-from atlasvi.engine.checkpoint import list_checkpoints, read_newest_checkpoint, step_of, write_checkpoint
+from atlasvi.engine.checkpoint import (
+    CheckpointWriter,
+    copy_state,
+    list_checkpoints,
+    load_checkpoint,
+    read_newest_content,
+    step_of,
+    write_checkpoint,
+)
 from atlasvi.engine.configuration import SettingError, Settings, heuristic_epochs, resolve_settings
-from atlasvi.engine.covariates import read_batches, read_categories
-from atlasvi.engine.interruption import TrainingInterrupted, stop_on_signals
-from atlasvi.engine.model import SCVI, ModelSettings
+from atlasvi.engine.covariates import Setup, learn_setup
+from atlasvi.engine.gradients import GradientSum
+from atlasvi.engine.interruption import Signals, TrainingInterrupted, stop_on_signals
+from atlasvi.engine.library_prior import measure_library
+from atlasvi.engine.model import SCVI
+from atlasvi.engine.model_settings import ModelOptions, ModelSettings
+from atlasvi.engine.noise import Noise, SharedNoise
 from atlasvi.engine.profiling import StepProfiler, record_function
-from atlasvi.engine.progress import RunLog
-from atlasvi.engine.resuming import fingerprint, merge_saved
-from atlasvi.engine.runs import CONFIG, METRICS, MODEL, RESULT, TrainedRun, load_run, write_json
+from atlasvi.engine.progress import RunLog, SilentLog
+from atlasvi.engine.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
+from atlasvi.engine.resuming import fingerprint, merge_saved, prepare_start, read_saved
+from atlasvi.engine.runs import CONFIG, METRICS, MODEL, RESULT, TrainedRun, load_run, lock_run, write_json
+from atlasvi.engine.schedule import costs, epochs_since_best, rate_on_plateau, weigh_kl
 from atlasvi.engine.splits import Split, split_by_column, split_by_hash
 from atlasvi.loaders.batch import Batch
-from atlasvi.loaders.cells import CellData, open_cells
-from atlasvi.loaders.errors import AtlasviError, OutputError
+from atlasvi.loaders.cells import CellData, open_cells, select_genes
+from atlasvi.loaders.errors import AtlasviError
 from atlasvi.loaders.feeder import DeviceFeeder
 from atlasvi.loaders.hashing import mix64
 from atlasvi.loaders.loader import BatchLoader
-from atlasvi.loaders.outputs import check_output_free
+from atlasvi.loaders.outputs import check_output_free, write_folder_aside
+from atlasvi.loaders.plan import share_of
 
 TRAINING_NOISE, EVALUATION_NOISE, INITIAL_WEIGHTS = range(3)
 
@@ -49,6 +65,9 @@ def train(
     *,
     batch_key: str | None = None,
     labels_key: str | None = None,
+    size_factor_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     device: str = "auto",
@@ -56,51 +75,96 @@ def train(
     split_column: str | None = None,
     config: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    start: TrainedRun | str | Path | None = None,
     resume: bool = False,
     profile: bool = False,
+    rank_timeout_s: float = RANK_TIMEOUT_S,
 ) -> TrainedRun:
     """Train scVI on a cell store or straight from a source, into a new run directory `out`.
 
     batch_key     obs column of the batches to correct for; None trains without
-    labels_key    obs column of cell labels: recorded, not used by this model
+    labels_key    obs column of cell labels: recorded, and used by the dispersion gene-label
+    size_factor_key  obs column that the decoder scales by, instead of the library size
+    categorical_covariate_keys, continuous_covariate_keys  obs columns of what else is to be corrected for
     device        'auto', 'cpu' or 'cuda'
     split_column  obs column that says train, validation or test for each cell; else a share is held out by a hash
     config        TOML file of settings; `settings` win over it, and epochs and batch_size over both (see `Settings`)
+    start         a run to train further, ours or one of scvi-tools: its model and columns, and where it kept them its
+                  optimizer, its counts of epochs and steps and its history; `epochs` more are trained
     resume        go on from the last good checkpoint of `out`; what is not given is as it was
     profile       write a trace of some steps to `out`/profile and print where their time went
-    The same seed, data and settings give the same run, also when it was interrupted and resumed.
+    rank_timeout_s  after which a rank that hangs, or is not heard of, ends the run (see `join_ranks`)
+    The same seed, data and settings give the same run, also when it was interrupted and resumed. Started by torchrun
+    or `atlasvi launch`, all ranks call this alike; the minibatches, the noise and so the course of the losses are those
+    of one process. A group that torchrun has restarted goes on from the last checkpoint by itself.
     Raises OutputError if `out` exists (or, to resume, does not), ColumnError, CountsError, SettingError for bad input,
-    TrainingError if the loss or the weights become NaN or infinite.
+    TrainingError if the loss or the weights become NaN or infinite, TrainingInterrupted once SIGTERM or SIGINT has come
+    and a checkpoint is written, RankError if another rank failed.
     """
     out = Path(out)
-    if isinstance(data, (str, Path)):
-        data = open_cells(data)
-    asked: dict[str, Any] = {
-        "batch_key": batch_key,
-        "labels_key": labels_key,
-        "seed": seed,
-        "split_column": split_column,
-    }
-    overrides = {
-        **(settings or {}),
-        **{k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None},
-    }
-    resolved = resolve_settings(config, overrides)
-    if resume:
-        asked, resolved = merge_saved(out, asked, resolved, data)
-        if (out / MODEL).is_file():
-            return load_run(out)
-    else:
-        check_output_free(out)
-    asked["seed"] = asked["seed"] or 0
-    trainer = Trainer(data, out, asked, resolved, device, profile)
-    if resume:
-        trainer.restore(read_newest_checkpoint(out / "checkpoints")[1])
-    else:
-        with _remove_on_error(out):
-            write_json(out / CONFIG, trainer.config)
-            trainer.checkpoint(0)  # so that there always is a last good one
-    return trainer.run()
+    with join_ranks(rank_timeout_s) as ranks, stop_on_signals() as signals:
+        ranks.note("opening the data")
+        if isinstance(data, (str, Path)):
+            data = open_cells(data)
+        keys: dict[str, Any] = {
+            "batch_key": batch_key,
+            "labels_key": labels_key,
+            "size_factor_key": size_factor_key,
+            "categorical_covariate_keys": list(categorical_covariate_keys or ()) or None,
+            "continuous_covariate_keys": list(continuous_covariate_keys or ()) or None,
+        }
+        asked: dict[str, Any] = {**keys, "seed": seed, "split_column": split_column}
+        overrides = {
+            **(settings or {}),
+            **{k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None},
+        }
+        resolved = resolve_settings(config, overrides)
+        if resume := ranks.from_first(lambda: resume or _is_ours(out, ranks), "the start"):
+            saved = ranks.from_first(lambda: read_saved(out), "the configuration")
+            if saved.get("genes"):
+                data = select_genes(data, saved["genes"])
+            asked, resolved = merge_saved(out, saved, asked, resolved, data)
+            if ranks.from_first((out / MODEL).is_file, "the start"):
+                return load_run(out)
+        elif ranks.is_first:
+            check_output_free(out)
+        asked["seed"] = asked["seed"] or 0
+        ranks.note("reading the covariates")
+        if resume and "setup" in saved:
+            setup = Setup(**saved["setup"])
+        elif start is not None:
+            data, setup, resolved, first = prepare_start(start, data, keys, resolved)
+            asked["genes"] = [str(gene) for gene in data.genes]  # those of the model, whatever else the data has
+        else:
+            setup = learn_setup(data, **{key: asked[key] for key in keys})
+        trainer = Trainer(data, out, setup, asked, resolved, device, profile, ranks)
+        if resume:
+            ranks.note("reading the checkpoint")
+            content = ranks.bytes_from_first(lambda: read_newest_content(out / "checkpoints")[1], "the checkpoint")
+            trainer.restore(load_checkpoint(content))
+        elif start is not None:
+            trainer.begin_from(first)
+        else:
+            trainer.measure_library()
+        if ranks.is_first and not resume:
+            with write_folder_aside(out) as scratch:  # with a checkpoint in it, so that there always is a last good one
+                (scratch / "result").mkdir()
+                write_json(scratch / "result" / CONFIG, trainer.config)
+                write_checkpoint(scratch / "result" / "checkpoints", 0, trainer.state(0), resolved.checkpoints_kept)
+        return trainer.run(signals)
+
+
+def _is_ours(out: Path, ranks: Ranks) -> bool:
+    """Whether torchrun has restarted the group, and an earlier attempt of this same launch made the run."""
+    return ranks.restarted and (out / CONFIG).is_file() and read_saved(out).get("launch") == _launch_id()
+
+
+def _launch_id() -> str | None:
+    return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
+class _StopAskedError(Exception):
+    """A signal has asked some rank to stop."""
 
 
 class Trainer:
@@ -110,19 +174,20 @@ class Trainer:
         self,
         data: CellData,
         out: Path,
+        setup: Setup,
         asked: Mapping[str, Any],
         settings: Settings,
         device: str,
         profile: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.data, self.out, self.seed = data, out, int(asked["seed"])
+        self.ranks = ranks or Ranks()
+        self.setup = setup
         self._profile_folder = out / "profile" if profile else None
         self.device = choose_device(device)
-        self.batch_key, self.labels_key = asked["batch_key"], asked["labels_key"]
-        codes, self.batch_categories = {}, list[str]()
-        if self.batch_key is not None:
-            codes["batch"], self.batch_categories = read_batches(data, self.batch_key)
-        self.labels_categories = [] if self.labels_key is None else read_categories(data, self.labels_key)[1]
+        self._codes = setup.read_codes(data, labels=settings.dispersion == "gene-label")
+        self.ranks.note("splitting the cells")
         self.split: Split = (
             split_by_hash(data, settings.validation_fraction, self.seed)
             if asked["split_column"] is None
@@ -133,9 +198,11 @@ class Trainer:
                 data,
                 settings.batch_size,
                 self.seed,
-                codes=codes,
+                codes=self._codes,
                 cells=getattr(self.split, part),
                 shuffle=part == "train",
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
             )
             for part in ("train", "validation", "test")
         }
@@ -147,57 +214,75 @@ class Trainer:
             "data": data.path,
             **fingerprint(data),
             **asked,
+            "setup": asdict(setup),
             "device": str(self.device),
+            "launch": _launch_id(),
             "settings": self.settings.model_dump(),
         }
-        sizes = {name: getattr(settings, name) for name in ("n_hidden", "n_latent", "n_layers", "dropout_rate")}
-        n_batches = max(len(self.batch_categories), 1)
+        options = {name: getattr(settings, name) for name in ModelOptions.model_fields}
         self.model = SCVI(
-            ModelSettings(n_genes=len(data.genes), n_batches=n_batches, **sizes),
+            ModelSettings(n_genes=len(data.genes), **setup.sizes, **options),
             self._generator("cpu", INITIAL_WEIGHTS, 0),
         ).to(self.device)
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = getattr(torch.optim, settings.optimizer)(
             self.model.parameters(),
             lr=settings.learning_rate,
             eps=settings.adam_eps,
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        self._gradients = GradientSum(self.ranks, self.model.parameters(), settings.compress_gradients)
+        self.signals = Signals()
         self.step = 0
         self.epoch = 0
         self.sums = np.zeros(3)  # of the running epoch: cells, reconstruction, KL
         self.epoch_seconds = 0.0  # of its steps
         self.history: list[dict[str, Any]] = []
+        self.first_epoch, self.first_step = 0, 0  # above 0 where another run was the start of this one
         self.best: dict[str, Any] = {"elbo": -math.inf, "epoch": -1, "weights": {}}
         self.seconds = 0.0
         self.stopped_early = False
 
-    def run(self) -> TrainedRun:
+    def run(self, signals: Signals) -> TrainedRun:
         """Train to the end and write the model and its result."""
-        steps_an_epoch = len(self.loaders["train"])
-        with (
-            RunLog(self.out / METRICS, self.out / "tensorboard", self.epochs, steps_an_epoch, self.history) as log,
-            stop_on_signals() as signals,
-            StepProfiler(self._profile_folder) as self._profiler,
-        ):
-            self.log, self.signals, self._began = log, signals, time.monotonic() - self.seconds
+        with ExitStack() as open_until_done:
+            enter = open_until_done.enter_context
+            self._writer = CheckpointWriter(self.out / "checkpoints", self.settings.checkpoints_kept)
+            open_until_done.callback(self._writer.close)
+            if self.ranks.is_first:
+                enter(lock_run(self.out))
+            self.log = self._open_log()
+            enter(self.log)
+            self._profiler = enter(StepProfiler(self._profile_folder if self.ranks.is_first else None))
+            self.signals, signals.waits = signals, True
+            self._began = self._saved = time.monotonic()
+            self._began -= self.seconds
             while self.epoch < self.epochs and not self._is_done():
                 self._train_epoch()
             self.seconds = time.monotonic() - self._began
-            result = self._evaluate_all()
+            self._writer.wait()
+            try:
+                found = self._evaluate_all()
+            except _StopAskedError:
+                self._interrupt(None)
+            result = self.ranks.from_first(lambda: found, "the result")
         run = TrainedRun(
             self.model.cpu().eval(),
             [str(gene) for gene in self.data.genes],
-            self.batch_key,
-            self.batch_categories,
-            self.labels_key,
-            self.labels_categories,
+            self.setup,
             result,
             self.out,
         )
-        write_json(self.out / RESULT, result)
-        run.save(self.out)
+        if self.ranks.is_first:
+            write_json(self.out / RESULT, result)
+            run.save(self.out)
         return run
+
+    def _open_log(self) -> RunLog | SilentLog:
+        if not self.ranks.is_first:
+            return SilentLog()
+        steps_an_epoch = len(self.loaders["train"])
+        return RunLog(self.out / METRICS, self.out / "tensorboard", self.epochs, steps_an_epoch, self.history)
 
     def _train_epoch(self) -> None:
         """What is left of the current epoch, validation, and the checkpoint that ends it."""
@@ -206,68 +291,138 @@ class Trainer:
         self.model.train()
         began = time.monotonic() - self.epoch_seconds
         feeder = DeviceFeeder(loader, self.device)
+        totals: torch.Tensor | None = None
         for batch in _mark_waits(feeder):
-            self._seed(generator, TRAINING_NOISE, self.step)
-            reconstruction, kl = self.model(batch, generator)
-            loss = (reconstruction + kl_weight * kl).mean()
-            totals = torch.stack([reconstruction.detach().sum(), kl.detach().sum()]).double().cpu().numpy()
-            self._check_finite(totals / len(batch), kl_weight)
-            self.optimizer.zero_grad(set_to_none=True)
-            with record_function("backward"):
-                loss.backward()
+            done, kl_weight = feeder.state_dict()["batch"], self._kl_weight()
+            sums = self._compute_gradients(batch, done - 1, generator, kl_weight, totals)
+            if done % self.settings.accumulate and done < len(loader):
+                totals = sums
+                continue
+            totals = None
+            cells, reconstruction, kl, stop = sums.cpu().tolist()
+            self._check_finite(np.array([reconstruction, kl]) / cells, kl_weight)
             with record_function("optimizer"):
                 self.optimizer.step()
             self.step += 1
             self._profiler.step()
-            self.sums += [len(batch), *totals]
+            self.sums += [cells, reconstruction, kl]
             self.epoch_seconds = time.monotonic() - began
-            self.log.step(self.epoch, feeder.state_dict()["batch"], self.step, self._means("train"), self._rate())
-            if self.signals:
-                path = self.checkpoint(feeder.state_dict()["batch"])
-                raise TrainingInterrupted(
-                    f"{self.out}: stopped by {self.signals[0]} after step {self.step}, saved in {path.name}. "
-                    f"Go on with: atlasvi train {self.data.path} --out {self.out} --resume"
-                )
-            if time.monotonic() - self._saved > self.settings.checkpoint_minutes * 60:
-                self.checkpoint(feeder.state_dict()["batch"])
-            if self.step == self.settings.max_steps:
+            self.log.step(self.epoch, done, self.step, self._means("train"), self._rate())
+            if stop or (self.signals.caught and not self.ranks.reduces):
+                self._interrupt(done)
+            self._checkpoint_if_due(done)
+            if self.step - self.first_step == self.settings.max_steps:
                 break
+            self.ranks.note(f"loading the minibatch after step {self.step}")
         self._end_epoch(kl_weight)
+
+    def _compute_gradients(
+        self, batch: Batch, number: int, generator: torch.Generator, kl_weight: float, totals: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Forward and backward of a minibatch; float64 [4] of the step so far: cells, reconstruction, KL, stops asked.
+
+        The loss is the mean over the cells of the whole step, all ranks and accumulated minibatches together; with its
+        last minibatch, gradients and sums are added up over the ranks.
+        """
+        every, size, n_cells = self.settings.accumulate, self.settings.batch_size, self.loaders["train"].n_cells
+        place, is_last = number % every, (number + 1) % every == 0 or number + 1 == len(self.loaders["train"])
+        n_step = min(every * size, n_cells - (number - place) * size)
+        self.ranks.note(f"step {self.step + 1}")
+        self._seed(generator, TRAINING_NOISE, self.step * every + place)
+        noise = self._share_noise(generator, min(size, n_cells - number * size))
+        reconstruction, kl, kl_library = self.model(batch, noise, n_step)
+        loss = (reconstruction + kl_weight * kl + kl_library).sum() / n_step
+        sums = torch.stack([reconstruction.detach().sum(), (kl + kl_library).detach().sum()]).double()
+        counts = torch.tensor([len(batch), bool(self.signals.caught)], dtype=torch.float64, device=self.device)
+        sums = torch.cat([counts[:1], sums, counts[1:]])
+        if totals is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            sums += totals
+        summing = None
+        if is_last:
+            summing = self.ranks.start_sum(sums)
+            self._gradients.expect()
+        with record_function("backward"):
+            loss.backward()
+        if is_last:
+            self._gradients.wait()
+        if summing is not None:
+            with self.ranks.waiting(f"step {self.step + 1}"):
+                summing.wait()
+        return sums
+
+    def _share_noise(self, generator: torch.Generator, n_cells: int) -> Noise:
+        """The draws for this rank's share of a minibatch of `n_cells`."""
+        if self.ranks.world_size == 1:
+            return generator
+        return SharedNoise(generator, n_cells, share_of(n_cells, self.ranks.rank, self.ranks.world_size)[0])
 
     def _end_epoch(self, kl_weight: float) -> None:
         self._check_weights()
-        validation = self._evaluate("validation") if self.loaders["validation"].n_cells else {}
+        try:
+            validation = self._evaluate("validation") if self.loaders["validation"].n_cells else {}
+        except _StopAskedError:
+            self._interrupt(len(self.loaders["train"]))
         line = {
             "kind": "epoch",
             "epoch": self.epoch,
             "step": self.step,
             "kl_weight": kl_weight,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
             **self._means("train"),
             **{f"validation_{name}": value for name, value in validation.items() if name != "n_cells"},
             "n_cells": int(self.sums[0]),
             "cells_per_s": self._rate(),
             "seconds": time.monotonic() - self._began,
         }
+        line = self.ranks.from_first(lambda: line, "the end of the epoch")
         self.history.append(line)
         if validation and validation["elbo"] > self.best["elbo"] + self.settings.early_stopping_min_delta:
-            self.best = {"elbo": validation["elbo"], "epoch": self.epoch, "weights": self._copy_weights()}
+            self.best = {
+                "elbo": validation["elbo"],
+                "epoch": self.epoch,
+                "weights": copy_state(self.model.state_dict()),
+            }
         self.log.epoch(line)
-        waited = self.epoch - self.best["epoch"]
-        self.stopped_early = bool(
-            validation and self.settings.early_stopping and waited >= self.settings.early_stopping_patience
-        )
+        self._adapt()
         self.epoch += 1
         self.sums, self.epoch_seconds = np.zeros(3), 0.0
         self.loaders["train"].set_epoch(self.epoch)
         self.checkpoint(0)
 
+    def _adapt(self) -> None:
+        """Stop early, or lower the learning rate, as the history of this run says."""
+        settings, history = self.settings, self.history[self.first_epoch :]
+        watched = costs(history[settings.early_stopping_warmup_epochs :], settings.early_stopping_monitor)
+        waited = epochs_since_best(watched, settings.early_stopping_min_delta)
+        self.stopped_early = settings.early_stopping and waited >= settings.early_stopping_patience
+        if settings.reduce_lr_on_plateau:
+            rate = rate_on_plateau(
+                costs(history, settings.lr_scheduler_metric),
+                settings.learning_rate,
+                settings.lr_factor,
+                settings.lr_patience,
+                settings.lr_threshold,
+                settings.lr_min,
+            )
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+
     def _is_done(self) -> bool:
         steps = self.settings.max_steps
-        return self.stopped_early or (steps is not None and self.step >= steps)
+        return self.stopped_early or (steps is not None and self.step - self.first_step >= steps)
 
     def _kl_weight(self) -> float:
-        warmup = self.settings.kl_warmup_epochs
-        return min(1.0, self.epoch / warmup) if warmup else 1.0
+        settings = self.settings
+        return weigh_kl(
+            self.epoch,
+            self.step,
+            settings.kl_warmup_epochs,
+            settings.kl_warmup_steps,
+            settings.min_kl_weight,
+            settings.max_kl_weight,
+        )
 
     def _rate(self) -> float:
         """Cells/s of the running epoch, waiting for data included."""
@@ -290,10 +445,17 @@ class Trainer:
         with torch.inference_mode():
             for number, batch in enumerate(DeviceFeeder(loader, self.device)):
                 self._seed(generator, EVALUATION_NOISE, number)
-                reconstruction, kl = self.model(batch, generator)
-                sums += [len(batch), reconstruction.double().sum().item(), kl.double().sum().item()]
+                n_cells = min(loader.batch_size, loader.n_cells - number * loader.batch_size)
+                reconstruction, kl, kl_library = self.model(batch, self._share_noise(generator, n_cells))
+                losses = reconstruction.double().sum().item(), (kl + kl_library).double().sum().item()
+                here = np.array([len(batch), *losses, bool(self.signals.caught)])
+                found = self.ranks.sum(here, f"minibatch {number + 1} of {part} cells")
+                if found[3]:
+                    raise _StopAskedError
+                sums += found[:3]
                 if most is not None and sums[0] >= most:
                     break
+                self.ranks.note(f"minibatch {number + 2} of {part} cells")
         self.model.train()
         loader.set_epoch(0)
         if part == "train":
@@ -312,7 +474,7 @@ class Trainer:
         last = {"last": evaluate()} if keeps_best else {}
         if keeps_best:
             self.model.load_state_dict(self.best["weights"])
-        trained = sum(line["n_cells"] for line in self.history)
+        trained = sum(line["n_cells"] for line in self.history[self.first_epoch :])
         return {
             **evaluate(),
             **last,
@@ -324,30 +486,61 @@ class Trainer:
             "seconds": self.seconds,
             "cells_per_s": trained / max(self.seconds, 1e-9),
             "seed": self.seed,
+            "ranks": self.ranks.world_size,
+            "bytes_reduced_a_step": self._gradients.n_bytes,
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor() or "cpu",
             "threads": torch.get_num_threads(),
             "versions": {name: _version(name) for name in ("atlasvi", "torch", "numpy")},
         }
 
-    def checkpoint(self, batch: int) -> Path:
-        """Save everything that a resumed run needs; noise needs nothing, being a function of (seed, step)."""
+    def checkpoint(self, batch: int) -> None:
+        """Save in the background where the run is, `batch` minibatches of the epoch done."""
         self._check_weights()
-        state = {
-            "weights": self._copy_weights(),
-            "optimizer": self.optimizer.state_dict(),
+        if self.ranks.is_first:
+            self.ranks.note("copying the checkpoint")
+            self._writer.submit(self.step, self.state(batch))
+        self._saved = time.monotonic()
+
+    def _checkpoint_if_due(self, batch: int) -> None:
+        """All ranks are in the same state, so rank 0 needs to ask no one."""
+        if not self.ranks.is_first:
+            return
+        self._writer.check()
+        every = self.settings.checkpoint_steps
+        if time.monotonic() - self._saved > self.settings.checkpoint_minutes * 60 or (every and self.step % every == 0):
+            self.checkpoint(batch)
+
+    def _interrupt(self, batch: int | None) -> NoReturn:
+        """End the run so that it can go on: at `batch` of the epoch, or (None) at its last checkpoint."""
+        if batch is not None:
+            self.checkpoint(batch)
+        if self.ranks.is_first:
+            self._writer.wait()
+        self.ranks.wait_for_all("the checkpoint")
+        by = self.signals.caught[0] if self.signals.caught else "a signal to another rank"
+        saved = list_checkpoints(self.out / "checkpoints")[0].name if self.ranks.is_first else ""
+        raise TrainingInterrupted(
+            f"{self.out}: stopped by {by} after step {self.step}, saved in {saved}. "
+            f"Go on with: atlasvi train {self.data.path} --out {self.out} --resume"
+        )
+
+    def state(self, batch: int) -> dict[str, Any]:
+        """Everything that a resumed run needs; noise needs nothing, being a function of (seed, step)."""
+        return {
+            "weights": copy_state(self.model.state_dict()),
+            "optimizer": copy_state(self.optimizer.state_dict()),
             "epoch": self.epoch,
             "batch": batch,
             "step": self.step,
             "sums": self.sums.tolist(),
             "epoch_seconds": self.epoch_seconds,
-            "history": self.history,
+            "history": list(self.history),
+            "first_epoch": self.first_epoch,
+            "first_step": self.first_step,
             "best": self.best,
             "stopped_early": self.stopped_early,
             "seconds": time.monotonic() - self._began if hasattr(self, "_began") else 0.0,
         }
-        path = write_checkpoint(self.out / "checkpoints", self.step, state, self.settings.checkpoints_kept)
-        self._saved = time.monotonic()
-        return path
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was taken."""
@@ -356,11 +549,29 @@ class Trainer:
         self.epoch, self.step, self.history, self.best = state["epoch"], state["step"], state["history"], state["best"]
         self.sums, self.epoch_seconds = np.array(state["sums"]), state["epoch_seconds"]
         self.stopped_early, self.seconds = state["stopped_early"], state["seconds"]
+        self.first_epoch, self.first_step = state.get("first_epoch", 0), state.get("first_step", 0)
+        self.epochs += self.first_epoch
         self.loaders["train"].set_epoch(self.epoch, state["batch"])
-        self._saved = time.monotonic()
 
-    def _copy_weights(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+    def begin_from(self, state: Mapping[str, Any]) -> None:
+        """Train another run further (see `prepare_start`): its epochs and steps count on, its best weights do not."""
+        self.model.load_state_dict(state["weights"])
+        if state["optimizer"] is not None:
+            ours = self.optimizer.state_dict()["param_groups"]  # rates and the like are those asked for now
+            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": ours})
+        self.epoch = self.first_epoch = state["epoch"]
+        self.step = self.first_step = state["step"]
+        self.history = list(state["history"])
+        self.epochs += self.first_epoch
+        self.loaders["train"].set_epoch(self.epoch)
+
+    def measure_library(self) -> None:
+        """The prior of a latent library size, from one pass over all cells."""
+        if self.model.settings.has_latent_library:
+            self.ranks.note("measuring library sizes")
+            found = measure_library(self.data, self._codes.get("batch"), self.model.settings.n_batches)
+            for buffer, values in zip((self.model.library_log_means, self.model.library_log_vars), found):
+                buffer.copy_(torch.from_numpy(values))
 
     def _check_finite(self, means: np.ndarray, kl_weight: float) -> None:
         if not np.isfinite(means).all():
@@ -422,7 +633,9 @@ def choose_device(device: str) -> torch.device:
 def _resolve_schedule(settings: Settings, n_train: int) -> Settings:
     """Fill in what depends on the data: epochs, and the KL warm-up that depends on them."""
     epochs = settings.epochs or heuristic_epochs(n_train)
-    warmup = settings.kl_warmup_epochs if settings.kl_warmup_epochs is not None else min(400, epochs // 2)
+    warmup = settings.kl_warmup_epochs
+    if warmup is None:
+        warmup = 0 if settings.kl_warmup_steps else min(400, epochs // 2)
     return settings.model_copy(update={"epochs": epochs, "kl_warmup_epochs": warmup})
 
 
@@ -431,17 +644,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-@contextmanager
-def _remove_on_error(out: Path) -> Iterator[None]:
-    """Make the run directory; on an error in the block it goes again. Raises OutputError if it can't be made."""
-    try:
-        out.mkdir(parents=True)
-    except OSError as error:
-        raise OutputError(f"{out}: can't be made there ({error.strerror}).") from error
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise

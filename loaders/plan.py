@@ -82,8 +82,13 @@ def plan_minibatches(
             group += 1
         chosen, waiting = waiting[at - begin : stop - begin], waiting[stop - begin :]
         begin, n = stop, len(chosen)
-        chosen = np.sort(chosen)[n * rank // world_size : n * (rank + 1) // world_size]
-        yield list(_split_by_block(plan, chosen))
+        first, last = share_of(n, rank, world_size)
+        yield list(_split_by_block(plan, np.sort(chosen)[first:last]))
+
+
+def share_of(n_cells: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The run [first, last) of a minibatch of `n_cells` that a rank takes; it may be empty."""
+    return n_cells * rank // world_size, n_cells * (rank + 1) // world_size
 
 
 def _split_by_block(plan: EpochPlan, positions: np.ndarray) -> Iterator[Part]:
