@@ -137,7 +137,7 @@ def nonzeros_kernel(
     begin, end = tl.load(indptr + cell), tl.load(indptr + cell + 1)
     exact_scale = tl.log(cell_library.to(tl.float64))  # log(mean) less that of exp2(...), or of softplus
     if SOFTMAX:
-        exact_scale += tl.log(scale.to(tl.float64))
+        exact_scale += tl.log(tl.cast(scale, tl.float64))
     lanes = tl.arange(0, NONZEROS)
     value, slope_sum = tl.zeros([NONZEROS], tl.float32), tl.zeros([NONZEROS], tl.float32)
     n_large = 0
@@ -188,7 +188,7 @@ def nonzeros_kernel(
         logit32 = tl.load(by_logit + k, mask=inside, other=0.0)
         logit = logit32.to(tl.float64)
         if SOFTMAX:
-            log_mean = (logit * LOG2E - offset.to(tl.float64)) / LOG2E + exact_scale
+            log_mean = (logit * LOG2E - tl.cast(offset, tl.float64)) / LOG2E + exact_scale
         else:
             soft = tl.maximum(logit, 0.0) + log1p64(tl.exp(-tl.abs(logit)))
             log_mean = tl.where(logit > -15.0, tl.log(soft), logit) + exact_scale
