@@ -74,6 +74,14 @@ def test_loss_and_gradients_hold_at_the_edges(likelihood: str, backend: str):
             assert got["loss"][0] == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int64])
+def test_counts_in_any_integer_type_are_the_same_counts(dtype: torch.dtype):
+    case = make_case("nb", "gene", True, 13, 211, 0)
+    exact = run(case, "torch", torch.float64)
+    case.cells = SparseCounts(case.cells.indptr, case.cells.indices, case.cells.counts.to(dtype))
+    assert_agree(run(case, "cpu"), exact, 1e-3)
+
+
 def test_an_upstream_gradient_that_was_expected_is_the_same_as_another():
     case = make_case("nb", "gene", True, 12, 80, 0)
     exact = run(case, "torch", torch.float64)
