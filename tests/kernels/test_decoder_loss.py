@@ -74,14 +74,6 @@ def test_loss_and_gradients_hold_at_the_edges(likelihood: str, backend: str):
             assert got["loss"][0] == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int64])
-def test_counts_in_any_integer_type_are_the_same_counts(dtype: torch.dtype):
-    case = make_case("nb", "gene", True, 13, 211, 0)
-    exact = run(case, "torch", torch.float64)
-    case.cells = SparseCounts(case.cells.indptr, case.cells.indices, case.cells.counts.to(dtype))
-    assert_agree(run(case, "cpu"), exact, 1e-3)
-
-
 def test_an_upstream_gradient_that_was_expected_is_the_same_as_another():
     case = make_case("nb", "gene", True, 12, 80, 0)
     exact = run(case, "torch", torch.float64)
@@ -193,13 +185,14 @@ def test_what_is_past_the_end_of_indptr_is_not_looked_at(backend: str):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_counts_come_in_any_integer_types(backend: str):
     case = make_case("nb", "gene", True, 2, 40, 0)
-    expected, cells = run(case, backend), case.cells
+    expected, cells = run(case, "torch", torch.float64), case.cells
     for pointers, genes, counts in (
         (torch.int64, torch.int64, torch.uint16),
         (torch.int32, torch.int32, torch.uint8),
+        (torch.int32, torch.int64, torch.int64),
     ):
         case.cells = SparseCounts(cells.indptr.to(pointers), cells.indices.to(genes), cells.counts.to(counts))
-        assert_agree(run(case, backend), expected)
+        assert_agree(run(case, backend), expected, 1e-4)
 
 
 @pytest.mark.parametrize(
