@@ -100,7 +100,7 @@ class Sweep:
         if keep and slopes is not None:
             target = slopes[0]
             logits = [logits[0], *(None if t is None else _copy(t, to) for t, to in zip(logits[1:], slopes[1:]))]
-        sweep_tile(self.options, first, last, logits, *self.given, target)
+        sweep_tile(self.options, first, last, logits, *self.given, slopes=target)
 
     def finish(self) -> None:
         """Nothing is left to do."""
