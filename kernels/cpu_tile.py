@@ -21,6 +21,7 @@ def sweep_tile(
     weights: Tensor | None,
     loss: Tensor,
     table_grad: Tensor | None,
+    *,
     slopes: Tensor | None = None,
 ) -> None:
     """Losses of cells [first, last) into `loss`; their logits become slopes, `table_grad` is added to.
