@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from atlasvi.engine.noise import Noise, draw_bernoulli
-from atlasvi.kernels import log1p_linear
+from atlasvi.kernels import GeneOrder, log1p_linear
 from atlasvi.loaders.batch import Batch
 
 
@@ -82,11 +82,12 @@ class Layer(nn.Module):
 
     def finish(self, projected: Tensor, given: Covariates, generator: Noise | None) -> Tensor:
         """All that follows the product with the weight."""
-        out = projected + self.bias
-        # indexing would add up its gradient in any order
-        if self.batch is not None:
+        if self.batch is None:
+            out = projected + self.bias
+        else:  # bias and column in one look-up: one pass over the cells less, there and back
             assert given.batch is not None
-            out = out + F.embedding(given.batch, self.batch)
+            out = projected + F.embedding(given.batch, self.batch + self.bias)
+        # indexing instead would add up its gradient in any order
         for codes, columns in zip(given.categories, self.categories):
             out = out + F.embedding(codes, columns)
         if self.norm is not None:
@@ -115,10 +116,12 @@ class CountsLayer(Layer):
         self.numbers = nn.Parameter(torch.empty(n_numbers, n_out)) if n_numbers else None
         self.n_in, self.logarithm = n_genes + n_numbers, logarithm
 
-    def encode(self, cells: Batch, given: Covariates, generator: Noise | None) -> Tensor:
+    def encode(
+        self, cells: Batch, given: Covariates, generator: Noise | None, order: GeneOrder | None = None
+    ) -> Tensor:
         """Hidden state float32 [cells, out] of a minibatch."""
         if self.logarithm:
-            projected = log1p_linear(cells.indptr, cells.indices, cells.counts, self.weight)
+            projected = log1p_linear(cells.indptr, cells.indices, cells.counts, self.weight, order=order)
         else:
             projected = cells.to_sparse_csr() @ self.weight
         if self.numbers is not None:

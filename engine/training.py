@@ -188,6 +188,10 @@ class Trainer:
         self.setup = setup
         self._profile_folder = out / "profile" if profile else None
         self.device = choose_device(device)
+        if settings.precision != "float32" and choose_backend(self.device) != "triton":
+            raise SettingError(
+                f"Setting precision = {settings.precision!r}: the kernels for {self.device} have float32."
+            )
         self._codes = setup.read_codes(data, labels=settings.dispersion == "gene-label")
         self.ranks.note("splitting the cells")
         self.split: Split = (
@@ -227,6 +231,7 @@ class Trainer:
             ModelSettings(n_genes=len(data.genes), **setup.sizes, **options),
             self._generator("cpu", INITIAL_WEIGHTS, 0),
         ).to(self.device)
+        self.model.precision = settings.precision
         self.optimizer = getattr(torch.optim, settings.optimizer)(
             self.model.parameters(),
             lr=settings.learning_rate,

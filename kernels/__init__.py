@@ -12,12 +12,14 @@ from atlasvi.kernels.backends import choose_backend
 from atlasvi.kernels.decoder_loss import Head, SparseCounts, decoder_nll
 from atlasvi.kernels.gene_order import GeneOrder, order_by_gene
 from atlasvi.kernels.logits_loss import logits_nll
+from atlasvi.kernels.products import Precision
 from atlasvi.kernels.reference import nb_log_prob, poisson_log_prob, zinb_log_prob
 from atlasvi.kernels.sparse_layer import log1p_linear
 
 __all__ = [
     "GeneOrder",
     "Head",
+    "Precision",
     "SparseCounts",
     "choose_backend",
     "decoder_nll",

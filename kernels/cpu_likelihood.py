@@ -191,7 +191,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
         return loss, slopes
 
     @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def finish_softmax(share: np.ndarray, slope: np.ndarray, ratio: float, weight: float) -> None:
+    def finish_softmax(share: np.ndarray, slope: np.ndarray, ratio: Any, weight: float) -> None:
         for g in range(len(share)):
             share[g] = (slope[g] - share[g] * ratio) * weight
 

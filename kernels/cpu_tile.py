@@ -21,6 +21,7 @@ def sweep_tile(
     weights: Tensor | None,
     loss: Tensor,
     table_grad: Tensor | None,
+    *,
     slopes: Tensor | None = None,
 ) -> None:
     """Losses of cells [first, last) into `loss`; their logits become slopes, `table_grad` is added to.
@@ -108,7 +109,7 @@ class Sweep:
         if keep and slopes is not None:
             target = slopes[0]
             logits = [logits[0], *(None if t is None else _copy(t, to) for t, to in zip(logits[1:], slopes[1:]))]
-        sweep_tile(self.options, first, last, logits, *self.given, target)
+        sweep_tile(self.options, first, last, logits, *self.given, slopes=target)
 
     def finish(self) -> None:
         """Nothing is left to do."""
