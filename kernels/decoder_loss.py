@@ -186,7 +186,10 @@ def _sweep(
     loss = torch.empty(n_cells, dtype=torch.float32, device=hidden.device)
     gradients: list[Tensor | None] = [None] * (2 + len(heads))
     if weights is not None:
-        gradients = [None if tensor is None else torch.zeros_like(tensor) for tensor in (hidden, table, *heads)]
+        gradients = [
+            None if tensor is None else torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+            for tensor in (hidden, table, *heads)
+        ]
     sweep = load_sweep(options.backend)(options, n_genes, table, weights, loss, gradients[1])
     present = [k for k in range(0, len(heads), 2) if heads[k] is not None]
     n_rows = max(min(sweep.tile_cells(n_genes, len(present)), n_cells), 1)

@@ -87,11 +87,14 @@ class _LogitsNLL(torch.autograd.Function):
 def _sweep(options: Options, inputs: Any, weights: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
     """Losses of all cells, and the gradients of (logits, table, log_theta, dropout); None of them without weights."""
     logits, table, log_theta, dropout = inputs
-    (n_cells, n_genes), given = logits.shape, (logits, log_theta, dropout)
+    (n_cells, n_genes), dense = logits.shape, torch.contiguous_format
+    given = [None if tensor is None else tensor.detach().contiguous() for tensor in (logits, log_theta, dropout)]
     loss = torch.empty_like(options.library)
     wanted = weights is not None
-    table_grad = torch.zeros_like(table) if table is not None and wanted else None
-    slopes = [None if tensor is None or not wanted else torch.empty_like(tensor) for tensor in given]
+    table_grad = torch.zeros_like(table, memory_format=dense) if table is not None and wanted else None
+    slopes = [
+        torch.empty_like(tensor, memory_format=dense) if tensor is not None and wanted else None for tensor in given
+    ]
     sweep = load_sweep(options.backend)(options, n_genes, table, weights, loss, table_grad)
     n_rows = max(min(sweep.tile_cells(n_genes, 0), n_cells), 1)
     scratch = None if wanted else sweep.allocate(0, n_rows, n_genes, logits, torch.float32)

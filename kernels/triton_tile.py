@@ -39,6 +39,7 @@ class Sweep:
         self.options, self.n_genes, self.weights = options, n_genes, weights
         self.table = None if table is None else table.contiguous()
         self.library = options.library.contiguous()
+        self.theta_rows = None if options.theta_rows is None else options.theta_rows.contiguous()
         self.loss, self.table_grad = loss, table_grad
         self.n_blocks = triton.cdiv(n_genes + 15, BLOCK)  # a row may be padded
         new, n_cells, n_nonzeros = loss.new_empty, len(loss), max(len(options.cells.indices), 1)
@@ -46,7 +47,7 @@ class Sweep:
         self.loss_parts, self.slope_parts = new(2, n_cells, self.n_blocks)
         self.by_nonzero = new(4, n_nonzeros)  # slopes by logit, shares, slopes by log theta, by dropout
         self.large = new(n_nonzeros, dtype=torch.int32)
-        self.sums_genes = table is not None and weights is not None and options.theta_rows is None
+        self.sums_genes = table is not None and weights is not None and self.theta_rows is None
         n_groups = triton.cdiv(self.tile_cells(n_genes, 1), GROUP) if self.sums_genes else 0
         self.theta_parts = loss.new_zeros(n_groups, n_genes)
 
@@ -83,8 +84,8 @@ class Sweep:
         theta, theta_kind, theta_rows = log_theta, "cells", cells.indptr
         if log_theta is None:
             theta, theta_kind = self.table, "none" if self.table is None else "gene"
-        if options.theta_rows is not None:
-            theta_kind, theta_rows = "rows", options.theta_rows[first:last]
+        if self.theta_rows is not None:
+            theta_kind, theta_rows = "rows", self.theta_rows[first:last]
             theta_out = self.allocate(0, *shape, head, torch.float32) if self.weights is not None else None
         assert marked is not None
         assert out is not None

@@ -114,6 +114,14 @@ def test_from_logits_it_is_the_same(likelihood: str, dispersion: str, softmax: b
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_from_logits_in_any_order_of_memory(backend: str):
+    case = make_case("nb", "gene-batch", True, 3, 40, 4)
+    logits, log_theta = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).T, case.tensors["log_theta"]
+    got = run_logits(case, backend, logits, log_theta.T.contiguous().T, None)
+    assert_agree(got, run_logits(case, "torch", logits, log_theta, None, torch.float64), slack=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_from_logits_the_expected_gradients_are_handed_on(backend: str):
     case = make_case("nb", "gene", True, 3, 40, 4)
     case.weights = torch.full((3,), 0.25)
