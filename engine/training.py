@@ -119,6 +119,7 @@ def train(
             content = ranks.bytes_from_first(lambda: read_newest_content(out / "checkpoints")[1], "the checkpoint")
             trainer.restore(load_checkpoint(content))
         elif ranks.is_first:
+            ranks.note("making the run directory")
             with write_folder_aside(out) as scratch:  # with a checkpoint in it, so that there always is a last good one
                 (scratch / "result").mkdir()
                 write_json(scratch / "result" / CONFIG, trainer.config)
@@ -168,6 +169,7 @@ class Trainer:
             if asked["split_column"] is None
             else split_by_column(data, asked["split_column"])
         )
+        self.ranks.note("planning the epochs")
         self.loaders = {
             part: BatchLoader(
                 data,
@@ -195,6 +197,7 @@ class Trainer:
         }
         sizes = {name: getattr(settings, name) for name in ("n_hidden", "n_latent", "n_layers", "dropout_rate")}
         n_batches = max(len(self.batch_categories), 1)
+        self.ranks.note("making the model")
         self.model = SCVI(
             ModelSettings(n_genes=len(data.genes), n_batches=n_batches, **sizes),
             self._generator("cpu", INITIAL_WEIGHTS, 0),
@@ -225,7 +228,9 @@ class Trainer:
             open_until_done.callback(self._writer.close)
             if self.ranks.is_first:
                 enter(lock_run(self.out))
+            self.ranks.note("opening the log")
             self.log = self._open_log()
+            self.ranks.note("starting to read")
             enter(self.log)
             self._profiler = enter(StepProfiler(self._profile_folder if self.ranks.is_first else None))
             self.signals, signals.waits = signals, True
@@ -473,10 +478,12 @@ class Trainer:
         self.ranks.wait_for_all("the checkpoint")
         by = self.signals.caught[0] if self.signals.caught else "a signal to another rank"
         saved = list_checkpoints(self.out / "checkpoints")[0].name if self.ranks.is_first else ""
-        raise TrainingInterrupted(
+        stopped = TrainingInterrupted(
             f"{self.out}: stopped by {by} after step {self.step}, saved in {saved}. "
             f"Go on with: atlasvi train {self.data.path} --out {self.out} --resume"
         )
+        stopped.agreed = True
+        raise stopped
 
     def state(self, batch: int) -> dict[str, Any]:
         """Everything that a resumed run needs; noise needs nothing, being a function of (seed, step)."""
