@@ -1,7 +1,8 @@
 """What `faults.py` kills: ranks that say where they are, which cells they train on, which checkpoints are on disk.
 
-They are forked from a process that has imported everything, so that a run takes seconds; from there on each is a process
-like any other, and SIGKILL is SIGKILL. What they report goes through files and shared memory, which outlive them.
+They are forked from a process that has imported everything, so that a run takes seconds; from there on each is a
+process like any other, and SIGKILL is SIGKILL. What they report goes through files and shared memory, which outlive
+them.
 """
 
 import contextlib
@@ -21,9 +22,11 @@ from typing import Any
 import numpy as np
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["atlasvi.engine.training", "atlasvi.engine.posterior", "torch.utils.tensorboard"])
+CONTEXT.set_forkserver_preload(["warm_ranks"])
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 PHASES = ("ingest", "epoch", "checkpoint", "validation", "minify")
 LONGEST_S = 120.0
+TIMEOUT_S = 12.0  # of a rank
 
 
 @dataclass
@@ -158,7 +161,7 @@ def train(note: Callable[[str], None], store: Path, out: Path, options: dict[str
     Trainer._compute_gradients, Trainer._evaluate = compute_noting, evaluate_noting  # type: ignore[method-assign]
     checkpoint.write_checkpoint = write_noting
     resume = (out / "config.json").is_file()
-    with join_ranks(10.0):
+    with join_ranks(TIMEOUT_S):
         run(store, out, resume=resume, **({} if resume else options))
 
 
@@ -180,7 +183,7 @@ def minify(note: Callable[[str], None], run: Path, store: Path, out: Path) -> No
 
     minify_parts.encode_parts, minify_parts.run_order_task = encode_noting, order_noting
     note("minify")
-    posterior.minify(run, store, out, source_order=True, batch_size=64, rank_timeout_s=10.0)
+    posterior.minify(run, store, out, source_order=True, batch_size=64, rank_timeout_s=TIMEOUT_S)
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

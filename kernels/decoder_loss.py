@@ -200,5 +200,6 @@ def _borrow(number: int, shape: tuple[int, int], like: Tensor) -> Tensor:
     key = number, like.device, like.dtype
     n = shape[0] * shape[1]
     if key not in kept or kept[key].numel() < n:
-        kept[key] = torch.empty(n, dtype=like.dtype, device=like.device)
+        with torch.inference_mode(False):  # or a first call in inference mode leaves what no other may write to
+            kept[key] = torch.empty(n, dtype=like.dtype, device=like.device)
     return kept[key][:n].view(shape)

@@ -13,7 +13,7 @@ from atlasvi.engine.model import SCVI, ModelSettings
 from atlasvi.loaders.batch import Batch
 
 with contextlib.suppress(ImportError):
-    import torch.utils.tensorboard  # noqa: F401
+    import torch.utils.tensorboard
 torch.set_num_threads(1)  # no thread may run when the process is forked
 pd.Series(["a"]).astype("category")
 for rows in (2, 0):
