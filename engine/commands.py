@@ -125,6 +125,9 @@ def train(
     out: Annotated[Path, typer.Option(help="The run directory to make.")],
     batch_key: Annotated[str | None, typer.Option(help="obs column of the batches to correct for.")] = None,
     labels_key: Annotated[str | None, typer.Option(help="obs column of cell labels, carried along.")] = None,
+    size_factor_key: Annotated[str | None, typer.Option(help="obs column to scale by, not the library size.")] = None,
+    categorical_covariate_keys: Annotated[str | None, typer.Option(help="obs columns, by commas, besides it.")] = None,
+    continuous_covariate_keys: Annotated[str | None, typer.Option(help="obs columns of numbers, by commas.")] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Epochs; default round(8,000,000 / cells), 1 to 400.", min=1)
     ] = None,
@@ -134,6 +137,7 @@ def train(
     split_column: Annotated[str | None, typer.Option(help="obs column that says train, validation or test.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
+    start: Annotated[Path | None, typer.Option(metavar="RUN", help="Train this run further.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last good checkpoint in --out.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and say where time goes.")] = False,
     rank_timeout: RankTimeout = 300.0,
@@ -153,6 +157,9 @@ def train(
             out,
             batch_key=batch_key,
             labels_key=labels_key,
+            size_factor_key=size_factor_key,
+            categorical_covariate_keys=_names(categorical_covariate_keys),
+            continuous_covariate_keys=_names(continuous_covariate_keys),
             epochs=epochs,
             batch_size=batch_size,
             device=device,
@@ -160,6 +167,7 @@ def train(
             split_column=split_column,
             config=config,
             settings=parse_settings(settings or []),
+            start=start,
             resume=resume,
             profile=profile,
         )

@@ -4,10 +4,12 @@ import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from atlasvi.engine.model_settings import ModelOptions
+from atlasvi.engine.schedule import name_metric
 from atlasvi.loaders.errors import AtlasviError
 
 
@@ -15,19 +17,11 @@ class SettingError(AtlasviError, ValueError):
     """A setting that is not known, or has a value that it can't have."""
 
 
-class Settings(BaseModel):
-    """Everything about a run that can be set with `--set KEY=VALUE` or in a TOML file.
+class Settings(ModelOptions):
+    """Everything about a run that can be set with `--set KEY=VALUE` or in a TOML file; the model's options among it.
 
     None means: decided from the data when the run starts, and written into its config.json.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    # the model; see ModelSettings
-    n_hidden: int = Field(default=128, ge=1)
-    n_latent: int = Field(default=20, ge=1)
-    n_layers: int = Field(default=3, ge=1)
-    dropout_rate: float = Field(default=0.05, ge=0, lt=1)
 
     epochs: int | None = Field(default=None, ge=1)
     """round(20,000 / training cells x 400), at most 400, at least 1: scvi-tools' heuristic; an atlas gets one."""
@@ -39,32 +33,65 @@ class Settings(BaseModel):
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after so many optimizer steps, wherever the epoch is."""
 
+    optimizer: Literal["Adam", "AdamW"] = "Adam"
     learning_rate: float = Field(default=1e-3, gt=0)
     adam_eps: float = Field(default=0.01, gt=0)
     weight_decay: float = Field(default=1e-6, ge=0)
-    """L2: added to the gradient, as scvi-tools' Adam does."""
+    """L2, added to the gradient, with Adam; decoupled from it with AdamW."""
+    reduce_lr_on_plateau: bool = False
+    """Multiply the learning rate by lr_factor when lr_scheduler_metric has not improved for lr_patience epochs."""
+    lr_factor: float = Field(default=0.6, gt=0, lt=1)
+    lr_patience: int = Field(default=30, ge=0)
+    lr_threshold: float = Field(default=0.0, ge=0)
+    lr_scheduler_metric: str = "validation_elbo"
+    lr_min: float = Field(default=0.0, ge=0)
     kl_warmup_epochs: int | None = Field(default=None, ge=0)
-    """The weight of the KL term in epoch e (from 0) is min(1, e / kl_warmup_epochs); 0 is weight 1 throughout.
-    None: min(400, epochs // 2), so that a run always ends at weight 1 (scvi-tools' 400 is never reached by a shorter
-    run)."""
+    """The weight of the KL term rises from min_kl_weight to max_kl_weight, in epoch e (from 0) by e / kl_warmup_epochs;
+    0 is the full weight throughout. None: min(400, epochs // 2), so that a run always ends at the full weight
+    (scvi-tools' 400 is never reached by a shorter run), or 0 where there is a warm-up by steps."""
+    kl_warmup_steps: int | None = Field(default=None, ge=1)
+    """The same by optimizer steps; a warm-up by epochs wins over it."""
+    min_kl_weight: float = Field(default=0.0, ge=0)
+    max_kl_weight: float = Field(default=1.0, ge=0)
 
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the cells held out, chosen by a hash of each cell's identity; 0 trains on all. Not used with a split
     column."""
     early_stopping: bool = True
     early_stopping_patience: int = Field(default=45, ge=1)
-    """Epochs without a better validation ELBO after which training stops."""
+    """Epochs without a better early_stopping_monitor after which training stops."""
     early_stopping_min_delta: float = Field(default=0.0, ge=0)
+    early_stopping_monitor: str = "validation_elbo"
+    """train_ or validation_ and reconstruction_loss, kl or elbo; scvi-tools' names (elbo_validation) do too."""
+    early_stopping_warmup_epochs: int = Field(default=0, ge=0)
+    """First epochs that early stopping does not look at."""
     keep: Literal["best", "last"] = "best"
     """Which weights become the model: those of the best validation ELBO, or the last."""
     evaluation_cells: int = Field(default=100_000, ge=1)
     """Training cells that the final training loss is measured on, at most."""
+
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the output layer's products on CUDA; the likelihood and all sums are float32 in either case."""
+    cuda_graph: bool = True
+    """On one GPU: replay the step as a CUDA graph. Models with a latent library, a normal likelihood or raw counts in
+    the encoder, accumulated steps and several ranks run without."""
 
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """A checkpoint is written at the end of each epoch, and within one when so many minutes have passed."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """And after so many steps."""
     checkpoints_kept: int = Field(default=2, ge=1)
+
+    @field_validator("early_stopping_monitor", "lr_scheduler_metric")
+    @classmethod
+    def _name_metric(cls, name: str) -> str:
+        return name_metric(name)
+
+    @model_validator(mode="after")
+    def _check_kl_weights(self) -> Self:
+        if self.min_kl_weight > self.max_kl_weight:
+            raise ValueError(f"min_kl_weight {self.min_kl_weight} is above max_kl_weight {self.max_kl_weight}")
+        return self
 
 
 def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
@@ -106,8 +133,11 @@ def resolve_settings(config: Path | str | None = None, *overrides: Mapping[str, 
         return Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # of several settings together
+            raise SettingError(f"Settings: {reason}.") from None
         key = ".".join(map(str, first["loc"]))
-        raise SettingError(f"Setting {key} = {first['input']!r}: {first['msg'].lower()}.") from None
+        raise SettingError(f"Setting {key} = {first['input']!r}: {reason[0].lower()}{reason[1:]}.") from None
 
 
 def heuristic_epochs(n_cells: int) -> int:

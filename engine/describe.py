@@ -47,8 +47,7 @@ def describe_minified_store(store: MinifiedStore) -> Iterator[str]:
     yield f"{store.path}: minified store (format {store.attributes['format_version']})"
     yield f"  {store.n_cells:,} cells x {len(store.genes):,} genes, {store.n_latent} latent dimensions, no counts"
     yield f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes a cell"
-    batch = store.attributes["batch_key"]
-    yield f"  batch: {batch or 'none'}; order: {store.attributes['order']}"
+    yield f"  batch: {store.setup.batch_key or 'none'}; order: {store.attributes['order']}"
     yield from _describe_table(store.obs)
 
 

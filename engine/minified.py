@@ -3,7 +3,7 @@
 A plain AnnData Zarr v3 that scvi-tools opens as its own minified data:
 
     MINI/                                  attributes `atlasvi`: what this is, format version, sizes, settings
-      X/                                   CSR of the right shape, empty: the counts are gone
+      X/ (and the layer that was trained on)  CSR of the right shape, empty: the counts are gone
       obs/                                 all columns of the data, and observed_lib_size (counts a cell)
       obsm/scvi_latent_qzm, scvi_latent_qzv  float32 [cells, latent]: mean and variance of q(z | x)
       var/
@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 import zarr
 
+from atlasvi.engine.covariates import Setup
 from atlasvi.loaders.cell_store import check_version, read_attributes
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.outputs import sync_file, sync_tree
+from atlasvi.loaders.outputs import sync_file, sync_tree, write_file_aside
 from atlasvi.loaders.tables import AppendedArray, TableReader, TableWriter, place_rows, quiet_zarr
 
 FORMAT_VERSION = 1
@@ -45,23 +46,22 @@ def create_minified(
     dtypes: Mapping[str, object],
     weights: Mapping[str, np.ndarray],
     chunk_rows: int,
+    layer: str | None = None,
 ) -> None:
     """Make a store without cells yet: processes write them with `write_cells`, and `finish_minified` closes it.
 
     dtypes      columns of obs, without observed_lib_size
     chunk_rows  of all arrays of cells, so that different processes write different chunks
+    layer       that the counts were in; None: X
     """
     from anndata.io import write_elem
 
     root = zarr.open_group(path, mode="w", zarr_format=3)
     root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    matrix = root.create_group(
-        "X", attributes={"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, len(var)]}
-    )
-    array: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
-    matrix.create_array("data", shape=(0,), dtype="float32", attributes=array)
-    matrix.create_array("indices", shape=(0,), dtype="int32", attributes=array)
-    matrix.create_array("indptr", shape=(n_cells + 1,), chunks=(2**20,), dtype="int64", attributes=array)
+    layers = root.create_group("layers", attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
+    _create_empty_matrix(root, "X", n_cells, len(var))
+    if layer is not None:  # scvi-tools asks for the layer that the counts were in
+        _create_empty_matrix(layers, layer, n_cells, len(var))
     TableWriter(root, "obs", n_cells, {**dtypes, LIBRARY: np.dtype(np.float32)}, chunk_rows)
     obsm = root.create_group("obsm", attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
     for name in LATENTS:
@@ -69,7 +69,7 @@ def create_minified(
     with quiet_zarr():
         write_elem(root, "var", var)
         write_elem(root, "uns", {"_scvi_adata_minify_type": MINIFY_TYPE, "atlasvi": {"weights": dict(weights)}})
-        for name in ("layers", "obsp", "varm", "varp"):
+        for name in ("obsp", "varm", "varp"):
             write_elem(root, name, {})
 
 
@@ -107,6 +107,16 @@ def finish_minified(path: Path, n_cells: int, n_genes: int, n_latent: int, model
         zarr.consolidate_metadata(root.store)
 
 
+def _create_empty_matrix(group: zarr.Group, name: str, n_cells: int, n_genes: int) -> None:
+    """A CSR matrix of the right shape without a count."""
+    shape = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, n_genes]}
+    matrix = group.create_group(name, attributes=shape)
+    array: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
+    matrix.create_array("data", shape=(0,), dtype="float32", attributes=array)
+    matrix.create_array("indices", shape=(0,), dtype="int32", attributes=array)
+    matrix.create_array("indptr", shape=(n_cells + 1,), chunks=(2**20,), dtype="int64", attributes=array)
+
+
 class MinifiedStore:
     """A finished minified store, opened for reading by slices."""
 
@@ -137,6 +147,16 @@ class MinifiedStore:
         """Gene names, in the order of the model."""
         return self.var.index
 
+    @property
+    def setup(self) -> Setup:
+        """The columns of obs that the model takes, and what its codes stand for."""
+        first = ("batch_key", "batch_categories", "labels_key")  # all there was at first, not yet in a place of its own
+        return Setup(**self.attributes.get("setup", {name: self.attributes.get(name) for name in first}))
+
+    def read_column(self, name: str) -> pd.Series:
+        """One obs column of all cells. Raises ColumnError, naming those that are there."""
+        return self.obs.read_column(name)
+
     def read_latent(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """qzm and qzv, float32 [stop - start, latent], of cells [start, stop)."""
         return self._obsm["scvi_latent_qzm"][start:stop], self._obsm["scvi_latent_qzv"][start:stop]
@@ -144,3 +164,18 @@ class MinifiedStore:
     def read_weights(self) -> dict[str, np.ndarray]:
         """The model's weights by name."""
         return {name: np.asarray(array[...]) for name, array in self._weights.arrays()}
+
+
+def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -> None:
+    """The same minified data as one new h5ad file, which scvi-tools opens as its own; latents and obs pass memory.
+
+    Raises SourceError if `store` is none, OutputError if `path` exists or can't be written.
+    """
+    import anndata
+
+    place = store.path if isinstance(store, MinifiedStore) else str(store)
+    MinifiedStore(place)
+    with quiet_zarr(), write_file_aside(path) as temporary:
+        data = anndata.read_zarr(place)
+        del data.uns["atlasvi"]  # weights: a model directory holds them there
+        data.write_h5ad(temporary)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from atlasvi.engine.covariates import batch_codes
 from atlasvi.engine.minified import LIBRARY, write_cells
 from atlasvi.engine.runs import TrainedRun, load_run
 from atlasvi.loaders.buckets import record_to_bytes, records_from_bytes
@@ -108,13 +107,8 @@ def open_job(scratch: str) -> Opened:
         job, run = load_job(Path(scratch)), load_run(Path(scratch) / RUN)
         assert job is not None
         data = select_genes(open_cells(job.data, **job.options), run.genes)
-        keep_open(Path(scratch), Opened(job, run, data, model_codes(run, data)))
+        keep_open(Path(scratch), Opened(job, run, data, run.setup.read_codes(data)))
     return _OPEN[scratch]
-
-
-def model_codes(run: TrainedRun, data: CellData) -> dict[str, np.ndarray]:
-    """The covariates that the model takes, of all cells."""
-    return {"batch": batch_codes(run, data)} if run.batch_key is not None else {}
 
 
 def list_undone(scratch: Path, stage: str, n_parts: int) -> list[int]:

@@ -1,147 +1,87 @@
-"""scVI: an encoder q(z | x, batch), a decoder to gene proportions, a negative binomial likelihood.
+"""scVI: an encoder q(z | x, covariates), a decoder to gene proportions, a likelihood of the counts.
 
-As scvi-tools 1.5.1 defines it with the settings of the Tabula Sapiens model card; same weights, same numbers. Three
-things are stored otherwise than there, and `scvi_files` translates: the one-hot columns of each layer are a parameter
-of their own; the first layer's weight is transposed, [genes, hidden], so that sparse counts meet contiguous rows; and
-parameters that the settings never use are left out.
+As scvi-tools 1.5.1 defines it; same weights, same numbers. Three things are stored otherwise than there, and
+`scvi_weights` translates: the one-hot columns of each layer are parameters of their own; the first layer's weight is
+transposed, [genes, hidden], so that sparse counts meet contiguous rows; and parameters that the settings never use are
+left out.
 """
 
-import itertools
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor, nn
 from torch.profiler import record_function
 
-from atlasvi.engine.noise import Noise, draw_bernoulli, draw_normal
-from atlasvi.kernels import Head, SparseCounts, decoder_nll, log1p_linear
+from atlasvi.engine.decoder import Decoder
+from atlasvi.engine.encoder import Encoder
+from atlasvi.engine.layers import Covariates, Layer
+from atlasvi.engine.model_settings import ModelSettings
+from atlasvi.engine.noise import Noise, draw_normal
+from atlasvi.kernels import GeneOrder, Head, Precision, SparseCounts, decoder_nll, order_by_gene
 from atlasvi.loaders.batch import Batch
 
+__all__ = ["SCVI", "CellLosses", "Expression", "ModelSettings", "kl_of_normals", "model_from_weights"]
 
-class ModelSettings(BaseModel):
-    """What a model is made of; the defaults are those of the Tabula Sapiens model card."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    n_genes: int = Field(ge=1)
-    n_batches: int = Field(default=1, ge=1)
-    """Batches to correct for; 1 means none."""
-    n_hidden: int = Field(default=128, ge=1)
-    n_latent: int = Field(default=20, ge=1)
-    n_layers: int = Field(default=3, ge=1)
-    dropout_rate: float = Field(default=0.05, ge=0, lt=1)
-    """In the encoder; the decoder has none."""
+Codes = Mapping[str, Tensor]
+"""Covariates of cells by name, as `Batch.codes` holds them: batch, labels int64 [cells]; categories int64 [cells,
+covariates]; continuous float32 [cells, covariates]; size_factor float32 [cells]. Those the model does not have may be
+missing; so may `batch` and `labels` where there is but one."""
 
 
-class Layer(nn.Module):
-    """Linear with a column for each batch, layer norm without parameters, ReLU, dropout.
+class CellLosses(NamedTuple):
+    """Terms of the loss of each cell, nats, float32 [cells].
 
-    The batch's column is what scvi-tools' one-hot covariate times the weight comes to.
+    reconstruction  negative log-likelihood of the counts, z (and the library) drawn once
+    kl              KL(q(z | x) || N(0, I)), which a warm-up weighs
+    kl_library      KL of the log library size to its batch's prior, never weighed; 0 where the library is observed
     """
 
-    def __init__(self, n_in: int, n_out: int, n_batches: int, dropout_rate: float = 0.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_out, n_in))
-        self.bias = nn.Parameter(torch.empty(n_out))
-        self.batch = nn.Parameter(torch.empty(n_batches, n_out)) if n_batches > 1 else None
-        self.n_in, self.dropout_rate = n_in, dropout_rate
-
-    def reset(self, generator: Generator) -> None:
-        """Draw weights as torch's Linear does: uniform within 1 / sqrt(inputs), the one-hot inputs counted."""
-        bound = 1 / math.sqrt(self.n_in + (0 if self.batch is None else len(self.batch)))
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound, generator=generator)
-
-    def project(self, hidden: Tensor) -> Tensor:
-        """The product with the weight, before bias and batch."""
-        return hidden @ self.weight.T
-
-    def forward(self, hidden: Tensor, batch: Tensor | None, generator: Noise | None) -> Tensor:
-        """hidden float32 [cells, in] -> [cells, out]; batch int64 [cells]; dropout only while training."""
-        return self.finish(self.project(hidden), batch, generator)
-
-    def finish(self, projected: Tensor, batch: Tensor | None, generator: Noise | None) -> Tensor:
-        """All that follows the product with the weight."""
-        out = projected + self.bias
-        if self.batch is not None:
-            assert batch is not None
-            out = out + F.embedding(batch, self.batch)  # indexing would add up its gradient in any order
-        out = F.relu(F.layer_norm(out, out.shape[-1:]))
-        if self.training and self.dropout_rate > 0:
-            kept = draw_bernoulli(out, 1 - self.dropout_rate, generator)
-            out = out * kept.div_(1 - self.dropout_rate)
-        return out
+    reconstruction: Tensor
+    kl: Tensor
+    kl_library: Tensor
 
 
-class CountsLayer(Layer):
-    """The first layer: log1p of sparse counts; its weight is [genes, hidden]."""
+class Expression(NamedTuple):
+    """Parameters of the likelihood of each cell and gene; in scvi-tools px_scale, px_rate, px_r, px_dropout.
 
-    def __init__(self, n_genes: int, n_out: int, n_batches: int, dropout_rate: float) -> None:
-        super().__init__(n_genes, n_out, n_batches, dropout_rate)
-        self.weight = nn.Parameter(torch.empty(n_genes, n_out))
+    shares   [..., cells, genes], each gene's share of the library (with a size factor: softplus, no shares)
+    mean     [..., cells, genes], counts: library * shares
+    theta    [genes] or [..., cells, genes], inverse dispersion (normal: standard deviation); None for Poisson
+    dropout  [..., cells, genes], logits of a zero that is no draw; None unless zinb
+    """
 
-    def encode(self, cells: Batch, batch: Tensor | None, generator: Noise | None) -> Tensor:
-        """Hidden state float32 [cells, out] of a minibatch."""
-        projected = log1p_linear(cells.indptr, cells.indices, cells.counts, self.weight)
-        return self.finish(projected, batch, generator)
-
-
-def _linear(n_in: int, n_out: int) -> nn.Linear:
-    """A Linear whose weights are not drawn yet: its own initialisation would draw from the global generator."""
-    return nn.utils.skip_init(nn.Linear, n_in, n_out)
-
-
-class Encoder(nn.Module):
-    """q(z | x, batch): sparse counts -> mean and variance of the latent."""
-
-    def __init__(self, settings: ModelSettings) -> None:
-        super().__init__()
-        hidden, batches, dropout = settings.n_hidden, settings.n_batches, settings.dropout_rate
-        self.first = CountsLayer(settings.n_genes, hidden, batches, dropout)
-        self.layers = nn.ModuleList(Layer(hidden, hidden, batches, dropout) for _ in range(settings.n_layers - 1))
-        self.mean, self.log_variance = _linear(hidden, settings.n_latent), _linear(hidden, settings.n_latent)
-
-    def forward(self, cells: Batch, batch: Tensor | None, generator: Noise | None) -> tuple[Tensor, Tensor]:
-        """qzm, qzv [cells, latent]; qzv is a variance, above 1e-4."""
-        hidden = self.first.encode(cells, batch, generator)
-        for layer in self.layers:
-            hidden = layer(hidden, batch, generator)
-        return self.mean(hidden), self.log_variance(hidden).exp() + 1e-4
-
-
-class Decoder(nn.Module):
-    """z, batch -> logits of the gene proportions."""
-
-    def __init__(self, settings: ModelSettings) -> None:
-        super().__init__()
-        sizes = [settings.n_latent] + [settings.n_hidden] * settings.n_layers
-        self.layers = nn.ModuleList(Layer(a, b, settings.n_batches) for a, b in itertools.pairwise(sizes))
-        self.logits = _linear(settings.n_hidden, settings.n_genes)
-
-    def hide(self, z: Tensor, batch: Tensor | None) -> Tensor:
-        """The last hidden state float32 [cells, hidden]."""
-        hidden = z
-        for layer in self.layers:
-            hidden = layer(hidden, batch, None)
-        return hidden
-
-    def forward(self, z: Tensor, batch: Tensor | None) -> Tensor:
-        """Logits float32 [cells, genes]."""
-        return self.logits(self.hide(z, batch))
+    shares: Tensor
+    mean: Tensor
+    theta: Tensor | None
+    dropout: Tensor | None
 
 
 class SCVI(nn.Module):
     """The model: see the module. Noise comes from the generators that the calls are given, never from a global one."""
 
+    library_log_means: Tensor
+    library_log_vars: Tensor
+    precision: Precision = "float32"
+    """Of the output layer's products: see `kernels.decoder_nll`."""
+
     def __init__(self, settings: ModelSettings, generator: Generator | None = None) -> None:
         super().__init__()
         self.settings = settings
-        self.encoder, self.decoder = Encoder(settings), Decoder(settings)
-        self.log_theta = nn.Parameter(torch.empty(settings.n_genes))
+        self.encoder = Encoder(settings, settings.n_layers, settings.n_latent)
+        self.library_encoder = Encoder(settings, 1, 1) if settings.has_latent_library else None
+        self.decoder = Decoder(settings)
+        rows = settings.theta_rows
+        shape = (settings.n_genes,) if settings.dispersion == "gene" else (rows, settings.n_genes)
+        self.log_theta = nn.Parameter(torch.empty(shape)) if rows else None
+        embedding = torch.empty(settings.n_batches, settings.embedding_dim)
+        self.batch_embedding = nn.Parameter(embedding) if settings.embeds_batch else None
+        if settings.has_latent_library:
+            self.register_buffer("library_log_means", torch.zeros(settings.n_batches))
+            self.register_buffer("library_log_vars", torch.ones(settings.n_batches))
         if generator is not None:
             self.reset(generator)
 
@@ -154,56 +94,190 @@ class SCVI(nn.Module):
                 bound = 1 / math.sqrt(module.in_features)
                 nn.init.uniform_(module.weight, -bound, bound, generator=generator)
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        nn.init.normal_(self.log_theta, generator=generator)
+        for parameter in (self.log_theta, self.batch_embedding):
+            if parameter is not None:
+                nn.init.normal_(parameter, generator=generator)
 
     @property
     def n_latent(self) -> int:
         """Dimensions of z."""
         return self.settings.n_latent
 
-    @property
-    def theta(self) -> Tensor:
-        """Inverse dispersion of each gene, float32 [genes]."""
-        return self.log_theta.exp()
+    def encode(
+        self, cells: Batch, generator: Noise | None = None, order: GeneOrder | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """qzm, qzv float32 [cells, latent]: mean and variance of q(z | x), before the softmax if latents are ln."""
+        return self.encoder(cells, self._covariates(cells.codes, len(cells)), generator, order)
 
-    def encode(self, cells: Batch, generator: Noise | None = None) -> tuple[Tensor, Tensor]:
-        """qzm, qzv float32 [cells, latent]: mean and variance of q(z | x, batch)."""
-        return self.encoder(cells, cells.codes.get("batch"), generator)
+    def encode_library(self, cells: Batch, generator: Noise | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(log library | x), float32 [cells]. Raises ValueError if the library is observed."""
+        if self.library_encoder is None:
+            raise ValueError("the library size of this model is observed: it has no posterior")
+        mean, variance = self.library_encoder(cells, self._covariates(cells.codes, len(cells)), generator)
+        return mean[:, 0], variance[:, 0]
 
-    def decode(self, z: Tensor, batch: Tensor | None = None) -> Tensor:
-        """Gene proportions float32 [cells, genes] of z [cells, latent] in batches int64 [cells]; x library: means."""
-        return torch.softmax(self.decoder(z, batch), dim=1)
+    def library_prior(self, codes: Codes, n_cells: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the log library size in each cell's batch, float32 [cells] (latent library alone)."""
+        batch = self._codes(codes, "batch", self.settings.n_batches, n_cells)
+        return self.library_log_means[batch], self.library_log_vars[batch]
 
-    def reconstruction(self, cells: Batch, z: Tensor, n_cells: int | None = None) -> Tensor:
-        """Negative log-likelihood of each cell's counts given z, summed over genes, nats: float32 [cells].
+    def to_latent(self, normal: Tensor) -> Tensor:
+        """z of a draw of q(z | x) [..., latent]: the draw, or its softmax if latents are ln."""
+        return torch.softmax(normal, dim=-1) if self.settings.latent_distribution == "ln" else normal
 
-        n_cells  that the loss will be a mean over, where these are a share of them: spares work, changes no number
+    def shares(self, z: Tensor, codes: Codes | None = None, *, transform_batch: int | None = None) -> Tensor:
+        """The shares of `decode` alone, float32 [..., cells, genes]."""
+        _, hidden = self._hide(z, codes, transform_batch)
+        return self._shares(hidden)
+
+    def decode(
+        self,
+        z: Tensor,
+        codes: Codes | None = None,
+        library: Tensor | float = 1.0,
+        *,
+        transform_batch: int | None = None,
+    ) -> Expression:
+        """Parameters of the likelihood at z [..., cells, latent].
+
+        codes            covariates of the cells (see `Codes`)
+        library          counts a cell [..., cells], or one for all; a size factor is taken instead if there is one
+        transform_batch  decode all cells as if they were of this batch
+        Raises ValueError if codes lack what the model needs.
         """
-        output = self.decoder.logits
-        return decoder_nll(
-            self.decoder.hide(z, cells.codes.get("batch")),
-            Head(output.weight, output.bias),
-            SparseCounts(cells.indptr, cells.indices, cells.counts),
-            cells.library,
-            self.log_theta,
-            expected_grad=1 / max(n_cells or len(cells), 1),
+        codes, hidden = self._hide(z, codes, transform_batch)
+        shares = self._shares(hidden)
+        scale = (
+            _given(codes, "size_factor") if self.settings.use_size_factor else torch.as_tensor(library, device=z.device)
+        )
+        theta, rows = self._dispersion(codes, z.shape[-2])
+        if self.decoder.log_theta is not None:
+            theta = self.decoder.log_theta(hidden)
+        elif rows is not None:
+            assert theta is not None
+            theta = theta[rows]
+        return Expression(
+            shares,
+            shares * scale[..., None],
+            None if theta is None else theta.exp(),
+            None if self.decoder.dropout is None else self.decoder.dropout(hidden),
         )
 
-    def forward(self, cells: Batch, generator: Noise, n_cells: int | None = None) -> tuple[Tensor, Tensor]:
-        """Reconstruction loss and KL(q(z | x) || N(0, I)) of each cell, nats, z sampled once: float32 [cells] each.
+    def _hide(self, z: Tensor, codes: Codes | None, transform_batch: int | None) -> tuple[Codes, Tensor]:
+        """The codes that are meant, and the decoder's last hidden state."""
+        n_cells, codes = z.shape[-2], dict(codes or {})
+        if transform_batch is not None:
+            codes["batch"] = torch.full((n_cells,), transform_batch, device=z.device)
+        return codes, self.decoder.hide(z, self._covariates(codes, n_cells))
+
+    def _shares(self, hidden: Tensor) -> Tensor:
+        logits = self.decoder.logits(hidden)
+        return F.softplus(logits) if self.settings.use_size_factor else torch.softmax(logits, dim=-1)
+
+    def reconstruction(
+        self,
+        cells: Batch,
+        z: Tensor,
+        library: Tensor | None = None,
+        n_cells: int | None = None,
+        order: GeneOrder | None = None,
+    ) -> Tensor:
+        """Negative log-likelihood of each cell's counts at z [cells, latent], summed over genes, nats: float32 [cells].
+
+        library  counts a cell, float32 [cells]; None takes the observed ones
+        n_cells  that the loss will be a mean over, where these are a share of them: spares work, changes no number
+        order    see `kernels.order_by_gene`: spares work too
+        """
+        library = cells.library if library is None else library
+        settings = self.settings
+        if settings.gene_likelihood == "normal":
+            expression = self.decode(z, cells.codes, library)
+            assert expression.theta is not None
+            normal = torch.distributions.Normal(expression.mean, expression.theta, validate_args=False)
+            return -normal.log_prob(cells.to_dense()).sum(1)
+        head, theta_head, dropout = (
+            None if part is None else Head(part.weight, part.bias)
+            for part in (self.decoder.logits, self.decoder.log_theta, self.decoder.dropout)
+        )
+        assert head is not None
+        table, rows = self._dispersion(cells.codes, len(cells))
+        return decoder_nll(
+            self.decoder.hide(z, self._covariates(cells.codes, len(cells))),
+            head,
+            SparseCounts(cells.indptr, cells.indices, cells.counts, order),
+            _given(cells.codes, "size_factor") if settings.use_size_factor else library,
+            table if theta_head is None else theta_head,
+            theta_rows=rows,
+            dropout=dropout,
+            likelihood=settings.gene_likelihood,
+            softmax=not settings.use_size_factor,
+            expected_grad=1 / max(n_cells or len(cells), 1),
+            precision=self.precision,
+            backend="torch" if library.requires_grad else None,  # the fused ones have no gradient by the library
+        )
+
+    def forward(self, cells: Batch, generator: Noise, n_cells: int | None = None) -> CellLosses:
+        """The terms of the loss of each cell, z (and a latent library) drawn once.
 
         n_cells  see `reconstruction`
         """
         with record_function("encoder"):
-            qzm, qzv = self.encode(cells, generator)
-            z, kl = qzm + qzv.sqrt() * draw_normal(qzm, generator), kl_to_standard_normal(qzm, qzv)
+            order = order_by_gene(cells.indptr, cells.indices, self.settings.n_genes) if self.training else None
+            qzm, qzv = self.encode(cells, generator, order)
+            z = self.to_latent(_draw(qzm, qzv, generator))
+            kl, library, kl_library = kl_of_normals(qzm, qzv).sum(1), None, torch.zeros_like(cells.library)
+            if self.library_encoder is not None:
+                qlm, qlv = self.encode_library(cells, generator)
+                library = _draw(qlm, qlv, generator).exp()
+                kl_library = kl_of_normals(qlm, qlv, *self.library_prior(cells.codes, len(cells)))
         with record_function("decoder + loss"):
-            return self.reconstruction(cells, z, n_cells), kl
+            return CellLosses(self.reconstruction(cells, z, library, n_cells, order), kl, kl_library)
+
+    def _codes(self, codes: Codes, name: str, n: int, n_cells: int) -> Tensor:
+        """int64 [cells]; zeros where there is one category and it was not given."""
+        if name in codes or n > 1:
+            return _given(codes, name)
+        return torch.zeros(n_cells, dtype=torch.int64, device=self.encoder.mean.weight.device)
+
+    def _covariates(self, codes: Codes, n_cells: int) -> Covariates:
+        """What layers take, from the codes of a minibatch."""
+        settings = self.settings
+        numbers = [_given(codes, "continuous")] if settings.n_continuous else []
+        batch = None
+        if settings.embeds_batch:
+            assert self.batch_embedding is not None
+            batch_codes = self._codes(codes, "batch", settings.n_batches, n_cells)
+            numbers.append(F.embedding(batch_codes, self.batch_embedding))
+        elif settings.n_batches > 1:
+            batch = self._codes(codes, "batch", settings.n_batches, n_cells)
+        categories = tuple(_given(codes, "categories")[:, k] for k, n in enumerate(settings.n_categories) if n > 1)
+        return Covariates(batch, categories, torch.cat(numbers, dim=1) if numbers else None)
+
+    def _dispersion(self, codes: Codes, n_cells: int) -> tuple[Tensor | None, Tensor | None]:
+        """The table of log theta, if there is one, and which row of it is each cell's, if there are several."""
+        if self.log_theta is None or self.settings.dispersion == "gene":
+            return self.log_theta, None
+        name = "batch" if self.settings.dispersion == "gene-batch" else "labels"
+        return self.log_theta, self._codes(codes, name, self.settings.theta_rows, n_cells)
 
 
-def kl_to_standard_normal(qzm: Tensor, qzv: Tensor) -> Tensor:
-    """KL(N(qzm, qzv) || N(0, I)) of each cell, summed over dimensions, nats: [cells]."""
-    return 0.5 * (qzm.square() + qzv - 1 - qzv.log()).sum(1)
+def _given(codes: Codes, name: str) -> Tensor:
+    if name not in codes:
+        raise ValueError(f"the model takes {name!r}, and the codes of the cells hold none: see Codes")
+    return codes[name]
+
+
+def _draw(mean: Tensor, variance: Tensor, noise: Noise) -> Tensor:
+    """A draw of N(mean, variance), differentiable in both."""
+    return mean + variance.sqrt() * draw_normal(mean, noise)
+
+
+def kl_of_normals(
+    mean: Tensor, variance: Tensor, to_mean: Tensor | float = 0, to_variance: Tensor | float = 1
+) -> Tensor:
+    """KL(N(mean, variance) || N(to_mean, to_variance)), elementwise, nats; to the standard normal if not said."""
+    ratio = variance / to_variance
+    return 0.5 * ((mean - to_mean).square() / to_variance + ratio - 1 - ratio.log())
 
 
 def model_from_weights(settings: Mapping, weights: Mapping[str, np.ndarray | Tensor]) -> SCVI:

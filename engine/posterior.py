@@ -1,21 +1,21 @@
 """Minify: the whole atlas through the encoder, out of core; the posterior is kept, the counts are dropped."""
 
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from atlasvi.engine import minify_parts
-from atlasvi.engine.covariates import batch_codes
 from atlasvi.engine.interruption import stop_on_signals
 from atlasvi.engine.minified import LIBRARY, create_minified, finish_minified
 from atlasvi.engine.minify_parts import ENCODED, ORDERED, MinifyJob, Opened, load_job
 from atlasvi.engine.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.resuming import fingerprint
-from atlasvi.engine.runs import CONFIG, MODEL, RESULT, TrainedRun, load_run, write_json
-from atlasvi.engine.scvi_files import load_scvi_tools
+from atlasvi.engine.runs import RESULT, TrainedRun, write_json
+from atlasvi.engine.scvi_files import open_model
 from atlasvi.loaders.cells import CellData, open_cells, select_genes
 from atlasvi.loaders.ingestion import Progress
 from atlasvi.loaders.outputs import write_folder_aside
@@ -54,15 +54,13 @@ def minify(
     Started by torchrun or `atlasvi launch`, all ranks call this alike, and each writes its own parts of the one store.
     After a kill, Ctrl-C or SIGTERM the same call goes on with the parts that were not finished, on any number of ranks.
     Memory does not grow with the number of cells.
-    Raises GeneError, ColumnError if the data lacks genes, the batch column, or holds batches that the model was not
-    trained on, OutputError if `out` exists or can't be written.
+    Raises GeneError, ColumnError if the data lacks genes or columns that the model takes, or holds batches (or other
+    categories) that it was not trained on, OutputError if `out` exists or can't be written.
     """
     with join_ranks(rank_timeout_s) as ranks, stop_on_signals():
         ranks.note("opening the model and the data")
         if not isinstance(run, TrainedRun):
-            # a directory of scvi-tools holds a model.pt, as ours do, and no configuration
-            of_scvi_tools = (Path(run) / MODEL).is_file() and not (Path(run) / CONFIG).is_file()
-            run = load_scvi_tools(run) if of_scvi_tools else load_run(run)
+            run = open_model(run)
         path = data.path if not isinstance(data, (str, Path)) else str(data)
         if isinstance(data, (str, Path)):
             data = open_cells(data, **(options or {}))
@@ -79,7 +77,7 @@ def minify(
             source_order=source_order,
             device=device,
         )
-        opened = Opened(job, run, data, minify_parts.model_codes(run, data))
+        opened = Opened(job, run, data, run.setup.read_codes(data))
         with ExitStack() as open_until_done:
             scratch = Path(out).absolute().parent / f".{Path(out).name}.unfinished"
             if ranks.is_first:
@@ -102,7 +100,7 @@ def _prepare(scratch: Path, opened: Opened) -> None:
     dtypes = {name: dtype for name, dtype in data.read_obs(0, 0).dtypes.items() if name != LIBRARY}
     weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
     sizes = data.n_cells, run.model.n_latent
-    create_minified(scratch / minify_parts.RESULT, *sizes, data.var, dtypes, weights, job.part_cells)
+    create_minified(scratch / minify_parts.RESULT, *sizes, data.var, dtypes, weights, job.part_cells, run.setup.layer)
     for name in (minify_parts.DONE, minify_parts.PIECES, minify_parts.RUN):
         (scratch / name).mkdir()
     run.save(scratch / minify_parts.RUN)
@@ -114,12 +112,12 @@ def _work(scratch: Path, job: MinifyJob, ranks: Ranks, workers: Workers, on_clus
     """Encode and, if asked, order: what is left of it, shared by the ranks or given to a cluster."""
     for stage in (ENCODED, ORDERED) if job.source_order else (ENCODED,):
         doing = "encoding" if stage == ENCODED else "ordering"
-        left = ranks.from_first(lambda stage=stage: minify_parts.list_undone(scratch, stage, job.n_parts), "the parts")
+        list_left = functools.partial(minify_parts.list_undone, scratch, stage, job.n_parts)
+        left = ranks.from_first(list_left, "the parts")
 
-        def tell(doing: str = doing, stage: str = stage) -> None:
+        def tell(doing: str = doing, list_left: Callable[[], list[int]] = list_left) -> None:
             if ranks.is_first:
-                undone = len(minify_parts.list_undone(scratch, stage, job.n_parts))
-                progress(doing, min((job.n_parts - undone) * job.part_cells, job.n_cells), job.n_cells)
+                progress(doing, min((job.n_parts - len(list_left())) * job.part_cells, job.n_cells), job.n_cells)
             ranks.note(f"{doing} the next part")
 
         if on_cluster:
@@ -144,9 +142,7 @@ def _finish(scratch: Path, opened: Opened) -> None:
     run, data, job = opened.run, opened.data, opened.job
     model = {
         "model": run.model_settings,
-        "batch_key": run.batch_key,
-        "batch_categories": run.batch_categories,
-        "labels_key": run.labels_key,
+        "setup": asdict(run.setup),
         "order": "source" if job.source_order else "as trained",
         "data": data.path,
     }
@@ -160,6 +156,3 @@ def _hash_weights(run: TrainedRun) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-__all__ = ["MinifyReport", "batch_codes", "minify"]

@@ -11,7 +11,7 @@ import torch
 
 from atlasvi.engine.minified import LIBRARY, MinifiedStore
 from atlasvi.engine.model import SCVI, model_from_weights
-from atlasvi.loaders.errors import AtlasviError, ColumnError, GeneError
+from atlasvi.loaders.errors import AtlasviError, GeneError
 
 SLICE_CELLS = 2**14
 DECODE_CELLS = 2**10
@@ -96,7 +96,8 @@ def read_expression(
 def _decode(
     store: MinifiedStore, columns: np.ndarray, cells: np.ndarray | None, library_size: float | str
 ) -> Iterator[tuple[pd.Index, np.ndarray]]:
-    model, batch_codes = store_model(store), store_batch_codes(store)
+    model = store_model(store)
+    codes = {name: torch.from_numpy(values) for name, values in store.setup.read_codes(store).items()}
     for start, inside in _slices(store.n_cells, cells):
         qzm, _ = store.read_latent(start, start + SLICE_CELLS)
         obs = store.obs.read(start, start + SLICE_CELLS)
@@ -109,8 +110,8 @@ def _decode(
         with torch.inference_mode():
             for at in range(0, len(numbers), DECODE_CELLS):
                 part = slice(at, at + DECODE_CELLS)
-                codes = None if batch_codes is None else torch.from_numpy(batch_codes[numbers[part]])
-                proportions = model.decode(z[part], codes)
+                here = {name: values[numbers[part]] for name, values in codes.items()}
+                proportions = model.shares(model.to_latent(z[part]), here)
                 out[part] = proportions[:, columns].numpy() * library[part, None]
         yield obs.index[inside], out
 
@@ -131,17 +132,6 @@ def find_genes(store: MinifiedStore, genes: Sequence[str] | None) -> np.ndarray:
 def store_model(store: MinifiedStore) -> SCVI:
     """The model of the store, ready to decode."""
     return model_from_weights(store.attributes["model"], store.read_weights())
-
-
-def store_batch_codes(store: MinifiedStore) -> np.ndarray | None:
-    """int64 batch of each cell as the model counts them, or None for a model without batches."""
-    key, categories = store.attributes["batch_key"], store.attributes["batch_categories"]
-    if key is None:
-        return None
-    codes = pd.Index(categories).get_indexer(pd.Index(store.obs.read_column(key).astype(str)))
-    if (codes < 0).any():
-        raise ColumnError(f"{store.path}: obs column {key!r} holds batches that the model does not know.")
-    return codes.astype(np.int64)
 
 
 def _slices(n_cells: int, cells: np.ndarray | None) -> Iterator[tuple[int, np.ndarray | slice]]:

@@ -1,4 +1,4 @@
-"""Going on with a run: only on the data and with the settings that it was started with."""
+"""Going on with a run: an interrupted one where it stopped, a finished one as the start of another."""
 
 import hashlib
 import json
@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from atlasvi.engine.checkpoint import CheckpointError, read_newest_checkpoint
 from atlasvi.engine.configuration import SettingError, Settings
-from atlasvi.engine.runs import CONFIG
-from atlasvi.loaders.cells import CellData
+from atlasvi.engine.covariates import Setup
+from atlasvi.engine.model_settings import ModelOptions
+from atlasvi.engine.runs import CONFIG, TrainedRun
+from atlasvi.engine.scvi_files import open_model
+from atlasvi.loaders.cells import CellData, select_genes
 from atlasvi.loaders.errors import SourceError
 
 
@@ -53,4 +57,34 @@ def merge_saved(
                 f"{out}: the run was started with {key} = {was.get(key)!r}, and now it is {value!r}: resume it as it "
                 "was, or start another run in another place."
             )
-    return {key: saved[key] for key in asked}, Settings.model_validate(saved["settings"])
+    return {key: saved.get(key) for key in asked}, Settings.model_validate(saved["settings"])
+
+
+def prepare_start(
+    start: TrainedRun | str | Path, data: CellData, keys: Mapping[str, Any], settings: Settings
+) -> tuple[CellData, Setup, Settings, dict[str, Any]]:
+    """What it takes to train a run further: the data as its model takes it, its setup, settings with its model's
+    options, and the state to begin from: weights, and where its directory holds them optimizer, epoch, step, history.
+
+    keys  of obs, None or those that the run has
+    Raises SettingError if keys or options of the model are given that are not the run's, GeneError if genes lack.
+    """
+    run = start if isinstance(start, TrainedRun) else open_model(start)
+    options = {name: getattr(run.model.settings, name) for name in ModelOptions.model_fields}
+    has = {
+        **{name: getattr(run.setup, name) for name in ("batch_key", "labels_key", "size_factor_key")},
+        "categorical_covariate_keys": list(run.setup.categorical_covariates) or None,
+        "continuous_covariate_keys": run.setup.continuous_covariate_keys or None,
+    }
+    given = {name: getattr(settings, name) for name in settings.model_fields_set & options.keys()}
+    for name, value in {**{key: value for key, value in keys.items() if value is not None}, **given}.items():
+        if value != (was := {**has, **options}[name]):
+            raise SettingError(f"The model to start from has {name} = {was!r}, and now it is {value!r}: leave it out.")
+    state: dict[str, Any] = {"weights": run.model.state_dict(), "optimizer": None, "epoch": 0, "step": 0, "history": []}
+    if run.path is not None:
+        try:
+            saved = read_newest_checkpoint(run.path / "checkpoints")[1]
+            state = {name: saved[name] for name in state}
+        except CheckpointError:  # a model may be kept without them: then its weights are where we begin
+            pass
+    return select_genes(data, run.genes), run.setup, settings.model_copy(update=options), state

@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from atlasvi.engine.covariates import Setup
 from atlasvi.engine.model import SCVI, model_from_weights
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.outputs import explain_full_disk, sync_folder
@@ -23,16 +24,13 @@ MODEL, RESULT, CONFIG, METRICS = "model.pt", "result.json", "config.json", "metr
 class TrainedRun:
     """A trained model and the names that its numbers stand for.
 
-    batch_categories  names of the batches, in the order of the model's codes
-    result            held-out and training losses in nats a cell (see `training`)
+    setup   the columns of obs that the model takes, and what its codes stand for
+    result  held-out and training losses in nats a cell (see `training`)
     """
 
     model: SCVI
     genes: list[str]
-    batch_key: str | None = None
-    batch_categories: list[str] = field(default_factory=list)
-    labels_key: str | None = None
-    labels_categories: list[str] = field(default_factory=list)
+    setup: Setup = field(default_factory=Setup)
     result: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
 
@@ -43,8 +41,7 @@ class TrainedRun:
 
     def save(self, folder: Path) -> None:
         """Write the model into a run directory, whole or not at all."""
-        names = ("genes", "batch_key", "batch_categories", "labels_key", "labels_categories")
-        content = {name: getattr(self, name) for name in names}
+        content = {"genes": self.genes, **asdict(self.setup)}
         buffer = io.BytesIO()
         weights = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
         torch.save({**content, "settings": self.model_settings, "weights": weights}, buffer)
@@ -61,11 +58,12 @@ def load_run(path: str | Path) -> TrainedRun:
     try:
         # weights_only: tensors and plain values, no code of the file is run
         content = torch.load(folder / MODEL, weights_only=True, map_location="cpu")
-        model = model_from_weights(content.pop("settings"), content.pop("weights"))
+        model, genes = model_from_weights(content.pop("settings"), content.pop("weights")), content.pop("genes")
+        setup = Setup(**content)
         result = json.loads((folder / RESULT).read_text())
     except Exception as error:  # torch.load raises whatever the damage leads it to
         raise SourceError(f"{path}: the run's {MODEL} or {RESULT} is damaged ({error}): copy it again.") from error
-    return TrainedRun(model, **content, result=result, path=folder)
+    return TrainedRun(model, genes, setup, result, folder)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from atlasvi.engine.batch_norm import share_batch_norm
 from atlasvi.engine.checkpoint import (
     CheckpointWriter,
     copy_state,
@@ -28,19 +30,24 @@ from atlasvi.engine.checkpoint import (
     write_checkpoint,
 )
 from atlasvi.engine.configuration import SettingError, Settings, heuristic_epochs, resolve_settings
-from atlasvi.engine.covariates import read_batches, read_categories
+from atlasvi.engine.covariates import Setup, learn_setup
 from atlasvi.engine.gradients import GradientSum
+from atlasvi.engine.graphed import DelayedRead, GraphedStep, can_be_captured
 from atlasvi.engine.interruption import Signals, TrainingInterrupted, stop_on_signals
-from atlasvi.engine.model import SCVI, ModelSettings
+from atlasvi.engine.library_prior import measure_library
+from atlasvi.engine.model import SCVI
+from atlasvi.engine.model_settings import ModelOptions, ModelSettings
 from atlasvi.engine.noise import Noise, SharedNoise
 from atlasvi.engine.profiling import StepProfiler, record_function
 from atlasvi.engine.progress import RunLog, SilentLog
 from atlasvi.engine.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
-from atlasvi.engine.resuming import fingerprint, merge_saved, read_saved
+from atlasvi.engine.resuming import fingerprint, merge_saved, prepare_start, read_saved
 from atlasvi.engine.runs import CONFIG, METRICS, MODEL, RESULT, TrainedRun, load_run, lock_run, write_json
+from atlasvi.engine.schedule import costs, epochs_since_best, rate_on_plateau, weigh_kl
 from atlasvi.engine.splits import Split, split_by_column, split_by_hash
+from atlasvi.kernels import choose_backend
 from atlasvi.loaders.batch import Batch
-from atlasvi.loaders.cells import CellData, open_cells
+from atlasvi.loaders.cells import CellData, open_cells, select_genes
 from atlasvi.loaders.errors import AtlasviError
 from atlasvi.loaders.feeder import DeviceFeeder
 from atlasvi.loaders.hashing import mix64
@@ -61,6 +68,9 @@ def train(
     *,
     batch_key: str | None = None,
     labels_key: str | None = None,
+    size_factor_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     device: str = "auto",
@@ -68,6 +78,7 @@ def train(
     split_column: str | None = None,
     config: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    start: TrainedRun | str | Path | None = None,
     resume: bool = False,
     profile: bool = False,
     rank_timeout_s: float = RANK_TIMEOUT_S,
@@ -75,10 +86,14 @@ def train(
     """Train scVI on a cell store or straight from a source, into a new run directory `out`.
 
     batch_key     obs column of the batches to correct for; None trains without
-    labels_key    obs column of cell labels: recorded, not used by this model
+    labels_key    obs column of cell labels: recorded, and used by the dispersion gene-label
+    size_factor_key  obs column that the decoder scales by, instead of the library size
+    categorical_covariate_keys, continuous_covariate_keys  obs columns of what else is to be corrected for
     device        'auto', 'cpu' or 'cuda'
     split_column  obs column that says train, validation or test for each cell; else a share is held out by a hash
     config        TOML file of settings; `settings` win over it, and epochs and batch_size over both (see `Settings`)
+    start         a run to train further, ours or one of scvi-tools: its model and columns, and where it kept them its
+                  optimizer, its counts of epochs and steps and its history; `epochs` more are trained
     resume        go on from the last good checkpoint of `out`; what is not given is as it was
     profile       write a trace of some steps to `out`/profile and print where their time went
     rank_timeout_s  after which a rank that hangs, or is not heard of, ends the run (see `join_ranks`)
@@ -94,12 +109,14 @@ def train(
         ranks.note("opening the data")
         if isinstance(data, (str, Path)):
             data = open_cells(data)
-        asked: dict[str, Any] = {
+        keys: dict[str, Any] = {
             "batch_key": batch_key,
             "labels_key": labels_key,
-            "seed": seed,
-            "split_column": split_column,
+            "size_factor_key": size_factor_key,
+            "categorical_covariate_keys": list(categorical_covariate_keys or ()) or None,
+            "continuous_covariate_keys": list(continuous_covariate_keys or ()) or None,
         }
+        asked: dict[str, Any] = {**keys, "seed": seed, "split_column": split_column}
         overrides = {
             **(settings or {}),
             **{k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None},
@@ -107,18 +124,32 @@ def train(
         resolved = resolve_settings(config, overrides)
         if resume := ranks.from_first(lambda: resume or _is_ours(out, ranks), "the start"):
             saved = ranks.from_first(lambda: read_saved(out), "the configuration")
+            if saved.get("genes"):
+                data = select_genes(data, saved["genes"])
             asked, resolved = merge_saved(out, saved, asked, resolved, data)
             if ranks.from_first((out / MODEL).is_file, "the start"):
                 return load_run(out)
         elif ranks.is_first:
             check_output_free(out)
         asked["seed"] = asked["seed"] or 0
-        trainer = Trainer(data, out, asked, resolved, device, profile, ranks)
+        ranks.note("reading the covariates")
+        if resume and "setup" in saved:
+            setup = Setup(**saved["setup"])
+        elif start is not None:
+            data, setup, resolved, first = prepare_start(start, data, keys, resolved)
+            asked["genes"] = [str(gene) for gene in data.genes]  # those of the model, whatever else the data has
+        else:
+            setup = learn_setup(data, **{key: asked[key] for key in keys})
+        trainer = Trainer(data, out, setup, asked, resolved, device, profile, ranks)
         if resume:
             ranks.note("reading the checkpoint")
             content = ranks.bytes_from_first(lambda: read_newest_content(out / "checkpoints")[1], "the checkpoint")
             trainer.restore(load_checkpoint(content))
-        elif ranks.is_first:
+        elif start is not None:
+            trainer.begin_from(first)
+        else:
+            trainer.measure_library()
+        if ranks.is_first and not resume:
             ranks.note("making the run directory")
             with write_folder_aside(out) as scratch:  # with a checkpoint in it, so that there always is a last good one
                 (scratch / "result").mkdir()
@@ -147,6 +178,7 @@ class Trainer:
         self,
         data: CellData,
         out: Path,
+        setup: Setup,
         asked: Mapping[str, Any],
         settings: Settings,
         device: str,
@@ -155,14 +187,14 @@ class Trainer:
     ) -> None:
         self.data, self.out, self.seed = data, out, int(asked["seed"])
         self.ranks = ranks or Ranks()
-        self.ranks.note("reading the covariates")
+        self.setup = setup
         self._profile_folder = out / "profile" if profile else None
         self.device = choose_device(device)
-        self.batch_key, self.labels_key = asked["batch_key"], asked["labels_key"]
-        codes, self.batch_categories = {}, list[str]()
-        if self.batch_key is not None:
-            codes["batch"], self.batch_categories = read_batches(data, self.batch_key)
-        self.labels_categories = [] if self.labels_key is None else read_categories(data, self.labels_key)[1]
+        if settings.precision != "float32" and choose_backend(self.device) != "triton":
+            raise SettingError(
+                f"Setting precision = {settings.precision!r}: the kernels for {self.device} have float32."
+            )
+        self._codes = setup.read_codes(data, labels=settings.dispersion == "gene-label")
         self.ranks.note("splitting the cells")
         self.split: Split = (
             split_by_hash(data, settings.validation_fraction, self.seed)
@@ -175,7 +207,7 @@ class Trainer:
                 data,
                 settings.batch_size,
                 self.seed,
-                codes=codes,
+                codes=self._codes,
                 cells=getattr(self.split, part),
                 shuffle=part == "train",
                 rank=self.ranks.rank,
@@ -191,24 +223,37 @@ class Trainer:
             "data": data.path,
             **fingerprint(data),
             **asked,
+            "setup": asdict(setup),
             "device": str(self.device),
+            "kernels": choose_backend(self.device),
             "launch": _launch_id(),
             "settings": self.settings.model_dump(),
         }
-        sizes = {name: getattr(settings, name) for name in ("n_hidden", "n_latent", "n_layers", "dropout_rate")}
-        n_batches = max(len(self.batch_categories), 1)
         self.ranks.note("making the model")
+        options = {name: getattr(settings, name) for name in ModelOptions.model_fields}
         self.model = SCVI(
-            ModelSettings(n_genes=len(data.genes), n_batches=n_batches, **sizes),
+            ModelSettings(n_genes=len(data.genes), **setup.sizes, **options),
             self._generator("cpu", INITIAL_WEIGHTS, 0),
         ).to(self.device)
-        self.optimizer = torch.optim.Adam(
+        if self.ranks.world_size > 1:
+            share_batch_norm(self.model)
+        self.model.precision = settings.precision
+        self.optimizer = getattr(torch.optim, settings.optimizer)(
             self.model.parameters(),
             lr=settings.learning_rate,
             eps=settings.adam_eps,
             weight_decay=settings.weight_decay,
             fused=True,
+            capturable=self.device.type == "cuda",
         )
+        self._noise = torch.Generator(self.device)
+        alone = self.ranks.world_size == 1 and settings.accumulate == 1
+        self._graphed = (
+            GraphedStep(self._do_step, self._noise, self.device)
+            if settings.cuda_graph and not profile and alone and can_be_captured(self.model, self.device)
+            else None
+        )
+        self._delayed = DelayedRead()
         self._gradients = GradientSum(self.ranks, self.model.parameters(), settings.compress_gradients)
         self.signals = Signals()
         self.step = 0
@@ -216,6 +261,7 @@ class Trainer:
         self.sums = np.zeros(3)  # of the running epoch: cells, reconstruction, KL
         self.epoch_seconds = 0.0  # of its steps
         self.history: list[dict[str, Any]] = []
+        self.first_epoch, self.first_step = 0, 0  # above 0 where another run was the start of this one
         self.best: dict[str, Any] = {"elbo": -math.inf, "epoch": -1, "weights": {}}
         self.seconds = 0.0
         self.stopped_early = False
@@ -234,6 +280,7 @@ class Trainer:
             enter(self.log)
             self._profiler = enter(StepProfiler(self._profile_folder if self.ranks.is_first else None))
             self.signals, signals.waits = signals, True
+            self.log.say(self._describe())
             self._began = self._saved = time.monotonic()
             self._began -= self.seconds
             while self.epoch < self.epochs and not self._is_done():
@@ -248,10 +295,7 @@ class Trainer:
         run = TrainedRun(
             self.model.cpu().eval(),
             [str(gene) for gene in self.data.genes],
-            self.batch_key,
-            self.batch_categories,
-            self.labels_key,
-            self.labels_categories,
+            self.setup,
             result,
             self.out,
         )
@@ -259,6 +303,17 @@ class Trainer:
             write_json(self.out / RESULT, result)
             run.save(self.out)
         return run
+
+    def _describe(self) -> str:
+        """A line on what is about to run, and how."""
+        cells, genes = self.loaders["train"].n_cells, len(self.data.genes)
+        where = f"{torch.get_num_threads()} threads" if self.device.type == "cpu" else torch.cuda.get_device_name()
+        ranks = f", {self.ranks.world_size} ranks" if self.ranks.world_size > 1 else ""
+        return (
+            f"Training on {cells:,} cells x {genes:,} genes, {self.epochs - self.epoch} epochs, minibatches of "
+            f"{self.settings.batch_size:,}, on {self.device} ({where}{ranks}; kernels: {choose_backend(self.device)}"
+            f"{', as a CUDA graph' if self._graphed is not None else ''})"
+        )
 
     def _open_log(self) -> RunLog | SilentLog:
         if not self.ranks.is_first:
@@ -268,38 +323,61 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         """What is left of the current epoch, validation, and the checkpoint that ends it."""
-        loader, generator = self.loaders["train"], torch.Generator(self.device)
-        kl_weight = self._kl_weight()
+        loader, kl_weight = self.loaders["train"], self._kl_weight()
         self.model.train()
         began = time.monotonic() - self.epoch_seconds
         feeder = DeviceFeeder(loader, self.device)
         totals: torch.Tensor | None = None
         for batch in _mark_waits(feeder):
-            done = feeder.state_dict()["batch"]
-            sums = self._compute_gradients(batch, done - 1, generator, kl_weight, totals)
-            if done % self.settings.accumulate and done < len(loader):
-                totals = sums
-                continue
-            totals = None
-            cells, reconstruction, kl, stop = sums.cpu().tolist()
-            self._check_finite(np.array([reconstruction, kl]) / cells, kl_weight)
-            with record_function("optimizer"):
-                self.optimizer.step()
+            done, kl_weight = feeder.state_dict()["batch"], self._kl_weight()
+            if self._graphed is not None:
+                self._seed(self._noise, TRAINING_NOISE, self.step)
+                rates = tuple(group["lr"] for group in self.optimizer.param_groups)
+                stop = self._count(self._delayed.swap(self._graphed(batch, kl_weight, rates)), kl_weight)
+            else:
+                sums = self._compute_gradients(batch, done - 1, kl_weight, totals)
+                if done % self.settings.accumulate and done < len(loader):
+                    totals = sums
+                    continue
+                totals = None
+                stop = self._count(sums.cpu().tolist(), kl_weight)
+                with record_function("optimizer"):
+                    self.optimizer.step()
             self.step += 1
             self._profiler.step()
-            self.sums += [cells, reconstruction, kl]
             self.epoch_seconds = time.monotonic() - began
             self.log.step(self.epoch, done, self.step, self._means("train"), self._rate())
             if stop or (self.signals.caught and not self.ranks.reduces):
                 self._interrupt(done)
             self._checkpoint_if_due(done)
-            if self.step == self.settings.max_steps:
+            if self.step - self.first_step == self.settings.max_steps:
                 break
             self.ranks.note(f"loading the minibatch after step {self.step}")
+        self._count(self._delayed.take(), kl_weight)
+        self.epoch_seconds = time.monotonic() - began
         self._end_epoch(kl_weight)
 
+    def _count(self, sums: Sequence[float] | None, kl_weight: float) -> bool:
+        """Add a step's sums (cells, reconstruction, KL, stops asked) to the epoch's; whether a stop was asked."""
+        if sums is None:
+            return False
+        cells, reconstruction, kl, stop = sums
+        self._check_finite(np.array([reconstruction, kl]) / cells, kl_weight)
+        self.sums += [cells, reconstruction, kl]
+        return bool(stop)
+
+    def _do_step(self, batch: Batch, kl_weight: torch.Tensor) -> torch.Tensor:
+        """A whole step of one process, without a word to or from the host: float64 [4], as `_compute_gradients`."""
+        reconstruction, kl, kl_library = self.model(batch, self._noise, len(batch))
+        loss = (reconstruction + kl_weight * kl + kl_library).sum() / len(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        found = torch.stack([reconstruction.detach().sum(), (kl + kl_library).detach().sum()]).double()
+        return torch.nn.functional.pad(torch.nn.functional.pad(found, (1, 0), value=len(batch)), (0, 1))
+
     def _compute_gradients(
-        self, batch: Batch, number: int, generator: torch.Generator, kl_weight: float, totals: torch.Tensor | None
+        self, batch: Batch, number: int, kl_weight: float, totals: torch.Tensor | None
     ) -> torch.Tensor:
         """Forward and backward of a minibatch; float64 [4] of the step so far: cells, reconstruction, KL, stops asked.
 
@@ -310,11 +388,11 @@ class Trainer:
         place, is_last = number % every, (number + 1) % every == 0 or number + 1 == len(self.loaders["train"])
         n_step = min(every * size, n_cells - (number - place) * size)
         self.ranks.note(f"step {self.step + 1}")
-        self._seed(generator, TRAINING_NOISE, self.step * every + place)
-        noise = self._share_noise(generator, min(size, n_cells - number * size))
-        reconstruction, kl = self.model(batch, noise, n_step)
-        loss = (reconstruction + kl_weight * kl).sum() / n_step
-        sums = torch.stack([reconstruction.detach().sum(), kl.detach().sum()]).double()
+        self._seed(self._noise, TRAINING_NOISE, self.step * every + place)
+        noise = self._share_noise(self._noise, min(size, n_cells - number * size))
+        reconstruction, kl, kl_library = self.model(batch, noise, n_step)
+        loss = (reconstruction + kl_weight * kl + kl_library).sum() / n_step
+        sums = torch.stack([reconstruction.detach().sum(), (kl + kl_library).detach().sum()]).double()
         counts = torch.tensor([len(batch), bool(self.signals.caught)], dtype=torch.float64, device=self.device)
         sums = torch.cat([counts[:1], sums, counts[1:]])
         if totals is None:
@@ -351,6 +429,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "kl_weight": kl_weight,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
             **self._means("train"),
             **{f"validation_{name}": value for name, value in validation.items() if name != "n_cells"},
             "n_cells": int(self.sums[0]),
@@ -366,22 +445,44 @@ class Trainer:
                 "weights": copy_state(self.model.state_dict()),
             }
         self.log.epoch(line)
-        waited = self.epoch - self.best["epoch"]
-        self.stopped_early = bool(
-            validation and self.settings.early_stopping and waited >= self.settings.early_stopping_patience
-        )
+        self._adapt()
         self.epoch += 1
         self.sums, self.epoch_seconds = np.zeros(3), 0.0
         self.loaders["train"].set_epoch(self.epoch)
         self.checkpoint(0)
 
+    def _adapt(self) -> None:
+        """Stop early, or lower the learning rate, as the history of this run says."""
+        settings, history = self.settings, self.history[self.first_epoch :]
+        watched = costs(history[settings.early_stopping_warmup_epochs :], settings.early_stopping_monitor)
+        waited = epochs_since_best(watched, settings.early_stopping_min_delta)
+        self.stopped_early = settings.early_stopping and waited >= settings.early_stopping_patience
+        if settings.reduce_lr_on_plateau:
+            rate = rate_on_plateau(
+                costs(history, settings.lr_scheduler_metric),
+                settings.learning_rate,
+                settings.lr_factor,
+                settings.lr_patience,
+                settings.lr_threshold,
+                settings.lr_min,
+            )
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+
     def _is_done(self) -> bool:
         steps = self.settings.max_steps
-        return self.stopped_early or (steps is not None and self.step >= steps)
+        return self.stopped_early or (steps is not None and self.step - self.first_step >= steps)
 
     def _kl_weight(self) -> float:
-        warmup = self.settings.kl_warmup_epochs
-        return min(1.0, self.epoch / warmup) if warmup else 1.0
+        settings = self.settings
+        return weigh_kl(
+            self.epoch,
+            self.step,
+            settings.kl_warmup_epochs,
+            settings.kl_warmup_steps,
+            settings.min_kl_weight,
+            settings.max_kl_weight,
+        )
 
     def _rate(self) -> float:
         """Cells/s of the running epoch, waiting for data included."""
@@ -405,8 +506,8 @@ class Trainer:
             for number, batch in enumerate(DeviceFeeder(loader, self.device)):
                 self._seed(generator, EVALUATION_NOISE, number)
                 n_cells = min(loader.batch_size, loader.n_cells - number * loader.batch_size)
-                reconstruction, kl = self.model(batch, self._share_noise(generator, n_cells))
-                losses = reconstruction.double().sum().item(), kl.double().sum().item()
+                reconstruction, kl, kl_library = self.model(batch, self._share_noise(generator, n_cells))
+                losses = reconstruction.double().sum().item(), (kl + kl_library).double().sum().item()
                 here = np.array([len(batch), *losses, bool(self.signals.caught)])
                 found = self.ranks.sum(here, f"minibatch {number + 1} of {part} cells")
                 if found[3]:
@@ -433,7 +534,7 @@ class Trainer:
         last = {"last": evaluate()} if keeps_best else {}
         if keeps_best:
             self.model.load_state_dict(self.best["weights"])
-        trained = sum(line["n_cells"] for line in self.history)
+        trained = sum(line["n_cells"] for line in self.history[self.first_epoch :])
         return {
             **evaluate(),
             **last,
@@ -449,11 +550,13 @@ class Trainer:
             "bytes_reduced_a_step": self._gradients.n_bytes,
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor() or "cpu",
             "threads": torch.get_num_threads(),
+            "kernels": choose_backend(self.device),
             "versions": {name: _version(name) for name in ("atlasvi", "torch", "numpy")},
         }
 
     def checkpoint(self, batch: int) -> None:
         """Save in the background where the run is, `batch` minibatches of the epoch done."""
+        self._count(self._delayed.take(), self._kl_weight())
         self._check_weights()
         if self.ranks.is_first:
             self.ranks.note("copying the checkpoint")
@@ -496,6 +599,8 @@ class Trainer:
             "sums": self.sums.tolist(),
             "epoch_seconds": self.epoch_seconds,
             "history": list(self.history),
+            "first_epoch": self.first_epoch,
+            "first_step": self.first_step,
             "best": self.best,
             "stopped_early": self.stopped_early,
             "seconds": time.monotonic() - self._began if hasattr(self, "_began") else 0.0,
@@ -505,15 +610,39 @@ class Trainer:
         """Go on where a checkpoint was taken."""
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # the run may have begun on another device
+            group["capturable"] = self.device.type == "cuda"
         self.epoch, self.step, self.history, self.best = state["epoch"], state["step"], state["history"], state["best"]
         self.sums, self.epoch_seconds = np.array(state["sums"]), state["epoch_seconds"]
         self.stopped_early, self.seconds = state["stopped_early"], state["seconds"]
+        self.first_epoch, self.first_step = state.get("first_epoch", 0), state.get("first_step", 0)
+        self.epochs += self.first_epoch
         self.loaders["train"].set_epoch(self.epoch, state["batch"])
+
+    def begin_from(self, state: Mapping[str, Any]) -> None:
+        """Train another run further (see `prepare_start`): its epochs and steps count on, its best weights do not."""
+        self.model.load_state_dict(state["weights"])
+        if state["optimizer"] is not None:
+            ours = self.optimizer.state_dict()["param_groups"]  # rates and the like are those asked for now
+            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": ours})
+        self.epoch = self.first_epoch = state["epoch"]
+        self.step = self.first_step = state["step"]
+        self.history = list(state["history"])
+        self.epochs += self.first_epoch
+        self.loaders["train"].set_epoch(self.epoch)
+
+    def measure_library(self) -> None:
+        """The prior of a latent library size, from one pass over all cells."""
+        if self.model.settings.has_latent_library:
+            self.ranks.note("measuring library sizes")
+            found = measure_library(self.data, self._codes.get("batch"), self.model.settings.n_batches)
+            for buffer, values in zip((self.model.library_log_means, self.model.library_log_vars), found):
+                buffer.copy_(torch.from_numpy(values))
 
     def _check_finite(self, means: np.ndarray, kl_weight: float) -> None:
         if not np.isfinite(means).all():
             terms = f"reconstruction {means[0]:g}, KL {means[1]:g} nats a cell, KL weight {kl_weight:g}"
-            raise TrainingError(self._explain(self.step + 1, f"the loss is not finite ({terms})"))
+            raise TrainingError(self._explain(self.step + (self._graphed is None), f"the loss is not finite ({terms})"))
 
     def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
@@ -570,7 +699,9 @@ def choose_device(device: str) -> torch.device:
 def _resolve_schedule(settings: Settings, n_train: int) -> Settings:
     """Fill in what depends on the data: epochs, and the KL warm-up that depends on them."""
     epochs = settings.epochs or heuristic_epochs(n_train)
-    warmup = settings.kl_warmup_epochs if settings.kl_warmup_epochs is not None else min(400, epochs // 2)
+    warmup = settings.kl_warmup_epochs
+    if warmup is None:
+        warmup = 0 if settings.kl_warmup_steps else min(400, epochs // 2)
     return settings.model_copy(update={"epochs": epochs, "kl_warmup_epochs": warmup})
 
 

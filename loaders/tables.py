@@ -183,8 +183,8 @@ def place_rows(group: zarr.Group, start: int, record: Mapping[str, np.ndarray]) 
     """
     for name in [INDEX, *cast(Any, group.attrs["column-order"])]:
         values = _without_missing_text(record[f"obs/{name}"])
-        element: Any = group[name]
-        array = element["codes"] if isinstance(element, zarr.Group) else element
+        element = group[name]
+        array = cast(Any, element["codes"] if isinstance(element, zarr.Group) else element)
         array[start : start + len(values)] = values
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from atlasvi.engine import minify_parts
+from atlasvi.engine.covariates import Setup
 from atlasvi.engine.minified import MinifiedStore, is_minified_store
 from atlasvi.engine.model import SCVI, ModelSettings
-from atlasvi.engine.posterior import batch_codes, minify
+from atlasvi.engine.posterior import minify
 from atlasvi.engine.queries import QueryError, choose_cells, read_expression, read_latent, write_table
 from atlasvi.engine.runs import TrainedRun
 from atlasvi.loaders.cells import open_cells
@@ -25,7 +26,7 @@ def run() -> TrainedRun:
     """A model with drawn weights: what minify does not depend on how good it is."""
     settings = ModelSettings(n_genes=30, n_batches=2, n_hidden=16, n_latent=3, n_layers=2)
     model = SCVI(settings, torch.Generator().manual_seed(0)).eval()
-    return TrainedRun(model, GENES, "batch", ["a", "b"])
+    return TrainedRun(model, GENES, Setup("batch", ["a", "b"]))
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def mini(run: TrainedRun, counts: Path, tmp_path: Path) -> MinifiedStore:
 def posterior(run: TrainedRun, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """qzm, qzv and library of all cells of a source, in its order, straight from the model."""
     data = open_cells(path)
-    (batch,) = BatchLoader(data, 1000, 0, codes={"batch": batch_codes(run, data)}, shuffle=False)
+    (batch,) = BatchLoader(data, 1000, 0, codes=run.setup.read_codes(data), shuffle=False)
     with torch.inference_mode():
         qzm, qzv = run.model.encode(batch)
     return qzm.numpy(), qzv.numpy(), batch.library.numpy()
@@ -130,7 +131,7 @@ def test_latents_come_in_slices_of_the_cells_asked_for(run, counts, mini, monkey
 def test_expression_is_decoded_at_the_posterior_mean_in_the_cells_own_batch(run, counts, mini, library_size):
     qzm, _, library = posterior(run, counts)
     with torch.inference_mode():
-        proportions = run.model.decode(torch.from_numpy(qzm), torch.arange(150) % 2).numpy()
+        proportions = run.model.shares(torch.from_numpy(qzm), {"batch": torch.arange(150) % 2}).numpy()
     scale = library[:, None] if library_size == "observed" else library_size
     everything = np.concatenate([values for _, values in read_expression(mini, library_size=library_size)])
     assert np.allclose(everything, proportions * scale, rtol=1e-4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from atlasvi.engine import runs
+from atlasvi.engine.covariates import Setup
 from atlasvi.engine.model import SCVI, ModelSettings
 from atlasvi.engine.runs import TrainedRun, load_run, write_json, write_whole
 from atlasvi.loaders.errors import OutputError, SourceError
@@ -15,7 +16,7 @@ from atlasvi.loaders.errors import OutputError, SourceError
 def saved(tmp_path: Path) -> Path:
     """The directory of a finished run."""
     model = SCVI(ModelSettings(n_genes=5, n_batches=2, n_hidden=8, n_latent=3), torch.Generator().manual_seed(0)).eval()
-    run = TrainedRun(model, list("vwxyz"), "donor", ["d1", "d2"], "type", ["B", "T"], {"epochs": 3})
+    run = TrainedRun(model, list("vwxyz"), Setup("donor", ["d1", "d2"], "type", ["B", "T"]), {"epochs": 3})
     folder = tmp_path / "run"
     folder.mkdir()
     write_json(folder / "config.json", {"data": "cells.h5ad"})
@@ -26,13 +27,13 @@ def saved(tmp_path: Path) -> Path:
 
 def test_a_run_is_read_back_ready_for_inference(saved: Path):
     run = load_run(saved)
-    assert (run.genes, run.batch_key, run.batch_categories) == (list("vwxyz"), "donor", ["d1", "d2"])
-    assert (run.labels_key, run.labels_categories, run.result) == ("type", ["B", "T"], {"epochs": 3})
+    assert (run.genes, run.result) == (list("vwxyz"), {"epochs": 3})
+    assert run.setup == Setup("donor", ["d1", "d2"], "type", ["B", "T"])
     assert run.path == saved
     assert not run.model.training
-    z = torch.ones(2, 3)
+    z, codes = torch.ones(2, 3), {"batch": torch.tensor([0, 1])}
     drawn = SCVI(run.model.settings, torch.Generator().manual_seed(0)).eval()
-    assert torch.equal(run.model.decode(z, torch.tensor([0, 1])), drawn.decode(z, torch.tensor([0, 1])))
+    assert torch.equal(run.model.shares(z, codes), drawn.shares(z, codes))
 
 
 def test_a_run_that_is_not_finished_says_how_to_go_on(saved: Path):

@@ -17,6 +17,7 @@ import torch
 from atlasvi.engine import training
 from atlasvi.engine.checkpoint import list_checkpoints, read_newest_checkpoint
 from atlasvi.engine.configuration import SettingError
+from atlasvi.engine.covariates import Setup
 from atlasvi.engine.interruption import TrainingInterrupted
 from atlasvi.engine.progress import RunLog
 from atlasvi.engine.runs import TrainedRun
@@ -95,14 +96,14 @@ def test_a_run_learns_and_leaves_its_model_result_and_metrics(cells: Path, tmp_p
         assert losses["elbo"] == pytest.approx(-losses["reconstruction_loss"] - losses["kl"])
     assert result["train"]["n_cells"] + result["validation"]["n_cells"] == 200
     assert (result["epochs"], result["seed"], result["stopped_early"]) == (12, 0, False)
-    assert (run.batch_categories, run.labels_categories) == (["b1", "b2", "b3"], ["B", "T"])
+    assert (run.setup.batch_categories, run.setup.labels_categories) == (["b1", "b2", "b3"], ["B", "T"])
     assert run.genes[:2] == ["g0", "g1"]
     assert not run.model.training
 
 
 def test_numbers_as_batches_are_taken_in_their_order(cells: Path, tmp_path: Path):
     run = train(cells, tmp_path / "run", batch_key="lane", epochs=1, settings=SMALL)
-    assert run.batch_categories == ["3", "4", "5"]
+    assert run.setup.batch_categories == ["3", "4", "5"]
 
 
 def test_reported_losses_weigh_each_cell_the_same_whatever_minibatch_it_was_in(cells: Path, tmp_path: Path):
@@ -110,7 +111,7 @@ def test_reported_losses_weigh_each_cell_the_same_whatever_minibatch_it_was_in(c
     run = train(cells, tmp_path / "run", split_column="split", epochs=1, settings=SMALL)
     asked = {"batch_key": None, "labels_key": None, "split_column": "split", "seed": 0}
     settings = training.resolve_settings(None, {**SMALL, "epochs": 1})
-    trainer = Trainer(open_cells(cells), tmp_path / "other", asked, settings, "cpu")
+    trainer = Trainer(open_cells(cells), tmp_path / "other", Setup(), asked, settings, "cpu")
     trainer.model.load_state_dict(run.model.state_dict())
     trainer.model.eval()
     per_cell, generator = [], torch.Generator()
@@ -276,7 +277,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_resumes_from_the_one_before(cell
 
 
 def test_a_run_stopped_in_a_validation_resumes_there_in_a_new_process_and_trains_on(cells: Path, tmp_path: Path):
-    """The new process begins with the validation: what that leaves in memory must be of use to the training after it."""
+    """The new process begins with the validation: what that leaves in memory must serve the training after it."""
     whole = train(cells, tmp_path / "whole", **SCHEDULE)
     program = f"""
 import os, signal
@@ -415,14 +416,14 @@ def test_nan_stops_with_step_terms_and_the_last_good_checkpoint_intact(
     forward = training.SCVI.forward
 
     def poisoned(model: Any, batch: Any, *rest: Any) -> Any:
-        reconstruction, kl = forward(model, batch, *rest)
+        reconstruction, kl, kl_library = forward(model, batch, *rest)
         if model.training:
             calls.append(0)
             if len(calls) == step:
                 if cause == "loss":
-                    return reconstruction * torch.nan, kl
+                    return reconstruction * torch.nan, kl, kl_library
                 reconstruction.register_hook(lambda grad: grad * torch.nan)
-        return reconstruction, kl
+        return reconstruction, kl, kl_library
 
     calls: list[int] = []
     monkeypatch.setattr(training.SCVI, "forward", poisoned)

@@ -1,0 +1,63 @@
+"""What changes as a run goes on: the weight of the KL term, the learning rate, when to stop; all pure functions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MEASURES = ("reconstruction_loss", "kl", "elbo")
+METRICS = tuple(f"{part}_{name}" for part in ("train", "validation") for name in MEASURES)
+
+
+def weigh_kl(
+    epoch: int, step: int, warmup_epochs: int | None, warmup_steps: int | None, least: float = 0.0, most: float = 1.0
+) -> float:
+    """Weight of the KL term at a step: from `least` to `most` over the warm-up, by epochs or by steps, from 0 each.
+
+    By steps only if there is no warm-up by epochs; with neither it is `most` throughout. As scvi-tools does it.
+    """
+    progress = epoch / warmup_epochs if warmup_epochs else step / warmup_steps if warmup_steps else 1.0
+    return least + (most - least) * min(progress, 1.0)
+
+
+def name_metric(name: str) -> str:
+    """A metric of the log by its name, or by scvi-tools' (elbo_validation). Raises ValueError, listing them."""
+    theirs = {f"{measure}_{part}": f"{part}_{measure}" for part in ("train", "validation") for measure in MEASURES}
+    theirs.update(kl_local_train="train_kl", kl_local_validation="validation_kl")
+    name = theirs.get(name, name)
+    if name not in METRICS:
+        raise ValueError(f"there is no metric {name!r}; there are: {', '.join(METRICS)}")
+    return name
+
+
+def costs(history: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
+    """A metric in each epoch of a history, turned so that less is better (an ELBO is better the larger it is)."""
+    sign = -1.0 if metric.endswith("elbo") else 1.0
+    return [sign * line[metric] for line in history if metric in line]
+
+
+def epochs_since_best(values: Sequence[float], min_delta: float = 0.0) -> int:
+    """Epochs since the last that was better by more than `min_delta` than the best before it."""
+    best, at = math.inf, 0
+    for epoch, value in enumerate(values):
+        if value < best - min_delta:
+            best, at = value, epoch
+    return len(values) - 1 - at if len(values) else 0
+
+
+def rate_on_plateau(
+    values: Sequence[float], rate: float, factor: float, patience: int, threshold: float = 0.0, least: float = 0.0
+) -> float:
+    """The learning rate after epochs of these costs: times `factor` whenever more than `patience` brought nothing new.
+
+    What torch's ReduceLROnPlateau comes to with an absolute threshold, as scvi-tools sets it.
+    """
+    best, waited = math.inf, 0
+    for value in values:
+        if value < best - threshold:
+            best, waited = value, 0
+        else:
+            waited += 1
+        if waited > patience:
+            waited, reduced = 0, max(rate * factor, least)
+            rate = reduced if rate - reduced > 1e-8 else rate
+    return rate

@@ -1,0 +1,196 @@
+"""Files that torch.save wrote, read without running code that a pickle names.
+
+Such a file is a zip archive: a pickle that refers to tensors kept as raw bytes beside it. We read the pickle with an
+unpickler that lets through the few types that a model of scvi-tools needs and refuses every other by name; what it
+builds are dictionaries, lists, text, numbers and arrays.
+"""
+
+import codecs
+import collections
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlasvi.loaders.errors import SourceError
+
+STORAGES = {
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+# the tables of a training history: their place is taken by objects that hold nothing and do nothing
+IGNORED = {
+    ("builtins", "slice"),
+    ("functools", "partial"),
+    ("pandas", "StringDtype"),
+    ("pandas._libs.arrays", "__pyx_unpickle_NDArrayBacked"),
+    ("pandas._libs.internals", "_unpickle_block"),
+    ("pandas.core.arrays.string_", "StringArray"),
+    ("pandas.core.arrays.string_", "StringDtype"),
+    ("pandas.core.frame", "DataFrame"),
+    ("pandas.core.indexes.base", "Index"),
+    ("pandas.core.indexes.base", "_new_Index"),
+    ("pandas.core.indexes.numeric", "Float64Index"),
+    ("pandas.core.indexes.numeric", "Int64Index"),
+    ("pandas.core.indexes.range", "RangeIndex"),
+    ("pandas.core.internals.blocks", "new_block"),
+    ("pandas.core.internals.managers", "BlockManager"),
+    ("pandas.core.internals.managers", "SingleBlockManager"),
+    ("pandas.core.series", "Series"),
+}
+
+
+def read_torch_file(path: str | Path) -> Any:
+    """The content of a file that torch.save wrote; tensors become numpy arrays.
+
+    Raises SourceError if it is not there or damaged, or if its pickle names a type that is not let through.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            if len(pickles) != 1:
+                raise SourceError(f"{path}: not a file that torch.save wrote (it holds no data.pkl).")
+            root = pickles[0].removesuffix("data.pkl")
+            return _TensorUnpickler(io.BytesIO(archive.read(pickles[0])), archive, root, str(path)).load()
+    except FileNotFoundError:
+        raise SourceError(f"{path}: there is no such file.") from None
+    except SourceError:
+        raise
+    except Exception as error:  # a damaged pickle fails in any way it likes
+        raise SourceError(f"{path}: damaged or cut short, or not a file of torch ({error}): copy it again.") from error
+
+
+class _Storage:
+    """Names a dtype in the pickle."""
+
+    def __init__(self, dtype: type) -> None:
+        self.dtype = np.dtype(dtype)
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Builds plain values and arrays; a global that is not in its list is refused by name."""
+
+    def __init__(self, content: io.BytesIO, archive: zipfile.ZipFile, root: str, path: str) -> None:
+        super().__init__(content)
+        self._archive, self._root, self._path = archive, root, path
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The few globals that such a file needs."""
+        allowed: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("collections", "defaultdict"): _plain_defaultdict,
+            ("_codecs", "encode"): _encode_latin1,
+            ("numpy", "dtype"): _PickledDtype,
+            ("numpy", "ndarray"): "numpy.ndarray",  # a name: the file has no need to call it
+            ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+            ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+            ("numpy._core.multiarray", "scalar"): _scalar,
+            ("numpy.core.multiarray", "scalar"): _scalar,
+            ("builtins", "dict"): dict,
+            ("builtins", "bytes"): bytes,
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+        }
+        module = {"__builtin__": "builtins"}.get(module, module)  # its name in pickles of protocol 2
+        if (module, name) in allowed:
+            return allowed[module, name]
+        if (module, name) in IGNORED:
+            return _Ignored
+        if module == "torch" and name in STORAGES:
+            return _Storage(STORAGES[name])
+        raise SourceError(
+            f"{self._path}: its pickle names {module}.{name}, which a model of scvi-tools has no need of; the file was "
+            "not read, and nothing in it was run."
+        )
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        """The raw values of a tensor, from the archive."""
+        kind, storage, key, _, n_values = pid
+        if kind != "storage" or not isinstance(storage, _Storage):
+            raise pickle.UnpicklingError(f"unknown reference {pid!r}")
+        values = np.frombuffer(self._archive.read(f"{self._root}data/{key}"), storage.dtype.newbyteorder("<"))
+        if len(values) < n_values:
+            raise pickle.UnpicklingError(f"storage {key} holds {len(values)} of {n_values} values")
+        return values
+
+
+class _Ignored:
+    """Takes whatever the pickle gives it, and keeps none of it."""
+
+    def __new__(cls, *arguments: Any) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *rest: Any) -> np.ndarray:
+    numbers = (offset, *size, *stride)
+    reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if any(type(number) is not int or number < 0 for number in numbers) or (all(size) and reach >= len(storage)):
+        raise pickle.UnpicklingError("a tensor reaches beyond its storage")
+    strides = tuple(step * storage.itemsize for step in stride)
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
+
+
+def _plain_defaultdict(*arguments: Any) -> dict:
+    """A dictionary: the factory that the file names is not called."""
+    return {}
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"unexpected encoding {encoding!r}")
+    return codecs.encode(text, "latin1")
+
+
+class _PickledDtype:
+    """A numpy dtype as pickles describe it: a code such as 'f4', then a state of which only the byte order is taken.
+
+    numpy's own would take flags from the file that make it read bytes as pointers.
+    """
+
+    def __init__(self, code: str, *flags: Any) -> None:
+        self.dtype = np.dtype(str(code))
+        if self.dtype.hasobject and self.dtype != object:
+            raise pickle.UnpicklingError(f"unexpected dtype {code!r}")
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _PickledArray(np.ndarray):
+    """A numpy array that checks what a pickle puts into it."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, fortran, content = state
+        if not isinstance(content, list if kind.dtype == object else bytes):
+            raise pickle.UnpicklingError(f"an array of {kind.dtype} holds {type(content).__name__}")
+        super().__setstate__((1, shape, kind.dtype, bool(fortran), content))  # type: ignore[arg-type]
+
+
+def _scalar(kind: "_PickledDtype", content: bytes) -> Any:
+    """A number of numpy, as Python's."""
+    if kind.dtype.hasobject or not isinstance(content, bytes):
+        raise pickle.UnpicklingError(f"unexpected number of type {kind.dtype}")
+    return np.frombuffer(content, kind.dtype, 1)[0].item()
+
+
+def _empty_array(kind: str, shape: tuple, code: bytes) -> np.ndarray:
+    return _PickledArray((0,), "b")
