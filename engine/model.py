@@ -193,7 +193,10 @@ class SCVI(nn.Module):
         assert head is not None
         table, rows = self._dispersion(cells.codes, len(cells))
         hidden = self.decoder.hide(z, self._covariates(cells.codes, len(cells)))
-        counts, theta = SparseCounts(cells.indptr, cells.indices, cells.counts), table if theta_head is None else theta_head
+        counts, theta = (
+            SparseCounts(cells.indptr, cells.indices, cells.counts),
+            table if theta_head is None else theta_head,
+        )
         loss = decoder_nll(
             hidden,
             head,
