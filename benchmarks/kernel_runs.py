@@ -44,7 +44,8 @@ def main(what: str, cells: str, genes: str, backend: str = "cpu") -> None:
         inputs = [parameter(n_cells, n_genes), log_theta]
 
         def step() -> Tensor:
-            return logits_nll(inputs[0], counts, library, log_theta, backend=backend)
+            grad = 1 / n_cells
+            return logits_nll(inputs[0], counts, library, log_theta, expected_grad=grad, backend=backend)
     elif what == "decoder":
         inputs = [parameter(n_cells, HIDDEN), parameter(n_genes, HIDDEN), parameter(n_genes), log_theta]
 

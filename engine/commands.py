@@ -36,6 +36,9 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 Where = Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only cells of which obs says so.")]
 CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names, by commas, or @FILE with one a line.")]
 Limit = Annotated[int | None, typer.Option(help="At most so many cells.", min=1)]
+RankTimeout = Annotated[
+    float, typer.Option(metavar="SECONDS", help="Of many processes: one that hangs for so long ends all.", min=1)
+]
 Out = Annotated[Path | None, typer.Option(help="Write to .csv, .tsv (.gz) or .npz instead of the screen.")]
 
 
@@ -137,6 +140,7 @@ def train(
     start: Annotated[Path | None, typer.Option(metavar="RUN", help="Train this run further.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last good checkpoint in --out.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and say where time goes.")] = False,
+    rank_timeout: RankTimeout = 300.0,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
@@ -144,9 +148,10 @@ def train(
 ) -> None:
     """Train scVI on a cell store or straight from a source."""
     from atlasvi.engine.configuration import parse_settings
+    from atlasvi.engine.ranks import join_ranks
     from atlasvi.engine.training import train as run
 
-    with closing(_open(data, layer, gene_column, measurement, empty_cells)) as cells:
+    with join_ranks(rank_timeout), closing(_open(data, layer, gene_column, measurement, empty_cells)) as cells:
         run(
             cells,
             out,
@@ -166,6 +171,20 @@ def train(
             resume=resume,
             profile=profile,
         )
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def launch(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train ... or minify ...")],
+    nproc: Annotated[int, typer.Option(help="Processes on this machine: one a GPU.", min=1)],
+    max_restarts: Annotated[int, typer.Option(help="Start all again so often when one is lost.", min=0)] = 0,
+    nnodes: Annotated[int, typer.Option(help="Machines; run this on each of them.", min=1)] = 1,
+    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where they meet: one of them.")] = None,
+) -> None:
+    """Run a command as many processes. On SIGTERM all write a checkpoint and the status is 75."""
+    from atlasvi.engine.launch import launch as run
+
+    sys.exit(run(command, nproc, max_restarts=max_restarts, n_nodes=nnodes, rendezvous=rendezvous))
 
 
 @app.command()

@@ -32,7 +32,9 @@ class Signals:
             raise KeyboardInterrupt
         self.caught.append(signal.Signals(number).name)
         if not self.waits:
-            raise TrainingInterrupted(f"stopped by {self.caught[0]} before the first step: give the same command again.")
+            raise TrainingInterrupted(
+                f"stopped by {self.caught[0]} before the first step: give the same command again."
+            )
 
 
 @contextmanager

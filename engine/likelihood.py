@@ -28,8 +28,8 @@ def slope_by_log_library(
 ) -> Tensor:
     """d nll / d log(library) of each cell, float32 [cells]; the arguments of `decoder_nll`, with softmax."""
     if log_theta is None:
-        counts = torch.zeros_like(library).index_add_(0, _rows(cells.indptr), cells.counts.to(library.dtype))
-        return library - counts
+        rows = _rows(cells.indptr)
+        return library - torch.zeros_like(library).index_add_(0, rows, cells.counts[: len(rows)].to(library.dtype))
     slopes, n_rows = torch.empty_like(library), max(TILE_BYTES // (4 * len(head.bias)), 1)
     for first in range(0, len(hidden), n_rows):
         tile = slice(first, first + n_rows)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from atlasvi.engine.interruption import EXIT_RESUMABLE, TrainingInterrupted
+from atlasvi.engine.meeting import meet
 from atlasvi.engine.watch import GRACE_S, Watch
 from atlasvi.loaders.errors import AtlasviError
 
@@ -69,7 +70,7 @@ class Ranks:
         self._watch.note(f"what follows {what}")
 
     def start_sum(self, values: Tensor) -> Any:
-        """Begin to add `values` up over all ranks, in place; the handle's `wait` ends it. None where there is no group."""
+        """Begin to add `values` up over all ranks, in place; the handle's `wait` ends it. None without a group."""
         try:
             return dist.all_reduce(values, async_op=True) if self.reduces else None
         except RuntimeError as error:
@@ -107,6 +108,7 @@ class Ranks:
         if self._watch is not None:
             with self.waiting(what):
                 self._watch.meet()
+                dist.barrier()  # rank 0 may end now, and the store with it: no one asks it any more
 
 
 _joined: Ranks | None = None
@@ -138,7 +140,6 @@ def join_ranks(timeout_s: float = RANK_TIMEOUT_S) -> Iterator[Ranks]:
     else:
         _joined.wait_for_all("the end of the other ranks")
         watch.stop()
-        dist.barrier()  # the store may end with rank 0
         dist.destroy_process_group()
     finally:
         _joined = None
@@ -148,10 +149,13 @@ def _join(timeout_s: float) -> tuple[Ranks, Watch]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     limit = timedelta(seconds=timeout_s)
-    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=limit)))
-    watch = Watch(dist.PrefixStore("atlasvi", store), rank, world_size, timeout_s)
     try:
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=limit)))
+        attempt = meet(dist.PrefixStore("atlasvi", store), rank, world_size, timeout_s)
+        store = dist.PrefixStore(attempt, store)
+        watch = Watch(dist.PrefixStore("watch", store), rank, world_size, timeout_s)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             store=dist.PrefixStore("collectives", store),
@@ -159,10 +163,10 @@ def _join(timeout_s: float) -> tuple[Ranks, Watch]:
             world_size=world_size,
             timeout=2 * limit,  # the watch says what is wrong within one
         )
-    except RuntimeError as error:
+    except (RuntimeError, TimeoutError) as error:
         raise RankError(
-            f"rank {rank} of {world_size}: the ranks did not come together within {timeout_s:.0f} s "
-            f"({str(error).splitlines()[0]}): see that all of them start, and that they reach each other."
+            f"rank {rank} of {world_size}: the ranks did not meet at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}): see that all start and reach each other."
         ) from error
     watch.start()
     ranks = Ranks(rank, world_size, watch)

@@ -43,24 +43,25 @@ class Beat:
         return f"rank {self.rank} (process {self.pid} on {self.host})"
 
 
-def find_culprit(beats: Sequence[Beat], now: float, timeout_s: float, silence_s: float) -> str | None:
-    """Which rank holds up the others, as a sentence, or None while all is well.
+def find_culprit(beats: Sequence[Beat], now: float, timeout_s: float, silence_s: float) -> tuple[int, str] | None:
+    """Which rank holds up the others (-1: none of them) and the sentence that says so, or None while all is well.
 
     One that has not spoken for `silence_s` is gone; one that does the same for `timeout_s` and is not waiting for the
     others hangs; where all have waited for so long, the network between them is at fault.
     """
-    for beat in beats:
-        if now - beat.heard > silence_s:
-            return (
-                f"{beat} has not been heard of for {now - beat.heard:.0f} s, last in {beat.what}: it was killed, or "
-                "its machine or network failed"
-            )
     stalled = [beat for beat in beats if now - beat.moved > timeout_s]
+    for beat in beats:
+        silent_s = now - beat.heard
+        if silent_s > silence_s or (beat in stalled and silent_s > silence_s / 2):
+            return beat.rank, (
+                f"{beat} has not been heard of for {silent_s:.0f} s, last in {beat.what}: it was killed, or its "
+                "machine or network failed"
+            )
     for beat in stalled:
         if not beat.waiting:
-            return f"{beat} hangs: it has been in {beat.what} for {now - beat.moved:.0f} s"
+            return beat.rank, f"{beat} hangs: it has been in {beat.what} for {now - beat.moved:.0f} s"
     if len(stalled) == len(beats):
-        return f"all ranks have waited for each other for {timeout_s:.0f} s: the network between them fails"
+        return -1, f"all ranks have waited for each other for {timeout_s:.0f} s: the network between them fails"
     return None
 
 
@@ -104,7 +105,7 @@ class Watch:
         self._state = (self._state[0] + 1, what, waiting)
 
     def meet(self) -> None:
-        """Wait until every rank is here, however long that takes as long as it moves. Raises RuntimeError if one is gone."""
+        """Wait until every rank is here, for as long as they move. Raises RuntimeError if one is gone."""
         self._meetings += 1
         self._store.add(f"met/{self._meetings}", 1)
         while self._store.add(f"met/{self._meetings}", 0) < self.world_size:
@@ -114,6 +115,7 @@ class Watch:
     def report(self, sentence: str) -> bool:
         """Tell rank 0 that this rank failed; whether it has heard, and will say so."""
         try:
+            self._speak(self._store)
             self._store.set(f"failure/{self.rank}", sentence)
             self._store.add("failures", 1)
             until = time.monotonic() + GRACE_S
@@ -159,41 +161,43 @@ class Watch:
                     self._hear(store, [0])
                 self._spoke = time.monotonic()
                 if self._verdict is None and (found := self._judge()) is not None:
-                    self._conclude(store, found)
+                    self._conclude(store, *found)
         except RuntimeError:
             pass  # the store is gone: the guard sees that nothing is heard any more
 
     def _listen(self, store: Any) -> None:
-        self._hear(store, range(self.world_size))
-        if self._verdict is None and store.add("failures", 0) > 0:
+        failed = store.add("failures", 0) > 0
+        self._hear(store, range(self.world_size))  # after that: what the one that failed said last
+        if failed and self._verdict is None:
             for rank in range(self.world_size):
                 if store.check([f"failure/{rank}"]):
                     sentence = store.get(f"failure/{rank}").decode()
-                    self._conclude(store, f"{self._beats[rank]} failed in {self._beats[rank].what}: {sentence}")
+                    self._conclude(store, rank, f"{self._beats[rank]} failed in {self._beats[rank].what}: {sentence}")
                     return
 
     def _hear(self, store: Any, ranks: Sequence[int]) -> None:
         now = time.monotonic()
         for rank, said in zip(ranks, store.multi_get([f"beat/{rank}" for rank in ranks])):
-            beat = Beat(rank, *json.loads(said), now, now)
+            words: list[Any] = json.loads(said)
+            beat = Beat(rank, *words, now, now)  # type: ignore[call-arg]
             if (before := self._beats.get(rank)) is not None:
                 heard = before.heard if beat.spoken == before.spoken else now
                 beat = replace(beat, heard=heard, moved=before.moved if beat.count == before.count else now)
             self._beats[rank] = beat
 
-    def _judge(self) -> str | None:
+    def _judge(self) -> tuple[int, str] | None:
         """What is wrong, judged by what was heard; ranks above 0 only judge rank 0."""
         present = [beat for beat in self._beats.values() if beat.what != "leaving"]
         timeout = self.timeout_s if self.rank == 0 else float("inf")
         return find_culprit(present, time.monotonic(), timeout, self._silence_s) if present else None
 
-    def _conclude(self, store: Any, verdict: str) -> None:
-        """The run is over; the main thread has a while to end it in good order."""
+    def _conclude(self, store: Any, culprit: int, verdict: str) -> None:
+        """The run is over; the main thread has a while to end it in good order, unless it is what hangs."""
         self._verdict = verdict
         self._judged.set()
         if self.rank == 0:
             store.set("over", verdict)
-        self._later(GRACE_S, self._end, verdict, True)
+        self._later(3 * BEAT_S if culprit == self.rank else GRACE_S, self._end, verdict, True)
 
     def _later(self, seconds: float, act: Callable[..., None], *arguments: Any) -> None:
         timer = threading.Timer(seconds, act, arguments)

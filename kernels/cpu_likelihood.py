@@ -24,7 +24,7 @@ import numpy as np
 from numba import njit
 
 from atlasvi.kernels.reference import Likelihood
-from atlasvi.kernels.vector_math import FASTMATH, exp32, f32, log1p32
+from atlasvi.kernels.vector_math import FASTMATH, exp32, f32, log1p32, log1p_rest32
 
 MOST_FACTORS = 16  # of theta (theta + 1) ...: up to here their product fits float64 for every theta
 DIRECT_SUM = 64
@@ -63,20 +63,30 @@ def _stirling_tail(t: float) -> float:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _log1p(r: float) -> float:
+    """log(1 + r) for r >= 0; the series is far cheaper than the C library's function, and as exact."""
+    return r * (1 - r * (1 / 2 - r * (1 / 3 - r / 4))) if r < 1e-4 else math.log(1 + r)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def _nb_nonzero(x: int, log_mean: float, mean: float, theta: float) -> tuple[float, float, float]:
     """(nll, d nll / d log mean, d nll / d log theta) of one count x > 0."""
-    total = theta + mean
-    log1p_ratio = math.log1p(mean / theta)
+    by_theta = 1 / theta
+    r = mean * by_theta
+    log1p_ratio, by_total = _log1p(r), by_theta / (1 + r)
     if x <= MOST_FACTORS:
-        product, harmonic = 1.0, 0.0
-        for j in range(x):
-            product *= (theta + j) / total
+        product, harmonic = 1.0, by_theta
+        for j in range(1, x):
+            product *= 1 + j * by_theta
             harmonic += 1 / (theta + j)
-        rising, log_factorial = math.log(product), LOG_FACTORIAL[x]  # log of (theta ... (theta + x - 1)) / total**x
+        # log of theta (theta + 1) ... (theta + x - 1) / total**x, whose first factor is -log1p_ratio
+        rising, log_factorial = -(x * log1p_ratio), 0.0  # counts may be unsigned
+        if x > 1:
+            rising, log_factorial = rising + math.log(product), LOG_FACTORIAL[x]
     else:
         log_factorial = math.lgamma(x + 1.0)
         if theta < 1e3:
-            rising = math.lgamma(x + theta) - math.lgamma(theta) - x * math.log(total)
+            rising = math.lgamma(x + theta) - math.lgamma(theta) + x * math.log(by_total)
             harmonic = _digamma(x + theta) - _digamma(theta)
         else:  # the two lgammas agree in most digits: Stirling's series, its large terms subtracted by hand
             rising = (x + theta - 0.5) * math.log1p(x / theta) - x - x * log1p_ratio
@@ -88,131 +98,120 @@ def _nb_nonzero(x: int, log_mean: float, mean: float, theta: float) -> tuple[flo
             for j in range(x):
                 harmonic += 1 / (theta + j)
     loss = theta * log1p_ratio + log_factorial - rising - x * log_mean
-    return loss, (mean - x) * theta / total, theta * (log1p_ratio + (x - mean) / total - harmonic)
+    return loss, (mean - x) * theta * by_total, theta * (log1p_ratio + (x - mean) * by_total - harmonic)
 
 
 @njit(nogil=True, cache=True, fastmath=True)
 def _find_largest(values: np.ndarray) -> Any:
-    """The largest value, found in 16 lanes; NaN are passed over, and come through where the values are used."""
-    lanes, whole = np.full(16, values[0], np.float32), len(values) // 16 * 16
-    for start in range(0, whole, 16):
-        some = values[start : start + 16]
-        for k in range(16):
-            lanes[k] = some[k] if some[k] > lanes[k] else lanes[k]
-    largest = lanes[0]
-    for k in range(16):
-        largest = max(largest, lanes[k])
+    """The largest value, eight compared at a time; NaN are passed over, and come through where values are used."""
+    a = b = c = d = e = f = g = h = values[0]
+    whole = len(values) // 8 * 8
+    for k in range(0, whole, 8):
+        a, b, c, d = max(a, values[k]), max(b, values[k + 1]), max(c, values[k + 2]), max(d, values[k + 3])
+        e, f, g, h = max(e, values[k + 4]), max(f, values[k + 5]), max(g, values[k + 6]), max(h, values[k + 7])
     for k in range(whole, len(values)):
-        largest = max(largest, values[k])
-    return largest
+        a = max(a, values[k])
+    return max(max(a, b), max(c, d), max(e, f), max(g, h))
 
 
 @cache
 def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> Callable[..., None]:
     """The compiled sweep over cells for one combination of options.
 
-    sweep(first, last, logits, library, log_theta, theta_rows, dropout, indptr, indices, counts, weights, loss,
+    sweep(first, last, logits, slopes, library, log_theta, theta_rows, dropout, indptr, indices, counts, weights, loss,
     grad_theta)
 
-    Cells [first, last) of: logits float32 [cells, genes], overwritten by d nll / d logits * weight; library float32
-    [cells]; log_theta float32 [rows, genes] with theta_rows int64 [cells] saying which row is a cell's, or, if
-    theta_per_cell, [cells, genes], overwritten by its gradient; dropout logits float32 [cells, genes], overwritten by
-    theirs (ZINB; else [0, 0]); CSR indptr [cells + 1], indices, counts; weights float32 [cells] of the gradients; loss
-    float64 [cells], written; grad_theta float32 [rows, genes], added to.
+    Cells [first, last) of: logits float32 [cells, genes]; slopes, the same or of the same shape, written: d nll /
+    d logits * weight; library float32 [cells]; log_theta float32 [rows, genes] with theta_rows int64 [cells] saying
+    which row is a cell's, or, if theta_per_cell, [cells, genes], overwritten by its gradient; dropout logits float32
+    [cells, genes], overwritten by theirs (ZINB; else [0, 0]); CSR indptr [cells + 1], indices, counts; weights float32
+    [cells] of the gradients; loss float64 [cells], written; grad_theta float32 [rows, genes], added to.
     """
     poisson, inflated = likelihood == "poisson", likelihood == "zinb"
 
     @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def prepare_means(logits: np.ndarray, library: float, mean: np.ndarray) -> Any:
-        """Means of a cell; logits become exp(logit - largest), or d log(mean) / d logit. Returns (largest, sum)."""
-        if not softmax:
-            for g in range(len(logits)):
-                x = logits[g]
-                t = exp32(-abs(x))
-                value = max(x, f32(0)) + log1p32(t)
-                mean[g] = value * library
-                # sigmoid / softplus, which goes to 1 where both vanish
-                logits[g] = (f32(1) if x >= 0 else t) / ((f32(1) + t) * value) if x > f32(-15) else f32(1)
-            return f32(0), f32(1)
-        largest = _find_largest(logits)
-        total = f32(0)
-        for g in range(len(logits)):
-            e = exp32(logits[g] - largest)
-            logits[g] = e
+    def prepare_softmax(row: np.ndarray) -> Any:
+        """Logits become exp(logit - largest). Returns (largest, sum of them)."""
+        largest, total = _find_largest(row), f32(0)
+        for g in range(len(row)):
+            e = exp32(row[g] - largest)
+            row[g] = e
             total += e
-        scale = library / total
-        for g in range(len(logits)):
-            mean[g] = logits[g] * scale
         return largest, total
 
     @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+    def prepare_softplus(row: np.ndarray, share: np.ndarray) -> None:
+        """share = softplus(logit); logits become d log(share) / d logit, which goes to 1 where both vanish."""
+        for g in range(len(row)):
+            x = row[g]
+            t = exp32(-abs(x))
+            value = max(x, f32(0)) + log1p32(t)
+            share[g] = value
+            row[g] = (f32(1) if x >= 0 else t) / ((f32(1) + t) * value) if x > f32(-15) else f32(1)
+
+    @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
     def sweep_part(
-        mean: np.ndarray, theta: np.ndarray, dropout: np.ndarray, slope: np.ndarray, grad: np.ndarray, weight: float
+        share: np.ndarray,
+        scale: float,
+        theta: np.ndarray,
+        by_theta: np.ndarray,
+        dropout: np.ndarray,
+        slope: np.ndarray,
+        grad: np.ndarray,
+        weight: float,
     ) -> Any:
-        part: Any = f32(0)
+        loss, slopes = f32(0), f32(0)
         if poisson:
-            for g in range(len(mean)):
-                part += mean[g]
-                slope[g] = mean[g]
-        else:
-            for g in range(len(mean)):
-                mu = mean[g]
-                r = mu / theta[g]
-                log1p_ratio, q = log1p32(r), f32(1) / (f32(1) + r)
-                series = f32(3 / 4) - r * (f32(4 / 5) - r * f32(5 / 6))
-                series = r * r * (f32(1 / 2) - r * (f32(2 / 3) - r * series))
-                by_theta = theta[g] * (series if r < f32(0.03) else log1p_ratio - r * q)
-                share = f32(1)
-                if inflated:
-                    pi = dropout[g]
-                    inner = -pi - theta[g] * log1p_ratio
-                    share = sigmoid32(inner)
-                    part += softplus32(-pi) - softplus32(inner)
-                    dropout[g] = (share - sigmoid32(-pi)) * weight
-                else:
-                    part += theta[g] * log1p_ratio
-                slope[g] = share * mu * q
-                if theta_per_cell:
-                    grad[g] = share * by_theta * weight
-                else:
-                    grad[g] += share * by_theta * weight
-        return part
+            for g in range(len(share)):
+                mu = share[g] * scale
+                loss += mu
+                slope[g] = mu
+            return loss, loss
+        for g in range(len(share)):
+            mu = share[g] * scale
+            r = mu * by_theta[g]
+            q = f32(1) / (f32(1) + r)
+            log1p_ratio, rest = log1p_rest32(r, q)
+            zero, slope_mean, slope_theta = theta[g] * log1p_ratio, mu * q, theta[g] * rest
+            if inflated:
+                inner = -dropout[g] - zero
+                kept = sigmoid32(inner)
+                loss += softplus32(-dropout[g]) - softplus32(inner)
+                dropout[g] = (kept - sigmoid32(-dropout[g])) * weight
+                slope_mean *= kept
+                slope_theta *= kept
+            else:
+                loss += zero
+            slope[g] = slope_mean
+            slopes += slope_mean
+            if theta_per_cell:
+                grad[g] = slope_theta * weight
+            else:
+                grad[g] += slope_theta * weight
+        return loss, slopes
 
     @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def sweep_zeros(
-        mean: np.ndarray, theta: np.ndarray, dropout: np.ndarray, slope: np.ndarray, grad: np.ndarray, weight: float
-    ) -> Any:
-        """Loss of all genes as if their counts were zero; slope is written, grad added to (written, if per cell)."""
-        loss: Any = 0.0
-        for start in range(0, len(mean), PART):
-            loss += sweep_part(
-                mean[start : start + PART],
-                theta[start : start + PART],
-                dropout[start : start + PART],
-                slope[start : start + PART],
-                grad[start : start + PART],
-                weight,
-            )
-        return loss
+    def finish_softmax(share: np.ndarray, slope: np.ndarray, ratio: Any, weight: float) -> None:
+        for g in range(len(share)):
+            share[g] = (slope[g] - share[g] * ratio) * weight
 
     @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def finish_gradient(logits: np.ndarray, slope: np.ndarray, total: float, weight: float) -> None:
-        if softmax:
-            slopes = f32(0)
-            for g in range(len(logits)):
-                slopes += slope[g]
-            ratio = slopes / total
-            for g in range(len(logits)):
-                logits[g] = (slope[g] - logits[g] * ratio) * weight
-        else:
-            for g in range(len(logits)):
-                logits[g] = slope[g] * logits[g] * weight
+    def finish_softplus(chain: np.ndarray, slope: np.ndarray, weight: float) -> None:
+        for g in range(len(chain)):
+            chain[g] *= slope[g] * weight
+
+    @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+    def prepare_theta(log_theta: np.ndarray, theta: np.ndarray, by_theta: np.ndarray) -> None:
+        for g in range(len(log_theta)):
+            value = exp32(min(log_theta[g], f32(88)))
+            theta[g], by_theta[g] = value, f32(1) / value
 
     @njit(nogil=True, cache=True, error_model="numpy")
     def sweep(
         first: int,
         last: int,
         logits: np.ndarray,
+        slopes: np.ndarray,
         library: np.ndarray,
         log_theta: np.ndarray,
         theta_rows: np.ndarray,
@@ -224,56 +223,79 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
         loss: np.ndarray,
         grad_theta: np.ndarray,
     ) -> None:
-        n_genes = logits.shape[1]
-        mean, slope = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
-        theta, known = np.empty(0 if poisson else n_genes, np.float32), -1
+        n_genes, copied = logits.shape[1], logits.ctypes.data != slopes.ctypes.data
+        slope, plus = np.empty(n_genes, np.float32), np.empty(0 if softmax else n_genes, np.float32)
+        n_thetas, known = 0 if poisson else n_genes, -1
+        theta, by_theta = np.empty(n_thetas, np.float32), np.empty(n_thetas, np.float32)
         no_dropout = np.empty(0, np.float32)
         longest = 0
         for cell in range(first, last):
             longest = max(longest, indptr[cell + 1] - indptr[cell])
         log_means, means, pis = np.empty(longest), np.empty(longest), np.empty(longest, np.float32)
+        own = np.empty(longest, np.float32)  # shares at the nonzeros
         for cell in range(first, last):
-            row, begin, n = logits[cell], indptr[cell], indptr[cell + 1] - indptr[cell]
+            row, begin, n = slopes[cell], indptr[cell], indptr[cell + 1] - indptr[cell]
             genes = indices[begin : begin + n]
             theta_row = cell if theta_per_cell else theta_rows[cell]
             if not poisson and (theta_per_cell or theta_row != known):
                 known = theta_row
-                for g in range(n_genes):
-                    theta[g] = np.exp(log_theta[theta_row, g])
+                prepare_theta(log_theta[theta_row], theta, by_theta)
+            if copied:  # then all is done in place, and the compiler need not ask what overlaps what
+                row[:] = logits[cell]
             for k in range(n):
                 log_means[k] = row[genes[k]]
             weight, cell_library = weights[cell], library[cell]
-            largest, total = prepare_means(row, cell_library, mean)
             log_scale = math.log(cell_library) if n else 0.0
+            scale, total, share = cell_library, f32(1), row
             if softmax:
+                largest, total = prepare_softmax(row)
                 log_scale -= largest + math.log(total)
+                scale = cell_library / total
+            else:
+                share = plus
+                prepare_softplus(row, plus)
             for k in range(n):
                 if not softmax and log_means[k] > -15:
                     log_means[k] = math.log(max(log_means[k], 0.0) + math.log1p(math.exp(-abs(log_means[k]))))
                 log_means[k] += log_scale
-                means[k] = math.exp(log_means[k])
-                mean[genes[k]] = 0
+                own[k] = share[genes[k]]
+                means[k] = np.float64(own[k]) * scale
+                if counts[begin + k] > MOST_FACTORS or means[k] > MOST_FACTORS:  # float32 would not do
+                    means[k] = math.exp(log_means[k])
+                share[genes[k]] = 0  # where the terms of a zero vanish
             pi_row = dropout[cell] if inflated else no_dropout
             if inflated:
                 for k in range(n):
                     pis[k] = pi_row[genes[k]]
             grad_row = log_theta[cell] if theta_per_cell else grad_theta[theta_row]
-            value = sweep_zeros(mean, theta, pi_row, slope, grad_row, weight)
+            value, all_slopes = 0.0, 0.0
+            for start in range(0, n_genes, PART):
+                part = slice(start, min(start + PART, n_genes))
+                of_part, slopes_of_part = sweep_part(
+                    share[part], scale, theta[part], by_theta[part], pi_row[part], slope[part], grad_row[part], weight
+                )
+                value += of_part
+                all_slopes += slopes_of_part
             for k in range(n):
                 g, x = genes[k], counts[begin + k]
                 if poisson:
                     value += means[k] - x * log_means[k] + math.lgamma(x + 1.0)
                     slope[g] = means[k] - x
-                    continue
-                nll, by_mean, by_theta = _nb_nonzero(x, log_means[k], means[k], np.float64(theta[g]))
-                value += nll
-                slope[g] = by_mean
-                grad_row[g] += by_theta * weight
+                else:
+                    nll, by_mean, by_log_theta = _nb_nonzero(x, log_means[k], means[k], np.float64(theta[g]))
+                    value += nll
+                    slope[g] = by_mean
+                    grad_row[g] += by_log_theta * weight
+                all_slopes += slope[g]
+                share[g] = own[k]
                 if inflated:
                     pi = np.float64(pis[k])
                     value += max(pi, 0.0) + math.log1p(math.exp(-abs(pi)))
                     pi_row[g] = weight / (1 + math.exp(-pi))
-            finish_gradient(row, slope, total, weight)
+            if softmax:
+                finish_softmax(row, slope, f32(all_slopes / total), weight)
+            else:
+                finish_softplus(row, slope, weight)
             loss[cell] = value
 
     return sweep

@@ -13,6 +13,7 @@ from atlasvi.kernels.reference import as_integers
 
 LOG1P = np.log1p(np.arange(256)).astype(np.float32)
 SAMPLES = 4096
+BLOCK_BYTES = 2**18  # of the weight, or its gradient: a block of genes stays in the nearest caches while all cells pass
 
 
 def multiply(indptr: Tensor, genes: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
@@ -30,20 +31,20 @@ def multiply(indptr: Tensor, genes: Tensor, counts: Tensor, weight: Tensor) -> T
 
 def accumulate(indptr: Tensor, genes: Tensor, counts: Tensor, grad: Tensor, n_genes: int) -> Tensor:
     """log1p(counts).T @ grad: float32 [genes, hidden]; each thread has a range of genes of its own."""
-    out = torch.zeros(n_genes, grad.shape[1])
+    out = torch.empty(n_genes, grad.shape[1])
     arrays = (indptr.numpy().astype(np.int64), genes.numpy(), as_integers(counts).numpy(), grad.numpy())
     n_threads = torch.get_num_threads()
     # as many counts to each, judged by some of them; a gene's sum is in the order of the cells, whatever the ranges
-    sample = np.sort(arrays[1][:: max(len(arrays[1]) // SAMPLES, 1)])
+    used = arrays[1][: arrays[0][-1]]
+    sample = np.sort(used[:: max(len(used) // SAMPLES, 1)])
     cuts = [int(sample[len(sample) * k // n_threads]) for k in range(1, n_threads)] if len(sample) else []
-    edges = np.array([0, *cuts, n_genes])
-    if len(edges) == n_threads + 1:
+    edges = np.array([0, *cuts, *[n_genes] * (n_threads - len(cuts))])
 
-        def add_range(_: int, a: int, b: int) -> None:
-            for k in range(a, b):
-                _accumulate(edges[k], edges[k + 1], *arrays, out.numpy())
+    def add_range(_: int, a: int, b: int) -> None:
+        for k in range(a, b):
+            _accumulate(edges[k], edges[k + 1], *arrays, out.numpy())
 
-        run_on_threads(add_range, n_threads, n_threads)
+    run_on_threads(add_range, n_threads, n_threads)
     return out
 
 
@@ -62,27 +63,42 @@ def _multiply(
     weight: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    for cell in range(first, last):
-        sums = out[cell]
-        sums[:] = 0
-        for k in range(indptr[cell], indptr[cell + 1]):
-            value, row = _log1p(counts[k]), weight[genes[k]]
-            for j in range(len(sums)):
-                sums[j] += value * row[j]
+    """Cells [first, last) of the product, a block of genes after the other."""
+    n_genes, n_hidden = weight.shape
+    block = max(BLOCK_BYTES // (4 * n_hidden), 1)
+    reached = indptr[first:last].copy()
+    out[first:last] = 0
+    for low in range(0, n_genes, block):
+        high = low + block
+        for cell in range(first, last):
+            sums, k, end = out[cell], reached[cell - first], indptr[cell + 1]
+            while k < end and genes[k] < high:
+                value, row = _log1p(counts[k]), weight[genes[k]]
+                for j in range(n_hidden):
+                    sums[j] += value * row[j]
+                k += 1
+            reached[cell - first] = k
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
 def _accumulate(
-    low: int, high: int, indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray, grad: np.ndarray, out: np.ndarray
+    first: int, last: int, indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray, grad: np.ndarray, out: np.ndarray
 ) -> None:
-    """Genes [low, high) of the product."""
-    for cell in range(len(indptr) - 1):
-        row = grad[cell]
+    """Genes [first, last) of the product, a block of them after the other."""
+    n_cells, n_hidden = grad.shape
+    block = max(BLOCK_BYTES // (4 * n_hidden), 1)
+    reached = np.empty(n_cells, np.int64)
+    for cell in range(n_cells):
         start, stop = indptr[cell], indptr[cell + 1]
-        begin = start + np.searchsorted(genes[start:stop], low)
-        for k in range(begin, stop):
-            if genes[k] >= high:
-                break
-            value, sums = _log1p(counts[k]), out[genes[k]]
-            for j in range(len(row)):
-                sums[j] += value * row[j]
+        reached[cell] = start + np.searchsorted(genes[start:stop], first)
+    for low in range(first, last, block):
+        high = min(low + block, last)
+        out[low:high] = 0
+        for cell in range(n_cells):
+            row, k, end = grad[cell], reached[cell], indptr[cell + 1]
+            while k < end and genes[k] < high:
+                value, sums = _log1p(counts[k]), out[genes[k]]
+                for j in range(n_hidden):
+                    sums[j] += value * row[j]
+                k += 1
+            reached[cell] = k

@@ -70,9 +70,28 @@ def log1p32(x: Any) -> Any:
 
 
 @njit(inline="always", fastmath=FASTMATH, error_model="numpy")
+def log1p_rest32(x: Any, q: Any) -> Any:
+    """(log(1 + x), log(1 + x) - x q) for x >= 0 and q = 1 / (1 + x), the difference as exact as the terms."""
+    small = x < f32(0.41421354)
+    bits = to_bits(f32(1) + x)
+    exponent = i32(0) if small else i32(i32(bits - i32(0x3F3504F3)) >> i32(23))
+    f = x if small else from_bits(i32(bits - i32(exponent << i32(23)))) - f32(1)
+    z = f * f
+    fp = f * _series(f)
+    log1p = f + (z * fp + f32(exponent) * LN2_LOW - f32(0.5) * z) + f32(exponent) * LN2_HIGH
+    return log1p, z * (fp + (q - f32(0.5))) if small else log1p - x * q  # x - x q = x x q
+
+
+@njit(inline="always", fastmath=FASTMATH, error_model="numpy")
 def _log_of(f: Any, exponent: Any) -> Any:
     """log((1 + f) 2**exponent) for 1 + f in [sqrt(1/2), sqrt(2)]."""
     z = f * f
+    return f + (f * z * _series(f) + exponent * LN2_LOW - f32(0.5) * z) + exponent * LN2_HIGH
+
+
+@njit(inline="always", fastmath=FASTMATH, error_model="numpy")
+def _series(f: Any) -> Any:
+    """(log(1 + f) - f + f f / 2) / f**3."""
     p = f32(7.0376836292e-2)
     p = p * f + f32(-1.1514610310e-1)
     p = p * f + f32(1.1676998740e-1)
@@ -81,5 +100,4 @@ def _log_of(f: Any, exponent: Any) -> Any:
     p = p * f + f32(-1.6668057665e-1)
     p = p * f + f32(2.0000714765e-1)
     p = p * f + f32(-2.4999993993e-1)
-    p = p * f + f32(3.3333331174e-1)
-    return f + (f * z * p + exponent * LN2_LOW - f32(0.5) * z) + exponent * LN2_HIGH
+    return p * f + f32(3.3333331174e-1)

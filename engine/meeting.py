@@ -1,0 +1,43 @@
+"""Processes find each other in a store that may still hold what an earlier attempt of them wrote there."""
+
+import time
+import uuid
+from typing import Any
+
+LOOK_S = 0.02
+
+
+def meet(store: Any, rank: int, world_size: int, timeout_s: float) -> str:
+    """A name that this attempt has to itself, the same on all ranks, once all of them are here.
+
+    torchrun keeps its store when it starts the processes again, and what counts the attempts differs between machines.
+    So each rank shows a word of its own, rank 0 answers it with the name, and waits until the rank has taken it.
+    Raises TimeoutError naming the ranks that did not come, RuntimeError if the store is gone.
+    """
+    word, until = uuid.uuid4().hex, time.monotonic() + timeout_s
+    if rank > 0:
+        store.set(f"hello/{rank}", word)
+        while not (answer := _read(store, f"welcome/{rank}")).startswith(word):
+            _wait(until, "rank 0")
+        name = answer.removeprefix(word)
+        store.set(f"here/{rank}", name)
+        return name
+    missing = list(range(1, world_size))
+    while missing:
+        for other in missing:
+            if said := _read(store, f"hello/{other}"):
+                store.set(f"welcome/{other}", said + word)
+        missing = [other for other in missing if _read(store, f"here/{other}") != word]
+        if missing:
+            _wait(until, f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:8]))}")
+    return word
+
+
+def _read(store: Any, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+def _wait(until: float, who: str) -> None:
+    if time.monotonic() > until:
+        raise TimeoutError(f"{who} did not come")
+    time.sleep(LOOK_S)
