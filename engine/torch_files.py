@@ -78,7 +78,9 @@ def read_torch_file(path: str | Path) -> Any:
 def _check_opcodes(content: bytes) -> None:
     """Raises UnpicklingError for what would have the unpickler take far more memory than the pickle is long."""
     for opcode, argument, _ in pickletools.genops(content):
-        too_far = opcode.name == "LONG_BINPUT" and argument > len(content)  # its table of values is as long as this
+        too_far = opcode.name == "LONG_BINPUT" and int(argument or 0) > len(
+            content
+        )  # its table of values is as long as this
         if too_far or opcode.name in ("BYTEARRAY8", "NEXT_BUFFER"):
             raise pickle.UnpicklingError(f"unexpected {opcode.name} {argument!r}")
 
