@@ -195,20 +195,33 @@ def minify(
     source_order: Annotated[bool, typer.Option("--source-order", help="Cells in the order of their sources.")] = False,
     batch_size: Annotated[int, typer.Option(help="Cells encoded at a time.", min=1)] = 1024,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler whose workers do it.")] = None,
+    rank_timeout: RankTimeout = 300.0,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
     empty_cells: Annotated[Literal["refuse", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
 ) -> None:
-    """Encode every cell and keep its posterior; drop the counts."""
+    """Encode every cell and keep its posterior; drop the counts. After a kill the same command goes on."""
     from atlasvi.engine.describe import folder_bytes
     from atlasvi.engine.posterior import minify as run_minify
+    from atlasvi.engine.ranks import join_ranks
 
-    cells = _open(data, layer, gene_column, measurement, empty_cells)
-    with closing(cells), _progress() as progress:
+    options = {"layer": layer, "gene_column": gene_column, "measurement": measurement}
+    with join_ranks(rank_timeout) as ranks, _progress() as progress:
         report = run_minify(
-            run, cells, out, source_order=source_order, batch_size=batch_size, device=device, progress=progress
+            run,
+            data,
+            out,
+            source_order=source_order,
+            batch_size=batch_size,
+            device=device,
+            options={**options, "keep_empty": empty_cells == "keep"},
+            dask=dask,
+            progress=progress,
         )
+        if not ranks.is_first:
+            return
     size = folder_bytes(out)
     console.print(
         f"{out}: {report.n_cells:,} cells, {report.n_latent} latent dimensions, {size / 1e6:,.1f} MB, "
@@ -353,7 +366,7 @@ def explain_errors() -> Iterator[None]:
         yield
     except AtlasviError as error:
         print(f"atlasvi: {error}", file=sys.stderr)  # noqa: T201  rich would wrap it
-        sys.exit(getattr(error, "exit_status", 1))
+        sys.exit(error.exit_status)
     except KeyboardInterrupt:
         print("atlasvi: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)

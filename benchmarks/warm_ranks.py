@@ -1,5 +1,7 @@
 """Imported by the process that ranks are forked from: what each of them would else import and compile by itself."""
 
+import contextlib
+
 import numpy as np
 import pandas as pd
 import torch
@@ -10,6 +12,8 @@ import atlasvi.engine.training  # noqa: F401
 from atlasvi.engine.model import SCVI, ModelSettings
 from atlasvi.loaders.batch import Batch
 
+with contextlib.suppress(ImportError):
+    import torch.utils.tensorboard
 torch.set_num_threads(1)  # no thread may run when the process is forked
 pd.Series(["a"]).astype("category")
 for rows in (2, 0):
