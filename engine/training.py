@@ -419,7 +419,6 @@ class Trainer:
         return SharedNoise(generator, n_cells, share_of(n_cells, self.ranks.rank, self.ranks.world_size)[0])
 
     def _end_epoch(self, kl_weight: float) -> None:
-        self._average_norms()
         self._check_weights()
         try:
             validation = self._evaluate("validation") if self.loaders["validation"].n_cells else {}
@@ -451,16 +450,6 @@ class Trainer:
         self.sums, self.epoch_seconds = np.zeros(3), 0.0
         self.loaders["train"].set_epoch(self.epoch)
         self.checkpoint(0)
-
-    def _average_norms(self) -> None:
-        """Batch norm's running moments are of each rank's own cells: all ranks go on with their mean."""
-        norms = [module for module in self.model.modules() if isinstance(module, torch.nn.BatchNorm1d)]
-        moments = [moment for norm in norms for moment in (norm.running_mean, norm.running_var) if moment is not None]
-        if self.ranks.world_size > 1 and moments:
-            flat = torch.cat(moments).cpu().numpy()
-            means = self.ranks.sum(flat, "the moments of batch norm") / self.ranks.world_size
-            for moment, mean in zip(moments, torch.from_numpy(means).split([len(moment) for moment in moments])):
-                moment.copy_(mean)
 
     def _adapt(self) -> None:
         """Stop early, or lower the learning rate, as the history of this run says."""

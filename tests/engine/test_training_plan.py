@@ -82,6 +82,19 @@ def test_a_run_that_goes_on_from_another_can_itself_be_resumed(cells: Path, monk
     assert all(map(torch.equal, weights_of(cells.with_name("broken")).values(), weights_of(whole).values()))
 
 
+def test_data_with_more_genes_is_seen_through_those_of_the_model(cells: Path):
+    first, data = train_tiny(cells, "first", 1), anndata.read_h5ad(cells)
+    wide = anndata.concat([data, anndata.AnnData(data.X[:, :3], data.obs, pd.DataFrame(index=list("xyz")))], axis=1)
+    wide.obs = data.obs
+    wide[:, ::-1].copy().write_h5ad(cells.with_name("wide.h5ad"))
+    outs = [train_tiny(each, each.stem + "run", start=first) for each in (cells, cells.with_name("wide.h5ad"))]
+    ours, theirs = (weights_of(out) for out in outs)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+    (outs[1] / "model.pt").unlink()
+    train(cells.with_name("wide.h5ad"), outs[1], resume=True)
+    assert (outs[1] / "model.pt").is_file()
+
+
 def test_a_model_of_scvi_tools_is_trained_further_on_its_columns(cells: Path):
     run = train(cells, cells.with_name("run"), batch_key="batch", epochs=1, settings=TINY)
     save_scvi_tools(run, cells.with_name("theirs"))
