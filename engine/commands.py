@@ -195,20 +195,33 @@ def minify(
     source_order: Annotated[bool, typer.Option("--source-order", help="Cells in the order of their sources.")] = False,
     batch_size: Annotated[int, typer.Option(help="Cells encoded at a time.", min=1)] = 1024,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler whose workers do it.")] = None,
+    rank_timeout: RankTimeout = 300.0,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
     empty_cells: Annotated[Literal["refuse", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
 ) -> None:
-    """Encode every cell and keep its posterior; drop the counts."""
+    """Encode every cell and keep its posterior; drop the counts. After a kill the same command goes on."""
     from atlasvi.engine.describe import folder_bytes
     from atlasvi.engine.posterior import minify as run_minify
+    from atlasvi.engine.ranks import join_ranks
 
-    cells = _open(data, layer, gene_column, measurement, empty_cells)
-    with closing(cells), _progress() as progress:
+    options = {"layer": layer, "gene_column": gene_column, "measurement": measurement}
+    with join_ranks(rank_timeout) as ranks, _progress() as progress:
         report = run_minify(
-            run, cells, out, source_order=source_order, batch_size=batch_size, device=device, progress=progress
+            run,
+            data,
+            out,
+            source_order=source_order,
+            batch_size=batch_size,
+            device=device,
+            options={**options, "keep_empty": empty_cells == "keep"},
+            dask=dask,
+            progress=progress,
         )
+        if not ranks.is_first:
+            return
     size = folder_bytes(out)
     console.print(
         f"{out}: {report.n_cells:,} cells, {report.n_latent} latent dimensions, {size / 1e6:,.1f} MB, "
@@ -218,12 +231,34 @@ def minify(
     )
 
 
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="RUN|MINI", help="A finished run, or a minified store.")],
+    out: Annotated[Path, typer.Argument(help="The directory to make; of a minified store, the .h5ad file.")],
+) -> None:
+    """Write a model, or minified cells, as scvi-tools writes them."""
+    from atlasvi.engine.minified import is_minified_store, write_minified_h5ad
+    from atlasvi.engine.scvi_files import open_model, save_scvi_tools
+
+    if is_minified_store(path):
+        write_minified_h5ad(path, out)
+        opens = "scvi.model.SCVI.load(MODEL, anndata.read_h5ad(...)) with the model that it was minified with"
+    else:
+        save_scvi_tools(open_model(path), out)
+        opens = "scvi.model.SCVI.load(..., adata)"
+    console.print(f"{out}: open it with {opens}.", highlight=False, soft_wrap=True)
+
+
 @query_app.callback()
 def open_minified(
-    context: typer.Context, mini: Annotated[str, typer.Argument(metavar="MINI", help="A minified store.")]
+    context: typer.Context,
+    mini: Annotated[str, typer.Argument(metavar="MINI", help="A minified store, or minified data of scvi-tools.")],
+    model: Annotated[Path | None, typer.Option(help="Of scvi-tools' data, if it is not in the same folder.")] = None,
 ) -> None:
     """Ask a minified store; nothing needs the counts."""
-    context.obj = mini
+    from atlasvi.engine.scvi_minified import open_minified
+
+    context.obj = lambda: open_minified(mini, model)
 
 
 @query_app.command("latent")
@@ -236,10 +271,9 @@ def query_latent(
     out: Out = None,
 ) -> None:
     """Posterior mean of the latent of each cell."""
-    from atlasvi.engine.minified import MinifiedStore
     from atlasvi.engine.queries import choose_cells, read_latent, write_table
 
-    store = MinifiedStore(context.obj)
+    store = context.obj()
     chosen = choose_cells(store, _names(cells), where or [], limit)
     names = [f"z{k}" for k in range(store.n_latent)] + [f"var{k}" for k in range(store.n_latent)] * variance
     slices = (
@@ -260,10 +294,9 @@ def query_expression(
     out: Out = None,
 ) -> None:
     """Decoded, normalised expression of chosen genes in chosen cells."""
-    from atlasvi.engine.minified import MinifiedStore
     from atlasvi.engine.queries import choose_cells, read_expression, write_table
 
-    store = MinifiedStore(context.obj)
+    store = context.obj()
     chosen = choose_cells(store, _names(cells), where or [], limit)
     wanted = _names(genes)
     columns = list(store.genes) if wanted is None else wanted
@@ -274,9 +307,8 @@ def query_expression(
 def query_info(context: typer.Context) -> None:
     """What the store holds."""
     from atlasvi.engine.describe import describe_minified_store
-    from atlasvi.engine.minified import MinifiedStore
 
-    _print_lines(describe_minified_store(MinifiedStore(context.obj)))
+    _print_lines(describe_minified_store(context.obj()))
 
 
 def _open(
@@ -334,7 +366,7 @@ def explain_errors() -> Iterator[None]:
         yield
     except AtlasviError as error:
         print(f"atlasvi: {error}", file=sys.stderr)  # noqa: T201  rich would wrap it
-        sys.exit(getattr(error, "exit_status", 1))
+        sys.exit(error.exit_status)
     except KeyboardInterrupt:
         print("atlasvi: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)

@@ -10,9 +10,13 @@ EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h, "try again later": a scheduler
 
 
 class TrainingInterrupted(AtlasviError):
-    """A signal asked to stop; what was done is in a checkpoint. The command line ends with status 75."""
+    """A signal asked to stop; what was done is saved. The command line ends with status 75.
 
-    exit_status = EXIT_RESUMABLE
+    agreed  whether all ranks stop, at the same step
+    """
+
+    exit_status, keeps_work = EXIT_RESUMABLE, True
+    agreed = False
 
 
 class Signals:
@@ -32,9 +36,7 @@ class Signals:
             raise KeyboardInterrupt
         self.caught.append(signal.Signals(number).name)
         if not self.waits:
-            raise TrainingInterrupted(
-                f"stopped by {self.caught[0]} before the first step: give the same command again."
-            )
+            raise TrainingInterrupted(f"stopped by {self.caught[0]}: give the same command again.")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ A plain AnnData Zarr v3 that scvi-tools opens as its own minified data:
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,13 +22,17 @@ import zarr
 from atlasvi.engine.covariates import Setup
 from atlasvi.loaders.cell_store import check_version, read_attributes
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.outputs import write_file_aside
-from atlasvi.loaders.tables import AppendedArray, TableReader, TableWriter, quiet_zarr
+from atlasvi.loaders.outputs import sync_file, sync_tree, write_file_aside
+from atlasvi.loaders.tables import AppendedArray, TableReader, TableWriter, place_rows, quiet_zarr
+
+if TYPE_CHECKING:
+    from atlasvi.engine.model import SCVI
 
 FORMAT_VERSION = 1
 KIND = "minified store"
 MINIFY_TYPE = "latent_posterior_parameters"
 LIBRARY = "observed_lib_size"
+LATENTS = ("qzm", "qzv")
 
 
 def is_minified_store(path: str | Path) -> bool:
@@ -37,53 +41,73 @@ def is_minified_store(path: str | Path) -> bool:
     return attributes is not None and attributes.get("kind") == KIND
 
 
-class MinifiedWriter:
-    """Appends cells to a new minified store at `path`; complete after `close`, once `n_cells` were appended."""
+def create_minified(
+    path: Path,
+    n_cells: int,
+    n_latent: int,
+    var: pd.DataFrame,
+    dtypes: Mapping[str, object],
+    weights: Mapping[str, np.ndarray],
+    chunk_rows: int,
+    layer: str | None = None,
+) -> None:
+    """Make a store without cells yet: processes write them with `write_cells`, and `finish_minified` closes it.
 
-    def __init__(
-        self, path: Path, n_cells: int, n_latent: int, var: pd.DataFrame, dtypes: Mapping[str, object], model: dict
-    ) -> None:
-        self.attributes = {
-            "kind": KIND,
-            "format_version": FORMAT_VERSION,
-            "n_cells": n_cells,
-            "n_genes": len(var),
-            "n_latent": n_latent,
-            **model,
-        }
-        self.root = zarr.open_group(path, mode="w-", zarr_format=3)
-        self.root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        self._var = var
-        layers = self.root.create_group("layers", attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
-        _create_empty_matrix(self.root, "X", n_cells, len(var))
-        if layer := model["setup"]["layer"]:  # scvi-tools asks for the layer that the counts were in
-            _create_empty_matrix(layers, layer, n_cells, len(var))
-        self._obs = TableWriter(self.root, "obs", n_cells, {**dtypes, LIBRARY: np.dtype(np.float32)})
-        obsm = self.root.create_group("obsm", attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
-        self._latents = {
-            name: AppendedArray(obsm, f"scvi_latent_{name}", n_cells, np.dtype(np.float32), (n_latent,))
-            for name in ("qzm", "qzv")
-        }
+    dtypes      columns of obs, without observed_lib_size
+    chunk_rows  of all arrays of cells, so that different processes write different chunks
+    layer       that the counts were in; None: X
+    """
+    from anndata.io import write_elem
 
-    def append(self, record: Mapping[str, np.ndarray]) -> None:
-        """Add cells: `qzm` and `qzv` float32 [cells, latent], and the `obs/` columns, observed_lib_size included."""
-        self._obs.append(record)
-        for name, array in self._latents.items():
-            array.append(record[name])
+    root = zarr.open_group(path, mode="w", zarr_format=3)
+    root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    layers = root.create_group("layers", attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
+    _create_empty_matrix(root, "X", n_cells, len(var))
+    if layer is not None:  # scvi-tools asks for the layer that the counts were in
+        _create_empty_matrix(layers, layer, n_cells, len(var))
+    TableWriter(root, "obs", n_cells, {**dtypes, LIBRARY: np.dtype(np.float32)}, chunk_rows)
+    obsm = root.create_group("obsm", attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
+    for name in LATENTS:
+        AppendedArray(obsm, f"scvi_latent_{name}", n_cells, np.dtype(np.float32), (n_latent,), chunk_rows)
+    with quiet_zarr():
+        write_elem(root, "var", var)
+        write_elem(root, "uns", {"_scvi_adata_minify_type": MINIFY_TYPE, "atlasvi": {"weights": dict(weights)}})
+        for name in ("obsp", "varm", "varp"):
+            write_elem(root, name, {})
 
-    def close(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Write var, the weights, and the attributes that make the folder a minified store."""
-        from anndata.io import write_elem
 
-        with quiet_zarr():
-            write_elem(self.root, "var", self._var)
-            write_elem(
-                self.root, "uns", {"_scvi_adata_minify_type": MINIFY_TYPE, "atlasvi": {"weights": dict(weights)}}
-            )
-            for name in ("obsp", "varm", "varp"):
-                write_elem(self.root, name, {})
-            self.root.attrs["atlasvi"] = self.attributes
-            zarr.consolidate_metadata(self.root.store)
+def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> None:
+    """Write whole chunks of cells, from `start` on, and flush them to disk.
+
+    record  `qzm` and `qzv` float32 [cells, latent], and the `obs/` columns, observed_lib_size included
+    """
+    root = cast(Any, zarr.open_group(path, mode="r+"))
+    place_rows(root["obs"], start, record)
+    for name in LATENTS:
+        array = root[f"obsm/scvi_latent_{name}"]
+        array[start : start + len(record[name])] = record[name]
+    chunk = str(start // array.chunks[0])
+    for chunks in (path / "obs").rglob("c"), (path / "obsm").rglob("c"):
+        for folder in chunks:
+            if (folder / chunk).is_dir():
+                sync_tree(folder / chunk)
+            elif (folder / chunk).exists():
+                sync_file(folder / chunk)
+
+
+def finish_minified(path: Path, n_cells: int, n_genes: int, n_latent: int, model: Mapping[str, Any]) -> None:
+    """Write the attributes that make the folder a minified store."""
+    root = zarr.open_group(path, mode="r+")
+    root.attrs["atlasvi"] = {
+        "kind": KIND,
+        "format_version": FORMAT_VERSION,
+        "n_cells": n_cells,
+        "n_genes": n_genes,
+        "n_latent": n_latent,
+        **model,
+    }
+    with quiet_zarr():
+        zarr.consolidate_metadata(root.store)
 
 
 def _create_empty_matrix(group: zarr.Group, name: str, n_cells: int, n_genes: int) -> None:
@@ -140,9 +164,12 @@ class MinifiedStore:
         """qzm and qzv, float32 [stop - start, latent], of cells [start, stop)."""
         return self._obsm["scvi_latent_qzm"][start:stop], self._obsm["scvi_latent_qzv"][start:stop]
 
-    def read_weights(self) -> dict[str, np.ndarray]:
-        """The model's weights by name."""
-        return {name: np.asarray(array[...]) for name, array in self._weights.arrays()}
+    def model(self) -> "SCVI":
+        """The model, ready to decode."""
+        from atlasvi.engine.model import model_from_weights  # torch takes seconds, and latents can be read without
+
+        weights = {name: np.asarray(array[...]) for name, array in self._weights.arrays()}
+        return model_from_weights(self.attributes["model"], weights)
 
 
 def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -> None:

@@ -1,25 +1,25 @@
 """Minify: the whole atlas through the encoder, out of core; the posterior is kept, the counts are dropped."""
 
-from collections.abc import Iterator
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-
-from atlasvi.engine.minified import LIBRARY, MinifiedWriter
-from atlasvi.engine.runs import TrainedRun
+from atlasvi.engine import minify_parts
+from atlasvi.engine.interruption import stop_on_signals
+from atlasvi.engine.minified import LIBRARY, create_minified, finish_minified
+from atlasvi.engine.minify_parts import ENCODED, ORDERED, MinifyJob, Opened, load_job
+from atlasvi.engine.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
+from atlasvi.engine.resuming import fingerprint
+from atlasvi.engine.runs import RESULT, TrainedRun, write_json
 from atlasvi.engine.scvi_files import open_model
-from atlasvi.loaders.buckets import Buckets
 from atlasvi.loaders.cells import CellData, open_cells, select_genes
-from atlasvi.loaders.feeder import DeviceFeeder
 from atlasvi.loaders.ingestion import Progress
-from atlasvi.loaders.loader import BatchLoader
 from atlasvi.loaders.outputs import write_folder_aside
-from atlasvi.loaders.tables import obs_to_record
-
-OBS_SLICE = 2**16
-BUCKET_CELLS = 2**16  # cells held in memory at a time while they are put into source order
+from atlasvi.loaders.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ def minify(
     source_order: bool = False,
     batch_size: int = 1024,
     device: str = "auto",
+    options: Mapping[str, Any] | None = None,
+    dask: str | None = None,
+    rank_timeout_s: float = RANK_TIMEOUT_S,
     progress: Progress = lambda stage, done, total: None,
 ) -> MinifyReport:
     """Write the posterior of every cell of `data` under the model of `run` to a new minified store at `out`.
@@ -46,77 +49,110 @@ def minify(
     run           a finished run or its directory, or one that scvi-tools saved
     data          a cell store or any source; it must have all genes of the model (others are left out)
     source_order  cells in the order of their sources instead of that of the store
+    options       what `open_cells` is to be told of `data`, where that is a path: layer, ...
+    dask          address of a Dask scheduler whose workers do it; they must see `data` and `out` at the same paths
+    Started by torchrun or `atlasvi launch`, all ranks call this alike, and each writes its own parts of the one store.
+    After a kill, Ctrl-C or SIGTERM the same call goes on with the parts that were not finished, on any number of ranks.
     Memory does not grow with the number of cells.
     Raises GeneError, ColumnError if the data lacks genes or columns that the model takes, or holds batches (or other
     categories) that it was not trained on, OutputError if `out` exists or can't be written.
     """
-    if not isinstance(run, TrainedRun):
-        run = open_model(run)
-    if isinstance(data, (str, Path)):
-        data = open_cells(data)
-    data = select_genes(data, run.genes)
-    codes = run.setup.read_codes(data)
-    with write_folder_aside(out) as scratch:
-        dtypes = {name: dtype for name, dtype in data.read_obs(0, 0).dtypes.items() if name != LIBRARY}
-        model = {
-            "model": run.model_settings,
-            "setup": asdict(run.setup),
-            "order": "source" if source_order else "as trained",
-            "data": data.path,
-        }
-        records = _encode(run, data, codes, batch_size, device, list(dtypes))
-        writer = MinifiedWriter(scratch / "result", data.n_cells, run.model.n_latent, data.var, dtypes, model)
-        if source_order:
-            records = _in_source_order(records, data, scratch, progress)
-        done = 0
-        for record in records:
-            writer.append(record)
-            done += len(record["qzm"])
-            progress("writing" if source_order else "encoding", done, data.n_cells)
-        writer.close({name: tensor.numpy() for name, tensor in run.model.state_dict().items()})
+    with join_ranks(rank_timeout_s) as ranks, stop_on_signals():
+        ranks.note("opening the model and the data")
+        if not isinstance(run, TrainedRun):
+            run = open_model(run)
+        path = data.path if not isinstance(data, (str, Path)) else str(data)
+        if isinstance(data, (str, Path)):
+            data = open_cells(data, **(options or {}))
+        elif dask is not None:
+            raise ValueError("over a Dask cluster each worker opens the data: give its path, and `options`")
+        data = select_genes(data, run.genes)
+        job = MinifyJob(
+            data=str(Path(path).absolute()) if Path(path).exists() else path,
+            options=dict(options or {}),
+            identity={**fingerprint(data), "weights_sha256": _hash_weights(run)},
+            n_cells=data.n_cells,
+            part_cells=minify_parts.choose_part_cells(data.n_cells, batch_size),
+            batch_size=batch_size,
+            source_order=source_order,
+            device=device,
+        )
+        opened = Opened(job, run, data, run.setup.read_codes(data))
+        with ExitStack() as open_until_done:
+            scratch = Path(out).absolute().parent / f".{Path(out).name}.unfinished"
+            if ranks.is_first:
+                open_until_done.enter_context(write_folder_aside(out, lambda folder: load_job(folder) == job))
+                if load_job(scratch) != job:
+                    _prepare(scratch, opened)
+            open_until_done.callback(minify_parts.forget, scratch)
+            minify_parts.keep_open(scratch, opened)
+            with Workers(1, dask) as workers:
+                _work(scratch, job, ranks, workers, dask is not None, progress)
+            ranks.wait_for_all("the other ranks' parts")
+            if ranks.is_first:
+                _finish(scratch, opened)
     return MinifyReport(str(out), data.n_cells, run.model.n_latent)
 
 
-def _encode(
-    run: TrainedRun, data: CellData, codes: dict, batch_size: int, device: str, columns: list[str]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Records of cells in the order of the data: qzm, qzv and the columns of obs."""
-    where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
-    model = run.model.to(where).eval()
-    start, obs_start, obs = 0, 0, data.read_obs(0, 0)
-    with torch.inference_mode():
-        for batch in DeviceFeeder(BatchLoader(data, batch_size, seed=0, codes=codes, shuffle=False), where):
-            qzm, qzv = model.encode(batch)
-            if start + len(batch) > obs_start + len(obs):  # a slice for many minibatches: obs has larger chunks
-                obs_start, obs = start, data.read_obs(start, min(start + OBS_SLICE, data.n_cells))[columns]
-            here = obs.iloc[start - obs_start : start - obs_start + len(batch)]
-            start += len(batch)
-            yield {
-                "qzm": qzm.cpu().numpy(),
-                "qzv": qzv.cpu().numpy(),
-                f"obs/{LIBRARY}": batch.library.cpu().numpy(),
-                **obs_to_record(here),
-            }
-    run.model.cpu()
+def _prepare(scratch: Path, opened: Opened) -> None:
+    """The store without cells, and what every process needs; whoever sees the job may begin."""
+    run, data, job = opened.run, opened.data, opened.job
+    dtypes = {name: dtype for name, dtype in data.read_obs(0, 0).dtypes.items() if name != LIBRARY}
+    weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
+    sizes = data.n_cells, run.model.n_latent
+    create_minified(scratch / minify_parts.RESULT, *sizes, data.var, dtypes, weights, job.part_cells, run.setup.layer)
+    for name in (minify_parts.DONE, minify_parts.PIECES, minify_parts.RUN):
+        (scratch / name).mkdir()
+    run.save(scratch / minify_parts.RUN)
+    write_json(scratch / minify_parts.RUN / RESULT, run.result)
+    job.save(scratch)
 
 
-def _in_source_order(
-    records: Iterator[dict[str, np.ndarray]], data: CellData, scratch: Path, progress: Progress
-) -> Iterator[dict[str, np.ndarray]]:
-    """The same cells, ordered by source and row, through buckets of neighbouring rows on disk."""
-    buckets = Buckets(scratch / "buckets")
-    offsets = np.cumsum([0, *data.source_sizes])
-    done = 0
-    for record in records:
-        record["place"] = offsets[record["obs/source"]] + record["obs/source_row"]
-        bucket_of = record["place"] // BUCKET_CELLS
-        for bucket in np.unique(bucket_of).tolist():
-            here = bucket_of == bucket
-            buckets.append(bucket, {name: values[here] for name, values in record.items()})
-        done += len(bucket_of)
-        progress("encoding", done, data.n_cells)
-    for bucket in range(-(-int(offsets[-1]) // BUCKET_CELLS)):
-        if record := buckets.read(bucket):
-            buckets.discard(bucket)
-            order = np.argsort(record.pop("place"))
-            yield {name: values[order] for name, values in record.items()}
+def _work(scratch: Path, job: MinifyJob, ranks: Ranks, workers: Workers, on_cluster: bool, progress: Progress) -> None:
+    """Encode and, if asked, order: what is left of it, shared by the ranks or given to a cluster."""
+    for stage in (ENCODED, ORDERED) if job.source_order else (ENCODED,):
+        doing = "encoding" if stage == ENCODED else "ordering"
+        list_left = functools.partial(minify_parts.list_undone, scratch, stage, job.n_parts)
+        left = ranks.from_first(list_left, "the parts")
+
+        def tell(doing: str = doing, list_left: Callable[[], list[int]] = list_left) -> None:
+            if ranks.is_first:
+                progress(doing, min((job.n_parts - len(list_left())) * job.part_cells, job.n_cells), job.n_cells)
+            ranks.note(f"{doing} the next part")
+
+        if on_cluster:
+            per_task = minify_parts.TASK_PARTS if stage == ENCODED else 1
+            function = f"atlasvi.engine.minify_parts:{'run_encode_task' if stage == ENCODED else 'run_order_task'}"
+            tasks = [(function, str(scratch), number) for number in sorted({part // per_task for part in left})]
+            workers.run(tasks, lambda task: tell())
+            continue
+        mine = left[len(left) * ranks.rank // ranks.world_size : len(left) * (ranks.rank + 1) // ranks.world_size]
+        ranks.note(f"{doing} the first part")
+        if stage == ENCODED:
+            for _ in minify_parts.encode_parts(str(scratch), mine):
+                tell()
+            ranks.wait_for_all("the other ranks' parts")  # all pieces of a chunk
+        else:
+            for part in mine:
+                minify_parts.run_order_task(str(scratch), part)
+                tell()
+
+
+def _finish(scratch: Path, opened: Opened) -> None:
+    run, data, job = opened.run, opened.data, opened.job
+    model = {
+        "model": run.model_settings,
+        "setup": asdict(run.setup),
+        "order": "source" if job.source_order else "as trained",
+        "data": data.path,
+    }
+    finish_minified(scratch / minify_parts.RESULT, data.n_cells, len(data.var), run.model.n_latent, model)
+
+
+def _hash_weights(run: TrainedRun) -> str:
+    """What tells the weights from others."""
+    digest = hashlib.sha256()
+    for name, tensor in run.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from atlasvi.engine.interruption import EXIT_RESUMABLE, TrainingInterrupted
+from atlasvi.engine.interruption import TrainingInterrupted
 from atlasvi.engine.meeting import meet
 from atlasvi.engine.watch import GRACE_S, Watch
 from atlasvi.loaders.errors import AtlasviError
@@ -29,9 +29,13 @@ STARTED_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 class RankError(AtlasviError, RuntimeError):
     """Another rank failed, hangs, or is gone."""
 
+    keeps_work = True
+
 
 class BrokenGroup(RuntimeError):
     """A collective failed: some rank is not there any more."""
+
+    keeps_work = True
 
 
 class Ranks:
@@ -177,18 +181,21 @@ def _join(timeout_s: float) -> tuple[Ranks, Watch]:
 
 def _agree_on(error: BaseException, ranks: Ranks, watch: Watch) -> BaseException:
     """What this rank is to raise: rank 0 what went wrong on any, the others an exit without words."""
-    if isinstance(error, TrainingInterrupted):  # all ranks at the same step, after the checkpoint was written
-        return error if ranks.is_first else SystemExit(EXIT_RESUMABLE)
     if isinstance(error, BrokenGroup):
         verdict = watch.await_verdict()
-        if ranks.is_first:
-            cause = verdict or f"the connection to another rank broke ({error})"
-            return RankError(f"{cause}. Go on from the last checkpoint with --resume.")
-        if verdict is None:
-            return SystemExit(1)  # rank 0 knows more
-        return RankError(f"rank {ranks.rank}: {verdict}. Go on from the last checkpoint with --resume.")
-    sentence = f"{type(error).__name__}: {error}" if not isinstance(error, AtlasviError) else str(error)
+        if not ranks.is_first and verdict is None:
+            return SystemExit(watch.status)  # rank 0 knows more
+        cause = verdict or f"the connection to another rank broke ({error})"
+        found = RankError(
+            f"{cause if ranks.is_first else f'rank {ranks.rank}: {cause}'}. Go on from what was saved last."
+        )
+        found.exit_status = watch.status
+        return found
+    status = getattr(error, "exit_status", 1)
+    if isinstance(error, TrainingInterrupted) and error.agreed:
+        return error if ranks.is_first else SystemExit(status)
     if ranks.is_first:
-        watch.call_off(sentence)
+        watch.call_off(status)
         return error
-    return SystemExit(1) if watch.report(sentence) else error
+    sentence = str(error) if isinstance(error, AtlasviError) else f"{type(error).__name__}: {error}"
+    return SystemExit(status) if watch.report(sentence, status) else error

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from atlasvi.engine.batch_norm import share_batch_norm
 from atlasvi.engine.checkpoint import (
     CheckpointWriter,
     copy_state,
@@ -149,6 +150,7 @@ def train(
         else:
             trainer.measure_library()
         if ranks.is_first and not resume:
+            ranks.note("making the run directory")
             with write_folder_aside(out) as scratch:  # with a checkpoint in it, so that there always is a last good one
                 (scratch / "result").mkdir()
                 write_json(scratch / "result" / CONFIG, trainer.config)
@@ -199,6 +201,7 @@ class Trainer:
             if asked["split_column"] is None
             else split_by_column(data, asked["split_column"])
         )
+        self.ranks.note("planning the epochs")
         self.loaders = {
             part: BatchLoader(
                 data,
@@ -226,11 +229,14 @@ class Trainer:
             "launch": _launch_id(),
             "settings": self.settings.model_dump(),
         }
+        self.ranks.note("making the model")
         options = {name: getattr(settings, name) for name in ModelOptions.model_fields}
         self.model = SCVI(
             ModelSettings(n_genes=len(data.genes), **setup.sizes, **options),
             self._generator("cpu", INITIAL_WEIGHTS, 0),
         ).to(self.device)
+        if self.ranks.world_size > 1:
+            share_batch_norm(self.model)
         self.model.precision = settings.precision
         self.optimizer = getattr(torch.optim, settings.optimizer)(
             self.model.parameters(),
@@ -268,7 +274,9 @@ class Trainer:
             open_until_done.callback(self._writer.close)
             if self.ranks.is_first:
                 enter(lock_run(self.out))
+            self.ranks.note("opening the log")
             self.log = self._open_log()
+            self.ranks.note("starting to read")
             enter(self.log)
             self._profiler = enter(StepProfiler(self._profile_folder if self.ranks.is_first else None))
             self.signals, signals.waits = signals, True
@@ -573,10 +581,12 @@ class Trainer:
         self.ranks.wait_for_all("the checkpoint")
         by = self.signals.caught[0] if self.signals.caught else "a signal to another rank"
         saved = list_checkpoints(self.out / "checkpoints")[0].name if self.ranks.is_first else ""
-        raise TrainingInterrupted(
+        stopped = TrainingInterrupted(
             f"{self.out}: stopped by {by} after step {self.step}, saved in {saved}. "
             f"Go on with: atlasvi train {self.data.path} --out {self.out} --resume"
         )
+        stopped.agreed = True
+        raise stopped
 
     def state(self, batch: int) -> dict[str, Any]:
         """Everything that a resumed run needs; noise needs nothing, being a function of (seed, step)."""

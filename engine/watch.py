@@ -81,6 +81,7 @@ class Watch:
         self._silence_s = timeout_s
         self._stopped, self._judged = threading.Event(), threading.Event()
         self._verdict: str | None = None
+        self.status = 1  # that the process is to end with, once there is a verdict
         self._meetings = 0
         self._threads = [
             threading.Thread(target=work, name=f"atlasvi-{work.__name__.strip('_')}", daemon=True)
@@ -112,11 +113,11 @@ class Watch:
             if self._judged.wait(MEETING_S):
                 raise RuntimeError(self._verdict)
 
-    def report(self, sentence: str) -> bool:
-        """Tell rank 0 that this rank failed; whether it has heard, and will say so."""
+    def report(self, sentence: str, status: int) -> bool:
+        """Tell rank 0 that this rank ends early, and with what status; whether it has heard, and will say so."""
         try:
             self._speak(self._store)
-            self._store.set(f"failure/{self.rank}", sentence)
+            self._store.set(f"failure/{self.rank}", json.dumps([sentence, status]))
             self._store.add("failures", 1)
             until = time.monotonic() + GRACE_S
             while time.monotonic() < until:
@@ -127,10 +128,10 @@ class Watch:
             pass  # rank 0 and its store are gone
         return False
 
-    def call_off(self, sentence: str) -> None:
-        """Rank 0 fails: all ranks are to end."""
+    def call_off(self, status: int) -> None:
+        """Rank 0 ends early: all ranks are to end, with that status."""
         try:
-            self._store.set("over", sentence)
+            self._store.set("over", str(status))
             time.sleep(3 * BEAT_S)  # the store may end with this process: they must have heard
         except RuntimeError:
             pass
@@ -156,7 +157,8 @@ class Watch:
                 if self.rank == 0:
                     self._listen(store)
                 elif store.check(["over"]):
-                    self._end(store.get("over").decode(), say=False)
+                    self.status = int(store.get("over"))
+                    self._end(None)
                 else:
                     self._hear(store, [0])
                 self._spoke = time.monotonic()
@@ -171,8 +173,8 @@ class Watch:
         if failed and self._verdict is None:
             for rank in range(self.world_size):
                 if store.check([f"failure/{rank}"]):
-                    sentence = store.get(f"failure/{rank}").decode()
-                    self._conclude(store, rank, f"{self._beats[rank]} failed in {self._beats[rank].what}: {sentence}")
+                    sentence, self.status = json.loads(store.get(f"failure/{rank}"))
+                    self._conclude(store, rank, f"{self._beats[rank]} ended in {self._beats[rank].what}: {sentence}")
                     return
 
     def _hear(self, store: Any, ranks: Sequence[int]) -> None:
@@ -196,8 +198,8 @@ class Watch:
         self._verdict = verdict
         self._judged.set()
         if self.rank == 0:
-            store.set("over", verdict)
-        self._later(3 * BEAT_S if culprit == self.rank else GRACE_S, self._end, verdict, True)
+            store.set("over", str(self.status))
+        self._later(3 * BEAT_S if culprit == self.rank else GRACE_S, self._end, verdict)
 
     def _later(self, seconds: float, act: Callable[..., None], *arguments: Any) -> None:
         timer = threading.Timer(seconds, act, arguments)
@@ -210,15 +212,14 @@ class Watch:
             if time.monotonic() - self._spoke > self.timeout_s:
                 self._end(
                     f"rank {self.rank} on {self._place[0]} has not reached the other ranks for {self.timeout_s:.0f} s: "
-                    "the network or the machine of rank 0 fails",
-                    say=True,
+                    "the network or the machine of rank 0 fails"
                 )
 
-    def _end(self, sentence: str, say: bool) -> None:
+    def _end(self, sentence: str | None) -> None:
         if self._stopped.is_set():
             return
-        if say:
-            print(f"atlasvi: {sentence}. Go on from the last checkpoint with --resume.", file=sys.stderr)  # noqa: T201
+        if sentence is not None:
+            print(f"atlasvi: {sentence}. Go on from what was saved last.", file=sys.stderr)  # noqa: T201
         sys.stderr.flush()
         sys.stdout.flush()
-        os._exit(1)
+        os._exit(self.status)

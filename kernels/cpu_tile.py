@@ -92,7 +92,8 @@ class Sweep:
         kept = _TILES.__dict__.setdefault("kept", {})
         key, n = (number, dtype), n_cells * n_genes
         if key not in kept or kept[key].numel() < n:
-            kept[key] = torch.empty(n, dtype=dtype)
+            with torch.inference_mode(False):  # or a first call in inference mode leaves what no other may write to
+                kept[key] = torch.empty(n, dtype=dtype)
         return kept[key][:n].view(n_cells, n_genes)
 
     def take(

@@ -25,7 +25,7 @@ class Buckets:
 
     def append(self, bucket: int, record: Mapping[str, np.ndarray]) -> None:
         """Add a record; the first axis of the arrays need not agree."""
-        parts = _to_bytes(record)
+        parts = record_to_bytes(record)
         self._pending.setdefault(bucket, []).extend(parts)
         self._pending_bytes += sum(map(len, parts))
         if self._pending_bytes > BUFFER_BYTES:
@@ -44,7 +44,8 @@ class Buckets:
         path = self.folder / str(bucket)
         if not path.exists():
             return {}
-        records = _from_bytes(path)
+        # the file is mapped, not read: a second copy of the bucket would double the memory
+        records = records_from_bytes(np.memmap(path, np.uint8, "r"))
         return {name: np.concatenate([record[name] for record in records]) for name in records[0]}
 
     def discard(self, bucket: int) -> None:
@@ -56,7 +57,8 @@ class Buckets:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _to_bytes(record: Mapping[str, np.ndarray]) -> list[bytes]:
+def record_to_bytes(record: Mapping[str, np.ndarray]) -> list[bytes]:
+    """A record as it is kept, in parts."""
     header, parts = [], []
     for name, array in record.items():
         if array.dtype.kind == "O":
@@ -72,9 +74,9 @@ def _to_bytes(record: Mapping[str, np.ndarray]) -> list[bytes]:
     return [len(head).to_bytes(4, "little"), head, *parts]
 
 
-def _from_bytes(path: Path) -> list[dict[str, np.ndarray]]:
-    # the file is mapped, not read: a second copy of the bucket would double the memory
-    data, at, records = np.memmap(path, np.uint8, "r"), 0, []
+def records_from_bytes(data: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """All records that stand one after the other in uint8 [bytes]."""
+    at, records = 0, []
     while at < len(data):
         size = int.from_bytes(data[at : at + 4].tobytes(), "little")
         header = json.loads(data[at + 4 : at + 4 + size].tobytes())

@@ -5,7 +5,13 @@ Every error that a user can cause is an `AtlasviError`; the command line prints 
 
 
 class AtlasviError(Exception):
-    """Base of all errors that a user can mend; the message is one or two sentences."""
+    """Base of all errors that a user can mend; the message is one or two sentences.
+
+    exit_status  that the command line ends with
+    keeps_work   whether the same call may go on with what was done before it (where it can at all), as after a kill
+    """
+
+    exit_status, keeps_work = 1, False
 
 
 class SourceError(AtlasviError, ValueError):
@@ -34,6 +40,8 @@ class OutputError(AtlasviError, OSError):
 
 class WorkerError(AtlasviError, RuntimeError):
     """A process that did a part of the work died."""
+
+    keeps_work = True
 
 
 class MissingDependencyError(AtlasviError, ImportError):

@@ -17,7 +17,8 @@ def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda
 
     On any error, an interrupt included, the scratch folder goes and nothing else was touched. What a killed process
     left is removed by the next one, unless goes_on(scratch) says that it is of the same job and can be used: then an
-    interrupt leaves it too. A lock keeps two writers of one output apart.
+    interrupt, and an error that another attempt may not meet (`keeps_work`), leave it too. A lock keeps two writers of
+    one output apart.
     Raises OutputError if `out` exists, is being written by another process, or can't be written (a full disk).
     """
     out = Path(out)
@@ -44,8 +45,9 @@ def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda
                 check_output_free(out)  # rename would replace an empty folder made meanwhile
                 os.rename(scratch / "result", out)
                 sync_folder(out.parent)
-        except KeyboardInterrupt:
-            kept = goes_on(scratch)
+        except BaseException as error:
+            interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
+            kept = (interrupted or getattr(error, "keeps_work", False)) and goes_on(scratch)
             raise
         finally:
             if not kept:
@@ -73,24 +75,25 @@ def explain_full_disk(out: str | Path) -> Iterator[None]:
         raise
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync_file(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    sync_file(folder)
+
+
 def sync_tree(folder: Path) -> None:
     """Flush all files and folders below `folder` to disk."""
     for place, _, files in os.walk(folder):
         for name in files:
-            handle = os.open(Path(place) / name, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            sync_file(Path(place) / name)
         sync_folder(Path(place))
 
 
@@ -109,11 +112,7 @@ def write_file_aside(out: str | Path) -> Iterator[Path]:
     try:
         with explain_full_disk(out):
             yield temporary
-            handle = os.open(temporary, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            sync_file(temporary)
             os.rename(temporary, out)
             sync_folder(out.parent)
     finally:

@@ -128,9 +128,14 @@ class TableReader:
 
 
 class TableWriter:
-    """Appends records of `obs` to a group in AnnData's dataframe encoding; memory is one chunk a column."""
+    """Appends records of `obs` to a group in AnnData's dataframe encoding; memory is one chunk a column.
 
-    def __init__(self, root: zarr.Group, name: str, n_rows: int, dtypes: Mapping[str, object]) -> None:
+    Instead of appending, any process may `place_rows` in what this has made.
+    """
+
+    def __init__(
+        self, root: zarr.Group, name: str, n_rows: int, dtypes: Mapping[str, object], chunk_rows: int = CHUNK_ROWS
+    ) -> None:
         self.group = root.create_group(
             name,
             attributes={
@@ -140,13 +145,14 @@ class TableWriter:
                 "column-order": list(dtypes),
             },
         )
-        self.dtypes = dict(dtypes)
-        self._columns = {INDEX: AppendedArray(self.group, INDEX, n_rows, TEXT)}
+        self.dtypes, self._chunk_rows = dict(dtypes), chunk_rows
+        self._columns = {INDEX: AppendedArray(self.group, INDEX, n_rows, TEXT, chunk_rows=chunk_rows)}
         for column, dtype in dtypes.items():
             if isinstance(dtype, pd.CategoricalDtype):
                 self._columns[column] = self._create_categorical(column, dtype, n_rows)
             else:
-                self._columns[column] = AppendedArray(self.group, column, n_rows, np.dtype(dtype))  # type: ignore[call-overload]
+                kind = np.dtype(dtype)  # type: ignore[call-overload]
+                self._columns[column] = AppendedArray(self.group, column, n_rows, kind, chunk_rows=chunk_rows)
 
     def _create_categorical(self, name: str, dtype: pd.CategoricalDtype, n_rows: int) -> "AppendedArray":
         group = self.group.create_group(
@@ -158,7 +164,7 @@ class TableWriter:
             categories = categories.astype(object)
         AppendedArray(group, "categories", len(categories), categories.dtype).append(categories)
         codes = np.int8 if len(categories) < 2**7 else np.int16 if len(categories) < 2**15 else np.int32
-        return AppendedArray(group, "codes", n_rows, np.dtype(codes))
+        return AppendedArray(group, "codes", n_rows, np.dtype(codes), chunk_rows=self._chunk_rows)
 
     def append(self, record: Mapping[str, np.ndarray]) -> None:
         """Add the `obs/` columns of a record."""
@@ -167,26 +173,46 @@ class TableWriter:
             dtype = self.dtypes.get(name)
             if isinstance(dtype, pd.CategoricalDtype) and values.dtype == TEXT:
                 values = dtype.categories.get_indexer(pd.Index(values))
-            elif values.dtype == TEXT:
-                values = np.where(values == None, "", values)  # noqa: E711  elementwise
-            writer.append(values)
+            writer.append(_without_missing_text(values))
+
+
+def place_rows(group: zarr.Group, start: int, record: Mapping[str, np.ndarray]) -> None:
+    """Write the `obs/` columns of a record at the rows from `start` on of a table that `TableWriter` made.
+
+    Whole chunks, or processes would overwrite what others write. Categorical columns come as codes.
+    """
+    for name in [INDEX, *cast(Any, group.attrs["column-order"])]:
+        values = _without_missing_text(record[f"obs/{name}"])
+        element = group[name]
+        array = cast(Any, element["codes"] if isinstance(element, zarr.Group) else element)
+        array[start : start + len(values)] = values
+
+
+def _without_missing_text(values: np.ndarray) -> np.ndarray:
+    return np.where(values == None, "", values) if values.dtype == TEXT else values  # noqa: E711  elementwise
 
 
 class AppendedArray:
-    """An array of known length in a Zarr group, filled by appending rows; written in whole chunks of 65,536 rows.
+    """An array of known length in a Zarr group, filled by appending rows; written in whole chunks of `chunk_rows`.
 
     Complete once `length` rows were appended. dtype object means text; `trailing` is the shape of one row.
     """
 
     def __init__(
-        self, group: zarr.Group, name: str, length: int, dtype: np.dtype, trailing: tuple[int, ...] = ()
+        self,
+        group: zarr.Group,
+        name: str,
+        length: int,
+        dtype: np.dtype,
+        trailing: tuple[int, ...] = (),
+        chunk_rows: int = CHUNK_ROWS,
     ) -> None:
-        text = dtype == TEXT
+        text, self._chunk_rows = dtype == TEXT, chunk_rows
         self.length, self._written, self._pending, self._waiting = length, 0, list[np.ndarray](), 0
         self._array = group.create_array(
             name,
             shape=(length, *trailing),
-            chunks=(max(min(CHUNK_ROWS, length), 1), *trailing),
+            chunks=(max(min(chunk_rows, length), 1), *trailing),
             dtype=str if text else dtype,
             attributes={"encoding-type": "string-array" if text else "array", "encoding-version": "0.2.0"},
         )
@@ -195,11 +221,11 @@ class AppendedArray:
         """Add rows; whole chunks go to disk at once, the rest when `length` is reached."""
         self._pending.append(rows)
         self._waiting += len(rows)
-        if self._waiting >= CHUNK_ROWS or self._written + self._waiting == self.length:
+        if self._waiting >= self._chunk_rows or self._written + self._waiting == self.length:
             values = np.concatenate(self._pending)
             done = len(values)
             if self._written + done < self.length:
-                done -= done % CHUNK_ROWS
+                done -= done % self._chunk_rows
             self._array[self._written : self._written + done] = values[:done]
             self._written += done
             self._pending, self._waiting = [values[done:].copy()], len(values) - done

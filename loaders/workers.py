@@ -87,7 +87,7 @@ def _run_on_dask(tasks: Sequence[Task], address: str, done: Callable[[Task], Non
         from distributed import Client
         from distributed import as_completed as dask_as_completed
     except ImportError:
-        raise MissingDependencyError("Ingest over a cluster needs Dask: pip install 'atlasvi[dask]'.") from None
+        raise MissingDependencyError("Work over a cluster needs Dask: pip install 'atlasvi[dask]'.") from None
     try:
         client = Client(address, timeout=20)
     except OSError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.engine.warm_ranks"])
+CONTEXT.set_forkserver_preload(["benchmarks.warm_ranks"])
 
 
 @dataclass

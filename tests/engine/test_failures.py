@@ -23,10 +23,10 @@ OPTIONS: dict[str, Any] = {
     "batch_key": "batch",
     "epochs": 200,
     "settings": {**SMALL, "checkpoint_steps": 1, "early_stopping": False},
-    "rank_timeout_s": 4.0,
+    "rank_timeout_s": 6.0,
 }
 FAULTY_STEP = 5
-MOST_S = 20.0  # stated time-out 4 s, and what processes take to start and end on a busy machine
+MOST_S = 30.0  # stated time-out 6 s, and what processes take to start and end on a busy machine
 
 
 @pytest.fixture
@@ -64,25 +64,25 @@ def fail_on(cells: Path, out: Path, faulty_rank: int, fault: str, world_size: in
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("throws", r"rank 1 \(process \d+ on .*\) failed in step 5: ValueError: this rank has a bug"),
-        ("hangs", r"rank 1 \(process \d+ on .*\) hangs: it has been in step 5 for [2-6] s"),
+        ("throws", r"rank 1 \(process \d+ on .*\) ended in step 5: ValueError: this rank has a bug"),
+        ("hangs", r"rank 1 \(process \d+ on .*\) hangs: it has been in step 5 for [3-8] s"),
         pytest.param(
             "SIGKILL",
-            r"rank 1 \(process \d+ on .*\) has not been heard of for [2-6] s, last in .*: it was killed, or",
+            r"rank 1 \(process \d+ on .*\) has not been heard of for [3-8] s, last in .*: it was killed, or",
             marks=pytest.mark.slow,
         ),
         pytest.param(
             "SIGSTOP",
-            r"rank 1 \(process \d+ on .*\) has not been heard of for [2-6] s, last in .*: it was killed, or",
+            r"rank 1 \(process \d+ on .*\) has not been heard of for [3-8] s, last in .*: it was killed, or",
             marks=pytest.mark.slow,
         ),
     ],
 )
 def test_a_rank_that_fails_is_named_on_rank_0_and_all_end(cells: Path, tmp_path: Path, fault: str, said: str):
     ranks, statuses = fail_on(cells, tmp_path / "run", 1, fault)
-    lines = ranks[0].said.strip().splitlines()
+    lines = [line for line in ranks[0].said.splitlines() if line.startswith("atlasvi:")]
     assert len(lines) == 1, ranks[0].said
-    assert re.match(rf"atlasvi: {said}.* --resume\.$", lines[0]), lines[0]
+    assert re.match(rf"atlasvi: {said}.*\. Go on from what was saved last\.$", lines[0]), lines[0]
     assert ranks[1].said == ""
     assert statuses == [1, {"SIGKILL": -9, "SIGSTOP": -9}.get(fault, 1)]
     assert read_newest_checkpoint(tmp_path / "run" / "checkpoints")[1]["step"] == FAULTY_STEP - 1

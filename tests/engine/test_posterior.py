@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from atlasvi.engine import minify_parts
 from atlasvi.engine.covariates import Setup
 from atlasvi.engine.minified import MinifiedStore, is_minified_store
 from atlasvi.engine.model import SCVI, ModelSettings
@@ -75,9 +76,7 @@ def test_the_minified_store_is_plain_anndata_with_the_posterior_of_every_cell(ru
 
 
 def test_source_order_holds_across_buckets(run, counts, tmp_path, monkeypatch):
-    from atlasvi.engine import posterior as module
-
-    monkeypatch.setattr(module, "BUCKET_CELLS", 7)
+    monkeypatch.setattr(minify_parts, "choose_part_cells", lambda n_cells, batch_size: 10)
     ingest(counts, tmp_path / "store")
     minify(run, tmp_path / "store", tmp_path / "mini", source_order=True, batch_size=10)
     assert anndata.read_zarr(tmp_path / "mini").obs["source_row"].tolist() == list(range(150))

@@ -71,6 +71,15 @@ def test_loss_curves_of_one_two_and_four_ranks_agree_for_200_steps(cells: Path, 
         )
 
 
+def test_with_batch_norm_and_a_latent_library_ranks_compute_what_one_process_does(cells: Path, tmp_path: Path):
+    """Statistics of the minibatch are of all its cells, those of the other ranks too."""
+    options = {"use_batch_norm": "both", "use_layer_norm": "none", "gene_likelihood": "zinb"}
+    settings = {**SMALL, **options, "use_observed_lib_size": False}
+    runs = {n: run_on(n, cells, tmp_path / f"run{n}", batch_key="batch", epochs=3, settings=settings) for n in (1, 3)}
+    np.testing.assert_allclose(runs[3]["losses"], runs[1]["losses"], rtol=1e-5)
+    assert runs[3]["result"]["validation"]["elbo"] == pytest.approx(runs[1]["result"]["validation"]["elbo"], rel=1e-5)
+
+
 def test_all_ranks_see_the_same_history_result_and_weights_and_only_the_first_speaks(cells: Path, tmp_path: Path):
     options: dict[str, Any] = {"epochs": 50, "settings": {**SMALL, "early_stopping_patience": 2, "learning_rate": 0.05}}
     ranks = run_ranks(train_and_record, 3, tmp_path / "said", cells, tmp_path / "run", options)

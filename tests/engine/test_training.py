@@ -276,6 +276,26 @@ def test_a_run_whose_last_checkpoint_is_damaged_resumes_from_the_one_before(cell
     assert_same_run(whole, train(cells, tmp_path / "run", resume=True))
 
 
+def test_a_run_stopped_in_a_validation_resumes_there_in_a_new_process_and_trains_on(cells: Path, tmp_path: Path):
+    """The new process begins with the validation: what that leaves in memory must serve the training after it."""
+    whole = train(cells, tmp_path / "whole", **SCHEDULE)
+    program = f"""
+import os, signal
+from atlasvi.engine.training import Trainer, train
+evaluate = Trainer._evaluate
+def stop(self, *rest):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate(self, *rest)
+if {{resume}} is False:
+    Trainer._evaluate = stop
+train({str(cells)!r}, {str(tmp_path / "run")!r}, resume={{resume}}, **{SCHEDULE!r})
+"""
+    first = subprocess.run([sys.executable, "-c", program.format(resume=False)], capture_output=True, text=True)
+    assert f"SIGTERM after step {STEPS_AN_EPOCH}" in first.stderr
+    subprocess.run([sys.executable, "-c", program.format(resume=True)], check=True)
+    assert_same_run(whole, train(cells, tmp_path / "run", resume=True))
+
+
 @pytest.mark.slow
 def test_a_process_killed_at_any_moment_resumes_to_the_same_end(cells: Path, tmp_path: Path):
     schedule = {**FREQUENT, "epochs": 60}

@@ -1,0 +1,59 @@
+"""Batch norm over the cells of all ranks: what one process would compute on the whole minibatch."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SharedBatchNorm(nn.BatchNorm1d):
+    """BatchNorm1d whose minibatch is shared by the ranks; same parameters and buffers, equal on all of them."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[cells of this rank, features], normalised by mean and variance over the cells of all ranks."""
+        if not self.training:
+            return super().forward(input)
+        wide = input.double()  # a variance from sums of squares
+        count = torch.full_like(wide[:1, :1].sum(0), len(wide)).expand(1)
+        sums = _SumOverRanks.apply(torch.cat([wide.sum(0), wide.square().sum(0), count]))
+        n, width = sums[-1], wide.shape[1]
+        if n < 2:  # one cell has no variance: as in evaluation
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        mean = sums[:width] / n
+        variance = sums[width:-1] / n - mean.square()
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_((variance * n / (n - 1)).to(self.running_var), self.momentum)
+        normal = ((wide - mean) * (variance + self.eps).rsqrt()).to(input.dtype)
+        return normal * self.weight + self.bias
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+def share_batch_norm(model: nn.Module) -> None:
+    """Replace each BatchNorm1d of a model by one over all ranks; before anything holds its parameters."""
+    for module in list(model.modules()):
+        for name, norm in module.named_children():
+            if type(norm) is nn.BatchNorm1d:
+                shared = SharedBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+                shared.load_state_dict(norm.state_dict())
+                setattr(module, name, shared.to(norm.weight.device))
