@@ -186,19 +186,20 @@ def _time(
 
 def describe_plan(plan: Plan) -> Iterator[str]:
     """The plan as sentences."""
-    per = 1e3
+    load, step, both, validate, reduce, exposed = (
+        f"{seconds * 1e3:.2f} ms"
+        for seconds in (plan.load_s, plan.step_s, plan.both_s, plan.validate_s, plan.reduce_s, plan.exposed_s)
+    )
     yield (
         f"An epoch of {plan.n_cells:,} training cells on {plan.n_ranks} rank(s): {plan.n_steps:,} steps, "
         f"{plan.epoch_s:,.1f} s, {plan.n_cells / plan.epoch_s:,.0f} cells/s; {plan.limit} limits it."
     )
     yield (
-        f"A rank's share of a minibatch: reading {plan.load_s * per:.2f} ms, computing {plan.step_s * per:.2f} ms, both "
-        f"at once {plan.both_s * per:.2f} ms; {plan.n_validation_steps:,} of validation at {plan.validate_s * per:.2f} ms."
+        f"A rank's share of a minibatch: reading {load}, computing {step}, both at once {both}; "
+        f"{plan.n_validation_steps:,} of validation at {validate}."
     )
+    megabytes = f"{plan.reduce_bytes / 1e6:,.2f} MB"
     if plan.measured:
-        yield f"Summing {plan.reduce_bytes / 1e6:,.2f} MB of gradients over the ranks is part of the times above."
+        yield f"Summing {megabytes} of gradients over the ranks is part of the times above."
     elif plan.n_ranks > 1:
-        yield (
-            f"Summing {plan.reduce_bytes / 1e6:,.2f} MB of gradients takes {plan.reduce_s * per:.2f} ms a step, of "
-            f"which {plan.exposed_s * per:.2f} ms are not hidden behind the backward pass."
-        )
+        yield f"Summing {megabytes} of gradients takes {reduce} a step; {exposed} are not hidden by the backward pass."
