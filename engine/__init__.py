@@ -5,7 +5,10 @@ ingest           count files -> a cell store                     atlasvi.loaders
 train            a cell store -> a run directory                 training.py (configuration, splits, checkpoint)
 load_run         a run directory -> a model                      runs.py
 load_scvi_tools  a model that scvi-tools saved -> a model        scvi_files.py
+save_scvi_tools  a model -> a directory that scvi-tools opens    scvi_files.py
 minify           run + data -> the posterior of every cell       posterior.py, minified.py
+open_minified    a minified store, or minified data of scvi-tools  scvi_minified.py
+write_minified_h5ad  a minified store -> one file                minified.py
 MinifiedStore    questions without the counts                    queries.py
 draw_latent      a picture of the latent space                   picture.py
 
@@ -29,6 +32,9 @@ _PLACES = {
     "train": "atlasvi.engine.training",
     "load_run": "atlasvi.engine.runs",
     "load_scvi_tools": "atlasvi.engine.scvi_files",
+    "save_scvi_tools": "atlasvi.engine.scvi_files",
+    "open_minified": "atlasvi.engine.scvi_minified",
+    "write_minified_h5ad": "atlasvi.engine.minified",
     "minify": "atlasvi.engine.posterior",
     "MinifiedStore": "atlasvi.engine.minified",
     "read_latent": "atlasvi.engine.queries",

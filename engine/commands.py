@@ -256,12 +256,34 @@ def minify(
     )
 
 
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="RUN|MINI", help="A finished run, or a minified store.")],
+    out: Annotated[Path, typer.Argument(help="The directory to make; of a minified store, the .h5ad file.")],
+) -> None:
+    """Write a model, or minified cells, as scvi-tools writes them."""
+    from atlasvi.engine.minified import is_minified_store, write_minified_h5ad
+    from atlasvi.engine.scvi_files import open_model, save_scvi_tools
+
+    if is_minified_store(path):
+        write_minified_h5ad(path, out)
+        opens = "scvi.model.SCVI.load(MODEL, anndata.read_h5ad(...)) with the model that it was minified with"
+    else:
+        save_scvi_tools(open_model(path), out)
+        opens = "scvi.model.SCVI.load(..., adata)"
+    console.print(f"{out}: open it with {opens}.", highlight=False, soft_wrap=True)
+
+
 @query_app.callback()
 def open_minified(
-    context: typer.Context, mini: Annotated[str, typer.Argument(metavar="MINI", help="A minified store.")]
+    context: typer.Context,
+    mini: Annotated[str, typer.Argument(metavar="MINI", help="A minified store, or minified data of scvi-tools.")],
+    model: Annotated[Path | None, typer.Option(help="Of scvi-tools' data, if it is not in the same folder.")] = None,
 ) -> None:
     """Ask a minified store; nothing needs the counts."""
-    context.obj = mini
+    from atlasvi.engine.scvi_minified import open_minified
+
+    context.obj = lambda: open_minified(mini, model)
 
 
 @query_app.command("latent")
@@ -274,10 +296,9 @@ def query_latent(
     out: Out = None,
 ) -> None:
     """Posterior mean of the latent of each cell."""
-    from atlasvi.engine.minified import MinifiedStore
     from atlasvi.engine.queries import choose_cells, read_latent, write_table
 
-    store = MinifiedStore(context.obj)
+    store = context.obj()
     chosen = choose_cells(store, _names(cells), where or [], limit)
     names = [f"z{k}" for k in range(store.n_latent)] + [f"var{k}" for k in range(store.n_latent)] * variance
     slices = (
@@ -298,10 +319,9 @@ def query_expression(
     out: Out = None,
 ) -> None:
     """Decoded, normalised expression of chosen genes in chosen cells."""
-    from atlasvi.engine.minified import MinifiedStore
     from atlasvi.engine.queries import choose_cells, read_expression, write_table
 
-    store = MinifiedStore(context.obj)
+    store = context.obj()
     chosen = choose_cells(store, _names(cells), where or [], limit)
     wanted = _names(genes)
     columns = list(store.genes) if wanted is None else wanted
@@ -312,9 +332,8 @@ def query_expression(
 def query_info(context: typer.Context) -> None:
     """What the store holds."""
     from atlasvi.engine.describe import describe_minified_store
-    from atlasvi.engine.minified import MinifiedStore
 
-    _print_lines(describe_minified_store(MinifiedStore(context.obj)))
+    _print_lines(describe_minified_store(context.obj()))
 
 
 def _open(

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,9 @@ import pandas as pd
 from atlasvi.engine.minified import MinifiedStore, is_minified_store
 from atlasvi.loaders.cell_store import CellStore, is_cell_store
 from atlasvi.loaders.sources import open_source
-from atlasvi.loaders.tables import TableReader
+
+if TYPE_CHECKING:
+    from atlasvi.engine.scvi_minified import ScviMinified
 
 
 def describe(path: str | Path) -> Iterator[str]:
@@ -21,6 +25,8 @@ def describe(path: str | Path) -> Iterator[str]:
         return describe_minified_store(MinifiedStore(path))
     if (Path(path) / "config.json").is_file():
         return _describe_run(Path(path))
+    if (Path(path) / "model.pt").is_file():
+        return _describe_model(path)
     return _describe_source(path)
 
 
@@ -41,17 +47,30 @@ def _describe_cell_store(store: CellStore) -> Iterator[str]:
     yield from _describe_columns({name: store.read_column(name) for name in store.obs_columns})
 
 
-def describe_minified_store(store: MinifiedStore) -> Iterator[str]:
-    """Lines about a minified store."""
+def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[str]:
+    """Lines about a minified store, or about minified data of scvi-tools."""
     n_bytes = folder_bytes(store.path)
-    yield f"{store.path}: minified store (format {store.attributes['format_version']})"
+    kind, order = "minified by scvi-tools", "that of the file"
+    if isinstance(store, MinifiedStore):
+        kind, order = f"minified store (format {store.attributes['format_version']})", store.attributes["order"]
+    yield f"{store.path}: {kind}"
     yield f"  {store.n_cells:,} cells x {len(store.genes):,} genes, {store.n_latent} latent dimensions, no counts"
     yield f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes a cell"
-    yield f"  batch: {store.setup.batch_key or 'none'}; order: {store.attributes['order']}"
+    yield f"  batch: {store.setup.batch_key or 'none'}; order: {order}"
     yield from _describe_table(store.obs)
 
 
-def _describe_table(table: TableReader) -> Iterator[str]:
+def _describe_model(path: str | Path) -> Iterator[str]:
+    from atlasvi.engine.scvi_files import load_scvi_tools
+
+    run = load_scvi_tools(path)
+    yield f"{path}: a model of scvi-tools, {len(run.genes):,} genes"
+    yield from (f"  {name}: {value}" for name, value in run.model_settings.items() if name != "n_genes")
+    keys = {name: value for name, value in asdict(run.setup).items() if name.endswith("_key") and value}
+    yield from (f"  {name}: {value}" for name, value in keys.items())
+
+
+def _describe_table(table: Any) -> Iterator[str]:
     yield from _describe_columns({name: table.read_column(name) for name in table.columns})
 
 
@@ -101,5 +120,7 @@ def _describe_source(path: str | Path) -> Iterator[str]:
 
 
 def folder_bytes(path: str | Path) -> int:
-    """Size on disk of all files below a folder."""
+    """Size on disk of a file, or of all files below a folder."""
+    if Path(path).is_file():
+        return Path(path).stat().st_size
     return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())

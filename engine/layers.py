@@ -82,11 +82,12 @@ class Layer(nn.Module):
 
     def finish(self, projected: Tensor, given: Covariates, generator: Noise | None) -> Tensor:
         """All that follows the product with the weight."""
-        out = projected + self.bias
-        # indexing would add up its gradient in any order
-        if self.batch is not None:
+        if self.batch is None:
+            out = projected + self.bias
+        else:  # bias and column in one look-up: one pass over the cells less, there and back
             assert given.batch is not None
-            out = out + F.embedding(given.batch, self.batch)
+            out = projected + F.embedding(given.batch, self.batch + self.bias)
+        # indexing instead would add up its gradient in any order
         for codes, columns in zip(given.categories, self.categories):
             out = out + F.embedding(codes, columns)
         if self.norm is not None:
@@ -101,8 +102,9 @@ class Layer(nn.Module):
 
     def _normalise(self, norm: nn.BatchNorm1d, out: Tensor) -> Tensor:
         flat = out.flatten(0, -2)
+        of_one_rank = type(norm) is nn.BatchNorm1d  # one over all ranks must be called on each of them
         if (
-            self.training and len(flat) < 2 and type(norm) is nn.BatchNorm1d
+            self.training and len(flat) < 2 and of_one_rank
         ):  # one cell has no variance: it is normalised as in evaluation
             return F.batch_norm(flat, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         return norm(flat).view_as(out)

@@ -13,7 +13,7 @@ A plain AnnData Zarr v3 that scvi-tools opens as its own minified data:
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,9 @@ from atlasvi.loaders.cell_store import check_version, read_attributes
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.outputs import sync_file, sync_tree, write_file_aside
 from atlasvi.loaders.tables import AppendedArray, TableReader, TableWriter, place_rows, quiet_zarr
+
+if TYPE_CHECKING:
+    from atlasvi.engine.model import SCVI
 
 FORMAT_VERSION = 1
 KIND = "minified store"
@@ -161,9 +164,12 @@ class MinifiedStore:
         """qzm and qzv, float32 [stop - start, latent], of cells [start, stop)."""
         return self._obsm["scvi_latent_qzm"][start:stop], self._obsm["scvi_latent_qzv"][start:stop]
 
-    def read_weights(self) -> dict[str, np.ndarray]:
-        """The model's weights by name."""
-        return {name: np.asarray(array[...]) for name, array in self._weights.arrays()}
+    def model(self) -> "SCVI":
+        """The model, ready to decode."""
+        from atlasvi.engine.model import model_from_weights  # torch takes seconds, and latents can be read without
+
+        weights = {name: np.asarray(array[...]) for name, array in self._weights.arrays()}
+        return model_from_weights(self.attributes["model"], weights)
 
 
 def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -> None:

@@ -19,6 +19,7 @@ from torch.profiler import record_function
 from atlasvi.engine.decoder import Decoder
 from atlasvi.engine.encoder import Encoder
 from atlasvi.engine.layers import Covariates, Layer
+from atlasvi.engine.likelihood import slope_by_log_library
 from atlasvi.engine.model_settings import ModelSettings
 from atlasvi.engine.noise import Noise, draw_normal
 from atlasvi.kernels import GeneOrder, Head, Precision, SparseCounts, decoder_nll, order_by_gene
@@ -201,20 +202,27 @@ class SCVI(nn.Module):
         )
         assert head is not None
         table, rows = self._dispersion(cells.codes, len(cells))
-        return decoder_nll(
-            self.decoder.hide(z, self._covariates(cells.codes, len(cells))),
+        hidden = self.decoder.hide(z, self._covariates(cells.codes, len(cells)))
+        counts = SparseCounts(cells.indptr, cells.indices, cells.counts, order)
+        theta = table if theta_head is None else theta_head
+        loss = decoder_nll(
+            hidden,
             head,
-            SparseCounts(cells.indptr, cells.indices, cells.counts, order),
-            _given(cells.codes, "size_factor") if settings.use_size_factor else library,
-            table if theta_head is None else theta_head,
+            counts,
+            _given(cells.codes, "size_factor") if settings.use_size_factor else library.detach(),
+            theta,
             theta_rows=rows,
             dropout=dropout,
             likelihood=settings.gene_likelihood,
             softmax=not settings.use_size_factor,
             expected_grad=1 / max(n_cells or len(cells), 1),
             precision=self.precision,
-            backend="torch" if library.requires_grad else None,  # the fused ones have no gradient by the library
         )
+        if library.requires_grad:  # adds nothing to the loss, and to its gradient what the kernels leave out
+            log_library = library.log()
+            slope = slope_by_log_library(hidden, head, counts, library, theta, rows, dropout)
+            loss = loss + slope * (log_library - log_library.detach())
+        return loss
 
     def forward(self, cells: Batch, generator: Noise, n_cells: int | None = None) -> CellLosses:
         """The terms of the loss of each cell, z (and a latent library) drawn once.

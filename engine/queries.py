@@ -10,11 +10,14 @@ import pandas as pd
 import torch
 
 from atlasvi.engine.minified import LIBRARY, MinifiedStore
-from atlasvi.engine.model import SCVI, model_from_weights
+from atlasvi.engine.scvi_minified import ScviMinified
 from atlasvi.loaders.errors import AtlasviError, GeneError
 
 SLICE_CELLS = 2**14
 DECODE_CELLS = 2**10
+
+
+Minified = MinifiedStore | ScviMinified
 
 
 class QueryError(AtlasviError, ValueError):
@@ -22,7 +25,7 @@ class QueryError(AtlasviError, ValueError):
 
 
 def choose_cells(
-    store: MinifiedStore, names: Sequence[str] | None = None, where: Sequence[str] = (), limit: int | None = None
+    store: Minified, names: Sequence[str] | None = None, where: Sequence[str] = (), limit: int | None = None
 ) -> np.ndarray:
     """int64 numbers of the cells asked for, in the order of the store.
 
@@ -50,7 +53,7 @@ def choose_cells(
     return np.flatnonzero(chosen)[:limit]
 
 
-def _find_names(store: MinifiedStore, names: Sequence[str]) -> np.ndarray:
+def _find_names(store: Minified, names: Sequence[str]) -> np.ndarray:
     wanted, found, mask = set(names), set(), np.zeros(store.n_cells, bool)
     for start in range(0, store.n_cells, SLICE_CELLS):
         here = store.obs.read_names(start, min(start + SLICE_CELLS, store.n_cells))
@@ -62,9 +65,7 @@ def _find_names(store: MinifiedStore, names: Sequence[str]) -> np.ndarray:
     return mask
 
 
-def read_latent(
-    store: MinifiedStore, cells: np.ndarray | None = None
-) -> Iterator[tuple[pd.Index, np.ndarray, np.ndarray]]:
+def read_latent(store: Minified, cells: np.ndarray | None = None) -> Iterator[tuple[pd.Index, np.ndarray, np.ndarray]]:
     """Slices of (cell names, qzm, qzv) of the cells asked for (all if None), in the order of the store."""
     for start, inside in _slices(store.n_cells, cells):
         qzm, qzv = store.read_latent(start, start + SLICE_CELLS)
@@ -72,7 +73,7 @@ def read_latent(
 
 
 def read_expression(
-    store: MinifiedStore,
+    store: Minified,
     genes: Sequence[str] | None = None,
     cells: np.ndarray | None = None,
     library_size: float | str = 1.0,
@@ -81,7 +82,7 @@ def read_expression(
 
     genes         names; None means all of the model
     library_size  1 gives proportions (all genes sum to 1), another number that many counts a cell, 'observed' the
-                  cell's own library: the expected counts
+                  cell's own library (its size factor, if the model has one): the expected counts
     Raises GeneError if a gene is not there.
     """
     columns = find_genes(store, genes)
@@ -94,9 +95,9 @@ def read_expression(
 
 
 def _decode(
-    store: MinifiedStore, columns: np.ndarray, cells: np.ndarray | None, library_size: float | str
+    store: Minified, columns: np.ndarray, cells: np.ndarray | None, library_size: float | str
 ) -> Iterator[tuple[pd.Index, np.ndarray]]:
-    model = store_model(store)
+    model = store.model()
     codes = {name: torch.from_numpy(values) for name, values in store.setup.read_codes(store).items()}
     for start, inside in _slices(store.n_cells, cells):
         qzm, _ = store.read_latent(start, start + SLICE_CELLS)
@@ -105,6 +106,8 @@ def _decode(
         library = obs[LIBRARY].to_numpy(np.float32)[inside]
         if library_size != "observed":
             library = np.full(len(numbers), float(library_size), np.float32)
+        elif "size_factor" in codes:
+            library = codes["size_factor"][numbers].numpy()
         z = torch.from_numpy(qzm[inside])
         out = np.empty((len(numbers), len(columns)), np.float32)
         with torch.inference_mode():
@@ -116,7 +119,7 @@ def _decode(
         yield obs.index[inside], out
 
 
-def find_genes(store: MinifiedStore, genes: Sequence[str] | None) -> np.ndarray:
+def find_genes(store: Minified, genes: Sequence[str] | None) -> np.ndarray:
     """int64 columns of the named genes (all if None). Raises GeneError, naming near ones, if one is not there."""
     if genes is None:
         return np.arange(len(store.genes))
@@ -127,11 +130,6 @@ def find_genes(store: MinifiedStore, genes: Sequence[str] | None) -> np.ndarray:
         hint = f"near ones: {', '.join(near)}" if near else f"it has {len(store.genes):,}: {_some(list(store.genes))}"
         raise GeneError(f"{store.path}: no gene {missing!r} in the model ({hint}).")
     return columns
-
-
-def store_model(store: MinifiedStore) -> SCVI:
-    """The model of the store, ready to decode."""
-    return model_from_weights(store.attributes["model"], store.read_weights())
 
 
 def _slices(n_cells: int, cells: np.ndarray | None) -> Iterator[tuple[int, np.ndarray | slice]]:

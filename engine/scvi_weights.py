@@ -23,7 +23,10 @@ def from_scvi_weights(weights: Mapping[str, np.ndarray | Tensor], settings: Mode
 
     Raises KeyError for a parameter that is not there, ValueError or RuntimeError for one of another shape.
     """
-    model = SCVI(settings)
+    if f"decoder.px_decoder.fc_layers.Layer {settings.n_layers - 1}.0.weight" not in weights:
+        raise ValueError(f"the weights are of fewer than {settings.n_layers} layers")
+    with torch.device("meta"):  # no memory is taken on the word of the settings
+        model = SCVI(settings)
     ours, state = model.state_dict(), {}
     for theirs, pieces in _correspondence(model):
         values = weights[theirs]
@@ -34,8 +37,12 @@ def from_scvi_weights(weights: Mapping[str, np.ndarray | Tensor], settings: Mode
         if values.dim() == 2 and values.shape[1] != sum(widths):
             raise ValueError(f"{theirs} has {values.shape[1]} inputs, and these settings make {sum(widths)}")
         parts = values.split(widths, dim=1) if values.dim() == 2 else (values,)
-        state.update({name: part.T if transposed else part for (name, transposed), part in zip(pieces, parts)})
-    model.load_state_dict(state)
+        for (name, transposed), part in zip(pieces, parts):
+            part = (part.T if transposed else part).to(ours[name].dtype).contiguous()
+            if part.shape != ours[name].shape:
+                raise ValueError(f"{theirs} is of shape {tuple(values.shape)}, which these settings do not make")
+            state[name] = part.clone()
+    model.load_state_dict(state, assign=True)
     return model.eval()
 
 

@@ -8,7 +8,9 @@ builds are dictionaries, lists, text, numbers and arrays.
 import codecs
 import collections
 import io
+import math
 import pickle
+import pickletools
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -60,14 +62,27 @@ def read_torch_file(path: str | Path) -> Any:
             pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
             if len(pickles) != 1:
                 raise SourceError(f"{path}: not a file that torch.save wrote (it holds no data.pkl).")
-            root = pickles[0].removesuffix("data.pkl")
-            return _TensorUnpickler(io.BytesIO(archive.read(pickles[0])), archive, root, str(path)).load()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise SourceError(f"{path}: it is compressed, which torch never does: save the model anew.")
+            root, content = pickles[0].removesuffix("data.pkl"), archive.read(pickles[0])
+            _check_opcodes(content)
+            return _TensorUnpickler(io.BytesIO(content), archive, root, str(path)).load()
     except FileNotFoundError:
         raise SourceError(f"{path}: there is no such file.") from None
     except SourceError:
         raise
     except Exception as error:  # a damaged pickle fails in any way it likes
         raise SourceError(f"{path}: damaged or cut short, or not a file of torch ({error}): copy it again.") from error
+
+
+def _check_opcodes(content: bytes) -> None:
+    """Raises UnpicklingError for what would have the unpickler take far more memory than the pickle is long."""
+    for opcode, argument, _ in pickletools.genops(content):
+        too_far = opcode.name == "LONG_BINPUT" and int(argument or 0) > len(
+            content
+        )  # its table of values is as long as this
+        if too_far or opcode.name in ("BYTEARRAY8", "NEXT_BUFFER"):
+            raise pickle.UnpicklingError(f"unexpected {opcode.name} {argument!r}")
 
 
 class _Storage:
@@ -97,7 +112,7 @@ class _TensorUnpickler(pickle.Unpickler):
             ("numpy._core.multiarray", "scalar"): _scalar,
             ("numpy.core.multiarray", "scalar"): _scalar,
             ("builtins", "dict"): dict,
-            ("builtins", "bytes"): bytes,
+            ("builtins", "bytes"): _no_bytes,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
         }
         module = {"__builtin__": "builtins"}.get(module, module)  # its name in pickles of protocol 2
@@ -142,7 +157,8 @@ class _Ignored:
 def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *rest: Any) -> np.ndarray:
     numbers = (offset, *size, *stride)
     reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if any(type(number) is not int or number < 0 for number in numbers) or (all(size) and reach >= len(storage)):
+    beyond = (all(size) and reach >= len(storage)) or math.prod(size) > len(storage)
+    if any(type(number) is not int or number < 0 for number in numbers) or beyond:
         raise pickle.UnpicklingError("a tensor reaches beyond its storage")
     strides = tuple(step * storage.itemsize for step in stride)
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
@@ -151,6 +167,11 @@ def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple
 def _plain_defaultdict(*arguments: Any) -> dict:
     """A dictionary: the factory that the file names is not called."""
     return {}
+
+
+def _no_bytes() -> bytes:
+    """How pickles of protocol 2 write empty bytes; given a number, the builtin would fill memory."""
+    return b""
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:

@@ -69,9 +69,17 @@ TILE_BYTES = 16 * 2**20  # of logits: wide enough for the matrix products, small
 class Sweep:
     """A sweep over the cells of a minibatch by tiles."""
 
-    def __init__(self, options: Any, n_genes: int, *given: Any) -> None:
-        """given: table, weights, loss, table_grad of `sweep_tile`."""
-        self.options, self.given = options, given
+    def __init__(
+        self,
+        options: Any,
+        n_genes: int,
+        table: Tensor | None,
+        weights: Tensor | None,
+        loss: Tensor,
+        table_grad: Tensor | None,
+    ) -> None:
+        """See `sweep_tile`."""
+        self.options, self.given = options, (table, weights, loss, table_grad)
 
     @staticmethod
     def tile_cells(n_genes: int, n_heads: int) -> int:

@@ -53,21 +53,33 @@ def _mean_of(logits, offset, factor, library, SOFTMAX: tl.constexpr):
 
 
 @triton.jit
+def _mark_pad(marked, n_genes, width):
+    """Takes out what pads a row."""
+    g = n_genes + tl.arange(0, 16)
+    tl.store(marked + g, tl.full([16], float("-inf"), tl.float32), mask=g < width)
+
+
+@triton.jit
 def _softmax_scale(row, marked, n_genes, width, COPY: tl.constexpr, BLOCK: tl.constexpr):
-    """(offset, 1 / sum of exp2(logit * LOG2E - offset)) of a row; copies it, padded, to `marked`."""
+    """(offset, 1 / sum of exp2(logit * LOG2E - offset)) of a row."""
     lanes = tl.arange(0, BLOCK)
     highest = tl.full([BLOCK], float("-inf"), tl.float32)
     for start in range(0, width, BLOCK):
         g = start + lanes
-        logits = tl.load(row + g, mask=g < n_genes, other=float("-inf"))
-        highest = tl.maximum(highest, logits)
-        if COPY:
+        if COPY:  # the row is not read again, and its copy is: what the cache keeps is to be the copy
+            logits = tl.load(row + g, mask=g < n_genes, other=float("-inf"), eviction_policy="evict_first")
             tl.store(marked + g, logits, mask=g < width)
+        else:
+            logits = tl.load(row + g, mask=g < n_genes, other=float("-inf"))
+        highest = tl.maximum(highest, logits)
+    if not COPY:
+        _mark_pad(marked, n_genes, width)
+    tl.debug_barrier()  # what is read below may be what another thread wrote
     offset = tl.max(highest, 0) * LOG2E
     sums = tl.zeros([BLOCK], tl.float32)
     for start in range(0, width, BLOCK):
         g = start + lanes
-        logits = tl.load(row + g, mask=g < n_genes, other=float("-inf"))
+        logits = tl.load(marked + g, mask=g < width, other=float("-inf"))
         sums += tl.exp2(logits * LOG2E - offset)
     return offset, 1.0 / tl.sum(sums, 0)
 
@@ -125,14 +137,14 @@ def nonzeros_kernel(
         offset, scale = _softmax_scale(row, marked, n_genes, width, COPY, BLOCK)
         tl.store(offsets + cell, offset)
         tl.store(scales + cell, scale)
-    elif COPY:
-        for start in range(0, width, BLOCK):
-            g = start + tl.arange(0, BLOCK)
-            tl.store(marked + g, tl.load(row + g, mask=g < n_genes, other=float("-inf")), mask=g < width)
-    if not COPY:
-        pad = n_genes + tl.arange(0, 16)
-        tl.store(marked + pad, tl.full([16], float("-inf"), tl.float32), mask=pad < width)
-    tl.debug_barrier()  # the marks below come after the copy, whichever thread wrote it
+    else:
+        if COPY:
+            for start in range(0, width, BLOCK):
+                g = start + tl.arange(0, BLOCK)
+                tl.store(marked + g, tl.load(row + g, mask=g < n_genes, other=float("-inf")), mask=g < width)
+        else:
+            _mark_pad(marked, n_genes, width)
+        tl.debug_barrier()  # as in _softmax_scale
 
     begin, end = tl.load(indptr + cell), tl.load(indptr + cell + 1)
     exact_scale = tl.log(cell_library.to(tl.float64))  # log(mean) less that of exp2(...), or of softplus
@@ -146,7 +158,7 @@ def nonzeros_kernel(
         inside = k < end
         g = tl.load(genes + k, mask=inside, other=0).to(tl.int32)
         x = tl.load(counts + k, mask=inside, other=1).to(tl.float32)
-        logit = tl.load(row + g, mask=inside, other=0.0)
+        logit = tl.load(marked + g, mask=inside, other=0.0)
         tl.store(marked + g, tl.full([NONZEROS], float("-inf"), tl.float32), mask=inside)
         mean, e = _mean_of(logit, offset, cell_library * scale, cell_library, SOFTMAX)
         if SOFTMAX:
@@ -176,7 +188,7 @@ def nonzeros_kernel(
         tl.store(by_logit + k, tl.where(is_large, logit, slope * weight), mask=inside)
         tl.store(large + begin + n_large + tl.cumsum(is_large.to(tl.int32), 0) - 1, k.to(tl.int32), mask=is_large)
         n_large += tl.sum(is_large.to(tl.int32), 0)
-    tl.debug_barrier()  # what was put by above may be another thread's
+    tl.debug_barrier()  # what was put by may be another thread's
 
     exact_value, exact_slope_sum = tl.sum(value, 0).to(tl.float64), tl.sum(slope_sum, 0).to(tl.float64)
     exact_lanes = tl.arange(0, LARGE)

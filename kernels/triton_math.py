@@ -92,19 +92,19 @@ def small_nonzero_terms(x, log_mean, mean, theta, LIKELIHOOD: tl.constexpr):
             factorial = tl.where(x > j, factorial * (j + 1), factorial)
         return mean - x * log_mean + tl.log(factorial), mean - x, mean
     else:
-        total = theta + mean
+        inverse = reciprocal(theta + mean)
         first = tl.full(x.shape, 1.0, tl.float32)
         second = tl.full(x.shape, 1.0, tl.float32)
         rising = tl.zeros(x.shape, tl.float32)
         for j in tl.static_range(0, MOST_FACTORS):
-            factor = tl.where(x > j, (theta + j) / (total * (j + 1)), 1.0)
+            factor = tl.where(x > j, (theta + j) * (inverse * (1 / (j + 1))), 1.0)
             if j < MOST_FACTORS // 2:
                 first *= factor
             else:
                 second *= factor
-            rising += tl.where(x > j, (j - mean) / (theta + j), 0.0)
-        logarithm, excess = log1p32(mean / theta)
-        q = theta / total
+            rising += tl.where(x > j, (j - mean) * reciprocal(theta + j), 0.0)
+        logarithm, excess = log1p32(mean * reciprocal(theta))
+        q = theta * inverse
         loss = theta * logarithm - tl.log(first) - tl.log(second) - x * log_mean
         return loss, (mean - x) * q, theta * excess + q * rising
 

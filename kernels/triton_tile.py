@@ -17,7 +17,7 @@ TILE_BYTES = 24 * 2**20  # of logits of all heads: half the L2 cache of an H100,
 GROUP = 8  # cells that a program of zeros_kernel takes one after the other
 BLOCK = 2048  # genes at a time
 NONZEROS = 512
-LARGE = 256
+LARGE = 128
 
 
 class Sweep:
@@ -105,8 +105,8 @@ class Sweep:
             nonzeros_kernel[(shape[0],)](
                 head, marked, theta, theta_rows, dropout, indptr, cells.indices, cells.counts, library, weights,
                 self.loss[first:last], *per_cell, slope_sums, *self.by_nonzero, self.large,
-                self.n_genes, head.stride(0), marked.stride(0), *strides, *kinds, keep, gradients, BLOCK * 2, NONZEROS,
-                LARGE, num_warps=8, enable_fp_fusion=True,
+                self.n_genes, head.stride(0), marked.stride(0), *strides, *kinds, keep, gradients, BLOCK, NONZEROS,
+                LARGE, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
             zeros_kernel[(self.n_blocks, triton.cdiv(shape[0], GROUP))](
                 marked, theta, theta_rows, dropout, library, weights, *per_cell, loss_parts, slope_parts,

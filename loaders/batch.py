@@ -15,7 +15,7 @@ class Batch:
     indices  uint16 or int32 [nnz], gene indices, sorted within a cell
     counts   uint8, uint16 or int32 [nnz]
     library  float32 [cells], total counts of each cell over the genes of the batch
-    codes    int64 (categories) or float32 [cells] a covariate: codes["batch"], codes["labels"], ...
+    codes    int64 (categories) or float32, [cells] or [cells, columns]: codes["batch"], codes["labels"], ...
     rows     int64 [cells], position of each cell in the data
     """
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from atlasvi.loaders.anndata_files import AnnDataSource
 from atlasvi.loaders.cell_store import CellStore, is_cell_store
 from atlasvi.loaders.chosen_genes import GeneChoice
 from atlasvi.loaders.counts import check_no_empty_cells
@@ -69,6 +70,8 @@ class SourceCells:
         self._joined, self._keep_empty, source = joined, keep_empty, joined.sources[0]
         self._source = source
         self.path, self.n_cells, self.var = source.path, joined.n_cells, joined.var
+        of_anndata = isinstance(source, AnnDataSource) and source.layer not in ("X", "raw", "raw/X")
+        self.layer = source.layer if of_anndata else None  # that AnnData has the counts in
         self.obs_columns = [*joined.dtypes, "source", "source_row"]
         self.source_sizes = [joined.n_cells]
         run = source.count_run_cells()

@@ -1,5 +1,7 @@
+import contextlib
 import os
 import pickle
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import sparse
 from torch import Tensor
 
@@ -271,6 +275,47 @@ def test_a_file_cut_anywhere_is_called_damaged(shared: Path, tmp_path: Path):
         cut.write_bytes(content[: int(share * len(content))])
         with pytest.raises(SourceError, match="damaged or cut short"):
             load_scvi_tools(cut)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_pickle_with_other_bytes_in_it_is_read_or_refused_and_runs_nothing(changes: list[tuple[float, int]]):
+    with zipfile.ZipFile(MODELS / "plain" / "model.pt") as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in entries if name.endswith("data.pkl"))
+    content = bytearray(entries[name])
+    for place, byte in changes:
+        content[int(place * len(content))] = byte
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(Path(folder) / "model.pt", "w") as archive:
+            for each, values in {**entries, name: bytes(content)}.items():
+                archive.writestr(each, values)
+        with contextlib.suppress(SourceError):
+            assert isinstance(load_scvi_tools(folder), TrainedRun)
+
+
+def test_settings_that_no_weights_back_are_not_built(tmp_path: Path):
+    def deepen(content: dict[str, Any]) -> None:
+        content["attr_dict"]["init_params_"]["non_kwargs"]["n_layers"] = 10**9
+
+    def widen(content: dict[str, Any]) -> None:
+        content["attr_dict"]["init_params_"]["non_kwargs"]["n_hidden"] = 10**7
+
+    for number, (change, message) in enumerate([(deepen, "fewer than 1000000000 layers"), (widen, "do not make")]):
+        with pytest.raises(SourceError, match=message):
+            load_scvi_tools(change_model(MODELS / "plain", tmp_path / str(number), change))
+
+
+def test_a_small_file_does_not_fill_memory(tmp_path: Path):
+    path = write_torch_file(tmp_path / "model.pt", tensor_pickle(0, (10**12,), (0,)), STORAGE)
+    with pytest.raises(SourceError, match="beyond its storage"):
+        read_torch_file(path)
+    far = b"\x80\x02]r\xff\xff\xff\x7f."
+    with pytest.raises(SourceError, match="unexpected LONG_BINPUT"):
+        read_torch_file(write_torch_file(tmp_path / "far.pt", far))
+    filled = b"\x80\x02c__builtin__\nbytes\n(J\xff\xff\xff\x7ftR."
+    with pytest.raises(SourceError, match="damaged"):
+        read_torch_file(write_torch_file(tmp_path / "other.pt", filled))
 
 
 def test_what_is_not_there_or_no_model_is_said(tmp_path: Path):

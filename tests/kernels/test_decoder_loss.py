@@ -10,14 +10,13 @@ from torch import Tensor
 from atlasvi.kernels import Head, SparseCounts, decoder_nll
 from tests.kernels.cases import BACKENDS, OPTIONS, THETAS, assert_agree, make_case, run, run_logits
 
-SIZES = [(13, 211, 0), (1, 40, 1), (5, 5_000, 2)]
-FEWER = [(3, 61, 0), (1, 4_200, 2)]  # for the interpreter, which takes a tenth of a second a cell
+SIZES = [(13, 211, 0), (1, 40, 1), (5, 5_000, 2)]  # but for the interpreter, which takes a tenth of a second a cell
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("likelihood", "dispersion", "softmax"), OPTIONS)
 def test_loss_and_gradients_equal_the_reference(likelihood: str, dispersion: str, softmax: bool, backend: str):
-    for n_cells, n_genes, seed in FEWER if backend == "triton" else SIZES:
+    for n_cells, n_genes, seed in [(3, 61, 0)] if backend == "triton" else SIZES:
         case = make_case(likelihood, dispersion, softmax, n_cells, n_genes, seed)
         slack = 2e-6 * max(1.0, float(case.library.sum()))  # what is next to nothing may be rounding of what is not
         assert_agree(run(case, backend), run(case, "torch", torch.float64), slack)
@@ -50,36 +49,29 @@ def test_any_dispersion_and_library_size(options, n_cells, n_genes, seed, log_th
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @anything
 def test_any_dispersion_and_library_size_on_triton(backend, options, n_cells, n_genes, seed, log_theta, log_library):
-    few = min(n_cells, 3) if backend == "triton" else n_cells
+    few = min(n_cells, 2) if backend == "triton" else n_cells
     check_any_dispersion_and_library_size(backend, options, few, n_genes, seed, log_theta, log_library)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    ("likelihood", "theta"), [*((name, theta) for name in ("nb", "zinb") for theta in THETAS), ("poisson", None)]
-)
-def test_loss_and_gradients_hold_at_the_edges(likelihood: str, theta: float | None, backend: str):
-    """Proportions down to 1e-12, library sizes to 1e7, counts to 1e6, an empty cell."""
-    case = make_case(likelihood, "gene" if theta else "none", True, 4, 30, seed=3, largest=10**6)
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
+def test_loss_and_gradients_hold_at_the_edges(likelihood: str, backend: str):
+    """Proportions down to 1e-12, library sizes to 1e7, counts to 1e6, an empty cell; theta from 1e-6 to 1e8."""
+    case = make_case(likelihood, "gene" if likelihood != "poisson" else "none", True, 4, 30, seed=3, largest=10**6)
     case.library, case.weights = torch.tensor([0.0, 1.0, 1e4, 1e7]), torch.ones(4)
-    logits = torch.linspace(math.log(1e-12), 0, 120).reshape(4, 30)[:, torch.randperm(30)]
-    log_theta = torch.full((30,), math.log(theta)) if theta else None
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    logits = torch.linspace(math.log(1e-12), 0, 120).reshape(4, 30)[:, order]
     dropout = torch.linspace(-20, 20, 120).reshape(4, 30) if likelihood == "zinb" else None
-    got = run_logits(case, backend, logits, log_theta, dropout)
-    assert_agree(got, run_logits(case, "torch", logits, log_theta, dropout, torch.float64))
-    if likelihood == "nb":
-        assert got["loss"][0] == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int64])
-def test_counts_in_any_integer_type_are_the_same_counts(dtype: torch.dtype):
-    case = make_case("nb", "gene", True, 13, 211, 0)
-    exact = run(case, "torch", torch.float64)
-    case.cells = SparseCounts(case.cells.indptr, case.cells.indices, case.cells.counts.to(dtype))
-    assert_agree(run(case, "cpu"), exact, 1e-3)
+    thetas = [None] if likelihood == "poisson" else [1e-6, 0.5, 1.1e3, 1e8] if backend == "triton" else THETAS
+    for theta in thetas:
+        log_theta = torch.full((30,), math.log(theta)) if theta else None
+        got = run_logits(case, backend, logits, log_theta, dropout)
+        assert_agree(got, run_logits(case, "torch", logits, log_theta, dropout, torch.float64))
+        if likelihood == "nb":
+            assert got["loss"][0] == 0
 
 
 def test_an_upstream_gradient_that_was_expected_is_the_same_as_another():
@@ -108,7 +100,7 @@ def test_a_promised_upstream_gradient_may_be_another_but_not_an_unequal_one(back
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("likelihood", "dispersion", "softmax"), OPTIONS)
 def test_from_logits_it_is_the_same(likelihood: str, dispersion: str, softmax: bool, backend: str):
-    case = make_case(likelihood, dispersion, softmax, 3 if backend == "triton" else 9, 120, 4)
+    case = make_case(likelihood, dispersion, softmax, 2 if backend == "triton" else 9, 120, 4)
     t = case.tensors
 
     def project(prefix: str) -> Tensor:
@@ -138,7 +130,7 @@ def test_from_logits_the_expected_gradients_are_handed_on(backend: str):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_evaluation_gives_the_same_losses_and_keeps_no_gradient(backend: str):
-    case = make_case("nb", "gene", True, 4, 80, 0)
+    case = make_case("nb", "gene", True, 2, 80, 0)
     given = case.to("cuda") if backend == "cuda" else case
     t, name = given.tensors, "triton" if backend == "cuda" else backend
     with torch.inference_mode():
@@ -192,16 +184,15 @@ def test_what_is_past_the_end_of_indptr_is_not_looked_at(backend: str):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_counts_come_in_any_integer_types(backend: str):
-    case = make_case("nb", "gene", True, 3, 40, 0)
-    expected, cells = run(case, backend), case.cells
+    case = make_case("nb", "gene", True, 2, 40, 0)
+    expected, cells = run(case, "torch", torch.float64), case.cells
     for pointers, genes, counts in (
-        (torch.int64, torch.int64, torch.int64),
-        (torch.int32, torch.uint16, torch.uint8),
-        (torch.int32, torch.int32, torch.uint16),
+        (torch.int64, torch.int64, torch.uint16),
+        (torch.int32, torch.int32, torch.uint8),
+        (torch.int32, torch.int64, torch.int64),
     ):
         case.cells = SparseCounts(cells.indptr.to(pointers), cells.indices.to(genes), cells.counts.to(counts))
-        got = run(case, backend)
-        assert all(torch.equal(got[name], expected[name]) for name in expected), (pointers, genes, counts)
+        assert_agree(run(case, backend), expected, 1e-4)
 
 
 @pytest.mark.parametrize(

@@ -17,19 +17,23 @@ COMPILER = Path(__file__).with_name("compile_for_h100.py")
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-@pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-cell"])
-def test_tiles_add_up(backend: str, dispersion: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("dispersion", "n_cells", "n_genes"), [("gene", 9, 40), ("gene-batch", 9, 40), ("gene", 1, 2_100)]
+)
+def test_tiles_and_blocks_of_genes_add_up(
+    backend: str, dispersion: str, n_cells: int, n_genes: int, monkeypatch: pytest.MonkeyPatch
+):
     from atlasvi.kernels import triton_tile
 
-    case = make_case("nb", dispersion, True, 11, 40, 0)
-    monkeypatch.setattr(triton_tile, "TILE_BYTES", 8 * 40 * 4)  # eight cells, and three
+    case = make_case("nb", dispersion, True, n_cells, n_genes, 0)
+    monkeypatch.setattr(triton_tile, "TILE_BYTES", 8 * n_genes * 4)  # eight cells, and one
     assert_agree(run(case, backend), run(case, "torch", torch.float64), 1e-4)
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_sums_are_the_same_at_every_run(backend: str):
     for dispersion in ("gene", "gene-batch"):
-        case = make_case("nb", dispersion, True, 4, 40, 0)
+        case = make_case("nb", dispersion, True, 2, 40, 0)
         once, again = run(case, backend), run(case, backend)
         assert all(torch.equal(once[name], again[name]) for name in once)
 
@@ -87,8 +91,7 @@ def step(case: Case, weight: Tensor, backend: str, expected_grad: float | None) 
     return loss.detach()
 
 
-@pytest.mark.parametrize("expected_grad", [1 / 3, None])
-@pytest.mark.parametrize("dispersion", ["gene", "gene-batch"])
+@pytest.mark.parametrize(("dispersion", "expected_grad"), [("gene", 1 / 3), ("gene-batch", 1 / 3), ("gene", None)])
 def test_nothing_waits_for_the_device(dispersion: str, expected_grad: float | None):
     if torch.cuda.is_available():
         pytest.skip("the capture of a CUDA graph shows the same")
@@ -98,7 +101,7 @@ def test_nothing_waits_for_the_device(dispersion: str, expected_grad: float | No
     with RefuseToWait():
         step(case, torch.ones(40, 8, requires_grad=True), "triton", expected_grad)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), RefuseToWait():
-        step(case, torch.ones(40, 8, requires_grad=True), "cpu", 0.5)
+        bool(case.library.sum())
 
 
 @pytest.mark.gpu

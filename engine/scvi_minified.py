@@ -1,0 +1,114 @@
+"""Data that scvi-tools minified, asked like a minified store: latents in an h5ad or Zarr, the model beside it."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import zarr
+
+from atlasvi.engine.covariates import Setup
+from atlasvi.engine.minified import LIBRARY, MinifiedStore, is_minified_store
+from atlasvi.engine.model import SCVI
+from atlasvi.engine.runs import TrainedRun
+from atlasvi.engine.scvi_files import open_model
+from atlasvi.loaders.anndata_tables import Table, open_table, read_text, to_str
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.tables import check_column
+
+LATENTS = ("scvi_latent_", "_scvi_latent_")  # the second before scvi-tools 1.2
+LIBRARIES = (LIBRARY, f"_scvi_{LIBRARY}")
+
+
+def open_minified(path: str | Path, model: TrainedRun | str | Path | None = None) -> "MinifiedStore | ScviMinified":
+    """A minified store, or an h5ad or Zarr that scvi-tools minified, opened for reading by slices.
+
+    model  of scvi-tools' data: a run, or a directory of ours or theirs; None: the one whose model.pt lies beside it
+    Raises SourceError if it is neither, or is damaged.
+    """
+    if is_minified_store(path) or not Path(path).exists():
+        return MinifiedStore(path)
+    return ScviMinified(path, model)
+
+
+class ScviMinified:
+    """The cells of minified data of scvi-tools; see MinifiedStore, which answers the same calls."""
+
+    def __init__(self, path: str | Path, model: TrainedRun | str | Path | None = None) -> None:
+        self.path = str(path)
+        with reading(self.path):
+            root: Any = (
+                zarr.open_group(self.path, mode="r")
+                if Path(path).is_dir()
+                else h5py.File(self.path, "r", locking="best-effort")
+            )
+            uns = root.get("uns", {})
+            if "_scvi_adata_minify_type" not in uns:
+                raise SourceError(f"{path} is no minified data (make some with: atlasvi minify RUN DATA --out MINI).")
+            self.kind = to_str(read_text(uns["_scvi_adata_minify_type"]))
+            obs, var = (open_table(self.path, name, root[name]) for name in ("obs", "var"))
+            self.obs, self.n_cells = _Obs(obs, self.path), obs.n_rows
+            self.var: pd.DataFrame = var.read(0, var.n_rows)
+            prefix = next((name for name in LATENTS if f"{name}qzm" in root["obsm"]), None)
+            if prefix is None:
+                raise SourceError(f"{path}: obsm has no {LATENTS[0]}qzm: minify the data anew.")
+            self._latents: tuple[Any, ...] = tuple(root["obsm"][f"{prefix}{name}"] for name in ("qzm", "qzv"))
+        self.n_latent: int = self._latents[0].shape[1]
+        run = model if isinstance(model, TrainedRun) else open_model(Path(path).parent if model is None else model)
+        if run.genes != [str(gene) for gene in self.var.index] or run.model.n_latent != self.n_latent:
+            raise SourceError(
+                f"{path}: it has {len(self.var):,} genes and {self.n_latent} latent dimensions, the model has "
+                f"{len(run.genes):,} and {run.model.n_latent}, or other genes: name the model it was minified with."
+            )
+        self._run = run
+
+    @property
+    def genes(self) -> pd.Index:
+        """Gene names, in the order of the model."""
+        return self.var.index
+
+    @property
+    def setup(self) -> Setup:
+        """The columns of obs that the model takes, and what its codes stand for."""
+        return self._run.setup
+
+    def model(self) -> SCVI:
+        """The model, ready to decode."""
+        return self._run.model
+
+    def read_column(self, name: str) -> pd.Series:
+        """One obs column of all cells. Raises ColumnError, naming those that are there."""
+        return self.obs.read_column(name)
+
+    def read_latent(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """qzm and qzv, float32 [stop - start, latent], of cells [start, stop)."""
+        with reading(self.path):
+            qzm, qzv = (np.asarray(array[start:stop], np.float32) for array in self._latents)
+        return qzm, qzv
+
+
+class _Obs:
+    """A table of an AnnData file by the calls of `TableReader`; the library goes by one name whatever the version."""
+
+    def __init__(self, table: Table, path: str) -> None:
+        self._table, self._path, self.n_rows = table, path, table.n_rows
+        self.columns = list(self._rename(table.read(0, 0)).columns)
+
+    def _rename(self, obs: pd.DataFrame) -> pd.DataFrame:
+        return obs if LIBRARY in obs else obs.rename(columns={LIBRARIES[1]: LIBRARY})
+
+    def read(self, start: int, stop: int) -> pd.DataFrame:
+        """Rows [start, stop), all columns; the index holds cell names."""
+        with reading(self._path):
+            return self._rename(self._table.read(start, min(stop, self.n_rows)))
+
+    def read_names(self, start: int, stop: int) -> pd.Index:
+        """Cell names of rows [start, stop)."""
+        return self.read(start, stop).index
+
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One column of rows [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        check_column(name, self.columns, self._path)
+        return self.read(start, self.n_rows if stop is None else stop)[name].reset_index(drop=True)
