@@ -188,6 +188,31 @@ def launch(
 
 
 @app.command()
+def plan(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
+    gpus: Annotated[int, typer.Option(help="Devices, over all machines.", min=1)],
+    network: Annotated[float | None, typer.Option(metavar="GBPS", help="Between them, Gbit/s.", min=0.001)] = None,
+    batch_key: Annotated[str | None, typer.Option(help="obs column of the batches to correct for.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Cells a minibatch, over all devices.", min=1)] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What to measure.")] = "auto",
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
+    seconds: Annotated[float, typer.Option(help="To measure for, about.", min=1)] = 20.0,
+) -> None:
+    """Measure reading and computing here, and say how long an epoch would take on many devices."""
+    from atlasvi.engine.configuration import parse_settings
+    from atlasvi.engine.planner import describe_plan, plan_epoch_time
+    from atlasvi.engine.ranks import join_ranks
+
+    asked = {**parse_settings(settings or []), **({} if batch_size is None else {"batch_size": batch_size})}
+    with join_ranks() as ranks:
+        found = plan_epoch_time(
+            data, gpus, network, batch_key=batch_key, device=device, settings=asked, seconds=seconds
+        )
+        if ranks.is_first:
+            _print_lines(describe_plan(found))
+
+
+@app.command()
 def minify(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory, or one of scvi-tools.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],

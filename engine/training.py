@@ -235,7 +235,7 @@ class Trainer:
             ModelSettings(n_genes=len(data.genes), **setup.sizes, **options),
             self._generator("cpu", INITIAL_WEIGHTS, 0),
         ).to(self.device)
-        if self.ranks.world_size > 1:
+        if self.ranks.reduces:
             share_batch_norm(self.model)
         self.model.precision = settings.precision
         self.optimizer = getattr(torch.optim, settings.optimizer)(

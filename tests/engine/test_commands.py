@@ -114,7 +114,7 @@ def test_a_training_that_is_told_to_stop_says_how_to_go_on_and_does(tmp_path: Pa
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 75
     assert "stopped by SIGTERM" in said
     assert "--resume" in said
     done = atlasvi("train", counts, "--out", tmp_path / "run", "--resume", "--set", "epochs=400", ok=True)

@@ -1,0 +1,112 @@
+"""What do ranks cost where there is but one, and how much do they send?
+
+usage: python benchmarks/ranks.py [--cells 2048] [--genes 20000] [--batch 512] [--rounds 12] [--json FILE]
+
+One process takes the same training steps without a group and in a group of one (gradients handed to gloo as they become
+ready, sums over ranks, the watch that speaks every half second), in turn, four steps of each a round: the overhead is
+the median over rounds of the ratio of their times. And it times what each rank draws of noise for a whole minibatch.
+"""
+
+import argparse
+import json
+import os
+import platform
+import socket
+import statistics
+import tempfile
+import time
+from datetime import date
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+STEPS_A_ROUND = 4
+
+
+def main() -> None:
+    """Run the benchmark; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=2048)
+    parser.add_argument("--genes", type=int, default=20_000)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), options)
+    print(f"{options.genes:,} genes, minibatches of {options.batch:,}, {options.rounds} rounds\n")
+    print("| | |\n| --- | ---: |")
+    print(f"| a step without a group, ms | {found['alone_ms']:.1f} |")
+    print(f"| overhead of a group of one | {found['overhead']:+.1%} ({found['least']:+.1%} to {found['most']:+.1%}) |")
+    print(f"| bytes handed to the sum over ranks a step | {found['bytes']:,} |")
+    print(f"| the same, bf16 | {found['bytes'] // 2:,} |")
+    print(f"| noise for a whole minibatch, ms | {found['noise_ms']:.2f} |")
+    print(f"\n{platform.machine()}, {os.cpu_count()} cores, torch {version('torch')}, {date.today()}")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Times in ms and ratios."""
+    from atlasvi.engine.configuration import resolve_settings
+    from atlasvi.engine.covariates import learn_setup
+    from atlasvi.engine.noise import draw_bernoulli, draw_normal
+    from atlasvi.engine.ranks import Ranks, join_ranks
+    from atlasvi.engine.simulation import simulate
+    from atlasvi.engine.training import Trainer
+    from atlasvi.loaders.cells import open_cells
+    from atlasvi.loaders.ingestion import ingest
+
+    simulate(folder / "cells.h5ad", options.cells, options.genes, 2, 4, seed=0)
+    ingest(folder / "cells.h5ad", folder / "store", workers=1)
+    data = open_cells(folder / "store")
+    asked = {"seed": 0, "split_column": None}
+    settings = resolve_settings(None, {"batch_size": options.batch, "validation_fraction": 0})
+    with join_ranks() as group:
+        trainers = [
+            Trainer(data, folder / "run", learn_setup(data, batch_key="batch"), asked, settings, "cpu", ranks=ranks)
+            for ranks in (Ranks(), group)
+        ]
+        batches = list(islice(trainers[0].loaders["train"], 4))
+
+        def time_steps(trainer: Trainer) -> float:
+            trainer.model.train()
+            began = time.perf_counter()
+            for batch in islice(batches * STEPS_A_ROUND, STEPS_A_ROUND):
+                trainer._compute_gradients(batch, 0, 1.0, None).cpu()
+                trainer.optimizer.step()
+            return (time.perf_counter() - began) / STEPS_A_ROUND * 1e3
+
+        for trainer in trainers:
+            time_steps(trainer)
+        rounds = []
+        for number in range(options.rounds):
+            order = trainers if number % 2 == 0 else trainers[::-1]
+            times = {trainer.ranks.reduces: time_steps(trainer) for trainer in order}
+            rounds.append((times[False], times[True]))
+        generator = torch.Generator().manual_seed(0)
+        began = time.perf_counter()
+        for _ in range(20):
+            for _ in range(settings.n_layers):
+                draw_bernoulli(torch.empty(options.batch, settings.n_hidden), 0.95, generator)
+            draw_normal(torch.empty(options.batch, settings.n_latent), generator)
+        noise_ms = (time.perf_counter() - began) / 20 * 1e3
+        ratios = [with_group / alone - 1 for alone, with_group in rounds]
+        return {
+            "alone_ms": statistics.median(alone for alone, _ in rounds),
+            "overhead": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+            "bytes": trainers[1]._gradients.n_bytes,
+            "noise_ms": noise_ms,
+        }
+
+
+if __name__ == "__main__":
+    main()
