@@ -1,8 +1,12 @@
 """Start one command as many processes, on this machine or on several: torchrun without knowing torchrun."""
 
+import contextlib
+import fcntl
 import logging
 import os
 import signal
+import socket
+import struct
 import sys
 import uuid
 from collections.abc import Sequence
@@ -11,7 +15,7 @@ from typing import Any
 from atlasvi.engine.interruption import EXIT_RESUMABLE
 from atlasvi.loaders.errors import AtlasviError
 
-STOP_S = 30  # after a signal, until processes that are still there are killed: a checkpoint takes less than 10
+SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
 class LaunchError(AtlasviError, RuntimeError):
@@ -32,13 +36,22 @@ def launch(
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):  # each has a level of its own
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # tables of tracebacks; ours are sentences
     if n_nodes > 1 and rendezvous is None:
         raise LaunchError(
             "launch: several machines need a place to meet: give all of them the same --rendezvous HOST:PORT."
         )
     if "OMP_NUM_THREADS" not in os.environ:  # else each process takes all cores
         os.environ["OMP_NUM_THREADS"] = str(max(len(os.sched_getaffinity(0)) // n_processes, 1))
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # tables of tracebacks; ours are sentences
+    address, configs = None, {}
+    if rendezvous is not None:
+        address = find_address(rendezvous)
+        # torch would judge by the host's name, which need not stand for the address that the others reach it by
+        configs = {"is_host": address == socket.gethostbyname(rendezvous.rpartition(":")[0])}
+        if (interface := find_interface(address)) is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     config = LaunchConfig(
         min_nodes=n_nodes,
         max_nodes=n_nodes,
@@ -49,6 +62,8 @@ def launch(
         max_restarts=max_restarts,
         monitor_interval=0.2,
         start_method="spawn",
+        rdzv_configs=configs,
+        local_addr=address,
     )
     arguments = ["-m", "atlasvi.engine.commands", *command]
     try:
@@ -64,6 +79,28 @@ def launch(
             raise
         return EXIT_RESUMABLE
     return 0
+
+
+def find_address(rendezvous: str) -> str:
+    """The address by which this machine reaches HOST:PORT. Raises LaunchError if it knows no way there."""
+    host, _, port = rendezvous.rpartition(":")
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # nothing is sent
+            probe.connect((host, int(port)))
+            return probe.getsockname()[0]
+    except (OSError, ValueError) as error:
+        raise LaunchError(f"launch: --rendezvous {rendezvous} can't be reached ({error}): write HOST:PORT.") from None
+
+
+def find_interface(address: str) -> str | None:
+    """The network interface that has an IPv4 address, on Linux; None if there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with contextlib.suppress(OSError):  # one without an address
+                if socket.inet_ntoa(fcntl.ioctl(asking, SIOCGIFADDR, request)[20:24]) == address:
+                    return name
+    return None
 
 
 def explain_end(failures: dict[int, Any]) -> int:

@@ -82,11 +82,12 @@ class Layer(nn.Module):
 
     def finish(self, projected: Tensor, given: Covariates, generator: Noise | None) -> Tensor:
         """All that follows the product with the weight."""
-        out = projected + self.bias
-        # indexing would add up its gradient in any order
-        if self.batch is not None:
+        if self.batch is None:
+            out = projected + self.bias
+        else:  # bias and column in one look-up: one pass over the cells less, there and back
             assert given.batch is not None
-            out = out + F.embedding(given.batch, self.batch)
+            out = projected + F.embedding(given.batch, self.batch + self.bias)
+        # indexing instead would add up its gradient in any order
         for codes, columns in zip(given.categories, self.categories):
             out = out + F.embedding(codes, columns)
         if self.norm is not None:
