@@ -103,9 +103,7 @@ class Layer(nn.Module):
     def _normalise(self, norm: nn.BatchNorm1d, out: Tensor) -> Tensor:
         flat = out.flatten(0, -2)
         of_one_rank = type(norm) is nn.BatchNorm1d  # one over all ranks must be called on each of them
-        if (
-            self.training and len(flat) < 2 and of_one_rank
-        ):  # one cell has no variance: it is normalised as in evaluation
+        if self.training and len(flat) < 2 and of_one_rank:  # one cell has no variance: as in evaluation
             return F.batch_norm(flat, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         return norm(flat).view_as(out)
 

@@ -108,8 +108,7 @@ def test_an_interrupted_minify_of_other_weights_or_data_is_not_gone_on_with(
     other = TrainedRun(
         SCVI(settings, torch.Generator().manual_seed(1)).eval(),
         [f"g{k}" for k in range(30)],
-        "batch",
-        ["b1", "b2", "b3"],
+        Setup("batch", ["b1", "b2", "b3"]),
     )
     minify(other, cells, tmp_path / "mini", batch_size=10)
     minify(other, cells, tmp_path / "whole", batch_size=10)

@@ -132,10 +132,10 @@ def test_every_combination_trains_and_comes_back_from_disk_and_from_scvi_tools_l
         settings = settings_of(setup, {**options, "dropout_rate": 0.1}, cells)
         generator = torch.Generator().manual_seed(number)
         model, batch = SCVI(settings, generator).train(), batch_of(setup, cells)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
         losses = []
         for _ in range(4):
-            terms = model(batch, generator)
+            terms = model(batch, torch.Generator().manual_seed(number))  # the same noise in each step
             loss = (terms.reconstruction + terms.kl + terms.kl_library).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -143,7 +143,7 @@ def test_every_combination_trains_and_comes_back_from_disk_and_from_scvi_tools_l
             optimizer.step()
             losses.append(loss.item())
         assert all(map(math.isfinite, losses)), case
-        assert min(losses[-3:]) < losses[0], case
+        assert losses[-1] < losses[0], case
         model.eval()
         copies = [from_scvi_weights(to_scvi_weights(model), settings)]
         if number % 8 == 0:  # a disk that flushes takes its time

@@ -5,7 +5,9 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from atlasvi.engine.commands import app
 from atlasvi.engine.minified import MinifiedStore, write_minified_h5ad
 from atlasvi.engine.posterior import minify
 from atlasvi.engine.queries import choose_cells, read_expression, read_latent
@@ -101,3 +103,26 @@ def test_a_latent_library_is_no_hindrance(counts: Path, tmp_path: Path):
             shares, expected["mean"] / expected["mean"].sum(1, keepdims=True), rtol=1e-4, atol=1e-7
         )
     assert torch.isfinite(torch.from_numpy(shares)).all()
+
+
+def test_the_command_line_exports_models_and_cells_and_asks_them(counts: Path, tmp_path: Path):
+    def atlasvi(*arguments: object) -> str:
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    keys = ["--batch-key", "batch", "--categorical-covariate-keys", "donor,sex", "--continuous-covariate-keys", "age"]
+    tiny = ["--set", "n_hidden=8", "--set", "n_layers=1", "--set", "gene_likelihood=zinb", "--epochs", "1"]
+    atlasvi("train", counts, "--out", tmp_path / "run", *keys, *tiny)
+    atlasvi("export", tmp_path / "run", tmp_path / "theirs")
+    assert list(load_scvi_tools(tmp_path / "theirs").setup.categorical_covariates) == ["donor", "sex"]
+    assert "gene_likelihood: zinb" in atlasvi("info", tmp_path / "theirs")
+    atlasvi("train", counts, "--out", tmp_path / "more", "--start", tmp_path / "theirs", "--epochs", 1)
+    atlasvi("minify", tmp_path / "theirs", counts, "--out", tmp_path / "mini")
+    atlasvi("export", tmp_path / "mini", tmp_path / "mini.h5ad")
+    answers = [
+        atlasvi("query", *place, "expression", "--genes", "g2,g1", "--limit", 3)
+        for place in ([tmp_path / "mini"], ["--model", tmp_path / "run", tmp_path / "mini.h5ad"])
+    ]
+    assert answers[0] == answers[1]
+    assert answers[0].startswith("cell,g2,g1")
