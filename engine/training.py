@@ -30,6 +30,7 @@ from atlasvi.engine.checkpoint import (
 )
 from atlasvi.engine.configuration import SettingError, Settings, heuristic_epochs, resolve_settings
 from atlasvi.engine.covariates import Setup, learn_setup
+from atlasvi.engine.freezing import group_parameters
 from atlasvi.engine.gradients import GradientSum
 from atlasvi.engine.interruption import Signals, TrainingInterrupted, stop_on_signals
 from atlasvi.engine.library_prior import measure_library
@@ -225,13 +226,13 @@ class Trainer:
             self._generator("cpu", INITIAL_WEIGHTS, 0),
         ).to(self.device)
         self.optimizer = getattr(torch.optim, settings.optimizer)(
-            self.model.parameters(),
+            group_parameters(self.model, settings.freezing, settings.weight_decay),
             lr=settings.learning_rate,
             eps=settings.adam_eps,
-            weight_decay=settings.weight_decay,
             fused=True,
         )
-        self._gradients = GradientSum(self.ranks, self.model.parameters(), settings.compress_gradients)
+        learned = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        self._gradients = GradientSum(self.ranks, learned, settings.compress_gradients)
         self.signals = Signals()
         self.step = 0
         self.epoch = 0
@@ -361,7 +362,8 @@ class Trainer:
     def _end_epoch(self, kl_weight: float) -> None:
         self._check_weights()
         try:
-            validation = self._evaluate("validation") if self.loaders["validation"].n_cells else {}
+            due = self.loaders["validation"].n_cells and (self.epoch + 1) % self.settings.validate_every == 0
+            validation = self._evaluate("validation") if due else {}
         except _StopAskedError:
             self._interrupt(len(self.loaders["train"]))
         line = {
