@@ -137,9 +137,7 @@ def train(
     split_column: Annotated[str | None, typer.Option(help="obs column that says train, validation or test.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
-    start: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Train this run further.")
-    ] = None,
+    start: Annotated[Path | None, typer.Option(metavar="RUN", help="Train this run further.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last good checkpoint in --out.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and say where time goes.")] = False,
     rank_timeout: RankTimeout = 300.0,

@@ -75,6 +75,12 @@ class Settings(ModelOptions):
     evaluation_cells: int = Field(default=100_000, ge=1)
     """Training cells that the final training loss is measured on, at most."""
 
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the output layer's products on CUDA; the likelihood and all sums are float32 in either case."""
+    cuda_graph: bool = True
+    """On one GPU: replay the step as a CUDA graph. Models with a latent library, a normal likelihood or raw counts in
+    the encoder, accumulated steps and several ranks run without."""
+
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """A checkpoint is written at the end of each epoch, and within one when so many minutes have passed."""
     checkpoint_steps: int | None = Field(default=None, ge=1)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from atlasvi.engine.layers import CountsLayer, Covariates, Layer, LayerShape
 from atlasvi.engine.model_settings import ModelSettings
 from atlasvi.engine.noise import Noise
+from atlasvi.kernels import GeneOrder
 from atlasvi.loaders.batch import Batch
 
 
@@ -32,9 +33,11 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(hidden, hidden, shape) for _ in range(n_layers - 1))
         self.mean, self.log_variance = linear(hidden, n_out), linear(hidden, n_out)
 
-    def forward(self, cells: Batch, given: Covariates, generator: Noise | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance float32 [cells, out]; the variance is above 1e-4."""
-        hidden = self.first.encode(cells, given, generator)
+    def forward(
+        self, cells: Batch, given: Covariates, generator: Noise | None, order: GeneOrder | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance float32 [cells, out]; the variance is above 1e-4. order: see `kernels.order_by_gene`."""
+        hidden = self.first.encode(cells, given, generator, order)
         for layer in self.layers:
             hidden = layer(hidden, given, generator)
         return self.mean(hidden), self.log_variance(hidden).exp() + 1e-4

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from atlasvi.engine.noise import Noise, draw_bernoulli
-from atlasvi.kernels import log1p_linear
+from atlasvi.kernels import GeneOrder, log1p_linear
 from atlasvi.loaders.batch import Batch
 
 
@@ -115,10 +115,12 @@ class CountsLayer(Layer):
         self.numbers = nn.Parameter(torch.empty(n_numbers, n_out)) if n_numbers else None
         self.n_in, self.logarithm = n_genes + n_numbers, logarithm
 
-    def encode(self, cells: Batch, given: Covariates, generator: Noise | None) -> Tensor:
+    def encode(
+        self, cells: Batch, given: Covariates, generator: Noise | None, order: GeneOrder | None = None
+    ) -> Tensor:
         """Hidden state float32 [cells, out] of a minibatch."""
         if self.logarithm:
-            projected = log1p_linear(cells.indptr, cells.indices, cells.counts, self.weight)
+            projected = log1p_linear(cells.indptr, cells.indices, cells.counts, self.weight, order=order)
         else:
             projected = cells.to_sparse_csr() @ self.weight
         if self.numbers is not None:

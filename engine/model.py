@@ -21,7 +21,7 @@ from atlasvi.engine.encoder import Encoder
 from atlasvi.engine.layers import Covariates, Layer
 from atlasvi.engine.model_settings import ModelSettings
 from atlasvi.engine.noise import Noise, draw_normal
-from atlasvi.kernels import Head, SparseCounts, decoder_nll
+from atlasvi.kernels import GeneOrder, Head, Precision, SparseCounts, decoder_nll, order_by_gene
 from atlasvi.loaders.batch import Batch
 
 __all__ = ["SCVI", "CellLosses", "Expression", "ModelSettings", "kl_of_normals", "model_from_weights"]
@@ -65,6 +65,8 @@ class SCVI(nn.Module):
 
     library_log_means: Tensor
     library_log_vars: Tensor
+    precision: Precision = "float32"
+    """Of the output layer's products: see `kernels.decoder_nll`."""
 
     def __init__(self, settings: ModelSettings, generator: Generator | None = None) -> None:
         super().__init__()
@@ -101,9 +103,11 @@ class SCVI(nn.Module):
         """Dimensions of z."""
         return self.settings.n_latent
 
-    def encode(self, cells: Batch, generator: Noise | None = None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, cells: Batch, generator: Noise | None = None, order: GeneOrder | None = None
+    ) -> tuple[Tensor, Tensor]:
         """qzm, qzv float32 [cells, latent]: mean and variance of q(z | x), before the softmax if latents are ln."""
-        return self.encoder(cells, self._covariates(cells.codes, len(cells)), generator)
+        return self.encoder(cells, self._covariates(cells.codes, len(cells)), generator, order)
 
     def encode_library(self, cells: Batch, generator: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(log library | x), float32 [cells]. Raises ValueError if the library is observed."""
@@ -171,12 +175,18 @@ class SCVI(nn.Module):
         return F.softplus(logits) if self.settings.use_size_factor else torch.softmax(logits, dim=-1)
 
     def reconstruction(
-        self, cells: Batch, z: Tensor, library: Tensor | None = None, n_cells: int | None = None
+        self,
+        cells: Batch,
+        z: Tensor,
+        library: Tensor | None = None,
+        n_cells: int | None = None,
+        order: GeneOrder | None = None,
     ) -> Tensor:
         """Negative log-likelihood of each cell's counts at z [cells, latent], summed over genes, nats: float32 [cells].
 
         library  counts a cell, float32 [cells]; None takes the observed ones
         n_cells  that the loss will be a mean over, where these are a share of them: spares work, changes no number
+        order    see `kernels.order_by_gene`: spares work too
         """
         library = cells.library if library is None else library
         settings = self.settings
@@ -194,7 +204,7 @@ class SCVI(nn.Module):
         return decoder_nll(
             self.decoder.hide(z, self._covariates(cells.codes, len(cells))),
             head,
-            SparseCounts(cells.indptr, cells.indices, cells.counts),
+            SparseCounts(cells.indptr, cells.indices, cells.counts, order),
             _given(cells.codes, "size_factor") if settings.use_size_factor else library,
             table if theta_head is None else theta_head,
             theta_rows=rows,
@@ -202,6 +212,7 @@ class SCVI(nn.Module):
             likelihood=settings.gene_likelihood,
             softmax=not settings.use_size_factor,
             expected_grad=1 / max(n_cells or len(cells), 1),
+            precision=self.precision,
             backend="torch" if library.requires_grad else None,  # the fused ones have no gradient by the library
         )
 
@@ -211,7 +222,8 @@ class SCVI(nn.Module):
         n_cells  see `reconstruction`
         """
         with record_function("encoder"):
-            qzm, qzv = self.encode(cells, generator)
+            order = order_by_gene(cells.indptr, cells.indices, self.settings.n_genes) if self.training else None
+            qzm, qzv = self.encode(cells, generator, order)
             z = self.to_latent(_draw(qzm, qzv, generator))
             kl, library, kl_library = kl_of_normals(qzm, qzv).sum(1), None, torch.zeros_like(cells.library)
             if self.library_encoder is not None:
@@ -219,7 +231,7 @@ class SCVI(nn.Module):
                 library = _draw(qlm, qlv, generator).exp()
                 kl_library = kl_of_normals(qlm, qlv, *self.library_prior(cells.codes, len(cells)))
         with record_function("decoder + loss"):
-            return CellLosses(self.reconstruction(cells, z, library, n_cells), kl, kl_library)
+            return CellLosses(self.reconstruction(cells, z, library, n_cells, order), kl, kl_library)
 
     def _codes(self, codes: Codes, name: str, n: int, n_cells: int) -> Tensor:
         """int64 [cells]; zeros where there is one category and it was not given."""

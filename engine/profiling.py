@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 PARTS = ("load wait", "host to device", "encoder", "decoder + loss", "backward", "optimizer")
@@ -18,7 +19,8 @@ class StepProfiler:
 
     The parts are those that the code marks with `record_function` under the names of PARTS; what is left of a step is
     idle or none of them. The gradients of decoder and loss are computed with their values, so they are not in
-    `backward`. On a GPU the times are those of the host, which runs ahead of it; the trace has both.
+    `backward`. On a GPU the host runs ahead of the device, and a second column says what the device did for each part:
+    steps run as they are then, not as a graph.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -53,7 +55,7 @@ class StepProfiler:
         assert self._folder is not None
         self._folder.mkdir(exist_ok=True)
         profiled.export_chrome_trace(str(self._folder / "trace.json"))
-        lines = list(format_parts({event.key: event.cpu_time_total / 1e3 for event in profiled.key_averages()}))
+        lines = list(format_parts(*sum_parts(profiled.key_averages())))
         (self._folder / "parts.txt").write_text("\n".join(lines) + "\n")
         console = Console(stderr=True)
         for line in lines:
@@ -61,18 +63,33 @@ class StepProfiler:
         console.print(f"The trace is in {self._folder / 'trace.json'}: open it in ui.perfetto.dev.", soft_wrap=True)
 
 
-def format_parts(milliseconds: dict[str, float]) -> Iterator[str]:
-    """A table of the parts of PROFILED_STEPS steps, from the total milliseconds of every marked region."""
+def sum_parts(averages: Any) -> tuple[dict[str, float], dict[str, float]]:
+    """Total milliseconds of every marked region on the host; and on a GPU, if there is one, under "device" of all."""
+    host = {event.key: event.cpu_time_total / 1e3 for event in averages if event.device_type == DeviceType.CPU}
+    kernels = [event for event in averages if event.device_type == DeviceType.CUDA and event.key not in host]
+    if not kernels:
+        return host, {}
+    device = {event.key: event.device_time_total / 1e3 for event in averages if event.key in PARTS}
+    device["device"] = sum(event.self_device_time_total for event in kernels) / 1e3
+    # its kernels are launched by a thread of autograd's, outside of the region that the host marks
+    device["backward"] = device["device"] - sum(device.get(name, 0.0) for name in PARTS if name != "backward")
+    return host, device
+
+
+def format_parts(milliseconds: dict[str, float], device: dict[str, float] | None = None) -> Iterator[str]:
+    """A table of the parts of PROFILED_STEPS steps, from the total milliseconds that `sum_parts` gives."""
     total = sum(time for name, time in milliseconds.items() if name.startswith("ProfilerStep"))
-    yield f"{'part of a step':<24}{'ms':>10}{'share':>9}"
-    known = 0.0
+
+    def row(name: str, time: float, on_device: float | None = None) -> str:
+        there = f"{on_device / PROFILED_STEPS:>14.2f}" if device and on_device is not None else ""
+        return f"{name:<24}{time / PROFILED_STEPS:>10.2f}{time / max(total, 1e-9):>9.1%}{there}"
+
+    yield f"{'part of a step':<24}{'ms':>10}{'share':>9}{'device, ms' if device else '':>14}".rstrip()
     for name in PARTS:
-        time = milliseconds.get(name, 0.0)
-        known += time
-        yield f"{name:<24}{time / PROFILED_STEPS:>10.2f}{time / max(total, 1e-9):>9.1%}"
-    rest = total - known
-    yield f"{'idle and all else':<24}{rest / PROFILED_STEPS:>10.2f}{rest / max(total, 1e-9):>9.1%}"
+        yield row(name, milliseconds.get(name, 0.0), (device or {}).get(name, 0.0))
+    idle = total - sum(milliseconds.get(name, 0.0) for name in PARTS)
+    yield row("idle and all else", idle, total - (device or {}).get("device", 0.0))
     yield f"{'step':<24}{total / PROFILED_STEPS:>10.2f}"
 
 
-__all__ = ["PARTS", "StepProfiler", "format_parts", "record_function"]
+__all__ = ["PARTS", "StepProfiler", "format_parts", "record_function", "sum_parts"]

@@ -115,6 +115,9 @@ class SilentLog:
     def epoch(self, line: Mapping[str, Any]) -> None:
         """See RunLog."""
 
+    def say(self, sentence: str) -> None:
+        """See RunLog."""
+
 
 def _open_tensorboard(folder: Path) -> Any:
     """A TensorBoard writer where the extra is installed, else None."""

@@ -32,6 +32,7 @@ from atlasvi.engine.configuration import SettingError, Settings, heuristic_epoch
 from atlasvi.engine.covariates import Setup, learn_setup
 from atlasvi.engine.freezing import group_parameters
 from atlasvi.engine.gradients import GradientSum
+from atlasvi.engine.graphed import DelayedRead, GraphedStep, can_be_captured
 from atlasvi.engine.interruption import Signals, TrainingInterrupted, stop_on_signals
 from atlasvi.engine.library_prior import measure_library
 from atlasvi.engine.model import SCVI
@@ -44,6 +45,7 @@ from atlasvi.engine.resuming import fingerprint, merge_saved, prepare_start, rea
 from atlasvi.engine.runs import CONFIG, METRICS, MODEL, RESULT, TrainedRun, load_run, lock_run, write_json
 from atlasvi.engine.schedule import costs, epochs_since_best, rate_on_plateau, weigh_kl
 from atlasvi.engine.splits import Split, split_by_column, split_by_hash
+from atlasvi.kernels import choose_backend
 from atlasvi.loaders.batch import Batch
 from atlasvi.loaders.cells import CellData, open_cells, select_genes
 from atlasvi.loaders.errors import AtlasviError
@@ -187,6 +189,10 @@ class Trainer:
         self.setup = setup
         self._profile_folder = out / "profile" if profile else None
         self.device = choose_device(device)
+        if settings.precision != "float32" and choose_backend(self.device) != "triton":
+            raise SettingError(
+                f"Setting precision = {settings.precision!r}: the kernels for {self.device} have float32."
+            )
         self._codes = setup.read_codes(data, labels=settings.dispersion == "gene-label")
         self.ranks.note("splitting the cells")
         self.split: Split = (
@@ -217,6 +223,7 @@ class Trainer:
             **asked,
             "setup": asdict(setup),
             "device": str(self.device),
+            "kernels": choose_backend(self.device),
             "launch": _launch_id(),
             "settings": self.settings.model_dump(),
         }
@@ -225,12 +232,22 @@ class Trainer:
             ModelSettings(n_genes=len(data.genes), **setup.sizes, **options),
             self._generator("cpu", INITIAL_WEIGHTS, 0),
         ).to(self.device)
+        self.model.precision = settings.precision
         self.optimizer = getattr(torch.optim, settings.optimizer)(
             group_parameters(self.model, settings.freezing, settings.weight_decay),
             lr=settings.learning_rate,
             eps=settings.adam_eps,
             fused=True,
+            capturable=self.device.type == "cuda",
         )
+        self._noise = torch.Generator(self.device)
+        alone = self.ranks.world_size == 1 and settings.accumulate == 1
+        self._graphed = (
+            GraphedStep(self._do_step, self._noise, self.device)
+            if settings.cuda_graph and not profile and alone and can_be_captured(self.model, self.device)
+            else None
+        )
+        self._delayed = DelayedRead()
         learned = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
         self._gradients = GradientSum(self.ranks, learned, settings.compress_gradients)
         self.signals = Signals()
@@ -256,6 +273,7 @@ class Trainer:
             enter(self.log)
             self._profiler = enter(StepProfiler(self._profile_folder if self.ranks.is_first else None))
             self.signals, signals.waits = signals, True
+            self.log.say(self._describe())
             self._began = self._saved = time.monotonic()
             self._began -= self.seconds
             while self.epoch < self.epochs and not self._is_done():
@@ -279,6 +297,17 @@ class Trainer:
             run.save(self.out)
         return run
 
+    def _describe(self) -> str:
+        """A line on what is about to run, and how."""
+        cells, genes = self.loaders["train"].n_cells, len(self.data.genes)
+        where = f"{torch.get_num_threads()} threads" if self.device.type == "cpu" else torch.cuda.get_device_name()
+        ranks = f", {self.ranks.world_size} ranks" if self.ranks.world_size > 1 else ""
+        return (
+            f"Training on {cells:,} cells x {genes:,} genes, {self.epochs - self.epoch} epochs, minibatches of "
+            f"{self.settings.batch_size:,}, on {self.device} ({where}{ranks}; kernels: {choose_backend(self.device)}"
+            f"{', as a CUDA graph' if self._graphed is not None else ''})"
+        )
+
     def _open_log(self) -> RunLog | SilentLog:
         if not self.ranks.is_first:
             return SilentLog()
@@ -287,26 +316,28 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         """What is left of the current epoch, validation, and the checkpoint that ends it."""
-        loader, generator = self.loaders["train"], torch.Generator(self.device)
-        kl_weight = self._kl_weight()
+        loader, kl_weight = self.loaders["train"], self._kl_weight()
         self.model.train()
         began = time.monotonic() - self.epoch_seconds
         feeder = DeviceFeeder(loader, self.device)
         totals: torch.Tensor | None = None
         for batch in _mark_waits(feeder):
             done, kl_weight = feeder.state_dict()["batch"], self._kl_weight()
-            sums = self._compute_gradients(batch, done - 1, generator, kl_weight, totals)
-            if done % self.settings.accumulate and done < len(loader):
-                totals = sums
-                continue
-            totals = None
-            cells, reconstruction, kl, stop = sums.cpu().tolist()
-            self._check_finite(np.array([reconstruction, kl]) / cells, kl_weight)
-            with record_function("optimizer"):
-                self.optimizer.step()
+            if self._graphed is not None:
+                self._seed(self._noise, TRAINING_NOISE, self.step)
+                rates = tuple(group["lr"] for group in self.optimizer.param_groups)
+                stop = self._count(self._delayed.swap(self._graphed(batch, kl_weight, rates)), kl_weight)
+            else:
+                sums = self._compute_gradients(batch, done - 1, kl_weight, totals)
+                if done % self.settings.accumulate and done < len(loader):
+                    totals = sums
+                    continue
+                totals = None
+                stop = self._count(sums.cpu().tolist(), kl_weight)
+                with record_function("optimizer"):
+                    self.optimizer.step()
             self.step += 1
             self._profiler.step()
-            self.sums += [cells, reconstruction, kl]
             self.epoch_seconds = time.monotonic() - began
             self.log.step(self.epoch, done, self.step, self._means("train"), self._rate())
             if stop or (self.signals.caught and not self.ranks.reduces):
@@ -315,10 +346,31 @@ class Trainer:
             if self.step - self.first_step == self.settings.max_steps:
                 break
             self.ranks.note(f"loading the minibatch after step {self.step}")
+        self._count(self._delayed.take(), kl_weight)
+        self.epoch_seconds = time.monotonic() - began
         self._end_epoch(kl_weight)
 
+    def _count(self, sums: Sequence[float] | None, kl_weight: float) -> bool:
+        """Add a step's sums (cells, reconstruction, KL, stops asked) to the epoch's; whether a stop was asked."""
+        if sums is None:
+            return False
+        cells, reconstruction, kl, stop = sums
+        self._check_finite(np.array([reconstruction, kl]) / cells, kl_weight)
+        self.sums += [cells, reconstruction, kl]
+        return bool(stop)
+
+    def _do_step(self, batch: Batch, kl_weight: torch.Tensor) -> torch.Tensor:
+        """A whole step of one process, without a word to or from the host: float64 [4], as `_compute_gradients`."""
+        reconstruction, kl, kl_library = self.model(batch, self._noise, len(batch))
+        loss = (reconstruction + kl_weight * kl + kl_library).sum() / len(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        found = torch.stack([reconstruction.detach().sum(), (kl + kl_library).detach().sum()]).double()
+        return torch.nn.functional.pad(torch.nn.functional.pad(found, (1, 0), value=len(batch)), (0, 1))
+
     def _compute_gradients(
-        self, batch: Batch, number: int, generator: torch.Generator, kl_weight: float, totals: torch.Tensor | None
+        self, batch: Batch, number: int, kl_weight: float, totals: torch.Tensor | None
     ) -> torch.Tensor:
         """Forward and backward of a minibatch; float64 [4] of the step so far: cells, reconstruction, KL, stops asked.
 
@@ -329,8 +381,8 @@ class Trainer:
         place, is_last = number % every, (number + 1) % every == 0 or number + 1 == len(self.loaders["train"])
         n_step = min(every * size, n_cells - (number - place) * size)
         self.ranks.note(f"step {self.step + 1}")
-        self._seed(generator, TRAINING_NOISE, self.step * every + place)
-        noise = self._share_noise(generator, min(size, n_cells - number * size))
+        self._seed(self._noise, TRAINING_NOISE, self.step * every + place)
+        noise = self._share_noise(self._noise, min(size, n_cells - number * size))
         reconstruction, kl, kl_library = self.model(batch, noise, n_step)
         loss = (reconstruction + kl_weight * kl + kl_library).sum() / n_step
         sums = torch.stack([reconstruction.detach().sum(), (kl + kl_library).detach().sum()]).double()
@@ -492,11 +544,13 @@ class Trainer:
             "bytes_reduced_a_step": self._gradients.n_bytes,
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor() or "cpu",
             "threads": torch.get_num_threads(),
+            "kernels": choose_backend(self.device),
             "versions": {name: _version(name) for name in ("atlasvi", "torch", "numpy")},
         }
 
     def checkpoint(self, batch: int) -> None:
         """Save in the background where the run is, `batch` minibatches of the epoch done."""
+        self._count(self._delayed.take(), self._kl_weight())
         self._check_weights()
         if self.ranks.is_first:
             self.ranks.note("copying the checkpoint")
@@ -548,6 +602,8 @@ class Trainer:
         """Go on where a checkpoint was taken."""
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # the run may have begun on another device
+            group["capturable"] = self.device.type == "cuda"
         self.epoch, self.step, self.history, self.best = state["epoch"], state["step"], state["history"], state["best"]
         self.sums, self.epoch_seconds = np.array(state["sums"]), state["epoch_seconds"]
         self.stopped_early, self.seconds = state["stopped_early"], state["seconds"]
@@ -578,7 +634,7 @@ class Trainer:
     def _check_finite(self, means: np.ndarray, kl_weight: float) -> None:
         if not np.isfinite(means).all():
             terms = f"reconstruction {means[0]:g}, KL {means[1]:g} nats a cell, KL weight {kl_weight:g}"
-            raise TrainingError(self._explain(self.step + 1, f"the loss is not finite ({terms})"))
+            raise TrainingError(self._explain(self.step + (self._graphed is None), f"the loss is not finite ({terms})"))
 
     def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):

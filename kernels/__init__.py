@@ -4,23 +4,29 @@ log1p_linear       log1p of sparse counts times a weight, without a dense input 
 decoder_nll        decoder's hidden state -> negative log-likelihood of each cell        decoder_loss.py
 logits_nll         the same from logits                                                  logits_loss.py
 nb_log_prob, zinb_log_prob, poisson_log_prob   elementwise, exact: the reference         reference.py
-choose_backend     which implementation runs: 'cpu' or 'torch'                 backends.py
+order_by_gene      what both need for their gradients on a GPU, computed once           gene_order.py
+choose_backend     which implementation runs: 'cpu', 'triton' or 'torch'                backends.py
 """
 
 from atlasvi.kernels.backends import choose_backend
 from atlasvi.kernels.decoder_loss import Head, SparseCounts, decoder_nll
+from atlasvi.kernels.gene_order import GeneOrder, order_by_gene
 from atlasvi.kernels.logits_loss import logits_nll
+from atlasvi.kernels.products import Precision
 from atlasvi.kernels.reference import nb_log_prob, poisson_log_prob, zinb_log_prob
 from atlasvi.kernels.sparse_layer import log1p_linear
 
 __all__ = [
+    "GeneOrder",
     "Head",
+    "Precision",
     "SparseCounts",
     "choose_backend",
     "decoder_nll",
     "log1p_linear",
     "logits_nll",
     "nb_log_prob",
+    "order_by_gene",
     "poisson_log_prob",
     "zinb_log_prob",
 ]

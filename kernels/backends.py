@@ -1,39 +1,54 @@
 """Which implementation of the kernels runs: chosen by device, and overridable."""
 
 import importlib
+import importlib.util
 import os
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 
-BACKENDS = ("cpu", "torch")
+BACKENDS = ("cpu", "triton", "torch")
 VARIABLE = "ATLASVI_KERNELS"
+INTERPRETER = "TRITON_INTERPRET"
 
 
 def choose_backend(device: torch.device, asked: str | None = None) -> str:
-    """'cpu' (compiled by numba) on the CPU, 'torch' (plain, dense, by autograd) elsewhere.
+    """'cpu' (compiled by numba) on the CPU; 'triton' on CUDA, if it is installed; 'torch' (plain, dense) elsewhere.
 
-    asked  a name wins over the device; so does the environment variable ATLASVI_KERNELS
+    asked  a name wins over the device; so does the environment variable ATLASVI_KERNELS. 'triton' runs on the CPU too,
+           slowly, under triton's interpreter (TRITON_INTERPRET=1 from before triton is imported): for tests
     Raises ValueError for a name that is none of them, or does not run on the device.
     """
     asked = asked or os.environ.get(VARIABLE)
     if asked is None:
-        return "cpu" if device.type == "cpu" else "torch"
+        return "cpu" if device.type == "cpu" else "triton" if device.type == "cuda" and _has_triton() else "torch"
     if asked not in BACKENDS:
         raise ValueError(f"kernels {asked!r}: choose one of {', '.join(BACKENDS)}")
     if asked == "cpu" and device.type != "cpu":
-        raise ValueError(f"kernels 'cpu' do not run on {device.type}: choose 'torch'")
+        raise ValueError(f"kernels 'cpu' do not run on {device.type}: choose 'triton' or 'torch'")
+    if asked == "triton":
+        if not _has_triton():
+            raise ValueError("kernels 'triton' need the package triton, which is not installed: choose 'torch'")
+        if device.type != "cuda" and os.environ.get(INTERPRETER) != "1":
+            raise ValueError(
+                f"kernels 'triton' run on CUDA, not on {device.type}: choose another, or set {INTERPRETER}=1 for tests"
+            )
     return asked
 
 
 @cache
-def load_sweep(backend: str) -> Callable[..., None]:
-    """The function of a backend that turns a tile of logits into losses and slopes."""
-    return importlib.import_module(f"atlasvi.kernels.{backend}_tile").sweep_tile
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
+@cache
+def load_sweep(backend: str) -> Any:
+    """The class of a backend that turns tiles of logits into losses and slopes."""
+    return importlib.import_module(f"atlasvi.kernels.{backend}_tile").Sweep
+
+
+@cache
 def load_sparse(backend: str) -> Any:
     """The module of a backend that multiplies sparse counts."""
     return importlib.import_module(f"atlasvi.kernels.{backend}_sparse")

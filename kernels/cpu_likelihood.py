@@ -80,7 +80,7 @@ def _nb_nonzero(x: int, log_mean: float, mean: float, theta: float) -> tuple[flo
             product *= 1 + j * by_theta
             harmonic += 1 / (theta + j)
         # log of theta (theta + 1) ... (theta + x - 1) / total**x, whose first factor is -log1p_ratio
-        rising, log_factorial = -x * log1p_ratio, 0.0
+        rising, log_factorial = -(x * log1p_ratio), 0.0  # counts may be unsigned
         if x > 1:
             rising, log_factorial = rising + math.log(product), LOG_FACTORIAL[x]
     else:
@@ -103,7 +103,7 @@ def _nb_nonzero(x: int, log_mean: float, mean: float, theta: float) -> tuple[flo
 
 @njit(nogil=True, cache=True, fastmath=True)
 def _find_largest(values: np.ndarray) -> Any:
-    """The largest value, by eight comparisons at a time; NaN are passed over, and come through where values are used."""
+    """The largest value, eight compared at a time; NaN are passed over, and come through where values are used."""
     a = b = c = d = e = f = g = h = values[0]
     whole = len(values) // 8 * 8
     for k in range(0, whole, 8):
@@ -191,7 +191,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
         return loss, slopes
 
     @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def finish_softmax(share: np.ndarray, slope: np.ndarray, ratio: float, weight: float) -> None:
+    def finish_softmax(share: np.ndarray, slope: np.ndarray, ratio: Any, weight: float) -> None:
         for g in range(len(share)):
             share[g] = (slope[g] - share[g] * ratio) * weight
 
@@ -277,7 +277,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
                 value += of_part
                 all_slopes += slopes_of_part
             for k in range(n):
-                g, x = genes[k], counts[begin + k]
+                g, x = genes[k], np.int64(counts[begin + k])  # an unsigned one has no negative
                 if poisson:
                     value += means[k] - x * log_means[k] + math.lgamma(x + 1.0)
                     slope[g] = means[k] - x

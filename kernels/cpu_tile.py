@@ -1,5 +1,7 @@
 """A tile of logits on the CPU: its cells shared out among threads."""
 
+import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ def sweep_tile(
     weights: Tensor | None,
     loss: Tensor,
     table_grad: Tensor | None,
+    *,
     slopes: Tensor | None = None,
 ) -> None:
     """Losses of cells [first, last) into `loss`; their logits become slopes, `table_grad` is added to.
@@ -58,3 +61,62 @@ def sweep_tile(
     loss[first:last] = torch.from_numpy(values)
     if table_grad is not None:
         table_grad += torch.from_numpy(tables.sum(0)).view_as(table_grad)
+
+
+TILE_BYTES = 16 * 2**20  # of logits: wide enough for the matrix products, small beside the weights of a large model
+
+
+class Sweep:
+    """A sweep over the cells of a minibatch by tiles."""
+
+    def __init__(
+        self,
+        options: Any,
+        n_genes: int,
+        table: Tensor | None,
+        weights: Tensor | None,
+        loss: Tensor,
+        table_grad: Tensor | None,
+    ) -> None:
+        """See `sweep_tile`."""
+        self.options, self.given = options, (table, weights, loss, table_grad)
+
+    @staticmethod
+    def tile_cells(n_genes: int, n_heads: int) -> int:
+        """Cells of a tile of `n_heads` products; all of them, if there are none."""
+        return TILE_BYTES // (4 * n_genes) if n_heads else sys.maxsize
+
+    @staticmethod
+    def allocate(number: int, n_cells: int, n_genes: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """[cells, genes], used again by the next sweep of this thread: fresh memory costs its page faults."""
+        kept = _TILES.__dict__.setdefault("kept", {})
+        key, n = (number, dtype), n_cells * n_genes
+        if key not in kept or kept[key].numel() < n:
+            kept[key] = torch.empty(n, dtype=dtype)
+        return kept[key][:n].view(n_cells, n_genes)
+
+    def take(
+        self,
+        first: int,
+        last: int,
+        logits: list[Tensor | None],
+        *,
+        keep: bool = False,
+        slopes: list[Tensor | None] | None = None,
+    ) -> None:
+        """See `sweep_tile`. keep: logits stay as they are, gradients go into `slopes`; else they go over the logits."""
+        target = None
+        if keep and slopes is not None:
+            target = slopes[0]
+            logits = [logits[0], *(None if t is None else _copy(t, to) for t, to in zip(logits[1:], slopes[1:]))]
+        sweep_tile(self.options, first, last, logits, *self.given, slopes=target)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+def _copy(tensor: Tensor, to: Tensor | None) -> Tensor:
+    return tensor.detach().clone() if to is None else to.copy_(tensor.detach())
+
+
+_TILES = threading.local()

@@ -3,10 +3,11 @@
 Output layer, softmax (or softplus) over genes, mean = library * share, likelihood at the zeros in closed form, the
 nonzeros by themselves. Cells are taken a tile at a time; nothing of size cells x genes outlives its tile. The gradients
 are computed with the value, so the backward pass only hands them on: they are exact for the upstream gradient that was
-expected, scaled for another that is the same for all cells, and computed anew for any else.
+expected, scaled for another that is the same for all cells, and computed anew for any else. On a GPU, where to compare
+is to wait, they are computed with the value only if an upstream gradient is promised.
 """
 
-import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +17,23 @@ from torch.autograd.function import once_differentiable
 
 from atlasvi.kernels import reference
 from atlasvi.kernels.backends import choose_backend, load_sweep
+from atlasvi.kernels.gene_order import GeneOrder
+from atlasvi.kernels.products import Precision, add_product, project, without_tf32
 from atlasvi.kernels.reference import Likelihood
-
-TILE_BYTES = 16 * 2**20  # of logits: wide enough for the matrix products, small beside the weights of a large model
 
 
 @dataclass(frozen=True)
 class SparseCounts:
-    """Counts of cells x genes in CSR: indptr int32 or int64 [cells + 1], indices and counts of any integer type."""
+    """Counts of cells x genes in CSR: indptr int32 or int64 [cells + 1], indices and counts of any integer type.
+
+    indices and counts may be longer than indptr[-1]; what is past it is not looked at (buffers of a fixed size, for
+    CUDA graphs). order: see `order_by_gene`; None: computed where it is needed.
+    """
 
     indptr: Tensor
     indices: Tensor
     counts: Tensor
+    order: GeneOrder | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,8 @@ def decoder_nll(
     dropout: Head | None = None,
     likelihood: Likelihood = "nb",
     softmax: bool = True,
-    expected_grad: float = 1.0,
+    expected_grad: float | None = None,
+    precision: Precision = "float32",
     backend: str | None = None,
 ) -> Tensor:
     """Negative log-likelihood of each cell, summed over genes, nats: float32 [cells].
@@ -61,18 +68,27 @@ def decoder_nll(
                 a cell's (its batch, its label); or a Head, which gives one for each cell and gene. None for Poisson
     dropout     head of the logits of dropouts, for ZINB
     softmax     mean = library * softmax(logits); False: library * softplus(logits), where library is a size factor
-    expected_grad  upstream gradient of each cell for which the gradients are computed (1 / cells under a mean)
-    backend     'cpu' or 'torch'; None chooses by device (see `choose_backend`)
+    expected_grad  upstream gradient of each cell for which the gradients are computed with the loss (1 / cells under a
+                mean); None computes them in the backward pass ('triton') or for 1 ('cpu'). For 'triton' it promises
+                that the upstream gradient is the same for all cells, this one or another: if not, the gradients are
+                NaN. 'cpu' makes sure, and computes them anew where it is not
+    precision   of the products with weights: 'float32', all its digits; 'bf16' ('triton' only): factors in bfloat16,
+                sums in float32. The likelihood is float32 in either case
+    backend     'cpu', 'triton' or 'torch'; None chooses by device (see `choose_backend`)
     Differentiable in hidden, both weights and biases of all heads, and log_theta.
     Raises ValueError if the options do not fit each other.
     """
     check_options(likelihood, log_theta, theta_rows, dropout)
+    if isinstance(log_theta, Tensor) and log_theta.dim() == 2 and len(log_theta) > 1 and theta_rows is None:
+        raise ValueError(f"log_theta has {len(log_theta)} rows: theta_rows has to say which is a cell's")
     name = choose_backend(hidden.device, backend)
+    if precision != "float32" and not (precision == "bf16" and name == "triton"):
+        raise ValueError(f"precision is {precision!r} on {name!r}: choose 'float32', or 'bf16' on 'triton'")
     if name == "torch":
         return _plain(hidden, head, cells, library, log_theta, theta_rows, dropout, likelihood, softmax)
     theta_head = log_theta if isinstance(log_theta, Head) else None
     table = None if isinstance(log_theta, Head) or log_theta is None else log_theta
-    options = Options(name, likelihood, softmax, expected_grad, cells, library, theta_rows)
+    options = Options(name, likelihood, softmax, expected_grad, cells, library, theta_rows, precision)
     heads = [part for h in (head, theta_head, dropout) for part in ((h.weight, h.bias) if h else (None, None))]
     return _DecoderNLL.apply(options, hidden, table, *heads)
 
@@ -120,19 +136,24 @@ class Options:
     backend: str
     likelihood: Likelihood
     softmax: bool
-    expected_grad: float
+    expected_grad: float | None
     cells: SparseCounts
     library: Tensor
     theta_rows: Tensor | None
+    precision: Precision = "float32"
 
 
 class _DecoderNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, options: Options, hidden: Tensor, table: Tensor | None, *heads: Tensor | None) -> Tensor:
-        wanted = any(ctx.needs_input_grad)
-        weights = torch.full_like(options.library, options.expected_grad) if wanted else None
+        expected = options.expected_grad
+        if expected is None and options.backend == "cpu":
+            expected = 1.0
+        weights = None
+        if expected is not None and any(ctx.needs_input_grad):
+            weights = torch.full_like(options.library, expected)
         loss, gradients = _sweep(options, hidden, table, heads, weights)
-        ctx.options, ctx.present = options, [tensor is not None for tensor in gradients]
+        ctx.options, ctx.expected = options, expected
         ctx.save_for_backward(hidden, table, *heads, *gradients)
         return loss
 
@@ -141,64 +162,54 @@ class _DecoderNLL(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         n_inputs = 2 + 6
-        inputs, gradients = ctx.saved_tensors[:n_inputs], ctx.saved_tensors[n_inputs:]
-        scale = grad / ctx.options.expected_grad
-        if bool((grad == ctx.options.expected_grad).all()):
+        (hidden, table, *heads), gradients = ctx.saved_tensors[:n_inputs], ctx.saved_tensors[n_inputs:]
+        if ctx.expected is not None and ctx.options.backend != "cpu":  # as was promised, and nothing may wait
+            scale = torch.where((grad == grad[:1]).all(), grad[:1].sum() / ctx.expected, torch.nan)
+            return None, *_scaled(gradients, scale)
+        if ctx.expected is not None and bool((grad == ctx.expected).all()):
             return None, *gradients
-        if bool((grad == grad[0]).all()):
-            return None, *(None if tensor is None else tensor * scale[0] for tensor in gradients)
-        hidden, table, *heads = inputs
+        if ctx.expected is not None and bool((grad == grad[0]).all()):
+            return None, *_scaled(gradients, grad[0] / ctx.expected)
         return None, *_sweep(ctx.options, hidden, table, heads, grad.contiguous())[1]
+
+
+def _scaled(gradients: Any, scale: Tensor) -> list[Tensor | None]:
+    scaled = iter(torch._foreach_mul([tensor for tensor in gradients if tensor is not None], scale))
+    return [None if tensor is None else next(scaled) for tensor in gradients]
 
 
 def _sweep(
     options: Options, hidden: Tensor, table: Tensor | None, heads: Any, weights: Tensor | None
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Losses of all cells and the gradients of (hidden, table, each weight and bias); None of them without weights."""
-    sweep = load_sweep(options.backend)
     n_cells, n_genes = len(hidden), len(heads[1])
     loss = torch.empty(n_cells, dtype=torch.float32, device=hidden.device)
     gradients: list[Tensor | None] = [None] * (2 + len(heads))
     if weights is not None:
-        gradients[0] = torch.empty_like(hidden)
-        gradients[1] = None if table is None else torch.zeros_like(table)
-        gradients[2:] = [None if tensor is None else torch.zeros_like(tensor) for tensor in heads]
-    rows = max(min(TILE_BYTES // (4 * n_genes), n_cells), 1)
-    for first in range(0, n_cells, rows):
-        last = min(first + rows, n_cells)
-        tile = hidden[first:last]
-        logits: list[Tensor | None] = []
-        for k in range(0, len(heads), 2):
-            if heads[k] is None:
-                logits.append(None)
-            else:
-                out = _borrow(k, (last - first, n_genes), hidden)
-                logits.append(torch.addmm(heads[k + 1], tile, heads[k].T, out=out))
-        sweep(options, first, last, logits, table, weights, loss, gradients[1])
-        if weights is None:
-            continue
-        for k, slopes in zip(range(0, len(heads), 2), logits):
-            if slopes is not None:
-                weight_grad, bias_grad = gradients[2 + k], gradients[3 + k]
+        gradients = [None if tensor is None else torch.zeros_like(tensor) for tensor in (hidden, table, *heads)]
+    sweep = load_sweep(options.backend)(options, n_genes, table, weights, loss, gradients[1])
+    present = [k for k in range(0, len(heads), 2) if heads[k] is not None]
+    n_rows = max(min(sweep.tile_cells(n_genes, len(present)), n_cells), 1)
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    factors, bases = hidden.to(dtype), {k: heads[k].to(dtype) for k in present}
+    tiles = {k: sweep.allocate(k, n_rows, n_genes, hidden, torch.float32) for k in present}
+    slopes = (
+        tiles if dtype == torch.float32 else {k: sweep.allocate(k, n_rows, n_genes, hidden, dtype) for k in present}
+    )
+    with without_tf32() if hidden.is_cuda else nullcontext():
+        for first in range(0, n_cells, n_rows):
+            last = min(first + n_rows, n_cells)
+            some, n = factors[first:last], last - first
+            logits = {k: project(some, bases[k], heads[k + 1], tiles[k][:n]) for k in present}
+            targets = None if slopes is tiles else [slopes[k][:n] if k in slopes else None for k in (0, 2, 4)]
+            sweep.take(first, last, [logits.get(k) for k in (0, 2, 4)], slopes=targets)
+            for k in present if weights is not None else ():
+                hidden_grad, weight_grad, bias_grad = gradients[0], gradients[2 + k], gradients[3 + k]
+                assert hidden_grad is not None
                 assert weight_grad is not None
                 assert bias_grad is not None
-                torch.addmm(weight_grad, slopes.T, tile, out=weight_grad)
-                bias_grad += slopes.sum(0)
-                if k == 0:
-                    torch.mm(slopes, heads[k], out=gradients[0][first:last])  # type: ignore[index]
-                else:
-                    gradients[0][first:last].addmm_(slopes, heads[k])  # type: ignore[index]
+                add_product(weight_grad, slopes[k][:n].T, some)
+                add_product(hidden_grad[first:last], slopes[k][:n], bases[k])
+                bias_grad += slopes[k][:n].sum(0, dtype=torch.float32)
+    sweep.finish()
     return loss, gradients
-
-
-_TILES = threading.local()
-
-
-def _borrow(number: int, shape: tuple[int, int], like: Tensor) -> Tensor:
-    """A tile of logits, used again by the next call of this thread: fresh memory costs its page faults."""
-    kept = _TILES.__dict__.setdefault("kept", {})
-    key = number, like.device, like.dtype
-    n = shape[0] * shape[1]
-    if key not in kept or kept[key].numel() < n:
-        kept[key] = torch.empty(n, dtype=like.dtype, device=like.device)
-    return kept[key][:n].view(shape)

@@ -22,7 +22,7 @@ def logits_nll(
     dropout: Tensor | None = None,
     likelihood: Likelihood = "nb",
     softmax: bool = True,
-    expected_grad: float = 1.0,
+    expected_grad: float | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Negative log-likelihood of each cell, summed over genes, nats: float32 [cells].
@@ -30,7 +30,9 @@ def logits_nll(
     logits     float32 [cells, genes]
     log_theta  [genes]; [rows, genes] with theta_rows int64 [cells]; or, without theta_rows, [cells, genes]
     dropout    logits of dropouts float32 [cells, genes], for ZINB
-    expected_grad  upstream gradient of each cell for which the gradients are computed; another costs a second sweep
+    expected_grad  upstream gradient of each cell for which the gradients are computed with the loss. 'cpu': another
+               (or another than 1, if None) costs a second sweep. 'triton': None computes them in the backward pass; a
+               number promises that it will be just this one: if not, there are NaN in the gradients of every cell
     All else as in `decoder_nll`, which holds no logits longer than a tile and is to be preferred.
     Differentiable in logits, log_theta and dropout. Raises ValueError if the options do not fit each other.
     """
@@ -55,11 +57,16 @@ class _LogitsNLL(torch.autograd.Function):
         log_theta: Tensor | None,
         dropout: Tensor | None,
     ) -> Tensor:
-        ctx.options = options
+        expected = options.expected_grad
+        if expected is None and options.backend == "cpu":
+            expected = 1.0
+        weights = None
+        if expected is not None and any(ctx.needs_input_grad):
+            weights = torch.full_like(options.library, expected)
+        ctx.options, ctx.expected = options, expected
         ctx.save_for_backward(logits, table, log_theta, dropout)
-        loss, ctx.gradients = _sweep(
-            options, logits, table, log_theta, dropout, torch.full_like(options.library, options.expected_grad)
-        )
+        loss, gradients = _sweep(options, (logits, table, log_theta, dropout), weights)
+        ctx.gradients = None if weights is None else gradients
         return loss
 
     @staticmethod
@@ -67,22 +74,33 @@ class _LogitsNLL(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         gradients, ctx.gradients = ctx.gradients, None  # handed on once: they may be the caller's from then on
-        if gradients is None or not bool((grad == ctx.options.expected_grad).all()):
-            gradients = _sweep(ctx.options, *ctx.saved_tensors, grad.contiguous())[1]
+        if gradients is not None and ctx.options.backend != "cpu":  # as was promised, and nothing may wait
+            broken = torch.where((grad == ctx.expected).all(), 0.0, torch.nan)
+            for tensor in gradients:
+                if tensor is not None:
+                    tensor[..., 0] += broken
+        elif gradients is None or not bool((grad == ctx.expected).all()):
+            gradients = _sweep(ctx.options, ctx.saved_tensors, grad.contiguous())[1]
         return None, *gradients
 
 
-def _sweep(
-    options: Options,
-    logits: Tensor,
-    table: Tensor | None,
-    log_theta: Tensor | None,
-    dropout: Tensor | None,
-    weights: Tensor,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Losses of all cells, and the gradients of (logits, table, log_theta, dropout)."""
-    loss, slopes = torch.empty_like(weights), torch.empty_like(logits)
-    table_grad = None if table is None else torch.zeros_like(table)
-    parts = [logits, *(None if tensor is None else tensor.detach().clone() for tensor in (log_theta, dropout))]
-    load_sweep(options.backend)(options, 0, len(loss), parts, table, weights, loss, table_grad, slopes)
-    return loss, [slopes, table_grad, parts[1], parts[2]]
+def _sweep(options: Options, inputs: Any, weights: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
+    """Losses of all cells, and the gradients of (logits, table, log_theta, dropout); None of them without weights."""
+    logits, table, log_theta, dropout = inputs
+    (n_cells, n_genes), given = logits.shape, (logits, log_theta, dropout)
+    loss = torch.empty_like(options.library)
+    wanted = weights is not None
+    table_grad = torch.zeros_like(table) if table is not None and wanted else None
+    slopes = [None if tensor is None or not wanted else torch.empty_like(tensor) for tensor in given]
+    sweep = load_sweep(options.backend)(options, n_genes, table, weights, loss, table_grad)
+    n_rows = max(min(sweep.tile_cells(n_genes, 0), n_cells), 1)
+    scratch = None if wanted else sweep.allocate(0, n_rows, n_genes, logits, torch.float32)
+    for first in range(0, n_cells, n_rows):
+        last = min(first + n_rows, n_cells)
+        some, *others = [None if tensor is None else tensor[first:last] for tensor in slopes]
+        target = some if scratch is None else scratch[: last - first]
+        sweep.take(
+            first, last, [None if t is None else t[first:last] for t in given], keep=True, slopes=[target, *others]
+        )
+    sweep.finish()
+    return loss, [slopes[0], table_grad, slopes[1], slopes[2]]

@@ -59,10 +59,10 @@ def as_integers(counts: Tensor) -> Tensor:
 
 
 def to_dense(indptr: Tensor, indices: Tensor, counts: Tensor, n_genes: int, dtype: torch.dtype) -> Tensor:
-    """[cells, genes] of CSR, in a float dtype."""
+    """[cells, genes] of CSR, in a float dtype; what is past the end of indptr is not looked at."""
     dense = torch.zeros(len(indptr) - 1, n_genes, dtype=dtype, device=counts.device)
     rows = torch.repeat_interleave(torch.arange(len(dense), device=counts.device), indptr.diff().long())
-    dense[rows, indices.long()] = counts.to(dtype)
+    dense[rows, indices[: len(rows)].long()] = counts[: len(rows)].to(dtype)
     return dense
 
 

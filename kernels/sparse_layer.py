@@ -7,33 +7,51 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from atlasvi.kernels.backends import choose_backend, load_sparse
+from atlasvi.kernels.gene_order import GeneOrder
 from atlasvi.kernels.reference import to_dense
 
 
 def log1p_linear(
-    indptr: Tensor, genes: Tensor, counts: Tensor, weight: Tensor, *, backend: str | None = None
+    indptr: Tensor,
+    genes: Tensor,
+    counts: Tensor,
+    weight: Tensor,
+    *,
+    order: GeneOrder | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """log1p(counts) @ weight for counts in CSR: [cells, hidden], differentiable in the weight.
 
-    indptr  int32 or int64 [cells + 1], genes and counts [nnz] of any integer types; genes sorted in each cell
+    indptr  int32 or int64 [cells + 1], genes and counts [nnz] of any integer types; genes sorted in each cell. Both may
+            be longer than indptr[-1]; what is past it is not looked at
     weight  float32 [genes, hidden]
-    backend 'cpu' or 'torch'; None chooses by device (see `choose_backend`)
+    order   see `order_by_gene`; None: computed in the backward pass, where it is needed
+    backend 'cpu', 'triton' or 'torch'; None chooses by device (see `choose_backend`)
     """
     name = choose_backend(weight.device, backend)
     if name == "torch":
         return torch.log1p(to_dense(indptr, genes, counts, len(weight), weight.dtype)) @ weight
-    return _Log1pLinear.apply(name, indptr, genes, counts, weight)
+    return _Log1pLinear.apply(name, order, indptr, genes, counts, weight)
 
 
 class _Log1pLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, backend: str, indptr: Tensor, genes: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
-        ctx.backend, ctx.n_genes = backend, len(weight)
+    def forward(
+        ctx: Any,
+        backend: str,
+        order: GeneOrder | None,
+        indptr: Tensor,
+        genes: Tensor,
+        counts: Tensor,
+        weight: Tensor,
+    ) -> Tensor:
+        ctx.backend, ctx.order, ctx.n_genes = backend, order, len(weight)
         ctx.save_for_backward(indptr, genes, counts)
         return load_sparse(backend).multiply(indptr, genes, counts, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = load_sparse(ctx.backend).accumulate(*ctx.saved_tensors, grads[0].contiguous(), ctx.n_genes)
-        return None, None, None, None, gradient
+        given = *ctx.saved_tensors, grads[0].contiguous(), ctx.n_genes
+        order = {"order": ctx.order} if ctx.order is not None else {}
+        return None, None, None, None, None, load_sparse(ctx.backend).accumulate(*given, **order)

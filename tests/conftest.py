@@ -1,10 +1,16 @@
 """What tests share: the folder of real matrices and reference models, where it is there."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 import atlasvi.engine  # noqa: F401  before any test imports torch: sets how its threads wait
+
+import torch  # isort: skip
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which the first Triton test does
 
 
 @pytest.fixture(scope="session")

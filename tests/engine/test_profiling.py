@@ -22,3 +22,11 @@ def test_the_parts_of_a_step_add_up():
     lines = list(format_parts(times))
     assert lines[-2].split() == ["idle", "and", "all", "else", "8.00", "40.0%"]
     assert lines[-1].split() == ["step", "20.00"]
+
+
+def test_on_a_gpu_what_the_device_did_stands_beside_what_the_host_did():
+    times = dict.fromkeys(PARTS, 2.0 * PROFILED_STEPS) | {"ProfilerStep*": 20.0 * PROFILED_STEPS}
+    device = dict.fromkeys(PARTS, 3.0 * PROFILED_STEPS) | {"device": 18.0 * PROFILED_STEPS}
+    lines = list(format_parts(times, device))
+    assert lines[1].split() == ["load", "wait", "2.00", "10.0%", "3.00"]
+    assert lines[-2].split() == ["idle", "and", "all", "else", "8.00", "40.0%", "2.00"]

@@ -1,5 +1,5 @@
 import math
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,97 +7,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from atlasvi.kernels import Head, SparseCounts, decoder_nll, logits_nll
+from atlasvi.kernels import Head, SparseCounts, decoder_nll
+from tests.kernels.cases import BACKENDS, OPTIONS, THETAS, assert_agree, make_case, run, run_logits
 
-THETAS = [1e-6, 1e-3, 0.5, 7.0, 900.0, 1.1e3, 1e5, 1e8]
-OPTIONS = [
-    (likelihood, dispersion, softmax)
-    for likelihood in ("nb", "zinb", "poisson")
-    for dispersion in (("gene", "gene-batch", "gene-cell") if likelihood != "poisson" else ("none",))
-    for softmax in (True, False)
-]
+SIZES = [(13, 211, 0), (1, 40, 1), (5, 5_000, 2)]  # but for the interpreter, which takes a tenth of a second a cell
 
 
-@dataclass
-class Case:
-    """A random minibatch and decoder; the first cell is empty."""
-
-    likelihood: str
-    softmax: bool
-    cells: SparseCounts
-    library: Tensor
-    weights: Tensor  # upstream gradient of each cell's loss
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    theta_rows: Tensor | None = None
-
-
-def make_case(
-    likelihood: str, dispersion: str, softmax: bool, n_cells: int, n_genes: int, seed: int, largest: int = 50
-) -> Case:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    dense = torch.randint(1, largest + 1, (n_cells, n_genes), generator=generator)
-    dense *= torch.rand(n_cells, n_genes, generator=generator) < 0.2
-    dense[0] = 0
-    rows, genes = dense.nonzero(as_tuple=True)
-    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=n_cells).cumsum(0)])
-    cells = SparseCounts(indptr.int(), genes.to(torch.uint16), dense[rows, genes].int())
-    tensors = {"hidden": draw(n_cells, 8), "weight": draw(n_genes, 8), "bias": draw(n_genes)}
-    case = Case(likelihood, softmax, cells, dense.sum(1).float(), torch.rand(n_cells, generator=generator), tensors)
-    if dispersion == "gene":
-        tensors["log_theta"] = draw(n_genes)
-    elif dispersion == "gene-batch":
-        tensors["log_theta"] = draw(3, n_genes)
-        case.theta_rows = torch.randint(0, 3, (n_cells,), generator=generator)
-    elif dispersion == "gene-cell":
-        tensors |= {"theta_weight": draw(n_genes, 8) / 4, "theta_bias": draw(n_genes)}
-    if likelihood == "zinb":
-        tensors |= {"dropout_weight": draw(n_genes, 8), "dropout_bias": draw(n_genes)}
-    return case
-
-
-def run(case: Case, backend: str, dtype: torch.dtype = torch.float32, expected_grad: float = 1.0) -> dict[str, Tensor]:
-    """The loss of each cell and the gradients of the weighted sum, by name."""
-    t = {name: tensor.to(dtype).clone().requires_grad_() for name, tensor in case.tensors.items()}
-    log_theta = Head(t["theta_weight"], t["theta_bias"]) if "theta_weight" in t else t.get("log_theta")
-    loss = decoder_nll(
-        t["hidden"],
-        Head(t["weight"], t["bias"]),
-        case.cells,
-        case.library.to(dtype),
-        log_theta,
-        theta_rows=case.theta_rows,
-        dropout=Head(t["dropout_weight"], t["dropout_bias"]) if "dropout_weight" in t else None,
-        likelihood=case.likelihood,
-        softmax=case.softmax,
-        expected_grad=expected_grad,
-        backend=backend,
-    )
-    (loss * case.weights.to(dtype)).sum().backward()
-    return {"loss": loss.detach(), **{name: tensor.grad for name, tensor in t.items() if tensor.grad is not None}}
-
-
-def assert_agree(got: dict[str, Tensor], expected: dict[str, Tensor], slack: float = 0.0) -> None:
-    assert got.keys() == expected.keys()
-    for name in got:
-        assert torch.isfinite(got[name]).all(), name
-        error = (got[name].double() - expected[name].double()).norm()
-        assert error <= 1e-5 * expected[name].double().norm() + slack, (name, error, expected[name].norm())
-
-
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("likelihood", "dispersion", "softmax"), OPTIONS)
-def test_loss_and_gradients_equal_the_reference(likelihood: str, dispersion: str, softmax: bool):
-    for n_cells, n_genes, seed in ((13, 211, 0), (1, 40, 1), (5, 5_000, 2)):
+def test_loss_and_gradients_equal_the_reference(likelihood: str, dispersion: str, softmax: bool, backend: str):
+    for n_cells, n_genes, seed in [(3, 61, 0)] if backend == "triton" else SIZES:
         case = make_case(likelihood, dispersion, softmax, n_cells, n_genes, seed)
         slack = 2e-6 * max(1.0, float(case.library.sum()))  # what is next to nothing may be rounding of what is not
-        assert_agree(run(case, "cpu"), run(case, "torch", torch.float64), slack)
+        assert_agree(run(case, backend), run(case, "torch", torch.float64), slack)
 
 
-@settings(max_examples=25, deadline=None)
-@given(
+def check_any_dispersion_and_library_size(backend, options, n_cells, n_genes, seed, log_theta, log_library):
+    case = make_case(*options, n_cells, n_genes, seed)
+    for name in ("log_theta", "theta_bias"):
+        if name in case.tensors:
+            case.tensors[name] += log_theta
+    case.library = torch.full((n_cells,), math.exp(log_library))
+    total = float(case.cells.counts.sum()) + float(case.library.sum()) * n_genes
+    assert_agree(run(case, backend), run(case, "torch", torch.float64), 3e-6 * max(1.0, total))
+
+
+anything = given(
     options=st.sampled_from(OPTIONS),
     n_cells=st.integers(1, 9),
     n_genes=st.integers(1, 60),
@@ -105,87 +40,122 @@ def test_loss_and_gradients_equal_the_reference(likelihood: str, dispersion: str
     log_theta=st.floats(math.log(1e-6), math.log(1e8)),
     log_library=st.floats(0, math.log(1e7)),
 )
+
+
+@settings(max_examples=25, deadline=None)
+@anything
 def test_any_dispersion_and_library_size(options, n_cells, n_genes, seed, log_theta, log_library):
-    case = make_case(*options, n_cells, n_genes, seed)
-    for name in ("log_theta", "theta_bias"):
-        if name in case.tensors:
-            case.tensors[name] += log_theta
-    case.library = torch.full((n_cells,), math.exp(log_library))
-    total = float(case.cells.counts.sum()) + float(case.library.sum()) * n_genes
-    assert_agree(run(case, "cpu"), run(case, "torch", torch.float64), 3e-6 * max(1.0, total))
+    check_any_dispersion_and_library_size("cpu", options, n_cells, n_genes, seed, log_theta, log_library)
 
 
-@pytest.mark.parametrize("theta", THETAS)
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@settings(max_examples=6, deadline=None)
+@anything
+def test_any_dispersion_and_library_size_on_triton(backend, options, n_cells, n_genes, seed, log_theta, log_library):
+    few = min(n_cells, 2) if backend == "triton" else n_cells
+    check_any_dispersion_and_library_size(backend, options, few, n_genes, seed, log_theta, log_library)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
-def test_loss_and_gradients_hold_at_the_edges(likelihood: str, theta: float):
-    """Proportions down to 1e-12, library sizes to 1e7, counts to 1e6, an empty cell."""
+def test_loss_and_gradients_hold_at_the_edges(likelihood: str, backend: str):
+    """Proportions down to 1e-12, library sizes to 1e7, counts to 1e6, an empty cell; theta from 1e-6 to 1e8."""
     case = make_case(likelihood, "gene" if likelihood != "poisson" else "none", True, 4, 30, seed=3, largest=10**6)
-    case.library = torch.tensor([0.0, 1.0, 1e4, 1e7])
-    logits = torch.linspace(math.log(1e-12), 0, 120).reshape(4, 30)[:, torch.randperm(30)]
-    log_theta = None if likelihood == "poisson" else torch.full((30,), math.log(theta))
+    case.library, case.weights = torch.tensor([0.0, 1.0, 1e4, 1e7]), torch.ones(4)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    logits = torch.linspace(math.log(1e-12), 0, 120).reshape(4, 30)[:, order]
     dropout = torch.linspace(-20, 20, 120).reshape(4, 30) if likelihood == "zinb" else None
-    results = []
-    for backend, dtype in (("cpu", torch.float32), ("torch", torch.float64)):
-        given = [None if t is None else t.to(dtype, copy=True).requires_grad_() for t in (logits, log_theta, dropout)]
-        loss = logits_nll(
-            given[0], case.cells, case.library.to(dtype), given[1],
-            dropout=given[2], likelihood=likelihood, backend=backend,
-        )  # fmt: skip
-        loss.sum().backward()
-        names = ("logits", "log_theta", "dropout")
-        results.append({"loss": loss.detach(), **{n: t.grad for n, t in zip(names, given) if t is not None}})
+    thetas = [None] if likelihood == "poisson" else [1e-6, 0.5, 1.1e3, 1e8] if backend == "triton" else THETAS
+    for theta in thetas:
+        log_theta = torch.full((30,), math.log(theta)) if theta else None
+        got = run_logits(case, backend, logits, log_theta, dropout)
+        assert_agree(got, run_logits(case, "torch", logits, log_theta, dropout, torch.float64))
         if likelihood == "nb":
-            assert loss[0] == 0
-    assert_agree(*results)
+            assert got["loss"][0] == 0
 
 
 def test_an_upstream_gradient_that_was_expected_is_the_same_as_another():
     case = make_case("nb", "gene", True, 12, 80, 0)
     exact = run(case, "torch", torch.float64)
-    case.weights = torch.full((12,), 0.25)
+    unequal, case.weights = case.weights, torch.full((12,), 0.25)
     uniform = run(case, "torch", torch.float64)
     for expected_grad in (1.0, 0.25):
         assert_agree(run(case, "cpu", expected_grad=expected_grad), uniform, 1e-4)
-    case.weights = make_case("nb", "gene", True, 12, 80, 0).weights
+    case.weights = unequal
     assert_agree(run(case, "cpu", expected_grad=0.25), exact, 1e-4)
 
 
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_a_promised_upstream_gradient_may_be_another_but_not_an_unequal_one(backend: str):
+    case = make_case("zinb", "gene-batch", True, 3, 40, 0)
+    unequal, case.weights = case.weights, torch.full((3,), 0.25)
+    uniform = run(case, "torch", torch.float64)
+    for expected_grad in (1.0, 0.25):
+        assert_agree(run(case, backend, expected_grad=expected_grad), uniform, 1e-4)
+    case.weights = unequal
+    got = run(case, backend, expected_grad=0.25)
+    assert all(gradient.isnan().all() for name, gradient in got.items() if name != "loss")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("likelihood", "dispersion", "softmax"), OPTIONS)
-def test_from_logits_it_is_the_same(likelihood: str, dispersion: str, softmax: bool):
-    case = make_case(likelihood, dispersion, softmax, 9, 120, 4)
+def test_from_logits_it_is_the_same(likelihood: str, dispersion: str, softmax: bool, backend: str):
+    case = make_case(likelihood, dispersion, softmax, 2 if backend == "triton" else 9, 120, 4)
     t = case.tensors
 
     def project(prefix: str) -> Tensor:
-        return (t["hidden"] @ t[f"{prefix}weight"].T + t[f"{prefix}bias"]).detach().requires_grad_()
+        return t["hidden"] @ t[f"{prefix}weight"].T + t[f"{prefix}bias"]
 
     log_theta = project("theta_") if "theta_weight" in t else t.get("log_theta")
-    dropout = project("dropout_") if likelihood == "zinb" else None
-    results = []
-    for backend in ("cpu", "torch"):
-        logits = project("")
-        loss = logits_nll(
-            logits, case.cells, case.library, log_theta,
-            theta_rows=case.theta_rows, dropout=dropout, likelihood=likelihood, softmax=softmax, backend=backend,
-        )  # fmt: skip
-        (loss * case.weights).sum().backward()
-        results.append({"loss": loss.detach(), "logits": logits.grad})
-    assert_agree(*results, slack=1e-3)
+    given = project(""), log_theta, project("dropout_") if likelihood == "zinb" else None
+    kept = given[0].clone()
+    assert_agree(run_logits(case, backend, *given), run_logits(case, "torch", *given), slack=1e-3)
+    assert torch.equal(given[0], kept)
 
 
-def test_evaluation_gives_the_same_losses_and_keeps_no_gradient():
-    case = make_case("nb", "gene", True, 12, 80, 0)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_from_logits_the_expected_gradients_are_handed_on(backend: str):
+    case = make_case("nb", "gene", True, 3, 40, 4)
+    case.weights = torch.full((3,), 0.25)
+    logits, log_theta = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)), case.tensors["log_theta"]
+    exact = run_logits(case, "torch", logits, log_theta, None, torch.float64)
+    assert_agree(run_logits(case, backend, logits, log_theta, None, expected_grad=0.25), exact, slack=1e-4)
+    if backend == "cpu":
+        assert_agree(run_logits(case, backend, logits, log_theta, None, expected_grad=0.5), exact, slack=1e-4)
+    else:  # a promise that is not kept
+        got = run_logits(case, backend, logits, log_theta, None, expected_grad=0.5)
+        assert got["logits"].isnan().any(1).all()
+        assert got["log_theta"].isnan().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_evaluation_gives_the_same_losses_and_keeps_no_gradient(backend: str):
+    case = make_case("nb", "gene", True, 2, 80, 0)
+    given = case.to("cuda") if backend == "cuda" else case
+    t, name = given.tensors, "triton" if backend == "cuda" else backend
     with torch.inference_mode():
-        t = case.tensors
-        loss = decoder_nll(t["hidden"], Head(t["weight"], t["bias"]), case.cells, case.library, t["log_theta"])
-    assert torch.equal(loss, run(case, "cpu")["loss"])
+        head = Head(t["weight"], t["bias"])
+        loss = decoder_nll(t["hidden"], head, given.cells, given.library, t["log_theta"], backend=name)
+    assert torch.equal(loss.cpu(), run(case, backend)["loss"])
 
 
-def test_numbers_that_are_none_come_out_as_such():
-    case = make_case("nb", "gene", True, 6, 50, 0)
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_that_are_none_come_out_as_such(backend: str, softmax: bool):
+    case = make_case("nb", "gene", softmax, 4, 50, 0)
     case.tensors["hidden"][2, 0] = math.nan
-    t = case.tensors
-    loss = decoder_nll(t["hidden"], Head(t["weight"], t["bias"]), case.cells, case.library, t["log_theta"])
-    assert loss.isnan().tolist() == [False, False, True, False, False, False]
+    assert run(case, backend)["loss"].isnan().tolist() == [False, False, True, False]
+    if backend == "cpu" and not softmax:
+        return  # one number that is none, at a zero, gets lost there
+    case = make_case("nb", "gene", softmax, 4, 50, 0)
+    counted = case.cells.indices[case.cells.indptr[2] : case.cells.indptr[3]].tolist()
+    zero = next(gene for gene in range(50) if gene not in counted)
+    logits = torch.zeros(4, 50)
+    logits[2, zero] = math.nan
+    got = run_logits(case, backend, logits, case.tensors["log_theta"], None)
+    assert got["loss"].isnan().tolist() == [False, False, True, False]
+    assert got["logits"][2].isnan().any()
+    assert got["logits"][[0, 1, 3]].isfinite().all()
 
 
 def test_threads_share_the_cells_and_change_no_loss():
@@ -202,14 +172,39 @@ def test_threads_share_the_cells_and_change_no_loss():
     assert_agree(shared, alone)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_past_the_end_of_indptr_is_not_looked_at(backend: str):
+    case = make_case("nb", "gene", True, 3, 40, 0)
+    cells, tail = case.cells, torch.full((9,), 60_000, dtype=torch.int32)
+    padded = [torch.cat([tensor.int(), tail]).to(tensor.dtype) for tensor in (cells.indices, cells.counts)]
+    expected = run(case, backend)
+    got = run(replace(case, cells=SparseCounts(cells.indptr, *padded)), backend)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_counts_come_in_any_integer_types(backend: str):
+    case = make_case("nb", "gene", True, 2, 40, 0)
+    expected, cells = run(case, "torch", torch.float64), case.cells
+    for pointers, genes, counts in (
+        (torch.int64, torch.int64, torch.uint16),
+        (torch.int32, torch.int32, torch.uint8),
+        (torch.int32, torch.int64, torch.int64),
+    ):
+        case.cells = SparseCounts(cells.indptr.to(pointers), cells.indices.to(genes), cells.counts.to(counts))
+        assert_agree(run(case, backend), expected, 1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"likelihood": "gamma"}, "choose 'nb', 'zinb' or 'poisson'"),
         ({"likelihood": "poisson"}, "poisson has no dispersion"),
         ({"log_theta": None}, "nb needs a dispersion"),
+        ({"log_theta": torch.zeros(2, 20)}, "log_theta has 2 rows: theta_rows"),
         ({"likelihood": "zinb"}, "zinb needs a head of dropouts"),
-        ({"backend": "fortran"}, "choose one of cpu, torch"),
+        ({"backend": "fortran"}, "choose one of cpu, triton, torch"),
+        ({"precision": "bf16", "backend": "cpu"}, "precision is 'bf16' on 'cpu': choose 'float32'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes: dict, message: str):

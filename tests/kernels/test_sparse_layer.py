@@ -5,7 +5,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from atlasvi.kernels import log1p_linear
+from atlasvi.kernels import log1p_linear, order_by_gene
+from tests.kernels.cases import BACKENDS
 
 
 def make_csr(n_cells: int, n_genes: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -19,27 +20,69 @@ def make_csr(n_cells: int, n_genes: int, seed: int) -> tuple[Tensor, Tensor, Ten
     return dense, indptr, genes, dense[rows, genes]
 
 
+def place(backend: str, *tensors: Tensor) -> tuple[str, list[Tensor]]:
+    """A backend's name and the tensors on its device."""
+    if backend == "cuda":
+        return "triton", [tensor.detach().cuda() for tensor in tensors]
+    return backend, [tensor.detach().clone() for tensor in tensors]
+
+
+def check_product_and_gradient(backend: str, n_cells: int, n_genes: int, n_hidden: int, seed: int) -> None:
+    dense, *csr = make_csr(n_cells, n_genes, seed)
+    name, csr = place(backend, *csr)
+    weight = torch.randn(n_genes, n_hidden, generator=torch.Generator().manual_seed(seed))
+    upstream = torch.randn(n_cells, n_hidden, generator=torch.Generator().manual_seed(seed + 1))
+    _, (given, grad) = place(backend, weight, upstream)
+    given.requires_grad_()
+    out = log1p_linear(*csr, given, backend=name)
+    out.backward(grad)
+    exact = torch.log1p(dense.double())
+    assert out.shape == (n_cells, n_hidden)
+    assert torch.allclose(out.cpu().double(), exact @ weight.double(), rtol=1e-5, atol=1e-4)
+    assert given.grad is not None
+    assert torch.allclose(given.grad.cpu().double(), exact.T @ upstream.double(), rtol=1e-5, atol=1e-4)
+
+
 @hypothesis_settings(max_examples=25, deadline=None)
 @given(n_cells=st.integers(1, 12), n_genes=st.integers(1, 40), n_hidden=st.integers(1, 9), seed=st.integers(0, 2**31))
 def test_sparse_product_and_weight_gradient_equal_the_dense_ones(n_cells, n_genes, n_hidden, seed):
-    dense, *csr = make_csr(n_cells, n_genes, seed)
-    weight = torch.randn(n_genes, n_hidden, generator=torch.Generator().manual_seed(seed), requires_grad=True)
-    upstream = torch.randn(n_cells, n_hidden, generator=torch.Generator().manual_seed(seed + 1))
-    out = log1p_linear(*csr, weight)
-    out.backward(upstream)
-    exact = torch.log1p(dense.double())
-    assert out.shape == (n_cells, n_hidden)
-    assert torch.allclose(out.double(), exact @ weight.detach().double(), rtol=1e-5, atol=1e-4)
-    assert weight.grad is not None
-    assert torch.allclose(weight.grad.double(), exact.T @ upstream.double(), rtol=1e-5, atol=1e-4)
+    check_product_and_gradient("cpu", n_cells, n_genes, n_hidden, seed)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 30, 7), (9, 50, 128), (3, 20, 150)])
+def test_so_they_do_on_every_backend(shape: tuple[int, int, int], backend: str):
+    check_product_and_gradient(backend, *shape, seed=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("n_cells", [1, 3])
-def test_cells_without_counts_give_zero(n_cells: int):
+def test_cells_without_counts_give_zero(n_cells: int, backend: str):
     indptr = torch.zeros(n_cells + 1, dtype=torch.int64)
-    weight = torch.ones(5, 2, requires_grad=True)
-    out = log1p_linear(indptr, torch.zeros(0, dtype=torch.int64), torch.zeros(0), weight)
+    name, csr = place(backend, indptr, torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    weight = place(backend, torch.ones(5, 2))[1][0].requires_grad_()
+    out = log1p_linear(*csr, weight, backend=name)
     out.sum().backward()
     assert not out.any()
     assert weight.grad is not None
     assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_the_order_of_genes_is_that_of_a_stable_sort_and_leaves_out_what_is_past_the_end(backend: str):
+    _, indptr, genes, counts = make_csr(8, 30, 0)
+    tail = torch.full((5,), 40_000)
+    name, (indptr, padded, counts) = place(backend, indptr.int(), torch.cat([genes, tail]).to(torch.uint16), counts)
+    order = order_by_gene(indptr, padded, 30, backend=name)
+    assert order is not None
+    places = order.places[: int(order.starts[-1])].cpu()
+    assert places.tolist() == genes.sort(stable=True).indices.tolist()
+    assert order.starts.diff().tolist() == torch.bincount(genes, minlength=30).tolist()
+    assert order.cells[: len(genes)].tolist() == torch.repeat_interleave(torch.arange(8), indptr.cpu().diff()).tolist()
+    weight, grads = torch.ones(30, 4, device=indptr.device, requires_grad=True), []
+    counts = torch.cat([counts, counts[:5]])
+    for known in (order, None):
+        log1p_linear(indptr, padded, counts, weight, order=known, backend=name).square().sum().backward()
+        grads.append(weight.grad)
+        weight.grad = None
+    assert torch.equal(*grads)

@@ -1,0 +1,120 @@
+"""Products of log1p of sparse counts with dense matrices, and sums over the nonzeros of a gene, by Triton.
+
+Sums over cells go gene by gene through the nonzeros in the order of their genes (a stable sort): no atomics, the same
+sums at every run. Nothing waits for the device; what is past the end of `indptr` is not looked at.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from atlasvi.kernels.gene_order import GeneOrder
+
+
+def order_by_gene(indptr: Tensor, genes: Tensor, n_genes: int) -> GeneOrder:
+    """The nonzeros in the order of their genes; of one gene, in the order of their cells."""
+    # a sort of half as wide keys takes half the passes; what is past the end comes last
+    dtype = torch.int16 if n_genes < torch.iinfo(torch.int16).max else torch.int32
+    keys = indptr.new_full((len(genes),), n_genes, dtype=dtype)
+    cells = torch.empty_like(keys, dtype=torch.int32)
+    with _device_of(keys):
+        _key_kernel[(len(indptr) - 1,)](indptr, genes, keys, cells, 512, num_warps=4)
+    keys, places = keys.sort(stable=True)
+    starts = torch.searchsorted(keys, torch.arange(n_genes + 1, dtype=dtype, device=keys.device))
+    return GeneOrder(places, starts, cells)
+
+
+def multiply(indptr: Tensor, genes: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
+    """log1p(counts) @ weight: float32 [cells, hidden]."""
+    weight = weight.contiguous()
+    n_cells, n_hidden = len(indptr) - 1, weight.shape[1]
+    out = weight.new_empty(n_cells, n_hidden)
+    block = min(triton.next_power_of_2(n_hidden), 128)
+    with _device_of(weight):
+        _multiply_kernel[(n_cells, triton.cdiv(n_hidden, block))](
+            indptr, genes, counts, weight, out, n_hidden, 32, block, num_warps=4
+        )
+    return out
+
+
+def accumulate(
+    indptr: Tensor, genes: Tensor, counts: Tensor, grad: Tensor, n_genes: int, order: GeneOrder | None = None
+) -> Tensor:
+    """log1p(counts).T @ grad: float32 [genes, hidden]."""
+    order = order or order_by_gene(indptr, genes, n_genes)
+    out, n_hidden = grad.new_empty(n_genes, grad.shape[1]), grad.shape[1]
+    block = min(triton.next_power_of_2(n_hidden), 128)
+    with _device_of(grad):
+        _accumulate_kernel[(n_genes, triton.cdiv(n_hidden, block))](
+            order.places, order.starts, order.cells, counts, grad, out, n_hidden, 16, block, num_warps=4
+        )
+    return out
+
+
+def add_by_gene(order: GeneOrder, values: Tensor, sums: Tensor) -> None:
+    """sums [genes] += values [nonzeros] of each gene."""
+    with _device_of(sums):
+        _add_by_gene_kernel[(triton.cdiv(sums.numel(), 32),)](
+            order.places, order.starts, values, sums, sums.numel(), 32, 32, num_warps=4
+        )
+
+
+def _device_of(tensor: Tensor) -> Any:
+    return torch.cuda.device(tensor.device.index if tensor.is_cuda else -1)
+
+
+@triton.jit
+def _key_kernel(indptr, genes, keys, cells, BLOCK: tl.constexpr):
+    cell = tl.program_id(0)
+    end = tl.load(indptr + cell + 1)
+    for start in range(tl.load(indptr + cell), end, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        tl.store(keys + k, tl.load(genes + k, mask=k < end).to(keys.dtype.element_ty), mask=k < end)
+        tl.store(cells + k, tl.zeros([BLOCK], tl.int32) + cell, mask=k < end)
+
+
+@triton.jit
+def _multiply_kernel(indptr, genes, counts, weight, out, n_hidden, BLOCK: tl.constexpr, HIDDEN: tl.constexpr):
+    cell = tl.program_id(0)
+    h = tl.program_id(1) * HIDDEN + tl.arange(0, HIDDEN)
+    sums = tl.zeros([BLOCK, HIDDEN], tl.float32)
+    end = tl.load(indptr + cell + 1)
+    for start in range(tl.load(indptr + cell), end, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        gene = tl.load(genes + k, mask=k < end, other=0).to(tl.int64)
+        value = tl.log(1.0 + tl.load(counts + k, mask=k < end, other=0).to(tl.float32))
+        inside = (k < end)[:, None] & (h < n_hidden)[None, :]
+        sums += value[:, None] * tl.load(weight + gene[:, None] * n_hidden + h[None, :], mask=inside, other=0.0)
+    tl.store(out + cell.to(tl.int64) * n_hidden + h, tl.sum(sums, 0), mask=h < n_hidden)
+
+
+@triton.jit
+def _accumulate_kernel(places, starts, cells, counts, grad, out, n_hidden, BLOCK: tl.constexpr, HIDDEN: tl.constexpr):
+    gene = tl.program_id(0)
+    h = tl.program_id(1) * HIDDEN + tl.arange(0, HIDDEN)
+    sums = tl.zeros([BLOCK, HIDDEN], tl.float32)
+    end = tl.load(starts + gene + 1)
+    for start in range(tl.load(starts + gene), end, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        place = tl.load(places + k, mask=k < end, other=0)
+        cell = tl.load(cells + place, mask=k < end, other=0).to(tl.int64)
+        value = tl.log(1.0 + tl.load(counts + place, mask=k < end, other=0).to(tl.float32))
+        inside = (k < end)[:, None] & (h < n_hidden)[None, :]
+        sums += value[:, None] * tl.load(grad + cell[:, None] * n_hidden + h[None, :], mask=inside, other=0.0)
+    tl.store(out + gene.to(tl.int64) * n_hidden + h, tl.sum(sums, 0), mask=h < n_hidden)
+
+
+@triton.jit
+def _add_by_gene_kernel(places, starts, values, sums, n_genes, GENES: tl.constexpr, BLOCK: tl.constexpr):
+    gene = tl.program_id(0) * GENES + tl.arange(0, GENES)
+    known = gene < n_genes
+    begin, end = tl.load(starts + gene, mask=known, other=0), tl.load(starts + gene + 1, mask=known, other=0)
+    lanes = tl.zeros([GENES, BLOCK], tl.float32)
+    for start in range(0, tl.max(end - begin, 0), BLOCK):
+        k = begin[:, None] + (start + tl.arange(0, BLOCK))[None, :]
+        inside = k < end[:, None]
+        lanes += tl.load(values + tl.load(places + k, mask=inside, other=0), mask=inside, other=0.0)
+    tl.store(sums + gene, tl.load(sums + gene, mask=known, other=0.0) + tl.sum(lanes, 1), mask=known)

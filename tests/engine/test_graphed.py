@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from atlasvi.engine import simulate, train
+from atlasvi.engine.graphed import StaticBatch, can_be_captured
+from atlasvi.engine.model import SCVI
+from atlasvi.engine.model_settings import ModelSettings
+from atlasvi.loaders.batch import Batch
+from atlasvi.loaders.loader import BatchLoader
+
+
+@pytest.fixture
+def batches(tmp_path: Path) -> list[Batch]:
+    simulate(tmp_path / "atlas.h5ad", n_cells=600, n_genes=40, n_batches=2, n_types=2, seed=0)
+    return list(BatchLoader(tmp_path / "atlas.h5ad", 64, seed=0, codes=["batch"]))
+
+
+def test_a_minibatch_in_a_larger_buffer_trains_alike(batches: list[Batch]):
+    model = SCVI(ModelSettings(n_genes=40, n_batches=2, n_hidden=8), torch.Generator().manual_seed(0))
+    static = StaticBatch(max(batches, key=lambda batch: len(batch.counts)))
+    addresses = [tensor.data_ptr() for tensor in static.batch.tensors]
+    for batch in batches[:-1]:
+        assert static.fits(batch)
+        results = []
+        for cells in (batch, static.fill(batch)):
+            model.zero_grad()
+            losses = model(cells, torch.Generator().manual_seed(1), len(cells))
+            (losses.reconstruction + losses.kl).mean().backward()
+            results.append([losses.reconstruction, *(p.grad for p in model.parameters() if p.grad is not None)])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert addresses == [tensor.data_ptr() for tensor in static.batch.tensors]
+
+
+def test_a_minibatch_of_another_size_or_with_too_many_counts_does_not_fit(batches: list[Batch]):
+    static = StaticBatch(batches[0])
+    assert len(batches[-1]) != 64
+    assert not static.fits(batches[-1])
+    static.batch.counts = static.batch.counts[:3]
+    assert not static.fits(batches[0])
+
+
+def test_nothing_is_captured_on_a_cpu():
+    assert not can_be_captured(SCVI(ModelSettings(n_genes=3)), torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
+def test_a_run_as_a_graph_is_the_run_without(likelihood: str, tmp_path: Path):
+    simulate(tmp_path / "atlas.h5ad", n_cells=2_000, n_genes=300, n_batches=3, n_types=4, seed=0)
+    curves = []
+    for graph in (True, False):
+        settings = {"cuda_graph": graph, "gene_likelihood": likelihood, "reduce_lr_on_plateau": True, "lr_patience": 1}
+        out = tmp_path / f"run-{graph}"
+        run = train(
+            tmp_path / "atlas.h5ad", out, batch_key="batch", epochs=4, batch_size=128, device="cuda", settings=settings
+        )
+        curves.append((run.result["train"]["elbo"], run.result["validation"]["elbo"]))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
