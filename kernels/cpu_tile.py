@@ -92,7 +92,8 @@ class Sweep:
         kept = _TILES.__dict__.setdefault("kept", {})
         key, n = (number, dtype), n_cells * n_genes
         if key not in kept or kept[key].numel() < n:
-            kept[key] = torch.empty(n, dtype=dtype)
+            with torch.inference_mode(False):  # a tensor made within it could not be written to in training
+                kept[key] = torch.empty(n, dtype=dtype)
         return kept[key][:n].view(n_cells, n_genes)
 
     def take(
