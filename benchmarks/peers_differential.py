@@ -15,9 +15,7 @@ def main(model_dir, h5ad, groupby, n_samples, seed, out):
     scvi.settings.seed = int(seed)
     model = scvi.model.SCVI.load(model_dir, adata=anndata.read_h5ad(h5ad), accelerator="cpu")
     start = time.perf_counter()
-    table = model.differential_expression(
-        groupby=groupby, mode="change", n_samples_overall=int(n_samples), silent=True
-    )
+    table = model.differential_expression(groupby=groupby, mode="change", n_samples_overall=int(n_samples), silent=True)
     print(time.perf_counter() - start)
     table.to_csv(out)
 

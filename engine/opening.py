@@ -69,7 +69,7 @@ def open_counts(data: Any, layer: str | None = None) -> CellData:
 
 
 def open_asked(data: Any, run: TrainedRun) -> AskedCells:
-    """The same, or minified data: a minified store, a minified AnnData or h5ad, as the model of `run` is asked of it."""
+    """The same, or minified data: a minified store, a minified AnnData or h5ad, asked by the model of `run`."""
     if isinstance(data, (str, Path)):
         if is_minified_store(data):
             data = MinifiedStore(data)

@@ -148,7 +148,7 @@ class Questions:
         give_mean: bool = False,
         batch_size: int | None = None,
     ) -> dict[str, np.ndarray]:
-        """`mean` and where the likelihood has them `dispersions` and `dropout`, [cells, genes] or [draws, cells, genes].
+        """`mean`, and `dispersions` and `dropout` if the likelihood has them, [cells, genes] or [draws, cells, genes].
 
         give_mean  over the draws
         """

@@ -46,9 +46,8 @@ STATE = "atlasvi.pt"  # beside a saved model: what scvi-tools does not keep, so 
 class SCVI(Questions):
     """scVI as scvi-tools' `SCVI`: the same arguments, defaults and methods (docs/coming-from-scvi-tools.md).
 
-    adata  an AnnData that `setup_anndata` has seen; or a cell store or any source, as a path or opened, whose columns
-           are named here: batch_key, labels_key, size_factor_key, categorical_covariate_keys, continuous_covariate_keys,
-           layer (of a source)
+    adata  an AnnData that `setup_anndata` has seen; or a cell store or any source, as a path or opened, set up here by
+           the same keywords: layer (of a source), batch_key, labels_key, ...
     seed   of weights, training, and draws of questions
     Further options: those of `ModelOptions`. Raises SettingError for one that is not known, or without a setup.
     """
@@ -485,9 +484,8 @@ class SCVI(Questions):
             *(("category", key, known) for key, known in setup.categorical_covariates.items()),
         ):
             if key is not None:
-                lines.append(
-                    f"{name}: obs column {key!r}, {len(known)} categories ({', '.join(known[:8])}{', ...' * (len(known) > 8)})"
-                )
+                some = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+                lines.append(f"{name}: obs column {key!r}, {len(known)} categories ({some})")
         lines += [f"continuous: obs column {key!r}" for key in setup.continuous_covariate_keys]
         if setup.size_factor_key is not None:
             lines.append(f"size factor: obs column {setup.size_factor_key!r}")

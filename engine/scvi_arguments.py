@@ -146,7 +146,7 @@ def name_parts(parts: Mapping[str, np.ndarray], n_cells: int) -> pd.Categorical:
 
 
 def show_history(lines: Iterable[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
-    """A run's metrics by scvi-tools' names, a table with a row an epoch each; the ELBO with its sign: less is better."""
+    """A run's metrics by scvi-tools' names, tables of a row an epoch; the ELBO with its sign: less is better."""
     columns: dict[str, dict[int, float]] = {}
     for line in lines:
         for part in ("train", "validation"):

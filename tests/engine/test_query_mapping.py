@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-
 from atlasvi.engine import SCVI
 from atlasvi.engine.configuration import SettingError
 from atlasvi.engine.freezing import choose_learned

@@ -58,7 +58,7 @@ def model(adata: anndata.AnnData) -> SCVI:
 
 
 def test_the_user_guide_runs_line_for_line(tmp_path: Path):
-    """Set up, train, latent, expression, differential expression, save, load, minify, map a query; one import changed."""
+    """Set up, train, latent, expression, differential expression, save, load, minify, map a query."""
     adata, adata_query = make_adata(), make_adata(90, seed=1, batches="cd")[:, ::-1].copy()
     adata_query.layers["counts"] = adata_query.X.copy()
     save_dir = str(tmp_path)
