@@ -255,7 +255,8 @@ class _Sampling:
         """Shares float32 [draws, genes] of a population, and float64 [draws] the batch each was decoded as (or NaN)."""
         before = sum(len(parts) for parts in self._populations[:population])
         at = sum(n for parts in self._populations[:population] for _, n in parts)
-        shares, batches = [], []
+        shares: list[np.ndarray] = []
+        batches: list[np.ndarray] = []
         for k, (batch, n) in enumerate(self._populations[population]):
             if self._drawn is not None:
                 drawn = self._drawn.take(slice(at, at + n))

@@ -387,7 +387,7 @@ class Questions:
             dof=dof,
             batch_size=batch_size,
         )
-        target = next((data for data in (adata_sub, adata, self.adata) if data is not None), None)
+        target: Any = next((data for data in (adata_sub, adata, self.adata) if data is not None), None)
         if is_anndata(target):
             target.obsm["da_log_probs"] = table
         return table

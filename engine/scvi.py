@@ -17,6 +17,7 @@ from atlasvi.engine.asked_cells import AskedCells, CountedCells, MinifiedCells
 from atlasvi.engine.checkpoint import read_newest_checkpoint
 from atlasvi.engine.configuration import SettingError
 from atlasvi.engine.covariates import learn_setup
+from atlasvi.engine.latents import read_latents
 from atlasvi.engine.library_prior import measure_library
 from atlasvi.engine.minified import MINIFY_TYPE
 from atlasvi.engine.minified_anndata import TYPE_KEY, WITH_COUNTS, minify_anndata
@@ -51,6 +52,8 @@ class SCVI(Questions):
     seed   of weights, training, and draws of questions
     Further options: those of `ModelOptions`. Raises SettingError for one that is not known, or without a setup.
     """
+
+    _cells: AskedCells | None
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class SCVI(Questions):
     def _begin(self, run: TrainedRun, adata: Any, seed: int, device: str = "auto") -> None:
         self.run, self.seed, self.is_trained = run, seed, False
         self.adata = adata if is_anndata(adata) else None
-        self._cells: AskedCells | None = None
+        self._cells = None
         self._parts: dict[str, np.ndarray] = {}
         self.to_device(device)
 
@@ -402,9 +405,9 @@ class SCVI(Questions):
         if not self.run.model.settings.use_observed_lib_size:
             raise ValueError("a latent library has no posterior in minified data: such a model can't be minified")
         full, given = self.adata, (use_latent_qzm_key, use_latent_qzv_key)
-        latents = self.get_latent_representation(return_dist=True)
+        latents = read_latents(self.module, self._cells, np.arange(self._cells.n_cells))
         if all(key in full.obsm for key in given):
-            latents = tuple(np.asarray(full.obsm[key], np.float32) for key in given)
+            latents = tuple(np.asarray(full.obsm[key], np.float32) for key in given)  # type: ignore[assignment]
         library = np.concatenate([batch.library.cpu().numpy() for batch in self._cells.read_batches(self.run.model)])
         self.adata = minify_anndata(full, self.run.setup.layer, latents, library, minified_data_type)
         self._cells = open_asked(self.adata, self.run)

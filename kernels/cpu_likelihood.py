@@ -69,7 +69,7 @@ def _log1p(r: float) -> float:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _nb_nonzero(x: int, log_mean: float, mean: float, theta: float) -> tuple[float, float, float]:
+def _nb_nonzero(x: Any, log_mean: float, mean: float, theta: float) -> tuple[float, float, float]:
     """(nll, d nll / d log mean, d nll / d log theta) of one count x > 0."""
     by_theta = 1 / theta
     r = mean * by_theta

@@ -40,10 +40,10 @@ def make_adata(n_cells: int = 180, seed: int = 0, batches: str = "ab") -> anndat
     return anndata.AnnData(sparse.csr_matrix(counts), obs, pd.DataFrame(index=[f"g{k}" for k in range(N_GENES)]))
 
 
-def make_model(adata: anndata.AnnData, **options) -> SCVI:
+def make_model(adata: anndata.AnnData, epochs: int = 3, **options) -> SCVI:
     SCVI.setup_anndata(adata, batch_key="batch")
     model = SCVI(adata, **{"n_hidden": 16, "n_latent": 4, "gene_likelihood": "nb", **options})
-    model.train(max_epochs=3, batch_size=64, plan_kwargs={"n_epochs_kl_warmup": None})
+    model.train(max_epochs=epochs, batch_size=64, plan_kwargs={"n_epochs_kl_warmup": None, "lr": 0.01})
     return model
 
 
@@ -181,7 +181,7 @@ def test_training_goes_on_with_its_optimizer_and_its_count_of_epochs_also_after_
     twice.save(tmp_path / "model")
     twice = SCVI.load(tmp_path / "model", adata)
     for model in (once, twice):
-        model.train(max_epochs=2, batch_size=64, plan_kwargs={"n_epochs_kl_warmup": None})
+        model.train(max_epochs=2, batch_size=64, plan_kwargs={"n_epochs_kl_warmup": None, "lr": 0.01})
     assert once.history["elbo_train"].index.tolist() == [0, 1, 2, 3, 4]
     assert torch.equal(once.module.log_theta, twice.module.log_theta)
     assert once.run.state["step"] == 5 * 2
