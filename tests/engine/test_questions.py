@@ -1,6 +1,7 @@
 """What a model is asked: each answer against the plain formula, or in distribution where it is drawn."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -40,14 +41,17 @@ def test_cells_in_any_order_are_read_ascending_and_put_back(numbers: list[int]):
 
 
 def test_expression_is_decoded_at_draws_of_the_posterior_as_batches_and_genes_are_asked(model: SCVI):
-    many = model.get_normalized_expression(n_samples=400)
-    np.testing.assert_allclose(many, decode_at_mean(model), rtol=0.25)
-    as_b = model.get_normalized_expression(n_samples=400, transform_batch="b")
-    np.testing.assert_allclose(as_b, decode_at_mean(model, 1), rtol=0.25)
+    def distance(got: pd.DataFrame, expected: np.ndarray) -> float:
+        return float(np.abs(got.to_numpy() / expected - 1).mean())
+
+    many = model.get_normalized_expression(n_samples=200)
+    as_b = model.get_normalized_expression(n_samples=200, transform_batch="b")
+    assert distance(many, decode_at_mean(model)) < 0.1
+    assert distance(as_b, decode_at_mean(model, 1)) < 0.1
     both = model.get_normalized_expression(n_samples=100, transform_batch=["a", "b"], gene_list=["g3", "g1"])
     assert both.columns.tolist() == ["g1", "g3"]
     expected = (decode_at_mean(model, 0) + decode_at_mean(model, 1)) / 2
-    np.testing.assert_allclose(both, expected[:, [1, 3]], rtol=0.25)
+    assert distance(both, expected[:, [1, 3]]) < 0.15
     counts = model.get_normalized_expression(library_size="latent")
     np.testing.assert_allclose(counts.sum(1), model.adata.X.sum(1).A1, rtol=1e-4)
     some = model.get_normalized_expression(indices=[7, 3, 7], n_samples=2, return_mean=False)
@@ -119,8 +123,8 @@ def test_marker_genes_are_found_and_statistics_are_those_of_the_counts(model: SC
             assert set(one.nlargest(8, by).index) == {f"g{k}" for k in genes}
             inside = (adata.obs.cell_type == kind).to_numpy()
             one = one.loc[adata.var_names]
-            np.testing.assert_allclose(one.raw_mean1, adata.X[inside].mean(0).A1)
-            np.testing.assert_allclose(one.raw_mean2, adata.X[~inside].mean(0).A1)
+            np.testing.assert_allclose(one.raw_mean1, adata.X[inside].mean(0).A1, rtol=1e-5)
+            np.testing.assert_allclose(one.raw_mean2, adata.X[~inside].mean(0).A1, rtol=1e-5)
             np.testing.assert_allclose(one.non_zeros_proportion1, (adata.X[inside] != 0).mean(0).A1)
             scaled = adata.X.multiply(1e4 / adata.X.sum(1)).tocsr()
             np.testing.assert_allclose(one.raw_normalized_mean2, scaled[~inside].mean(0).A1, rtol=1e-5)
@@ -253,3 +257,20 @@ def test_a_latent_library_an_ln_latent_and_embedded_batches_are_asked_too():
     assert np.array_equal(observed.get_latent_library_size(give_mean=False)[:, 0], adata.X.sum(1).A1)
     with pytest.raises(QueryError, match="no vectors of batches"):
         observed.get_batch_representation()
+
+
+@pytest.mark.slow
+def test_fold_changes_are_those_of_scvi_tools_from_the_same_weights(shared: Path):
+    """`tests/golden/differential.npz` is what scvi-tools 1.5.1 said (benchmarks/peers_differential.py, seed 0)."""
+    import anndata
+
+    with np.load(Path(__file__).parents[1] / "golden" / "differential.npz") as file:
+        expected = dict(zip(file["groups"].tolist(), file["lfc_mean"]))
+    cells = anndata.read_h5ad(shared / "data" / "onek1k.h5ad")
+    model = SCVI.load(shared / "scvi_models" / "onek1k_seed", cells)
+    table = model.differential_expression(groupby="cell_type", mode="change", all_stats=False)
+    for group, theirs in expected.items():
+        ours = table.loc[table["group1"] == group, "lfc_mean"].loc[model.run.genes].to_numpy()
+        assert np.corrcoef(ours, theirs)[0, 1] > 0.99, group
+        largest = [set(np.argsort(-np.abs(changes))[:100].tolist()) for changes in (ours, theirs)]
+        assert len(largest[0] & largest[1]) >= 95, group
