@@ -1,5 +1,6 @@
 """atlasvi.engine: model, training, minified store, command line. In the order in which data meets it:
 
+SCVI             all of it with scvi-tools' face                   scvi.py (questions.py)
 simulate         an atlas of known truth                         simulation.py
 ingest           count files -> a cell store                     atlasvi.loaders
 train            a cell store -> a run directory                 training.py (configuration, splits, checkpoint)
@@ -27,6 +28,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _PLACES = {
+    "SCVI": "atlasvi.engine.scvi",
     "simulate": "atlasvi.engine.simulation",
     "ingest": "atlasvi.loaders.ingestion",
     "train": "atlasvi.engine.training",

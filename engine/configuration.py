@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from atlasvi.engine.model_settings import ModelOptions
+from atlasvi.engine.model_settings import Freezing, ModelOptions
 from atlasvi.engine.schedule import name_metric
 from atlasvi.loaders.errors import AtlasviError
 
@@ -54,9 +54,14 @@ class Settings(ModelOptions):
     min_kl_weight: float = Field(default=0.0, ge=0)
     max_kl_weight: float = Field(default=1.0, ge=0)
 
+    freezing: Freezing | None = None
+    """What is held of the model that a run starts from (see `load_query_data`); it comes with that model."""
+
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the cells held out, chosen by a hash of each cell's identity; 0 trains on all. Not used with a split
     column."""
+    validate_every: int = Field(default=1, ge=1)
+    """Epochs from one validation to the next."""
     early_stopping: bool = True
     early_stopping_patience: int = Field(default=45, ge=1)
     """Epochs without a better early_stopping_monitor after which training stops."""

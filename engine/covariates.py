@@ -90,9 +90,11 @@ def learn_setup(
     size_factor_key: str | None = None,
     categorical_covariate_keys: Sequence[str] | None = None,
     continuous_covariate_keys: Sequence[str] | None = None,
+    one_batch: bool = False,
 ) -> Setup:
     """The setup of a model to be trained on `data`: its categories are those found there, unused ones left out.
 
+    one_batch  a single batch is no error: others may come with new data
     Raises ColumnError if a column is not there (naming those that are) or has missing values, or if there is but one
     batch.
     """
@@ -105,7 +107,7 @@ def learn_setup(
         return [str(name) for name in categories]
 
     batches = [] if batch_key is None else learn(batch_key)
-    if len(batches) == 1:
+    if len(batches) == 1 and not one_batch:
         raise ColumnError(
             f"{data.path}: obs column {batch_key!r} has one value ({batches[0]!r}), so there are no batches to correct "
             "for: leave --batch-key out, or name another column."

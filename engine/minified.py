@@ -160,6 +160,15 @@ class MinifiedStore:
         """One obs column of all cells. Raises ColumnError, naming those that are there."""
         return self.obs.read_column(name)
 
+    @property
+    def obs_columns(self) -> list[str]:
+        """Columns of obs."""
+        return self.obs.columns
+
+    def read_names(self) -> pd.Index:
+        """Names of all cells."""
+        return self.obs.read_names(0, self.n_cells)
+
     def read_latent(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """qzm and qzv, float32 [stop - start, latent], of cells [start, stop)."""
         return self._obsm["scvi_latent_qzm"][start:stop], self._obsm["scvi_latent_qzv"][start:stop]

@@ -1,4 +1,4 @@
-"""What a model is made of: the options that a user chooses, and the sizes that come with the data."""
+"""What a model is made of: the options that a user chooses, the sizes that come with the data; what of it is held."""
 
 from typing import Literal, Self
 
@@ -89,3 +89,29 @@ class ModelSettings(ModelOptions):
     def decodes_theta(self) -> bool:
         """Whether the decoder gives a dispersion for each cell and gene."""
         return self.dispersion == "gene-cell" and self.gene_likelihood != "poisson"
+
+
+class Freezing(BaseModel):
+    """scvi-tools' options of load_query_data, and how many categories the reference had.
+
+    What learns by default: the columns of categories, scale and shift of the decoder's batch norm, the vectors of
+    embedded batches, the encoder of a latent library. All else is held.
+
+    unfrozen                    hold nothing
+    freeze_dropout              no dropout while training
+    freeze_expression           False: the first layer of the encoder learns too
+    freeze_decoder_first_layer  False: the first layer of the decoder learns too
+    freeze_batchnorm_encoder, freeze_batchnorm_decoder  scale and shift, and the running statistics
+    n_batches, n_categories     of the reference: what the encoder knows of them is held, so that its latents stay
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    unfrozen: bool = False
+    freeze_dropout: bool = False
+    freeze_expression: bool = True
+    freeze_decoder_first_layer: bool = True
+    freeze_batchnorm_encoder: bool = True
+    freeze_batchnorm_decoder: bool = False
+    n_batches: int = 1
+    n_categories: tuple[int, ...] = ()

@@ -81,10 +81,17 @@ def prepare_start(
         if value != (was := {**has, **options}[name]):
             raise SettingError(f"The model to start from has {name} = {was!r}, and now it is {value!r}: leave it out.")
     state: dict[str, Any] = {"weights": run.model.state_dict(), "optimizer": None, "epoch": 0, "step": 0, "history": []}
-    if run.path is not None:
+    if run.state is not None:
+        state.update(run.state)
+    elif run.path is not None:
         try:
             saved = read_newest_checkpoint(run.path / "checkpoints")[1]
             state = {name: saved[name] for name in state}
         except CheckpointError:  # a model may be kept without them: then its weights are where we begin
             pass
-    return select_genes(data, run.genes), run.setup, settings.model_copy(update=options), state
+    return (
+        select_genes(data, run.genes),
+        run.setup,
+        settings.model_copy(update={**options, "freezing": run.freezing}),
+        state,
+    )

@@ -14,6 +14,7 @@ import torch
 
 from atlasvi.engine.covariates import Setup
 from atlasvi.engine.model import SCVI, model_from_weights
+from atlasvi.engine.model_settings import Freezing
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.outputs import explain_full_disk, sync_folder
 
@@ -26,6 +27,8 @@ class TrainedRun:
 
     setup   the columns of obs that the model takes, and what its codes stand for
     result  held-out and training losses in nats a cell (see `training`)
+    state    where training goes on from besides the weights: `optimizer`, `epoch`, `step`, `history`
+    freezing what training holds of the model
     """
 
     model: SCVI
@@ -33,6 +36,8 @@ class TrainedRun:
     setup: Setup = field(default_factory=Setup)
     result: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    state: dict[str, Any] | None = None
+    freezing: Freezing | None = None
 
     @property
     def model_settings(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Model directories of scvi-tools, read and written without scvi-tools."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,11 +38,19 @@ def load_scvi_tools(path: str | Path) -> TrainedRun:
         raise SourceError(f"{file}: not a model of scvi-tools as 1.x saves it ({error!r}).") from error
 
 
-def save_scvi_tools(run: TrainedRun, path: str | Path) -> None:
+def save_scvi_tools(run: TrainedRun, path: str | Path, attributes: Mapping[str, Any] | None = None) -> None:
     """Write a model as a new directory that `scvi.model.SCVI.load` opens, with its data or with its minified data.
 
+    attributes  of the model there, instead of the usual ones: `is_trained_`, `train_indices_`, ...
     Raises OutputError if `path` exists or can't be written.
     """
+    with write_folder_aside(path) as scratch:
+        (scratch / "result").mkdir()
+        write_scvi_model(run, scratch / "result" / MODEL, attributes)
+
+
+def write_scvi_model(run: TrainedRun, file: Path, attributes: Mapping[str, Any] | None = None) -> None:
+    """Write the one file of such a directory."""
     content = {
         "model_state_dict": {**to_scvi_weights(run.model), "pyro_param_store": {"params": {}, "constraints": {}}},
         "var_names": np.array(run.genes, object),
@@ -55,11 +65,10 @@ def save_scvi_tools(run: TrainedRun, path: str | Path) -> None:
             "run_name_": "atlasvi",
             "run_id_": "",
             "get_normalized_function_name_": "get_normalized_expression",
+            **(attributes or {}),
         },
     }
-    with write_folder_aside(path) as scratch:
-        (scratch / "result").mkdir()
-        torch.save(content, scratch / "result" / MODEL)
+    torch.save(content, file)
 
 
 def open_model(path: str | Path) -> TrainedRun:

@@ -31,6 +31,7 @@ from atlasvi.engine.checkpoint import (
 )
 from atlasvi.engine.configuration import SettingError, Settings, heuristic_epochs, resolve_settings
 from atlasvi.engine.covariates import Setup, learn_setup
+from atlasvi.engine.freezing import group_parameters
 from atlasvi.engine.gradients import GradientSum
 from atlasvi.engine.graphed import DelayedRead, GraphedStep, can_be_captured
 from atlasvi.engine.interruption import Signals, TrainingInterrupted, stop_on_signals
@@ -239,10 +240,9 @@ class Trainer:
             share_batch_norm(self.model)
         self.model.precision = settings.precision
         self.optimizer = getattr(torch.optim, settings.optimizer)(
-            self.model.parameters(),
+            group_parameters(self.model, settings.freezing, settings.weight_decay),
             lr=settings.learning_rate,
             eps=settings.adam_eps,
-            weight_decay=settings.weight_decay,
             fused=True,
             capturable=self.device.type == "cuda",
         )
@@ -254,7 +254,8 @@ class Trainer:
             else None
         )
         self._delayed = DelayedRead()
-        self._gradients = GradientSum(self.ranks, self.model.parameters(), settings.compress_gradients)
+        learned = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        self._gradients = GradientSum(self.ranks, learned, settings.compress_gradients)
         self.signals = Signals()
         self.step = 0
         self.epoch = 0
@@ -421,7 +422,8 @@ class Trainer:
     def _end_epoch(self, kl_weight: float) -> None:
         self._check_weights()
         try:
-            validation = self._evaluate("validation") if self.loaders["validation"].n_cells else {}
+            due = self.loaders["validation"].n_cells and (self.epoch + 1) % self.settings.validate_every == 0
+            validation = self._evaluate("validation") if due else {}
         except _StopAskedError:
             self._interrupt(len(self.loaders["train"]))
         line = {

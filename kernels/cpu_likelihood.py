@@ -69,7 +69,7 @@ def _log1p(r: float) -> float:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _nb_nonzero(x: int, log_mean: float, mean: float, theta: float) -> tuple[float, float, float]:
+def _nb_nonzero(x: Any, log_mean: float, mean: float, theta: float) -> tuple[float, float, float]:
     """(nll, d nll / d log mean, d nll / d log theta) of one count x > 0."""
     by_theta = 1 / theta
     r = mean * by_theta
@@ -277,7 +277,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
                 value += of_part
                 all_slopes += slopes_of_part
             for k in range(n):
-                g, x = genes[k], counts[begin + k]
+                g, x = genes[k], np.int64(counts[begin + k])  # an unsigned one has no negative
                 if poisson:
                     value += means[k] - x * log_means[k] + math.lgamma(x + 1.0)
                     slope[g] = means[k] - x

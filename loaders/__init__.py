@@ -3,6 +3,7 @@
 open_source      any file of counts, read by slices of rows      sources.py (anndata_files, tenx, soma)
 ingest           sources -> a cell store, shuffled out of core   ingestion.py
 open_cells       a cell store, or a source, as blocks of cells   cells.py, cell_store.py
+MemoryCells      an AnnData in memory, as such blocks            memory.py
 BatchLoader      cells -> minibatches, for any PyTorch model     loader.py (plan, selection, decoding, rows, buffers)
 DeviceFeeder     minibatches -> a GPU, ahead of the model        feeder.py
 Batch            one minibatch: CSR counts, library, covariates  batch.py
@@ -22,6 +23,7 @@ _PLACES = {
     "open_cells": "cells",
     "CellData": "cells",
     "CellStore": "cell_store",
+    "MemoryCells": "memory",
     "BatchLoader": "loader",
     "DeviceFeeder": "feeder",
     "Batch": "batch",

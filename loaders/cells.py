@@ -1,8 +1,9 @@
 """What can be trained on: cells in blocks of rows, from a cell store or straight from a source."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -120,12 +121,12 @@ class SourceCells:
 
 
 class SelectedGenes:
-    """Cells seen through a list of genes: others left out, columns in the order of the list."""
+    """Cells seen through a list of genes: others left out, columns in the order of the list, zeros where one lacks."""
 
     def __init__(self, data: CellData, genes: pd.Index) -> None:
         self._data = data
-        self._choice = GeneChoice(genes.get_indexer(data.genes))
-        self.var = data.var.loc[genes]
+        self._choice = GeneChoice(genes.get_indexer(data.genes), len(genes))
+        self.var = data.var.reindex(genes)
         self.path, self.n_cells, self.obs_columns = data.path, data.n_cells, data.obs_columns
         self.source_sizes, self.block_starts, self.group_blocks = (
             data.source_sizes,
@@ -162,6 +163,35 @@ def select_genes(data: CellData, genes: Sequence[str]) -> CellData:
             "another name here."
         )
     return SelectedGenes(data, wanted)
+
+
+def align_genes(data: CellData, genes: Sequence[str]) -> tuple[CellData, list[str]]:
+    """`data` with just these genes, in this order, and those that it lacks: they count zero in every cell.
+
+    Raises GeneError if it has none of them.
+    """
+    wanted = pd.Index(genes)
+    missing = find_missing(data.path, data.genes, wanted)
+    return (data if wanted.equals(data.genes) else SelectedGenes(data, wanted)), missing
+
+
+def find_missing(path: str, there: pd.Index, wanted: pd.Index) -> list[str]:
+    """Genes that are wanted and not there. Raises GeneError if none is."""
+    missing = wanted[~wanted.isin(there)].tolist()
+    if len(missing) == len(wanted):
+        raise GeneError(
+            f"{path}: it has none of the {len(wanted):,} genes of the model (the model: {', '.join(wanted[:2])}; the "
+            f"data: {', '.join(map(str, there[:2]))}): name its genes as the model does."
+        )
+    return missing
+
+
+def add_column(data: CellData, name: str, values: Sequence[Any]) -> CellData:
+    """The same cells with one more column of obs, one value a cell."""
+    seen: Any = copy.copy(data)
+    seen.obs_columns = [*data.obs_columns, name]
+    seen.read_column = lambda asked: pd.Series(values) if asked == name else data.read_column(asked)
+    return seen
 
 
 def open_cells(

@@ -10,14 +10,15 @@ from atlasvi.loaders.rows import Rows
 class GeneChoice:
     """Which genes are kept, and the column that each becomes.
 
-    column  int [genes of the data]: the new column of each gene, -1 for those left out
+    column   int [genes of the data]: the new column of each gene, -1 for those left out
+    n_genes  columns that there will be; those that no gene becomes hold no count
     """
 
-    def __init__(self, column: np.ndarray) -> None:
-        self._column, self._n_kept = column.astype(np.int32), int((column >= 0).sum())
+    def __init__(self, column: np.ndarray, n_genes: int) -> None:
+        self._column, self._n_genes = column.astype(np.int32), n_genes
         kept = column[column >= 0]
         self._in_order = bool((kept[1:] > kept[:-1]).all())
-        self._dtype = np.dtype(np.uint16 if self._n_kept <= 2**16 else np.int32)
+        self._dtype = np.dtype(np.uint16 if n_genes <= 2**16 else np.int32)
         self._buffers = Buffers()
 
     def apply(self, rows: Rows) -> Rows:
@@ -31,7 +32,7 @@ class GeneChoice:
             keep(rows.starts, rows.lengths, rows.indices, rows.counts, self._column, indices, counts)
         else:
             keep_sorted(
-                rows.starts, rows.lengths, rows.indices, rows.counts, self._column, self._n_kept, indices, counts
+                rows.starts, rows.lengths, rows.indices, rows.counts, self._column, self._n_genes, indices, counts
             )
         return Rows(rows.first, ends[:-1], lengths, indices, counts)
 
@@ -75,7 +76,7 @@ def keep_sorted(
     indices: np.ndarray,
     counts: np.ndarray,
     column: np.ndarray,
-    n_kept: int,
+    n_genes: int,
     out_indices: np.ndarray,
     out_counts: np.ndarray,
 ) -> None:
@@ -83,7 +84,7 @@ def keep_sorted(
 
     Marks are looked at eight at a time; sorting each row takes five times as long.
     """
-    laid, marks = np.zeros(n_kept, counts.dtype), np.zeros((n_kept + 7) // 8 * 8, np.uint8)
+    laid, marks = np.zeros(n_genes, counts.dtype), np.zeros((n_genes + 7) // 8 * 8, np.uint8)
     words = marks.view(np.uint64)
     at = 0
     for row in range(len(starts)):

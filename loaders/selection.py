@@ -1,6 +1,7 @@
 """Which cells an epoch visits, and how often: by an expression over `obs`, by weights, with classes in balance."""
 
 import ast
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,18 @@ from atlasvi.loaders.tables import check_column
 SLICE_CELLS = 2**18
 
 
-def choose_cells(data: CellData, expression: str) -> np.ndarray:
+class Columns(Protocol):
+    """What has columns of cells."""
+
+    path: str
+    n_cells: int
+    obs_columns: list[str]
+
+    def read_column(self, name: str) -> pd.Series:
+        """One column of all cells."""
+
+
+def choose_cells(data: Columns, expression: str) -> np.ndarray:
     """bool [data.n_cells]: where an expression over `obs` columns holds, as `pandas.DataFrame.eval` reads it.
 
     For example: "cell_type == 'B cell' and n_genes > 500", "donor in ['d1', 'd2']", "`cell type` != 'doublet'".
@@ -39,7 +51,7 @@ def choose_cells(data: CellData, expression: str) -> np.ndarray:
     return chosen
 
 
-def _names(expression: str, data: CellData) -> set[str]:
+def _names(expression: str, data: Columns) -> set[str]:
     """The names that an expression uses; `quoted names` are those that are no Python names."""
     if "@" in expression:
         raise ColumnError(f"{data.path}: {expression!r}: variables (@name) are not known here; write the value itself.")

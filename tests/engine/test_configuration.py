@@ -30,6 +30,8 @@ def test_an_assignment_without_an_equals_sign_is_explained(assignment: str):
 
 def test_every_setting_can_be_set_from_text():
     for name, field in Settings.model_fields.items():
+        if name == "freezing":  # comes with the model that a run starts from
+            continue
         value = field.default if field.default is not None else 3
         text = str(value).lower() if isinstance(value, bool) else str(value)
         assert getattr(resolve_settings(None, parse_settings([f"{name}={text}"])), name) == value

@@ -203,6 +203,25 @@ def test_counts_come_in_any_integer_types(backend: str):
         assert_agree(run(case, backend), expected, 1e-4)
 
 
+def test_large_counts_in_unsigned_types_give_what_they_give_in_signed_ones():
+    case = make_case("nb", "gene", True, 2, 40, 0)
+    cells = case.cells
+    counts = cells.counts.clone()
+    counts[::3] = 1043
+    case.cells = SparseCounts(cells.indptr, cells.indices, counts)
+    expected = run(case, "cpu")
+    case.cells = SparseCounts(cells.indptr, cells.indices, counts.to(torch.uint16))
+    assert_agree(run(case, "cpu"), expected, 1e-6)
+
+
+def test_what_inference_computed_does_not_stand_in_the_way_of_training():
+    case = make_case("nb", "gene", True, 2, 50, 0)
+    with torch.inference_mode():
+        t = case.tensors
+        decoder_nll(t["hidden"], Head(t["weight"], t["bias"]), case.cells, case.library, t["log_theta"], backend="cpu")
+    assert torch.isfinite(run(case, "cpu")["loss"]).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,0 +1,107 @@
+"""An AnnData in memory seen as cells in blocks: what `open_cells` is to a file."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from atlasvi.loaders.buffers import Buffers
+from atlasvi.loaders.counts import check_counts
+from atlasvi.loaders.errors import ColumnError, SourceError
+from atlasvi.loaders.hashing import cell_keys
+from atlasvi.loaders.narrow import narrow_rows
+from atlasvi.loaders.rows import Rows
+from atlasvi.loaders.sources import check_gene_names
+from atlasvi.loaders.tables import check_column
+
+if TYPE_CHECKING:
+    import anndata
+
+BLOCK_CELLS = 2**15
+NAME = "the AnnData"  # what errors call it
+
+
+class MemoryObs:
+    """`obs` of an AnnData, as columns are read from files."""
+
+    def __init__(self, adata: "anndata.AnnData") -> None:
+        self.adata, self.path, self.n_cells = adata, NAME, adata.n_obs
+        self.obs_columns = [str(name) for name in adata.obs]
+
+    def read_column(self, name: str) -> pd.Series:
+        """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
+        check_column(name, self.obs_columns, NAME)
+        return self.adata.obs[name].reset_index(drop=True)
+
+    def read_names(self) -> pd.Index:
+        """Names of all cells."""
+        return self.adata.obs_names
+
+
+class MemoryCells(MemoryObs):
+    """Cells of an AnnData: `CellData` for the loader, shuffled as a whole, empty cells kept.
+
+    adata  X (or the layer) dense, CSR or CSC of any type; its counts are copied once, into the narrowest types
+    layer  which matrix holds the counts; None: X
+    Raises CountsError where they are no counts, ColumnError if the layer is not there, GeneError if gene names repeat.
+    """
+
+    def __init__(self, adata: "anndata.AnnData", layer: str | None = None) -> None:
+        super().__init__(adata)
+        self.layer = layer
+        if layer is not None and layer not in adata.layers:
+            raise ColumnError(f"{NAME}: there is no layer {layer!r} (it has: {', '.join(adata.layers) or 'none'}).")
+        matrix = adata.X if layer is None else adata.layers[layer]
+        if matrix is None:
+            raise SourceError(f"{NAME}: X is empty: name the layer that holds the counts (it has: {[*adata.layers]}).")
+        self.var = adata.var
+        check_gene_names(NAME, self.var)
+        self.source_sizes = [self.n_cells]
+        self._rows = self._narrow(matrix)
+        self.block_starts = np.append(np.arange(0, self.n_cells, BLOCK_CELLS), self.n_cells)
+        self.group_blocks = len(self.block_starts) - 1
+        self.mixing = "shuffled as a whole in memory"
+
+    @property
+    def genes(self) -> pd.Index:
+        """Gene names, in the order of the columns."""
+        return self.var.index
+
+    def read_block(self, block: int) -> Rows:
+        """The counts of one block; nothing is copied."""
+        start, stop = (int(edge) for edge in self.block_starts[block : block + 2])
+        rows = self._rows
+        return Rows(start, rows.starts[start:stop], rows.lengths[start:stop], rows.indices, rows.counts)
+
+    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
+        """`obs` of cells [start, stop), with `source` and `source_row` as files have them."""
+        obs = self.adata.obs.iloc[start:stop]
+        source = pd.Categorical.from_codes(np.zeros(len(obs), int), [NAME])
+        return obs.assign(source=source, source_row=np.arange(start, start + len(obs)))
+
+    def split_keys(self, start: int, stop: int) -> np.ndarray:
+        """uint64 [stop - start]: a hash of each cell's place."""
+        return cell_keys(0, np.arange(start, stop))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _narrow(self, matrix: Any) -> Rows:
+        n_genes = len(self.var)
+        counts = sparse.csr_matrix(matrix[:] if not sparse.issparse(matrix) else matrix)
+        rows = narrow_rows(0, counts.indptr.astype(np.int64), counts.indices, counts.data, n_genes, Buffers())
+        if rows is not None:
+            return rows
+        if not counts.has_canonical_format:
+            counts = counts.copy()  # it may share the user's arrays, which stay as they are
+            counts.sum_duplicates()
+        names, layers = self.adata.obs_names, [*self.adata.layers]
+        checked = check_counts(
+            counts, NAME, lambda row: str(names[row]), self.genes, self.layer or "X", [*layers, *["X"] * bool(layers)]
+        )
+        if (checked.data == 0).any():
+            checked = checked.copy()
+            checked.eliminate_zeros()
+        indices = checked.indices.astype(np.uint16 if n_genes <= 2**16 else np.int32)
+        return Rows.from_csr(0, checked.indptr, indices, checked.data)
