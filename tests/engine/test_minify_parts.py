@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Path:
     settings = ModelSettings(n_genes=30, n_batches=3, n_hidden=16, n_latent=4, n_layers=2)
     model = SCVI(settings, torch.Generator().manual_seed(0)).eval()
     (tmp_path / "run").mkdir()
-    TrainedRun(model, [f"g{k}" for k in range(30)], Setup(Setup("batch", ["b1", "b2", "b3"]))).save(tmp_path / "run")
+    TrainedRun(model, [f"g{k}" for k in range(30)], Setup("batch", ["b1", "b2", "b3"])).save(tmp_path / "run")
     for name in ("config.json", "result.json"):
         write_json(tmp_path / "run" / name, {})
     return tmp_path / "run"
