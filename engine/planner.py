@@ -98,9 +98,13 @@ def plan_epoch_time(
             data, Path("plan"), learn_setup(data, batch_key=batch_key), keys, resolved, device, ranks=ranks
         )
         trainer.measure_library()
+        threads = torch.get_num_threads()
         if trainer.device.type == "cpu" and not group.reduces:
             torch.set_num_threads(max((os.cpu_count() or 1) // n_ranks, 1))
-        return _measure(trainer, network_gbps, seconds / 4)
+        try:
+            return _measure(trainer, network_gbps, seconds / 4)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _measure(trainer: Trainer, network_gbps: float | None, seconds: float) -> Plan:

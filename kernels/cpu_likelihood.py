@@ -18,11 +18,13 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import njit
 
+from atlasvi.kernels import vector_math
 from atlasvi.kernels.reference import Likelihood
 from atlasvi.kernels.vector_math import FASTMATH, exp32, f32, log1p32, log1p_rest32
 
@@ -34,8 +36,8 @@ LOG_FACTORIAL = np.array([math.lgamma(x + 1) for x in range(MOST_FACTORS + 1)])
 
 @njit(inline="always", fastmath=FASTMATH, error_model="numpy")
 def softplus32(x: Any) -> Any:
-    """log(1 + exp(x))."""
-    return max(x, f32(0)) + log1p32(exp32(-abs(x)))
+    """log(1 + exp(x)); NaN of NaN, which max(x, 0) would swallow."""
+    return f32(0.5) * (x + abs(x)) + log1p32(exp32(-abs(x)))
 
 
 @njit(inline="always", fastmath=FASTMATH, error_model="numpy")
@@ -114,42 +116,52 @@ def _find_largest(values: np.ndarray) -> Any:
     return max(max(a, b), max(c, d), max(e, f), max(g, h))
 
 
-@cache
-def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> Callable[..., None]:
-    """The compiled sweep over cells for one combination of options.
+@njit(fastmath=FASTMATH, error_model="numpy")
+def _prepare_softmax(row: np.ndarray) -> Any:
+    """Logits become exp(logit - largest). Returns (largest, sum of them)."""
+    largest, total = _find_largest(row), f32(0)
+    for g in range(len(row)):
+        e = exp32(row[g] - largest)
+        row[g] = e
+        total += e
+    return largest, total
 
-    sweep(first, last, logits, slopes, library, log_theta, theta_rows, dropout, indptr, indices, counts, weights, loss,
-    grad_theta)
 
-    Cells [first, last) of: logits float32 [cells, genes]; slopes, the same or of the same shape, written: d nll /
-    d logits * weight; library float32 [cells]; log_theta float32 [rows, genes] with theta_rows int64 [cells] saying
-    which row is a cell's, or, if theta_per_cell, [cells, genes], overwritten by its gradient; dropout logits float32
-    [cells, genes], overwritten by theirs (ZINB; else [0, 0]); CSR indptr [cells + 1], indices, counts; weights float32
-    [cells] of the gradients; loss float64 [cells], written; grad_theta float32 [rows, genes], added to.
-    """
+@njit(fastmath=FASTMATH, error_model="numpy")
+def _prepare_softplus(row: np.ndarray, share: np.ndarray) -> None:
+    """share = softplus(logit); logits become d log(share) / d logit, which goes to 1 where both vanish."""
+    for g in range(len(row)):
+        x = row[g]
+        t = exp32(-abs(x))
+        value = f32(0.5) * (x + abs(x)) + log1p32(t)  # NaN of NaN, which max(x, 0) would swallow
+        share[g] = value
+        row[g] = (f32(1) if x >= 0 else t) / ((f32(1) + t) * value) if x > f32(-15) else f32(1)
+
+
+@njit(fastmath=FASTMATH, error_model="numpy")
+def _finish_softmax(share: np.ndarray, slope: np.ndarray, ratio: Any, weight: float) -> None:
+    for g in range(len(share)):
+        share[g] = (slope[g] - share[g] * ratio) * weight
+
+
+@njit(fastmath=FASTMATH, error_model="numpy")
+def _finish_softplus(chain: np.ndarray, slope: np.ndarray, weight: float) -> None:
+    for g in range(len(chain)):
+        chain[g] *= slope[g] * weight
+
+
+@njit(fastmath=FASTMATH, error_model="numpy")
+def _prepare_theta(log_theta: np.ndarray, theta: np.ndarray, by_theta: np.ndarray) -> None:
+    for g in range(len(log_theta)):
+        value = exp32(min(log_theta[g], f32(88)))
+        theta[g], by_theta[g] = value, f32(1) / value
+
+
+def _make_sweep_part(likelihood: Likelihood, theta_per_cell: bool) -> Callable[..., Any]:
+    """The sweep over genes of one cell, whose nonzeros have a mean of zero; returns (loss, sum of the slopes)."""
     poisson, inflated = likelihood == "poisson", likelihood == "zinb"
 
-    @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def prepare_softmax(row: np.ndarray) -> Any:
-        """Logits become exp(logit - largest). Returns (largest, sum of them)."""
-        largest, total = _find_largest(row), f32(0)
-        for g in range(len(row)):
-            e = exp32(row[g] - largest)
-            row[g] = e
-            total += e
-        return largest, total
-
-    @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def prepare_softplus(row: np.ndarray, share: np.ndarray) -> None:
-        """share = softplus(logit); logits become d log(share) / d logit, which goes to 1 where both vanish."""
-        for g in range(len(row)):
-            x = row[g]
-            t = exp32(-abs(x))
-            value = max(x, f32(0)) + log1p32(t)
-            share[g] = value
-            row[g] = (f32(1) if x >= 0 else t) / ((f32(1) + t) * value) if x > f32(-15) else f32(1)
-
-    @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+    @njit(fastmath=FASTMATH, error_model="numpy")
     def sweep_part(
         share: np.ndarray,
         scale: float,
@@ -190,21 +202,31 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
                 grad[g] += slope_theta * weight
         return loss, slopes
 
-    @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def finish_softmax(share: np.ndarray, slope: np.ndarray, ratio: Any, weight: float) -> None:
-        for g in range(len(share)):
-            share[g] = (slope[g] - share[g] * ratio) * weight
+    return sweep_part
 
-    @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def finish_softplus(chain: np.ndarray, slope: np.ndarray, weight: float) -> None:
-        for g in range(len(chain)):
-            chain[g] *= slope[g] * weight
 
-    @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def prepare_theta(log_theta: np.ndarray, theta: np.ndarray, by_theta: np.ndarray) -> None:
-        for g in range(len(log_theta)):
-            value = exp32(min(log_theta[g], f32(88)))
-            theta[g], by_theta[g] = value, f32(1) / value
+# Each is a name of this module: numba files compiled code under what a function encloses, and a compiled function that
+# is enclosed is another one in each process, so that nothing would ever be found again.
+_sweep_poisson = _make_sweep_part("poisson", False)
+_sweep_nb, _sweep_nb_per_cell = _make_sweep_part("nb", False), _make_sweep_part("nb", True)
+_sweep_zinb, _sweep_zinb_per_cell = _make_sweep_part("zinb", False), _make_sweep_part("zinb", True)
+
+
+@cache
+def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> Callable[..., None]:
+    """The compiled sweep over cells for one combination of options.
+
+    sweep(first, last, logits, slopes, library, log_theta, theta_rows, dropout, indptr, indices, counts, weights, loss,
+    grad_theta)
+
+    Cells [first, last) of: logits float32 [cells, genes]; slopes, the same or of the same shape, written: d nll /
+    d logits * weight; library float32 [cells]; log_theta float32 [rows, genes] with theta_rows int64 [cells] saying
+    which row is a cell's, or, if theta_per_cell, [cells, genes], overwritten by its gradient; dropout logits float32
+    [cells, genes], overwritten by theirs (ZINB; else [0, 0]); CSR indptr [cells + 1], indices, counts; weights float32
+    [cells] of the gradients; loss float64 [cells], written; grad_theta float32 [rows, genes], added to.
+    """
+    poisson, inflated = likelihood == "poisson", likelihood == "zinb"
+    inlined = Path(vector_math.__file__).read_bytes()
 
     @njit(nogil=True, cache=True, error_model="numpy")
     def sweep(
@@ -223,6 +245,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
         loss: np.ndarray,
         grad_theta: np.ndarray,
     ) -> None:
+        _ = inlined  # numba keeps compiled code by this file and what a function encloses: not by what it inlines
         n_genes, copied = logits.shape[1], logits.ctypes.data != slopes.ctypes.data
         slope, plus = np.empty(n_genes, np.float32), np.empty(0 if softmax else n_genes, np.float32)
         n_thetas, known = 0 if poisson else n_genes, -1
@@ -239,7 +262,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
             theta_row = cell if theta_per_cell else theta_rows[cell]
             if not poisson and (theta_per_cell or theta_row != known):
                 known = theta_row
-                prepare_theta(log_theta[theta_row], theta, by_theta)
+                _prepare_theta(log_theta[theta_row], theta, by_theta)
             if copied:  # then all is done in place, and the compiler need not ask what overlaps what
                 row[:] = logits[cell]
             for k in range(n):
@@ -248,12 +271,12 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
             log_scale = math.log(cell_library) if n else 0.0
             scale, total, share = cell_library, f32(1), row
             if softmax:
-                largest, total = prepare_softmax(row)
+                largest, total = _prepare_softmax(row)
                 log_scale -= largest + math.log(total)
                 scale = cell_library / total
             else:
                 share = plus
-                prepare_softplus(row, plus)
+                _prepare_softplus(row, plus)
             for k in range(n):
                 if not softmax and log_means[k] > -15:
                     log_means[k] = math.log(max(log_means[k], 0.0) + math.log1p(math.exp(-abs(log_means[k]))))
@@ -271,9 +294,19 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
             value, all_slopes = 0.0, 0.0
             for start in range(0, n_genes, PART):
                 part = slice(start, min(start + PART, n_genes))
-                of_part, slopes_of_part = sweep_part(
+                arguments = (
                     share[part], scale, theta[part], by_theta[part], pi_row[part], slope[part], grad_row[part], weight
-                )
+                )  # fmt: skip
+                if poisson:
+                    of_part, slopes_of_part = _sweep_poisson(*arguments)
+                elif inflated and theta_per_cell:
+                    of_part, slopes_of_part = _sweep_zinb_per_cell(*arguments)
+                elif inflated:
+                    of_part, slopes_of_part = _sweep_zinb(*arguments)
+                elif theta_per_cell:
+                    of_part, slopes_of_part = _sweep_nb_per_cell(*arguments)
+                else:
+                    of_part, slopes_of_part = _sweep_nb(*arguments)
                 value += of_part
                 all_slopes += slopes_of_part
             for k in range(n):
@@ -293,9 +326,9 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
                     value += max(pi, 0.0) + math.log1p(math.exp(-abs(pi)))
                     pi_row[g] = weight / (1 + math.exp(-pi))
             if softmax:
-                finish_softmax(row, slope, f32(all_slopes / total), weight)
+                _finish_softmax(row, slope, f32(all_slopes / total), weight)
             else:
-                finish_softplus(row, slope, weight)
+                _finish_softplus(row, slope, weight)
             loss[cell] = value
 
     return sweep

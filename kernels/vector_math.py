@@ -1,4 +1,4 @@
-"""exp, log and log1p of float32 that the compiler turns into vector code: numba's own call a library for each element.
+"""exp and log1p of float32 that the compiler turns into vector code: numba's own call a library for each element.
 
 Polynomials of Cephes (netlib.org/cephes, expf.c and logf.c), branchless; relative error below 2e-7. Functions are
 inlined into the loops that call them; those loops need `error_model="numpy"`, since a check for division by zero in
@@ -52,17 +52,9 @@ def exp32(x: Any) -> Any:
 
 
 @njit(inline="always", fastmath=FASTMATH, error_model="numpy")
-def log32(x: Any) -> Any:
-    """log(x) for normal positive x."""
-    bits = to_bits(x)
-    exponent = i32(i32(bits - i32(0x3F3504F3)) >> i32(23))
-    return _log_of(from_bits(i32(bits - i32(exponent << i32(23)))) - f32(1), f32(exponent))
-
-
-@njit(inline="always", fastmath=FASTMATH, error_model="numpy")
 def log1p32(x: Any) -> Any:
     """log(1 + x) for x >= 0, also where 1 + x rounds to 1: what is below sqrt(2) - 1 goes into the series as it is."""
-    small = x < f32(0.41421354)
+    small = not x >= f32(0.41421354)  # NaN too, so that it goes through the series
     bits = to_bits(f32(1) + x)
     exponent = i32(0) if small else i32(i32(bits - i32(0x3F3504F3)) >> i32(23))
     f = x if small else from_bits(i32(bits - i32(exponent << i32(23)))) - f32(1)
@@ -72,7 +64,7 @@ def log1p32(x: Any) -> Any:
 @njit(inline="always", fastmath=FASTMATH, error_model="numpy")
 def log1p_rest32(x: Any, q: Any) -> Any:
     """(log(1 + x), log(1 + x) - x q) for x >= 0 and q = 1 / (1 + x), the difference as exact as the terms."""
-    small = x < f32(0.41421354)
+    small = not x >= f32(0.41421354)  # NaN too, so that it goes through the series
     bits = to_bits(f32(1) + x)
     exponent = i32(0) if small else i32(i32(bits - i32(0x3F3504F3)) >> i32(23))
     f = x if small else from_bits(i32(bits - i32(exponent << i32(23)))) - f32(1)

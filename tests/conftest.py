@@ -20,3 +20,11 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared data folder {folder}")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _threads_are_left_as_they_were():
+    """Sums differ in their last digits with the number of threads: a test that leaves another breaks those after it."""
+    threads = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == threads, "torch.set_num_threads was not undone"
