@@ -26,8 +26,9 @@ from numba import njit
 
 from atlasvi.kernels import vector_math
 from atlasvi.kernels.reference import Likelihood
-from atlasvi.kernels.vector_math import FASTMATH, exp32, f32, log1p32, log1p_rest32
+from atlasvi.kernels.vector_math import FASTMATH, exp32, f32, log1p32, log1p_rest32, log64
 
+FEW_FACTORS = 6
 MOST_FACTORS = 16  # of theta (theta + 1) ...: up to here their product fits float64 for every theta
 DIRECT_SUM = 64
 PART = 4096  # genes: float32 sums are kept short, and rows of a part in the nearest cache
@@ -101,6 +102,55 @@ def _nb_nonzero(x: Any, log_mean: float, mean: float, theta: float) -> tuple[flo
                 harmonic += 1 / (theta + j)
     loss = theta * log1p_ratio + log_factorial - rising - x * log_mean
     return loss, (mean - x) * theta * by_total, theta * (log1p_ratio + (x - mean) * by_total - harmonic)
+
+
+@njit(error_model="numpy")  # no fastmath: what is rounded off is what it is about
+def _nb_small_counts(counts: np.ndarray, log_means: np.ndarray, means: np.ndarray, thetas: np.ndarray) -> None:
+    """The same of counts up to FEW_FACTORS, in vector code. float64 all: counts; log_means become losses but for
+    log(x!), means the slopes by log mean, thetas those by log theta.
+
+    With P = (1 + 1 / theta) ... (1 + (x - 1) / theta), the harmonic sum is (x - P' / (theta P)) / theta.
+    """
+    for k in range(len(counts)):
+        x, mean, theta = counts[k], means[k], thetas[k]
+        by_theta = 1 / theta
+        product, derivative = 1.0, 0.0
+        for j in range(1, FEW_FACTORS):
+            factor = np.float64(j) if x > j else 0.0
+            derivative = derivative * (1 + factor * by_theta) + factor * product
+            product *= 1 + factor * by_theta
+        r = mean * by_theta
+        total = 1 + r
+        q = 1 / total
+        log1p_ratio = log64(total) + (r - (total - 1)) * q
+        log_means[k] = (theta + x) * log1p_ratio - log64(product) - x * log_means[k]
+        means[k] = (mean - x) * q
+        thetas[k] = theta * log1p_ratio + (x - mean) * q - x + by_theta * derivative / product
+
+
+@njit(error_model="numpy")
+def _nb_nonzeros(
+    counts: np.ndarray, log_means: np.ndarray, means: np.ndarray, thetas: np.ndarray, xs: np.ndarray, large: np.ndarray
+) -> float:
+    """Sum of the losses of a cell's counts > 0; means and thetas become slopes by their logarithms. All but counts
+    float64 and overwritten; large [counts, 3]."""
+    value, n_large = 0.0, 0
+    for k in range(len(counts)):
+        x = np.int64(counts[k])  # an unsigned one has no negative
+        xs[k] = x
+        if x <= FEW_FACTORS:
+            value += LOG_FACTORIAL[x]
+        else:
+            large[n_large, 0], large[n_large, 1], large[n_large, 2] = _nb_nonzero(x, log_means[k], means[k], thetas[k])
+            n_large += 1
+    _nb_small_counts(xs, log_means, means, thetas)
+    n_large = 0
+    for k in range(len(counts)):
+        if xs[k] > FEW_FACTORS:
+            log_means[k], means[k], thetas[k] = large[n_large, 0], large[n_large, 1], large[n_large, 2]
+            n_large += 1
+        value += log_means[k]
+    return value
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -255,6 +305,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
         for cell in range(first, last):
             longest = max(longest, indptr[cell + 1] - indptr[cell])
         log_means, means, pis = np.empty(longest), np.empty(longest), np.empty(longest, np.float32)
+        thetas, xs, large = np.empty(longest), np.empty(longest), np.empty((longest, 3))
         own = np.empty(longest, np.float32)  # shares at the nonzeros
         for cell in range(first, last):
             row, begin, n = slopes[cell], indptr[cell], indptr[cell + 1] - indptr[cell]
@@ -309,16 +360,21 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
                     of_part, slopes_of_part = _sweep_nb(*arguments)
                 value += of_part
                 all_slopes += slopes_of_part
+            own_counts = counts[begin : begin + n]
+            if not poisson:
+                for k in range(n):
+                    thetas[k] = theta[genes[k]]
+                value += _nb_nonzeros(own_counts, log_means[:n], means[:n], thetas[:n], xs[:n], large)
             for k in range(n):
-                g, x = genes[k], np.int64(counts[begin + k])  # an unsigned one has no negative
+                g = genes[k]
                 if poisson:
-                    value += means[k] - x * log_means[k] + math.lgamma(x + 1.0)
+                    x = np.int64(own_counts[k])  # an unsigned one has no negative
+                    log_factorial = LOG_FACTORIAL[x] if x <= MOST_FACTORS else math.lgamma(x + 1.0)
+                    value += means[k] - x * log_means[k] + log_factorial
                     slope[g] = means[k] - x
                 else:
-                    nll, by_mean, by_log_theta = _nb_nonzero(x, log_means[k], means[k], np.float64(theta[g]))
-                    value += nll
-                    slope[g] = by_mean
-                    grad_row[g] += by_log_theta * weight
+                    slope[g] = means[k]
+                    grad_row[g] += thetas[k] * weight
                 all_slopes += slope[g]
                 share[g] = own[k]
                 if inflated:

@@ -32,8 +32,24 @@ def _build_from_bits(typing_context: Any, value: Any) -> Any:
     return types.float32(types.int32), generate
 
 
+def _build_to_bits64(typing_context: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(64))
+
+    return types.int64(types.float64), generate
+
+
+def _build_from_bits64(typing_context: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return types.float64(types.int64), generate
+
+
 to_bits: Any = intrinsic(_build_to_bits)
 from_bits: Any = intrinsic(_build_from_bits)
+to_bits64: Any = intrinsic(_build_to_bits64)
+from_bits64: Any = intrinsic(_build_from_bits64)
 
 
 @njit(inline="always", fastmath=FASTMATH, error_model="numpy")
@@ -93,3 +109,20 @@ def _series(f: Any) -> Any:
     p = p * f + f32(2.0000714765e-1)
     p = p * f + f32(-2.4999993993e-1)
     return p * f + f32(3.3333331174e-1)
+
+
+@njit(inline="always", error_model="numpy")
+def log64(x: Any) -> Any:
+    """log(x) of float64 x >= 1, right to its last digits (fdlibm, e_log.c); NaN and infinity do not come through."""
+    bits = to_bits64(x) + (0x3FF0000000000000 - 0x3FE6A09E00000000)
+    f = from_bits64((bits & 0x000FFFFFFFFFFFFF) + 0x3FE6A09E00000000) - 1.0
+    k = from_bits64((bits >> 52) | 0x4330000000000000) - (4503599627370496.0 + 1023.0)  # an integer below 2**52
+    s = f / (2.0 + f)
+    z = s * s
+    w = z * z
+    odd = w * (0.3999999999940941908 + w * (0.2222219843214978396 + w * 0.1531383769920937332))
+    even = z * (
+        0.6666666666666735130 + w * (0.2857142874366239149 + w * (0.1818357216161805012 + w * 0.1479819860511658591))
+    )
+    half = 0.5 * f * f
+    return k * 6.93147180369123816490e-01 - ((half - (s * (half + odd + even) + k * 1.90821492927058770002e-10)) - f)
