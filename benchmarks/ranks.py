@@ -56,7 +56,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Times in ms and ratios."""
     from atlasvi.engine.configuration import resolve_settings
     from atlasvi.engine.covariates import learn_setup
-    from atlasvi.engine.noise import draw_bernoulli, draw_normal
+    from atlasvi.engine.noise import draw_dropout, draw_normal
     from atlasvi.engine.ranks import Ranks, join_ranks
     from atlasvi.engine.simulation import simulate
     from atlasvi.engine.training import Trainer
@@ -94,7 +94,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         began = time.perf_counter()
         for _ in range(20):
             for _ in range(settings.n_layers):
-                draw_bernoulli(torch.empty(options.batch, settings.n_hidden), 0.95, generator)
+                draw_dropout(torch.empty(options.batch, settings.n_hidden), 0.05, generator)
             draw_normal(torch.empty(options.batch, settings.n_latent), generator)
         noise_ms = (time.perf_counter() - began) / 20 * 1e3
         ratios = [with_group / alone - 1 for alone, with_group in rounds]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from atlasvi.engine.noise import Noise, draw_bernoulli
+from atlasvi.engine.noise import Noise, draw_dropout
 from atlasvi.kernels import GeneOrder, log1p_linear
 from atlasvi.loaders.batch import Batch
 
@@ -96,8 +96,7 @@ class Layer(nn.Module):
             out = F.layer_norm(out, out.shape[-1:])
         out = F.relu(out)
         if self.training and self.dropout_rate > 0:
-            kept = draw_bernoulli(out, 1 - self.dropout_rate, generator)
-            out = out * kept.div_(1 - self.dropout_rate)
+            out = out * draw_dropout(out, self.dropout_rate, generator)
         return out
 
     def _normalise(self, norm: nn.BatchNorm1d, out: Tensor) -> Tensor:

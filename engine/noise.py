@@ -1,5 +1,6 @@
 """Random draws for cells: of a generator, or this rank's rows of the draws for the whole minibatch."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,10 +32,20 @@ def draw_normal(like: Tensor, noise: Noise | None) -> Tensor:
     return _take_share(drawn.normal_(generator=_generator(noise)), like, noise)
 
 
-def draw_bernoulli(like: Tensor, probability: float, noise: Noise | None) -> Tensor:
-    """Ones with that probability, else zeros, of the shape [cells, ...], dtype and device of `like`."""
-    drawn = torch.empty(_whole_shape(like, noise), dtype=like.dtype, device=like.device)
-    return _take_share(drawn.bernoulli_(probability, generator=_generator(noise)), like, noise)
+def draw_dropout(like: Tensor, rate: float, noise: Noise | None) -> Tensor:
+    """What to multiply with: 0 with probability `rate`, else the inverse of the share kept, so that means stay.
+
+    On the CPU torch draws one element after the other, which is six in a hundred of a step of 1,024 cells x 3,000
+    genes: there four elements share a draw of 64 bits, and `rate` is rounded to a multiple of 2**-16.
+    """
+    shape, generator = _whole_shape(like, noise), _generator(noise)
+    if like.device.type != "cpu":
+        kept = torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1 - rate, generator=generator)
+        return _take_share(kept.div_(1 - rate), like, noise)
+    n, dropped = math.prod(shape), min(round(rate * 2**16), 2**16 - 1)
+    draws = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    kept = (draws.view(torch.int16)[:n].view(shape) >= dropped - 2**15).to(like.dtype)
+    return _take_share(kept.mul_(2**16 / (2**16 - dropped)), like, noise)
 
 
 def _whole_shape(like: Tensor, noise: Noise | None) -> tuple[int, ...]:
