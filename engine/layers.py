@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from atlasvi.engine.noise import Noise, draw_dropout
-from atlasvi.kernels import GeneOrder, log1p_linear
+from atlasvi.kernels import GeneOrder, log1p_linear, norm_relu
 from atlasvi.loaders.batch import Batch
 
 
@@ -82,22 +82,23 @@ class Layer(nn.Module):
 
     def finish(self, projected: Tensor, given: Covariates, generator: Noise | None) -> Tensor:
         """All that follows the product with the weight."""
-        if self.batch is None:
-            out = projected + self.bias
-        else:  # bias and column in one look-up: one pass over the cells less, there and back
-            assert given.batch is not None
-            out = projected + F.embedding(given.batch, self.batch + self.bias)
-        # indexing instead would add up its gradient in any order
+        # indexing instead of embedding would add up its gradient in any order
         for codes, columns in zip(given.categories, self.categories):
-            out = out + F.embedding(codes, columns)
+            projected = projected + F.embedding(codes, columns)
+        # bias and column in one look-up: one pass over the cells less, there and back
+        columns = self.bias[None] if self.batch is None else self.batch + self.bias
+        codes_of_batch = None if self.batch is None else given.batch
+        rate = self.dropout_rate if self.training else 0.0
+        dropout = draw_dropout(projected, rate, generator) if rate > 0 else None
+        if self.norm is None and self.layer_norm and projected.dim() == 2 and projected.dtype == torch.float32:
+            return norm_relu(projected, columns, codes_of_batch, dropout)
+        out = projected + (self.bias if codes_of_batch is None else F.embedding(codes_of_batch, columns))
         if self.norm is not None:
             out = self._normalise(self.norm, out)
         if self.layer_norm:
             out = F.layer_norm(out, out.shape[-1:])
         out = F.relu(out)
-        if self.training and self.dropout_rate > 0:
-            out = out * draw_dropout(out, self.dropout_rate, generator)
-        return out
+        return out if dropout is None else out * dropout
 
     def _normalise(self, norm: nn.BatchNorm1d, out: Tensor) -> Tensor:
         flat = out.flatten(0, -2)

@@ -1,6 +1,7 @@
 """atlasvi.kernels: the arithmetic of scVI, usable without the rest; each next to a plain reference.
 
 log1p_linear       log1p of sparse counts times a weight, without a dense input          sparse_layer.py
+norm_relu          bias, layer norm, ReLU and dropout of a hidden layer in one pass     hidden_layer.py
 decoder_nll        decoder's hidden state -> negative log-likelihood of each cell        decoder_loss.py
 logits_nll         the same from logits                                                  logits_loss.py
 nb_log_prob, zinb_log_prob, poisson_log_prob   elementwise, exact: the reference         reference.py
@@ -11,6 +12,7 @@ choose_backend     which implementation runs: 'cpu', 'triton' or 'torch'        
 from atlasvi.kernels.backends import choose_backend
 from atlasvi.kernels.decoder_loss import Head, SparseCounts, decoder_nll
 from atlasvi.kernels.gene_order import GeneOrder, order_by_gene
+from atlasvi.kernels.hidden_layer import norm_relu
 from atlasvi.kernels.logits_loss import logits_nll
 from atlasvi.kernels.products import Precision
 from atlasvi.kernels.reference import nb_log_prob, poisson_log_prob, zinb_log_prob
@@ -26,6 +28,7 @@ __all__ = [
     "log1p_linear",
     "logits_nll",
     "nb_log_prob",
+    "norm_relu",
     "order_by_gene",
     "poisson_log_prob",
     "zinb_log_prob",

@@ -1,0 +1,131 @@
+"""Bias, layer norm, ReLU and dropout of a hidden layer on a CPU, and their gradients, cell by cell."""
+
+import math
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from atlasvi.kernels.cpu_likelihood import run_on_threads
+from atlasvi.kernels.vector_math import FASTMATH, f32
+
+EPSILON = 1e-5
+ALONE = 2**19  # values up to which to wake another thread costs more than it helps
+
+
+def norm_relu(
+    projected: Tensor, columns: Tensor, codes: Tensor | None, dropout: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output [cells, hidden] (see hidden_layer.norm_relu), and for the gradients: normed values, scales [cells]."""
+    out, normed, scales = torch.empty_like(projected), torch.empty_like(projected), torch.empty(len(projected))
+    arrays = (
+        projected.detach().contiguous().numpy(),
+        columns.detach().contiguous().numpy(),
+        *_chosen(codes, dropout, len(projected)),
+        out.numpy(),
+        normed.numpy(),
+        scales.numpy(),
+    )
+    run_on_threads(lambda _, a, b: _norm_relu(a, b, *arrays), len(out), _threads(out))
+    return out, normed, scales
+
+
+def norm_relu_backward(
+    grad: Tensor, normed: Tensor, scales: Tensor, codes: Tensor | None, dropout: Tensor | None, n_columns: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients by projected [cells, hidden] and by columns [n_columns, hidden]."""
+    to, n_threads = torch.empty_like(normed), _threads(normed)
+    # each thread adds to a table of its own, in an order that depends on nothing but their number
+    tables = torch.zeros(n_threads, n_columns, normed.shape[1])
+    arrays = (
+        grad.contiguous().numpy(),
+        normed.numpy(),
+        scales.numpy(),
+        *_chosen(codes, dropout, len(normed)),
+        to.numpy(),
+    )
+    run_on_threads(lambda k, a, b: _norm_relu_backward(a, b, *arrays, tables[k].numpy()), len(to), n_threads)
+    return to, tables[0] if n_threads == 1 else tables.sum(0)
+
+
+def _chosen(codes: Tensor | None, dropout: Tensor | None, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        np.zeros(n_cells, np.int64) if codes is None else codes.numpy(),
+        np.empty((0, 0), np.float32) if dropout is None else dropout.contiguous().numpy(),
+    )
+
+
+def _threads(values: Tensor) -> int:
+    return torch.get_num_threads() if values.numel() > ALONE else 1
+
+
+@njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+def _norm_relu(
+    first: int,
+    last: int,
+    projected: np.ndarray,
+    columns: np.ndarray,
+    codes: np.ndarray,
+    dropout: np.ndarray,
+    out: np.ndarray,
+    normed: np.ndarray,
+    scales: np.ndarray,
+) -> None:
+    n = projected.shape[1]
+    for cell in range(first, last):
+        given, column, values, result = projected[cell], columns[codes[cell]], normed[cell], out[cell]
+        total, squares = f32(0), f32(0)
+        for j in range(n):
+            value = given[j] + column[j]
+            values[j] = value
+            total += value
+        mean = total / f32(n)
+        for j in range(n):
+            value = values[j] - mean
+            values[j] = value
+            squares += value * value
+        scale = f32(1 / math.sqrt(squares / n + EPSILON))
+        scales[cell] = scale
+        for j in range(n):
+            value = values[j] * scale
+            values[j] = value
+            result[j] = f32(0) if value <= 0 else value  # NaN stays
+        if len(dropout):
+            factors = dropout[cell]
+            for j in range(n):
+                result[j] *= factors[j]
+
+
+@njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+def _norm_relu_backward(
+    first: int,
+    last: int,
+    grad: np.ndarray,
+    normed: np.ndarray,
+    scales: np.ndarray,
+    codes: np.ndarray,
+    dropout: np.ndarray,
+    to: np.ndarray,
+    table: np.ndarray,
+) -> None:
+    n = grad.shape[1]
+    for cell in range(first, last):
+        given, values, result, sums = grad[cell], normed[cell], to[cell], table[codes[cell]]
+        if len(dropout):
+            factors = dropout[cell]
+            for j in range(n):
+                result[j] = given[j] * factors[j]
+        else:
+            result[:] = given
+        total, product = f32(0), f32(0)
+        for j in range(n):
+            slope = f32(0) if values[j] <= 0 else result[j]
+            result[j] = slope
+            total += slope
+            product += slope * values[j]
+        total, product, scale = total / f32(n), product / f32(n), scales[cell]
+        for j in range(n):
+            slope = (result[j] - total - values[j] * product) * scale
+            result[j] = slope
+            sums[j] += slope

@@ -1,0 +1,79 @@
+"""Bias, layer norm, ReLU and dropout in one pass, against float64 and autograd."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atlasvi.kernels import norm_relu
+from atlasvi.kernels.cpu_hidden import ALONE
+
+
+def run(projected, columns, codes, dropout, upstream, backend):
+    """Output and the gradients of projected and columns."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (projected, columns)]
+    out = norm_relu(*leaves, codes, dropout, backend=backend)
+    out.backward(upstream)
+    return out.detach(), leaves[0].grad, leaves[1].grad
+
+
+def make(n_cells, n_hidden, n_categories, with_dropout, seed, scale=1.0):
+    """Random inputs of that shape."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    codes = torch.randint(0, n_categories, (n_cells,), generator=generator) if n_categories else None
+    dropout = (torch.rand(n_cells, n_hidden, generator=generator) > 0.3) / 0.7 if with_dropout else None
+    columns = draw(max(n_categories, 1), n_hidden)
+    return draw(n_cells, n_hidden) * scale + 0.3 * scale, columns, codes, dropout, draw(n_cells, n_hidden)
+
+
+def assert_right(inputs):
+    found = run(*inputs, "cpu")
+    exact = run(*(t.double() if t is not None and t.is_floating_point() else t for t in inputs), "torch")
+    for ours, theirs in zip(found, exact):
+        assert ours.dtype == torch.float32
+        assert (ours.double() - theirs).norm() <= 1e-5 * theirs.norm() + 1e-6
+
+
+@given(
+    n_cells=st.integers(1, 30),
+    n_hidden=st.integers(8, 70),  # with two the gradients are but what is rounded off
+    n_categories=st.integers(0, 5),
+    with_dropout=st.booleans(),
+    seed=st.integers(0, 2**32),
+    scale=st.sampled_from([1e-1, 1.0, 1e3]),
+)
+@settings(deadline=None)
+def test_values_and_gradients_are_those_of_float64(n_cells, n_hidden, n_categories, with_dropout, seed, scale):
+    assert_right(make(n_cells, n_hidden, n_categories, with_dropout, seed, scale))
+
+
+@pytest.mark.parametrize("n_categories", [0, 7])
+def test_threads_share_wide_layers(n_categories: int):
+    inputs = make(1100, 512, n_categories, True, 0)
+    assert inputs[0].numel() > ALONE
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            assert_right(inputs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_memory_in_another_order_and_gradients_that_repeat_are_taken_as_they_are_meant():
+    projected, columns, codes, dropout, _ = make(6, 8, 3, True, 1)
+    for backend in ("cpu", "torch"):
+        leaf = projected.t().contiguous().t().requires_grad_()
+        norm_relu(leaf, columns, codes, dropout, backend=backend).sum().backward()  # expanded: strides of zero
+        if backend == "cpu":
+            found = leaf.grad
+    assert torch.allclose(found, leaf.grad, atol=1e-6)
+
+
+def test_numbers_that_are_none_come_out_as_such():
+    projected, columns, *_ = make(3, 5, 0, False, 0)
+    projected[1, 2] = math.nan
+    assert norm_relu(projected, columns).isnan().any(1).tolist() == [False, True, False]
