@@ -51,4 +51,5 @@ class _NormRelu(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         from atlasvi.kernels.cpu_hidden import norm_relu_backward
 
-        return *norm_relu_backward(grads[0], *ctx.saved_tensors, ctx.n_columns), None, None
+        normed, scales, codes, dropout = ctx.saved_tensors
+        return *norm_relu_backward(grads[0], normed, scales, codes, dropout, ctx.n_columns), None, None
