@@ -136,7 +136,7 @@ def train(note: Callable[[str], None], store: Path, out: Path, options: dict[str
     """Train; `log` gets, a line each, the cells of every step of this rank and the checkpoints that are on disk."""
     from atlasvi.engine import checkpoint
     from atlasvi.engine.ranks import join_ranks
-    from atlasvi.engine.training import Trainer
+    from atlasvi.engine.trainer import Trainer
     from atlasvi.engine.training import train as run
 
     attempt = time.time()

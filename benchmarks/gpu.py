@@ -32,7 +32,7 @@ from torch import Tensor
 from atlasvi.engine import ingest, train
 from atlasvi.engine.configuration import Settings
 from atlasvi.engine.covariates import learn_setup
-from atlasvi.engine.training import Trainer
+from atlasvi.engine.trainer import Trainer
 from atlasvi.kernels import Head, SparseCounts, choose_backend, decoder_nll, log1p_linear, logits_nll
 from atlasvi.loaders.cells import CellData, open_cells
 from atlasvi.loaders.feeder import DeviceFeeder

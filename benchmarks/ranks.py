@@ -20,7 +20,9 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
-import torch
+import atlasvi.engine  # noqa: F401  before torch: sets how its threads wait
+
+import torch  # isort: skip
 
 STEPS_A_ROUND = 4
 
@@ -59,7 +61,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     from atlasvi.engine.noise import draw_dropout, draw_normal
     from atlasvi.engine.ranks import Ranks, join_ranks
     from atlasvi.engine.simulation import simulate
-    from atlasvi.engine.training import Trainer
+    from atlasvi.engine.trainer import Trainer
     from atlasvi.loaders.cells import open_cells
     from atlasvi.loaders.ingestion import ingest
 

@@ -3,7 +3,7 @@
 SCVI             all of it with scvi-tools' face                   scvi.py (questions.py)
 simulate         an atlas of known truth                         simulation.py
 ingest           count files -> a cell store                     atlasvi.loaders
-train            a cell store -> a run directory                 training.py (configuration, splits, checkpoint)
+train            a cell store -> a run directory                 training.py (trainer, configuration, splits)
 load_run         a run directory -> a model                      runs.py
 load_scvi_tools  a model that scvi-tools saved -> a model        scvi_files.py
 save_scvi_tools  a model -> a directory that scvi-tools opens    scvi_files.py

@@ -15,7 +15,7 @@ from atlasvi.engine.configuration import SettingError, resolve_settings
 from atlasvi.engine.covariates import learn_setup
 from atlasvi.engine.gradients import plan_buckets
 from atlasvi.engine.ranks import Ranks, join_ranks
-from atlasvi.engine.training import Trainer
+from atlasvi.engine.trainer import Trainer
 from atlasvi.loaders.batch import Batch
 from atlasvi.loaders.cells import CellData, open_cells
 from atlasvi.loaders.feeder import DeviceFeeder

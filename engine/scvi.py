@@ -32,7 +32,8 @@ from atlasvi.engine.runs import MODEL, TrainedRun
 from atlasvi.engine.scvi_arguments import name_parts, show_history, split_cells, translate_arguments
 from atlasvi.engine.scvi_files import load_scvi_tools, open_model, write_scvi_model
 from atlasvi.engine.scvi_registry import SCVI_DEFAULTS
-from atlasvi.engine.training import choose_device, train
+from atlasvi.engine.trainer import choose_device
+from atlasvi.engine.training import train
 from atlasvi.loaders.cells import CellData, add_column, align_genes, select_genes
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.outputs import write_folder_aside

@@ -13,7 +13,8 @@ import pytest
 from atlasvi.engine import checkpoint
 from atlasvi.engine.checkpoint import list_checkpoints, read_newest_checkpoint
 from atlasvi.engine.interruption import EXIT_RESUMABLE
-from atlasvi.engine.training import Trainer, train
+from atlasvi.engine.trainer import Trainer
+from atlasvi.engine.training import train
 from atlasvi.engine.watch import Beat, find_culprit
 from atlasvi.loaders.ingestion import ingest
 from tests.engine.rank_processes import Rank, end_ranks, start_ranks, wait_until

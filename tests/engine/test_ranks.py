@@ -11,7 +11,8 @@ import torch
 from atlasvi.engine.checkpoint import list_checkpoints
 from atlasvi.engine.gradients import BUCKET_BYTES, GradientSum, plan_buckets
 from atlasvi.engine.ranks import Ranks, join_ranks
-from atlasvi.engine.training import Trainer, train
+from atlasvi.engine.trainer import Trainer
+from atlasvi.engine.training import train
 from tests.engine.rank_processes import run_ranks
 from tests.engine.test_training import SMALL, write_cells
 

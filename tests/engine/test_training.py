@@ -14,14 +14,15 @@ import pandas as pd
 import pytest
 import torch
 
-from atlasvi.engine import training
 from atlasvi.engine.checkpoint import list_checkpoints, read_newest_checkpoint
-from atlasvi.engine.configuration import SettingError
+from atlasvi.engine.configuration import SettingError, resolve_settings
 from atlasvi.engine.covariates import Setup
 from atlasvi.engine.interruption import TrainingInterrupted
+from atlasvi.engine.model import SCVI
 from atlasvi.engine.progress import RunLog
 from atlasvi.engine.runs import TrainedRun
-from atlasvi.engine.training import Trainer, TrainingError, train
+from atlasvi.engine.trainer import EVALUATION_NOISE, Trainer, TrainingError
+from atlasvi.engine.training import train
 from atlasvi.loaders.cells import open_cells
 from atlasvi.loaders.errors import ColumnError, CountsError, OutputError, SourceError
 from atlasvi.loaders.ingestion import ingest
@@ -110,14 +111,14 @@ def test_reported_losses_weigh_each_cell_the_same_whatever_minibatch_it_was_in(c
     """50 held-out cells in minibatches of 32 and 18."""
     run = train(cells, tmp_path / "run", split_column="split", epochs=1, settings=SMALL)
     asked = {"batch_key": None, "labels_key": None, "split_column": "split", "seed": 0}
-    settings = training.resolve_settings(None, {**SMALL, "epochs": 1})
+    settings = resolve_settings(None, {**SMALL, "epochs": 1})
     trainer = Trainer(open_cells(cells), tmp_path / "other", Setup(), asked, settings, "cpu")
     trainer.model.load_state_dict(run.model.state_dict())
     trainer.model.eval()
     per_cell, generator = [], torch.Generator()
     with torch.no_grad():
         for number, batch in enumerate(trainer.loaders["validation"]):
-            trainer._seed(generator, training.EVALUATION_NOISE, number)
+            trainer._seed(generator, EVALUATION_NOISE, number)
             per_cell.append(trainer.model(batch, generator)[0])
     assert [len(part) for part in per_cell] == [32, 18]
     mean = torch.cat(per_cell).double().mean().item()
@@ -281,7 +282,8 @@ def test_a_run_stopped_in_a_validation_resumes_there_in_a_new_process_and_trains
     whole = train(cells, tmp_path / "whole", **SCHEDULE)
     program = f"""
 import os, signal
-from atlasvi.engine.training import Trainer, train
+from atlasvi.engine.trainer import Trainer
+from atlasvi.engine.training import train
 evaluate = Trainer._evaluate
 def stop(self, *rest):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -413,7 +415,7 @@ def test_nan_stops_with_step_terms_and_the_last_good_checkpoint_intact(
     cells: Path, tmp_path: Path, monkeypatch, cause: str
 ):
     step = {"loss": 8, "gradient": 7, "the last gradient": 18}[cause]
-    forward = training.SCVI.forward
+    forward = SCVI.forward
 
     def poisoned(model: Any, batch: Any, *rest: Any) -> Any:
         reconstruction, kl, kl_library = forward(model, batch, *rest)
@@ -426,7 +428,7 @@ def test_nan_stops_with_step_terms_and_the_last_good_checkpoint_intact(
         return reconstruction, kl, kl_library
 
     calls: list[int] = []
-    monkeypatch.setattr(training.SCVI, "forward", poisoned)
+    monkeypatch.setattr(SCVI, "forward", poisoned)
     with pytest.raises(TrainingError) as raised:
         train(cells, tmp_path / "run", **SCHEDULE)
     message = str(raised.value)
@@ -439,7 +441,7 @@ def test_nan_stops_with_step_terms_and_the_last_good_checkpoint_intact(
         assert "KL weight 1" in message
     assert all(torch.isfinite(tensor).all() for tensor in state["weights"].values())
     assert not (tmp_path / "run" / "model.pt").exists()
-    monkeypatch.setattr(training.SCVI, "forward", forward)
+    monkeypatch.setattr(SCVI, "forward", forward)
     assert train(cells, tmp_path / "run", resume=True).result["epochs"] == 3
 
 

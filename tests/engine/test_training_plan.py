@@ -15,7 +15,8 @@ from atlasvi.engine.configuration import SettingError
 from atlasvi.engine.interruption import TrainingInterrupted
 from atlasvi.engine.library_prior import measure_library
 from atlasvi.engine.scvi_files import save_scvi_tools
-from atlasvi.engine.training import Trainer, train
+from atlasvi.engine.trainer import Trainer
+from atlasvi.engine.training import train
 from atlasvi.loaders.cells import open_cells
 from tests.engine.test_scvi_files import MODELS
 

@@ -1,0 +1,605 @@
+"""One training run: minibatches -> loss -> step, validation, checkpoints on the way, the result at the end."""
+
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from atlasvi.engine.batch_norm import share_batch_norm
+from atlasvi.engine.checkpoint import (
+    CheckpointWriter,
+    copy_state,
+    list_checkpoints,
+    step_of,
+)
+from atlasvi.engine.configuration import SettingError, Settings, heuristic_epochs
+from atlasvi.engine.covariates import Setup
+from atlasvi.engine.freezing import group_parameters
+from atlasvi.engine.gradients import GradientSum
+from atlasvi.engine.graphed import DelayedRead, GraphedStep, can_be_captured
+from atlasvi.engine.interruption import Signals, TrainingInterrupted
+from atlasvi.engine.library_prior import measure_library
+from atlasvi.engine.model import SCVI
+from atlasvi.engine.model_settings import ModelOptions, ModelSettings
+from atlasvi.engine.noise import Noise, SharedNoise
+from atlasvi.engine.profiling import StepProfiler, record_function
+from atlasvi.engine.progress import RunLog, SilentLog
+from atlasvi.engine.ranks import Ranks
+from atlasvi.engine.resuming import fingerprint
+from atlasvi.engine.runs import METRICS, RESULT, TrainedRun, lock_run, write_json
+from atlasvi.engine.schedule import costs, epochs_since_best, rate_on_plateau, weigh_kl
+from atlasvi.engine.splits import Split, split_by_column, split_by_hash
+from atlasvi.kernels import choose_backend
+from atlasvi.loaders.batch import Batch
+from atlasvi.loaders.cells import CellData
+from atlasvi.loaders.errors import AtlasviError
+from atlasvi.loaders.feeder import DeviceFeeder
+from atlasvi.loaders.hashing import mix64
+from atlasvi.loaders.loader import BatchLoader
+from atlasvi.loaders.plan import share_of
+
+TRAINING_NOISE, EVALUATION_NOISE, INITIAL_WEIGHTS = range(3)
+
+
+class TrainingError(AtlasviError, RuntimeError):
+    """Training can't go on."""
+
+
+def launch_id() -> str | None:
+    """Of torchrun's launch that this process is of, if any: restarts have it in common."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
+class _StopAskedError(Exception):
+    """A signal has asked some rank to stop."""
+
+
+class Trainer:
+    """One run over one data set; everything is checked before anything is written."""
+
+    def __init__(
+        self,
+        data: CellData,
+        out: Path,
+        setup: Setup,
+        asked: Mapping[str, Any],
+        settings: Settings,
+        device: str,
+        profile: bool = False,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.data, self.out, self.seed = data, out, int(asked["seed"])
+        self.ranks = ranks or Ranks()
+        self.setup = setup
+        self._profile_folder = out / "profile" if profile else None
+        self.device = choose_device(device)
+        if settings.precision != "float32" and choose_backend(self.device) != "triton":
+            raise SettingError(
+                f"Setting precision = {settings.precision!r}: the kernels for {self.device} have float32."
+            )
+        self._codes = setup.read_codes(data, labels=settings.dispersion == "gene-label")
+        self.ranks.note("splitting the cells")
+        self.split: Split = (
+            split_by_hash(data, settings.validation_fraction, self.seed)
+            if asked["split_column"] is None
+            else split_by_column(data, asked["split_column"])
+        )
+        self.ranks.note("planning the epochs")
+        self.loaders = {
+            part: BatchLoader(
+                data,
+                settings.batch_size,
+                self.seed,
+                codes=self._codes,
+                cells=getattr(self.split, part),
+                shuffle=part == "train",
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
+            )
+            for part in ("train", "validation", "test")
+        }
+        self.settings = _resolve_schedule(settings, self.loaders["train"].n_cells)
+        assert self.settings.epochs is not None
+        self.epochs = self.settings.epochs
+        self.config = {
+            "atlasvi": _version("atlasvi"),
+            "data": data.path,
+            **fingerprint(data),
+            **asked,
+            "setup": asdict(setup),
+            "device": str(self.device),
+            "kernels": choose_backend(self.device),
+            "launch": launch_id(),
+            "settings": self.settings.model_dump(),
+        }
+        self.ranks.note("making the model")
+        options = {name: getattr(settings, name) for name in ModelOptions.model_fields}
+        self.model = SCVI(
+            ModelSettings(n_genes=len(data.genes), **setup.sizes, **options),
+            self._generator("cpu", INITIAL_WEIGHTS, 0),
+        ).to(self.device)
+        if self.ranks.reduces:
+            share_batch_norm(self.model)
+        self.model.precision = settings.precision
+        self.optimizer = getattr(torch.optim, settings.optimizer)(
+            group_parameters(self.model, settings.freezing, settings.weight_decay),
+            lr=settings.learning_rate,
+            eps=settings.adam_eps,
+            fused=True,
+            capturable=self.device.type == "cuda",
+        )
+        self._noise = torch.Generator(self.device)
+        alone = self.ranks.world_size == 1 and settings.accumulate == 1
+        self._graphed = (
+            GraphedStep(self._do_step, self._noise, self.device)
+            if settings.cuda_graph and not profile and alone and can_be_captured(self.model, self.device)
+            else None
+        )
+        self._delayed = DelayedRead()
+        learned = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        self._gradients = GradientSum(self.ranks, learned, settings.compress_gradients)
+        self.signals = Signals()
+        self.step = 0
+        self.epoch = 0
+        self.sums = np.zeros(3)  # of the running epoch: cells, reconstruction, KL
+        self.epoch_seconds = 0.0  # of its steps
+        self.history: list[dict[str, Any]] = []
+        self.first_epoch, self.first_step = 0, 0  # above 0 where another run was the start of this one
+        self.best: dict[str, Any] = {"elbo": -math.inf, "epoch": -1, "weights": {}}
+        self.seconds = 0.0
+        self.stopped_early = False
+
+    def run(self, signals: Signals) -> TrainedRun:
+        """Train to the end and write the model and its result."""
+        with ExitStack() as open_until_done:
+            enter = open_until_done.enter_context
+            self._writer = CheckpointWriter(self.out / "checkpoints", self.settings.checkpoints_kept)
+            open_until_done.callback(self._writer.close)
+            if self.ranks.is_first:
+                enter(lock_run(self.out))
+            self.ranks.note("opening the log")
+            self.log = self._open_log()
+            self.ranks.note("starting to read")
+            enter(self.log)
+            self._profiler = enter(StepProfiler(self._profile_folder if self.ranks.is_first else None))
+            self.signals, signals.waits = signals, True
+            self.log.say(self._describe())
+            self._began = self._saved = time.monotonic()
+            self._began -= self.seconds
+            while self.epoch < self.epochs and not self._is_done():
+                self._train_epoch()
+            self.seconds = time.monotonic() - self._began
+            self._writer.wait()
+            try:
+                found = self._evaluate_all()
+            except _StopAskedError:
+                self._interrupt(None)
+            result = self.ranks.from_first(lambda: found, "the result")
+        run = TrainedRun(
+            self.model.cpu().eval(),
+            [str(gene) for gene in self.data.genes],
+            self.setup,
+            result,
+            self.out,
+        )
+        if self.ranks.is_first:
+            write_json(self.out / RESULT, result)
+            run.save(self.out)
+        return run
+
+    def _describe(self) -> str:
+        """A line on what is about to run, and how."""
+        cells, genes = self.loaders["train"].n_cells, len(self.data.genes)
+        where = f"{torch.get_num_threads()} threads" if self.device.type == "cpu" else torch.cuda.get_device_name()
+        ranks = f", {self.ranks.world_size} ranks" if self.ranks.world_size > 1 else ""
+        return (
+            f"Training on {cells:,} cells x {genes:,} genes, {self.epochs - self.epoch} epochs, minibatches of "
+            f"{self.settings.batch_size:,}, on {self.device} ({where}{ranks}; kernels: {choose_backend(self.device)}"
+            f"{', as a CUDA graph' if self._graphed is not None else ''})"
+        )
+
+    def _open_log(self) -> RunLog | SilentLog:
+        if not self.ranks.is_first:
+            return SilentLog()
+        steps_an_epoch = len(self.loaders["train"])
+        return RunLog(self.out / METRICS, self.out / "tensorboard", self.epochs, steps_an_epoch, self.history)
+
+    def _train_epoch(self) -> None:
+        """What is left of the current epoch, validation, and the checkpoint that ends it."""
+        loader, kl_weight = self.loaders["train"], self._kl_weight()
+        self.model.train()
+        began = time.monotonic() - self.epoch_seconds
+        feeder = DeviceFeeder(loader, self.device)
+        totals: torch.Tensor | None = None
+        for batch in _mark_waits(feeder):
+            done, kl_weight = feeder.state_dict()["batch"], self._kl_weight()
+            if self._graphed is not None:
+                self._seed(self._noise, TRAINING_NOISE, self.step)
+                rates = tuple(group["lr"] for group in self.optimizer.param_groups)
+                stop = self._count(self._delayed.swap(self._graphed(batch, kl_weight, rates)), kl_weight)
+            else:
+                sums = self._compute_gradients(batch, done - 1, kl_weight, totals)
+                if done % self.settings.accumulate and done < len(loader):
+                    totals = sums
+                    continue
+                totals = None
+                stop = self._count(sums.cpu().tolist(), kl_weight)
+                with record_function("optimizer"):
+                    self.optimizer.step()
+            self.step += 1
+            self._profiler.step()
+            self.epoch_seconds = time.monotonic() - began
+            self.log.step(self.epoch, done, self.step, self._means("train"), self._rate())
+            if stop or (self.signals.caught and not self.ranks.reduces):
+                self._interrupt(done)
+            self._checkpoint_if_due(done)
+            if self.step - self.first_step == self.settings.max_steps:
+                break
+            self.ranks.note(f"loading the minibatch after step {self.step}")
+        self._count(self._delayed.take(), kl_weight)
+        self.epoch_seconds = time.monotonic() - began
+        self._end_epoch(kl_weight)
+
+    def _count(self, sums: Sequence[float] | None, kl_weight: float) -> bool:
+        """Add a step's sums (cells, reconstruction, KL, stops asked) to the epoch's; whether a stop was asked."""
+        if sums is None:
+            return False
+        cells, reconstruction, kl, stop = sums
+        self._check_finite(np.array([reconstruction, kl]) / cells, kl_weight)
+        self.sums += [cells, reconstruction, kl]
+        return bool(stop)
+
+    def _do_step(self, batch: Batch, kl_weight: torch.Tensor) -> torch.Tensor:
+        """A whole step of one process, without a word to or from the host: float64 [4], as `_compute_gradients`."""
+        reconstruction, kl, kl_library = self.model(batch, self._noise, len(batch))
+        loss = (reconstruction + kl_weight * kl + kl_library).sum() / len(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        found = torch.stack([reconstruction.detach().sum(), (kl + kl_library).detach().sum()]).double()
+        return torch.nn.functional.pad(torch.nn.functional.pad(found, (1, 0), value=len(batch)), (0, 1))
+
+    def _compute_gradients(
+        self, batch: Batch, number: int, kl_weight: float, totals: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Forward and backward of a minibatch; float64 [4] of the step so far: cells, reconstruction, KL, stops asked.
+
+        The loss is the mean over the cells of the whole step, all ranks and accumulated minibatches together; with its
+        last minibatch, gradients and sums are added up over the ranks.
+        """
+        every, size, n_cells = self.settings.accumulate, self.settings.batch_size, self.loaders["train"].n_cells
+        place, is_last = number % every, (number + 1) % every == 0 or number + 1 == len(self.loaders["train"])
+        n_step = min(every * size, n_cells - (number - place) * size)
+        self.ranks.note(f"step {self.step + 1}")
+        self._seed(self._noise, TRAINING_NOISE, self.step * every + place)
+        noise = self._share_noise(self._noise, min(size, n_cells - number * size))
+        reconstruction, kl, kl_library = self.model(batch, noise, n_step)
+        loss = (reconstruction + kl_weight * kl + kl_library).sum() / n_step
+        sums = torch.stack([reconstruction.detach().sum(), (kl + kl_library).detach().sum()]).double()
+        counts = torch.tensor([len(batch), bool(self.signals.caught)], dtype=torch.float64, device=self.device)
+        sums = torch.cat([counts[:1], sums, counts[1:]])
+        if totals is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            sums += totals
+        summing = None
+        if is_last:
+            summing = self.ranks.start_sum(sums)
+            self._gradients.expect()
+        with record_function("backward"):
+            loss.backward()
+        if is_last:
+            self._gradients.wait()
+        if summing is not None:
+            with self.ranks.waiting(f"step {self.step + 1}"):
+                summing.wait()
+        return sums
+
+    def _share_noise(self, generator: torch.Generator, n_cells: int) -> Noise:
+        """The draws for this rank's share of a minibatch of `n_cells`."""
+        if self.ranks.world_size == 1:
+            return generator
+        return SharedNoise(generator, n_cells, share_of(n_cells, self.ranks.rank, self.ranks.world_size)[0])
+
+    def _end_epoch(self, kl_weight: float) -> None:
+        self._check_weights()
+        try:
+            due = self.loaders["validation"].n_cells and (self.epoch + 1) % self.settings.validate_every == 0
+            validation = self._evaluate("validation") if due else {}
+        except _StopAskedError:
+            self._interrupt(len(self.loaders["train"]))
+        line = {
+            "kind": "epoch",
+            "epoch": self.epoch,
+            "step": self.step,
+            "kl_weight": kl_weight,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **self._means("train"),
+            **{f"validation_{name}": value for name, value in validation.items() if name != "n_cells"},
+            "n_cells": int(self.sums[0]),
+            "cells_per_s": self._rate(),
+            "seconds": time.monotonic() - self._began,
+        }
+        line = self.ranks.from_first(lambda: line, "the end of the epoch")
+        self.history.append(line)
+        if validation and validation["elbo"] > self.best["elbo"] + self.settings.early_stopping_min_delta:
+            self.best = {
+                "elbo": validation["elbo"],
+                "epoch": self.epoch,
+                "weights": copy_state(self.model.state_dict()),
+            }
+        self.log.epoch(line)
+        self._adapt()
+        self.epoch += 1
+        self.sums, self.epoch_seconds = np.zeros(3), 0.0
+        self.loaders["train"].set_epoch(self.epoch)
+        self.checkpoint(0)
+
+    def _adapt(self) -> None:
+        """Stop early, or lower the learning rate, as the history of this run says."""
+        settings, history = self.settings, self.history[self.first_epoch :]
+        watched = costs(history[settings.early_stopping_warmup_epochs :], settings.early_stopping_monitor)
+        waited = epochs_since_best(watched, settings.early_stopping_min_delta)
+        self.stopped_early = settings.early_stopping and waited >= settings.early_stopping_patience
+        if settings.reduce_lr_on_plateau:
+            rate = rate_on_plateau(
+                costs(history, settings.lr_scheduler_metric),
+                settings.learning_rate,
+                settings.lr_factor,
+                settings.lr_patience,
+                settings.lr_threshold,
+                settings.lr_min,
+            )
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+
+    def _is_done(self) -> bool:
+        steps = self.settings.max_steps
+        return self.stopped_early or (steps is not None and self.step - self.first_step >= steps)
+
+    def _kl_weight(self) -> float:
+        settings = self.settings
+        return weigh_kl(
+            self.epoch,
+            self.step,
+            settings.kl_warmup_epochs,
+            settings.kl_warmup_steps,
+            settings.min_kl_weight,
+            settings.max_kl_weight,
+        )
+
+    def _rate(self) -> float:
+        """Cells/s of the running epoch, waiting for data included."""
+        return float(self.sums[0]) / max(self.epoch_seconds, 1e-9)
+
+    def _means(self, part: str) -> dict[str, float]:
+        cells, reconstruction, kl = self.sums.tolist()
+        return {
+            f"{part}_{name}": value for name, value in _losses(cells, reconstruction, kl).items() if name != "n_cells"
+        }
+
+    def _evaluate(self, part: str, most: int | None = None) -> dict[str, Any]:
+        """Losses over (at most `most`) cells of a part, z sampled once, dropout off."""
+        loader = self.loaders[part]
+        if part == "train":  # a shuffled epoch of its own: the first cells of it are a random sample
+            cursor = loader.state_dict()
+            loader.set_epoch(self.epochs)
+        self.model.eval()
+        generator, sums = torch.Generator(self.device), np.zeros(3)
+        with torch.inference_mode():
+            for number, batch in enumerate(DeviceFeeder(loader, self.device)):
+                self._seed(generator, EVALUATION_NOISE, number)
+                n_cells = min(loader.batch_size, loader.n_cells - number * loader.batch_size)
+                reconstruction, kl, kl_library = self.model(batch, self._share_noise(generator, n_cells))
+                losses = reconstruction.double().sum().item(), (kl + kl_library).double().sum().item()
+                here = np.array([len(batch), *losses, bool(self.signals.caught)])
+                found = self.ranks.sum(here, f"minibatch {number + 1} of {part} cells")
+                if found[3]:
+                    raise _StopAskedError
+                sums += found[:3]
+                if most is not None and sums[0] >= most:
+                    break
+                self.ranks.note(f"minibatch {number + 2} of {part} cells")
+        self.model.train()
+        loader.set_epoch(0)
+        if part == "train":
+            loader.load_state_dict(cursor)
+        return _losses(*sums.tolist())
+
+    def _evaluate_all(self) -> dict[str, Any]:
+        """The run's result, of the weights that are kept; `last` tells of the last ones where others are kept."""
+        parts = [part for part in ("train", "validation", "test") if self.loaders[part].n_cells]
+
+        def evaluate() -> dict[str, Any]:
+            most = {"train": self.settings.evaluation_cells}
+            return {part: self._evaluate(part, most.get(part)) for part in parts}
+
+        keeps_best = self.settings.keep == "best" and -1 < self.best["epoch"] < self.epoch - 1
+        last = {"last": evaluate()} if keeps_best else {}
+        if keeps_best:
+            self.model.load_state_dict(self.best["weights"])
+        trained = sum(line["n_cells"] for line in self.history[self.first_epoch :])
+        return {
+            **evaluate(),
+            **last,
+            "kept_epoch": self.best["epoch"] if keeps_best else self.epoch - 1,
+            "best_epoch": self.best["epoch"] if self.best["epoch"] >= 0 else None,
+            "epochs": self.epoch,
+            "steps": self.step,
+            "stopped_early": self.stopped_early,
+            "seconds": self.seconds,
+            "cells_per_s": trained / max(self.seconds, 1e-9),
+            "seed": self.seed,
+            "ranks": self.ranks.world_size,
+            "bytes_reduced_a_step": self._gradients.n_bytes,
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor() or "cpu",
+            "threads": torch.get_num_threads(),
+            "kernels": choose_backend(self.device),
+            "versions": {name: _version(name) for name in ("atlasvi", "torch", "numpy")},
+        }
+
+    def checkpoint(self, batch: int) -> None:
+        """Save in the background where the run is, `batch` minibatches of the epoch done."""
+        self._count(self._delayed.take(), self._kl_weight())
+        self._check_weights()
+        if self.ranks.is_first:
+            self.ranks.note("copying the checkpoint")
+            self._writer.submit(self.step, self.state(batch))
+        self._saved = time.monotonic()
+
+    def _checkpoint_if_due(self, batch: int) -> None:
+        """All ranks are in the same state, so rank 0 needs to ask no one."""
+        if not self.ranks.is_first:
+            return
+        self._writer.check()
+        every = self.settings.checkpoint_steps
+        if time.monotonic() - self._saved > self.settings.checkpoint_minutes * 60 or (every and self.step % every == 0):
+            self.checkpoint(batch)
+
+    def _interrupt(self, batch: int | None) -> NoReturn:
+        """End the run so that it can go on: at `batch` of the epoch, or (None) at its last checkpoint."""
+        if batch is not None:
+            self.checkpoint(batch)
+        if self.ranks.is_first:
+            self._writer.wait()
+        self.ranks.wait_for_all("the checkpoint")
+        by = self.signals.caught[0] if self.signals.caught else "a signal to another rank"
+        saved = list_checkpoints(self.out / "checkpoints")[0].name if self.ranks.is_first else ""
+        stopped = TrainingInterrupted(
+            f"{self.out}: stopped by {by} after step {self.step}, saved in {saved}. "
+            f"Go on with: atlasvi train {self.data.path} --out {self.out} --resume"
+        )
+        stopped.agreed = True
+        raise stopped
+
+    def state(self, batch: int) -> dict[str, Any]:
+        """Everything that a resumed run needs; noise needs nothing, being a function of (seed, step)."""
+        return {
+            "weights": copy_state(self.model.state_dict()),
+            "optimizer": copy_state(self.optimizer.state_dict()),
+            "epoch": self.epoch,
+            "batch": batch,
+            "step": self.step,
+            "sums": self.sums.tolist(),
+            "epoch_seconds": self.epoch_seconds,
+            "history": list(self.history),
+            "first_epoch": self.first_epoch,
+            "first_step": self.first_step,
+            "best": self.best,
+            "stopped_early": self.stopped_early,
+            "seconds": time.monotonic() - self._began if hasattr(self, "_began") else 0.0,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint was taken."""
+        self.model.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # the run may have begun on another device
+            group["capturable"] = self.device.type == "cuda"
+        self.epoch, self.step, self.history, self.best = state["epoch"], state["step"], state["history"], state["best"]
+        self.sums, self.epoch_seconds = np.array(state["sums"]), state["epoch_seconds"]
+        self.stopped_early, self.seconds = state["stopped_early"], state["seconds"]
+        self.first_epoch, self.first_step = state.get("first_epoch", 0), state.get("first_step", 0)
+        self.epochs += self.first_epoch
+        self.loaders["train"].set_epoch(self.epoch, state["batch"])
+
+    def begin_from(self, state: Mapping[str, Any]) -> None:
+        """Train another run further (see `prepare_start`): its epochs and steps count on, its best weights do not."""
+        self.model.load_state_dict(state["weights"])
+        if state["optimizer"] is not None:
+            ours = self.optimizer.state_dict()["param_groups"]  # rates and the like are those asked for now
+            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": ours})
+        self.epoch = self.first_epoch = state["epoch"]
+        self.step = self.first_step = state["step"]
+        self.history = list(state["history"])
+        self.epochs += self.first_epoch
+        self.loaders["train"].set_epoch(self.epoch)
+
+    def measure_library(self) -> None:
+        """The prior of a latent library size, from one pass over all cells."""
+        if self.model.settings.has_latent_library:
+            self.ranks.note("measuring library sizes")
+            found = measure_library(self.data, self._codes.get("batch"), self.model.settings.n_batches)
+            for buffer, values in zip((self.model.library_log_means, self.model.library_log_vars), found):
+                buffer.copy_(torch.from_numpy(values))
+
+    def _check_finite(self, means: np.ndarray, kl_weight: float) -> None:
+        if not np.isfinite(means).all():
+            terms = f"reconstruction {means[0]:g}, KL {means[1]:g} nats a cell, KL weight {kl_weight:g}"
+            raise TrainingError(self._explain(self.step + (self._graphed is None), f"the loss is not finite ({terms})"))
+
+    def _check_weights(self) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            raise TrainingError(self._explain(self.step, "the weights hold NaN or infinite values"))
+
+    def _explain(self, step: int, what: str) -> str:
+        saved = list_checkpoints(self.out / "checkpoints")
+        good = f"{saved[0]} (step {step_of(saved[0])})" if saved else "none"
+        return (
+            f"{self.out}: in epoch {self.epoch + 1}, step {step}, {what}. Training stopped; the last good "
+            f"checkpoint is {good}. Try a lower learning_rate, and look at the counts of that data."
+        )
+
+    def _seed(self, generator: torch.Generator, purpose: int, number: int) -> None:
+        generator.manual_seed(int(mix64(np.array([number]), self.seed * 8 + purpose)[0] >> np.uint64(1)))
+
+    def _generator(self, device: str | torch.device, purpose: int, number: int) -> torch.Generator:
+        generator = torch.Generator(device)
+        self._seed(generator, purpose, number)
+        return generator
+
+
+def _mark_waits(feeder: DeviceFeeder) -> Iterator[Batch]:
+    """The minibatches of a feeder, the time that each is waited for marked for the profiler."""
+    with closing(iter(feeder)) as batches:  # type: ignore[type-var]  # a generator
+        while True:
+            with record_function("load wait"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
+def _losses(cells: float, reconstruction: float, kl: float) -> dict[str, Any]:
+    """Means a cell of sums over `cells` cells."""
+    cells = max(cells, 1)
+    return {
+        "reconstruction_loss": reconstruction / cells,
+        "kl": kl / cells,
+        "elbo": -(reconstruction + kl) / cells,
+        "n_cells": int(cells),
+    }
+
+
+def choose_device(device: str) -> torch.device:
+    """'auto' is CUDA where it is there. Raises SettingError if CUDA is asked for and is not there."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise SettingError(f"device {device!r}: choose auto, cpu or cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingError("device cuda was asked for, and torch sees no CUDA device here: use --device cpu or auto.")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _resolve_schedule(settings: Settings, n_train: int) -> Settings:
+    """Fill in what depends on the data: epochs, and the KL warm-up that depends on them."""
+    epochs = settings.epochs or heuristic_epochs(n_train)
+    warmup = settings.kl_warmup_epochs
+    if warmup is None:
+        warmup = 0 if settings.kl_warmup_steps else min(400, epochs // 2)
+    return settings.model_copy(update={"epochs": epochs, "kl_warmup_epochs": warmup})
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
