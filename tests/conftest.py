@@ -8,6 +8,10 @@ import pytest
 import atlasvi.engine  # noqa: F401  before any test imports torch: sets how its threads wait
 
 import torch  # isort: skip
+from hypothesis import settings  # isort: skip
+
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which the first Triton test does

@@ -154,9 +154,12 @@ def test_every_combination_trains_and_comes_back_from_disk_and_from_scvi_tools_l
             copies.append(load_run(folder).model)
         for again in copies:
             assert again.settings == settings, case
+            found = again.state_dict()
+            assert all(torch.equal(found[name], values) for name, values in model.state_dict().items()), case
             with torch.no_grad():
                 for ours, theirs in zip(plain_terms(model, batch, cells), plain_terms(again, batch, cells)):
-                    assert torch.equal(ours, theirs), case
+                    # the last digits of a product depend on where in memory its factors lie
+                    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, msg=case)
 
 
 @pytest.fixture

@@ -102,16 +102,21 @@ def test_bounds_are_in_order_and_the_marginal_likelihood_is_what_sampling_says(m
     marginal = model.get_marginal_ll(indices=some, n_mc_samples=200, return_mean=False)
     assert marginal.mean() > torch.stack([model.get_elbo(indices=some) for _ in range(20)]).mean()
     (posterior,) = model.ask().read_posteriors(model.module, some[:1], 10)
-    normal = torch.distributions.Normal(posterior.qzm, posterior.qzv.sqrt())
-    z = normal.sample((3000,))[:, 0]
-    with torch.no_grad():
-        expression = model.module.decode(
-            z, {"batch": posterior.codes["batch"].expand(3000)}, posterior.library.expand(3000)
-        )
-        counts = posterior.counts.to_dense().expand(3000, -1)
-        log_weight = nb_log_prob(counts, expression.mean, expression.theta).sum(1)
-    log_weight += torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1) - normal.log_prob(z[:, None])[:, 0].sum(1)
-    assert marginal[0].item() == pytest.approx((log_weight.logsumexp(0) - math.log(3000)).item(), abs=0.5)
+    normal, n, generator = torch.distributions.Normal(posterior.qzm, posterior.qzv.sqrt()), 2000, torch.Generator()
+    counts = posterior.counts.to_dense().expand(n, -1)
+    plain = []
+    for seed in range(9):  # now and then one draw weighs more than all others: medians
+        noise = torch.randn(n, len(posterior.qzm[0]), generator=generator.manual_seed(seed))
+        z = normal.mean + normal.stddev * noise
+        with torch.no_grad():
+            expression = model.module.decode(
+                z, {"batch": posterior.codes["batch"].expand(n)}, posterior.library.expand(n)
+            )
+            log_weight = nb_log_prob(counts, expression.mean, expression.theta).sum(1)
+            log_weight += torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1) - normal.log_prob(z).sum(1)
+        plain.append(log_weight.logsumexp(0).item() - math.log(n))
+    ours = [model.get_marginal_ll(indices=some[:1], n_mc_samples=n, return_mean=False).item() for _ in range(9)]
+    assert np.median(ours) == pytest.approx(np.median(plain), abs=0.3)
 
 
 def test_marker_genes_are_found_and_statistics_are_those_of_the_counts(model: SCVI):
@@ -153,6 +158,7 @@ def test_groups_are_said_in_every_way(model: SCVI):
         model.differential_expression(groupby="cell_type", batchid1=["a"], batchid2=["a"])
 
 
+@pytest.mark.filterwarnings("ignore:Determinant has increased")  # few cells
 def test_options_of_differential_expression(model: SCVI):
     pytest.importorskip("sklearn")
     table = model.differential_expression(
