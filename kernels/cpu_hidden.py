@@ -1,4 +1,7 @@
-"""Bias, layer norm, ReLU and dropout of a hidden layer on a CPU, and their gradients, cell by cell."""
+"""Bias, layer norm, ReLU and dropout of a hidden layer on a CPU, and their gradients, cell by cell.
+
+Loops that sum do not store, so that the last digit does not depend on where arrays lie: see cpu_likelihood.
+"""
 
 import math
 
@@ -77,14 +80,14 @@ def _norm_relu(
         given, column, values, result = projected[cell], columns[codes[cell]], normed[cell], out[cell]
         total, squares = f32(0), f32(0)
         for j in range(n):
-            value = given[j] + column[j]
-            values[j] = value
-            total += value
+            values[j] = given[j] + column[j]
+        for j in range(n):
+            total += values[j]
         mean = total / f32(n)
         for j in range(n):
-            value = values[j] - mean
-            values[j] = value
-            squares += value * value
+            values[j] -= mean
+        for j in range(n):
+            squares += values[j] * values[j]
         scale = f32(1 / math.sqrt(squares / n + EPSILON))
         scales[cell] = scale
         for j in range(n):
@@ -120,10 +123,10 @@ def _norm_relu_backward(
             result[:] = given
         total, product = f32(0), f32(0)
         for j in range(n):
-            slope = f32(0) if values[j] <= 0 else result[j]
-            result[j] = slope
-            total += slope
-            product += slope * values[j]
+            result[j] = f32(0) if values[j] <= 0 else result[j]
+        for j in range(n):
+            total += result[j]
+            product += result[j] * values[j]
         total, product, scale = total / f32(n), product / f32(n), scales[cell]
         for j in range(n):
             slope = (result[j] - total - values[j] * product) * scale

@@ -12,6 +12,9 @@ mu + mu**2 / theta; exact, no epsilon inside the logarithms. In nats, with r = m
 The zeros, nearly all elements, are swept by vector code in float32; nonzeros are taken out of the sweep (their mean set
 to zero, where its terms vanish) and done one by one in float64: where counts are large, what is left is the small
 difference of large terms. Slopes are by log(mu); through the softmax they become slope - proportion * sum(slopes).
+
+Loops that sum do not store to another array: of such a loop the compiler makes two, one for arrays that may overlap,
+and they sum in another order. Which of them runs, and so the last digit, would depend on where in memory arrays lie.
 """
 
 import math
@@ -220,14 +223,15 @@ def _make_sweep_part(likelihood: Likelihood, theta_per_cell: bool) -> Callable[.
         dropout: np.ndarray,
         slope: np.ndarray,
         grad: np.ndarray,
+        terms: np.ndarray,
         weight: float,
     ) -> Any:
         loss, slopes = f32(0), f32(0)
         if poisson:
             for g in range(len(share)):
-                mu = share[g] * scale
-                loss += mu
-                slope[g] = mu
+                slope[g] = share[g] * scale
+            for g in range(len(share)):
+                loss += slope[g]
             return loss, loss
         for g in range(len(share)):
             mu = share[g] * scale
@@ -238,18 +242,19 @@ def _make_sweep_part(likelihood: Likelihood, theta_per_cell: bool) -> Callable[.
             if inflated:
                 inner = -dropout[g] - zero
                 kept = sigmoid32(inner)
-                loss += softplus32(-dropout[g]) - softplus32(inner)
+                zero = softplus32(-dropout[g]) - softplus32(inner)
                 dropout[g] = (kept - sigmoid32(-dropout[g])) * weight
                 slope_mean *= kept
                 slope_theta *= kept
-            else:
-                loss += zero
+            terms[g] = zero
             slope[g] = slope_mean
-            slopes += slope_mean
             if theta_per_cell:
                 grad[g] = slope_theta * weight
             else:
                 grad[g] += slope_theta * weight
+        for g in range(len(share)):  # by itself: see the module
+            loss += terms[g]
+            slopes += slope[g]
         return loss, slopes
 
     return sweep_part
@@ -300,7 +305,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
         slope, plus = np.empty(n_genes, np.float32), np.empty(0 if softmax else n_genes, np.float32)
         n_thetas, known = 0 if poisson else n_genes, -1
         theta, by_theta = np.empty(n_thetas, np.float32), np.empty(n_thetas, np.float32)
-        no_dropout = np.empty(0, np.float32)
+        no_dropout, terms = np.empty(0, np.float32), np.empty(min(n_genes, PART), np.float32)
         longest = 0
         for cell in range(first, last):
             longest = max(longest, indptr[cell + 1] - indptr[cell])
@@ -346,7 +351,8 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
             for start in range(0, n_genes, PART):
                 part = slice(start, min(start + PART, n_genes))
                 arguments = (
-                    share[part], scale, theta[part], by_theta[part], pi_row[part], slope[part], grad_row[part], weight
+                    share[part], scale, theta[part], by_theta[part], pi_row[part], slope[part], grad_row[part], terms,
+                    weight,
                 )  # fmt: skip
                 if poisson:
                     of_part, slopes_of_part = _sweep_poisson(*arguments)

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlasvi.kernels import norm_relu
-from atlasvi.kernels.cpu_hidden import ALONE
+from atlasvi.kernels.cpu_hidden import ALONE, _norm_relu, _norm_relu_backward
 
 
 def run(projected, columns, codes, dropout, upstream, backend):
@@ -77,3 +78,30 @@ def test_numbers_that_are_none_come_out_as_such():
     projected, columns, *_ = make(3, 5, 0, False, 0)
     projected[1, 2] = math.nan
     assert norm_relu(projected, columns).isnan().any(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("n_hidden", [8, 24, 128])
+def test_not_a_bit_depends_on_where_in_memory_arrays_lie(n_hidden: int):
+    """Arrays are laid beside each other in every order and at odd distances, none over another."""
+    rng, n = np.random.default_rng(0), 12
+    buffer = np.empty(20 * n * (n_hidden + 40), np.float32)
+    nothing = np.empty((0, 0), np.float32)
+    codes = rng.integers(0, 3, n)
+    values = {"projected": (n, n_hidden), "columns": (3, n_hidden), "out": (n, n_hidden), "normed": (n, n_hidden)}
+    values |= {"scales": (n,), "grad": (n, n_hidden), "to": (n, n_hidden), "table": (3, n_hidden)}
+    given = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in values.items()}
+    given["table"][:] = 0
+    seen = set()
+    for _ in range(300):
+        laid, at = {}, 0
+        for name in rng.permutation(list(values)):
+            at += int(rng.integers(0, 20))
+            laid[name] = buffer[at : at + given[name].size].reshape(given[name].shape)
+            laid[name][:] = given[name]
+            at += given[name].size
+        forward = [laid[name] for name in ("out", "normed", "scales")]
+        _norm_relu(0, n, laid["projected"], laid["columns"], codes, nothing, *forward)
+        back = laid["grad"], laid["normed"], laid["scales"], codes, nothing, laid["to"], laid["table"]
+        _norm_relu_backward(0, n, *back)
+        seen.add(b"".join(laid[name].tobytes() for name in ("out", "normed", "scales", "to", "table")))
+    assert len(seen) == 1
