@@ -35,8 +35,8 @@ def draw_normal(like: Tensor, noise: Noise | None) -> Tensor:
 def draw_dropout(like: Tensor, rate: float, noise: Noise | None) -> Tensor:
     """What to multiply with: 0 with probability `rate`, else the inverse of the share kept, so that means stay.
 
-    On the CPU torch draws one element after the other, which is six in a hundred of a step of 1,024 cells x 3,000
-    genes: there four elements share a draw of 64 bits, and `rate` is rounded to a multiple of 2**-16.
+    On the CPU torch draws one element after the other: there four elements share a draw of 64 bits, and `rate` is
+    rounded to a multiple of 2**-16.
     """
     shape, generator = _whole_shape(like, noise), _generator(noise)
     if like.device.type != "cpu":

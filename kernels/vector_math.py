@@ -1,4 +1,4 @@
-"""exp and log1p of float32 that the compiler turns into vector code: numba's own call a library for each element.
+"""exp and log1p of float32, log of float64, as vector code: numba's own call a library for each element.
 
 Polynomials of Cephes (netlib.org/cephes, expf.c and logf.c), branchless; relative error below 2e-7. Functions are
 inlined into the loops that call them; those loops need `error_model="numpy"`, since a check for division by zero in
@@ -18,38 +18,22 @@ LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 f32, i32 = np.float32, np.int32
 
 
-def _build_to_bits(typing_context: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(32))
+def _make_bitcast(given: Any, wanted: Any, wanted_ir: ir.Type) -> Any:
+    """The same bits as another type of number."""
 
-    return types.int32(types.float32), generate
+    def build(typing_context: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], wanted_ir)
 
+        return wanted(given), generate
 
-def _build_from_bits(typing_context: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
+    return intrinsic(build)
 
 
-def _build_to_bits64(typing_context: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(64))
-
-    return types.int64(types.float64), generate
-
-
-def _build_from_bits64(typing_context: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.DoubleType())
-
-    return types.float64(types.int64), generate
-
-
-to_bits: Any = intrinsic(_build_to_bits)
-from_bits: Any = intrinsic(_build_from_bits)
-to_bits64: Any = intrinsic(_build_to_bits64)
-from_bits64: Any = intrinsic(_build_from_bits64)
+to_bits: Any = _make_bitcast(types.float32, types.int32, ir.IntType(32))
+from_bits: Any = _make_bitcast(types.int32, types.float32, ir.FloatType())
+to_bits64: Any = _make_bitcast(types.float64, types.int64, ir.IntType(64))
+from_bits64: Any = _make_bitcast(types.int64, types.float64, ir.DoubleType())
 
 
 @njit(inline="always", fastmath=FASTMATH, error_model="numpy")
@@ -113,7 +97,8 @@ def _series(f: Any) -> Any:
 
 @njit(inline="always", error_model="numpy")
 def log64(x: Any) -> Any:
-    """log(x) of float64 x >= 1, right to its last digits (fdlibm, e_log.c); NaN and infinity do not come through."""
+    """log(x) of float64 x >= 1, right to its last digits in loops without fastmath (fdlibm, e_log.c); NaN and infinity
+    do not come through."""
     bits = to_bits64(x) + (0x3FF0000000000000 - 0x3FE6A09E00000000)
     f = from_bits64((bits & 0x000FFFFFFFFFFFFF) + 0x3FE6A09E00000000) - 1.0
     k = from_bits64((bits >> 52) | 0x4330000000000000) - (4503599627370496.0 + 1023.0)  # an integer below 2**52
