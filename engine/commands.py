@@ -175,7 +175,8 @@ def train(
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def launch(
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train ... or minify ...")],
+    context: typer.Context,
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train ..., minify ... or plan ...")],
     nproc: Annotated[int, typer.Option(help="Processes on this machine: one a GPU.", min=1)],
     max_restarts: Annotated[int, typer.Option(help="Start all again so often when one is lost.", min=0)] = 0,
     nnodes: Annotated[int, typer.Option(help="Machines; run this on each of them.", min=1)] = 1,
@@ -184,6 +185,7 @@ def launch(
     """Run a command as many processes. On SIGTERM all write a checkpoint and the status is 75."""
     from atlasvi.engine.launch import launch as run
 
+    _check_command(context, command)
     sys.exit(run(command, nproc, max_restarts=max_restarts, n_nodes=nnodes, rendezvous=rendezvous))
 
 
@@ -345,6 +347,15 @@ def _open(
     return open_cells(data, layer=layer, gene_column=gene_column, measurement=measurement, keep_empty=keep_empty)
 
 
+def _check_command(context: typer.Context, command: list[str]) -> None:
+    """A mistake in the command of `launch` is said here, once, and not by each process at each start."""
+    group = context.find_root()
+    if command[0] not in ("train", "minify", "plan"):
+        context.fail(f"train, minify and plan can be launched, {command[0]!r} can't.")
+    subcommand = group.command.get_command(group, command[0])  # type: ignore[attr-defined]
+    subcommand.make_context(command[0], command[1:], parent=group)
+
+
 def _names(text: str | None) -> list[str] | None:
     """Names separated by commas, or the lines of a file given as @FILE."""
     if text is None:
@@ -400,7 +411,7 @@ def explain_errors() -> Iterator[None]:
 def main() -> None:
     """Run the command line."""
     with explain_errors():
-        app()
+        app(prog_name="atlasvi")  # not the module that `launch` starts
 
 
 if __name__ == "__main__":

@@ -86,6 +86,20 @@ def test_bad_settings_and_keys_are_said_in_a_sentence_and_leave_nothing(tmp_path
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["train", "cells.h5ad", "--out", "run", "--epoch", "2"], "No such option: --epoch"),
+        (["train", "cells.h5ad"], "Missing option '--out'"),
+        (["ingest", "cells.h5ad", "--out", "store"], "'ingest' can't"),
+    ],
+)
+def test_a_mistake_in_a_launched_command_is_said_once_before_anything_starts(command, message):
+    done = atlasvi("launch", "--nproc", 2, "--max-restarts", 2, "--", *command, ok=False)
+    assert done.stderr.count(message) == 1
+    assert done.stderr.count("Usage: atlasvi ") == 1
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path):
     """A limit on the size of files stands for the disk: writes beyond it fail as they do there."""
     counts = tmp_path / "atlas.h5ad"
