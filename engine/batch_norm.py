@@ -56,4 +56,4 @@ def share_batch_norm(model: nn.Module) -> None:
             if type(norm) is nn.BatchNorm1d:
                 shared = SharedBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum)
                 shared.load_state_dict(norm.state_dict())
-                setattr(module, name, shared.to(norm.weight.device))
+                setattr(module, name, shared.to(norm.weight))

@@ -41,8 +41,7 @@ class GradientSum:
         self._ranks, self._armed, self._next = ranks, False, 0
         self._buckets = plan_buckets(list(parameters)) if ranks.reduces else []
         for bucket in self._buckets:
-            if compress == "bf16":
-                bucket.dtype = torch.bfloat16
+            bucket.dtype = torch.bfloat16 if compress == "bf16" else bucket.parameters[0].dtype
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._receive(bucket))
 

@@ -47,7 +47,7 @@ def can_be_captured(model: SCVI, device: torch.device) -> bool:
     """Whether a step of this model never waits for the device: CUDA, fused kernels alone."""
     settings = model.settings
     fused = settings.gene_likelihood != "normal" and settings.log_variational and not settings.has_latent_library
-    return device.type == "cuda" and fused and choose_backend(device) == "triton"
+    return device.type == "cuda" and fused and choose_backend(device, dtype=model.dtype) == "triton"
 
 
 class GraphedStep:

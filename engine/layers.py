@@ -90,7 +90,7 @@ class Layer(nn.Module):
         codes_of_batch = None if self.batch is None else given.batch
         rate = self.dropout_rate if self.training else 0.0
         dropout = draw_dropout(projected, rate, generator) if rate > 0 else None
-        if self.norm is None and self.layer_norm and projected.dim() == 2 and projected.dtype == torch.float32:
+        if self.norm is None and self.layer_norm and projected.dim() == 2:
             return norm_relu(projected, columns, codes_of_batch, dropout)
         out = projected + (self.bias if codes_of_batch is None else F.embedding(codes_of_batch, columns))
         if self.norm is not None:
@@ -124,7 +124,7 @@ class CountsLayer(Layer):
         if self.logarithm:
             projected = log1p_linear(cells.indptr, cells.indices, cells.counts, self.weight, order=order)
         else:
-            projected = cells.to_sparse_csr() @ self.weight
+            projected = cells.to_sparse_csr().to(self.weight.dtype) @ self.weight
         if self.numbers is not None:
             assert given.numbers is not None
             projected = projected + given.numbers @ self.numbers

@@ -104,6 +104,11 @@ class SCVI(nn.Module):
         """Dimensions of z."""
         return self.settings.n_latent
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and of all that is computed: float32, or float64 after `double()`."""
+        return self.encoder.mean.weight.dtype
+
     def encode(
         self, cells: Batch, generator: Noise | None = None, order: GeneOrder | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -189,7 +194,7 @@ class SCVI(nn.Module):
         n_cells  that the loss will be a mean over, where these are a share of them: spares work, changes no number
         order    see `kernels.order_by_gene`: spares work too
         """
-        library = cells.library if library is None else library
+        library = (cells.library if library is None else library).to(z.dtype)
         settings = self.settings
         if settings.gene_likelihood == "normal":
             expression = self.decode(z, cells.codes, library)
@@ -209,7 +214,7 @@ class SCVI(nn.Module):
             hidden,
             head,
             counts,
-            _given(cells.codes, "size_factor") if settings.use_size_factor else library.detach(),
+            _given(cells.codes, "size_factor").to(z.dtype) if settings.use_size_factor else library.detach(),
             theta,
             theta_rows=rows,
             dropout=dropout,
@@ -250,7 +255,7 @@ class SCVI(nn.Module):
     def _covariates(self, codes: Codes, n_cells: int) -> Covariates:
         """What layers take, from the codes of a minibatch."""
         settings = self.settings
-        numbers = [_given(codes, "continuous")] if settings.n_continuous else []
+        numbers = [_given(codes, "continuous").to(self.dtype)] if settings.n_continuous else []
         batch = None
         if settings.embeds_batch:
             assert self.batch_embedding is not None

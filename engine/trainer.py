@@ -82,10 +82,10 @@ class Trainer:
         self.setup = setup
         self._profile_folder = out / "profile" if profile else None
         self.device = choose_device(device)
-        if settings.precision != "float32" and choose_backend(self.device) != "triton":
-            raise SettingError(
-                f"Setting precision = {settings.precision!r}: the kernels for {self.device} have float32."
-            )
+        dtype = torch.float64 if settings.precision == "float64" else torch.float32
+        self._kernels = choose_backend(self.device, dtype=dtype)
+        if settings.precision == "bf16" and self._kernels != "triton":
+            raise SettingError(f"Setting precision = 'bf16': the kernels for {self.device} have float32 and float64.")
         self._codes = setup.read_codes(data, labels=settings.dispersion == "gene-label")
         self.ranks.note("splitting the cells")
         self.split: Split = (
@@ -117,7 +117,7 @@ class Trainer:
             **asked,
             "setup": asdict(setup),
             "device": str(self.device),
-            "kernels": choose_backend(self.device),
+            "kernels": self._kernels,
             "launch": launch_id(),
             "settings": self.settings.model_dump(),
         }
@@ -126,10 +126,11 @@ class Trainer:
         self.model = SCVI(
             ModelSettings(n_genes=len(data.genes), **setup.sizes, **options),
             self._generator("cpu", INITIAL_WEIGHTS, 0),
-        ).to(self.device)
+        ).to(self.device, dtype)
         if self.ranks.reduces:
             share_batch_norm(self.model)
-        self.model.precision = settings.precision
+        if settings.precision == "bf16":
+            self.model.precision = "bf16"
         self.optimizer = getattr(torch.optim, settings.optimizer)(
             group_parameters(self.model, settings.freezing, settings.weight_decay),
             lr=settings.learning_rate,
@@ -185,7 +186,7 @@ class Trainer:
                 self._interrupt(None)
             result = self.ranks.from_first(lambda: found, "the result")
         run = TrainedRun(
-            self.model.cpu().eval(),
+            self.model.cpu().float().eval(),
             [str(gene) for gene in self.data.genes],
             self.setup,
             result,
@@ -203,7 +204,7 @@ class Trainer:
         ranks = f", {self.ranks.world_size} ranks" if self.ranks.world_size > 1 else ""
         return (
             f"Training on {cells:,} cells x {genes:,} genes, {self.epochs - self.epoch} epochs, minibatches of "
-            f"{self.settings.batch_size:,}, on {self.device} ({where}{ranks}; kernels: {choose_backend(self.device)}"
+            f"{self.settings.batch_size:,}, on {self.device} ({where}{ranks}; kernels: {self._kernels}"
             f"{', as a CUDA graph' if self._graphed is not None else ''})"
         )
 
@@ -443,7 +444,7 @@ class Trainer:
             "bytes_reduced_a_step": self._gradients.n_bytes,
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor() or "cpu",
             "threads": torch.get_num_threads(),
-            "kernels": choose_backend(self.device),
+            "kernels": self._kernels,
             "versions": {name: _version(name) for name in ("atlasvi", "torch", "numpy")},
         }
 

@@ -13,18 +13,23 @@ VARIABLE = "ATLASVI_KERNELS"
 INTERPRETER = "TRITON_INTERPRET"
 
 
-def choose_backend(device: torch.device, asked: str | None = None) -> str:
+def choose_backend(device: torch.device, asked: str | None = None, dtype: torch.dtype = torch.float32) -> str:
     """'cpu' (compiled by numba) on the CPU; 'triton' on CUDA, if it is installed; 'torch' (plain, dense) elsewhere.
 
     asked  a name wins over the device; so does the environment variable ATLASVI_KERNELS. 'triton' runs on the CPU too,
            slowly, under triton's interpreter (TRITON_INTERPRET=1 from before triton is imported): for tests
-    Raises ValueError for a name that is none of them, or does not run on the device.
+    dtype  float64 runs on 'torch' alone, whatever the variable says
+    Raises ValueError for a name that is none of them, or does not run on the device or in the dtype.
     """
+    if dtype == torch.float64 and asked in (None, "torch"):
+        return "torch"
     asked = asked or os.environ.get(VARIABLE)
     if asked is None:
         return "cpu" if device.type == "cpu" else "triton" if device.type == "cuda" and _has_triton() else "torch"
     if asked not in BACKENDS:
         raise ValueError(f"kernels {asked!r}: choose one of {', '.join(BACKENDS)}")
+    if dtype == torch.float64:
+        raise ValueError(f"kernels {asked!r} compute in float32: choose 'torch' for float64")
     if asked == "cpu" and device.type != "cpu":
         raise ValueError(f"kernels 'cpu' do not run on {device.type}: choose 'triton' or 'torch'")
     if asked == "triton":

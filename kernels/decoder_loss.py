@@ -61,7 +61,7 @@ def decoder_nll(
 ) -> Tensor:
     """Negative log-likelihood of each cell, summed over genes, nats: float32 [cells].
 
-    hidden      float32 [cells, hidden]
+    hidden      float32 [cells, hidden]; float64 (all tensors then) is computed by 'torch'
     head        logits of genes
     library     float32 [cells], counts a cell; zero is allowed (an empty cell has loss 0)
     log_theta   log of the inverse dispersion: [genes]; [rows, genes] with theta_rows int64 [cells] saying which row is
@@ -81,7 +81,7 @@ def decoder_nll(
     check_options(likelihood, log_theta, theta_rows, dropout)
     if isinstance(log_theta, Tensor) and log_theta.dim() == 2 and len(log_theta) > 1 and theta_rows is None:
         raise ValueError(f"log_theta has {len(log_theta)} rows: theta_rows has to say which is a cell's")
-    name = choose_backend(hidden.device, backend)
+    name = choose_backend(hidden.device, backend, hidden.dtype)
     if precision != "float32" and not (precision == "bf16" and name == "triton"):
         raise ValueError(f"precision is {precision!r} on {name!r}: choose 'float32', or 'bf16' on 'triton'")
     if name == "torch":

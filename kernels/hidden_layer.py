@@ -28,7 +28,7 @@ def norm_relu(
                'triton' and 'torch' are torch's own operations; None chooses by device (see `choose_backend`)
     Layer norm as in Ba et al. 2016 (arXiv 1607.06450), over the hidden units, with epsilon 1e-5.
     """
-    if choose_backend(projected.device, backend) == "cpu":
+    if choose_backend(projected.device, backend, projected.dtype) == "cpu":
         return _NormRelu.apply(projected, columns, codes, dropout)
     out = projected + (columns[0] if codes is None else F.embedding(codes, columns))
     # indexing instead of F.embedding would add up its gradient in any order

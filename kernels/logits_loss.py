@@ -38,7 +38,7 @@ def logits_nll(
     """
     per_cell = theta_rows is None and log_theta is not None and log_theta.dim() == 2
     check_options(likelihood, log_theta, theta_rows, dropout)
-    name = choose_backend(logits.device, backend)
+    name = choose_backend(logits.device, backend, logits.dtype)
     if name == "torch":
         counts = reference.to_dense(cells.indptr, cells.indices, cells.counts, logits.shape[1], logits.dtype)
         theta = log_theta[theta_rows] if theta_rows is not None and log_theta is not None else log_theta

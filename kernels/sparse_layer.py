@@ -28,7 +28,7 @@ def log1p_linear(
     order   see `order_by_gene`; None: computed in the backward pass, where it is needed
     backend 'cpu', 'triton' or 'torch'; None chooses by device (see `choose_backend`)
     """
-    name = choose_backend(weight.device, backend)
+    name = choose_backend(weight.device, backend, weight.dtype)
     if name == "torch":
         return torch.log1p(to_dense(indptr, genes, counts, len(weight), weight.dtype)) @ weight
     return _Log1pLinear.apply(name, order, indptr, genes, counts, weight)

@@ -72,6 +72,17 @@ def test_loss_curves_of_one_two_and_four_ranks_agree_for_200_steps(cells: Path, 
         )
 
 
+def test_on_real_counts_in_float64_ranks_agree_to_the_last_digits(shared: Path, tmp_path: Path):
+    """In float32 they part there after a hundred steps, and must: a ReLU's sign turns on the last digit of its input."""
+    settings = {"precision": "float64", "batch_size": 32, "max_steps": 200, "evaluation_cells": 100}
+    options: dict[str, Any] = {"batch_key": "indiv", "epochs": 100, "settings": settings}
+    runs = {n: run_on(n, shared / "data" / "onek1k.h5ad", tmp_path / f"run{n}", **options) for n in (1, 2, 4)}
+    assert len(runs[1]["losses"]) == 200
+    for n in (2, 4):
+        np.testing.assert_allclose(runs[n]["losses"], runs[1]["losses"], rtol=1e-12)
+    assert all(weight.dtype == torch.float32 for weight in weights_of(tmp_path / "run1").values())
+
+
 def test_with_batch_norm_and_a_latent_library_ranks_compute_what_one_process_does(cells: Path, tmp_path: Path):
     """Statistics of the minibatch are of all its cells, those of the other ranks too."""
     options = {"use_batch_norm": "both", "use_layer_norm": "none", "gene_likelihood": "zinb"}

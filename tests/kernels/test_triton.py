@@ -182,6 +182,9 @@ def test_the_backend_is_chosen_by_device_and_says_what_it_needs(monkeypatch: pyt
     assert choose_backend(torch.device("cuda")) == "triton"
     assert choose_backend(torch.device("cuda"), "torch") == "torch"
     assert choose_backend(torch.device("mps")) == "torch"
+    assert choose_backend(torch.device("cpu"), dtype=torch.float64) == "torch"
+    with pytest.raises(ValueError, match="compute in float32"):
+        choose_backend(torch.device("cpu"), "cpu", torch.float64)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(ValueError, match="run on CUDA, not on cpu"):
         choose_backend(torch.device("cpu"), "triton")
