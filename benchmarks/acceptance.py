@@ -1,11 +1,12 @@
 """Does training reach scvi-tools' held-out loss on real counts?
 
-usage: python benchmarks/acceptance.py --counts onek1k.h5ad [--batch-key indiv] [--seeds 0 1 2] [--nproc 1] [--json FILE]
+usage: python benchmarks/acceptance.py --counts onek1k.h5ad [--batch-key indiv] [--seeds 0 1 2] [--nproc N] [--json F]
 
 The main job from the command line: every fifth row (0, 5, 10, ...) is held out through --split-column, model card
 settings, batch size 128, 40 epochs, KL warm-up over 40. Prints the held-out reconstruction loss in nats a cell (summed
 over genes, z sampled once, the last epoch's weights) of each seed and its mean. On OneK1K's subset (7,811 cells x 1,000
-genes, batch `indiv`), scvi-tools 1.5.1 gets 338.12, 339.95, 339.23 on the same split. With --nproc, as many ranks share each minibatch.
+genes, batch `indiv`), scvi-tools 1.5.1 gets 338.12, 339.95, 339.23 on the same split. With
+--nproc, as many ranks share each minibatch.
 """
 
 import argparse
@@ -54,9 +55,8 @@ def main() -> None:
             )  # fmt: skip
             results.append(json.loads((run / "result.json").read_text()))
 
-    print(
-        f"{options.counts.name}: {cells.n_obs:,} cells x {cells.n_vars:,} genes, {options.epochs} epochs, batch 128, {options.nproc} rank(s)"
-    )
+    shape = f"{cells.n_obs:,} cells x {cells.n_vars:,} genes"
+    print(f"{options.counts.name}: {shape}, {options.epochs} epochs, batch 128, {options.nproc} rank(s)")
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     print(f"{machine}, atlasvi {version('atlasvi')}, torch {version('torch')}, {date.today()}\n")
     print("| seed | held-out reconstruction | held-out ELBO | training reconstruction | cells/s |")

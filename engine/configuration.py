@@ -76,8 +76,8 @@ class Settings(ModelOptions):
     """Training cells that the final training loss is measured on, at most."""
 
     precision: Literal["float32", "bf16", "float64"] = "float32"
-    """bf16: of the output layer's products on CUDA; the likelihood and all sums stay float32. float64: of everything, by
-    torch's own operations, slowly: a reference to compare with. The model that is kept is float32."""
+    """bf16: of the output layer's products on CUDA; the likelihood and all sums stay float32. float64: of everything,
+    by torch's own operations, slowly: a reference to compare with. The model that is kept is float32."""
     cuda_graph: bool = True
     """On one GPU: replay the step as a CUDA graph. Models with a latent library, a normal likelihood or raw counts in
     the encoder, accumulated steps and several ranks run without."""
