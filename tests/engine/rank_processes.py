@@ -1,10 +1,12 @@
-"""Ranks for tests: real processes that meet as those of torchrun do, forked from one that has imported everything."""
+"""Ranks and commands for tests: real processes, forked from one that has imported everything."""
 
 import contextlib
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -62,6 +64,27 @@ def run_ranks(function: Callable[..., None], world_size: int, folder: Path, *arg
     statuses = end_ranks(ranks)
     assert statuses == [0] * world_size, "\n".join(rank.said for rank in ranks)
     return ranks
+
+
+def run_command(*arguments: object) -> subprocess.CompletedProcess:
+    """`atlasvi ARGUMENTS...`, 200 columns wide."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = CONTEXT.Process(target=_command, args=(list(map(str, arguments)), written))
+        process.start()
+        process.join()
+        return subprocess.CompletedProcess(arguments, process.exitcode, *(path.read_text() for path in written))
+
+
+def _command(arguments: list[str], written: Sequence[Path]) -> None:
+    from atlasvi.engine.commands import main
+
+    os.environ["COLUMNS"] = "200"
+    for number, path in enumerate(written, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+    sys.argv = ["atlasvi", *arguments]
+    main()
 
 
 def wait_until(condition: Callable[[], Any], within_s: float = 60) -> None:

@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.engine.rank_processes import run_command
+
 SMALL = ["--set", "n_hidden=16", "--set", "n_latent=4", "--set", "n_layers=1"]
 
 
 def atlasvi(*arguments: object, ok: bool = True) -> subprocess.CompletedProcess:
     """Run a command; `ok` says whether it must end well."""
-    command = [sys.executable, "-m", "atlasvi.engine.commands", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+    done = run_command(*arguments)
     assert (done.returncode == 0) == ok, done.stderr + done.stdout
     return done
 
