@@ -82,7 +82,7 @@ def _command(arguments: list[str], written: Sequence[Path]) -> None:
     os.environ["COLUMNS"] = "200"
     for number, path in enumerate(written, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     sys.argv = ["atlasvi", *arguments]
     main()
 
