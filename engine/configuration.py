@@ -149,3 +149,12 @@ def resolve_settings(config: Path | str | None = None, *overrides: Mapping[str, 
 def heuristic_epochs(n_cells: int) -> int:
     """scvi-tools' number of epochs for so many cells: 400 up to 20,000 cells, then fewer, at least 1."""
     return max(1, min(400, round(20_000 / n_cells * 400)))
+
+
+def resolve_schedule(settings: Settings, n_train: int) -> Settings:
+    """Fill in what depends on the number of training cells: epochs, and the KL warm-up that depends on them."""
+    epochs = settings.epochs or heuristic_epochs(n_train)
+    warmup = settings.kl_warmup_epochs
+    if warmup is None:
+        warmup = 0 if settings.kl_warmup_steps else min(400, epochs // 2)
+    return settings.model_copy(update={"epochs": epochs, "kl_warmup_epochs": warmup})

@@ -39,9 +39,8 @@ class GradientSum:
 
     def __init__(self, ranks: Ranks, parameters: Iterable[nn.Parameter], compress: str = "none") -> None:
         self._ranks, self._armed, self._next = ranks, False, 0
-        self._buckets = plan_buckets(list(parameters)) if ranks.reduces else []
+        self._buckets = plan_buckets(list(parameters), compress) if ranks.reduces else []
         for bucket in self._buckets:
-            bucket.dtype = torch.bfloat16 if compress == "bf16" else bucket.parameters[0].dtype
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._receive(bucket))
 
@@ -92,7 +91,7 @@ class GradientSum:
         bucket.work = self._ranks.start_sum(bucket.sent)
 
 
-def plan_buckets(parameters: list[nn.Parameter]) -> list[Bucket]:
+def plan_buckets(parameters: list[nn.Parameter], compress: str = "none") -> list[Bucket]:
     """Large parameters by themselves, the small ones together; in the order in which their last gradient is there.
 
     The backward pass goes from the last parameter to the first.
@@ -111,4 +110,7 @@ def plan_buckets(parameters: list[nn.Parameter]) -> list[Bucket]:
             small = []
     if small:
         buckets.append((last, Bucket(small)))
-    return [bucket for _, bucket in sorted(buckets, key=lambda each: each[0])]
+    ordered = [bucket for _, bucket in sorted(buckets, key=lambda each: each[0])]
+    for bucket in ordered:
+        bucket.dtype = torch.bfloat16 if compress == "bf16" else bucket.parameters[0].dtype
+    return ordered

@@ -3,8 +3,15 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
+
+from atlasvi.loaders.hashing import mix64
+from atlasvi.loaders.plan import share_of
+
+TRAINING_NOISE, EVALUATION_NOISE, INITIAL_WEIGHTS = range(3)
+"""What draws are for."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,16 @@ class SharedNoise:
 
 
 Noise = Generator | SharedNoise
+
+
+def seed_draws(generator: Generator, seed: int, purpose: int, number: int) -> Generator:
+    """Seed a generator, in place, for draw `number` of a run's seed: a state that depends on nothing before it."""
+    return generator.manual_seed(int(mix64(np.array([number]), seed * 8 + purpose)[0] >> np.uint64(1)))
+
+
+def share_noise(generator: Generator, n_cells: int, rank: int, world_size: int) -> Noise:
+    """The draws for a rank's share of a minibatch of `n_cells`."""
+    return generator if world_size == 1 else SharedNoise(generator, n_cells, share_of(n_cells, rank, world_size)[0])
 
 
 def draw_normal(like: Tensor, noise: Noise | None) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from atlasvi.engine.configuration import SettingError, resolve_settings
 from atlasvi.engine.covariates import learn_setup
 from atlasvi.engine.gradients import plan_buckets
+from atlasvi.engine.noise import share_noise
 from atlasvi.engine.ranks import Ranks, join_ranks
 from atlasvi.engine.trainer import Trainer
 from atlasvi.loaders.batch import Batch
@@ -120,8 +121,9 @@ def _measure(trainer: Trainer, network_gbps: float | None, seconds: float) -> Pl
         trainer.optimizer.step()
 
     def validate(batch: Batch) -> None:
+        noise = share_noise(trainer._noise, loader.batch_size, ranks.rank, ranks.world_size)
         with torch.inference_mode():
-            for losses in trainer.model(batch, trainer._share_noise(trainer._noise, loader.batch_size)):
+            for losses in trainer.model(batch, noise):
                 losses.sum().item()
 
     for batch in kept:
@@ -131,10 +133,7 @@ def _measure(trainer: Trainer, network_gbps: float | None, seconds: float) -> Pl
     step_s = _time(step, itertools.cycle(kept), seconds, sync, ranks)
     trainer.model.eval()
     validate_s = _time(validate, itertools.cycle(kept), seconds / 2, sync, ranks)
-    buckets = plan_buckets(list(trainer.model.parameters()))
-    if trainer.settings.compress_gradients == "bf16":
-        for bucket in buckets:
-            bucket.dtype = torch.bfloat16
+    buckets = plan_buckets(list(trainer.model.parameters()), trainer.settings.compress_gradients)
     times = [reckon_reduce(bucket.n_bytes, ranks.world_size, network_gbps) for bucket in buckets]
     # the last bucket is the first layer's, ready when the backward pass ends; the others have half of it to hide in
     exposed = 0.0 if ranks.reduces else times[-1] + max(sum(times[:-1]) - step_s / 2, 0.0)

@@ -21,8 +21,9 @@ from atlasvi.engine.checkpoint import (
     list_checkpoints,
     step_of,
 )
-from atlasvi.engine.configuration import SettingError, Settings, heuristic_epochs
+from atlasvi.engine.configuration import SettingError, Settings, resolve_schedule
 from atlasvi.engine.covariates import Setup
+from atlasvi.engine.evaluation import StopAskedError, evaluate, mean_losses
 from atlasvi.engine.freezing import group_parameters
 from atlasvi.engine.gradients import GradientSum
 from atlasvi.engine.graphed import DelayedRead, GraphedStep, can_be_captured
@@ -30,7 +31,7 @@ from atlasvi.engine.interruption import Signals, TrainingInterrupted
 from atlasvi.engine.library_prior import measure_library
 from atlasvi.engine.model import SCVI
 from atlasvi.engine.model_settings import ModelOptions, ModelSettings
-from atlasvi.engine.noise import Noise, SharedNoise
+from atlasvi.engine.noise import INITIAL_WEIGHTS, TRAINING_NOISE, seed_draws, share_noise
 from atlasvi.engine.profiling import StepProfiler, record_function
 from atlasvi.engine.progress import RunLog, SilentLog
 from atlasvi.engine.ranks import Ranks
@@ -43,11 +44,7 @@ from atlasvi.loaders.batch import Batch
 from atlasvi.loaders.cells import CellData
 from atlasvi.loaders.errors import AtlasviError
 from atlasvi.loaders.feeder import DeviceFeeder
-from atlasvi.loaders.hashing import mix64
 from atlasvi.loaders.loader import BatchLoader
-from atlasvi.loaders.plan import share_of
-
-TRAINING_NOISE, EVALUATION_NOISE, INITIAL_WEIGHTS = range(3)
 
 
 class TrainingError(AtlasviError, RuntimeError):
@@ -57,10 +54,6 @@ class TrainingError(AtlasviError, RuntimeError):
 def launch_id() -> str | None:
     """Of torchrun's launch that this process is of, if any: restarts have it in common."""
     return os.environ.get("TORCHELASTIC_RUN_ID")
-
-
-class _StopAskedError(Exception):
-    """A signal has asked some rank to stop."""
 
 
 class Trainer:
@@ -107,7 +100,7 @@ class Trainer:
             )
             for part in ("train", "validation", "test")
         }
-        self.settings = _resolve_schedule(settings, self.loaders["train"].n_cells)
+        self.settings = resolve_schedule(settings, self.loaders["train"].n_cells)
         assert self.settings.epochs is not None
         self.epochs = self.settings.epochs
         self.config = {
@@ -125,7 +118,7 @@ class Trainer:
         options = {name: getattr(settings, name) for name in ModelOptions.model_fields}
         self.model = SCVI(
             ModelSettings(n_genes=len(data.genes), **setup.sizes, **options),
-            self._generator("cpu", INITIAL_WEIGHTS, 0),
+            seed_draws(torch.Generator(), self.seed, INITIAL_WEIGHTS, 0),
         ).to(self.device, dtype)
         if self.ranks.reduces:
             share_batch_norm(self.model)
@@ -182,7 +175,7 @@ class Trainer:
             self._writer.wait()
             try:
                 found = self._evaluate_all()
-            except _StopAskedError:
+            except StopAskedError:
                 self._interrupt(None)
             result = self.ranks.from_first(lambda: found, "the result")
         run = TrainedRun(
@@ -224,7 +217,7 @@ class Trainer:
         for batch in _mark_waits(feeder):
             done, kl_weight = feeder.state_dict()["batch"], self._kl_weight()
             if self._graphed is not None:
-                self._seed(self._noise, TRAINING_NOISE, self.step)
+                seed_draws(self._noise, self.seed, TRAINING_NOISE, self.step)
                 rates = tuple(group["lr"] for group in self.optimizer.param_groups)
                 stop = self._count(self._delayed.swap(self._graphed(batch, kl_weight, rates)), kl_weight)
             else:
@@ -281,8 +274,9 @@ class Trainer:
         place, is_last = number % every, (number + 1) % every == 0 or number + 1 == len(self.loaders["train"])
         n_step = min(every * size, n_cells - (number - place) * size)
         self.ranks.note(f"step {self.step + 1}")
-        self._seed(self._noise, TRAINING_NOISE, self.step * every + place)
-        noise = self._share_noise(self._noise, min(size, n_cells - number * size))
+        seed_draws(self._noise, self.seed, TRAINING_NOISE, self.step * every + place)
+        share = min(size, n_cells - number * size), self.ranks.rank, self.ranks.world_size
+        noise = share_noise(self._noise, *share)
         reconstruction, kl, kl_library = self.model(batch, noise, n_step)
         loss = (reconstruction + kl_weight * kl + kl_library).sum() / n_step
         sums = torch.stack([reconstruction.detach().sum(), (kl + kl_library).detach().sum()]).double()
@@ -305,18 +299,12 @@ class Trainer:
                 summing.wait()
         return sums
 
-    def _share_noise(self, generator: torch.Generator, n_cells: int) -> Noise:
-        """The draws for this rank's share of a minibatch of `n_cells`."""
-        if self.ranks.world_size == 1:
-            return generator
-        return SharedNoise(generator, n_cells, share_of(n_cells, self.ranks.rank, self.ranks.world_size)[0])
-
     def _end_epoch(self, kl_weight: float) -> None:
         self._check_weights()
         try:
             due = self.loaders["validation"].n_cells and (self.epoch + 1) % self.settings.validate_every == 0
             validation = self._evaluate("validation") if due else {}
-        except _StopAskedError:
+        except StopAskedError:
             self._interrupt(len(self.loaders["train"]))
         line = {
             "kind": "epoch",
@@ -383,38 +371,22 @@ class Trainer:
         return float(self.sums[0]) / max(self.epoch_seconds, 1e-9)
 
     def _means(self, part: str) -> dict[str, float]:
-        cells, reconstruction, kl = self.sums.tolist()
-        return {
-            f"{part}_{name}": value for name, value in _losses(cells, reconstruction, kl).items() if name != "n_cells"
-        }
+        losses = mean_losses(*self.sums.tolist())
+        return {f"{part}_{name}": value for name, value in losses.items() if name != "n_cells"}
 
     def _evaluate(self, part: str, most: int | None = None) -> dict[str, Any]:
-        """Losses over (at most `most`) cells of a part, z sampled once, dropout off."""
-        loader = self.loaders[part]
-        if part == "train":  # a shuffled epoch of its own: the first cells of it are a random sample
-            cursor = loader.state_dict()
-            loader.set_epoch(self.epochs)
-        self.model.eval()
-        generator, sums = torch.Generator(self.device), np.zeros(3)
-        with torch.inference_mode():
-            for number, batch in enumerate(DeviceFeeder(loader, self.device)):
-                self._seed(generator, EVALUATION_NOISE, number)
-                n_cells = min(loader.batch_size, loader.n_cells - number * loader.batch_size)
-                reconstruction, kl, kl_library = self.model(batch, self._share_noise(generator, n_cells))
-                losses = reconstruction.double().sum().item(), (kl + kl_library).double().sum().item()
-                here = np.array([len(batch), *losses, bool(self.signals.caught)])
-                found = self.ranks.sum(here, f"minibatch {number + 1} of {part} cells")
-                if found[3]:
-                    raise _StopAskedError
-                sums += found[:3]
-                if most is not None and sums[0] >= most:
-                    break
-                self.ranks.note(f"minibatch {number + 2} of {part} cells")
-        self.model.train()
-        loader.set_epoch(0)
-        if part == "train":
-            loader.load_state_dict(cursor)
-        return _losses(*sums.tolist())
+        """Losses over (at most `most`) cells of a part; of the training cells in an order that no epoch has."""
+        return evaluate(
+            self.model,
+            self.loaders[part],
+            self.device,
+            self.ranks,
+            self.seed,
+            part,
+            epoch=self.epochs if part == "train" else 0,
+            most=most,
+            stop_asked=lambda: bool(self.signals.caught),
+        )
 
     def _evaluate_all(self) -> dict[str, Any]:
         """The run's result, of the weights that are kept; `last` tells of the last ones where others are kept."""
@@ -550,14 +522,6 @@ class Trainer:
             f"checkpoint is {good}. Try a lower learning_rate, and look at the counts of that data."
         )
 
-    def _seed(self, generator: torch.Generator, purpose: int, number: int) -> None:
-        generator.manual_seed(int(mix64(np.array([number]), self.seed * 8 + purpose)[0] >> np.uint64(1)))
-
-    def _generator(self, device: str | torch.device, purpose: int, number: int) -> torch.Generator:
-        generator = torch.Generator(device)
-        self._seed(generator, purpose, number)
-        return generator
-
 
 def _mark_waits(feeder: DeviceFeeder) -> Iterator[Batch]:
     """The minibatches of a feeder, the time that each is waited for marked for the profiler."""
@@ -570,17 +534,6 @@ def _mark_waits(feeder: DeviceFeeder) -> Iterator[Batch]:
             yield batch
 
 
-def _losses(cells: float, reconstruction: float, kl: float) -> dict[str, Any]:
-    """Means a cell of sums over `cells` cells."""
-    cells = max(cells, 1)
-    return {
-        "reconstruction_loss": reconstruction / cells,
-        "kl": kl / cells,
-        "elbo": -(reconstruction + kl) / cells,
-        "n_cells": int(cells),
-    }
-
-
 def choose_device(device: str) -> torch.device:
     """'auto' is CUDA where it is there. Raises SettingError if CUDA is asked for and is not there."""
     if device not in ("auto", "cpu", "cuda"):
@@ -588,15 +541,6 @@ def choose_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise SettingError("device cuda was asked for, and torch sees no CUDA device here: use --device cpu or auto.")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _resolve_schedule(settings: Settings, n_train: int) -> Settings:
-    """Fill in what depends on the data: epochs, and the KL warm-up that depends on them."""
-    epochs = settings.epochs or heuristic_epochs(n_train)
-    warmup = settings.kl_warmup_epochs
-    if warmup is None:
-        warmup = 0 if settings.kl_warmup_steps else min(400, epochs // 2)
-    return settings.model_copy(update={"epochs": epochs, "kl_warmup_epochs": warmup})
 
 
 def _version(package: str) -> str:

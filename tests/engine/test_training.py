@@ -19,9 +19,10 @@ from atlasvi.engine.configuration import SettingError, resolve_settings
 from atlasvi.engine.covariates import Setup
 from atlasvi.engine.interruption import TrainingInterrupted
 from atlasvi.engine.model import SCVI
+from atlasvi.engine.noise import EVALUATION_NOISE, seed_draws
 from atlasvi.engine.progress import RunLog
 from atlasvi.engine.runs import TrainedRun
-from atlasvi.engine.trainer import EVALUATION_NOISE, Trainer, TrainingError
+from atlasvi.engine.trainer import Trainer, TrainingError
 from atlasvi.engine.training import train
 from atlasvi.loaders.cells import open_cells
 from atlasvi.loaders.errors import ColumnError, CountsError, OutputError, SourceError
@@ -118,7 +119,7 @@ def test_reported_losses_weigh_each_cell_the_same_whatever_minibatch_it_was_in(c
     per_cell, generator = [], torch.Generator()
     with torch.no_grad():
         for number, batch in enumerate(trainer.loaders["validation"]):
-            trainer._seed(generator, EVALUATION_NOISE, number)
+            seed_draws(generator, trainer.seed, EVALUATION_NOISE, number)
             per_cell.append(trainer.model(batch, generator)[0])
     assert [len(part) for part in per_cell] == [32, 18]
     mean = torch.cat(per_cell).double().mean().item()
