@@ -1,4 +1,4 @@
-"""Ranks and commands for tests: real processes, forked from one that has imported everything."""
+"""Ranks (which meet as those of torchrun do) and commands for tests: real processes, forked from a warm one."""
 
 import contextlib
 import multiprocessing
