@@ -150,9 +150,11 @@ def join_ranks(timeout_s: float = RANK_TIMEOUT_S) -> Iterator[Ranks]:
 
 
 def _join(timeout_s: float) -> tuple[Ranks, Watch]:
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if n_devices:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % n_devices)
+    # NCCL wants a device for each rank; gloo sums over ranks that share one, by way of the host
+    shares_devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > n_devices
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     limit = timedelta(seconds=timeout_s)
     try:
@@ -161,7 +163,7 @@ def _join(timeout_s: float) -> tuple[Ranks, Watch]:
         store = dist.PrefixStore(attempt, store)
         watch = Watch(dist.PrefixStore("watch", store), rank, world_size, timeout_s)
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            "gloo" if shares_devices else "cpu:gloo,cuda:nccl",
             store=dist.PrefixStore("collectives", store),
             rank=rank,
             world_size=world_size,

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from atlasvi.engine import simulate, train
+from atlasvi.engine import simulate
 from atlasvi.engine.graphed import StaticBatch, can_be_captured
 from atlasvi.engine.model import SCVI
 from atlasvi.engine.model_settings import ModelSettings
@@ -43,18 +43,3 @@ def test_a_minibatch_of_another_size_or_with_too_many_counts_does_not_fit(batche
 
 def test_nothing_is_captured_on_a_cpu():
     assert not can_be_captured(SCVI(ModelSettings(n_genes=3)), torch.device("cpu"))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
-def test_a_run_as_a_graph_is_the_run_without(likelihood: str, tmp_path: Path):
-    simulate(tmp_path / "atlas.h5ad", n_cells=2_000, n_genes=300, n_batches=3, n_types=4, seed=0)
-    curves = []
-    for graph in (True, False):
-        settings = {"cuda_graph": graph, "gene_likelihood": likelihood, "reduce_lr_on_plateau": True, "lr_patience": 1}
-        out = tmp_path / f"run-{graph}"
-        run = train(
-            tmp_path / "atlas.h5ad", out, batch_key="batch", epochs=4, batch_size=128, device="cuda", settings=settings
-        )
-        curves.append((run.result["train"]["elbo"], run.result["validation"]["elbo"]))
-    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
