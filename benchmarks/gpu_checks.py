@@ -9,6 +9,9 @@ in float64, over random minibatches of several shapes; bf16 products apart. Writ
 import argparse
 import itertools
 import json
+import multiprocessing
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,16 @@ import torch
 from gpu_inputs import choose_device, describe_machine, draw_counts, to_sparse_counts
 from torch import Tensor
 
-from atlasvi.kernels import Head, Precision, choose_backend, decoder_nll, log1p_linear, logits_nll
+from atlasvi.kernels import (
+    Head,
+    Precision,
+    SparseCounts,
+    choose_backend,
+    decoder_nll,
+    log1p_linear,
+    logits_nll,
+    norm_relu,
+)
 
 SHAPES = ((37, 613, 16), (300, 2_000, 128))
 OPTIONS = [
@@ -35,17 +47,20 @@ def main() -> None:
     options = parser.parse_args()
     device = choose_device(options.quick)
     errors: dict[str, float] = {}
-    for shape, seed in itertools.product(SHAPES[:1] if options.quick else SHAPES, (1,) if options.quick else (1, 2)):
-        for name, error in check_shape(*shape, device, seed).items():
-            errors[name] = max(errors.get(name, 0.0), error)
-            if not np.isfinite(error):
-                errors[name] = float("inf")  # the larger of NaN and a number may be either
+    shapes = list(itertools.product(SHAPES[:1] if options.quick else SHAPES, (1,) if options.quick else (1, 2)))
+    tasks = [(*shape, device, seed, option) for option in [*OPTIONS, None] for shape, seed in shapes]
+    with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 8)) as pool:  # they compile
+        for found_errors in pool.starmap(check, tasks) if device.type == "cuda" else itertools.starmap(check, tasks):
+            for name, error in found_errors.items():
+                errors[name] = max(errors.get(name, 0.0), error if np.isfinite(error) else np.inf)
     found = {"machine": describe_machine(device), "errors": errors}
     (options.out / "checks.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
-def check_shape(n_cells: int, n_genes: int, n_hidden: int, device: torch.device, seed: int) -> dict[str, float]:
-    """The largest error of each option for one random minibatch."""
+def check(
+    n_cells: int, n_genes: int, n_hidden: int, device: torch.device, seed: int, option: tuple | None
+) -> dict[str, float]:
+    """The largest error of an option for one random minibatch; None: of the kernels beside the decoder."""
     counts = draw_counts(n_cells, n_genes, seed)
     cells, library = to_sparse_counts(counts, device), torch.from_numpy(np.asarray(counts.sum(1)).ravel()).to(device)
     generator = torch.Generator().manual_seed(seed)
@@ -54,10 +69,16 @@ def check_shape(n_cells: int, n_genes: int, n_hidden: int, device: torch.device,
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device) / 3
 
-    def run(
-        inputs: dict[str, Tensor], option: tuple, dtype: torch.dtype, backend: str | None, precision: Precision
-    ) -> list[Tensor]:
-        likelihood, dispersion, softmax = option
+    if option is None:
+        return check_others(cells, library, rows, draw, n_genes, n_hidden)
+    likelihood, dispersion, softmax = option
+    inputs = {"hidden": draw(n_cells, n_hidden), "weight": draw(n_genes, n_hidden), "bias": draw(n_genes)}
+    shapes = {"gene": (n_genes,), "gene-batch": (3, n_genes), "gene-cell": (n_genes, n_hidden)}
+    if likelihood != "poisson":
+        inputs["theta"] = draw(*shapes[dispersion])
+    inputs |= {"theta_bias": draw(n_genes), "dropout": draw(n_genes, n_hidden), "dropout_bias": draw(n_genes)}
+
+    def run(dtype: torch.dtype, backend: str | None, precision: Precision) -> list[Tensor]:
         t = {name: tensor.to(dtype, copy=True).requires_grad_() for name, tensor in inputs.items()}
         theta = t.get("theta")
         loss = decoder_nll(
@@ -77,20 +98,19 @@ def check_shape(n_cells: int, n_genes: int, n_hidden: int, device: torch.device,
         loss.mean().backward()
         return [loss.detach(), *(tensor.grad for tensor in t.values() if tensor.grad is not None)]
 
-    errors = {}
-    for option in OPTIONS:
-        likelihood, dispersion, softmax = option
-        inputs = {"hidden": draw(n_cells, n_hidden), "weight": draw(n_genes, n_hidden), "bias": draw(n_genes)}
-        shapes = {"gene": (n_genes,), "gene-batch": (3, n_genes), "gene-cell": (n_genes, n_hidden)}
-        if likelihood != "poisson":
-            inputs["theta"] = draw(*shapes[dispersion])
-        inputs |= {"theta_bias": draw(n_genes), "dropout": draw(n_genes, n_hidden), "dropout_bias": draw(n_genes)}
-        exact = run(inputs, option, torch.float64, "torch", "float32")
-        name = f"{likelihood}, {dispersion}, {'softmax' if softmax else 'softplus'}"
-        errors[name] = largest_error(run(inputs, option, torch.float32, None, "float32"), exact)
-        if choose_backend(device) == "triton":
-            errors[f"{name}, bf16"] = largest_error(run(inputs, option, torch.float32, None, "bf16"), exact)
+    exact = run(torch.float64, "torch", "float32")
+    name = f"{likelihood}, {dispersion}, {'softmax' if softmax else 'softplus'}"
+    errors = {name: largest_error(run(torch.float32, None, "float32"), exact)}
+    if choose_backend(device) == "triton":
+        errors[f"{name}, bf16"] = largest_error(run(torch.float32, None, "bf16"), exact)
+    return errors
 
+
+def check_others(
+    cells: SparseCounts, library: Tensor, codes: Tensor, draw: Callable[..., Tensor], n_genes: int, n_hidden: int
+) -> dict[str, float]:
+    """The largest errors of the likelihood from logits, of the first layer and of a hidden layer."""
+    n_cells, errors = len(library), {}
     logits, theta = draw(n_cells, n_genes), draw(n_genes)
     results = []
     for dtype, backend in ((torch.float32, None), (torch.float64, "torch")):
@@ -107,6 +127,14 @@ def check_shape(n_cells: int, n_genes: int, n_hidden: int, device: torch.device,
         out.backward(upstream.to(dtype))
         results.append([out.detach(), w.grad])
     errors["first layer"] = largest_error(*results)
+
+    projected, columns, results = draw(n_cells, n_hidden), draw(3, n_hidden), []
+    for dtype, backend in ((torch.float32, None), (torch.float64, "torch")):
+        a, b = (tensor.to(dtype, copy=True).requires_grad_() for tensor in (projected, columns))
+        out = norm_relu(a, b, codes, backend=backend)
+        out.backward(upstream.to(dtype))
+        results.append([out.detach(), a.grad, b.grad])
+    errors["hidden layer"] = largest_error(*results)
     return errors
 
 

@@ -80,8 +80,15 @@ def write_store(store: Path, genes: int, cells: int) -> None:
         file.unlink()
 
 
-def time_ms(function: Callable[[], object], device: torch.device, repeats: int = 20, warm_up: int = 3) -> float:
-    """Median milliseconds, by the device's clock where it has one."""
+def time_ms(
+    function: Callable[[], object], device: torch.device, repeats: int = 20, warm_up: int = 3, as_graph: bool = False
+) -> float:
+    """Median milliseconds, by the device's clock where it has one.
+
+    as_graph  replay the call as a CUDA graph, as a training step is: what the host needs to launch it is left out
+    """
+    if as_graph and device.type == "cuda":
+        function = capture(function)
     for _ in range(warm_up):
         function()
     times = []
@@ -98,6 +105,20 @@ def time_ms(function: Callable[[], object], device: torch.device, repeats: int =
             function()
             times.append(1e3 * (time.perf_counter() - began))
     return statistics.median(times)
+
+
+def capture(function: Callable[[], object]) -> Callable[[], object]:
+    """A call that replays what a call of `function` does on the device."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
 
 
 def wait(device: torch.device) -> None:

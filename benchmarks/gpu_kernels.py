@@ -2,16 +2,18 @@
 
     python benchmarks/gpu_kernels.py --out DIR [--genes 20000] [--cells 4096] [--quick]
 
-Measured first: a copy and matrix products in float32 and bfloat16 (the roofline). Then the likelihood from logits,
-output layer and likelihood (by the size of their tiles too), and the encoder's first layer, forward and backward, each
-beside plain torch and its `torch.compile`. Writes kernels.json, after each figure anew, and profiles.txt (the time of
-each kernel on the device) into DIR.
+Measured first: a copy and matrix products in float32 and bfloat16 (the roofline). Then, forward and backward, the
+likelihood from logits, output layer and likelihood, the encoder's first layer and a hidden layer, replayed as CUDA
+graphs, as in a step; the order of the nonzeros by gene, which a step computes once, is measured by itself. Then plain
+torch and its `torch.compile`. Writes kernels.json, after each figure anew, and profiles.txt (the time of each kernel on
+the device) into DIR.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,16 @@ from gpu_inputs import choose_device, describe_machine, draw_counts, time_ms, to
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from atlasvi.kernels import Head, Precision, choose_backend, decoder_nll, log1p_linear, logits_nll
+from atlasvi.kernels import (
+    Head,
+    Precision,
+    choose_backend,
+    decoder_nll,
+    log1p_linear,
+    logits_nll,
+    norm_relu,
+    order_by_gene,
+)
 
 HIDDEN = 128
 
@@ -45,7 +56,8 @@ def main() -> None:
 def measure(n_cells: int, n_genes: int, device: torch.device, out: Path):
     """Yields name and value of each figure."""
     counts = draw_counts(n_cells, n_genes, seed=2)
-    sparse = to_sparse_counts(counts, device)
+    csr = to_sparse_counts(counts, device)
+    sparse = replace(csr, order=order_by_gene(csr.indptr, csr.indices, n_genes))
     library = torch.from_numpy(np.asarray(counts.sum(1)).ravel()).to(device)
 
     def parameter(*shape: int) -> Tensor:
@@ -70,7 +82,18 @@ def measure(n_cells: int, n_genes: int, device: torch.device, out: Path):
 
     def layer(backend: str | None = None) -> None:
         first.grad = None
-        log1p_linear(sparse.indptr, sparse.indices, sparse.counts, first, backend=backend).backward(upstream)
+        out = log1p_linear(csr.indptr, csr.indices, csr.counts, first, order=sparse.order, backend=backend)
+        out.backward(upstream)
+
+    columns, codes = parameter(12, HIDDEN), torch.arange(n_cells, device=device) % 12
+    dropout = torch.ones(n_cells, HIDDEN, device=device)
+
+    def hidden_layer(backend: str | None = None) -> None:
+        hidden.grad = columns.grad = None
+        norm_relu(hidden, columns, codes, dropout, backend=backend).backward(upstream)
+
+    def order() -> object:
+        return order_by_gene(csr.indptr, csr.indices, n_genes)
 
     source, target = torch.randn_like(logits), torch.empty_like(logits)
     copy_ms = time_ms(lambda: target.copy_(source), device)
@@ -82,18 +105,20 @@ def measure(n_cells: int, n_genes: int, device: torch.device, out: Path):
         h, w = hidden.detach().to(dtype), weight.detach().to(dtype)
         product_ms = time_ms(lambda: h @ w.T, device)  # noqa: B023
         yield f"output layer's product, {name}: TFLOP/s", 2 * n_cells * n_genes * HIDDEN / product_ms / 1e9
-    kernels: dict[str, Callable[..., None]] = {"likelihood": likelihood, "decoder": decoder, "first layer": layer}
+    kernels: dict[str, Callable[..., None]] = {
+        "likelihood": likelihood, "decoder": decoder, "first layer": layer, "hidden layer": hidden_layer,
+    }  # fmt: skip
     for name, function in kernels.items():
-        yield f"{name}: ms", time_ms(function, device)
+        yield f"{name}: ms", time_ms(function, device, as_graph=True)
+    yield "order by gene: ms", time_ms(order, device, as_graph=True)
     # the least that must be moved: logits read, their gradients written, counts and genes read
     least_ms = (2 * logits.nbytes + 3 * counts.nnz) / (2 * source.nbytes) * copy_ms
-    yield "likelihood: share of copy bandwidth", least_ms / time_ms(likelihood, device)
+    yield "likelihood: share of copy bandwidth", least_ms / time_ms(likelihood, device, as_graph=True)
     if choose_backend(device) == "triton":
-        yield "decoder, bf16: ms", time_ms(lambda: decoder(precision="bf16"), device)
+        yield "decoder, bf16: ms", time_ms(lambda: decoder(precision="bf16"), device, as_graph=True)
         (out / "profiles.txt").write_text("")
         for name, function in {**kernels, "decoder, bf16": lambda: decoder(precision="bf16")}.items():
             append_profile(out / "profiles.txt", name, function)
-        yield from measure_tiles(decoder, likelihood, device)
     for name, function in kernels.items():
         yield f"{name}, plain torch: ms", time_ms(lambda: function("torch"), device, 5)  # noqa: B023
     if device.type == "cuda":
@@ -104,19 +129,6 @@ def measure(n_cells: int, n_genes: int, device: torch.device, out: Path):
             except Exception as error:
                 print(f"torch.compile of {name}: {str(error)[:300]}", file=sys.stderr)
             torch.compiler.reset()
-
-
-def measure_tiles(decoder: Callable[..., None], likelihood: Callable[..., None], device: torch.device):
-    """The same by the bytes of logits that are computed with at a time."""
-    from atlasvi.kernels import triton_tile
-
-    chosen = triton_tile.TILE_BYTES
-    for megabytes in (12, 24, 48, 96, 2**10):
-        triton_tile.TILE_BYTES = megabytes * 2**20
-        yield f"likelihood, tiles of {megabytes} MB: ms", time_ms(likelihood, device, 10)
-        yield f"decoder, tiles of {megabytes} MB: ms", time_ms(decoder, device, 10)
-        yield f"decoder, bf16, tiles of {megabytes} MB: ms", time_ms(lambda: decoder(precision="bf16"), device, 10)
-    triton_tile.TILE_BYTES = chosen
 
 
 def append_profile(file: Path, name: str, function: Callable[[], object], calls: int = 5) -> None:

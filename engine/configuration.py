@@ -79,8 +79,8 @@ class Settings(ModelOptions):
     """bf16: of the output layer's products on CUDA; the likelihood and all sums stay float32. float64: of everything,
     by torch's own operations, slowly: a reference to compare with. The model that is kept is float32."""
     cuda_graph: bool = True
-    """On one GPU: replay the step as a CUDA graph. Models with a latent library, a normal likelihood or raw counts in
-    the encoder, accumulated steps and several ranks run without."""
+    """On one GPU: replay the step as a CUDA graph. Models with a normal likelihood, accumulated steps and several ranks
+    run without."""
 
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """A checkpoint is written at the end of each epoch, and within one when so many minutes have passed."""

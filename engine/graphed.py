@@ -45,8 +45,7 @@ class StaticBatch:
 
 def can_be_captured(model: SCVI, device: torch.device) -> bool:
     """Whether a step of this model never waits for the device: CUDA, fused kernels alone."""
-    settings = model.settings
-    fused = settings.gene_likelihood != "normal" and settings.log_variational and not settings.has_latent_library
+    fused = model.settings.gene_likelihood != "normal"
     return device.type == "cuda" and fused and choose_backend(device, dtype=model.dtype) == "triton"
 
 

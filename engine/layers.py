@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from atlasvi.engine.noise import Noise, draw_dropout
-from atlasvi.kernels import GeneOrder, log1p_linear, norm_relu
+from atlasvi.kernels import GeneOrder, log1p_linear, norm_relu, take_columns
 from atlasvi.loaders.batch import Batch
 
 
@@ -82,9 +82,8 @@ class Layer(nn.Module):
 
     def finish(self, projected: Tensor, given: Covariates, generator: Noise | None) -> Tensor:
         """All that follows the product with the weight."""
-        # indexing instead of embedding would add up its gradient in any order
         for codes, columns in zip(given.categories, self.categories):
-            projected = projected + F.embedding(codes, columns)
+            projected = projected + take_columns(columns, codes)
         # bias and column in one look-up: one pass over the cells less, there and back
         columns = self.bias[None] if self.batch is None else self.batch + self.bias
         codes_of_batch = None if self.batch is None else given.batch
@@ -92,7 +91,7 @@ class Layer(nn.Module):
         dropout = draw_dropout(projected, rate, generator) if rate > 0 else None
         if self.norm is None and self.layer_norm and projected.dim() == 2:
             return norm_relu(projected, columns, codes_of_batch, dropout)
-        out = projected + (self.bias if codes_of_batch is None else F.embedding(codes_of_batch, columns))
+        out = projected + (self.bias if codes_of_batch is None else take_columns(columns, codes_of_batch))
         if self.norm is not None:
             out = self._normalise(self.norm, out)
         if self.layer_norm:
@@ -121,10 +120,8 @@ class CountsLayer(Layer):
         self, cells: Batch, given: Covariates, generator: Noise | None, order: GeneOrder | None = None
     ) -> Tensor:
         """Hidden state float32 [cells, out] of a minibatch."""
-        if self.logarithm:
-            projected = log1p_linear(cells.indptr, cells.indices, cells.counts, self.weight, order=order)
-        else:
-            projected = cells.to_sparse_csr().to(self.weight.dtype) @ self.weight
+        csr = cells.indptr, cells.indices, cells.counts
+        projected = log1p_linear(*csr, self.weight, raw=not self.logarithm, order=order)
         if self.numbers is not None:
             assert given.numbers is not None
             projected = projected + given.numbers @ self.numbers

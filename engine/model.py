@@ -19,10 +19,9 @@ from torch.profiler import record_function
 from atlasvi.engine.decoder import Decoder
 from atlasvi.engine.encoder import Encoder
 from atlasvi.engine.layers import Covariates, Layer
-from atlasvi.engine.likelihood import slope_by_log_library
 from atlasvi.engine.model_settings import ModelSettings
 from atlasvi.engine.noise import Noise, draw_normal
-from atlasvi.kernels import GeneOrder, Head, Precision, SparseCounts, decoder_nll, order_by_gene
+from atlasvi.kernels import GeneOrder, Head, Precision, SparseCounts, decoder_nll, order_by_gene, take_columns
 from atlasvi.loaders.batch import Batch
 
 __all__ = ["SCVI", "CellLosses", "Expression", "ModelSettings", "kl_of_normals", "model_from_weights"]
@@ -210,11 +209,11 @@ class SCVI(nn.Module):
         hidden = self.decoder.hide(z, self._covariates(cells.codes, len(cells)))
         counts = SparseCounts(cells.indptr, cells.indices, cells.counts, order)
         theta = table if theta_head is None else theta_head
-        loss = decoder_nll(
+        return decoder_nll(
             hidden,
             head,
             counts,
-            _given(cells.codes, "size_factor").to(z.dtype) if settings.use_size_factor else library.detach(),
+            _given(cells.codes, "size_factor").to(z.dtype) if settings.use_size_factor else library,
             theta,
             theta_rows=rows,
             dropout=dropout,
@@ -223,11 +222,6 @@ class SCVI(nn.Module):
             expected_grad=1 / max(n_cells or len(cells), 1),
             precision=self.precision,
         )
-        if library.requires_grad:  # adds nothing to the loss, and to its gradient what the kernels leave out
-            log_library = library.log()
-            slope = slope_by_log_library(hidden, head, counts, library, theta, rows, dropout)
-            loss = loss + slope * (log_library - log_library.detach())
-        return loss
 
     def forward(self, cells: Batch, generator: Noise, n_cells: int | None = None) -> CellLosses:
         """The terms of the loss of each cell, z (and a latent library) drawn once.
@@ -260,7 +254,7 @@ class SCVI(nn.Module):
         if settings.embeds_batch:
             assert self.batch_embedding is not None
             batch_codes = self._codes(codes, "batch", settings.n_batches, n_cells)
-            numbers.append(F.embedding(batch_codes, self.batch_embedding))
+            numbers.append(take_columns(self.batch_embedding, batch_codes))
         elif settings.n_batches > 1:
             batch = self._codes(codes, "batch", settings.n_batches, n_cells)
         categories = tuple(_given(codes, "categories")[:, k] for k, n in enumerate(settings.n_categories) if n > 1)

@@ -1,6 +1,7 @@
 """atlasvi.kernels: the arithmetic of scVI, usable without the rest; each next to a plain reference.
 
-log1p_linear       log1p of sparse counts times a weight, without a dense input          sparse_layer.py
+log1p_linear       (log1p of) sparse counts times a weight, without a dense input          sparse_layer.py
+take_columns       a column for each cell, by a covariate's code                         columns.py
 norm_relu          bias, layer norm, ReLU and dropout of a hidden layer in one pass     hidden_layer.py
 decoder_nll        decoder's hidden state -> negative log-likelihood of each cell        decoder_loss.py
 logits_nll         the same from logits                                                  logits_loss.py
@@ -10,6 +11,7 @@ choose_backend     which implementation runs: 'cpu', 'triton' or 'torch'        
 """
 
 from atlasvi.kernels.backends import choose_backend
+from atlasvi.kernels.columns import take_columns
 from atlasvi.kernels.decoder_loss import Head, SparseCounts, decoder_nll
 from atlasvi.kernels.gene_order import GeneOrder, order_by_gene
 from atlasvi.kernels.hidden_layer import norm_relu
@@ -31,5 +33,6 @@ __all__ = [
     "norm_relu",
     "order_by_gene",
     "poisson_log_prob",
+    "take_columns",
     "zinb_log_prob",
 ]

@@ -57,3 +57,9 @@ def load_sweep(backend: str) -> Any:
 def load_sparse(backend: str) -> Any:
     """The module of a backend that multiplies sparse counts."""
     return importlib.import_module(f"atlasvi.kernels.{backend}_sparse")
+
+
+@cache
+def load_hidden(backend: str) -> Any:
+    """The module of a backend that does what follows the product of a hidden layer."""
+    return importlib.import_module(f"atlasvi.kernels.{backend}_hidden")

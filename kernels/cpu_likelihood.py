@@ -272,13 +272,14 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
     """The compiled sweep over cells for one combination of options.
 
     sweep(first, last, logits, slopes, library, log_theta, theta_rows, dropout, indptr, indices, counts, weights, loss,
-    grad_theta)
+    by_library, grad_theta)
 
     Cells [first, last) of: logits float32 [cells, genes]; slopes, the same or of the same shape, written: d nll /
     d logits * weight; library float32 [cells]; log_theta float32 [rows, genes] with theta_rows int64 [cells] saying
     which row is a cell's, or, if theta_per_cell, [cells, genes], overwritten by its gradient; dropout logits float32
     [cells, genes], overwritten by theirs (ZINB; else [0, 0]); CSR indptr [cells + 1], indices, counts; weights float32
-    [cells] of the gradients; loss float64 [cells], written; grad_theta float32 [rows, genes], added to.
+    [cells] of the gradients; loss and by_library (d nll / d log library) float64 [cells], written; grad_theta float32
+    [rows, genes], added to.
     """
     poisson, inflated = likelihood == "poisson", likelihood == "zinb"
     inlined = Path(vector_math.__file__).read_bytes()
@@ -298,6 +299,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
         counts: np.ndarray,
         weights: np.ndarray,
         loss: np.ndarray,
+        by_library: np.ndarray,
         grad_theta: np.ndarray,
     ) -> None:
         _ = inlined  # numba keeps compiled code by this file and what a function encloses: not by what it inlines
@@ -391,7 +393,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
                 _finish_softmax(row, slope, f32(all_slopes / total), weight)
             else:
                 _finish_softplus(row, slope, weight)
-            loss[cell] = value
+            loss[cell], by_library[cell] = value, all_slopes
 
     return sweep
 

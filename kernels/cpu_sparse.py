@@ -16,8 +16,8 @@ SAMPLES = 4096
 BLOCK_BYTES = 2**18  # of the weight, or its gradient: a block of genes stays in the nearest caches while all cells pass
 
 
-def multiply(indptr: Tensor, genes: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
-    """log1p(counts) @ weight: float32 [cells, hidden]."""
+def multiply(indptr: Tensor, genes: Tensor, counts: Tensor, weight: Tensor, raw: bool = False) -> Tensor:
+    """log1p(counts) @ weight, or counts @ weight if raw: float32 [cells, hidden]."""
     out = torch.empty(len(indptr) - 1, weight.shape[1])
     arrays = (
         indptr.numpy().astype(np.int64),
@@ -25,12 +25,12 @@ def multiply(indptr: Tensor, genes: Tensor, counts: Tensor, weight: Tensor) -> T
         as_integers(counts).numpy(),
         weight.detach().contiguous().numpy(),
     )
-    run_on_threads(lambda _, a, b: _multiply(a, b, *arrays, out.numpy()), len(out), torch.get_num_threads())
+    run_on_threads(lambda _, a, b: _multiply(a, b, *arrays, raw, out.numpy()), len(out), torch.get_num_threads())
     return out
 
 
-def accumulate(indptr: Tensor, genes: Tensor, counts: Tensor, grad: Tensor, n_genes: int) -> Tensor:
-    """log1p(counts).T @ grad: float32 [genes, hidden]; each thread has a range of genes of its own."""
+def accumulate(indptr: Tensor, genes: Tensor, counts: Tensor, grad: Tensor, n_genes: int, raw: bool = False) -> Tensor:
+    """log1p(counts).T @ grad, or counts.T @ grad if raw: float32 [genes, hidden]; each thread has its own genes."""
     out = torch.empty(n_genes, grad.shape[1])
     arrays = (indptr.numpy().astype(np.int64), genes.numpy(), as_integers(counts).numpy(), grad.numpy())
     n_threads = torch.get_num_threads()
@@ -42,14 +42,16 @@ def accumulate(indptr: Tensor, genes: Tensor, counts: Tensor, grad: Tensor, n_ge
 
     def add_range(_: int, a: int, b: int) -> None:
         for k in range(a, b):
-            _accumulate(edges[k], edges[k + 1], *arrays, out.numpy())
+            _accumulate(edges[k], edges[k + 1], *arrays, raw, out.numpy())
 
     run_on_threads(add_range, n_threads, n_threads)
     return out
 
 
 @njit(nogil=True, cache=True)
-def _log1p(count: int) -> Any:
+def _value_of(count: int, raw: bool) -> Any:
+    if raw:
+        return np.float32(count)
     return LOG1P[count] if count < 256 else np.float32(math.log1p(count))
 
 
@@ -61,6 +63,7 @@ def _multiply(
     genes: np.ndarray,
     counts: np.ndarray,
     weight: np.ndarray,
+    raw: bool,
     out: np.ndarray,
 ) -> None:
     """Cells [first, last) of the product, a block of genes after the other."""
@@ -73,7 +76,7 @@ def _multiply(
         for cell in range(first, last):
             sums, k, end = out[cell], reached[cell - first], indptr[cell + 1]
             while k < end and genes[k] < high:
-                value, row = _log1p(counts[k]), weight[genes[k]]
+                value, row = _value_of(counts[k], raw), weight[genes[k]]
                 for j in range(n_hidden):
                     sums[j] += value * row[j]
                 k += 1
@@ -82,7 +85,14 @@ def _multiply(
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
 def _accumulate(
-    first: int, last: int, indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray, grad: np.ndarray, out: np.ndarray
+    first: int,
+    last: int,
+    indptr: np.ndarray,
+    genes: np.ndarray,
+    counts: np.ndarray,
+    grad: np.ndarray,
+    raw: bool,
+    out: np.ndarray,
 ) -> None:
     """Genes [first, last) of the product, a block of them after the other."""
     n_cells, n_hidden = grad.shape
@@ -97,7 +107,7 @@ def _accumulate(
         for cell in range(n_cells):
             row, k, end = grad[cell], reached[cell], indptr[cell + 1]
             while k < end and genes[k] < high:
-                value, sums = _log1p(counts[k]), out[genes[k]]
+                value, sums = _value_of(counts[k], raw), out[genes[k]]
                 for j in range(n_hidden):
                     sums[j] += value * row[j]
                 k += 1

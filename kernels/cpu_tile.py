@@ -22,12 +22,14 @@ def sweep_tile(
     loss: Tensor,
     table_grad: Tensor | None,
     *,
+    library_grad: Tensor | None = None,
     slopes: Tensor | None = None,
 ) -> None:
     """Losses of cells [first, last) into `loss`; their logits become slopes, `table_grad` is added to.
 
     logits  float32 [last - first, genes] each: of genes, of log theta for each cell (or None), of dropouts (or None)
     slopes  where those of genes go, if the logits are to be kept
+    library_grad  float32 like `loss`, written: weight * d nll / d library
     """
     head, theta_logits, dropout = (None if tensor is None else tensor.detach().numpy() for tensor in logits)
     assert head is not None
@@ -43,7 +45,7 @@ def sweep_tile(
     no_rows = np.zeros((0, 0), np.float32)
     # each thread adds to a table of its own, in an order that depends on nothing but their number
     tables = np.zeros((n_threads, *theta_logits.shape) if not per_cell else (n_threads, 1, 0), np.float32)
-    values = np.empty(last - first)
+    values, by_library = np.empty((2, last - first))
     cells = options.cells
     arguments = (
         options.library[first:last].numpy(),
@@ -55,10 +57,13 @@ def sweep_tile(
         as_integers(cells.counts).numpy(),
         np.ones(last - first, np.float32) if weights is None else weights[first:last].numpy(),
         values,
+        by_library,
     )
     target = head if slopes is None else slopes.numpy()
     run_on_threads(lambda k, a, b: sweep(a, b, head, target, *arguments, tables[k]), last - first, n_threads)
     loss[first:last] = torch.from_numpy(values)
+    if library_grad is not None and weights is not None:
+        library_grad[first:last] = torch.from_numpy(by_library) * weights[first:last] / options.library[first:last]
     if table_grad is not None:
         table_grad += torch.from_numpy(tables.sum(0)).view_as(table_grad)
 
@@ -77,9 +82,12 @@ class Sweep:
         weights: Tensor | None,
         loss: Tensor,
         table_grad: Tensor | None,
+        library_grad: Tensor | None = None,
+        bias_grads: list[Tensor | None] | None = None,
     ) -> None:
-        """See `sweep_tile`."""
-        self.options, self.given = options, (table, weights, loss, table_grad)
+        """See `sweep_tile`. bias_grads: of each of its logits, [genes]: their gradients' sums over cells are added."""
+        self.options, self.given, self.library_grad = options, (table, weights, loss, table_grad), library_grad
+        self.bias_grads = bias_grads or [None, None, None]
 
     @staticmethod
     def tile_cells(n_genes: int, n_heads: int) -> int:
@@ -96,6 +104,10 @@ class Sweep:
                 kept[key] = torch.empty(n, dtype=dtype)
         return kept[key][:n].view(n_cells, n_genes)
 
+    def project(self, number: int, hidden: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+        """hidden @ weight.T + bias into `out`: logits of a tile, to be taken next."""
+        return torch.addmm(bias, hidden, weight.T, out=out)
+
     def take(
         self,
         first: int,
@@ -110,7 +122,10 @@ class Sweep:
         if keep and slopes is not None:
             target = slopes[0]
             logits = [logits[0], *(None if t is None else _copy(t, to) for t, to in zip(logits[1:], slopes[1:]))]
-        sweep_tile(self.options, first, last, logits, *self.given, slopes=target)
+        sweep_tile(self.options, first, last, logits, *self.given, library_grad=self.library_grad, slopes=target)
+        for grad, tile in zip(self.bias_grads, logits):
+            if grad is not None and tile is not None:
+                grad += tile.sum(0)
 
     def finish(self) -> None:
         """Nothing is left to do."""

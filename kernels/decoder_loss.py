@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from atlasvi.kernels import reference
 from atlasvi.kernels.backends import choose_backend, load_sweep
 from atlasvi.kernels.gene_order import GeneOrder
-from atlasvi.kernels.products import Precision, add_product, project, without_tf32
+from atlasvi.kernels.products import Precision, add_product, without_tf32
 from atlasvi.kernels.reference import Likelihood
 
 
@@ -63,7 +63,7 @@ def decoder_nll(
 
     hidden      float32 [cells, hidden]; float64 (all tensors then) is computed by 'torch'
     head        logits of genes
-    library     float32 [cells], counts a cell; zero is allowed (an empty cell has loss 0)
+    library     float32 [cells], counts a cell; zero is allowed (an empty cell has loss 0) where no gradient is wanted
     log_theta   log of the inverse dispersion: [genes]; [rows, genes] with theta_rows int64 [cells] saying which row is
                 a cell's (its batch, its label); or a Head, which gives one for each cell and gene. None for Poisson
     dropout     head of the logits of dropouts, for ZINB
@@ -75,7 +75,7 @@ def decoder_nll(
     precision   of the products with weights: 'float32', all its digits; 'bf16' ('triton' only): factors in bfloat16,
                 sums in float32. The likelihood is float32 in either case
     backend     'cpu', 'triton' or 'torch'; None chooses by device (see `choose_backend`)
-    Differentiable in hidden, both weights and biases of all heads, and log_theta.
+    Differentiable in hidden, library, both weights and biases of all heads, and log_theta.
     Raises ValueError if the options do not fit each other.
     """
     check_options(likelihood, log_theta, theta_rows, dropout)
@@ -88,9 +88,9 @@ def decoder_nll(
         return _plain(hidden, head, cells, library, log_theta, theta_rows, dropout, likelihood, softmax)
     theta_head = log_theta if isinstance(log_theta, Head) else None
     table = None if isinstance(log_theta, Head) or log_theta is None else log_theta
-    options = Options(name, likelihood, softmax, expected_grad, cells, library, theta_rows, precision)
+    options = Options(name, likelihood, softmax, expected_grad, cells, library.detach(), theta_rows, precision)
     heads = [part for h in (head, theta_head, dropout) for part in ((h.weight, h.bias) if h else (None, None))]
-    return _DecoderNLL.apply(options, hidden, table, *heads)
+    return _DecoderNLL.apply(options, hidden, table, library, *heads)
 
 
 def check_options(
@@ -145,15 +145,17 @@ class Options:
 
 class _DecoderNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, options: Options, hidden: Tensor, table: Tensor | None, *heads: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, options: Options, hidden: Tensor, table: Tensor | None, library: Tensor, *heads: Tensor | None
+    ) -> Tensor:
         expected = options.expected_grad
         if expected is None and options.backend == "cpu":
             expected = 1.0
         weights = None
         if expected is not None and any(ctx.needs_input_grad):
             weights = torch.full_like(options.library, expected)
-        loss, gradients = _sweep(options, hidden, table, heads, weights)
-        ctx.options, ctx.expected = options, expected
+        ctx.options, ctx.expected, ctx.by_library = options, expected, ctx.needs_input_grad[3]
+        loss, gradients = _sweep(options, hidden, table, heads, weights, ctx.by_library)
         ctx.save_for_backward(hidden, table, *heads, *gradients)
         return loss
 
@@ -170,7 +172,7 @@ class _DecoderNLL(torch.autograd.Function):
             return None, *gradients
         if ctx.expected is not None and bool((grad == grad[0]).all()):
             return None, *_scaled(gradients, grad[0] / ctx.expected)
-        return None, *_sweep(ctx.options, hidden, table, heads, grad.contiguous())[1]
+        return None, *_sweep(ctx.options, hidden, table, heads, grad.contiguous(), ctx.by_library)[1]
 
 
 def _scaled(gradients: Any, scale: Tensor) -> list[Tensor | None]:
@@ -179,18 +181,23 @@ def _scaled(gradients: Any, scale: Tensor) -> list[Tensor | None]:
 
 
 def _sweep(
-    options: Options, hidden: Tensor, table: Tensor | None, heads: Any, weights: Tensor | None
+    options: Options, hidden: Tensor, table: Tensor | None, heads: Any, weights: Tensor | None, by_library: bool
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Losses of all cells and the gradients of (hidden, table, each weight and bias); None of them without weights."""
+    """Losses of all cells and the gradients of (hidden, table, library, each weight and bias), or None for each.
+
+    All without weights, and that of the library unless by_library.
+    """
     n_cells, n_genes = len(hidden), len(heads[1])
     loss = torch.empty(n_cells, dtype=torch.float32, device=hidden.device)
-    gradients: list[Tensor | None] = [None] * (2 + len(heads))
+    gradients: list[Tensor | None] = [None] * (3 + len(heads))
     if weights is not None:
         gradients = [
             None if tensor is None else torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-            for tensor in (hidden, table, *heads)
+            for tensor in (hidden, table, options.library if by_library else None, *heads)
         ]
-    sweep = load_sweep(options.backend)(options, n_genes, table, weights, loss, gradients[1])
+    sweep = load_sweep(options.backend)(
+        options, n_genes, table, weights, loss, gradients[1], gradients[2], gradients[4::2]
+    )
     present = [k for k in range(0, len(heads), 2) if heads[k] is not None]
     n_rows = max(min(sweep.tile_cells(n_genes, len(present)), n_cells), 1)
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
@@ -203,16 +210,14 @@ def _sweep(
         for first in range(0, n_cells, n_rows):
             last = min(first + n_rows, n_cells)
             some, n = factors[first:last], last - first
-            logits = {k: project(some, bases[k], heads[k + 1], tiles[k][:n]) for k in present}
+            logits = {k: sweep.project(k, some, bases[k], heads[k + 1], tiles[k][:n]) for k in present}
             targets = None if slopes is tiles else [slopes[k][:n] if k in slopes else None for k in (0, 2, 4)]
             sweep.take(first, last, [logits.get(k) for k in (0, 2, 4)], slopes=targets)
             for k in present if weights is not None else ():
-                hidden_grad, weight_grad, bias_grad = gradients[0], gradients[2 + k], gradients[3 + k]
+                hidden_grad, weight_grad = gradients[0], gradients[3 + k]
                 assert hidden_grad is not None
                 assert weight_grad is not None
-                assert bias_grad is not None
                 add_product(weight_grad, slopes[k][:n].T, some)
                 add_product(hidden_grad[first:last], slopes[k][:n], bases[k])
-                bias_grad += slopes[k][:n].sum(0, dtype=torch.float32)
     sweep.finish()
     return loss, gradients

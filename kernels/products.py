@@ -10,25 +10,13 @@ from torch import Tensor
 Precision = Literal["float32", "bf16"]
 
 
-def project(hidden: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-    """hidden @ weight.T + bias into `out` float32; hidden and weight both float32 or both bfloat16."""
-    if hidden.dtype == torch.float32:
-        return torch.addmm(bias, hidden, weight.T, out=out)
-    return _multiply_bf16(hidden, weight.T, out).add_(bias)  # addmm with out_dtype does not take this bias and an out
-
-
 def add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
     """to += a @ b, in float32; a and b both float32 or both bfloat16."""
     if a.dtype == torch.float32:
         torch.addmm(to, a, b, out=to)
     else:
-        to += _multiply_bf16(a, b)
-
-
-def _multiply_bf16(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    if a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32, out=out)
-    return torch.mm(a.float(), b.float(), out=out)  # on the CPU the same numbers, for tests
+        # on the CPU the same numbers, for tests
+        to += torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a.float(), b.float())
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The encoder's first layer: log1p keeps zeros, so the counts stay sparse."""
+"""The encoder's first layer: counts, and log1p of counts, are as sparse as they come."""
 
 from typing import Any
 
@@ -17,6 +17,7 @@ def log1p_linear(
     counts: Tensor,
     weight: Tensor,
     *,
+    raw: bool = False,
     order: GeneOrder | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -25,13 +26,15 @@ def log1p_linear(
     indptr  int32 or int64 [cells + 1], genes and counts [nnz] of any integer types; genes sorted in each cell. Both may
             be longer than indptr[-1]; what is past it is not looked at
     weight  float32 [genes, hidden]
+    raw     counts @ weight, without the logarithm
     order   see `order_by_gene`; None: computed in the backward pass, where it is needed
     backend 'cpu', 'triton' or 'torch'; None chooses by device (see `choose_backend`)
     """
     name = choose_backend(weight.device, backend, weight.dtype)
     if name == "torch":
-        return torch.log1p(to_dense(indptr, genes, counts, len(weight), weight.dtype)) @ weight
-    return _Log1pLinear.apply(name, order, indptr, genes, counts, weight)
+        dense = to_dense(indptr, genes, counts, len(weight), weight.dtype)
+        return (dense if raw else torch.log1p(dense)) @ weight
+    return _Log1pLinear.apply(name, raw, order, indptr, genes, counts, weight)
 
 
 class _Log1pLinear(torch.autograd.Function):
@@ -39,19 +42,20 @@ class _Log1pLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         backend: str,
+        raw: bool,
         order: GeneOrder | None,
         indptr: Tensor,
         genes: Tensor,
         counts: Tensor,
         weight: Tensor,
     ) -> Tensor:
-        ctx.backend, ctx.order, ctx.n_genes = backend, order, len(weight)
+        ctx.backend, ctx.raw, ctx.order, ctx.n_genes = backend, raw, order, len(weight)
         ctx.save_for_backward(indptr, genes, counts)
-        return load_sparse(backend).multiply(indptr, genes, counts, weight)
+        return load_sparse(backend).multiply(indptr, genes, counts, weight, raw)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        given = *ctx.saved_tensors, grads[0].contiguous(), ctx.n_genes
+        given = *ctx.saved_tensors, grads[0].contiguous(), ctx.n_genes, ctx.raw
         order = {"order": ctx.order} if ctx.order is not None else {}
-        return None, None, None, None, None, load_sparse(ctx.backend).accumulate(*given, **order)
+        return *[None] * 6, load_sparse(ctx.backend).accumulate(*given, **order)

@@ -20,49 +20,56 @@ def order_by_gene(indptr: Tensor, genes: Tensor, n_genes: int) -> GeneOrder:
     dtype = torch.int16 if n_genes < torch.iinfo(torch.int16).max else torch.int32
     keys = indptr.new_full((len(genes),), n_genes, dtype=dtype)
     cells = torch.empty_like(keys, dtype=torch.int32)
-    with _device_of(keys):
+    with device_of(keys):
         _key_kernel[(len(indptr) - 1,)](indptr, genes, keys, cells, 512, num_warps=4)
     keys, places = keys.sort(stable=True)
     starts = torch.searchsorted(keys, torch.arange(n_genes + 1, dtype=dtype, device=keys.device))
     return GeneOrder(places, starts, cells)
 
 
-def multiply(indptr: Tensor, genes: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
-    """log1p(counts) @ weight: float32 [cells, hidden]."""
+def multiply(indptr: Tensor, genes: Tensor, counts: Tensor, weight: Tensor, raw: bool = False) -> Tensor:
+    """log1p(counts) @ weight, or counts @ weight if raw: float32 [cells, hidden]."""
     weight = weight.contiguous()
     n_cells, n_hidden = len(indptr) - 1, weight.shape[1]
     out = weight.new_empty(n_cells, n_hidden)
     block = min(triton.next_power_of_2(n_hidden), 128)
-    with _device_of(weight):
+    with device_of(weight):
         _multiply_kernel[(n_cells, triton.cdiv(n_hidden, block))](
-            indptr, genes, counts, weight, out, n_hidden, 32, block, num_warps=4
+            indptr, genes, counts, weight, out, n_hidden, raw, 32, block, num_warps=4
         )
     return out
 
 
 def accumulate(
-    indptr: Tensor, genes: Tensor, counts: Tensor, grad: Tensor, n_genes: int, order: GeneOrder | None = None
+    indptr: Tensor,
+    genes: Tensor,
+    counts: Tensor,
+    grad: Tensor,
+    n_genes: int,
+    raw: bool = False,
+    order: GeneOrder | None = None,
 ) -> Tensor:
-    """log1p(counts).T @ grad: float32 [genes, hidden]."""
+    """log1p(counts).T @ grad, or counts.T @ grad if raw: float32 [genes, hidden]."""
     order = order or order_by_gene(indptr, genes, n_genes)
     out, n_hidden = grad.new_empty(n_genes, grad.shape[1]), grad.shape[1]
     block = min(triton.next_power_of_2(n_hidden), 128)
-    with _device_of(grad):
+    with device_of(grad):
         _accumulate_kernel[(n_genes, triton.cdiv(n_hidden, block))](
-            order.places, order.starts, order.cells, counts, grad, out, n_hidden, 16, block, num_warps=4
+            order.places, order.starts, order.cells, counts, grad, out, n_hidden, raw, 16, block, num_warps=4
         )
     return out
 
 
 def add_by_gene(order: GeneOrder, values: Tensor, sums: Tensor) -> None:
     """sums [genes] += values [nonzeros] of each gene."""
-    with _device_of(sums):
-        _add_by_gene_kernel[(triton.cdiv(sums.numel(), 32),)](
-            order.places, order.starts, values, sums, sums.numel(), 32, 32, num_warps=4
+    with device_of(sums):
+        _add_by_gene_kernel[(triton.cdiv(sums.numel(), 4),)](
+            order.places, order.starts, values, sums, sums.numel(), 4, 128, num_warps=4
         )
 
 
-def _device_of(tensor: Tensor) -> Any:
+def device_of(tensor: Tensor) -> Any:
+    """The device of a tensor as the current one, which is where Triton launches; nothing under its interpreter."""
     return torch.cuda.device(tensor.device.index if tensor.is_cuda else -1)
 
 
@@ -77,7 +84,15 @@ def _key_kernel(indptr, genes, keys, cells, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _multiply_kernel(indptr, genes, counts, weight, out, n_hidden, BLOCK: tl.constexpr, HIDDEN: tl.constexpr):
+def _value_of(counts, RAW: tl.constexpr):
+    value = counts.to(tl.float32)
+    return value if RAW else tl.log(1.0 + value)
+
+
+@triton.jit
+def _multiply_kernel(
+    indptr, genes, counts, weight, out, n_hidden, RAW: tl.constexpr, BLOCK: tl.constexpr, HIDDEN: tl.constexpr
+):
     cell = tl.program_id(0)
     h = tl.program_id(1) * HIDDEN + tl.arange(0, HIDDEN)
     sums = tl.zeros([BLOCK, HIDDEN], tl.float32)
@@ -85,14 +100,16 @@ def _multiply_kernel(indptr, genes, counts, weight, out, n_hidden, BLOCK: tl.con
     for start in range(tl.load(indptr + cell), end, BLOCK):
         k = start + tl.arange(0, BLOCK)
         gene = tl.load(genes + k, mask=k < end, other=0).to(tl.int64)
-        value = tl.log(1.0 + tl.load(counts + k, mask=k < end, other=0).to(tl.float32))
+        value = _value_of(tl.load(counts + k, mask=k < end, other=0), RAW)
         inside = (k < end)[:, None] & (h < n_hidden)[None, :]
         sums += value[:, None] * tl.load(weight + gene[:, None] * n_hidden + h[None, :], mask=inside, other=0.0)
     tl.store(out + cell.to(tl.int64) * n_hidden + h, tl.sum(sums, 0), mask=h < n_hidden)
 
 
 @triton.jit
-def _accumulate_kernel(places, starts, cells, counts, grad, out, n_hidden, BLOCK: tl.constexpr, HIDDEN: tl.constexpr):
+def _accumulate_kernel(
+    places, starts, cells, counts, grad, out, n_hidden, RAW: tl.constexpr, BLOCK: tl.constexpr, HIDDEN: tl.constexpr
+):
     gene = tl.program_id(0)
     h = tl.program_id(1) * HIDDEN + tl.arange(0, HIDDEN)
     sums = tl.zeros([BLOCK, HIDDEN], tl.float32)
@@ -101,7 +118,7 @@ def _accumulate_kernel(places, starts, cells, counts, grad, out, n_hidden, BLOCK
         k = start + tl.arange(0, BLOCK)
         place = tl.load(places + k, mask=k < end, other=0)
         cell = tl.load(cells + place, mask=k < end, other=0).to(tl.int64)
-        value = tl.log(1.0 + tl.load(counts + place, mask=k < end, other=0).to(tl.float32))
+        value = _value_of(tl.load(counts + place, mask=k < end, other=0), RAW)
         inside = (k < end)[:, None] & (h < n_hidden)[None, :]
         sums += value[:, None] * tl.load(grad + cell[:, None] * n_hidden + h[None, :], mask=inside, other=0.0)
     tl.store(out + gene.to(tl.int64) * n_hidden + h, tl.sum(sums, 0), mask=h < n_hidden)

@@ -1,4 +1,4 @@
-"""A sweep over cells by Triton: the kernels of triton_likelihood.py, launched for one tile of logits after another.
+"""A sweep over cells by Triton: products and kernels launched for one tile of logits after another.
 
 Nothing waits for the device and no size depends on what is in a tensor, so a CUDA graph can capture a sweep. `indices`
 and `counts` may be longer than indptr says: what is past its end is not looked at.
@@ -10,12 +10,17 @@ import torch
 import triton
 from torch import Tensor
 
-from atlasvi.kernels import triton_sparse
-from atlasvi.kernels.triton_likelihood import add_rows_kernel, nonzeros_kernel, slopes_kernel, zeros_kernel
+from atlasvi.kernels import triton_project, triton_sparse
+from atlasvi.kernels.triton_likelihood import nonzeros_kernel
+from atlasvi.kernels.triton_slopes import add_rows_kernel, scatter_kernel, slopes_kernel, zeros_kernel
 
-TILE_BYTES = 24 * 2**20  # of logits of all heads: half the L2 cache of an H100, where the kernels find them again
-GROUP = 8  # cells that a program of zeros_kernel takes one after the other
-BLOCK = 2048  # genes at a time
+TILE_BYTES = (
+    2**29
+)  # of logits of all heads: smaller tiles leave the device idle between kernels, larger ones gain nothing
+FEW_CELLS = 2_048  # up to which programs of zeros and slopes have GROUPS[0] cells, so that there are enough of them
+GROUPS = 8, 32
+BLOCK, WARPS = 1024, 4  # genes and warps of a program of zeros or slopes
+STAGES = 3  # cells whose logits are on their way from memory meanwhile
 NONZEROS = 512
 LARGE = 128
 
@@ -31,35 +36,53 @@ class Sweep:
         weights: Tensor | None,
         loss: Tensor,
         table_grad: Tensor | None,
+        library_grad: Tensor | None = None,
+        bias_grads: list[Tensor | None] | None = None,
     ) -> None:
-        """`loss` float32 [cells] is written, `table_grad` (like `table`, [rows, genes] or [genes]) added to.
+        """`loss` float32 [cells] is written; `table_grad` (like `table`, [rows, genes] or [genes]) is added to.
 
-        weights float32 [cells] of the gradients; None if none are wanted
+        weights     float32 [cells] of the gradients; None if none are wanted
+        library_grad  float32 [cells], written: weight * d nll / d library
+        bias_grads  float32 [genes] each, of logits, log theta and dropouts, or None: the sums of the gradients of those
+                    over all cells are added to them
         """
         self.options, self.n_genes, self.weights = options, n_genes, weights
         self.table = None if table is None else table.contiguous()
         self.library = options.library.contiguous()
         self.theta_rows = None if options.theta_rows is None else options.theta_rows.contiguous()
-        self.loss, self.table_grad = loss, table_grad
+        self.loss, self.table_grad, self.library_grad = loss, table_grad, library_grad
+        self.bias_grads = bias_grads or [None, None, None]
         self.n_blocks = triton.cdiv(n_genes + 15, BLOCK)  # a row may be padded
         new, n_cells, n_nonzeros = loss.new_empty, len(loss), max(len(options.cells.indices), 1)
         self.offsets, self.scales, self.slope_sums = new(3, n_cells)
         self.loss_parts, self.slope_parts = new(2, n_cells, self.n_blocks)
-        self.by_nonzero = new(4, n_nonzeros)  # slopes by logit, shares, slopes by log theta, by dropout
+        self.softmax_parts: Tensor | None = None  # of the tile that was projected last
+        # of each nonzero: gradients of logits, of log theta, of dropouts; shares
+        self.by_logit, self.by_theta, self.by_dropout, self.shares = new(4, n_nonzeros)
         self.large = new(n_nonzeros, dtype=torch.int32)
         self.sums_genes = table is not None and weights is not None and self.theta_rows is None
-        n_groups = triton.cdiv(self.tile_cells(n_genes, 1), GROUP) if self.sums_genes else 0
-        self.theta_parts = loss.new_zeros(n_groups, n_genes)
+        tile_cells = min(self.tile_cells(n_genes, 1), n_cells)
+        self.group = GROUPS[tile_cells > FEW_CELLS]
+        n_groups = triton.cdiv(tile_cells, self.group)
+        sums = [self.sums_genes, *(grad is not None for grad in self.bias_grads)]
+        self.parts = [loss.new_zeros(n_groups if wanted else 0, n_genes) for wanted in sums]
 
     @staticmethod
     def tile_cells(n_genes: int, n_heads: int) -> int:
         """Cells of a tile of `n_heads` products, or of none."""
-        return max(TILE_BYTES // (4 * n_genes * max(n_heads, 1)) // GROUP, 1) * GROUP
+        return max(TILE_BYTES // (4 * n_genes * max(n_heads, 1)) // GROUPS[1], 1) * GROUPS[1]
 
     @staticmethod
     def allocate(number: int, n_cells: int, n_genes: int, like: Tensor, dtype: torch.dtype) -> Tensor:
         """[cells, genes], uninitialised, rows apart by a multiple of 16: that lets loads be wide."""
         return like.new_empty(n_cells, triton.cdiv(n_genes, 16) * 16, dtype=dtype)[:, :n_genes]
+
+    def project(self, number: int, hidden: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+        """Logits of a tile, to be taken next; of head 0 what its softmax needs too."""
+        if number > 0 or not self.options.softmax:
+            return triton_project.project(hidden, weight, bias, out)
+        self.softmax_parts = self.loss.new_empty(2, len(hidden), triton_project.count_parts(self.n_genes))
+        return triton_project.project(hidden, weight, bias, out, *self.softmax_parts)
 
     def take(
         self,
@@ -99,28 +122,39 @@ class Sweep:
         slope_sums, loss_parts, slope_parts = (
             tensor[first:last] for tensor in (self.slope_sums, self.loss_parts, self.slope_parts)
         )
+        maxima, sums = (head, head) if self.softmax_parts is None else self.softmax_parts
+        n_parts = 0 if self.softmax_parts is None else maxima.shape[1]
         strides = theta.stride(0) if theta.dim() == 2 else 0, dropout.stride(0)
+        out_strides = theta_out.stride(0), dropout_out.stride(0), out.stride(0)
         kinds = options.likelihood, options.softmax, theta_kind
-        gradients = self.weights is not None
-        with torch.cuda.device(head.device.index if head.is_cuda else -1):
+        gradients, bias = self.weights is not None, self.bias_grads[0] is not None
+        blocks = self.n_blocks, triton.cdiv(shape[0], self.group)
+        rounded = triton.next_power_of_2(self.n_blocks)
+        with triton_sparse.device_of(head):
             nonzeros_kernel[(shape[0],)](
                 head, marked, theta, theta_rows, dropout, indptr, cells.indices, cells.counts, library, weights,
-                self.loss[first:last], *per_cell, slope_sums, *self.by_nonzero, self.large,
-                self.n_genes, head.stride(0), marked.stride(0), *strides, *kinds, keep, gradients, BLOCK, NONZEROS,
+                self.loss[first:last], *per_cell, slope_sums, self.by_logit, self.shares, self.by_theta,
+                self.by_dropout, self.large, maxima, sums, self.n_genes, head.stride(0), marked.stride(0), *strides,
+                n_parts, *kinds, keep, gradients, triton.next_power_of_2(n_parts) if n_parts else 0, BLOCK, NONZEROS,
                 LARGE, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
-            zeros_kernel[(self.n_blocks, triton.cdiv(shape[0], GROUP))](
+            zeros_kernel[blocks](
                 marked, theta, theta_rows, dropout, library, weights, *per_cell, loss_parts, slope_parts,
-                self.theta_parts, shape[0], self.n_genes, marked.stride(0), *strides, self.n_blocks, *kinds, gradients,
-                GROUP, BLOCK, num_warps=4, enable_fp_fusion=True,
+                self.parts[0], shape[0], self.n_genes, marked.stride(0), *strides, self.n_blocks, *kinds, gradients,
+                self.group, BLOCK, STAGES, num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip
             if not gradients:
                 return
-            slopes_kernel[(shape[0],)](
-                marked, theta, theta_rows, dropout, indptr, cells.indices, library, weights, *per_cell, slope_sums,
-                slope_parts, *self.by_nonzero, out, theta_out, dropout_out, self.n_genes, marked.stride(0), *strides,
-                theta_out.stride(0), dropout_out.stride(0), out.stride(0), self.n_blocks, *kinds, BLOCK,
-                triton.next_power_of_2(self.n_blocks), NONZEROS, num_warps=8, enable_fp_fusion=True,
+            slopes_kernel[blocks](
+                marked, theta, theta_rows, dropout, library, weights, *per_cell, slope_sums, slope_parts, out,
+                theta_out, dropout_out, *self.parts[1:], shape[0], self.n_genes, marked.stride(0), *strides,
+                *out_strides, self.n_blocks, *kinds, bias, self.group, BLOCK, rounded, STAGES, num_warps=WARPS,
+                enable_fp_fusion=True,
+            )  # fmt: skip
+            scatter_kernel[(shape[0],)](
+                indptr, cells.indices, slope_sums, slope_parts, self.by_logit, self.shares, self.by_theta,
+                self.by_dropout, out, theta_out, dropout_out, *out_strides, self.n_blocks, *kinds, bias, rounded,
+                NONZEROS, num_warps=4,
             )  # fmt: skip
             if theta_kind == "rows":
                 self._add_rows(theta_rows, theta_out)
@@ -135,11 +169,18 @@ class Sweep:
         )
 
     def finish(self) -> None:
-        """What is summed over tiles goes into `loss` and `table_grad`."""
+        """What is summed over tiles or genes goes into `loss` and the gradients."""
         self.loss += self.loss_parts.sum(1)
-        if self.sums_genes:
-            assert self.table_grad is not None
-            self.table_grad += self.theta_parts.sum(0).view_as(self.table_grad)
-            cells = self.options.cells
-            order = cells.order or triton_sparse.order_by_gene(cells.indptr, cells.indices, self.n_genes)
-            triton_sparse.add_by_gene(order, self.by_nonzero[2], self.table_grad)
+        if self.library_grad is not None and self.weights is not None:
+            by_log_library = self.slope_sums + self.slope_parts.sum(1)
+            torch.mul(by_log_library, self.weights / self.library, out=self.library_grad)
+        of_nonzeros = self.by_theta, self.by_logit, self.by_theta, self.by_dropout
+        sums = self.table_grad if self.sums_genes else None, *self.bias_grads
+        if all(grad is None for grad in sums):
+            return
+        cells = self.options.cells
+        order = cells.order or triton_sparse.order_by_gene(cells.indptr, cells.indices, self.n_genes)
+        for grad, parts, values in zip(sums, self.parts, of_nonzeros):
+            if grad is not None:
+                grad += parts.sum(0).view_as(grad)
+                triton_sparse.add_by_gene(order, values, grad)

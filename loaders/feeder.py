@@ -55,6 +55,7 @@ class DeviceFeeder:
                 following = copied, event, self.loader.state_dict()
             if following is not None:
                 yield self._hand_out(*following)
+            self._state = None  # the epoch is over: the loader stands at the next one
         finally:
             side.synchronize()
             if self._state is not None:  # a consumer that broke off has not seen what was on its way

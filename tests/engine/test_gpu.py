@@ -79,9 +79,10 @@ def test_losses_and_gradients_of_every_option_are_those_of_float64(likelihood: s
         for device, dtype in (("cuda", torch.float32), ("cpu", torch.float64)):
             model = SCVI(settings_of(setup, options, cells), torch.Generator().manual_seed(0)).to(device, dtype)
             results.append(terms_and_gradients(model, batch.to(device), noise))
+        largest = max(exact.norm() for exact in results[1])
         for got, exact in zip(*results, strict=True):
-            # a norm over the 20 cells takes from a gradient nearly all that there was: what is left is rounding
-            assert (got - exact).norm() <= 1e-5 * exact.norm() + 1e-6 * len(exact.shape), case
+            # batch norm takes all of the gradient of the bias before it: what is left is rounding of what was there
+            assert (got - exact).norm() <= 1e-5 * exact.norm() + 1e-6 * largest, case
 
 
 @pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
@@ -156,6 +157,6 @@ def test_questions_asked_on_the_device_have_the_answers_of_the_cpu(cells: Path):
         assert np.isfinite(model.posterior_predictive_sample(indices=range(50)).todense()).all()
         assert model.get_elbo() == pytest.approx(-model.get_reconstruction_error()["reconstruction_loss"], rel=0.2)
         table = model.differential_expression(groupby="type", group1="B")
-        assert np.isfinite(table["lfc_mean"]).all()
+        assert np.isfinite(table["bayes_factor"]).all()
     np.testing.assert_allclose(answers[0][0], answers[1][0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(answers[0][1].mean(0), answers[1][1].mean(0), rtol=0.1)

@@ -1,0 +1,112 @@
+"""What follows the product of a hidden layer, by Triton: columns, layer norm, ReLU, dropout, a few cells a program.
+
+Forward and backward are a kernel each; the gradient of the columns is a product with the one-hot codes of the cells.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from atlasvi.kernels.columns import sum_by_code
+from atlasvi.kernels.triton_sparse import device_of
+
+EPSILON = tl.constexpr(1e-5)
+ROWS = 4  # cells of a program
+
+
+def norm_relu(
+    projected: Tensor, columns: Tensor, codes: Tensor | None, dropout: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """relu(layer_norm(projected + columns[codes])) * dropout, the normalised values, and 1 / deviation of each cell."""
+    projected, columns = projected.contiguous(), columns.contiguous()
+    n_cells, n_hidden = projected.shape
+    out, normed, scales = torch.empty_like(projected), torch.empty_like(projected), projected.new_empty(n_cells)
+    with device_of(projected):
+        _forward_kernel[(triton.cdiv(n_cells, ROWS),)](
+            projected, columns, projected if codes is None else codes, projected if dropout is None else dropout,
+            out, normed, scales, n_cells, n_hidden, codes is not None, dropout is not None, ROWS,
+            triton.next_power_of_2(n_hidden), num_warps=4,
+        )  # fmt: skip
+    return out, normed, scales
+
+
+def norm_relu_backward(
+    grad: Tensor, normed: Tensor, scales: Tensor, codes: Tensor | None, dropout: Tensor | None, n_columns: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `projected` [cells, hidden] and of `columns`, from that of the output."""
+    grad = grad.contiguous()
+    n_cells, n_hidden = grad.shape
+    projected_grad = torch.empty_like(grad)
+    with device_of(grad):
+        _backward_kernel[(triton.cdiv(n_cells, ROWS),)](
+            grad, normed, scales, grad if dropout is None else dropout, projected_grad, n_cells, n_hidden,
+            dropout is not None, ROWS, triton.next_power_of_2(n_hidden), num_warps=4,
+        )  # fmt: skip
+    return projected_grad, sum_by_code(projected_grad, codes, n_columns)
+
+
+@triton.jit(do_not_specialize=["n_cells"])
+def _forward_kernel(
+    projected,
+    columns,
+    codes,
+    dropout,
+    out,
+    normed,
+    scales,
+    n_cells,
+    n_hidden,
+    CODES: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    ROWS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+):
+    cell = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    h = tl.arange(0, HIDDEN)
+    inside = (cell < n_cells)[:, None] & (h < n_hidden)[None, :]
+    place = cell.to(tl.int64)[:, None] * n_hidden + h[None, :]
+    x = tl.load(projected + place, mask=inside, other=0.0)
+    if CODES:
+        code = tl.load(codes + cell, mask=cell < n_cells, other=0)
+        x += tl.load(columns + code[:, None] * n_hidden + h[None, :], mask=inside, other=0.0)
+    else:
+        x += tl.load(columns + h, mask=h < n_hidden, other=0.0)[None, :]
+    mean = tl.sum(x, 1) / n_hidden
+    centred = tl.where(inside, x - mean[:, None], 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / n_hidden + EPSILON)
+    value = centred * scale[:, None]
+    tl.store(normed + place, value, mask=inside)
+    tl.store(scales + cell, scale, mask=cell < n_cells)
+    value = tl.where(value > 0, value, tl.where(value == value, 0.0, value))  # NaN stays NaN
+    if DROPOUT:
+        value *= tl.load(dropout + place, mask=inside, other=0.0)
+    tl.store(out + place, value, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_cells"])
+def _backward_kernel(
+    grad,
+    normed,
+    scales,
+    dropout,
+    projected_grad,
+    n_cells,
+    n_hidden,
+    DROPOUT: tl.constexpr,
+    ROWS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+):
+    """Layer norm's gradient: scale * (g - mean(g) - normed * mean(g * normed)), where g is that of `normed`."""
+    cell = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    h = tl.arange(0, HIDDEN)
+    inside = (cell < n_cells)[:, None] & (h < n_hidden)[None, :]
+    place = cell.to(tl.int64)[:, None] * n_hidden + h[None, :]
+    g = tl.load(grad + place, mask=inside, other=0.0)
+    value = tl.load(normed + place, mask=inside, other=0.0)
+    if DROPOUT:
+        g *= tl.load(dropout + place, mask=inside, other=0.0)
+    g = tl.where(value <= 0, 0.0, g)
+    mean, along = tl.sum(g, 1) / n_hidden, tl.sum(g * value, 1) / n_hidden
+    scale = tl.load(scales + cell, mask=cell < n_cells, other=0.0)
+    tl.store(projected_grad + place, scale[:, None] * (g - mean[:, None] - value * along[:, None]), mask=inside)
