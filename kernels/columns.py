@@ -37,4 +37,5 @@ class _TakeColumns(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return sum_by_code(grads[0], *ctx.saved_tensors, ctx.n), None
+        (codes,) = ctx.saved_tensors
+        return sum_by_code(grads[0], codes, ctx.n), None
