@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +56,7 @@ def measure(n_cells: int, n_genes: int, device: torch.device, out: Path):
     """Yields name and value of each figure."""
     counts = draw_counts(n_cells, n_genes, seed=2)
     csr = to_sparse_counts(counts, device)
-    sparse = replace(csr, order=order_by_gene(csr.indptr, csr.indices, n_genes))
+    by_gene = order_by_gene(csr.indptr, csr.indices, n_genes)
     library = torch.from_numpy(np.asarray(counts.sum(1)).ravel()).to(device)
 
     def parameter(*shape: int) -> Tensor:
@@ -70,19 +69,19 @@ def measure(n_cells: int, n_genes: int, device: torch.device, out: Path):
 
     def likelihood(backend: str | None = None) -> None:
         logits.grad = theta.grad = None
-        logits_nll(logits, sparse, library, theta, expected_grad=1 / n_cells, backend=backend).mean().backward()
+        logits_nll(logits, csr, library, theta, expected_grad=1 / n_cells, backend=backend).mean().backward()
 
     def decoder(backend: str | None = None, precision: Precision = "float32") -> None:
         hidden.grad = weight.grad = bias.grad = theta.grad = None
         loss = decoder_nll(
-            hidden, Head(weight, bias), sparse, library, theta,
+            hidden, Head(weight, bias), csr, library, theta,
             expected_grad=1 / n_cells, precision=precision, backend=backend,
         )  # fmt: skip
         loss.mean().backward()
 
     def layer(backend: str | None = None) -> None:
         first.grad = None
-        out = log1p_linear(csr.indptr, csr.indices, csr.counts, first, order=sparse.order, backend=backend)
+        out = log1p_linear(csr.indptr, csr.indices, csr.counts, first, order=by_gene, backend=backend)
         out.backward(upstream)
 
     columns, codes = parameter(12, HIDDEN), torch.arange(n_cells, device=device) % 12

@@ -114,11 +114,13 @@ class SCVI(nn.Module):
         """qzm, qzv float32 [cells, latent]: mean and variance of q(z | x), before the softmax if latents are ln."""
         return self.encoder(cells, self._covariates(cells.codes, len(cells)), generator, order)
 
-    def encode_library(self, cells: Batch, generator: Noise | None = None) -> tuple[Tensor, Tensor]:
+    def encode_library(
+        self, cells: Batch, generator: Noise | None = None, order: GeneOrder | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(log library | x), float32 [cells]. Raises ValueError if the library is observed."""
         if self.library_encoder is None:
             raise ValueError("the library size of this model is observed: it has no posterior")
-        mean, variance = self.library_encoder(cells, self._covariates(cells.codes, len(cells)), generator)
+        mean, variance = self.library_encoder(cells, self._covariates(cells.codes, len(cells)), generator, order)
         return mean[:, 0], variance[:, 0]
 
     def library_prior(self, codes: Codes, n_cells: int) -> tuple[Tensor, Tensor]:
@@ -185,13 +187,11 @@ class SCVI(nn.Module):
         z: Tensor,
         library: Tensor | None = None,
         n_cells: int | None = None,
-        order: GeneOrder | None = None,
     ) -> Tensor:
         """Negative log-likelihood of each cell's counts at z [cells, latent], summed over genes, nats: float32 [cells].
 
         library  counts a cell, float32 [cells]; None takes the observed ones
         n_cells  that the loss will be a mean over, where these are a share of them: spares work, changes no number
-        order    see `kernels.order_by_gene`: spares work too
         """
         library = (cells.library if library is None else library).to(z.dtype)
         settings = self.settings
@@ -207,7 +207,7 @@ class SCVI(nn.Module):
         assert head is not None
         table, rows = self._dispersion(cells.codes, len(cells))
         hidden = self.decoder.hide(z, self._covariates(cells.codes, len(cells)))
-        counts = SparseCounts(cells.indptr, cells.indices, cells.counts, order)
+        counts = SparseCounts(cells.indptr, cells.indices, cells.counts)
         theta = table if theta_head is None else theta_head
         return decoder_nll(
             hidden,
@@ -234,11 +234,11 @@ class SCVI(nn.Module):
             z = self.to_latent(_draw(qzm, qzv, generator))
             kl, library, kl_library = kl_of_normals(qzm, qzv).sum(1), None, torch.zeros_like(cells.library)
             if self.library_encoder is not None:
-                qlm, qlv = self.encode_library(cells, generator)
+                qlm, qlv = self.encode_library(cells, generator, order)
                 library = _draw(qlm, qlv, generator).exp()
                 kl_library = kl_of_normals(qlm, qlv, *self.library_prior(cells.codes, len(cells)))
         with record_function("decoder + loss"):
-            return CellLosses(self.reconstruction(cells, z, library, n_cells, order), kl, kl_library)
+            return CellLosses(self.reconstruction(cells, z, library, n_cells), kl, kl_library)
 
     def _codes(self, codes: Codes, name: str, n: int, n_cells: int) -> Tensor:
         """int64 [cells]; zeros where there is one category and it was not given."""

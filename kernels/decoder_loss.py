@@ -17,8 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from atlasvi.kernels import reference
 from atlasvi.kernels.backends import choose_backend, load_sweep
-from atlasvi.kernels.gene_order import GeneOrder
-from atlasvi.kernels.products import Precision, add_product, without_tf32
+from atlasvi.kernels.products import Precision, multiply_into, without_tf32
 from atlasvi.kernels.reference import Likelihood
 
 
@@ -27,13 +26,12 @@ class SparseCounts:
     """Counts of cells x genes in CSR: indptr int32 or int64 [cells + 1], indices and counts of any integer type.
 
     indices and counts may be longer than indptr[-1]; what is past it is not looked at (buffers of a fixed size, for
-    CUDA graphs). order: see `order_by_gene`; None: computed where it is needed.
+    CUDA graphs).
     """
 
     indptr: Tensor
     indices: Tensor
     counts: Tensor
-    order: GeneOrder | None = None
 
 
 @dataclass(frozen=True)
@@ -217,7 +215,7 @@ def _sweep(
                 hidden_grad, weight_grad = gradients[0], gradients[3 + k]
                 assert hidden_grad is not None
                 assert weight_grad is not None
-                add_product(weight_grad, slopes[k][:n].T, some)
-                add_product(hidden_grad[first:last], slopes[k][:n], bases[k])
+                multiply_into(weight_grad, slopes[k][:n].T, some, add=first > 0)
+                multiply_into(hidden_grad[first:last], slopes[k][:n], bases[k], add=k > 0)
     sweep.finish()
     return loss, gradients

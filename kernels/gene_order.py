@@ -20,7 +20,7 @@ class GeneOrder:
 
 
 def order_by_gene(indptr: Tensor, genes: Tensor, n_genes: int, *, backend: str | None = None) -> GeneOrder | None:
-    """The order that `log1p_linear` and `decoder_nll` both need for their gradients, to be computed once for both.
+    """The order that the gradient of `log1p_linear` needs, to be computed once for all layers that take the counts.
 
     indptr int32 or int64 [cells + 1], genes any integer type, at least indptr[-1]: more is not looked at. None for a
     backend that does without. It says where the counts are, so it must be computed anew for every minibatch, also where

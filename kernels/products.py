@@ -10,13 +10,16 @@ from torch import Tensor
 Precision = Literal["float32", "bf16"]
 
 
-def add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
-    """to += a @ b, in float32; a and b both float32 or both bfloat16."""
+def multiply_into(to: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
+    """to = a @ b, or to += a @ b, in float32; a and b both float32 or both bfloat16."""
+    if a.dtype == torch.bfloat16 and not a.is_cuda:
+        a, b = a.float(), b.float()  # the same numbers, for tests
     if a.dtype == torch.float32:
-        torch.addmm(to, a, b, out=to)
+        torch.addmm(to, a, b, beta=int(add), out=to)
+    elif add:
+        to += torch.mm(a, b, out_dtype=torch.float32)
     else:
-        # on the CPU the same numbers, for tests
-        to += torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a.float(), b.float())
+        torch.mm(a, b, out_dtype=torch.float32, out=to)
 
 
 @contextmanager

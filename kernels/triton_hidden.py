@@ -1,6 +1,7 @@
 """What follows the product of a hidden layer, by Triton: columns, layer norm, ReLU, dropout, a few cells a program.
 
-Forward and backward are a kernel each; the gradient of the columns is a product with the one-hot codes of the cells.
+Forward and backward are a kernel each; the gradient of the columns is the product of the cells' one-hot codes with that
+of the cells, by chunks of cells whose sums are then added up: no atomics, the same sums at every run.
 """
 
 import torch
@@ -8,11 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atlasvi.kernels.columns import sum_by_code
 from atlasvi.kernels.triton_sparse import device_of
 
 EPSILON = tl.constexpr(1e-5)
 ROWS = 4  # cells of a program
+CHUNK, COLUMNS = 64, 16  # cells, and columns, of a program that sums by column
 
 
 def norm_relu(
@@ -44,6 +45,48 @@ def norm_relu_backward(
             dropout is not None, ROWS, triton.next_power_of_2(n_hidden), num_warps=4,
         )  # fmt: skip
     return projected_grad, sum_by_code(projected_grad, codes, n_columns)
+
+
+def sum_by_code(values: Tensor, codes: Tensor | None, n: int) -> Tensor:
+    """float32 [n, hidden]: sums of values [cells, hidden] over the cells of each code; None: all cells have code 0."""
+    values = values.contiguous()
+    n_cells, n_hidden = values.shape
+    chunks, block = triton.cdiv(n_cells, CHUNK), min(triton.next_power_of_2(max(n_hidden, 16)), 128)
+    parts = values.new_empty(chunks, n, n_hidden)
+    with device_of(values):
+        _sum_kernel[(chunks, triton.cdiv(n, COLUMNS), triton.cdiv(n_hidden, block))](
+            values, values if codes is None else codes, parts, n_cells, n, n_hidden, codes is not None, CHUNK, COLUMNS,
+            block, num_warps=4,
+        )  # fmt: skip
+    return parts.sum(0)
+
+
+@triton.jit(do_not_specialize=["n_cells"])
+def _sum_kernel(
+    values,
+    codes,
+    parts,
+    n_cells,
+    n,
+    n_hidden,
+    CODES: tl.constexpr,
+    CHUNK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+):
+    chunk = tl.program_id(0)
+    cell = chunk * CHUNK + tl.arange(0, CHUNK)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    h = tl.program_id(2) * HIDDEN + tl.arange(0, HIDDEN)
+    inside = (cell < n_cells)[:, None] & (h < n_hidden)[None, :]
+    rows = tl.load(values + cell.to(tl.int64)[:, None] * n_hidden + h[None, :], mask=inside, other=0.0)
+    code = tl.zeros([CHUNK], tl.int64)
+    if CODES:
+        code = tl.load(codes + cell, mask=cell < n_cells, other=0)
+    one_hot = tl.where(code[None, :] == column[:, None], 1.0, 0.0)
+    sums = tl.dot(one_hot, rows, input_precision="ieee")
+    place = (chunk.to(tl.int64) * n + column)[:, None] * n_hidden + h[None, :]
+    tl.store(parts + place, sums, mask=(column < n)[:, None] & (h < n_hidden)[None, :])
 
 
 @triton.jit(do_not_specialize=["n_cells"])

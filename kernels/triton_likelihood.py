@@ -1,13 +1,13 @@
-"""Likelihood of sparse counts from a tile of logits, by Triton: four kernels, no atomics, the same sums at every run.
+"""Likelihood of sparse counts from a tile of logits, by Triton: three kernels, no atomics, the same sums at every run.
 
-    nonzeros_kernel  a program a cell: scale of its softmax; the nonzeros, which it then takes out of the tile
+    nonzeros_kernel  a program a cell: scale of its softmax; the nonzeros, which it then marks in the tile
     zeros_kernel     a program for some genes of some cells: loss, slopes and the gradient of a table of theta
-    slopes_kernel    likewise: the gradients of the logits of zeros, and their sums over cells (triton_slopes.py)
-    scatter_kernel   a program a cell: the gradients of the logits of its nonzeros (triton_slopes.py)
+    slopes_kernel    likewise: the gradients of the logits, and their sums over cells (both are in triton_slopes.py)
 
-A nonzero is taken out by a logit of minus infinity: its mean is 0, and all terms of the zeros vanish there. So is what
-pads a row of the tile to `width`, a multiple of 16 that lets loads be wide. NaN in a cell's logits makes its softmax
-NaN, so it propagates to the loss and to the gradients of that cell.
+In place of the logit of a cell's k-th nonzero the tile gets a NaN with the bits FIRST_MARK + k, which `read_marks`
+turns into k and a logit of minus infinity: the mean is 0 there, and all terms of the zeros vanish. A logit of minus
+infinity also pads each row of the tile to `width`, a multiple of 16 that lets loads be wide. NaN in a cell's logits
+(which have other bits) make its softmax NaN, so they propagate to the loss and to the gradients of that cell.
 
 Arguments that kernels share, float32 but for CSR. logits: [cells, genes], rows `stride` or `width` apart; theta: log
 theta, [genes] ("gene"), rows of a table chosen by theta_rows ("rows"), [cells, genes] ("cells"); dropout: logits
@@ -28,6 +28,16 @@ from atlasvi.kernels.triton_math import (
     softplus,
     softplus_slope,
 )
+
+FIRST_MARK = tl.constexpr(-0x400000 + 1)  # as int32: a NaN with its sign set, beyond the one that arithmetic gives
+
+
+@triton.jit
+def read_marks(tile, n):
+    """(whether a value marks one of the cell's n nonzeros, which of them, the logit to compute with)."""
+    bits = tile.to(tl.int32, bitcast=True)
+    is_mark = (bits >= FIRST_MARK) & (bits < n + FIRST_MARK)
+    return is_mark, bits - FIRST_MARK, tl.where(is_mark, float("-inf"), tile)
 
 
 @triton.jit
@@ -174,7 +184,7 @@ def nonzeros_kernel(
         g = tl.load(genes + k, mask=inside, other=0).to(tl.int32)
         x = tl.load(counts + k, mask=inside, other=1).to(tl.float32)
         logit = tl.load(marked + g, mask=inside, other=0.0)
-        tl.store(marked + g, tl.full([NONZEROS], float("-inf"), tl.float32), mask=inside)
+        tl.store(marked + g, ((k - begin).to(tl.int32) + FIRST_MARK).to(tl.float32, bitcast=True), mask=inside)
         mean, e = mean_of(logit, offset, cell_library * scale, cell_library, SOFTMAX)
         if SOFTMAX:
             log_mean = (logit * LOG2E - offset) / LOG2E + exact_scale.to(tl.float32)

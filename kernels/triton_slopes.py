@@ -1,4 +1,4 @@
-"""Gradients of the zeros and of the nonzeros of a tile of logits, by Triton; see triton_likelihood.py.
+"""The zeros of a tile of logits, and the gradients of all of it, by Triton; see triton_likelihood.py.
 
 Programs that have a block of genes and CELLS cells, one after the other, read what belongs to a gene once for all of
 them, and add up over them what is summed over cells, into `parts` [groups, genes].
@@ -7,7 +7,7 @@ them, and add up over them what is summed over cells, into `parts` [groups, gene
 import triton
 import triton.language as tl
 
-from atlasvi.kernels.triton_likelihood import mean_of, theta_row
+from atlasvi.kernels.triton_likelihood import mean_of, read_marks, theta_row
 from atlasvi.kernels.triton_math import LOG2E, softplus_slope, zero_terms
 
 
@@ -21,6 +21,8 @@ def zeros_kernel(
     weights,
     offsets,
     scales,
+    indptr,
+    by_theta,
     loss_parts,
     slope_parts,
     theta_parts,
@@ -40,8 +42,7 @@ def zeros_kernel(
 ):
     """Sums over the zeros: writes loss_parts and slope_parts [cells, n_blocks], adds to theta_parts [groups, genes].
 
-    A program has a block of genes, and CELLS cells one after the other: with one theta a gene it is read once for them,
-    and their slopes by it are summed here.
+    With one theta a gene, the gradients by log theta are summed over cells here, those of the nonzeros too.
     """
     block, group = tl.program_id(0), tl.program_id(1)
     g = block * BLOCK + tl.arange(0, BLOCK)
@@ -57,7 +58,9 @@ def zeros_kernel(
         if SOFTMAX:
             offset, factor = tl.load(offsets + cell), cell_library * tl.load(scales + cell)
         place = tl.full([], cell, tl.int64)
-        logits = tl.load(marked + place * width + g, mask=g < width, other=float("-inf"))
+        tile = tl.load(marked + place * width + g, mask=g < width, other=float("-inf"))
+        begin, end = tl.load(indptr + cell), tl.load(indptr + cell + 1)
+        is_mark, number, logits = read_marks(tile, end - begin)
         mean, _ = mean_of(logits, offset, factor, cell_library, SOFTMAX)
         if THETA == "rows" or THETA == "cells":
             log_theta = tl.load(theta_row(theta, theta_rows, theta_stride, place, THETA) + g, mask=known, other=0.0)
@@ -65,12 +68,13 @@ def zeros_kernel(
         pi = mean
         if LIKELIHOOD == "zinb":
             pi = tl.load(dropout + place * dropout_stride + g, mask=known, other=0.0)
-        loss, slope, by_theta, _ = zero_terms(mean, theta_here, inverse, pi, LIKELIHOOD)
+        loss, slope, slope_by_theta, _ = zero_terms(mean, theta_here, inverse, pi, LIKELIHOOD)
         tl.store(loss_parts + place * n_blocks + block, tl.sum(loss, 0))
         if GRADIENTS:
             tl.store(slope_parts + place * n_blocks + block, tl.sum(slope, 0))
             if THETA == "gene":
-                theta_sums += by_theta * tl.load(weights + cell)
+                theta_sums += slope_by_theta * tl.load(weights + cell)
+                theta_sums += tl.load(by_theta + begin + number, mask=is_mark, other=0.0)
     if GRADIENTS and THETA == "gene":
         parts = theta_parts + group.to(tl.int64) * n_genes + g
         tl.store(parts, tl.load(parts, mask=known, other=0.0) + theta_sums, mask=known)
@@ -88,6 +92,11 @@ def slopes_kernel(
     scales,
     slope_sums,
     slope_parts,
+    indptr,
+    by_logit,
+    shares,
+    by_theta,
+    by_dropout,
     slopes,
     theta_slopes,
     dropout_slopes,
@@ -112,7 +121,7 @@ def slopes_kernel(
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Writes the gradients of the logits of zeros, of log theta unless one a gene, and of dropouts; 0 at nonzeros.
+    """Writes the gradients of the logits, of log theta unless one a gene, and of dropouts.
 
     Each may take the place of what it is the gradient of. Through the softmax: slope - share * sum of slopes. BIAS:
     adds their sums over cells to the three arrays of parts [groups, genes].
@@ -138,7 +147,10 @@ def slopes_kernel(
             slope_sum += tl.sum(tl.load(slope_parts + place * n_blocks + parts, mask=parts < n_blocks, other=0.0), 0)
             scale = tl.load(scales + cell)
             offset, factor, ratio = tl.load(offsets + cell), cell_library * scale, slope_sum * scale
-        logits = tl.load(marked + place * width + g, mask=g < width, other=float("-inf"))
+        tile = tl.load(marked + place * width + g, mask=g < width, other=float("-inf"))
+        begin, end = tl.load(indptr + cell), tl.load(indptr + cell + 1)
+        is_mark, number, logits = read_marks(tile, end - begin)
+        k = begin + number
         mean, e = mean_of(logits, offset, factor, cell_library, SOFTMAX)
         if THETA == "rows" or THETA == "cells":
             log_theta = tl.load(theta_row(theta, theta_rows, theta_stride, place, THETA) + g, mask=known, other=0.0)
@@ -152,17 +164,19 @@ def slopes_kernel(
         else:
             slope *= softplus_slope(logits)
         slope *= weight
+        slope += tl.load(by_logit + k, mask=is_mark, other=0.0)
+        if SOFTMAX:
+            slope -= tl.load(shares + k, mask=is_mark, other=0.0) * slope_sum
         tl.store(slopes + place * slopes_stride + g, slope, mask=g < slopes_stride)
         if BIAS:
             sums += slope
         if THETA == "rows" or THETA == "cells":
-            slope_by_theta *= weight
+            slope_by_theta = slope_by_theta * weight + tl.load(by_theta + k, mask=is_mark, other=0.0)
             tl.store(theta_slopes + place * theta_slopes_stride + g, slope_by_theta, mask=known)
             if BIAS:
                 theta_sums += slope_by_theta
         if LIKELIHOOD == "zinb":
-            # at the place of a nonzero the mean is 0, and so is this
-            slope_by_dropout *= weight
+            slope_by_dropout = slope_by_dropout * weight + tl.load(by_dropout + k, mask=is_mark, other=0.0)
             tl.store(dropout_slopes + place * dropout_slopes_stride + g, slope_by_dropout, mask=known)
             if BIAS:
                 dropout_sums += slope_by_dropout
@@ -175,57 +189,6 @@ def slopes_kernel(
         if LIKELIHOOD == "zinb":
             dropout_sums += tl.load(dropout_bias_parts + place, mask=known, other=0.0)
             tl.store(dropout_bias_parts + place, dropout_sums, mask=known)
-
-
-@triton.jit
-def scatter_kernel(
-    indptr,
-    genes,
-    slope_sums,
-    slope_parts,
-    by_logit,
-    shares,
-    by_theta,
-    by_dropout,
-    slopes,
-    theta_slopes,
-    dropout_slopes,
-    theta_slopes_stride,
-    dropout_slopes_stride,
-    slopes_stride,
-    n_blocks,
-    LIKELIHOOD: tl.constexpr,
-    SOFTMAX: tl.constexpr,
-    THETA: tl.constexpr,
-    BIAS: tl.constexpr,
-    PARTS: tl.constexpr,
-    NONZEROS: tl.constexpr,
-):
-    """Writes the gradients of the nonzeros over those of slopes_kernel; BIAS: and by_logit, to be summed by gene."""
-    cell = tl.program_id(0).to(tl.int64)
-    slopes += cell * slopes_stride
-    theta_slopes += cell * theta_slopes_stride
-    dropout_slopes += cell * dropout_slopes_stride
-    slope_sum = 0.0
-    if SOFTMAX:
-        parts = tl.arange(0, PARTS)
-        slope_sum = tl.load(slope_sums + cell)
-        slope_sum += tl.sum(tl.load(slope_parts + cell * n_blocks + parts, mask=parts < n_blocks, other=0.0), 0)
-    begin, end = tl.load(indptr + cell), tl.load(indptr + cell + 1)
-    for start in range(begin, end, NONZEROS):
-        k = start + tl.arange(0, NONZEROS)
-        inside = k < end
-        g = tl.load(genes + k, mask=inside, other=0).to(tl.int32)
-        slope = tl.load(by_logit + k, mask=inside, other=0.0)
-        if SOFTMAX:
-            slope -= tl.load(shares + k, mask=inside, other=0.0) * slope_sum
-            if BIAS:
-                tl.store(by_logit + k, slope, mask=inside)
-        tl.store(slopes + g, slope, mask=inside)
-        if THETA == "rows" or THETA == "cells":
-            tl.store(theta_slopes + g, tl.load(by_theta + k, mask=inside, other=0.0), mask=inside)
-        if LIKELIHOOD == "zinb":
-            tl.store(dropout_slopes + g, tl.load(by_dropout + k, mask=inside, other=0.0), mask=inside)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atlasvi.kernels import triton_project, triton_sparse
 from atlasvi.kernels.triton_likelihood import nonzeros_kernel
-from atlasvi.kernels.triton_slopes import add_rows_kernel, scatter_kernel, slopes_kernel, zeros_kernel
+from atlasvi.kernels.triton_slopes import add_rows_kernel, slopes_kernel, zeros_kernel
 
 TILE_BYTES = (
     2**29
@@ -21,7 +21,7 @@ FEW_CELLS = 2_048  # up to which programs of zeros and slopes have GROUPS[0] cel
 GROUPS = 8, 32
 BLOCK, WARPS = 1024, 4  # genes and warps of a program of zeros or slopes
 STAGES = 3  # cells whose logits are on their way from memory meanwhile
-NONZEROS = 512
+NONZEROS, NONZERO_WARPS = 512, 4  # at a time, and warps of a program, which has a cell
 LARGE = 128
 
 
@@ -39,12 +39,12 @@ class Sweep:
         library_grad: Tensor | None = None,
         bias_grads: list[Tensor | None] | None = None,
     ) -> None:
-        """`loss` float32 [cells] is written; `table_grad` (like `table`, [rows, genes] or [genes]) is added to.
+        """`loss` float32 [cells] is written; `table_grad` (like `table`, [rows, genes] or [genes]), of zeros, added to.
 
-        weights     float32 [cells] of the gradients; None if none are wanted
+        weights       float32 [cells] of the gradients; None if none are wanted
         library_grad  float32 [cells], written: weight * d nll / d library
-        bias_grads  float32 [genes] each, of logits, log theta and dropouts, or None: the sums of the gradients of those
-                    over all cells are added to them
+        bias_grads    float32 [genes] each, of logits, log theta and dropouts, or None, written: their gradients' sums
+                      over all cells
         """
         self.options, self.n_genes, self.weights = options, n_genes, weights
         self.table = None if table is None else table.contiguous()
@@ -136,25 +136,21 @@ class Sweep:
                 self.loss[first:last], *per_cell, slope_sums, self.by_logit, self.shares, self.by_theta,
                 self.by_dropout, self.large, maxima, sums, self.n_genes, head.stride(0), marked.stride(0), *strides,
                 n_parts, *kinds, keep, gradients, triton.next_power_of_2(n_parts) if n_parts else 0, BLOCK, NONZEROS,
-                LARGE, num_warps=4, enable_fp_fusion=True,
+                LARGE, num_warps=NONZERO_WARPS, enable_fp_fusion=True,
             )  # fmt: skip
             zeros_kernel[blocks](
-                marked, theta, theta_rows, dropout, library, weights, *per_cell, loss_parts, slope_parts,
-                self.parts[0], shape[0], self.n_genes, marked.stride(0), *strides, self.n_blocks, *kinds, gradients,
-                self.group, BLOCK, STAGES, num_warps=WARPS, enable_fp_fusion=True,
+                marked, theta, theta_rows, dropout, library, weights, *per_cell, indptr, self.by_theta, loss_parts,
+                slope_parts, self.parts[0], shape[0], self.n_genes, marked.stride(0), *strides, self.n_blocks, *kinds,
+                gradients, self.group, BLOCK, STAGES, num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip
             if not gradients:
                 return
             slopes_kernel[blocks](
-                marked, theta, theta_rows, dropout, library, weights, *per_cell, slope_sums, slope_parts, out,
-                theta_out, dropout_out, *self.parts[1:], shape[0], self.n_genes, marked.stride(0), *strides,
+                marked, theta, theta_rows, dropout, library, weights, *per_cell, slope_sums, slope_parts, indptr,
+                self.by_logit, self.shares, self.by_theta, self.by_dropout, out, theta_out, dropout_out,
+                *self.parts[1:], shape[0], self.n_genes, marked.stride(0), *strides,
                 *out_strides, self.n_blocks, *kinds, bias, self.group, BLOCK, rounded, STAGES, num_warps=WARPS,
                 enable_fp_fusion=True,
-            )  # fmt: skip
-            scatter_kernel[(shape[0],)](
-                indptr, cells.indices, slope_sums, slope_parts, self.by_logit, self.shares, self.by_theta,
-                self.by_dropout, out, theta_out, dropout_out, *out_strides, self.n_blocks, *kinds, bias, rounded,
-                NONZEROS, num_warps=4,
             )  # fmt: skip
             if theta_kind == "rows":
                 self._add_rows(theta_rows, theta_out)
@@ -169,18 +165,11 @@ class Sweep:
         )
 
     def finish(self) -> None:
-        """What is summed over tiles or genes goes into `loss` and the gradients."""
+        """What is summed over tiles goes into `loss` and the gradients."""
         self.loss += self.loss_parts.sum(1)
         if self.library_grad is not None and self.weights is not None:
             by_log_library = self.slope_sums + self.slope_parts.sum(1)
             torch.mul(by_log_library, self.weights / self.library, out=self.library_grad)
-        of_nonzeros = self.by_theta, self.by_logit, self.by_theta, self.by_dropout
-        sums = self.table_grad if self.sums_genes else None, *self.bias_grads
-        if all(grad is None for grad in sums):
-            return
-        cells = self.options.cells
-        order = cells.order or triton_sparse.order_by_gene(cells.indptr, cells.indices, self.n_genes)
-        for grad, parts, values in zip(sums, self.parts, of_nonzeros):
+        for grad, parts in zip((self.table_grad if self.sums_genes else None, *self.bias_grads), self.parts):
             if grad is not None:
-                grad += parts.sum(0).view_as(grad)
-                triton_sparse.add_by_gene(order, values, grad)
+                torch.sum(parts, 0, out=grad.view(-1))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from atlasvi.kernels import Head, SparseCounts, decoder_nll
-from tests.kernels.cases import BACKENDS, OPTIONS, THETAS, assert_agree, make_case, run, run_logits
+from tests.kernels.cases import BACKENDS, OPTIONS, THETAS, Case, assert_agree, make_case, run, run_logits
 
 SIZES = [(13, 211, 0), (1, 40, 1), (5, 5_000, 2)]  # but for the interpreter, which takes a tenth of a second a cell
 
@@ -149,7 +149,7 @@ def test_evaluation_gives_the_same_losses_and_keeps_no_gradient(backend: str):
 
 @pytest.mark.parametrize("softmax", [True, False])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_numbers_that_are_none_come_out_as_such(backend: str, softmax: bool):
+def test_nan_in_the_logits_of_a_cell_comes_out_as_nan_of_that_cell(backend: str, softmax: bool):
     case = make_case("nb", "gene", softmax, 4, 50, 0)
     case.tensors["hidden"][2, 0] = math.nan
     assert run(case, backend)["loss"].isnan().tolist() == [False, False, True, False]
@@ -238,3 +238,35 @@ def test_options_that_do_not_fit_are_refused(changes: dict, message: str):
     options = {"log_theta": t["log_theta"], "likelihood": "nb"} | changes
     with pytest.raises(ValueError, match=message):
         decoder_nll(t["hidden"], Head(t["weight"], t["bias"]), case.cells, case.library, **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("likelihood", "dispersion", "softmax"), OPTIONS)
+def test_the_gradient_by_the_library_is_that_of_the_reference(
+    likelihood: str, dispersion: str, softmax: bool, backend: str
+):
+    case = make_case(likelihood, dispersion, softmax, 5, 40, 3)
+    case.library = case.library.clamp(min=1)
+    assert_agree(
+        *({"library": run_by_library(case, *how)} for how in ((backend, torch.float32), ("torch", torch.float64)))
+    )
+
+
+def run_by_library(case: Case, backend: str, dtype: torch.dtype) -> torch.Tensor:
+    case, name = (case.to("cuda"), "triton") if backend == "cuda" else (case, backend)
+    library, t = case.library.to(dtype, copy=True).requires_grad_(), {k: v.to(dtype) for k, v in case.tensors.items()}
+    loss = decoder_nll(
+        t["hidden"],
+        Head(t["weight"], t["bias"]),
+        case.cells,
+        library,
+        Head(t["theta_weight"], t["theta_bias"]) if "theta_weight" in t else t.get("log_theta"),
+        theta_rows=case.theta_rows,
+        dropout=Head(t["dropout_weight"], t["dropout_bias"]) if "dropout_weight" in t else None,
+        likelihood=case.likelihood,
+        softmax=case.softmax,
+        backend=name,
+    )
+    (loss * case.weights.to(dtype)).sum().backward()
+    assert library.grad is not None
+    return library.grad.cpu()

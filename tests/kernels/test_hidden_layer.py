@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from atlasvi.kernels import norm_relu
 from atlasvi.kernels.cpu_hidden import ALONE, _norm_relu, _norm_relu_backward
+from tests.kernels.cases import BACKENDS
 
 
 def run(projected, columns, codes, dropout, upstream, backend):
@@ -30,8 +31,11 @@ def make(n_cells, n_hidden, n_categories, with_dropout, seed, scale=1.0):
     return draw(n_cells, n_hidden) * scale + 0.3 * scale, columns, codes, dropout, draw(n_cells, n_hidden)
 
 
-def assert_right(inputs):
-    found = run(*inputs, "cpu")
+def assert_right(inputs, backend="cpu"):
+    if backend == "cuda":
+        found = [tensor.cpu() for tensor in run(*(t if t is None else t.cuda() for t in inputs), "triton")]
+    else:
+        found = run(*inputs, backend)
     exact = run(*(t.double() if t is not None and t.is_floating_point() else t for t in inputs), "torch")
     for ours, theirs in zip(found, exact):
         assert ours.dtype == torch.float32
@@ -49,6 +53,13 @@ def assert_right(inputs):
 @settings(deadline=None)
 def test_values_and_gradients_are_those_of_float64(n_cells, n_hidden, n_categories, with_dropout, seed, scale):
     assert_right(make(n_cells, n_hidden, n_categories, with_dropout, seed, scale))
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("n_categories", [0, 3, 20])
+def test_so_they_are_on_other_backends(n_categories: int, backend: str):
+    for shape, with_dropout in (((70, 12), True), ((9, 128), False)):
+        assert_right(make(*shape, n_categories, with_dropout, 0), backend)
 
 
 @pytest.mark.parametrize("n_categories", [0, 7])
@@ -74,10 +85,13 @@ def test_memory_in_another_order_and_gradients_that_repeat_are_taken_as_they_are
     assert torch.allclose(found, leaf.grad, atol=1e-6)
 
 
-def test_numbers_that_are_none_come_out_as_such():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_in_a_cell_comes_out_as_nan_of_that_cell_alone(backend: str):
     projected, columns, *_ = make(3, 5, 0, False, 0)
     projected[1, 2] = math.nan
-    assert norm_relu(projected, columns).isnan().any(1).tolist() == [False, True, False]
+    device, name = ("cuda", "triton") if backend == "cuda" else ("cpu", backend)
+    out = norm_relu(projected.to(device), columns.to(device), backend=name)
+    assert out.isnan().any(1).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("n_hidden", [8, 24, 128])
