@@ -11,8 +11,8 @@ from torch import Tensor
 from atlasvi.kernels.triton_math import LOG2E
 from atlasvi.kernels.triton_sparse import device_of
 
-CELLS, GENES, HIDDEN = 128, 128, 32  # of a program; hidden units at a time
-WARPS = 8
+CELLS, GENES, WARPS = 64, 128, 4  # of a program
+HIDDEN_BYTES = 128  # of a cell's hidden units that are multiplied at a time
 
 
 def count_parts(n_genes: int) -> int:
@@ -34,7 +34,7 @@ def project(
         _project_kernel[(triton.cdiv(n_cells, CELLS), count_parts(n_genes))](
             hidden.contiguous(), weight.contiguous(), bias.contiguous(), out, out if maxima is None else maxima,
             out if sums is None else sums, n_cells, n_genes, n_hidden, out.stride(0), count_parts(n_genes),
-            maxima is not None, IS_INTERPRETED, CELLS, GENES, HIDDEN, num_warps=WARPS,
+            maxima is not None, IS_INTERPRETED, CELLS, GENES, HIDDEN_BYTES // hidden.element_size(), num_warps=WARPS,
         )  # fmt: skip
     return out
 

@@ -1,10 +1,33 @@
 """A minibatch of cells as it goes to the model: sparse counts, library sizes, covariate codes."""
 
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
+
+ALIGNMENT = 64  # bytes: of a cache line, and more than any device asks for
+
+
+def lay_out(
+    wanted: Mapping[str, tuple[tuple[int, ...], np.dtype]], take: Callable[[int], np.ndarray]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Memory for arrays of these shapes and dtypes, one after the other, and the arrays in it by name.
+
+    take  called with the number of bytes; returns uint8 [bytes]
+    """
+    starts, end = {}, 0
+    for name, (shape, dtype) in wanted.items():
+        starts[name] = end
+        end += -(-int(np.prod(shape)) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+    memory = take(end)
+    arrays = {}
+    for name, (shape, dtype) in wanted.items():
+        stop = starts[name] + int(np.prod(shape)) * dtype.itemsize
+        arrays[name] = memory[starts[name] : stop].view(dtype).reshape(shape)
+    return memory, arrays
 
 
 @dataclass
@@ -17,6 +40,7 @@ class Batch:
     library  float32 [cells], total counts of each cell over the genes of the batch
     codes    int64 (categories) or float32, [cells] or [cells, columns]: codes["batch"], codes["labels"], ...
     rows     int64 [cells], position of each cell in the data
+    memory   uint8 [bytes] that all of these are in, so that they cross to a device in one copy; None: each by itself
     """
 
     indptr: Tensor
@@ -26,6 +50,7 @@ class Batch:
     rows: Tensor
     n_genes: int
     codes: dict[str, Tensor] = field(default_factory=dict)
+    memory: Tensor | None = None
 
     def __len__(self) -> int:
         return self.library.shape[0]  # len() of a tensor goes through Python
@@ -37,10 +62,18 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        tensors = {name: getattr(self, name) for name in ("indptr", "indices", "counts", "library", "rows")}
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        codes = {name: tensor.to(device, non_blocking=True) for name, tensor in self.codes.items()}
-        return Batch(**moved, n_genes=self.n_genes, codes=codes)
+        memory = self.memory
+        there = None if memory is None else memory.to(device, non_blocking=True)
+
+        def move(tensor: Tensor) -> Tensor:
+            if memory is None or there is None:
+                return tensor.to(device, non_blocking=True)
+            start = tensor.data_ptr() - memory.data_ptr()
+            return there[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+
+        tensors = {name: move(getattr(self, name)) for name in ("indptr", "indices", "counts", "library", "rows")}
+        codes = {name: move(tensor) for name, tensor in self.codes.items()}
+        return Batch(**tensors, n_genes=self.n_genes, codes=codes, memory=there)
 
     def to_sparse_csr(self) -> Tensor:
         """float32 sparse CSR [cells, genes], as torch multiplies it."""

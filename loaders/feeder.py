@@ -65,7 +65,7 @@ class DeviceFeeder:
     def _hand_out(self, batch: Batch, event: "torch.cuda.Event", state: dict[str, int]) -> Batch:
         current = torch.cuda.current_stream(self.device)
         current.wait_event(event)
-        for tensor in batch.tensors:
+        for tensor in batch.tensors if batch.memory is None else [batch.memory]:
             tensor.record_stream(current)  # its memory must not be given away before this stream is done with it
         self._state = state
         return batch

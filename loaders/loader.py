@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from atlasvi.loaders.batch import Batch
+from atlasvi.loaders.batch import Batch, lay_out
 from atlasvi.loaders.buffers import Buffers
 from atlasvi.loaders.cells import CellData, open_cells, select_genes
 from atlasvi.loaders.errors import DamagedChunkError
@@ -198,26 +198,32 @@ class BatchLoader(IterableDataset):
         if counts_dtype.itemsize == 4:
             counts_dtype = np.dtype(np.int32)  # torch computes little with uint32
         index_dtype = np.result_type(np.uint16, *(rows.indices.dtype for rows, _ in pieces))
-        indices = self._buffers.take(int(ends[-1]), index_dtype)
-        counts = self._buffers.take(int(ends[-1]), counts_dtype)
-        library = np.empty(len(ends) - 1, np.float32)
-        numbers = np.empty(len(ends) - 1, np.int64)
-        at = 0
+        n_cells, n_counts = len(ends) - 1, int(ends[-1])
+        memory, arrays = lay_out(
+            {
+                "indptr": ((n_cells + 1,), np.dtype(np.int32)),
+                "library": ((n_cells,), np.dtype(np.float32)),
+                "rows": ((n_cells,), np.dtype(np.int64)),
+                **{f"codes/{name}": ((n_cells, *v.shape[1:]), _wide_type(v)) for name, v in self._codes.items()},
+                "indices": ((n_counts,), index_dtype),
+                "counts": ((n_counts,), counts_dtype),
+            },
+            lambda n_bytes: self._buffers.take(n_bytes, np.uint8),
+        )
+        numbers, at = arrays["rows"], 0
         for rows, cells in pieces:
             copy_cells(
-                rows.starts, rows.lengths, rows.indices, rows.counts, cells, at, ends, indices, counts, library
+                rows.starts, rows.lengths, rows.indices, rows.counts, cells, at, ends, arrays["indices"],
+                arrays["counts"], arrays["library"],
             )  # fmt: skip
             np.add(cells, rows.first, out=numbers[at : at + len(cells)])
             at += len(cells)
-        return Batch(
-            indptr=torch.from_numpy(ends.astype(np.int32)),
-            indices=torch.from_numpy(indices),
-            counts=torch.from_numpy(counts),
-            library=torch.from_numpy(library),
-            rows=torch.from_numpy(numbers),
-            n_genes=len(self.data.genes),
-            codes={name: torch.from_numpy(_widen(values[numbers])) for name, values in self._codes.items()},
-        )
+        arrays["indptr"][:] = ends
+        for name, values in self._codes.items():
+            arrays[f"codes/{name}"][:] = values[numbers]
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        codes = {name: tensors.pop(f"codes/{name}") for name in self._codes}
+        return Batch(**tensors, n_genes=len(self.data.genes), codes=codes, memory=torch.from_numpy(memory))
 
     def _count_block_cells(self, epoch: int) -> np.ndarray:
         """int64 [blocks]: visits of cells in each block."""
@@ -260,9 +266,9 @@ def _narrow(values: np.ndarray) -> np.ndarray:
     return values.astype(np.result_type(np.min_scalar_type(values.min()), np.min_scalar_type(values.max())))
 
 
-def _widen(values: np.ndarray) -> np.ndarray:
-    """Codes as torch indexes with them (int64), and numbers as it computes with them (float32)."""
-    return values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
+def _wide_type(values: np.ndarray) -> np.dtype:
+    """The dtype of codes as torch indexes with them, and of numbers as it computes with them."""
+    return np.dtype(np.float32 if values.dtype.kind == "f" else np.int64)
 
 
 def _allocate_pinned(length: int, dtype: np.dtype) -> np.ndarray:
