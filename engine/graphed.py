@@ -22,11 +22,18 @@ class StaticBatch:
 
     def __init__(self, like: Batch) -> None:
         room = int(len(like.counts) * SPARE)
+        # what all cells have lies before the counts, in one piece of memory: it is copied in one go
+        self._fixed = None if like.memory is None else like.memory[: like.indices.data_ptr() - like.memory.data_ptr()]
+        if self._fixed is not None:
+            self._fixed = torch.zeros_like(self._fixed)
 
         def reserve(tensor: Tensor) -> Tensor:
-            per_count = tensor is like.indices or tensor is like.counts
-            shape = (room,) if per_count else tensor.shape
-            return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+            if tensor is like.indices or tensor is like.counts:
+                return torch.zeros(room, dtype=tensor.dtype, device=tensor.device)
+            if like.memory is None or self._fixed is None:
+                return torch.zeros_like(tensor)
+            start = tensor.data_ptr() - like.memory.data_ptr()
+            return self._fixed[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
         codes = {name: reserve(tensor) for name, tensor in like.codes.items()}
         names = ("indptr", "indices", "counts", "library", "rows")
@@ -38,7 +45,11 @@ class StaticBatch:
 
     def fill(self, batch: Batch) -> Batch:
         """Copy a minibatch in. What lies behind its counts is of others: kernels go by `indptr`."""
-        for there, here in zip(self.batch.tensors, batch.tensors, strict=True):
+        pairs = list(zip(self.batch.tensors, batch.tensors, strict=True))
+        if self._fixed is not None and batch.memory is not None:
+            self._fixed.copy_(batch.memory[: len(self._fixed)], non_blocking=True)
+            pairs = [(self.batch.indices, batch.indices), (self.batch.counts, batch.counts)]
+        for there, here in pairs:
             there[: len(here)].copy_(here, non_blocking=True)
         return self.batch
 

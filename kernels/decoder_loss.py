@@ -190,9 +190,12 @@ def _sweep(
     gradients: list[Tensor | None] = [None] * (3 + len(heads))
     if weights is not None:
         gradients = [
-            None if tensor is None else torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+            None if tensor is None else torch.empty_like(tensor, memory_format=torch.contiguous_format)
             for tensor in (hidden, table, options.library if by_library else None, *heads)
         ]
+        # the first product writes those of hidden and of weights; without cells there is none
+        added_to = gradients if n_cells == 0 else [gradients[1], *gradients[4::2]]
+        torch._foreach_zero_([tensor for tensor in added_to if tensor is not None])
     sweep = load_sweep(options.backend)(
         options, n_genes, table, weights, loss, gradients[1], gradients[2], gradients[4::2]
     )

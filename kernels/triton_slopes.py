@@ -11,6 +11,14 @@ from atlasvi.kernels.triton_likelihood import mean_of, read_marks, theta_row
 from atlasvi.kernels.triton_math import LOG2E, softplus_slope, zero_terms
 
 
+@triton.jit
+def _put(parts, sums, known, ADD: tl.constexpr):
+    """Writes sums, or adds them to those of earlier tiles."""
+    if ADD:
+        sums += tl.load(parts, mask=known, other=0.0)
+    tl.store(parts, sums, mask=known)
+
+
 @triton.jit(do_not_specialize=["n_cells"])
 def zeros_kernel(
     marked,
@@ -36,11 +44,12 @@ def zeros_kernel(
     SOFTMAX: tl.constexpr,
     THETA: tl.constexpr,
     GRADIENTS: tl.constexpr,
+    ADD: tl.constexpr,
     CELLS: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Sums over the zeros: writes loss_parts and slope_parts [cells, n_blocks], adds to theta_parts [groups, genes].
+    """Sums over the zeros: writes loss_parts and slope_parts [cells, n_blocks], and theta_parts [groups, genes].
 
     With one theta a gene, the gradients by log theta are summed over cells here, those of the nonzeros too.
     """
@@ -76,8 +85,7 @@ def zeros_kernel(
                 theta_sums += slope_by_theta * tl.load(weights + cell)
                 theta_sums += tl.load(by_theta + begin + number, mask=is_mark, other=0.0)
     if GRADIENTS and THETA == "gene":
-        parts = theta_parts + group.to(tl.int64) * n_genes + g
-        tl.store(parts, tl.load(parts, mask=known, other=0.0) + theta_sums, mask=known)
+        _put(theta_parts + group.to(tl.int64) * n_genes + g, theta_sums, known, ADD)
 
 
 @triton.jit(do_not_specialize=["n_cells"])
@@ -116,6 +124,7 @@ def slopes_kernel(
     SOFTMAX: tl.constexpr,
     THETA: tl.constexpr,
     BIAS: tl.constexpr,
+    ADD: tl.constexpr,
     CELLS: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
@@ -124,7 +133,7 @@ def slopes_kernel(
     """Writes the gradients of the logits, of log theta unless one a gene, and of dropouts.
 
     Each may take the place of what it is the gradient of. Through the softmax: slope - share * sum of slopes. BIAS:
-    adds their sums over cells to the three arrays of parts [groups, genes].
+    their sums over cells go into the three arrays of parts [groups, genes].
     """
     block, group = tl.program_id(0), tl.program_id(1)
     g = block * BLOCK + tl.arange(0, BLOCK)
@@ -182,13 +191,11 @@ def slopes_kernel(
                 dropout_sums += slope_by_dropout
     if BIAS:
         place = group.to(tl.int64) * n_genes + g
-        tl.store(bias_parts + place, tl.load(bias_parts + place, mask=known, other=0.0) + sums, mask=known)
+        _put(bias_parts + place, sums, known, ADD)
         if THETA == "cells":
-            theta_sums += tl.load(theta_bias_parts + place, mask=known, other=0.0)
-            tl.store(theta_bias_parts + place, theta_sums, mask=known)
+            _put(theta_bias_parts + place, theta_sums, known, ADD)
         if LIKELIHOOD == "zinb":
-            dropout_sums += tl.load(dropout_bias_parts + place, mask=known, other=0.0)
-            tl.store(dropout_bias_parts + place, dropout_sums, mask=known)
+            _put(dropout_bias_parts + place, dropout_sums, known, ADD)
 
 
 @triton.jit

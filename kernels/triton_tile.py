@@ -65,7 +65,7 @@ class Sweep:
         self.group = GROUPS[tile_cells > FEW_CELLS]
         n_groups = triton.cdiv(tile_cells, self.group)
         sums = [self.sums_genes, *(grad is not None for grad in self.bias_grads)]
-        self.parts = [loss.new_zeros(n_groups if wanted else 0, n_genes) for wanted in sums]
+        self.parts = [new(n_groups if wanted else 0, n_genes) for wanted in sums]  # the first tile writes them
 
     @staticmethod
     def tile_cells(n_genes: int, n_heads: int) -> int:
@@ -141,16 +141,15 @@ class Sweep:
             zeros_kernel[blocks](
                 marked, theta, theta_rows, dropout, library, weights, *per_cell, indptr, self.by_theta, loss_parts,
                 slope_parts, self.parts[0], shape[0], self.n_genes, marked.stride(0), *strides, self.n_blocks, *kinds,
-                gradients, self.group, BLOCK, STAGES, num_warps=WARPS, enable_fp_fusion=True,
+                gradients, first > 0, self.group, BLOCK, STAGES, num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip
             if not gradients:
                 return
             slopes_kernel[blocks](
                 marked, theta, theta_rows, dropout, library, weights, *per_cell, slope_sums, slope_parts, indptr,
                 self.by_logit, self.shares, self.by_theta, self.by_dropout, out, theta_out, dropout_out,
-                *self.parts[1:], shape[0], self.n_genes, marked.stride(0), *strides,
-                *out_strides, self.n_blocks, *kinds, bias, self.group, BLOCK, rounded, STAGES, num_warps=WARPS,
-                enable_fp_fusion=True,
+                *self.parts[1:], shape[0], self.n_genes, marked.stride(0), *strides, *out_strides, self.n_blocks, *kinds,
+                bias, first > 0, self.group, BLOCK, rounded, STAGES, num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip
             if theta_kind == "rows":
                 self._add_rows(theta_rows, theta_out)

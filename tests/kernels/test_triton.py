@@ -18,15 +18,17 @@ COMPILER = Path(__file__).with_name("compile_for_h100.py")
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize(
-    ("dispersion", "n_cells", "n_genes"), [("gene", 9, 40), ("gene-batch", 9, 40), ("gene", 1, 2_100)]
+    ("likelihood", "dispersion", "n_cells", "n_genes"),
+    [("nb", "gene", 40, 40), ("nb", "gene-batch", 40, 40), ("zinb", "gene-cell", 70, 20), ("nb", "gene", 1, 2_100)],
 )
 def test_tiles_and_blocks_of_genes_add_up(
-    backend: str, dispersion: str, n_cells: int, n_genes: int, monkeypatch: pytest.MonkeyPatch
+    backend: str, likelihood: str, dispersion: str, n_cells: int, n_genes: int, monkeypatch: pytest.MonkeyPatch
 ):
     from atlasvi.kernels import triton_tile
 
-    case = make_case("nb", dispersion, True, n_cells, n_genes, 0)
-    monkeypatch.setattr(triton_tile, "TILE_BYTES", 8 * n_genes * 4)  # eight cells, and one
+    case = make_case(likelihood, dispersion, True, n_cells, n_genes, 0)
+    monkeypatch.setattr(triton_tile, "TILE_BYTES", 0)
+    assert triton_tile.Sweep.tile_cells(n_genes, 1) == 32
     assert_agree(run(case, backend), run(case, "torch", torch.float64), 1e-4)
 
 
