@@ -148,8 +148,8 @@ class Sweep:
             slopes_kernel[blocks](
                 marked, theta, theta_rows, dropout, library, weights, *per_cell, slope_sums, slope_parts, indptr,
                 self.by_logit, self.shares, self.by_theta, self.by_dropout, out, theta_out, dropout_out,
-                *self.parts[1:], shape[0], self.n_genes, marked.stride(0), *strides, *out_strides, self.n_blocks, *kinds,
-                bias, first > 0, self.group, BLOCK, rounded, STAGES, num_warps=WARPS, enable_fp_fusion=True,
+                *self.parts[1:], shape[0], self.n_genes, marked.stride(0), *strides, *out_strides, self.n_blocks,
+                *kinds, bias, first > 0, self.group, BLOCK, rounded, STAGES, num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip
             if theta_kind == "rows":
                 self._add_rows(theta_rows, theta_out)
