@@ -13,8 +13,6 @@ from torch import Tensor
 
 from atlasvi.kernels.gene_order import GeneOrder
 
-WIDE = 64  # nonzeros at a time of a gene that has as many
-
 
 def order_by_gene(indptr: Tensor, genes: Tensor, n_genes: int) -> GeneOrder:
     """The nonzeros in the order of their genes; of one gene, in the order of their cells."""
@@ -57,7 +55,7 @@ def accumulate(
     block = min(triton.next_power_of_2(n_hidden), 128)
     with device_of(grad):
         _accumulate_kernel[(n_genes, triton.cdiv(n_hidden, block))](
-            order.places, order.starts, order.cells, counts, grad, out, n_hidden, raw, WIDE, 16, block, num_warps=4
+            order.places, order.starts, order.cells, counts, grad, out, n_hidden, raw, 16, block, num_warps=4
         )
     return out
 
@@ -102,50 +100,17 @@ def _multiply_kernel(
 
 @triton.jit
 def _accumulate_kernel(
-    places,
-    starts,
-    cells,
-    counts,
-    grad,
-    out,
-    n_hidden,
-    RAW: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HIDDEN: tl.constexpr,
+    places, starts, cells, counts, grad, out, n_hidden, RAW: tl.constexpr, BLOCK: tl.constexpr, HIDDEN: tl.constexpr
 ):
     gene = tl.program_id(0)
     h = tl.program_id(1) * HIDDEN + tl.arange(0, HIDDEN)
-    begin, end = tl.load(starts + gene), tl.load(starts + gene + 1)
-    middle = begin + (end - begin) // WIDE * WIDE
-    total = tl.zeros([HIDDEN], tl.float32)
-    if middle > begin:  # a gene of many cells: more at a time, or it would still run when all others are done
-        total += _sum_rows(places, cells, counts, grad, begin, middle, h, n_hidden, RAW, WIDE, HIDDEN)
-    total += _sum_rows(places, cells, counts, grad, middle, end, h, n_hidden, RAW, BLOCK, HIDDEN)
-    tl.store(out + gene.to(tl.int64) * n_hidden + h, total, mask=h < n_hidden)
-
-
-@triton.jit
-def _sum_rows(
-    places,
-    cells,
-    counts,
-    grad,
-    begin,
-    end,
-    h,
-    n_hidden,
-    RAW: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HIDDEN: tl.constexpr,
-):
-    """[HIDDEN]: the sum of value * row of `grad` over the nonzeros [begin, end) of a gene, BLOCK at a time."""
     sums = tl.zeros([BLOCK, HIDDEN], tl.float32)
-    for start in range(begin, end, BLOCK):
+    end = tl.load(starts + gene + 1)
+    for start in range(tl.load(starts + gene), end, BLOCK):
         k = start + tl.arange(0, BLOCK)
         place = tl.load(places + k, mask=k < end, other=0)
         cell = tl.load(cells + place, mask=k < end, other=0).to(tl.int64)
         value = _value_of(tl.load(counts + place, mask=k < end, other=0), RAW)
         inside = (k < end)[:, None] & (h < n_hidden)[None, :]
         sums += value[:, None] * tl.load(grad + cell[:, None] * n_hidden + h[None, :], mask=inside, other=0.0)
-    return tl.sum(sums, 0)
+    tl.store(out + gene.to(tl.int64) * n_hidden + h, tl.sum(sums, 0), mask=h < n_hidden)

@@ -21,7 +21,7 @@ FEW_CELLS = 2_048  # up to which programs of zeros and slopes have GROUPS[0] cel
 GROUPS = 8, 32
 BLOCK, WARPS = 1024, 4  # genes and warps of a program of zeros or slopes
 STAGES = 3  # cells whose logits are on their way from memory meanwhile
-NONZEROS, NONZERO_WARPS = 512, 4  # at a time, and warps of a program, which has a cell
+NONZEROS, NONZERO_WARPS = 1024, 4  # at a time, and warps of a program, which has a cell
 LARGE = 128
 
 
