@@ -72,7 +72,7 @@ def main() -> None:
     with contextlib.closing(open_cells(options.store)) as data, tempfile.TemporaryDirectory() as work:
         parts = (
             measure_steps(data, Path(work), options.out, device, options.quick),
-            measure_disk(data, Path(work), device),
+            measure_disk(data, Path(work), device, (512,) if options.quick else (512, 4_096)),
             measure_questions(data, Path(work), device, options.genes, options.quick),
         )
         for name, value in itertools.chain(*parts):
@@ -139,9 +139,11 @@ def time_steps(step: Callable[[int], object], device: torch.device, seconds: flo
     return statistics.median(rounds)
 
 
-def measure_disk(data: CellData, work: Path, device: torch.device) -> Iterator[tuple[str, float]]:
+def measure_disk(
+    data: CellData, work: Path, device: torch.device, sizes: tuple[int, ...]
+) -> Iterator[tuple[str, float]]:
     """Cells/s of the loader alone, and of `train` as its own log says; its memory on the host."""
-    for size in (512, 4_096):
+    for size in sizes:
         loader = BatchLoader(data, size, seed=0, codes=["batch"])
         for _ in range(2):
             began = time.perf_counter()
@@ -149,7 +151,7 @@ def measure_disk(data: CellData, work: Path, device: torch.device) -> Iterator[t
             wait(device)
             rate = cells / (time.perf_counter() - began)
         yield f"loader alone, {size:,} cells: cells/s", rate
-    for size in (512, 4_096):
+    for size in sizes:
         out = work / f"run-{size}"
         arguments = [data.path, "--out", out, "--batch-key", "batch", "--batch-size", size, "--epochs", 3]
         arguments += [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={str(value).lower()}")]
@@ -177,9 +179,9 @@ def measure_questions(
     """Rates of what is asked of a trained model."""
     for number in range(2):  # the first compiles
         began = time.perf_counter()
-        minify(work / "run-4096", data, work / f"{number}.mini", device=device.type)
+        minify(work / f"run-{512 if quick else 4_096}", data, work / f"{number}.mini", device=device.type)
         seconds = time.perf_counter() - began
-    yield "minify, 4,096 cells: cells/s", data.n_cells / seconds
+    yield "minify: cells/s", data.n_cells / seconds
     adata = draw_adata(512 if quick else 16_384, genes, seed=5)
     SCVI.setup_anndata(adata, batch_key="batch")
     model = SCVI(adata)

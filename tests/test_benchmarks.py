@@ -152,3 +152,13 @@ def test_a_folder_without_an_atlas_is_refused_in_a_sentence(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "holds no atlas*.h5ad" in done.stderr
+
+
+def test_the_benchmark_of_a_gpu_runs_without_one(tmp_path: Path):
+    """All parts but the tests and the peer, small; what it says of a device is for a machine that has one."""
+    command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--out", tmp_path, "--quick"]
+    command += ["--parts", "checks", "kernels", "training", "peers"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for figure in ("largest error, float32", "decoder: ms", "from disk, 512 cells: cells/s", "minify: cells/s"):
+        assert f"| {figure} |" in done.stdout
