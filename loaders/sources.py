@@ -11,12 +11,15 @@ from atlasvi.loaders.anndata_files import open_anndata_zarr, open_h5ad
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError, GeneError, SourceError
 from atlasvi.loaders.matrix_market import find_mtx
+from atlasvi.loaders.mtx_folder import open_mtx_folder
 from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.soma import open_soma
-from atlasvi.loaders.tenx import open_tenx_h5, open_tenx_mtx
+from atlasvi.loaders.source_options import SourceSpec, parse_source
+from atlasvi.loaders.tenx import open_tenx_h5
 
 KNOWN = (
-    ".h5ad, an AnnData Zarr folder or .zarr.zip, 10x .h5, a 10x folder with matrix.mtx(.gz), a TileDB-SOMA experiment"
+    ".h5ad, .h5mu, a Zarr folder or .zarr.zip of AnnData, 10x .h5, a folder with an .mtx(.gz) and its lists of genes "
+    "and cells, a TileDB-SOMA experiment"
 )
 
 
@@ -72,30 +75,39 @@ def open_source(
 ) -> Source:
     """Recognise what `path` is, open it, and check its genes.
 
-    layer        which matrix: AnnData: a layer's name, `raw` or `X` (the default); SOMA: an X layer of the measurement;
-                 10x .h5: a genome
+    path         may go on with options of its own, `PATH::layer=raw,gene_column=id` (see source_options.py)
+    layer        which matrix: AnnData: a layer's name, `raw` or `X` (default: X, or raw where X holds no whole numbers
+                 and raw does); SOMA: an X layer of the measurement; 10x .h5: a genome
     gene_column  column of var that names the genes (default: its index; for 10x the gene ids)
-    measurement  SOMA's measurement (default: RNA, or the only one); other formats have none
+    measurement  SOMA's measurement, MuData's modality, SpatialData's table (default: RNA, or the only one); other
+                 formats have none
     scratch      folder for temporary files (default: the system's), used for matrices that are not stored by rows
 
     Raises SourceError where it can't be read as counts, GeneError where gene names are missing or repeated,
     ColumnError where `gene_column` is not there, MissingDependencyError for SOMA without tiledbsoma.
     """
-    name = str(path)
+    return open_spec(parse_source(path, layer=layer, gene_column=gene_column, measurement=measurement), scratch)
+
+
+def open_spec(spec: SourceSpec, scratch: str | Path | None = None) -> Source:
+    """Recognise, open and check a source; see `open_source`."""
+    name = spec.path
     kind = recognise(name)
     source: Source
     if kind == "h5ad":
-        source = open_h5ad(name, layer, scratch)
+        source = open_h5ad(spec, scratch)
     elif kind == "zarr":
-        source = open_anndata_zarr(name, layer, scratch)
+        source = open_anndata_zarr(spec, scratch)
     elif kind == "tenx_h5":
-        source = open_tenx_h5(name, layer)
+        source = open_tenx_h5(spec)
     elif kind == "mtx":
-        source = open_tenx_mtx(name, layer, scratch)
+        source = open_mtx_folder(spec, scratch)
     else:
-        source = open_soma(name, layer, measurement)
+        source = open_soma(name, spec.layer, spec.measurement)
     try:
-        source.var = name_genes(name, source.var, gene_column)
+        source.var = name_genes(name, source.var, spec.gene_column)
+        if spec.gene_versions == "drop":
+            source.var = source.var.set_index(drop_versions(source.var.index))
         if source.n_cells == 0 or len(source.var) == 0:
             raise SourceError(
                 f"{name}: it is empty: {source.n_cells} cells x {len(source.var)} genes; pass a file with data."
@@ -154,16 +166,10 @@ def recognise_hdf5(path: str) -> str:
     """Return the kind of an HDF5 file by the groups in it."""
     with h5py.File(path, "r", locking="best-effort") as file:
         members = set(file)
-        if {"obs", "var"} & members:
+        if {"obs", "var", "mod"} & members:
             return "h5ad"
         if "matrix" in members and "row_attrs" in members:
             raise SourceError(f"{path}: a loom file; convert it: anndata.io.read_loom(...).write_h5ad('counts.h5ad').")
-        if "mod" in members:
-            names = ", ".join(sorted(file["mod"]))
-            raise SourceError(
-                f"{path}: a MuData file with the modalities {names}; write the one with counts as .h5ad: "
-                "mudata.read(...)[MODALITY].write_h5ad('counts.h5ad')."
-            )
         if "barcode_idx" in members:
             raise SourceError(f"{path}: a 10x molecule_info file; pass filtered_feature_bc_matrix.h5 beside it.")
         if "assays" in members:
@@ -211,6 +217,12 @@ def name_genes(path: str, var: pd.DataFrame, gene_column: str | None) -> pd.Data
     text = names.astype(object).astype(str).to_numpy(dtype=object)
     text[missing] = ""
     return var.set_index(pd.Index(text, dtype=object, name=gene_column))
+
+
+def drop_versions(names: pd.Index) -> pd.Index:
+    """Gene names with the versions of Ensembl ids taken off: ENSG00000002586.20_PAR_Y becomes ENSG00000002586_PAR_Y."""
+    text = names.astype(str).str.replace(r"^(ENS[A-Z]*\d{11})\.\d+", r"\1", regex=True)
+    return pd.Index(text.to_numpy(dtype=object), dtype=object, name=names.name)
 
 
 def check_gene_names(path: str, var: pd.DataFrame) -> None:
