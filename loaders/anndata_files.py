@@ -48,8 +48,12 @@ class AnnDataSource:
         uns = root["uns"] if "uns" in root and not is_array(root["uns"]) else None
         if where == "X":
             check_not_minified(path, uns)
+        self.notes: list[str] = []
+        if spec.layer is None and self.layer != "X":
+            self.notes.append(f"{path}: the counts are those of {self.layer}, as X holds no whole numbers.")
         for key in ("obs", var_key, where):
-            check_stored(path, root, key, spec.fill_missing)
+            if zeros := check_stored(path, root, key, spec.fill_missing):
+                self.notes.append(f"{path}: no chunk is stored of {', '.join(zeros)}: taken for zeros.")
         self._obs = open_table(path, "obs", root["obs"], uns)
         var = open_table(path, var_key, root[var_key], uns)
         self._matrix = open_matrix(path, where, root[where], scratch)

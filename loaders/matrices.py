@@ -231,4 +231,6 @@ def check_compressed(path: str, name: str, data: Array, indices: Array, indptr: 
 
 def is_spooled(source: object) -> bool:
     """Whether a source puts its matrix in order at the first read, so that each process would do it again."""
+    if isinstance(known := getattr(source, "spooled", None), bool):
+        return known
     return any(isinstance(value, (RowSpool, SpooledColumns)) for value in vars(source).values())

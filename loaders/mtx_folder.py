@@ -106,9 +106,10 @@ def choose_list(path: str, matrix: Path, key: str, files: list[Path], words: tup
 
 
 def is_of_another(file: Path, word: str, matrix: Path) -> bool:
-    """Whether a list belongs to another matrix of the same folder."""
+    """Whether a list belongs to another matrix of the same folder; one that has no name of its own belongs to all."""
+    key = strip_word(file, (word,))
     others = [other for other in find_mtx(matrix.parent, named=False) if strip_end(other) != strip_end(matrix)]
-    return strip_word(file, (word,)) in {strip_word(other, MATRIX_WORDS) for other in others}
+    return bool(key) and key in {strip_word(other, MATRIX_WORDS) for other in others}
 
 
 def strip_end(file: Path) -> str:

@@ -53,6 +53,7 @@ class SomaSource:
 
     def __init__(self, path: str, experiment: Any, layer: str | None, measurement: str | None):
         self.path = path
+        self.notes: list[str] = []
         self._experiment = experiment
         chosen = choose_measurement(path, list(experiment.ms), measurement)
         part = experiment.ms[chosen]

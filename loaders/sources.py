@@ -36,6 +36,7 @@ class Source(Protocol):
     layers: list[str]  # what `layer` may be here
     var: pd.DataFrame  # index: gene names, str, unique, none missing
     shuffled: bool  # whether its cells were put in random order when it was written
+    notes: list[str]  # what was chosen or believed when it was opened and a user should know, a sentence each
 
     def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
         """Rows [start, stop) x all genes in the stored type; sorted, no duplicates, no zeros; values not validated.

@@ -4,7 +4,7 @@ What a library would do without a word is refused here: run a pickle, read anoth
 gigabytes for one chunk, or give zeros for values that were never written or copied.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import product
 from typing import Any
@@ -26,8 +26,8 @@ MOST_NAMED_CHUNKS = 2**22  # of an array that says that it has more, none is loo
 SAFE_CODECS = {
     "bytes", "blosc", "zstd", "gzip", "zlib", "bz2", "lz4", "lzma", "crc32c", "crc32", "adler32", "fletcher32",
     "jenkins_lookup3", "transpose", "shuffle", "delta", "fixedscaleoffset", "quantize", "bitround", "packbits",
-    "astype", "zfpy", "pcodec", "base64", "sharding_indexed", "vlen-utf8", "vlen-bytes", "vlen-array", "json2", "msgpack2",
-    "categorize", "default",
+    "astype", "zfpy", "pcodec", "base64", "sharding_indexed", "vlen-utf8", "vlen-bytes", "vlen-array", "json2",
+    "msgpack2", "categorize", "default",
 }  # fmt: skip
 HDF5_FILTERS = {
     307: "bzip2",
@@ -50,17 +50,20 @@ def is_array(node: Node) -> bool:
     return hasattr(node, "shape")
 
 
-def check_stored(path: str, root: Node, key: str, fill_missing: bool = False) -> None:
+def check_stored(path: str, root: Node, key: str, fill_missing: bool = False) -> list[str]:
     """Raise SourceError where an array at `key` of a file, or below it, can't be read safely and whole.
 
     root          the file's group, which `key` is of; `path` is what errors call the file
     fill_missing  take chunks that are not there for zeros, as the libraries do
+    Returns the names of columns of numbers of which nothing is stored, so that they are zeros.
     """
+    zeros = []
     for name, node in walk_nodes(path, root, key):
         if is_array(node):
             check_safe(f"{path}: {name}", node)
-            if not fill_missing:
-                check_complete(path, name, node, root)
+            if not fill_missing and check_complete(path, name, node, root):
+                zeros.append(name)
+    return zeros
 
 
 def walk_nodes(path: str, root: Node, key: str) -> Iterator[tuple[str, Node]]:
@@ -137,13 +140,11 @@ def find_codecs(described: Any) -> Iterator[str]:
             yield str(name)
         for value in described.values():
             yield from find_codecs(value)
-    elif isinstance(described, str):
-        return
-    elif isinstance(described, Iterable):
+    elif hasattr(described, "get_config") or hasattr(described, "to_dict"):  # a codec itself, of numcodecs or zarr
+        yield from find_codecs(described.get_config() if hasattr(described, "get_config") else described.to_dict())
+    elif isinstance(described, list | tuple):
         for part in described:
             yield from find_codecs(part)
-    elif described is not None:  # a codec itself, of numcodecs or zarr
-        yield from find_codecs(described.get_config() if hasattr(described, "get_config") else described.to_dict())
 
 
 def check_filters(what: str, array: h5py.Dataset) -> None:
@@ -162,13 +163,14 @@ def check_filters(what: str, array: h5py.Dataset) -> None:
                 )
 
 
-def check_complete(path: str, name: str, array: Node, root: Node) -> None:
+def check_complete(path: str, name: str, array: Node, root: Node) -> bool:
     """Raise SourceError where chunks of an array are missing that its other parts say must be there.
 
     zarr-python 3 writes no chunk that holds only zeros, so a missing one may be zeros or may be lost. Zeros are
     believed where no chunk of the array was ever stored and zeros make sense of it: a mask, codes of one category, a
-    column of numbers. HDF5 files have all their chunks.
+    column of numbers (for which True is returned). HDF5 files have all their chunks.
     """
+    missing: list[int] | range = []
     if isinstance(array, h5py.Dataset):
         n_expected, n_missing = count_unwritten(array)
         cause = "writing the file was interrupted; write it anew"
@@ -181,6 +183,7 @@ def check_complete(path: str, name: str, array: Node, root: Node) -> None:
             f"{path}: {n_missing} of {n_expected} chunks of {name} are missing: {cause}. If whoever wrote it left out "
             f"chunks that hold only zeros, as zarr-python 3 does, read them so: {path}::missing_chunks=zeros"
         )
+    return bool(missing) and name.count("/") == 1
 
 
 def count_unwritten(array: h5py.Dataset) -> tuple[int, int]:

@@ -43,6 +43,7 @@ class TenxSource:
         genome: str | None = None,
     ):
         self.path, self.layer, self.layers = path, "matrix", layers
+        self.notes: list[str] = []
         self.n_cells = matrix.shape[0]
         self._matrix, self._read_obs, self._close = matrix, read_obs, close
         kept = keep_genes(path, features, genome)
