@@ -158,8 +158,7 @@ def find_anndata(spec: SourceSpec, root: Node) -> Node:
                     f"{spec.path}: {what}, which {problem} of these: {', '.join(names)}; say which holds the counts "
                     f"with --measurement NAME, or {spec.path}::measurement=NAME"
                 )
-            check_inside(spec.path, root, f"{folder}/{wanted}")
-            return root[folder][wanted]
+            return check_inside(spec.path, root, f"{folder}/{wanted}")
     return root
 
 

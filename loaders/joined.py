@@ -55,7 +55,6 @@ class JoinedSources:
         self.sources, self._rounded = list(sources), rounded
         self.n_cells = sum(source.n_cells for source in sources)
         shared = find_shared(self.sources, how)
-        self.n_shared = len(shared)
         self.var = _join_var(self.sources, shared if how == "intersection" else None)
         self.dtypes = _join_obs_dtypes(self.sources)
         self.offsets = np.cumsum([0] + [source.n_cells for source in sources])

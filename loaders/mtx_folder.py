@@ -6,6 +6,7 @@ words), kallisto|bustools (cells_x_genes.mtx), alevin-fry (quants_mat.mtx) and P
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,9 @@ def open_mtx_folder(spec: SourceSpec, scratch: str | Path | None = None) -> Tenx
         header = read_header(str(file), file)
         shape = (header.n_rows, header.n_cols)
         lines = Lines(cells_file)
-        genes, cells = open_list(genes_file, Lines(genes_file), shape), open_list(cells_file, lines, shape)
+        with closing(Lines(genes_file)) as gene_lines:
+            genes = open_list(genes_file, gene_lines, shape)
+        cells = open_list(cells_file, lines, shape)
         cells_first = has_cells_first(path, file, shape, genes, cells)
         features = read_genes(genes)
         check_modes(path, features.index.tolist())

@@ -156,7 +156,7 @@ def recognise_folder(path: str, folder: Path) -> str:
     if find_mtx(folder):
         return "mtx"
     below = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and find_mtx(entry)]
-    below += sorted(folder.glob("*.h5ad")) + sorted(folder.glob("*.h5"))
+    below += sorted(file for end in ("h5ad", "h5mu", "h5") for file in folder.glob(f"*.{end}"))
     if below:
         names = ", ".join(str(entry) for entry in below[:5]) + (", ..." if len(below) > 5 else "")
         raise SourceError(f"{path}: the folder has no matrix of its own; pass what lies in it: {names}.")
@@ -185,6 +185,8 @@ def explain_unknown(name: str, start: bytes) -> str:
     """Say of a file that is no source what it seems to be and what to do, from its name and first bytes."""
     if name.endswith((".tar.gz", ".tgz", ".tar", ".tar.bz2", ".7z", ".rar")):
         return "an archive; unpack it and pass what is inside."
+    if name.endswith(".toml"):
+        return "a table of sources, which only ingest takes; pass one of its sources."
     if name.endswith((".rds", ".rda", ".rdata", ".robj")):
         return "an R file; write it as .h5ad from R (anndataR::write_h5ad or zellkonverter::writeH5AD)."
     if name.endswith((".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".xlsx")):

@@ -68,22 +68,23 @@ def check_stored(path: str, root: Node, key: str, fill_missing: bool = False) ->
 
 def walk_nodes(path: str, root: Node, key: str) -> Iterator[tuple[str, Node]]:
     """Yield (name, node) at `key` and below. Raises SourceError where an HDF5 link leads to another file."""
-    check_inside(path, root, key)
-    node = root[key]
+    node = check_inside(path, root, key)
     yield key, node
     if not is_array(node):
-        for name in node:
+        for name in sorted(node):  # Zarr lists in any order
             yield from walk_nodes(path, root, f"{key}/{name}")
 
 
-def check_inside(path: str, root: Node, key: str) -> None:
-    """Raise SourceError where what is at `key` of an HDF5 file is in another file, reached by any link."""
+def check_inside(path: str, root: Node, key: str) -> Node:
+    """What is at `key` of a file. Raises SourceError where that is in another HDF5 file, reached by any link."""
     if not isinstance(root, h5py.Group):
-        return
-    if isinstance(root.get(key, getlink=True), h5py.ExternalLink) or (
-        h5o.get_info(root[key].id).fileno != h5o.get_info(root.id).fileno
-    ):
+        return root[key]
+    if isinstance(root.get(key, getlink=True), h5py.ExternalLink):
         raise leads_elsewhere(f"{path}: {key}")
+    node = root[key]
+    if h5o.get_info(node.id).fileno != h5o.get_info(root.id).fileno:
+        raise leads_elsewhere(f"{path}: {key}")
+    return node
 
 
 def leads_elsewhere(what: str) -> SourceError:
@@ -130,6 +131,16 @@ def check_codecs(array: zarr.Array) -> None:
                 f"{array.store_path}: the array is stored {what}, and is refused; write the file anew with a current "
                 "anndata."
             )
+
+
+def check_group_codecs(group: zarr.Group) -> None:
+    """Raise SourceError where an array of a Zarr group, at any depth, has a codec that is not known to be safe.
+
+    What was opened with consolidated metadata is checked by these, as it is read by these.
+    """
+    for _, node in group.members(max_depth=None):
+        if isinstance(node, zarr.Array):
+            check_codecs(node)
 
 
 def find_codecs(described: Any) -> Iterator[str]:
