@@ -1,7 +1,8 @@
 """Lists of genes and cells beside a matrix: text, tab- or comma-separated, with or without a header, quoted or not."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +29,40 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class ListFile:
-    """A list beside a matrix: its file, and what its header line names, None without one."""
+    """A list beside a matrix, one entry a line: its file, lines, the fields of the first, whether that is a header."""
 
     path: Path
-    n_entries: int
-    header: list[str] | None
+    n_lines: int
+    first: list[str]
+    has_header: bool = False
+
+    @property
+    def n_entries(self) -> int:
+        """Genes or cells in the list."""
+        return self.n_lines - self.has_header
+
+    @property
+    def header(self) -> list[str]:
+        """The names of the columns; none without a header."""
+        return self.first if self.has_header else []
 
 
-def open_list(file: Path, lines: Lines, n_expected: tuple[int, ...]) -> ListFile:
-    """How many entries a list has, one a line; one line more than `n_expected` (any of them) may be a header."""
-    first = split_fields(file, lines.read(0, 1)[0]) if len(lines) else [""]
-    if len(lines) - 1 in n_expected and len(lines) not in n_expected and first[0].strip().lower() in HEADERS:
-        return ListFile(file, len(lines) - 1, first)
-    return ListFile(file, len(lines), None)
+def open_list(file: Path, lines: Lines) -> ListFile:
+    """The list in a file, taken to have no header."""
+    return ListFile(file, len(lines), split_fields(file, lines.read(0, 1)[0]) if len(lines) else [""])
+
+
+def find_headers(shape: tuple[int, int], genes: ListFile, cells: ListFile) -> tuple[ListFile, ListFile]:
+    """The two lists, the first line of either taken for a header if only so they fit the matrix, and if it looks so."""
+    choices = [
+        [replace(listed, has_header=header) for header in (False, listed.first[0].strip().lower() in HEADERS)]
+        for listed in (genes, cells)
+    ]
+    for pair in sorted(product(*choices), key=lambda pair: pair[0].has_header + pair[1].has_header):
+        sizes = (pair[0].n_entries, pair[1].n_entries)
+        if shape in (sizes, sizes[::-1]):
+            return pair[0], pair[1]
+    return genes, cells
 
 
 def split_fields(file: Path, line: str) -> list[str]:
@@ -60,7 +82,7 @@ def read_genes(listed: ListFile) -> pd.DataFrame:
         rows = [split_fields(listed.path, line.rstrip("\r\n")) for line in text]
     while rows and not any(field.strip() for field in rows[-1]):
         rows.pop()
-    rows = rows[listed.header is not None :]
+    rows = rows[listed.has_header :]
     width = max((len(row) for row in rows), default=1)
     columns = [np.array([row[k] if k < len(row) else None for row in rows], dtype=object) for k in range(width)]
     type_column = find_type_column(listed.path, columns)
@@ -73,7 +95,7 @@ def read_genes(listed: ListFile) -> pd.DataFrame:
         short = [k for k, kind in enumerate(columns[type_column]) if not kind]
         if short:
             raise SourceError(
-                f"{listed.path}: line {short[0] + 1 + (listed.header is not None)} ({rows[short[0]][0]}) does not say "
+                f"{listed.path}: line {short[0] + 1 + listed.has_header} ({rows[short[0]][0]}) does not say "
                 f"the type of its feature, as the others do: write it as field {type_column + 1} of that line "
                 f"('{GENES}' for a gene)."
             )
@@ -92,8 +114,8 @@ class CellList:
     """Names of cells in a text file, and its further columns where a header names them; read by slices."""
 
     def __init__(self, listed: ListFile, lines: Lines) -> None:
-        self._file, self._lines, self._first = listed.path, lines, int(listed.header is not None)
-        self._columns = [(k, name) for k, name in enumerate(listed.header or []) if k and name.strip()]
+        self._file, self._lines, self._first = listed.path, lines, int(listed.has_header)
+        self._columns = [(k, name) for k, name in enumerate(listed.header) if k and name.strip()]
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop): index the names, columns of text."""

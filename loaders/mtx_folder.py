@@ -13,7 +13,7 @@ import numpy as np
 
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.gene_lists import CellList, ListFile, open_list, read_genes
+from atlasvi.loaders.gene_lists import CellList, ListFile, find_headers, open_list, read_genes
 from atlasvi.loaders.lines import Lines
 from atlasvi.loaders.matrix_market import find_mtx, read_entries, read_header
 from atlasvi.loaders.source_options import SourceSpec
@@ -45,8 +45,8 @@ def open_mtx_folder(spec: SourceSpec, scratch: str | Path | None = None) -> Tenx
         shape = (header.n_rows, header.n_cols)
         lines = Lines(cells_file)
         with closing(Lines(genes_file)) as gene_lines:
-            genes = open_list(genes_file, gene_lines, shape)
-        cells = open_list(cells_file, lines, shape)
+            genes = open_list(genes_file, gene_lines)
+        genes, cells = find_headers(shape, genes, open_list(cells_file, lines))
         cells_first = has_cells_first(path, file, shape, genes, cells)
         features = read_genes(genes)
         check_modes(path, features.index.tolist())

@@ -1,5 +1,6 @@
 """Lists of genes and cells as tools, R and spreadsheets write them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from atlasvi.loaders.gene_lists import CellList, open_list, read_genes
 from atlasvi.loaders.lines import Lines
 
 
-def genes_of(path: Path, content: bytes, n: int = 3):
+def genes_of(path: Path, content: bytes, header: bool = False):
     path.write_bytes(content)
-    return read_genes(open_list(path, Lines(path), (n,)))
+    return read_genes(replace(open_list(path, Lines(path)), has_header=header))
 
 
 def test_quotes_around_fields_are_taken_off(tmp_path):
@@ -29,7 +30,7 @@ def test_byte_order_marks_are_taken_off(tmp_path, encoding):
     ]
     (tmp_path / "barcodes.tsv").write_bytes("c1\nc2\n".encode(encoding))
     lines = Lines(tmp_path / "barcodes.tsv")
-    assert CellList(open_list(tmp_path / "barcodes.tsv", lines, (2,)), lines).read_obs(0, 2).index.tolist() == [
+    assert CellList(open_list(tmp_path / "barcodes.tsv", lines), lines).read_obs(0, 2).index.tolist() == [
         "c1",
         "c2",
     ]
@@ -60,6 +61,6 @@ def test_a_row_without_a_symbol_leaves_the_types_of_others(tmp_path):
 
 
 def test_a_header_names_the_further_columns(tmp_path):
-    var = genes_of(tmp_path / "genes.tsv", b"ID\tSymbol\tCHR\nG1\tA\t1\nG2\tB\t2\nG3\tC\tX\n")
+    var = genes_of(tmp_path / "genes.tsv", b"ID\tSymbol\tCHR\nG1\tA\t1\nG2\tB\t2\nG3\tC\tX\n", header=True)
     assert var.index.tolist() == ["G1", "G2", "G3"]
     assert var["CHR"].tolist() == ["1", "2", "X"]
