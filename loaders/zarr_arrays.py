@@ -27,6 +27,7 @@ from atlasvi.loaders.buffers import Buffers
 from atlasvi.loaders.decoding import decode_chunks
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.shards import CHUNK_MISSING, OPEN_SHARDS, OpenShard, identify
+from atlasvi.loaders.stored_checks import find_missing_chunks
 
 BLOSC = "blosc"
 OTHERS = ("zstd", "gzip", "zlib")
@@ -68,8 +69,7 @@ def open_zarr_array(array: zarr.Array, buffers: Buffers) -> "ZarrArray | None":
         return None
     folder = Path(str(store.root)) / array.path
     shard = array.shards[0] if array.shards else 0
-    last = -(-array.shape[0] // (shard or array.chunks[0])) - 1
-    if not (folder / metadata.encode_chunk_key((last,))).exists():  # a few zeros at the end need not be stored
+    if find_missing_chunks(array)[1]:  # zeros need not be stored, where whoever opened the source believes in them
         return None
     return ZarrArray(array, folder, array.chunks[0], shard, coding, buffers)
 

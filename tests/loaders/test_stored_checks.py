@@ -19,6 +19,7 @@ import zarr
 from atlasvi.engine.minified import MinifiedStore
 from atlasvi.loaders import stored_checks
 from atlasvi.loaders.cell_store import CellStore
+from atlasvi.loaders.cells import open_cells
 from atlasvi.loaders.errors import MissingDependencyError, SourceError
 from atlasvi.loaders.ingestion import ingest
 from atlasvi.loaders.sources import open_source
@@ -118,6 +119,8 @@ def test_a_layer_of_stored_zeros_is_read_if_that_is_asked_for(shared):
     source = open_source(f"{path}::layer=unspliced,missing_chunks=zeros")
     expected = zarr.open_group(path, mode="r", use_consolidated=False)["layers/unspliced/data"][:].sum()
     assert source.read_counts(0, source.n_cells).sum() == expected > 0
+    rows = open_cells(f"{path}::layer=unspliced,missing_chunks=zeros", keep_empty=True).read_block(0)
+    assert rows.to_csr()[2].sum() == source.read_counts(0, len(rows)).sum()
 
 
 def test_a_last_cell_with_the_first_gene_alone_needs_no_chunk_of_indices(tmp_path):
