@@ -66,7 +66,7 @@ def round_values(matrix: sparse.csr_matrix) -> tuple[sparse.csr_matrix, int]:
         return matrix, 0
     whole = np.rint(matrix.data)
     n_changed = int(np.count_nonzero(whole != matrix.data) - np.count_nonzero(np.isnan(whole)))
-    rounded = sparse.csr_matrix((whole, matrix.indices, matrix.indptr), shape=matrix.shape)
+    rounded = sparse.csr_matrix((whole, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
     rounded.eliminate_zeros()
     return rounded, n_changed
 
