@@ -23,6 +23,7 @@ from atlasvi.loaders.cells import open_cells
 from atlasvi.loaders.errors import MissingDependencyError, SourceError
 from atlasvi.loaders.ingestion import ingest
 from atlasvi.loaders.sources import open_source
+from atlasvi.loaders.tables import AppendedArray
 from tests.loaders.test_anndata_files import Mischief, counts, write_zarr
 
 N = 40
@@ -101,6 +102,12 @@ def test_a_column_of_which_some_chunks_are_there_and_others_not_is_refused(tmp_p
         open_source(path)
     _, obs, _ = read_all(f"{path}::missing_chunks=zeros")
     assert obs["batch"].cat.codes.tolist() == codes.tolist()
+
+
+def test_what_we_write_has_all_its_chunks_those_of_zeros_too(tmp_path):
+    root = zarr.open_group(tmp_path / "a", mode="w")
+    AppendedArray(root, "flag", 6, np.dtype("int8"), chunk_rows=2).append(np.array([0, 0, 0, 1, 0, 0], "int8"))
+    assert stored_checks.find_missing_chunks(root["flag"]) == (3, [])
 
 
 def test_a_missing_chunk_of_a_dense_matrix_is_refused(tmp_path):
