@@ -31,7 +31,7 @@ console = Console()
 
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Name genes by this column of var instead of its index.")]
-Measurement = Annotated[str | None, typer.Option(help="Which measurement of a TileDB-SOMA experiment.")]
+Measurement = Annotated[str | None, typer.Option(help="Which measurement (TileDB-SOMA), modality or table.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 Where = Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only cells of which obs says so.")]
 CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names, by commas, or @FILE with one a line.")]
@@ -60,15 +60,26 @@ def simulate(
 
 @app.command()
 def ingest(
-    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="h5ad, Zarr, TileDB-SOMA, 10x h5 or mtx.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SRC...",
+            help="h5ad, h5mu, Zarr, TileDB-SOMA, 10x h5 or mtx; PATH::layer=raw,gene_column=id for one alone, or a "
+            "table of sources (.toml).",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The cell store to make.")],
     layer: Layer = None,
-    genes: Annotated[Literal["union", "intersection"], typer.Option(help="Of several sources, by name.")] = "union",
+    genes: Annotated[
+        Literal["union", "intersection"] | None,
+        typer.Option(help="Of several sources, by name; union if not said and they share half or more."),
+    ] = None,
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
     top_genes: Annotated[int | None, typer.Option(help="Keep N highly variable genes (seurat_v3).", min=1)] = None,
     batch_key: Annotated[str | None, typer.Option(help="obs column; variable genes are chosen within each.")] = None,
     empty_cells: Annotated[Literal["refuse", "drop", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
+    rounded: Annotated[bool, typer.Option("--round", help="Round fractions, as some tools estimate counts.")] = False,
     seed: Seed = 0,
     profile: Annotated[Literal["fast", "small"], typer.Option(help="Fast to read, or a third smaller.")] = "fast",
     workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).", min=1)] = None,
@@ -89,6 +100,7 @@ def ingest(
             top_genes=top_genes,
             batch_key=batch_key,
             empty_cells=empty_cells,
+            rounded=rounded,
             seed=seed,
             profile=profile,
             workers=workers,
@@ -103,6 +115,7 @@ def ingest(
         highlight=False,
         soft_wrap=True,
     )
+    _print_lines(report.notes)
     if report.dropped_cells:
         console.print(f"{report.dropped_cells:,} cells without counts were dropped.")
     if report.empty_cells:

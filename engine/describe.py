@@ -111,6 +111,7 @@ def _describe_source(path: str | Path) -> Iterator[str]:
         nnz = f", {source.nnz:,} counts" if source.nnz is not None else ""
         yield f"  {source.n_cells:,} cells x {len(source.var):,} genes{nnz}"
         yield f"  genes: {', '.join(map(str, source.var.index[:4]))}, ..."
+        yield from (f"  {note}" for note in source.notes)
         if source.layers:
             yield f"  counts could also be in (--layer): {', '.join(source.layers)}"
         head = source.read_obs(0, min(source.n_cells, 100_000))

@@ -23,6 +23,7 @@ from atlasvi.engine.covariates import Setup
 from atlasvi.loaders.cell_store import check_version, read_attributes
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.outputs import sync_file, sync_tree, write_file_aside
+from atlasvi.loaders.stored_checks import check_group_codecs
 from atlasvi.loaders.tables import AppendedArray, TableReader, TableWriter, place_rows, quiet_zarr
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class MinifiedStore:
         from anndata.io import read_elem
 
         root = cast(Any, zarr.open_group(self.path, mode="r"))
+        check_group_codecs(root)
         self.n_cells: int = self.attributes["n_cells"]
         self.n_latent: int = self.attributes["n_latent"]
         self.var: pd.DataFrame = read_elem(root["var"])

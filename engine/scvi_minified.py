@@ -16,6 +16,7 @@ from atlasvi.engine.scvi_files import open_model
 from atlasvi.loaders.anndata_tables import Table, open_table, read_text, to_str
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.stored_checks import check_stored
 from atlasvi.loaders.tables import check_column
 
 LATENTS = ("scvi_latent_", "_scvi_latent_")  # the second before scvi-tools 1.2
@@ -40,7 +41,7 @@ class ScviMinified:
         self.path = str(path)
         with reading(self.path):
             root: Any = (
-                zarr.open_group(self.path, mode="r")
+                zarr.open_group(self.path, mode="r", use_consolidated=False)
                 if Path(path).is_dir()
                 else h5py.File(self.path, "r", locking="best-effort")
             )
@@ -48,6 +49,8 @@ class ScviMinified:
             if "_scvi_adata_minify_type" not in uns:
                 raise SourceError(f"{path} is no minified data (make some with: atlasvi minify RUN DATA --out MINI).")
             self.kind = to_str(read_text(uns["_scvi_adata_minify_type"]))
+            for name in ("obs", "var", "obsm"):
+                check_stored(self.path, root, name)
             obs, var = (open_table(self.path, name, root[name]) for name in ("obs", "var"))
             self.obs, self.n_cells = _Obs(obs, self.path), obs.n_rows
             self.var: pd.DataFrame = var.read(0, var.n_rows)

@@ -4,25 +4,27 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import h5py
+import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import zarr
 from zarr.storage import ZipStore
 
-from atlasvi.loaders.anndata_tables import Node, check_no_pickle, is_array, open_table, read_text, to_str
+from atlasvi.loaders.anndata_tables import open_table, read_text, to_str
 from atlasvi.loaders.collection import Collection, name_datasets
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.matrices import CompressedRows, DenseRows, Matrix, SpooledColumns, count_piece_rows, read_narrow
 from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.runs import choose_run
+from atlasvi.loaders.source_options import SourceSpec
+from atlasvi.loaders.stored_checks import Node, check_inside, check_stored, is_array
 
-# A chunk whose elements are all zero need not be stored. Up to so many zeros at an array's end are believed.
-BELIEVED_ZEROS = 16
+SAMPLE = 2**14  # values looked at to tell whether a matrix holds counts
 
 
 class AnnDataSource:
@@ -34,19 +36,24 @@ class AnnDataSource:
 
     shuffled = False  # its authors' order
 
-    def __init__(
-        self, path: str, root: Node, close_root: Callable[[], None], layer: str | None, scratch: str | Path | None
-    ):
-        self.path = path
+    def __init__(self, spec: SourceSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None):
+        self.path = path = spec.path
         self._close_root = close_root
         for name in ("obs", "var"):
             if name not in root:
                 raise SourceError(f"{path}: it has no {name}, so it is no AnnData file; write it with anndata.")
-        self.layer, self.layers = layer or "X", name_layers(root)
-        where, var_key = find_matrix(path, root, layer, self.layers)
+        self.layers = name_layers(root)
+        self.layer = spec.layer or choose_layer(path, root, self.layers, spec.fill_missing)
+        where, var_key = find_matrix(path, root, self.layer, self.layers)
         uns = root["uns"] if "uns" in root and not is_array(root["uns"]) else None
         if where == "X":
             check_not_minified(path, uns)
+        self.notes: list[str] = []
+        if spec.layer is None and self.layer != "X":
+            self.notes.append(f"{path}: the counts are those of {self.layer}, as X holds no whole numbers.")
+        for key in ("obs", var_key, where):
+            if zeros := check_stored(path, root, key, spec.fill_missing):
+                self.notes.append(f"{path}: no chunk is stored of {', '.join(zeros)}: taken for zeros.")
         self._obs = open_table(path, "obs", root["obs"], uns)
         var = open_table(path, var_key, root[var_key], uns)
         self._matrix = open_matrix(path, where, root[where], scratch)
@@ -88,55 +95,71 @@ class AnnDataSource:
         self._close_root()
 
 
-def open_h5ad(path: str, layer: str | None = None, scratch: str | Path | None = None) -> AnnDataSource:
-    """Open an .h5ad file; `layer` as in `find_matrix`. Raises SourceError where it can't be read as counts."""
-    with reading(path):
-        file = h5py.File(path, "r", locking="best-effort")  # folders on a network often know no locks
-        return _open(path, file, file.close, layer, scratch)
+def open_h5ad(spec: SourceSpec, scratch: str | Path | None = None) -> AnnDataSource:
+    """Open an .h5ad or .h5mu file. Raises SourceError where it can't be read as counts."""
+    with reading(spec.path):
+        file = h5py.File(spec.path, "r", locking="best-effort")  # folders on a network often know no locks
+        return _open(spec, file, file.close, scratch)
 
 
-def open_anndata_zarr(
-    path: str, layer: str | None = None, scratch: str | Path | None = None
-) -> "AnnDataSource | Collection":
-    """Open an AnnData Zarr folder, a zip of one, or annbatch's collection of several; otherwise as `open_h5ad`."""
-    with reading(path), quiet():
-        if Path(path).is_dir():
-            root = zarr.open_group(path, mode="r", use_consolidated=False)
+def open_anndata_zarr(spec: SourceSpec, scratch: str | Path | None = None) -> "AnnDataSource | Collection":
+    """Open a Zarr folder of AnnData, MuData or SpatialData, a zip of one, or annbatch's collection of several."""
+    with reading(spec.path), quiet():
+        # Consolidated metadata is not needed: it may hold types (of uns) that this zarr does not know, or may deceive.
+        if Path(spec.path).is_dir():
+            root = zarr.open_group(spec.path, mode="r", use_consolidated=False)
             if "obs" not in root and (names := name_datasets(root)):
-                return open_collection(path, names, layer, scratch)
-            return _open(path, root, lambda: None, layer, scratch)
-        inside = folder_in_zip(path)
-        store = ZipStore(path, mode="r")
-        # Consolidated metadata is not needed, and may hold types (of uns) that this zarr does not know.
-        return _open(
-            path, zarr.open_group(store, path=inside, mode="r", use_consolidated=False), store.close, layer, scratch
-        )
+                return open_collection(spec, names, scratch)
+            return _open(spec, root, lambda: None, scratch)
+        inside = folder_in_zip(spec.path)
+        store = ZipStore(spec.path, mode="r")
+        return _open(spec, zarr.open_group(store, path=inside, mode="r", use_consolidated=False), store.close, scratch)
 
 
-def open_collection(path: str, names: list[str], layer: str | None, scratch: str | Path | None) -> "Collection":
+def open_collection(spec: SourceSpec, names: list[str], scratch: str | Path | None) -> "Collection":
     """Open the datasets of a collection as one source."""
     parts: list[AnnDataSource] = []
     try:
         for name in names:
-            place = str(Path(path) / name)
+            place = str(Path(spec.path) / name)
             with reading(place):
                 group = zarr.open_group(place, mode="r", use_consolidated=False)
-                parts.append(AnnDataSource(place, group, lambda: None, layer, scratch))
-        return Collection(path, parts)
+                parts.append(AnnDataSource(replace(spec, path=place), group, lambda: None, scratch))
+        return Collection(spec.path, parts)
     except BaseException:
         for part in parts:
             part.close()
         raise
 
 
-def _open(
-    path: str, root: Node, close_root: Callable[[], None], layer: str | None, scratch: str | Path | None
-) -> AnnDataSource:
+def _open(spec: SourceSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None) -> AnnDataSource:
     try:
-        return AnnDataSource(path, root, close_root, layer, scratch)
+        return AnnDataSource(spec, find_anndata(spec, root), close_root, scratch)
     except BaseException:
         close_root()
         raise
+
+
+def find_anndata(spec: SourceSpec, root: Node) -> Node:
+    """The AnnData in a file: the file itself, or one of several in MuData (a modality) or SpatialData (a table).
+
+    Raises SourceError where it is not clear which.
+    """
+    for folder, what in (("mod", "MuData"), ("tables", "SpatialData")):
+        if folder in root and not is_array(root[folder]) and "X" not in root:
+            names = sorted(str(name) for name in root[folder])
+            wanted = spec.measurement
+            if wanted is None:
+                genes = [name for name in names if name.lower() in ("rna", "gex", "gene_expression")] or names
+                wanted = genes[0] if len(genes) == 1 else None
+            if wanted not in names:
+                problem = "has several" if wanted is None else f"has no {wanted!r}"
+                raise SourceError(
+                    f"{spec.path}: {what}, which {problem} of these: {', '.join(names)}; say which holds the counts "
+                    f"with --measurement NAME, or {spec.path}::measurement=NAME"
+                )
+            return check_inside(spec.path, root, f"{folder}/{wanted}")
+    return root
 
 
 def folder_in_zip(path: str) -> str:
@@ -163,15 +186,44 @@ def has_matrix(root: Node, key: str) -> bool:
     return key in root and to_str(root[key].attrs.get("encoding-type", "")) != "null"
 
 
-def find_matrix(path: str, root: Node, layer: str | None, layers: list[str]) -> tuple[str, str]:
-    """Return where the matrix and its var are: `layer` None or 'X' is X, 'raw' is raw unless a layer is called so."""
+def choose_layer(path: str, root: Node, layers: list[str], fill_missing: bool) -> str:
+    """X, or raw where X holds no whole numbers and raw does (as in files of CELLxGENE).
+
+    Raises SourceError where there is no X.
+    """
     if not layers:
         raise SourceError(f"{path}: it has no X and no layers, so no counts; pass another file.")
-    if layer is None and "X" not in layers:
+    if "X" not in layers:
         raise SourceError(f"{path}: it has no X; pass --layer NAME (this file has: {', '.join(layers)}).")
-    if layer is not None and layer not in layers:
-        raise SourceError(f"{path}: it has no layer {layer!r} (this file has: {', '.join(layers)}).")
-    if layer is None or layer == "X":
+    if "raw" not in layers or are_whole(path, root, "X", fill_missing):
+        return "X"
+    where, _ = find_matrix(path, root, "raw", layers)
+    return "raw" if are_whole(path, root, where, fill_missing) else "X"
+
+
+def are_whole(path: str, root: Node, where: str, fill_missing: bool) -> bool:
+    """Whether the first stored values of a matrix are whole numbers, not negative."""
+    where = where if is_array(root[where]) else f"{where}/data"
+    if where not in root:
+        return True  # no matrix that is known here: opening it says so
+    check_stored(path, root, where, fill_missing)
+    values = root[where]
+    if values.dtype.kind not in "iufb":
+        return False
+    row_size = int(np.prod(values.shape[1:], dtype=object))
+    sample = np.asarray(values[: max(1, SAMPLE // max(row_size, 1))])
+    with np.errstate(invalid="ignore"):
+        return bool(((sample >= 0) & (np.floor(sample) == sample) & np.isfinite(sample)).all())
+
+
+def find_matrix(path: str, root: Node, layer: str, layers: list[str]) -> tuple[str, str]:
+    """Return where the matrix and its var are; 'raw' is raw unless a layer is called so."""
+    if layer not in layers:
+        raise SourceError(
+            f"{path}: it has no layer {layer!r} (this file has: {', '.join(layers)}). Where the files of one ingest "
+            f"differ, say for each where its counts are: {path}::layer=NAME"
+        )
+    if layer == "X":
         return "X", "var"
     if "layers" in root and layer in root["layers"]:
         return f"layers/{layer}", "var"
@@ -196,7 +248,6 @@ def open_matrix(path: str, name: str, node: Node, scratch: str | Path | None) ->
     Raises SourceError where it is something else, or its parts do not fit each other.
     """
     if is_array(node):
-        check_no_pickle(node)
         if len(node.shape) != 2:
             raise SourceError(f"{path}: {name} has {len(node.shape)} dimensions where a matrix has two.")
         return DenseRows(path, name, node)
@@ -210,33 +261,9 @@ def open_matrix(path: str, name: str, node: Node, scratch: str | Path | None) ->
         )
     n_rows, n_cols = (int(n) for n in attrs["shape" if "shape" in attrs else "h5sparse_shape"])
     parts = node["data"], node["indices"], node["indptr"]
-    for part, array in zip(("data", "indices", "indptr"), parts):
-        check_no_pickle(array)
-        # With one gene or cell, all-zero indices are what they should be.
-        if part != "indices" or min(n_rows, n_cols) > 1:
-            check_all_chunks(path, f"{name}/{part}", array)
     if form == "csr":
         return CompressedRows(path, name, *parts, (n_rows, n_cols))
     return SpooledColumns(path, name, *parts, (n_rows, n_cols), scratch)
-
-
-def check_all_chunks(path: str, name: str, array: Any) -> None:
-    """Raise SourceError where chunks of a one-dimensional Zarr array are missing.
-
-    Zarr reads a missing chunk as zeros: an incomplete copy would lose counts without a word.
-    """
-    if not isinstance(array, zarr.Array) or not array.shape[0]:
-        return
-    length, inner = array.shape[0], array.chunks[0]
-    stored = array.shards[0] if array.shards else inner
-    n_expected = -(-length // stored)
-    n_there = array.nchunks_initialized // (stored // inner)
-    tail = length - (n_expected - 1) * stored
-    if n_expected - n_there > (tail <= BELIEVED_ZEROS):
-        raise SourceError(
-            f"{path}: {n_expected - n_there} of {n_expected} chunks of {name} are missing: the copy is incomplete; "
-            "copy it again."
-        )
 
 
 @contextmanager

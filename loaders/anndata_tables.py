@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.stored_checks import Node, check_safe, is_array
 
-Node = Any  # h5py.Group | h5py.Dataset | zarr.Group | zarr.Array, whose common part is not typed anywhere
 ReadColumn = Callable[[int, int], Any]  # rows [start, stop) of a column, as something pandas takes
 
 # Codes of an ancient file looked at together, to see whether they fit the categories.
@@ -39,7 +39,7 @@ def open_table(path: str, name: str, node: Node, uns: Node | None = None) -> Tab
     Raises SourceError where it is of no format known here.
     """
     if is_array(node):
-        check_no_pickle(node)
+        check_safe(f"{path}: {name}", node)
         if node.dtype.names is None:
             raise SourceError(
                 f"{path}: {name} is no table but an array of {node.dtype}; write the file anew with anndata."
@@ -154,14 +154,11 @@ def open_column(path: str, name: str, node: Node, parent: Node) -> ReadColumn:
 
 
 def _categorical(codes: Node, categories: Node, ordered: bool) -> ReadColumn:
-    check_no_pickle(codes)
     dtype = pd.CategoricalDtype(read_text(categories), ordered=ordered)
     return lambda start, stop: pd.Categorical.from_codes(codes[start:stop], dtype=dtype)
 
 
 def _masked(encoding: str, values: Node, mask: Node) -> ReadColumn:
-    check_no_pickle(mask)
-
     def read(start: int, stop: int) -> Any:
         part, missing = read_text(values, start, stop), np.asarray(mask[start:stop]).astype(bool)
         if encoding == "nullable-integer":
@@ -183,7 +180,7 @@ def column_length(node: Node) -> int:
 
 def read_text(array: Node, start: int | None = None, stop: int | None = None) -> np.ndarray:
     """Entries [start, stop) of an array: text as object (str, None where missing), numbers in native byte order."""
-    check_no_pickle(array)
+    check_safe(str(array.name), array)
     if isinstance(array, h5py.Dataset):
         string = h5py.check_string_dtype(array.dtype)
         if string is not None and string.length is None:
@@ -215,23 +212,6 @@ def to_str(value: Any) -> str:
     if isinstance(value, np.ndarray):
         value = value.reshape(-1)[0]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def is_array(node: Node) -> bool:
-    """Whether the node is an h5py.Dataset or zarr.Array, not a group."""
-    return hasattr(node, "shape")
-
-
-def check_no_pickle(array: Node) -> None:
-    """Raise SourceError for a Zarr array whose values are pickled: to read them would run what the file says."""
-    metadata = getattr(array, "metadata", None)
-    codecs = [*(getattr(metadata, "filters", None) or ()), *(getattr(metadata, "codecs", None) or ())]
-    codecs.append(getattr(metadata, "compressor", None))
-    if any("pickle" in str(getattr(codec, "codec_id", codec)).lower() for codec in codecs):
-        raise SourceError(
-            f"{array.store_path}: the array is stored as Python pickles, which can run any program when read and are "
-            "refused; write the file anew with a current anndata."
-        )
 
 
 def _first_in(names: tuple[str, ...], members: list[str]) -> str | None:

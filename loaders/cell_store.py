@@ -25,6 +25,7 @@ from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.shards import Layout, ShardReader
+from atlasvi.loaders.stored_checks import check_group_codecs
 from atlasvi.loaders.tables import TableReader, quiet_zarr
 
 FORMAT_VERSION = 2
@@ -101,6 +102,7 @@ class CellStore:
         from anndata.io import read_elem
 
         root = cast(Any, zarr.open_group(path, mode="r"))
+        check_group_codecs(root)
         self.n_cells: int = self.attributes["n_cells"]
         self.nnz: int = self.attributes["nnz"]
         self.source_sizes: list[int] = self.attributes["source_sizes"]

@@ -39,6 +39,7 @@ class Collection:
         self.path, self._parts = path, list(parts)
         first = self._parts[0]
         self.var, self.layer = first.var, first.layer
+        self.notes = [note for part in self._parts for note in part.notes]
         self.layers = [name for name in first.layers if all(name in part.layers for part in parts)]
         for part in self._parts[1:]:
             if not part.var.index.equals(first.var.index):

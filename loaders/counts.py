@@ -9,6 +9,7 @@ from scipy import sparse
 from atlasvi.loaders.errors import CountsError
 
 LARGEST_COUNT = 2**31 - 1
+FRACTIONS = "values that are not whole numbers"
 
 CellNames = Callable[[int], str]
 """The name of a row; called only for an error, so that names need not be read for every slice of counts."""
@@ -56,6 +57,20 @@ def check_counts(
     return sparse.csr_matrix((narrow, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
 
 
+def round_values(matrix: sparse.csr_matrix) -> tuple[sparse.csr_matrix, int]:
+    """The same matrix with each value rounded to the nearest whole number, and how many that changed.
+
+    matrix  [cells, genes] CSR, any numeric dtype; halves go to the even number, and what becomes 0 is stored no more
+    """
+    if matrix.data.dtype.kind != "f":
+        return matrix, 0
+    whole = np.rint(matrix.data)
+    n_changed = int(np.count_nonzero(whole != matrix.data) - np.count_nonzero(np.isnan(whole)))
+    rounded = sparse.csr_matrix((whole, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
+    rounded.eliminate_zeros()
+    return rounded, n_changed
+
+
 def _describe(
     matrix: sparse.csr_matrix,
     values: np.ndarray,
@@ -70,7 +85,7 @@ def _describe(
             ("NaN (missing) values", np.isnan(values)),
             ("infinite values", np.isinf(values)),
             ("negative values", values < 0),
-            ("values that are not whole numbers", values != np.floor(values)),
+            (FRACTIONS, values != np.floor(values)),
             (f"counts above {LARGEST_COUNT:,}", values.astype(np.float64) > LARGEST_COUNT),
         ]
     found, where = next((name, np.flatnonzero(mask)[0]) for name, mask in kinds if mask.any())
@@ -82,7 +97,10 @@ def _describe(
         if others
         else "this file has no other layer that could hold them"
     )
-    return f"{path}: {layer} holds {found} (first: {values[where]:g} at {place}). scVI models raw counts; {other}."
+    if found == FRACTIONS:
+        other += "; if a tool estimates counts as fractions (STARsolo, SoupX, salmon), ingest --round rounds them"
+    value = np.format_float_positional(values[where], trim="-") if values.dtype.kind == "f" else values[where]
+    return f"{path}: {layer} holds {found} (first: {value} at {place}). scVI models raw counts; {other}."
 
 
 def check_no_empty_cells(row_nnz: np.ndarray, path: str, first_row: int, name_cell: CellNames) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from atlasvi.loaders.joined import JoinedSources
-from atlasvi.loaders.sources import open_source
+from atlasvi.loaders.reopened import open_many
+from atlasvi.loaders.source_options import SourceSpec
 
 JOB, GENES = "job.json", "genes.npz"
 
@@ -19,12 +20,10 @@ JOB, GENES = "job.json", "genes.npz"
 class Job:
     """The options of `ingest`, resolved. `identities` tell whether a source has changed since."""
 
-    sources: list[str]
+    sources: list[dict[str, Any]]  # the fields of each SourceSpec
     identities: list[list[int]]
-    layer: str | None
-    genes: str
-    gene_column: str | None
-    measurement: str | None
+    genes: str | None
+    rounded: bool
     top_genes: int | None
     batch_key: str | None
     empty_cells: str
@@ -52,12 +51,9 @@ def identify_source(path: str) -> list[int]:
 
 def open_sources(job: Job, scratch: Path) -> JoinedSources:
     """The sources of a job as one, over the genes that were chosen if they were."""
-    options: dict[str, Any] = {"layer": job.layer, "gene_column": job.gene_column, "measurement": job.measurement}
-    opened = []
+    opened = open_many([SourceSpec(**fields) for fields in job.sources], scratch)
     try:
-        for path in job.sources:
-            opened.append(open_source(path, scratch=scratch, **options))
-        joined = JoinedSources(opened, job.genes)  # type: ignore[arg-type]
+        joined = JoinedSources(opened, job.genes, job.rounded)  # type: ignore[arg-type]
     except BaseException:
         for source in opened:
             source.close()

@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,10 +31,11 @@ from atlasvi.loaders.ingest_job import (
     restrict_genes,
     write_aside,
 )
-from atlasvi.loaders.joined import JoinedSources
+from atlasvi.loaders.joined import JoinedSources, intersect
 from atlasvi.loaders.matrices import is_spooled
 from atlasvi.loaders.outputs import write_folder_aside
 from atlasvi.loaders.rows import gather_rows
+from atlasvi.loaders.source_options import list_sources
 from atlasvi.loaders.tables import check_column
 from atlasvi.loaders.workers import Task, Workers
 
@@ -57,6 +58,7 @@ class IngestReport:
     dropped_cells: int
     empty_cells: int
     sources: list[str]
+    notes: list[str] = field(default_factory=list)  # what a user should know of the sources, a sentence each
 
 
 def ingest(
@@ -64,12 +66,13 @@ def ingest(
     out: str | Path,
     *,
     layer: str | None = None,
-    genes: Literal["union", "intersection"] = "union",
+    genes: Literal["union", "intersection"] | None = None,
     gene_column: str | None = None,
     measurement: str | None = None,
     top_genes: int | None = None,
     batch_key: str | None = None,
     empty_cells: Literal["refuse", "drop", "keep"] = "refuse",
+    rounded: bool = False,
     seed: int = 0,
     profile: Literal["fast", "small"] = "fast",
     workers: int | None = None,
@@ -78,12 +81,15 @@ def ingest(
 ) -> IngestReport:
     """Write the cells of all sources, shuffled, to a new cell store at `out`.
 
-    sources      files or folders that `open_source` knows
+    sources      files or folders that `open_source` knows, each with options of its own if need be
+                 (PATH::layer=raw,gene_column=id), or tables of sources (.toml; see source_options.py)
     layer        where the counts are, if not in X
-    genes        'union' or 'intersection' of the sources' genes, by name (or by `gene_column` of var)
+    genes        'union' or 'intersection' of the sources' genes, by name (or by `gene_column` of var); None: union, if
+                 they share at least half of the genes of the source that has the fewest
     top_genes    keep only that many highly variable genes (seurat_v3), chosen within each value of `batch_key`
     empty_cells  what to do with cells without counts: 'refuse' those that have none in their source (a cell that only
                  the choice of genes left empty is kept and reported), 'drop' or 'keep' all that have none
+    rounded      take fractions, as some tools estimate them, for counts: each rounded to the nearest whole number
     seed         of the order of the cells
     profile      'fast' to read, or 'small': two thirds of the size, at about half the speed
     workers      processes that share the work; None takes one a core where there is enough to do
@@ -96,15 +102,16 @@ def ingest(
     paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}: choose one of {', '.join(PROFILES)}")
-    # processes of a cluster run in other folders
-    names = [str(Path(path).absolute()) if dask and os.path.exists(path) else str(path) for path in paths]
+    specs = list_sources(paths, layer=layer, gene_column=gene_column, measurement=measurement)
+    if dask:  # processes of a cluster run in other folders
+        specs = [
+            replace(spec, path=os.path.abspath(spec.path)) if os.path.exists(spec.path) else spec for spec in specs
+        ]
     job = Job(
-        sources=names,
-        identities=[identify_source(name) if os.path.exists(name) else [] for name in names],
-        layer=layer,
+        sources=[asdict(spec) for spec in specs],
+        identities=[identify_source(spec.path) if os.path.exists(spec.path) else [] for spec in specs],
         genes=genes,
-        gene_column=gene_column,
-        measurement=measurement,
+        rounded=rounded,
         top_genes=top_genes,
         batch_key=batch_key,
         empty_cells=empty_cells,
@@ -218,7 +225,23 @@ def _shuffle(
         lambda done: progress("joining", done, n_cells),
     )
     check_store(scratch / "result")
-    return IngestReport(out, n_cells, len(joined.var), nnz, largest, joined.n_cells - n_cells, n_empty, joined.paths)
+    notes = describe_sources(joined, *(sum(summary[name] for summary in summaries) for name in ("values", "rounded")))
+    n_dropped = joined.n_cells - n_cells
+    return IngestReport(out, n_cells, len(joined.var), nnz, largest, n_dropped, n_empty, joined.paths, notes)
+
+
+def describe_sources(joined: JoinedSources, n_values: int, n_rounded: int) -> list[str]:
+    """What a user should know of the sources: chosen layers, shared genes, rounded values; a sentence each."""
+    notes = [note for source in joined.sources for note in source.notes]
+    if len(joined.sources) > 1:
+        n_genes = len(intersect([joined.var.index, *(source.var.index for source in joined.sources)]))
+        notes.append(f"Genes that all sources have: {n_genes:,} of {len(joined.var):,}.")
+    if n_rounded:
+        notes.append(
+            f"{n_rounded:,} of {n_values:,} stored values ({n_rounded / n_values:.2%}) were no whole numbers and were "
+            "rounded."
+        )
+    return notes
 
 
 def check_store(path: Path) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from atlasvi.loaders.counts import CellNames, check_counts
+from atlasvi.loaders.counts import CellNames, check_counts, round_values
 from atlasvi.loaders.errors import GeneError
 from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.obs_columns import convert_column, join_dtypes
-from atlasvi.loaders.sources import Source
+from atlasvi.loaders.sources import Source, drop_versions
 
 PIECE_NNZ = 2**21  # stored counts read at a time: about 16 MB as float32 CSR
 MOST_ROWS = 2**17
@@ -29,6 +29,8 @@ class Piece:
     counts: sparse.csr_matrix  # unsigned integers [rows, genes]
     source_nnz: np.ndarray  # int [rows]: stored counts of each cell over all genes of its source
     obs: pd.DataFrame
+    n_values: int  # values stored in the source
+    n_rounded: int  # of these, changed to whole numbers
 
     @property
     def keys(self) -> np.ndarray:
@@ -41,14 +43,19 @@ class JoinedSources:
 
     how      'union': genes of the first source, then those that each further one adds; missing genes count zero.
              'intersection': genes of the first source that all others have.
-    genes    restrict to these names afterwards (in the joined order)
-    Raises GeneError where no gene is shared (for a union too: files that share nothing are seldom of one atlas).
+             None: union, if the sources share at least half of the genes of the one that has the fewest.
+    rounded  take fractions for counts, each rounded to the nearest whole number
+    Raises GeneError where too few genes are shared (for a union none: files that share nothing are seldom of one
+    atlas).
     """
 
-    def __init__(self, sources: Sequence[Source], how: Literal["union", "intersection"] = "union") -> None:
-        self.sources = list(sources)
+    def __init__(
+        self, sources: Sequence[Source], how: Literal["union", "intersection"] | None = None, rounded: bool = False
+    ) -> None:
+        self.sources, self._rounded = list(sources), rounded
         self.n_cells = sum(source.n_cells for source in sources)
-        self.var = _join_var(self.sources, how)
+        shared = find_shared(self.sources, how)
+        self.var = _join_var(self.sources, shared if how == "intersection" else None)
         self.dtypes = _join_obs_dtypes(self.sources)
         self.offsets = np.cumsum([0] + [source.n_cells for source in sources])
 
@@ -86,19 +93,23 @@ class JoinedSources:
 
     def read_piece(self, number: int, start: int, stop: int) -> Piece:
         """Rows [start, stop) of source `number`. Raises CountsError on what is no count."""
-        counts, source_nnz = self.read_counts(number, start, stop)
-        return Piece(number, start, counts, source_nnz, self.read_obs(number, start, stop))
+        counts, source_nnz, n_values, n_rounded = self._read_counts(number, start, stop)
+        return Piece(number, start, counts, source_nnz, self.read_obs(number, start, stop), n_values, n_rounded)
 
     def read_counts(self, number: int, start: int, stop: int) -> tuple[sparse.csr_matrix, np.ndarray]:
         """Counts of rows [start, stop) over the joined genes, and stored counts a row over all genes of the source.
 
         Raises CountsError on what is no count.
         """
+        return self._read_counts(number, start, stop)[:2]
+
+    def _read_counts(self, number: int, start: int, stop: int) -> tuple[sparse.csr_matrix, np.ndarray, int, int]:
         source = self.sources[number]
-        matrix = source.read_counts(start, stop)
+        stored = source.read_counts(start, stop)
+        matrix, n_rounded = round_values(stored) if self._rounded else (stored, 0)
         name_cell = self.name_cells(number, start)
         counts = check_counts(matrix, source.path, name_cell, source.var.index, source.layer, source.layers)
-        return self._align(counts, source), np.diff(counts.indptr)
+        return self._align(counts, source), np.diff(counts.indptr), stored.nnz, n_rounded
 
     def name_cells(self, number: int, start: int) -> CellNames:
         """Names of the rows of a source, counted from `start`, for errors."""
@@ -134,19 +145,38 @@ class JoinedSources:
         return aligned
 
 
-def _join_var(sources: list[Source], how: str) -> pd.DataFrame:
-    first = sources[0].var
-    genes, shared = first.index, first.index
-    for source in sources[1:]:
-        shared = shared[shared.isin(source.var.index)]
-        genes = genes.append(source.var.index[~source.var.index.isin(genes)])
-    if len(shared) == 0:
-        examples = "; ".join(f"{source.path}: {', '.join(map(str, source.var.index[:2]))}" for source in sources[:3])
-        raise GeneError(
-            f"The sources have no gene in common ({examples}): align them by another column of var with "
-            "--gene-column NAME, or ingest them apart."
-        )
-    genes = genes if how == "union" else shared
+def find_shared(sources: list[Source], how: str | None) -> pd.Index:
+    """The genes that all sources have, in the order of the first.
+
+    Raises GeneError where there are none, or, if `how` is None, fewer than half of what the smallest source has.
+    """
+    names = [source.var.index for source in sources]
+    shared, fewest = intersect(names), min(len(index) for index in names)
+    if len(shared) >= (fewest / 2 if how is None else 1):
+        return shared
+    examples = "; ".join(f"{source.path}: {', '.join(map(str, source.var.index[:2]))}" for source in sources[:3])
+    what = f"share {len(shared):,} of {fewest:,} genes" if len(shared) else "have no gene in common"
+    advice = "name them alike by a column of var: --gene-column NAME, or PATH::gene_column=NAME for one of them"
+    if len(alike := intersect([drop_versions(index) for index in names])) >= fewest / 2:
+        advice = f"without the versions of the ids it would be {len(alike):,}: say PATH::gene_versions=drop of each"
+    union = "; to store them all the same, say --genes union" if len(shared) else ", or ingest them apart"
+    raise GeneError(f"The sources {what} ({examples}): {advice}{union}.")
+
+
+def intersect(names: list[pd.Index]) -> pd.Index:
+    """The names that are in all lists, in the order of the first."""
+    shared = names[0]
+    for index in names[1:]:
+        shared = shared[shared.isin(index)]
+    return shared
+
+
+def _join_var(sources: list[Source], genes: pd.Index | None) -> pd.DataFrame:
+    """var over `genes`; None: those of the first source, then those that each further one adds."""
+    if genes is None:
+        genes = sources[0].var.index
+        for source in sources[1:]:
+            genes = genes.append(source.var.index[~source.var.index.isin(genes)])
     columns: dict[str, pd.Series] = {}
     for source in sources:  # what the first source says of a gene is kept
         for name, values in source.var.items():

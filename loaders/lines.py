@@ -4,7 +4,7 @@ import gzip
 import threading
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 
 class Lines:
@@ -47,10 +47,14 @@ class Lines:
 
 
 def open_text(file: Path) -> TextIO:
-    """Open a text file, gzipped or not by its first bytes; what is no UTF-8 shows as replacement signs."""
-    if is_gzipped(file):
-        return gzip.open(file, "rt", encoding="utf-8", errors="replace")
-    return open(file, encoding="utf-8", errors="replace")
+    """Open a text file, gzipped or not by its first bytes; what is no UTF-8 shows as replacement signs.
+
+    A byte order mark, which Excel writes, is taken off; after the one of UTF-16 the text is read as that.
+    """
+    opener = gzip.open if is_gzipped(file) else open
+    with opener(file, "rb") as start:
+        encoding = "utf-16" if start.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return cast(TextIO, opener(file, "rt", encoding=encoding, errors="replace"))
 
 
 def is_gzipped(file: Path) -> bool:

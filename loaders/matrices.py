@@ -213,6 +213,12 @@ def count_piece_rows(matrix: Matrix) -> float:
 
 def check_compressed(path: str, name: str, data: Array, indices: Array, indptr: Array, n_major: int) -> None:
     """Raise SourceError where the three arrays of a compressed matrix do not fit each other or its length."""
+    for part, array in (("data", data), ("indices", indices), ("indptr", indptr)):
+        if len(array.shape) != 1 or (part != "data" and array.dtype.kind not in "iu"):
+            raise SourceError(
+                f"{path}: {name} is damaged: {part} is an array of {array.dtype} with {len(array.shape)} dimensions, "
+                f"where it should be {'numbers' if part == 'data' else 'integers'} in one; write the file anew."
+            )
     n_entries = int(data.shape[0])
     ends = (int(indptr[0]), int(indptr[-1])) if indptr.shape[0] else (0, 0)
     if indptr.shape[0] != n_major + 1 or indices.shape[0] != n_entries or ends != (0, n_entries):
@@ -225,4 +231,6 @@ def check_compressed(path: str, name: str, data: Array, indices: Array, indptr: 
 
 def is_spooled(source: object) -> bool:
     """Whether a source puts its matrix in order at the first read, so that each process would do it again."""
+    if isinstance(known := getattr(source, "spooled", None), bool):
+        return known
     return any(isinstance(value, (RowSpool, SpooledColumns)) for value in vars(source).values())

@@ -29,9 +29,16 @@ class MatrixMarketHeader:
     n_lines: int  # lines before the first entry
 
 
-def find_mtx(folder: Path) -> list[Path]:
-    """Return the matrix files of a folder: `PREFIXmatrix.mtx(.gz)`, or any .mtx(.gz) where none is called so."""
-    files = sorted([*folder.glob("*.mtx"), *folder.glob("*.mtx.gz")])
+def find_mtx(folder: Path, named: bool = True) -> list[Path]:
+    """Return the matrix files of a folder: `PREFIXmatrix.mtx(.gz)`, or any .mtx(.gz) where none is called so.
+
+    Of a file that lies there plain and gzipped the plain one; none of macOS' hidden twins (._matrix.mtx). `named`
+    False gives all, whatever they are called.
+    """
+    files = [file for file in sorted([*folder.glob("*.mtx"), *folder.glob("*.mtx.gz")]) if file.name[0] != "."]
+    files = [file for file in files if not (file.suffix == ".gz" and file.with_suffix("") in files)]
+    if not named:
+        return files
     return [file for file in files if file.name.removesuffix(".gz").endswith("matrix.mtx")] or files
 
 
@@ -41,7 +48,7 @@ def read_header(path: str, file: Path) -> MatrixMarketHeader:
     Raises SourceError where it is no sparse matrix of numbers.
     """
     with _open_bytes(file) as lines:
-        words = lines.readline(4096).decode("utf-8", "replace").lower().split()
+        words = lines.readline(4096).decode("utf-8-sig", "replace").lower().split()
         if len(words) < 5 or words[0] != "%%matrixmarket":
             raise SourceError(f"{path}: its first line is no Matrix Market header; it is no .mtx file, or damaged.")
         _, _, form, field, symmetry = words[:5]

@@ -53,6 +53,7 @@ class SomaSource:
 
     def __init__(self, path: str, experiment: Any, layer: str | None, measurement: str | None):
         self.path = path
+        self.notes: list[str] = []
         self._experiment = experiment
         chosen = choose_measurement(path, list(experiment.ms), measurement)
         part = experiment.ms[chosen]
@@ -156,7 +157,7 @@ class SomaSource:
 
 
 def open_soma(path: str, layer: str | None = None, measurement: str | None = None) -> SomaSource:
-    """Open a TileDB-SOMA experiment, for one X layer (default: data, or the only one) of one measurement.
+    """Open a TileDB-SOMA experiment, for one X layer (default: data, raw, or the only one) of one measurement.
 
     Raises SourceError where it can't be read as counts, MissingDependencyError without tiledbsoma.
     """
@@ -194,13 +195,14 @@ def choose_measurement(path: str, names: list[str], wanted: str | None) -> str:
 
 
 def choose_layer(path: str, measurement: str, names: list[str], wanted: str | None) -> str:
-    """Return the X layer to read: `wanted`, else data, else the only one."""
+    """Return the X layer to read: `wanted`, else data, else raw (CELLxGENE's Census), else the only one."""
     if wanted is None:
-        wanted = "data" if "data" in names else names[0] if len(names) == 1 else None
+        usual = [name for name in ("data", "raw") if name in names]
+        wanted = usual[0] if usual else names[0] if len(names) == 1 else None
     if wanted is None or wanted not in names:
         if not names:
             raise SourceError(f"{path}: measurement {measurement} has no X, so no counts; choose another measurement.")
-        what = f"no layer {wanted!r}" if wanted is not None else "several layers and none called data"
+        what = f"no layer {wanted!r}" if wanted is not None else "several layers and none called data or raw"
         raise SourceError(
             f"{path}: measurement {measurement} has {what}; pass --layer with one of: {', '.join(names)}."
         )

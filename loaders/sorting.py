@@ -62,7 +62,8 @@ class _Unit:
         self.text = TextColumns(joined.dtypes)
         self.pieces: list[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]] = []
         self.held = 0
-        self.summary: dict[str, Any] = {"parts": [], "cells": 0, "read": 0, "empty": 0, "nnz": 0, "largest": 0}
+        totals = dict.fromkeys(("cells", "read", "empty", "nnz", "largest", "values", "rounded"), 0)
+        self.summary: dict[str, Any] = {"parts": [], **totals}
 
     def add(self, piece: Piece) -> None:
         """Take the cells of a piece; raises CountsError on an empty one if those are refused."""
@@ -79,6 +80,8 @@ class _Unit:
         self.summary["cells"] += len(record["keys"])
         self.summary["empty"] += int((record["row_nnz"] == 0).sum())
         self.summary["nnz"] += piece.counts.nnz
+        self.summary["values"] += piece.n_values
+        self.summary["rounded"] += piece.n_rounded
         self.summary["largest"] = max(self.summary["largest"], int(piece.counts.data.max(initial=0)))
         self.held += piece.counts.nnz
         if self.held >= 1.5 * UNIT_NNZ:
@@ -153,18 +156,13 @@ def write_part(
 
 @dataclass
 class Part:
-    """A part file, of which one bucket at a time is read."""
+    """A part file, of which one bucket at a time is read; not held open, as there may be thousands."""
 
     path: Path
     sections: dict[str, list]
 
     def __post_init__(self) -> None:
-        self._handle = os.open(self.path, os.O_RDONLY)
         self._edges: dict[str, tuple[int, tuple[int, int]]] = {}
-
-    def __del__(self) -> None:
-        if hasattr(self, "_handle"):
-            os.close(self._handle)
 
     @property
     def columns(self) -> list[str]:
@@ -176,8 +174,8 @@ class Part:
         """Where a bucket begins and ends, in cells, counts, or bytes of a text column."""
         known, span = self._edges.get(by, (-1, (0, 0)))
         if known != bucket:
-            raw = os.pread(self._handle, 16, self.sections[f"edges/{by}"][0] + 8 * bucket)
-            span = tuple(np.frombuffer(raw, np.int64).tolist())
+            low, high = self._read(np.empty(2, np.int64), self.sections[f"edges/{by}"][0] + 8 * bucket).tolist()
+            span = low, high
             self._edges[by] = bucket, span
         return span
 
@@ -190,10 +188,18 @@ class Part:
             return np.array([*texts, None], object)[:-1]  # of texts of equal length numpy would make no objects
         offset, dtype, by = self.sections[name]
         start, stop = self.span(by, bucket)
-        values = np.empty(stop - start, dtype)
-        if os.preadv(self._handle, [values.view(np.uint8).data], offset + start * values.itemsize) != values.nbytes:
-            raise OSError(f"{self.path} is cut short")
-        return values
+        return self._read(np.empty(stop - start, dtype), offset + start * np.dtype(dtype).itemsize)
+
+    def read_edges(self, by: str, n_buckets: int) -> np.ndarray:
+        """Int64 [buckets + 1]: where each bucket begins and the last ends, in cells or counts."""
+        return self._read(np.empty(n_buckets + 1, np.int64), self.sections[f"edges/{by}"][0])
+
+    def _read(self, out: np.ndarray, offset: int) -> np.ndarray:
+        """Fill `out` with what the file holds from `offset` on."""
+        with open(self.path, "rb", buffering=0) as file:
+            if os.preadv(file.fileno(), [out.view(np.uint8).data], offset) != out.nbytes:
+                raise OSError(f"{self.path} is cut short")
+        return out
 
 
 def open_parts(scratch: str) -> list[Part]:
@@ -223,8 +229,7 @@ def count_buckets(parts: list[Part], n_buckets: int) -> tuple[np.ndarray, np.nda
     totals = {CELLS: np.zeros(n_buckets, np.int64), NNZ: np.zeros(n_buckets, np.int64)}
     for part in parts:
         for by, total in totals.items():
-            raw = os.pread(part._handle, 8 * (n_buckets + 1), part.sections[f"edges/{by}"][0])
-            edges = np.frombuffer(raw, np.int64)
+            edges = part.read_edges(by, n_buckets)
             total += edges[1:] - edges[:-1]
     cells, nnz = (np.concatenate([[0], np.cumsum(total)]) for total in totals.values())
     return cells, nnz

@@ -11,12 +11,15 @@ from atlasvi.loaders.anndata_files import open_anndata_zarr, open_h5ad
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError, GeneError, SourceError
 from atlasvi.loaders.matrix_market import find_mtx
+from atlasvi.loaders.mtx_folder import open_mtx_folder
 from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.soma import open_soma
-from atlasvi.loaders.tenx import open_tenx_h5, open_tenx_mtx
+from atlasvi.loaders.source_options import SourceSpec, parse_source
+from atlasvi.loaders.tenx import open_tenx_h5
 
 KNOWN = (
-    ".h5ad, an AnnData Zarr folder or .zarr.zip, 10x .h5, a 10x folder with matrix.mtx(.gz), a TileDB-SOMA experiment"
+    ".h5ad, .h5mu, a Zarr folder or .zarr.zip of AnnData, 10x .h5, a folder with an .mtx(.gz) and its lists of genes "
+    "and cells, a TileDB-SOMA experiment"
 )
 
 
@@ -33,6 +36,7 @@ class Source(Protocol):
     layers: list[str]  # what `layer` may be here
     var: pd.DataFrame  # index: gene names, str, unique, none missing
     shuffled: bool  # whether its cells were put in random order when it was written
+    notes: list[str]  # what was chosen or believed when it was opened and a user should know, a sentence each
 
     def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
         """Rows [start, stop) x all genes in the stored type; sorted, no duplicates, no zeros; values not validated.
@@ -72,30 +76,39 @@ def open_source(
 ) -> Source:
     """Recognise what `path` is, open it, and check its genes.
 
-    layer        which matrix: AnnData: a layer's name, `raw` or `X` (the default); SOMA: an X layer of the measurement;
-                 10x .h5: a genome
+    path         may go on with options of its own, `PATH::layer=raw,gene_column=id` (see source_options.py)
+    layer        which matrix: AnnData: a layer's name, `raw` or `X` (default: X, or raw where X holds no whole numbers
+                 and raw does); SOMA: an X layer of the measurement; 10x .h5: a genome
     gene_column  column of var that names the genes (default: its index; for 10x the gene ids)
-    measurement  SOMA's measurement (default: RNA, or the only one); other formats have none
+    measurement  SOMA's measurement, MuData's modality, SpatialData's table (default: RNA, or the only one); other
+                 formats have none
     scratch      folder for temporary files (default: the system's), used for matrices that are not stored by rows
 
     Raises SourceError where it can't be read as counts, GeneError where gene names are missing or repeated,
     ColumnError where `gene_column` is not there, MissingDependencyError for SOMA without tiledbsoma.
     """
-    name = str(path)
+    return open_spec(parse_source(path, layer=layer, gene_column=gene_column, measurement=measurement), scratch)
+
+
+def open_spec(spec: SourceSpec, scratch: str | Path | None = None) -> Source:
+    """Recognise, open and check a source; see `open_source`."""
+    name = spec.path
     kind = recognise(name)
     source: Source
     if kind == "h5ad":
-        source = open_h5ad(name, layer, scratch)
+        source = open_h5ad(spec, scratch)
     elif kind == "zarr":
-        source = open_anndata_zarr(name, layer, scratch)
+        source = open_anndata_zarr(spec, scratch)
     elif kind == "tenx_h5":
-        source = open_tenx_h5(name, layer)
+        source = open_tenx_h5(spec)
     elif kind == "mtx":
-        source = open_tenx_mtx(name, layer, scratch)
+        source = open_mtx_folder(spec, scratch)
     else:
-        source = open_soma(name, layer, measurement)
+        source = open_soma(name, spec.layer, spec.measurement)
     try:
-        source.var = name_genes(name, source.var, gene_column)
+        source.var = name_genes(name, source.var, spec.gene_column)
+        if spec.gene_versions == "drop":
+            source.var = source.var.set_index(drop_versions(source.var.index))
         if source.n_cells == 0 or len(source.var) == 0:
             raise SourceError(
                 f"{name}: it is empty: {source.n_cells} cells x {len(source.var)} genes; pass a file with data."
@@ -143,7 +156,7 @@ def recognise_folder(path: str, folder: Path) -> str:
     if find_mtx(folder):
         return "mtx"
     below = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and find_mtx(entry)]
-    below += sorted(folder.glob("*.h5ad")) + sorted(folder.glob("*.h5"))
+    below += sorted(file for end in ("h5ad", "h5mu", "h5") for file in folder.glob(f"*.{end}"))
     if below:
         names = ", ".join(str(entry) for entry in below[:5]) + (", ..." if len(below) > 5 else "")
         raise SourceError(f"{path}: the folder has no matrix of its own; pass what lies in it: {names}.")
@@ -154,16 +167,10 @@ def recognise_hdf5(path: str) -> str:
     """Return the kind of an HDF5 file by the groups in it."""
     with h5py.File(path, "r", locking="best-effort") as file:
         members = set(file)
-        if {"obs", "var"} & members:
+        if {"obs", "var", "mod"} & members:
             return "h5ad"
         if "matrix" in members and "row_attrs" in members:
             raise SourceError(f"{path}: a loom file; convert it: anndata.io.read_loom(...).write_h5ad('counts.h5ad').")
-        if "mod" in members:
-            names = ", ".join(sorted(file["mod"]))
-            raise SourceError(
-                f"{path}: a MuData file with the modalities {names}; write the one with counts as .h5ad: "
-                "mudata.read(...)[MODALITY].write_h5ad('counts.h5ad')."
-            )
         if "barcode_idx" in members:
             raise SourceError(f"{path}: a 10x molecule_info file; pass filtered_feature_bc_matrix.h5 beside it.")
         if "assays" in members:
@@ -178,6 +185,8 @@ def explain_unknown(name: str, start: bytes) -> str:
     """Say of a file that is no source what it seems to be and what to do, from its name and first bytes."""
     if name.endswith((".tar.gz", ".tgz", ".tar", ".tar.bz2", ".7z", ".rar")):
         return "an archive; unpack it and pass what is inside."
+    if name.endswith(".toml"):
+        return "a table of sources, which only ingest takes; pass one of its sources."
     if name.endswith((".rds", ".rda", ".rdata", ".robj")):
         return "an R file; write it as .h5ad from R (anndataR::write_h5ad or zellkonverter::writeH5AD)."
     if name.endswith((".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".xlsx")):
@@ -211,6 +220,12 @@ def name_genes(path: str, var: pd.DataFrame, gene_column: str | None) -> pd.Data
     text = names.astype(object).astype(str).to_numpy(dtype=object)
     text[missing] = ""
     return var.set_index(pd.Index(text, dtype=object, name=gene_column))
+
+
+def drop_versions(names: pd.Index) -> pd.Index:
+    """Gene names with the versions of Ensembl ids taken off: ENSG00000002586.20_PAR_Y becomes ENSG00000002586_PAR_Y."""
+    text = names.astype(str).str.replace(r"^(ENS[A-Z]*\d{11})\.\d+", r"\1", regex=True)
+    return pd.Index(text.to_numpy(dtype=object), dtype=object, name=names.name)
 
 
 def check_gene_names(path: str, var: pd.DataFrame) -> None:

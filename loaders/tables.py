@@ -215,6 +215,7 @@ class AppendedArray:
             chunks=(max(min(chunk_rows, length), 1), *trailing),
             dtype=str if text else dtype,
             attributes={"encoding-type": "string-array" if text else "array", "encoding-version": "0.2.0"},
+            config={"write_empty_chunks": True},  # so that a chunk that is not there was lost, whatever it held
         )
 
     def append(self, rows: np.ndarray) -> None:

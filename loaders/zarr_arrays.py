@@ -6,6 +6,7 @@ Known codecs are Blosc, Zstandard, gzip and zlib, with or without crc32c; zarr-p
 import itertools
 import os
 import threading
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,11 @@ from atlasvi.loaders.buffers import Buffers
 from atlasvi.loaders.decoding import decode_chunks
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.shards import CHUNK_MISSING, OPEN_SHARDS, OpenShard, identify
+from atlasvi.loaders.stored_checks import find_missing_chunks
 
 BLOSC = "blosc"
 OTHERS = ("zstd", "gzip", "zlib")
+WINDOWS = {"gzip": 31, "zlib": 15}  # what zlib calls the two formats
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,7 @@ def open_zarr_array(array: zarr.Array, buffers: Buffers) -> "ZarrArray | None":
         return None
     folder = Path(str(store.root)) / array.path
     shard = array.shards[0] if array.shards else 0
-    last = -(-array.shape[0] // (shard or array.chunks[0])) - 1
-    if not (folder / metadata.encode_chunk_key((last,))).exists():  # a few zeros at the end need not be stored
+    if find_missing_chunks(array)[1]:  # zeros need not be stored, where whoever opened the source believes in them
         return None
     return ZarrArray(array, folder, array.chunks[0], shard, coding, buffers)
 
@@ -201,12 +203,39 @@ class ZarrArray:
             content = coded[begin:end]
             if isinstance(compressor, Codec):
                 try:
-                    content = np.frombuffer(compressor.decode(content), np.uint8)
+                    content = np.frombuffer(decode_bounded(compressor, content, size), np.uint8)
                 except Exception as error:  # each codec raises what it likes
                     raise _damaged(path, first + k, str(error)) from error
             if len(content) != size:
                 raise _damaged(path, first + k, f"it has {len(content)} bytes where {size} should be")
             target[k * size : (k + 1) * size] = content
+
+
+def decode_bounded(compressor: Codec, coded: np.ndarray, size: int) -> bytes:
+    """A chunk decoded by Zstandard, gzip or zlib; of one that goes on beyond `size` bytes, no more than one byte more.
+
+    A damaged or hostile chunk can say, or hold, gigabytes. Raises ValueError where Zstandard's says another size.
+    """
+    if compressor.codec_id in WINDOWS:
+        return zlib.decompressobj(WINDOWS[compressor.codec_id]).decompress(coded.data, size + 1)
+    said = read_zstd_size(coded)
+    if said not in (None, size):
+        raise ValueError(f"it says that it holds {said} bytes where {size} should be")
+    return compressor.decode(coded)
+
+
+def read_zstd_size(frame: np.ndarray) -> int | None:
+    """The decoded size that the header of a Zstandard frame gives, if it does (RFC 8878, 3.1.1.1)."""
+    if len(frame) < 5 or frame[:4].tobytes() != b"\x28\xb5\x2f\xfd":
+        return None
+    descriptor = int(frame[4])
+    single_segment, flag = descriptor >> 5 & 1, descriptor >> 6
+    n_bytes = (single_segment, 2, 4, 8)[flag]
+    begin = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    field = frame[begin : begin + n_bytes].tobytes()
+    if n_bytes == 0 or len(field) < n_bytes:
+        return None
+    return int.from_bytes(field, "little") + (256 if n_bytes == 2 else 0)
 
 
 @njit(nogil=True, cache=True)

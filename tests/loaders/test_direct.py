@@ -2,11 +2,13 @@
 
 import os
 import warnings
+import zlib
 from pathlib import Path
 
 import anndata as ad
 import h5py
 import numcodecs
+import numcodecs.abc
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +24,7 @@ from atlasvi.loaders.errors import CountsError, GeneError, SourceError
 from atlasvi.loaders.loader import BatchLoader
 from atlasvi.loaders.narrow import narrow_rows
 from atlasvi.loaders.stored_arrays import SlicedArray, open_array
+from atlasvi.loaders.zarr_arrays import decode_bounded
 
 from .conftest import make_counts
 
@@ -197,6 +200,28 @@ def test_a_damaged_chunk_of_an_h5ad_is_found(tmp_path: Path, layout: str):
         raw.write(b"\xff" * 20)
     with pytest.raises(SourceError, match=r"a.h5ad: /X/data is damaged or cut short \(chunk 1"):
         read_all(open_cells(path))
+
+
+@pytest.mark.parametrize("codec", [numcodecs.Zstd(), numcodecs.GZip(), numcodecs.Zlib()])
+@pytest.mark.parametrize("size", [1, 200, 256, 70_000])
+def test_a_chunk_that_holds_more_than_it_should_is_not_decoded_to_its_end(codec: numcodecs.abc.Codec, size: int):
+    values = np.random.default_rng(0).integers(0, 9, size, dtype="u1")
+    coded = np.frombuffer(codec.encode(values), np.uint8)
+    assert np.array_equal(np.frombuffer(decode_bounded(codec, coded, size), np.uint8), values)
+    bomb = np.frombuffer(codec.encode(np.zeros(10**7, "u1")), np.uint8)
+    if codec.codec_id == "zstd":
+        with pytest.raises(ValueError, match=f"says that it holds 10000000 bytes where {size} should be"):
+            decode_bounded(codec, bomb, size)
+    else:
+        assert len(decode_bounded(codec, bomb, size)) == size + 1
+
+
+def test_a_gzip_chunk_of_hdf5_that_goes_on_is_found(tmp_path: Path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        array = file.create_dataset("x", data=np.arange(200, dtype="i4"), chunks=(100,), compression="gzip")
+        array.id.write_direct_chunk((100,), zlib.compress(bytes(10**6)))
+    with h5py.File(tmp_path / "a.h5") as file, pytest.raises(SourceError, match="chunk 1 has 401 bytes where 400"):
+        open_array("a.h5", file["x"], Buffers()).read(0, 200)
 
 
 def test_blosc_frames_damaged_anywhere_never_read_past_their_end(tmp_path: Path):

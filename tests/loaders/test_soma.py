@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from atlasvi.loaders.cells import open_cells
 from atlasvi.loaders.errors import CountsError, GeneError, MissingDependencyError, SourceError
 from atlasvi.loaders.loader import BatchLoader
-from atlasvi.loaders.soma import IdRuns
+from atlasvi.loaders.soma import IdRuns, choose_layer
 from atlasvi.loaders.sources import open_source
 
 tiledbsoma = pytest.importorskip("tiledbsoma")
@@ -126,6 +126,19 @@ def test_numbers_that_may_be_missing_have_one_type_in_every_slice(tmp_path):
     source = open_source(write_soma(adata, tmp_path / "soma"))
     assert {str(source.read_obs(i, i + 2)["maybe"].dtype) for i in (0, 3, 8)} == {"Int64"}
     assert source.read_obs(3, 4)["maybe"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [(["data", "raw"], "data"), (["normalized", "raw"], "raw"), (["raw"], "raw"), (["x"], "x")],
+)
+def test_of_the_layers_of_a_measurement_the_usual_one_is_read(names, chosen):
+    assert choose_layer("a", "RNA", names, None) == chosen
+
+
+def test_of_unusual_layers_one_must_be_named():
+    with pytest.raises(SourceError, match=r"several layers and none called data or raw; .* one of: x, y"):
+        choose_layer("a", "RNA", ["x", "y"], None)
 
 
 def test_layers_and_measurements_that_are_not_there_are_answered_with_those_that_are(tmp_path):
