@@ -22,13 +22,26 @@ import zarr
 from atlasvi.engine.covariates import Setup
 from atlasvi.loaders.cell_store import check_version, read_attributes
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.obs_columns import TEXT
 from atlasvi.loaders.outputs import sync_file, sync_tree, write_file_aside
-from atlasvi.loaders.tables import AppendedArray, TableReader, TableWriter, place_rows, quiet_zarr
+from atlasvi.loaders.tables import (
+    STRING,
+    AppendedArray,
+    TableReader,
+    TableWriter,
+    consolidate_metadata,
+    has_masks,
+    place_rows,
+    quiet_zarr,
+    unmask_complete_text,
+    write_table,
+)
 
 if TYPE_CHECKING:
     from atlasvi.engine.model import SCVI
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+VERSION_WITHOUT_MASKS = 1  # of a store whose tables have no nullable columns: older readers know all of it
 KIND = "minified store"
 MINIFY_TYPE = "latent_posterior_parameters"
 LIBRARY = "observed_lib_size"
@@ -65,12 +78,14 @@ def create_minified(
     _create_empty_matrix(root, "X", n_cells, len(var))
     if layer is not None:  # scvi-tools asks for the layer that the counts were in
         _create_empty_matrix(layers, layer, n_cells, len(var))
-    TableWriter(root, "obs", n_cells, {**dtypes, LIBRARY: np.dtype(np.float32)}, chunk_rows)
+    # Whether text is missing somewhere is known at the end.
+    stored = {name: STRING if dtype == TEXT else dtype for name, dtype in dtypes.items()}
+    TableWriter(root, "obs", n_cells, {**stored, LIBRARY: np.dtype(np.float32)}, chunk_rows)
+    write_table(root, "var", var)
     obsm = root.create_group("obsm", attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
     for name in LATENTS:
         AppendedArray(obsm, f"scvi_latent_{name}", n_cells, np.dtype(np.float32), (n_latent,), chunk_rows)
     with quiet_zarr():
-        write_elem(root, "var", var)
         write_elem(root, "uns", {"_scvi_adata_minify_type": MINIFY_TYPE, "atlasvi": {"weights": dict(weights)}})
         for name in ("obsp", "varm", "varp"):
             write_elem(root, name, {})
@@ -98,16 +113,16 @@ def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> Non
 def finish_minified(path: Path, n_cells: int, n_genes: int, n_latent: int, model: Mapping[str, Any]) -> None:
     """Write the attributes that make the folder a minified store."""
     root = zarr.open_group(path, mode="r+")
+    unmask_complete_text(cast(zarr.Group, root["obs"]), path / "obs")
     root.attrs["atlasvi"] = {
         "kind": KIND,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if has_masks(root) else VERSION_WITHOUT_MASKS,
         "n_cells": n_cells,
         "n_genes": n_genes,
         "n_latent": n_latent,
         **model,
     }
-    with quiet_zarr():
-        zarr.consolidate_metadata(root.store)
+    consolidate_metadata(path)
 
 
 def _create_empty_matrix(group: zarr.Group, name: str, n_cells: int, n_genes: int) -> None:
@@ -138,7 +153,8 @@ class MinifiedStore:
     def _open(self) -> None:
         from anndata.io import read_elem
 
-        root = cast(Any, zarr.open_group(self.path, mode="r"))
+        # Not by its consolidated metadata: zarr misreads that of names that differ by case alone.
+        root = cast(Any, zarr.open_group(self.path, mode="r", use_consolidated=False))
         self.n_cells: int = self.attributes["n_cells"]
         self.n_latent: int = self.attributes["n_latent"]
         self.var: pd.DataFrame = read_elem(root["var"])

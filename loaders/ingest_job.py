@@ -12,13 +12,18 @@ import numpy as np
 from atlasvi.loaders.joined import JoinedSources
 from atlasvi.loaders.sources import open_source
 
+SCRATCH_FORMAT = 2
 JOB, GENES = "job.json", "genes.npz"
 
 
 @dataclass(frozen=True)
 class Job:
-    """The options of `ingest`, resolved. `identities` tell whether a source has changed since."""
+    """The options of `ingest`, resolved. `identities` tell whether a source has changed since.
 
+    scratch_format  of what an ingest keeps while it runs: one that another version left is begun anew
+    """
+
+    scratch_format: int
     sources: list[str]
     identities: list[list[int]]
     layer: str | None

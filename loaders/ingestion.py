@@ -22,6 +22,7 @@ from atlasvi.loaders.cell_store import PROFILES, CellStore
 from atlasvi.loaders.errors import ColumnError, CountsError
 from atlasvi.loaders.ingest_job import (
     GENES,
+    SCRATCH_FORMAT,
     Job,
     forget,
     identify_source,
@@ -99,6 +100,7 @@ def ingest(
     # processes of a cluster run in other folders
     names = [str(Path(path).absolute()) if dask and os.path.exists(path) else str(path) for path in paths]
     job = Job(
+        scratch_format=SCRATCH_FORMAT,
         sources=names,
         identities=[identify_source(name) if os.path.exists(name) else [] for name in names],
         layer=layer,

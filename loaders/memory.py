@@ -7,10 +7,12 @@ import pandas as pd
 from scipy import sparse
 
 from atlasvi.loaders.buffers import Buffers
+from atlasvi.loaders.column_names import find_storable_names, set_reserved_aside
 from atlasvi.loaders.counts import check_counts
 from atlasvi.loaders.errors import ColumnError, SourceError
 from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.narrow import narrow_rows
+from atlasvi.loaders.obs_columns import convert_column, join_dtypes
 from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.sources import check_gene_names
 from atlasvi.loaders.tables import check_column
@@ -32,7 +34,10 @@ class MemoryObs:
     def read_column(self, name: str) -> pd.Series:
         """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
         check_column(name, self.obs_columns, NAME)
-        return self.adata.obs[name].reset_index(drop=True)
+        places = [place for place, there in enumerate(self.obs_columns) if there == name]
+        if len(places) > 1:
+            raise ColumnError(f"{NAME}: obs has {len(places)} columns called {name!r}: give them different names.")
+        return self.adata.obs.iloc[:, places[0]].reset_index(drop=True)
 
     def read_names(self) -> pd.Index:
         """Names of all cells."""
@@ -76,9 +81,17 @@ class MemoryCells(MemoryObs):
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop), with `source` and `source_row` as files have them."""
-        obs = self.adata.obs.iloc[start:stop]
-        source = pd.Categorical.from_codes(np.zeros(len(obs), int), [NAME])
-        return obs.assign(source=source, source_row=np.arange(start, start + len(obs)))
+        names = [str(name) for name in self.adata.obs]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ColumnError(f"{NAME}: obs has several columns called {repeated[0]!r}: give them different names.")
+        aside = set_reserved_aside(names)
+        names = [aside.get(name, name) for name in names]
+        storable = find_storable_names(names)
+        obs = self.adata.obs.iloc[start:stop].set_axis([storable.get(name, name) for name in names], axis=1)
+        columns = {name: convert_column(obs, name, join_dtypes([obs[name].dtype])) for name in obs}
+        columns["source"] = pd.Categorical.from_codes(np.zeros(len(obs), int), [NAME])
+        columns["source_row"] = np.arange(start, start + len(obs))
+        return pd.DataFrame(columns, index=obs.index.astype(str))
 
     def split_keys(self, start: int, stop: int) -> np.ndarray:
         """uint64 [stop - start]: a hash of each cell's place."""
