@@ -170,7 +170,7 @@ class MinifiedStore:
     def setup(self) -> Setup:
         """The columns of obs that the model takes, and what its codes stand for."""
         first = ("batch_key", "batch_categories", "labels_key")  # all there was at first, not yet in a place of its own
-        return Setup(**self.attributes.get("setup", {name: self.attributes.get(name) for name in first}))
+        return Setup.from_saved(self.attributes.get("setup", {name: self.attributes.get(name) for name in first}))
 
     def read_column(self, name: str) -> pd.Series:
         """One obs column of all cells. Raises ColumnError, naming those that are there."""

@@ -184,7 +184,7 @@ def _join_var_columns(tables: list[pd.DataFrame], genes: pd.Index) -> pd.DataFra
         for table in having:
             said = pd.Series(convert_column(table, name, missable), table.index).reindex(genes)
             joined = joined.where(joined.notna(), said)
-        columns[name] = joined if joined.isna().any() else convert_column(joined.to_frame(name), name, dtype)
+        columns[name] = convert_column(joined.to_frame(name), name, missable if joined.isna().any() else dtype)
     storable = find_storable_names(names)
     var = pd.DataFrame(columns, index=genes).rename(columns=storable)
     return var.set_axis(genes.astype(str), axis=0)

@@ -7,15 +7,13 @@ import pandas as pd
 from scipy import sparse
 
 from atlasvi.loaders.buffers import Buffers
-from atlasvi.loaders.column_names import find_storable_names, set_reserved_aside
 from atlasvi.loaders.counts import check_counts
 from atlasvi.loaders.errors import ColumnError, SourceError
 from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.narrow import narrow_rows
-from atlasvi.loaders.obs_columns import convert_column, join_dtypes
 from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.sources import check_gene_names
-from atlasvi.loaders.tables import check_column
+from atlasvi.loaders.tables import check_column, to_storable
 
 if TYPE_CHECKING:
     import anndata
@@ -81,17 +79,9 @@ class MemoryCells(MemoryObs):
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop), with `source` and `source_row` as files have them."""
-        names = [str(name) for name in self.adata.obs]
-        if repeated := [name for name in names if names.count(name) > 1]:
-            raise ColumnError(f"{NAME}: obs has several columns called {repeated[0]!r}: give them different names.")
-        aside = set_reserved_aside(names)
-        names = [aside.get(name, name) for name in names]
-        storable = find_storable_names(names)
-        obs = self.adata.obs.iloc[start:stop].set_axis([storable.get(name, name) for name in names], axis=1)
-        columns = {name: convert_column(obs, name, join_dtypes([obs[name].dtype])) for name in obs}
-        columns["source"] = pd.Categorical.from_codes(np.zeros(len(obs), int), [NAME])
-        columns["source_row"] = np.arange(start, start + len(obs))
-        return pd.DataFrame(columns, index=obs.index.astype(str))
+        obs = to_storable(self.adata.obs.iloc[start:stop], f"{NAME}: obs", aside=True)
+        source = pd.Categorical.from_codes(np.zeros(len(obs), int), [NAME])
+        return obs.assign(source=source, source_row=np.arange(start, start + len(obs)))
 
     def split_keys(self, start: int, stop: int) -> np.ndarray:
         """uint64 [stop - start]: a hash of each cell's place."""

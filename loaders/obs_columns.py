@@ -35,9 +35,7 @@ def join_dtypes(dtypes: Sequence[Any], fits: Fits = lambda table, bound: True) -
     return pd.BooleanDtype() if common.kind == "b" else pd.api.types.pandas_dtype(NULLABLE[common.name])
 
 
-def join_column(
-    tables: Sequence[pd.DataFrame], name: str, read_slices: Callable[[int], Iterable[pd.DataFrame]]
-) -> Any:
+def join_column(tables: Sequence[pd.DataFrame], name: str, read_slices: Callable[[int], Iterable[pd.DataFrame]]) -> Any:
     """The joined type of one column.
 
     tables       each table's columns, with or without rows
@@ -88,7 +86,7 @@ def split_missing(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
             return np.zeros(len(column), categories.dtype), missing
         return categories[column.cat.codes.to_numpy()], missing
     if isinstance(dtype, pd.api.extensions.ExtensionDtype) and (plain := _element_dtype(dtype)) != TEXT:
-        return column.to_numpy(plain, na_value=plain.type()), missing  # type: ignore[arg-type]
+        return column.to_numpy(plain, na_value=plain.type()), missing
     return column.to_numpy(object if _element_dtype(dtype) == TEXT else None), missing
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from atlasvi.loaders.column_names import INDEX
+from atlasvi.loaders.column_names import INDEX, find_storable_names, set_reserved_aside
 from atlasvi.loaders.errors import ColumnError
-from atlasvi.loaders.obs_columns import TEXT, is_masked
+from atlasvi.loaders.obs_columns import TEXT, convert_column, is_masked, join_dtypes
 
 STRING = pd.StringDtype("python")  # text of which some is missing, kept with a mask
 MASKED = {"b": "nullable-boolean", "i": "nullable-integer", "u": "nullable-integer", "O": "nullable-string-array"}
@@ -214,12 +214,32 @@ class TableWriter:
 
 
 def write_table(root: zarr.Group, name: str, table: pd.DataFrame) -> None:
-    """Write a whole table whose columns are of the types that `join_dtypes` gives."""
-    dtypes: dict[str, object] = dict(table.dtypes)
+    """Write a whole table of any types. Raises ColumnError where two of its columns have one name."""
+    plain = to_storable(table, name)
+    dtypes: dict[str, object] = dict(plain.dtypes)
     for column, dtype in dtypes.items():
-        if dtype == TEXT and table[column].isna().any():
+        if dtype == TEXT and plain[column].isna().any():
             dtypes[column] = STRING
-    TableWriter(root, name, len(table), dtypes).append(obs_to_record(table))
+    TableWriter(root, name, len(plain), dtypes).append(obs_to_record(plain))
+
+
+def to_storable(table: pd.DataFrame, what: str, aside: bool = False) -> pd.DataFrame:
+    """A table with the types that `join_dtypes` gives, and names that a store can hold.
+
+    what   the table is called in errors
+    aside  rename columns that ours would overwrite
+    Raises ColumnError where two of its columns have one name.
+    """
+    names = [str(name) for name in table]
+    if len(set(names)) < len(names):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ColumnError(f"{what} has several columns called {repeated!r}: give them different names.")
+    before = set_reserved_aside(names) if aside else {}
+    names = [before.get(name, name) for name in names]
+    storable = find_storable_names(names)
+    renamed = table.set_axis([storable.get(name, name) for name in names], axis=1)
+    columns = {name: convert_column(renamed, name, join_dtypes([renamed[name].dtype])) for name in renamed}
+    return pd.DataFrame(columns, index=table.index.astype(str))
 
 
 def place_rows(group: zarr.Group, start: int, record: Mapping[str, np.ndarray]) -> None:
@@ -230,7 +250,7 @@ def place_rows(group: zarr.Group, start: int, record: Mapping[str, np.ndarray]) 
     for name in [INDEX, *cast(Any, group.attrs["column-order"])]:
         values, element = record[f"obs/{name}"], cast(Any, group[name])
         stop = start + len(values)
-        if not isinstance(element, zarr.Group):
+        if hasattr(element, "shape"):
             element[start:stop] = _fill_missing_text(values)
         elif "codes" in element:
             element["codes"][start:stop] = values
@@ -242,9 +262,8 @@ def place_rows(group: zarr.Group, start: int, record: Mapping[str, np.ndarray]) 
 def has_masks(root: zarr.Group) -> bool:
     """Whether a column of obs or var is kept with a mask, which the first versions of our formats did not know."""
     tables = (cast(Any, root[name]) for name in ("obs", "var"))
-    return any(
-        table[name].attrs["encoding-type"] in MASKED.values() for table in tables for name in table.attrs["column-order"]
-    )
+    columns = (table[name] for table in tables for name in table.attrs["column-order"])
+    return any(column.attrs["encoding-type"] in MASKED.values() for column in columns)
 
 
 def unmask_complete_text(group: zarr.Group, folder: Path) -> None:
@@ -282,9 +301,7 @@ def consolidate_metadata(path: Path) -> None:
 
 def _create_group(parent: zarr.Group, name: str, encoding: str, version: str, **more: Any) -> zarr.Group:
     create_parents(parent, name)
-    return parent.create_group(
-        name, attributes={"encoding-type": encoding, "encoding-version": version, **more}
-    )
+    return parent.create_group(name, attributes={"encoding-type": encoding, "encoding-version": version, **more})
 
 
 def create_parents(group: zarr.Group, name: str) -> None:

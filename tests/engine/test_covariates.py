@@ -41,7 +41,7 @@ def test_a_setup_is_learned_from_the_columns_and_reads_their_codes(tmp_path: Pat
         continuous_covariate_keys=["age", "sex"],
     )
     assert setup.batch_categories == ["y", "x"]  # unused ones left out, the order kept
-    assert setup.categorical_covariates == {"sex": ["1", "2"], "sick": ["False", "True"]}
+    assert setup.categorical_covariates == {"sex": [1, 2], "sick": [False, True]}
     assert setup.category_dtypes == {"sex": "int64", "sick": "bool"}
     assert setup.sizes == {
         "n_batches": 2,

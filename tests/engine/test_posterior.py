@@ -194,7 +194,7 @@ def test_what_is_no_minified_store_or_of_a_newer_format_is_refused(mini, tmp_pat
         MinifiedStore(tmp_path)
     metadata = Path(mini.path) / "zarr.json"
     metadata.write_text(metadata.read_text().replace('"format_version": 1', '"format_version": 9'))
-    with pytest.raises(SourceError, match="format 9, and this atlasvi reads up to 1: upgrade"):
+    with pytest.raises(SourceError, match="format 9, and this atlasvi reads up to 2: upgrade"):
         MinifiedStore(mini.path)
 
 
