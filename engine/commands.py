@@ -103,6 +103,13 @@ def ingest(
         highlight=False,
         soft_wrap=True,
     )
+    for before, after in report.renamed_columns.items():
+        console.print(
+            f"obs column {_shorten(before)!r} is called {_shorten(after)!r} in the store, which can't hold its name.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     if report.dropped_cells:
         console.print(f"{report.dropped_cells:,} cells without counts were dropped.")
     if report.empty_cells:
@@ -372,6 +379,10 @@ def _names(text: str | None) -> list[str] | None:
 def _say_written(rows: int, out: Path | None) -> None:
     if out is not None:
         console.print(f"{out}: {rows:,} cells.", highlight=False, soft_wrap=True)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:57]}..."
 
 
 def _print_lines(lines: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.obs_columns import plain_values
+from atlasvi.loaders.obs_columns import plain_values, to_index
 
 Node = Any  # h5py.Group | h5py.Dataset | zarr.Group | zarr.Array, whose common part is not typed anywhere
 ReadColumn = Callable[[int, int], Any]  # rows [start, stop) of a column, as something pandas takes
@@ -158,7 +158,7 @@ def open_column(path: str, name: str, node: Node, parent: Node) -> ReadColumn:
 
 def _categorical(codes: Node, categories: Any, ordered: bool) -> ReadColumn:
     check_no_pickle(codes)
-    dtype = pd.CategoricalDtype(pd.Index(plain_values(pd.Index(categories))), ordered=ordered)
+    dtype = pd.CategoricalDtype(to_index(plain_values(categories)), ordered=ordered)
     return lambda start, stop: pd.Categorical.from_codes(codes[start:stop], dtype=dtype)
 
 

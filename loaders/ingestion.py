@@ -58,6 +58,8 @@ class IngestReport:
     dropped_cells: int
     empty_cells: int
     sources: list[str]
+    renamed_columns: dict[str, str]
+    """Columns of obs whose names no store can hold, and the names that they got."""
 
 
 def ingest(
@@ -220,7 +222,9 @@ def _shuffle(
         lambda done: progress("joining", done, n_cells),
     )
     check_store(scratch / "result")
-    return IngestReport(out, n_cells, len(joined.var), nnz, largest, joined.n_cells - n_cells, n_empty, joined.paths)
+    return IngestReport(
+        out, n_cells, len(joined.var), nnz, largest, joined.n_cells - n_cells, n_empty, joined.paths, joined.renamed
+    )
 
 
 def check_store(path: Path) -> None:

@@ -90,12 +90,19 @@ def split_missing(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     return column.to_numpy(object if _element_dtype(dtype) == TEXT else None), missing
 
 
-def plain_values(values: pd.Index) -> np.ndarray:
-    """Values without missing ones in a type of numpy; what is no number, truth or date is text."""
+def plain_values(values: Any) -> np.ndarray:
+    """An array or index without missing values in a type of numpy; what is no number, truth or date is text."""
     dtype = _element_dtype(values.dtype)
     if dtype != TEXT:
-        return values.to_numpy(dtype)
-    return np.array([*map(name_value, values), None], object)[:-1]  # None keeps numpy from making fixed-width text
+        return np.asarray(values, dtype)
+    return _to_text(values)
+
+
+def to_index(values: np.ndarray) -> pd.Index:
+    """Values as an index, text as objects; pandas has none of half-precision floats."""
+    if values.dtype == TEXT:
+        return pd.Index(values, dtype=object)
+    return pd.Index(values.astype(np.float32) if values.dtype == np.float16 else values)
 
 
 def name_value(value: Any) -> str:
@@ -148,21 +155,23 @@ def _merge_categories(dtypes: list[pd.CategoricalDtype]) -> pd.CategoricalDtype:
         {k: part.dtype for k, part in enumerate(filled)},
         lambda k, bound: all(abs(int(value)) <= bound for value in filled[k]),
     )
-    merged = _cast_categories(filled[0], common)
+    merged = _cast_categories(filled[0], common).unique()  # 1 and '1' of one table may be the same text
     for part in filled[1:]:
-        more = _cast_categories(part, common)
+        more = _cast_categories(part, common).unique()
         merged = merged.append(more[~more.isin(merged)])
     return pd.CategoricalDtype(merged, ordered=ordered)
 
 
 def _cast_categories(values: np.ndarray, dtype: np.dtype) -> pd.Index:
-    cast = [name_value(value) for value in values] if dtype == TEXT else values
-    return pd.Index(cast, dtype=dtype).unique()  # 1 and '1' of one table may be the same text
+    return to_index(_to_text(values) if dtype == TEXT else values.astype(dtype))
 
 
 def _recode(column: pd.Series, dtype: pd.CategoricalDtype) -> np.ndarray:
     """Codes of a categorical column among other categories, -1 for what is missing."""
-    known = pd.Index(column.cat.categories)
-    if _element_dtype(dtype) == TEXT:
-        known = pd.Index(plain_values(known), dtype=object)
+    values = plain_values(column.cat.categories)
+    known = to_index(_to_text(values) if _element_dtype(dtype) == TEXT else values)
     return np.append(dtype.categories.get_indexer(known), -1)[column.cat.codes.to_numpy()]
+
+
+def _to_text(values: Iterable[Any]) -> np.ndarray:
+    return np.array([*map(name_value, values), None], object)[:-1]  # None keeps numpy from making fixed-width text
