@@ -118,6 +118,24 @@ def ingest(
         )
 
 
+@app.command("annotate-obs")
+def annotate_obs(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A cell store, or a minified store.")],
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help=".csv or .tsv (or .gz), a row a cell, in any order.")],
+    key: Annotated[
+        str | None, typer.Option(help="Its column of cell names (default: the first, or source and source_row).")
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns to add, by commas (default: all others).")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Cells that it lacks are missing in them.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Columns that are there are written anew.")] = False,
+) -> None:
+    """Add columns to obs of a finished store: clusters, labels, quality measures."""
+    from atlasvi.loaders.added_columns import add_obs_columns, read_table
+
+    added = add_obs_columns(store, read_table(table, key, _names(columns)), partial=partial, replace=replace)
+    _print_lines([f"{store}: obs has {', '.join(added)} now."])
+
+
 @app.command()
 def info(path: Annotated[str, typer.Argument(help="A source, cell store, run or minified store.")]) -> None:
     """Say what a file or folder is and what it holds."""

@@ -20,6 +20,7 @@ import zarr
 from atlasvi.loaders.column_names import INDEX, find_storable_names, set_reserved_aside
 from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.obs_columns import TEXT, convert_column, is_masked, join_dtypes
+from atlasvi.loaders.outputs import sync_file
 
 STRING = pd.StringDtype("python")  # text of which some is missing, kept with a mask
 MASKED = {"b": "nullable-boolean", "i": "nullable-integer", "u": "nullable-integer", "O": "nullable-string-array"}
@@ -259,10 +260,10 @@ def place_rows(group: zarr.Group, start: int, record: Mapping[str, np.ndarray]) 
             element["values"][start:stop], element["mask"][start:stop] = _fill_missing_text(values), mask
 
 
-def has_masks(root: zarr.Group) -> bool:
-    """Whether a column of obs or var is kept with a mask, which the first versions of our formats did not know."""
-    tables = (cast(Any, root[name]) for name in ("obs", "var"))
-    columns = (table[name] for table in tables for name in table.attrs["column-order"])
+def has_masks(root: zarr.Group, tables: Sequence[str] = ("obs", "var")) -> bool:
+    """Whether a column of these tables is kept with a mask, which the first versions of our formats did not know."""
+    groups = (cast(Any, root[name]) for name in tables)
+    columns = (group[name] for group in groups for name in group.attrs["column-order"])
     return any(column.attrs["encoding-type"] in MASKED.values() for column in columns)
 
 
@@ -296,6 +297,7 @@ def consolidate_metadata(path: Path) -> None:
     root["consolidated_metadata"]["metadata"] = dict(sorted(members.items(), key=lambda item: item[0].split("/")))
     temporary = path / ".zarr.json.unfinished"
     temporary.write_text(json.dumps(root, indent=2))
+    sync_file(temporary)
     os.replace(temporary, path / "zarr.json")
 
 
