@@ -21,7 +21,7 @@ import zarr
 
 from atlasvi.engine.covariates import Setup
 from atlasvi.loaders.cell_store import check_version, read_attributes
-from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.obs_columns import TEXT
 from atlasvi.loaders.outputs import sync_file, sync_tree, write_file_aside
 from atlasvi.loaders.tables import (
@@ -200,6 +200,7 @@ class MinifiedStore:
 def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -> None:
     """The same minified data as one new h5ad file, which scvi-tools opens as its own; latents and obs pass memory.
 
+    Dates, which HDF5 has no type for, become text.
     Raises SourceError if `store` is none, OutputError if `path` exists or can't be written.
     """
     import anndata
@@ -209,4 +210,26 @@ def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -
     with quiet_zarr(), write_file_aside(path) as temporary:
         data = anndata.read_zarr(place)
         del data.uns["atlasvi"]  # weights: a model directory holds them there
-        data.write_h5ad(temporary)
+        data.obs, data.var = _dates_as_text(data.obs), _dates_as_text(data.var)
+        with anndata.settings.override(allow_write_nullable_strings=True):
+            try:
+                data.write_h5ad(temporary)
+            except (ValueError, TypeError) as error:  # what this anndata has no way to write
+                reason = str(error).splitlines()[0].rstrip(".")
+                raise OutputError(
+                    f"{path}: anndata can't write the columns of {place} as one file ({reason}): use the store."
+                ) from error
+
+
+def _dates_as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its dates and times, and categories of such, as text."""
+
+    def is_date(dtype: Any) -> bool:
+        return (dtype.categories.dtype if isinstance(dtype, pd.CategoricalDtype) else dtype).kind in "mM"
+
+    text = {
+        name: pd.Categorical(column.astype(object).map(str, na_action="ignore"))
+        for name, column in table.items()
+        if is_date(column.dtype)
+    }
+    return table.assign(**{str(name): column for name, column in text.items()})
