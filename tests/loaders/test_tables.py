@@ -146,7 +146,7 @@ NAMES = ["G1/S", "G1/M", "Study", "study", "a b", "ü", "a\nb", "n" * 300, "__ca
 
 def test_names_that_are_paths_or_differ_by_case_stay_and_others_are_renamed_with_a_word(tmp_path: Path):
     obs = pd.DataFrame({f"column{k}": np.arange(N) + k for k in range(len(NAMES))})
-    path = write_source(tmp_path / "a.h5ad", obs.astype({"column3": "category"}), "h5ad")
+    path = write_source(tmp_path / "a.h5ad", obs.astype({"column2": "category", "column3": "category"}), "h5ad")
     with h5py.File(path, "r+") as file:
         for k, name in enumerate(NAMES):
             file["obs"].move(f"column{k}", name)
