@@ -21,7 +21,7 @@ from atlasvi.loaders.cell_store import read_attributes
 from atlasvi.loaders.column_names import RESERVED, find_storable_names
 from atlasvi.loaders.errors import ColumnError, OutputError, SourceError
 from atlasvi.loaders.ingest_job import write_aside
-from atlasvi.loaders.obs_columns import convert_column, join_dtypes
+from atlasvi.loaders.obs_columns import convert_column, is_masked, join_dtypes
 from atlasvi.loaders.outputs import explain_full_disk, sync_folder, sync_tree
 from atlasvi.loaders.tables import (
     TableReader,
@@ -110,6 +110,12 @@ def read_table(path: str | Path, key: str | None = None, columns: Sequence[str] 
         if isinstance(error, ColumnError):
             raise
         raise SourceError(f"{path}: the table can't be read ({str(error).splitlines()[0].rstrip('.')}).") from error
+    complete = {
+        name: dtype.numpy_dtype
+        for name, dtype in table.dtypes.items()
+        if is_masked(dtype) and table[name].notna().all()
+    }
+    table = table.astype(complete)
     found = table if key is None else table.set_index(key)
     return found if columns is None else found[[*(RESERVED if key is None else ()), *columns]]
 

@@ -259,5 +259,6 @@ def test_columns_added_to_a_minified_store_choose_its_cells(mini):
     table = pd.DataFrame({"leiden": [k // 50 for k in range(150)]}, index=[f"cell{k}" for k in range(150)])
     add_obs_columns(mini.path, table.iloc[::-1])
     opened = MinifiedStore(mini.path)
+    assert choose_cells(opened, where=["leiden=0,1"], limit=60).tolist() == list(range(60))
     assert choose_cells(opened, where=["leiden=2"]).tolist() == list(range(100, 150))
     assert anndata.read_zarr(mini.path).obs["leiden"].tolist() == table["leiden"].tolist()

@@ -150,6 +150,7 @@ def test_a_table_is_read_with_its_numbers_and_gaps_as_they_are(tmp_path: Path):
     assert to_plain(table["id"]) == [2293599400000100004, None]
     assert to_plain(table["ok"]) == [True, None]
     assert to_plain(table["text"]) == ["a", None]
+    assert table["id"].dtype == "Int64"
     assert read_table(path, "text", ["x"]).columns.tolist() == ["x"]
     for arguments, message in (
         (("nowhere",), r"no column 'nowhere' \(it has: cell, id"),
@@ -161,4 +162,5 @@ def test_a_table_is_read_with_its_numbers_and_gaps_as_they_are(tmp_path: Path):
         with pytest.raises(SourceError, match=message):
             read_table(wrong)
     (tmp_path / "s.tsv").write_text("source\tsource_row\tc\nx\t0\tu\n")
+    assert read_table(tmp_path / "s.tsv")["source_row"].dtype == np.int64
     assert read_table(tmp_path / "s.tsv", columns=["c"]).columns.tolist() == ["source", "source_row", "c"]
