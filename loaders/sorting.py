@@ -133,7 +133,7 @@ def write_part(
                 edges[name] = starts[edges[CELLS]]
             else:
                 begin(name, values.dtype, CELLS)
-                file.write(np.ascontiguousarray(values[order]).data)
+                file.write(np.ascontiguousarray(values[order]).view(np.uint8).data)  # dates have no buffer of their own
         for name, values in (("indices", indices), ("counts", counts)):
             begin(name, values.dtype, NNZ)
             file.seek(values.nbytes, os.SEEK_CUR)

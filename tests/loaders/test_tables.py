@@ -224,6 +224,20 @@ def test_categories_that_are_nullable_strings_are_read(tmp_path: Path):
     source.close()
 
 
+def test_dates_that_zarr_holds_stay_dates(tmp_path: Path):
+    days = pd.Series(pd.to_datetime(["2020-01-01", None, "2021-06-01T12:00"] * 2))
+    path = write_source(tmp_path / "a.zarr", pd.DataFrame({"visit": pd.Categorical(days)}), "zarr3")
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)["obs"]
+    attributes = {"encoding-type": "array", "encoding-version": "0.2.0"}
+    group.create_array("day", data=days.to_numpy(), attributes=attributes)
+    group.attrs["column-order"] = ["visit", "day"]
+    ingest(path, tmp_path / "store", workers=1)
+    found = read_in_order(tmp_path / "store")
+    for name in ("visit", "day"):
+        assert to_plain(found[name]) == to_plain(days)
+    assert found["day"].dtype == days.dtype
+
+
 def test_what_was_seen_of_text_columns_adds_up():
     parts = [TextColumns({"x": np.dtype(object)}) for _ in range(2)]
     parts[0].see({"obs/x": np.array(["a", None], object)})
