@@ -225,7 +225,7 @@ def test_categories_that_are_nullable_strings_are_read(tmp_path: Path):
 
 
 def test_dates_that_zarr_holds_stay_dates(tmp_path: Path):
-    days = pd.Series(pd.to_datetime(["2020-01-01", None, "2021-06-01T12:00"] * 2))
+    days = pd.Series(pd.to_datetime(["2020-01-01T00:00", None, "2021-06-01T12:00"] * 2))
     path = write_source(tmp_path / "a.zarr", pd.DataFrame({"visit": pd.Categorical(days)}), "zarr3")
     group = zarr.open_group(path, mode="r+", use_consolidated=False)["obs"]
     attributes = {"encoding-type": "array", "encoding-version": "0.2.0"}
