@@ -24,17 +24,17 @@ def differential_abundance(
     """Log-density of each of the `asked` cells under the aggregated posterior of each of their samples.
 
     cells        all cells: those of a sample make its aggregated posterior
-    sample_key   obs column of the samples
+    sample_key   obs column of the samples; cells where it is missing are of none
     num_cells_posterior  of a sample, at most so many, chosen at random
     dof          see `mix_posteriors`
     Returns float32 [asked cells, samples], nats. Raises ColumnError if the column is not there.
     """
     z = torch.from_numpy(represent_cells(model, asked, generator, np.arange(asked.n_cells), batch_size=batch_size))
-    column, samples = cells.read_column(sample_key), asked.read_column(sample_key).unique()
+    column, samples = cells.read_column(sample_key), asked.read_column(sample_key).dropna().unique()
     where = generator.device
     found = np.empty((asked.n_cells, len(samples)), np.float32)
     for k, sample in enumerate(samples):
-        numbers = np.flatnonzero((column == sample).to_numpy())
+        numbers = np.flatnonzero((column == sample).fillna(False).to_numpy(bool))
         if num_cells_posterior is not None and num_cells_posterior < len(numbers):
             order = torch.randperm(len(numbers), generator=generator, device=where)[:num_cells_posterior]
             numbers = np.sort(numbers[order.cpu().numpy()])

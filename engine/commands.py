@@ -116,12 +116,37 @@ def ingest(
         soft_wrap=True,
     )
     _print_lines(report.notes)
+    for before, after in report.renamed_columns.items():
+        console.print(
+            f"obs column {_shorten(before)!r} is called {_shorten(after)!r} in the store, which can't hold its name.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     if report.dropped_cells:
         console.print(f"{report.dropped_cells:,} cells without counts were dropped.")
     if report.empty_cells:
         console.print(
             f"{report.empty_cells:,} cells have no counts in these genes (--empty-cells drop leaves them out)."
         )
+
+
+@app.command("annotate-obs")
+def annotate_obs(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A cell store, or a minified store.")],
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help=".csv or .tsv (or .gz), a row a cell, in any order.")],
+    key: Annotated[
+        str | None, typer.Option(help="Its column of cell names (default: the first, or source and source_row).")
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns to add, by commas (default: all others).")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Cells that it lacks are missing in them.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Columns that are there are written anew.")] = False,
+) -> None:
+    """Add columns to obs of a finished store: clusters, labels, quality measures."""
+    from atlasvi.loaders.added_columns import add_obs_columns, read_table
+
+    added = add_obs_columns(store, read_table(table, key, _names(columns)), partial=partial, replace=replace)
+    _print_lines([f"{store}: obs has {', '.join(added)} now."])
 
 
 @app.command()
@@ -385,6 +410,10 @@ def _names(text: str | None) -> list[str] | None:
 def _say_written(rows: int, out: Path | None) -> None:
     if out is not None:
         console.print(f"{out}: {rows:,} cells.", highlight=False, soft_wrap=True)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:57]}..."
 
 
 def _print_lines(lines: Iterable[str]) -> None:

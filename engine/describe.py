@@ -80,8 +80,9 @@ def _describe_columns(columns: dict[str, pd.Series]) -> Iterator[str]:
             values = [str(value) for value in column.cat.categories]
             shown = ", ".join(values[:6]) + (", ..." if len(values) > 6 else "")
             yield f"  obs {name}: {len(values)} categories ({shown})"
-        elif column.dtype.kind in "iuf" and len(column):
-            yield f"  obs {name}: {column.dtype.name}, {column.min():g} to {column.max():g}"
+        elif column.dtype.kind in "iuf" and column.notna().any():
+            missing = f", {column.isna().sum():,} missing" if column.isna().any() else ""
+            yield f"  obs {name}: {column.dtype.name}, {column.min():g} to {column.max():g}{missing}"
         else:
             yield f"  obs {name}: {column.dtype.name if column.dtype != object else 'text'}"
 

@@ -21,15 +21,28 @@ import zarr
 
 from atlasvi.engine.covariates import Setup
 from atlasvi.loaders.cell_store import check_version, read_attributes
-from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.errors import OutputError, SourceError
+from atlasvi.loaders.obs_columns import TEXT
 from atlasvi.loaders.outputs import sync_file, sync_tree, write_file_aside
 from atlasvi.loaders.stored_checks import check_group_codecs
-from atlasvi.loaders.tables import AppendedArray, TableReader, TableWriter, place_rows, quiet_zarr
+from atlasvi.loaders.tables import (
+    STRING,
+    AppendedArray,
+    TableReader,
+    TableWriter,
+    consolidate_metadata,
+    has_masks,
+    place_rows,
+    quiet_zarr,
+    unmask_complete_text,
+    write_table,
+)
 
 if TYPE_CHECKING:
     from atlasvi.engine.model import SCVI
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+VERSION_WITHOUT_MASKS = 1  # of a store whose tables have no nullable columns: older readers know all of it
 KIND = "minified store"
 MINIFY_TYPE = "latent_posterior_parameters"
 LIBRARY = "observed_lib_size"
@@ -66,12 +79,14 @@ def create_minified(
     _create_empty_matrix(root, "X", n_cells, len(var))
     if layer is not None:  # scvi-tools asks for the layer that the counts were in
         _create_empty_matrix(layers, layer, n_cells, len(var))
-    TableWriter(root, "obs", n_cells, {**dtypes, LIBRARY: np.dtype(np.float32)}, chunk_rows)
+    # Whether text is missing somewhere is known at the end.
+    stored = {name: STRING if dtype == TEXT else dtype for name, dtype in dtypes.items()}
+    TableWriter(root, "obs", n_cells, {**stored, LIBRARY: np.dtype(np.float32)}, chunk_rows)
+    write_table(root, "var", var)
     obsm = root.create_group("obsm", attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
     for name in LATENTS:
         AppendedArray(obsm, f"scvi_latent_{name}", n_cells, np.dtype(np.float32), (n_latent,), chunk_rows)
     with quiet_zarr():
-        write_elem(root, "var", var)
         write_elem(root, "uns", {"_scvi_adata_minify_type": MINIFY_TYPE, "atlasvi": {"weights": dict(weights)}})
         for name in ("obsp", "varm", "varp"):
             write_elem(root, name, {})
@@ -99,16 +114,16 @@ def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> Non
 def finish_minified(path: Path, n_cells: int, n_genes: int, n_latent: int, model: Mapping[str, Any]) -> None:
     """Write the attributes that make the folder a minified store."""
     root = zarr.open_group(path, mode="r+")
+    unmask_complete_text(cast(zarr.Group, root["obs"]), path / "obs")
     root.attrs["atlasvi"] = {
         "kind": KIND,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if has_masks(root) else VERSION_WITHOUT_MASKS,
         "n_cells": n_cells,
         "n_genes": n_genes,
         "n_latent": n_latent,
         **model,
     }
-    with quiet_zarr():
-        zarr.consolidate_metadata(root.store)
+    consolidate_metadata(path)
 
 
 def _create_empty_matrix(group: zarr.Group, name: str, n_cells: int, n_genes: int) -> None:
@@ -139,7 +154,8 @@ class MinifiedStore:
     def _open(self) -> None:
         from anndata.io import read_elem
 
-        root = cast(Any, zarr.open_group(self.path, mode="r"))
+        # Not by its consolidated metadata: zarr misreads that of names that differ by case alone.
+        root = cast(Any, zarr.open_group(self.path, mode="r", use_consolidated=False))
         check_group_codecs(root)
         self.n_cells: int = self.attributes["n_cells"]
         self.n_latent: int = self.attributes["n_latent"]
@@ -156,7 +172,7 @@ class MinifiedStore:
     def setup(self) -> Setup:
         """The columns of obs that the model takes, and what its codes stand for."""
         first = ("batch_key", "batch_categories", "labels_key")  # all there was at first, not yet in a place of its own
-        return Setup(**self.attributes.get("setup", {name: self.attributes.get(name) for name in first}))
+        return Setup.from_saved(self.attributes.get("setup", {name: self.attributes.get(name) for name in first}))
 
     def read_column(self, name: str) -> pd.Series:
         """One obs column of all cells. Raises ColumnError, naming those that are there."""
@@ -186,6 +202,7 @@ class MinifiedStore:
 def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -> None:
     """The same minified data as one new h5ad file, which scvi-tools opens as its own; latents and obs pass memory.
 
+    Dates, which HDF5 has no type for, become text.
     Raises SourceError if `store` is none, OutputError if `path` exists or can't be written.
     """
     import anndata
@@ -195,4 +212,26 @@ def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -
     with quiet_zarr(), write_file_aside(path) as temporary:
         data = anndata.read_zarr(place)
         del data.uns["atlasvi"]  # weights: a model directory holds them there
-        data.write_h5ad(temporary)
+        data.obs, data.var = _dates_as_text(data.obs), _dates_as_text(data.var)
+        with anndata.settings.override(allow_write_nullable_strings=True):
+            try:
+                data.write_h5ad(temporary)
+            except (ValueError, TypeError) as error:  # what this anndata has no way to write
+                reason = str(error).splitlines()[0].rstrip(".")
+                raise OutputError(
+                    f"{path}: anndata can't write the columns of {place} as one file ({reason}): use the store."
+                ) from error
+
+
+def _dates_as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its dates and times, and categories of such, as text."""
+
+    def is_date(dtype: Any) -> bool:
+        return (dtype.categories.dtype if isinstance(dtype, pd.CategoricalDtype) else dtype).kind in "mM"
+
+    text = {
+        name: pd.Categorical(column.astype(object).map(str, na_action="ignore"))
+        for name, column in table.items()
+        if is_date(column.dtype)
+    }
+    return table.assign(**{str(name): column for name, column in text.items()})

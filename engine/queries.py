@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from atlasvi.engine.covariates import find_categories, to_category
 from atlasvi.engine.minified import LIBRARY, MinifiedStore
 from atlasvi.engine.scvi_minified import ScviMinified
 from atlasvi.loaders.errors import AtlasviError, GeneError
@@ -39,15 +40,17 @@ def choose_cells(
         column, equals, wanted = condition.partition("=")
         if not equals:
             raise QueryError(f"--where {condition}: write it as COLUMN=VALUE.")
-        values = store.obs.read_column(column).astype(str)
+        codes, values = pd.factorize(store.obs.read_column(column))
+        there = [to_category(value) for value in values]
         # the whole text first: a value may hold a comma of its own
-        accepted = [wanted] if (values == wanted).any() else [value.strip() for value in wanted.split(",")]
-        there = values.unique()
-        if missing := [value for value in accepted if value not in there]:
+        accepted = [wanted] if wanted in map(str, there) else [value.strip() for value in wanted.split(",")]
+        places = find_categories(there, accepted)
+        if None in places:
             raise QueryError(
-                f"{store.path}: no cell has {column} = {missing[0]!r} (there are: {_some(sorted(there))})."
+                f"{store.path}: no cell has {column} = {accepted[places.index(None)]!r} (there are: "
+                f"{_some(sorted(map(str, there)))})."
             )
-        chosen &= values.isin(accepted).to_numpy()
+        chosen &= np.isin(codes, np.array(places, np.int64))
     if names is not None:
         chosen &= _find_names(store, names)
     return np.flatnonzero(chosen)[:limit]

@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -99,20 +98,7 @@ def extend_setup(setup: Setup, data: CellData) -> Setup:
         one_batch=True,
     )
 
-    def extend(key: str | None, known: list[str], there: list[str]) -> list[str]:
-        is_number = found.category_dtypes.get(str(key), "bool") != "bool"
-        return [*known, *sorted(set(there) - set(known), key=float if is_number else str)]
-
-    return replace(
-        setup,
-        batch_categories=extend(setup.batch_key, setup.batch_categories, found.batch_categories),
-        labels_categories=extend(labels_key, setup.labels_categories, found.labels_categories),
-        categorical_covariates={
-            key: extend(key, known, found.categorical_covariates[key])
-            for key, known in setup.categorical_covariates.items()
-        },
-        n_cells=data.n_cells,
-    )
+    return setup.extend(found.batch_categories, found.labels_categories, found.categorical_covariates, data.n_cells)
 
 
 @torch.no_grad()

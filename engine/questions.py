@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from atlasvi.engine import abundance, correlation, differential, expression, latents, likelihoods
 from atlasvi.engine.asked_cells import BATCH_SIZE, AskedCells, need_counts, number_cells
+from atlasvi.engine.covariates import find_categories, to_category
 from atlasvi.engine.importance import weigh_draws
 from atlasvi.engine.opening import is_anndata
 from atlasvi.engine.queries import QueryError
@@ -422,7 +423,8 @@ class Questions:
         return None if names is None else [self._find_batch(name) for name in names]
 
     def _find_batch(self, name: Any) -> int:
-        known = self.run.setup.batch_categories or ["0"]
-        if str(name) not in known:
-            raise QueryError(f"There is no batch {name!r}: the model knows {', '.join(known[:20])}.")
-        return known.index(str(name))
+        known = self.run.setup.batch_categories or [0]
+        place = find_categories(known, [to_category(name)])[0]
+        if place is None:
+            raise QueryError(f"There is no batch {name!r}: the model knows {', '.join(map(str, known[:20]))}.")
+        return place

@@ -64,7 +64,7 @@ def load_run(path: str | Path) -> TrainedRun:
         # weights_only: tensors and plain values, no code of the file is run
         content = torch.load(folder / MODEL, weights_only=True, map_location="cpu")
         model, genes = model_from_weights(content.pop("settings"), content.pop("weights")), content.pop("genes")
-        setup = Setup(**content)
+        setup = Setup.from_saved(content)
         result = json.loads((folder / RESULT).read_text())
     except Exception as error:  # torch.load raises whatever the damage leads it to
         raise SourceError(f"{path}: the run's {MODEL} or {RESULT} is damaged ({error}): copy it again.") from error

@@ -372,11 +372,9 @@ class SCVI(Questions):
             freeze_batchnorm_decoder=freeze_batchnorm_decoder,
         )
         run = map_query(reference, data, freezing, Generator().manual_seed(seed))
-        unknown = set(run.setup.batch_categories) - set(reference.setup.batch_categories)
+        unknown = run.setup.batch_categories[len(reference.setup.batch_categories) :]
         if unknown and not transfer_batch:
-            raise QueryError(
-                f"{data.path}: the reference has no batch {sorted(unknown)[0]!r}, and transfer_batch is off."
-            )
+            raise QueryError(f"{data.path}: the reference has no batch {unknown[0]!r}, and transfer_batch is off.")
         model = cls._of_run(run, None, seed, "cpu" if accelerator == "cpu" else str(device))
         model.adata = adata if is_anndata(adata) else None
         model._cells = CountedCells(data, run.genes, run.setup)
@@ -488,7 +486,7 @@ class SCVI(Questions):
             *(("category", key, known) for key, known in setup.categorical_covariates.items()),
         ):
             if key is not None:
-                some = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+                some = ", ".join(map(str, known[:8])) + (", ..." if len(known) > 8 else "")
                 lines.append(f"{name}: obs column {key!r}, {len(known)} categories ({some})")
         lines += [f"continuous: obs column {key!r}" for key in setup.continuous_covariate_keys]
         if setup.size_factor_key is not None:

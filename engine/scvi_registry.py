@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from atlasvi.engine.covariates import Setup
+from atlasvi.engine.covariates import Category, Setup, to_category
 from atlasvi.engine.model_settings import ModelOptions, ModelSettings
 from atlasvi.loaders.errors import SourceError
 
@@ -64,16 +64,16 @@ def read_setup(registry: Mapping[str, Any], file: str) -> Setup:
     states = {name: field.get("state_registry") or {} for name, field in fields.items()}
     dtypes: dict[str, str] = {}
 
-    def name_categories(key: str, values: np.ndarray) -> list[str]:
+    def read_categories(key: str, values: np.ndarray) -> list[Category]:
         values = np.asarray(values)
         if values.dtype.kind in "iufb":
             dtypes[key] = values.dtype.name
-        return [str(value) for value in values]
+        return [to_category(value) for value in values]
 
-    named: dict[str, list[str]] = {"batch": [], "labels": []}
+    named: dict[str, list[Category]] = {"batch": [], "labels": []}
     for name, categories in named.items():
         if asked.get(f"{name}_key") is not None:
-            categories.extend(name_categories(asked[f"{name}_key"], states[name]["categorical_mapping"]))
+            categories.extend(read_categories(asked[f"{name}_key"], states[name]["categorical_mapping"]))
     further = states.get("extra_categorical_covs", {})
     return Setup(
         asked.get("batch_key"),
@@ -81,7 +81,7 @@ def read_setup(registry: Mapping[str, Any], file: str) -> Setup:
         asked.get("labels_key"),
         named["labels"],
         asked.get("size_factor_key"),
-        {str(key): name_categories(key, further["mappings"][key]) for key in further.get("field_keys", ())},
+        {str(key): read_categories(key, further["mappings"][key]) for key in further.get("field_keys", ())},
         [str(key) for key in states.get("extra_continuous_covs", {}).get("columns", ())],
         dtypes,
         asked.get("layer"),
@@ -153,11 +153,14 @@ def _joint_field(name: str, state: dict[str, Any], n: int) -> dict[str, Any]:
     return _field("obsm", f"_scvi_{name}", state, **{f"n_{name}": n}) if n else _empty_field(**{f"n_{name}": 0})
 
 
-def _categories(setup: Setup, key: str, names: list[str]) -> np.ndarray:
+def _categories(setup: Setup, key: str, categories: list[Category]) -> np.ndarray:
     """Categories in the type that the column has: scvi-tools looks its values up among them."""
+    values = np.array([*categories, None], object)[:-1]
     dtype = setup.category_dtypes.get(key)
     if dtype is None:
-        return np.array(names, object)
-    if dtype == "bool":
-        return np.array([name == "True" for name in names])
-    return np.array(names).astype(float if dtype.startswith("float") else int).astype(dtype)
+        return values
+    try:
+        typed = values.astype(dtype)
+    except OverflowError:  # a query may have added larger numbers
+        return values
+    return typed if (typed == values).all() else values

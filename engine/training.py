@@ -97,7 +97,7 @@ def train(
         asked["seed"] = asked["seed"] or 0
         ranks.note("reading the covariates")
         if resume and "setup" in saved:
-            setup = Setup(**saved["setup"])
+            setup = Setup.from_saved(saved["setup"])
         elif start is not None:
             data, setup, resolved, first = prepare_start(start, data, keys, resolved)
             asked["genes"] = [str(gene) for gene in data.genes]  # those of the model, whatever else the data has

@@ -3,6 +3,7 @@
 open_source      any file of counts, read by slices of rows      sources.py (anndata_files, tenx, soma)
 ingest           sources -> a cell store, shuffled out of core   ingestion.py
 open_cells       a cell store, or a source, as blocks of cells   cells.py, cell_store.py
+add_obs_columns  columns made after a store was, into its obs    added_columns.py
 MemoryCells      an AnnData in memory, as such blocks            memory.py
 BatchLoader      cells -> minibatches, for any PyTorch model     loader.py (plan, selection, decoding, rows, buffers)
 DeviceFeeder     minibatches -> a GPU, ahead of the model        feeder.py
@@ -23,6 +24,7 @@ _PLACES = {
     "open_cells": "cells",
     "CellData": "cells",
     "CellStore": "cell_store",
+    "add_obs_columns": "added_columns",
     "MemoryCells": "memory",
     "BatchLoader": "loader",
     "DeviceFeeder": "feeder",

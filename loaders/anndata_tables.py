@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.obs_columns import plain_values, to_index
 from atlasvi.loaders.stored_checks import Node, check_safe, is_array
 
 ReadColumn = Callable[[int, int], Any]  # rows [start, stop) of a column, as something pandas takes
@@ -55,13 +56,13 @@ class ColumnTable:
         attrs = group.attrs
         members = sorted(group)  # Zarr lists in any order
         index_key = to_str(attrs["_index"]) if "_index" in attrs else _first_in(("_index", "index"), members)
-        if index_key is None or index_key not in members:
+        if index_key is None or not _has_member(group, index_key):
             raise SourceError(f"{path}: {name} has no index; write the file anew with anndata.")
         if "column-order" in attrs:
-            columns = [to_str(column) for column in attrs["column-order"]]
+            columns = list(dict.fromkeys(to_str(column) for column in attrs["column-order"]))
         else:
             columns = [member for member in members if member not in (index_key, "__categories")]
-        if missing := [column for column in columns if column not in members]:
+        if missing := [column for column in columns if not _has_member(group, column)]:
             raise SourceError(
                 f"{path}: column {missing[0]!r} of {name} is announced but not there; copy the file again."
             )
@@ -142,9 +143,11 @@ def open_column(path: str, name: str, node: Node, parent: Node) -> ReadColumn:
             return lambda start, stop: read_text(node, start, stop)
         pointer = node.attrs["categories"]
         categories = parent[pointer if isinstance(pointer, h5py.Reference) else to_str(pointer)]
-        return _categorical(node, categories, bool(categories.attrs.get("ordered", False)))
+        return _categorical(node, read_text(categories), bool(categories.attrs.get("ordered", False)))
     if encoding == "categorical":
-        return _categorical(node["codes"], node["categories"], bool(node.attrs.get("ordered", False)))
+        categories = node["categories"]
+        values = open_column(path, f"{name}/categories", categories, node)(0, column_length(categories))
+        return _categorical(node["codes"], values, bool(node.attrs.get("ordered", False)))
     if encoding in ("nullable-integer", "nullable-boolean", "nullable-string-array"):
         return _masked(encoding, node["values"], node["mask"])
     raise SourceError(
@@ -153,8 +156,8 @@ def open_column(path: str, name: str, node: Node, parent: Node) -> ReadColumn:
     )
 
 
-def _categorical(codes: Node, categories: Node, ordered: bool) -> ReadColumn:
-    dtype = pd.CategoricalDtype(read_text(categories), ordered=ordered)
+def _categorical(codes: Node, categories: Any, ordered: bool) -> ReadColumn:
+    dtype = pd.CategoricalDtype(to_index(plain_values(categories)), ordered=ordered)
     return lambda start, stop: pd.Categorical.from_codes(codes[start:stop], dtype=dtype)
 
 
@@ -212,6 +215,11 @@ def to_str(value: Any) -> str:
     if isinstance(value, np.ndarray):
         value = value.reshape(-1)[0]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _has_member(group: Node, name: str) -> bool:
+    """Whether a group has this column. A slash in the name is a path down from the group, never one from the root."""
+    return not name.startswith("/") and name in group
 
 
 def _first_in(names: tuple[str, ...], members: list[str]) -> str | None:

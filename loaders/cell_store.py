@@ -28,7 +28,8 @@ from atlasvi.loaders.shards import Layout, ShardReader
 from atlasvi.loaders.stored_checks import check_group_codecs
 from atlasvi.loaders.tables import TableReader, quiet_zarr
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+VERSION_WITHOUT_MASKS = 2  # of a store whose tables have no nullable columns: older readers know all of it
 KIND = "cell store"
 CHUNK = 2**17  # elements: large enough that decoding, not Python, takes the time
 BLOCK_CHUNKS = 32  # one more is read for the end of the last cell: 3% of an epoch is decoded twice
@@ -87,7 +88,7 @@ class CellStore:
         if attributes is None or attributes.get("kind") != KIND:
             raise SourceError(f"{path} is not a cell store (make one with: atlasvi ingest SRC... --out STORE).")
         check_version(attributes, path, FORMAT_VERSION)
-        if attributes["format_version"] < FORMAT_VERSION:
+        if attributes["format_version"] < VERSION_WITHOUT_MASKS:
             raise SourceError(
                 f"{path}: this cell store was made by an earlier draft of atlasvi: ingest its sources again."
             )
@@ -101,7 +102,8 @@ class CellStore:
     def _open(self, path: Path) -> None:
         from anndata.io import read_elem
 
-        root = cast(Any, zarr.open_group(path, mode="r"))
+        # Not by its consolidated metadata: zarr misreads that of names that differ by case alone.
+        root = cast(Any, zarr.open_group(path, mode="r", use_consolidated=False))
         check_group_codecs(root)
         self.n_cells: int = self.attributes["n_cells"]
         self.nnz: int = self.attributes["nnz"]

@@ -10,13 +10,14 @@ import scipy.sparse as sp
 import zarr
 
 from atlasvi.loaders.errors import GeneError
-from atlasvi.loaders.obs_columns import convert_column, join_dtypes
+from atlasvi.loaders.obs_columns import convert_column, join_column
 from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.runs import choose_run
 
 if TYPE_CHECKING:
     from atlasvi.loaders.anndata_files import AnnDataSource
 
+SLICE_ROWS = 2**16
 DATASET = re.compile(r"dataset_(\d+)")
 Part = TypeVar("Part")
 
@@ -53,9 +54,7 @@ class Collection:
         self.nnz = sum(known) if len(known) == len(self._parts) else None
         heads = [part.read_obs(0, 0) for part in self._parts]
         names = dict.fromkeys(str(name) for head in heads for name in head)
-        self._dtypes = {
-            name: join_dtypes([head[name].dtype if name in head else None for head in heads]) for name in names
-        }
+        self._dtypes = {name: join_column(heads, name, self._read_part_obs) for name in names}
 
     def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
         """Rows [start, stop) x all genes, as stored: canonical CSR, values not validated."""
@@ -87,6 +86,11 @@ class Collection:
         """Close the files and remove temporary ones."""
         for part in self._parts:
             part.close()
+
+    def _read_part_obs(self, number: int) -> Iterator[pd.DataFrame]:
+        """`obs` of one dataset, in slices."""
+        part = self._parts[number]
+        return (part.read_obs(at, min(at + SLICE_ROWS, part.n_cells)) for at in range(0, part.n_cells, SLICE_ROWS))
 
     def _read_parts(self, start: int, stop: int, read: "Callable[[AnnDataSource, int, int], Part]") -> Iterator[Part]:
         """What `read` returns of each dataset that rows [start, stop) are in; of one of them for no rows."""

@@ -13,13 +13,18 @@ from atlasvi.loaders.joined import JoinedSources
 from atlasvi.loaders.reopened import open_many
 from atlasvi.loaders.source_options import SourceSpec
 
+SCRATCH_FORMAT = 2
 JOB, GENES = "job.json", "genes.npz"
 
 
 @dataclass(frozen=True)
 class Job:
-    """The options of `ingest`, resolved. `identities` tell whether a source has changed since."""
+    """The options of `ingest`, resolved. `identities` tell whether a source has changed since.
 
+    scratch_format  of what an ingest keeps while it runs: one that another version left is begun anew
+    """
+
+    scratch_format: int
     sources: list[dict[str, Any]]  # the fields of each SourceSpec
     identities: list[list[int]]
     genes: str | None

@@ -22,6 +22,7 @@ from atlasvi.loaders.cell_store import PROFILES, CellStore
 from atlasvi.loaders.errors import ColumnError, CountsError
 from atlasvi.loaders.ingest_job import (
     GENES,
+    SCRATCH_FORMAT,
     Job,
     forget,
     identify_source,
@@ -58,6 +59,8 @@ class IngestReport:
     dropped_cells: int
     empty_cells: int
     sources: list[str]
+    renamed_columns: dict[str, str]
+    """Columns of obs whose names no store can hold, and the names that they got."""
     notes: list[str] = field(default_factory=list)  # what a user should know of the sources, a sentence each
 
 
@@ -108,6 +111,7 @@ def ingest(
             replace(spec, path=os.path.abspath(spec.path)) if os.path.exists(spec.path) else spec for spec in specs
         ]
     job = Job(
+        scratch_format=SCRATCH_FORMAT,
         sources=[asdict(spec) for spec in specs],
         identities=[identify_source(spec.path) if os.path.exists(spec.path) else [] for spec in specs],
         genes=genes,
@@ -227,7 +231,9 @@ def _shuffle(
     check_store(scratch / "result")
     notes = describe_sources(joined, *(sum(summary[name] for summary in summaries) for name in ("values", "rounded")))
     n_dropped = joined.n_cells - n_cells
-    return IngestReport(out, n_cells, len(joined.var), nnz, largest, n_dropped, n_empty, joined.paths, notes)
+    return IngestReport(
+        out, n_cells, len(joined.var), nnz, largest, n_dropped, n_empty, joined.paths, joined.renamed, notes
+    )
 
 
 def describe_sources(joined: JoinedSources, n_values: int, n_rounded: int) -> list[str]:

@@ -8,16 +8,17 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from atlasvi.loaders.column_names import find_storable_names, set_reserved_aside
 from atlasvi.loaders.counts import CellNames, check_counts, round_values
 from atlasvi.loaders.errors import GeneError
 from atlasvi.loaders.hashing import cell_keys
-from atlasvi.loaders.obs_columns import convert_column, join_dtypes
+from atlasvi.loaders.obs_columns import convert_column, join_column, join_dtypes
 from atlasvi.loaders.sources import Source, drop_versions
 
 PIECE_NNZ = 2**21  # stored counts read at a time: about 16 MB as float32 CSR
 MOST_ROWS = 2**17
 SAMPLE_CELLS = 256
-RESERVED = ("source", "source_row")
+SLICE_ROWS = 2**16
 
 
 @dataclass
@@ -45,6 +46,7 @@ class JoinedSources:
              'intersection': genes of the first source that all others have.
              None: union, if the sources share at least half of the genes of the one that has the fewest.
     rounded  take fractions for counts, each rounded to the nearest whole number
+    renamed  columns of obs whose names no store can hold, and the names that they got
     Raises GeneError where too few genes are shared (for a union none: files that share nothing are seldom of one
     atlas).
     """
@@ -56,8 +58,29 @@ class JoinedSources:
         self.n_cells = sum(source.n_cells for source in sources)
         shared = find_shared(self.sources, how)
         self.var = _join_var(self.sources, shared if how == "intersection" else None)
-        self.dtypes = _join_obs_dtypes(self.sources)
+        self._join_obs()
         self.offsets = np.cumsum([0] + [source.n_cells for source in sources])
+
+    def _join_obs(self) -> None:
+        """Find the columns of obs: `dtypes`, of each one (see obs_columns.py), and what each source calls it."""
+        heads = [source.read_obs(0, 0) for source in self.sources]
+        aside = [set_reserved_aside(head) for head in heads]
+        names = [[before.get(name, name) for name in head] for head, before in zip(heads, aside)]
+        together = list(dict.fromkeys(name for some in names for name in some))
+        self.renamed = find_storable_names(together)
+        self._columns = [[self.renamed.get(name, name) for name in some] for some in names]
+        tables = [head.set_axis(columns, axis=1) for head, columns in zip(heads, self._columns)]
+        self.dtypes: dict[str, object] = {
+            name: join_column(tables, name, self._read_own_obs)
+            for name in (self.renamed.get(name, name) for name in together)
+        }
+
+    def _read_own_obs(self, number: int) -> Iterator[pd.DataFrame]:
+        """`obs` of one source in slices, its own types under the joined names."""
+        n_cells = self.sources[number].n_cells
+        for start in range(0, n_cells, SLICE_ROWS):
+            obs = self.sources[number].read_obs(start, min(start + SLICE_ROWS, n_cells))
+            yield obs.set_axis(self._columns[number], axis=1)
 
     def choose_genes(self, chosen: np.ndarray) -> None:
         """Keep only genes where `chosen` (bool, [genes])."""
@@ -117,8 +140,7 @@ class JoinedSources:
 
     def read_obs(self, number: int, start: int, stop: int) -> pd.DataFrame:
         """`obs` of rows [start, stop) of one source, with the joined columns, `source` and `source_row`."""
-        source = self.sources[number]
-        raw = _keep_reserved(source.read_obs(start, stop))
+        raw = self.sources[number].read_obs(start, stop).set_axis(self._columns[number], axis=1)
         columns = {name: convert_column(raw, name, dtype) for name, dtype in self.dtypes.items()}
         paths = self.paths
         columns["source"] = pd.Categorical.from_codes(np.full(len(raw), number), paths)
@@ -177,28 +199,22 @@ def _join_var(sources: list[Source], genes: pd.Index | None) -> pd.DataFrame:
         genes = sources[0].var.index
         for source in sources[1:]:
             genes = genes.append(source.var.index[~source.var.index.isin(genes)])
-    columns: dict[str, pd.Series] = {}
-    for source in sources:  # what the first source says of a gene is kept
-        for name, values in source.var.items():
-            values = (
-                values.astype(values.cat.categories.dtype) if isinstance(values.dtype, pd.CategoricalDtype) else values
-            )
-            known = columns.get(str(name))
-            columns[str(name)] = values.reindex(genes) if known is None else known.combine_first(values.reindex(genes))
-    var = pd.DataFrame(columns, index=genes.astype(str))
-    for name in var:
-        if var[name].dtype == object:
-            var[name] = var[name].map(lambda value: "" if pd.isna(value) else str(value))
-    return var
+    return _join_var_columns([source.var for source in sources], genes)
 
 
-def _keep_reserved(obs: pd.DataFrame) -> pd.DataFrame:
-    """Columns that ours would overwrite are kept under another name (a cell store ingested again has them)."""
-    return obs.rename(columns={name: f"{name}_before" for name in RESERVED if name in obs})
-
-
-def _join_obs_dtypes(sources: list[Source]) -> dict[str, object]:
-    """The dtype of each joined `obs` column: int64, float64, bool, object (text) or a merged CategoricalDtype."""
-    heads = [_keep_reserved(source.read_obs(0, 0)) for source in sources]
-    names = dict.fromkeys(str(name) for head in heads for name in head)
-    return {name: join_dtypes([head[name].dtype if name in head else None for head in heads]) for name in names}
+def _join_var_columns(tables: list[pd.DataFrame], genes: pd.Index) -> pd.DataFrame:
+    """The columns of var of all tables; what the first one says of a gene is kept."""
+    names = list(dict.fromkeys(name for table in tables for name in table))
+    columns = {}
+    for name in names:
+        having = [table for table in tables if name in table]
+        dtype = join_column(having, name, lambda number: [having[number]])  # noqa: B023  called here
+        missable = join_dtypes([dtype, None])
+        joined = pd.Series(convert_column(pd.DataFrame(index=genes), name, missable), genes)
+        for table in having:
+            said = pd.Series(convert_column(table, name, missable), table.index).reindex(genes)
+            joined = joined.where(joined.notna(), said)
+        columns[name] = convert_column(joined.to_frame(name), name, missable if joined.isna().any() else dtype)
+    storable = find_storable_names(names)
+    var = pd.DataFrame(columns, index=genes).rename(columns=storable)
+    return var.set_axis(genes.astype(str), axis=0)

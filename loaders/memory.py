@@ -13,7 +13,7 @@ from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.narrow import narrow_rows
 from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.sources import check_gene_names
-from atlasvi.loaders.tables import check_column
+from atlasvi.loaders.tables import check_column, to_storable
 
 if TYPE_CHECKING:
     import anndata
@@ -32,7 +32,10 @@ class MemoryObs:
     def read_column(self, name: str) -> pd.Series:
         """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
         check_column(name, self.obs_columns, NAME)
-        return self.adata.obs[name].reset_index(drop=True)
+        places = [place for place, there in enumerate(self.obs_columns) if there == name]
+        if len(places) > 1:
+            raise ColumnError(f"{NAME}: obs has {len(places)} columns called {name!r}: give them different names.")
+        return self.adata.obs.iloc[:, places[0]].reset_index(drop=True)
 
     def read_names(self) -> pd.Index:
         """Names of all cells."""
@@ -76,7 +79,7 @@ class MemoryCells(MemoryObs):
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop), with `source` and `source_row` as files have them."""
-        obs = self.adata.obs.iloc[start:stop]
+        obs = to_storable(self.adata.obs.iloc[start:stop], f"{NAME}: obs", aside=True)
         source = pd.Categorical.from_codes(np.zeros(len(obs), int), [NAME])
         return obs.assign(source=source, source_row=np.arange(start, start + len(obs)))
 

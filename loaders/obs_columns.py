@@ -1,58 +1,177 @@
-"""Columns of `obs` of several tables as one: a common type, categories merged."""
+"""Columns of several tables as one: the type that holds all their values exactly, and each table's values in it.
+
+A column's type is a number, bool or datetime type of numpy; pandas' nullable integer or boolean, where values may be
+missing; `object` for text, in which None is missing; or categories. Numbers are compared by value: 1 and 1.0 are one
+category.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from atlasvi.loaders.tables import TEXT
+TEXT = np.dtype(object)
+EXACT_FLOAT = 2**53  # whole numbers up to here are exact in float64
+LONG = (np.dtype(np.longdouble), np.dtype(np.clongdouble))  # no file format holds them everywhere: kept as text
+NULLABLE = {f"{sign}int{bits}": f"{'UI' if sign else 'I'}nt{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+Fits = Callable[[int, int], bool]
+"""Whether all integers of table number k, in the column at hand, are at most so large, up or down."""
 
 
-def join_dtypes(dtypes: list) -> object:
-    """The dtype of a column that has these in its sources (None: not there): a number, truth, text or categories."""
-    known = [dtype for dtype in dtypes if dtype is not None]
-    kinds = {_kind(dtype) for dtype in known}
-    if "category" not in kinds and len(known) == len(dtypes):
-        if len(kinds) == 1:
-            return {"int": np.dtype(np.int64), "float": np.dtype(np.float64), "bool": np.dtype(bool)}.get(
-                kinds.pop(), np.dtype(object)
-            )
-        if kinds == {"int", "float"}:
-            return np.dtype(np.float64)
-    if kinds <= {"int", "float"}:  # missing in a source: NaN
-        return np.dtype(np.float64)
-    if kinds == {"category"}:
-        values = [dtype.categories for dtype in known]
-        ordered = all(dtype.ordered for dtype in known) and all(list(v) == list(values[0]) for v in values)
-        if len({_kind(v.dtype) for v in values}) > 1:
-            values = [v.astype(str) for v in values]
-        merged = values[0]
-        for more in values[1:]:
-            merged = merged.append(more[~more.isin(merged)])
-        return pd.CategoricalDtype(merged, ordered=ordered)
-    return np.dtype(object)
+def join_dtypes(dtypes: Sequence[Any], fits: Fits = lambda table, bound: True) -> Any:
+    """The type of a column that has these types in its tables (None: not there).
+
+    fits  asked only where the types alone do not tell: 64-bit integers beside floats, or signed beside unsigned ones.
+          Where they do not fit, the column becomes text, which holds all of them.
+    """
+    known = {table: dtype for table, dtype in enumerate(dtypes) if dtype is not None}
+    if all(isinstance(dtype, pd.CategoricalDtype) for dtype in known.values()):
+        return _merge_categories(list(known.values()))
+    common = _find_common({table: _element_dtype(dtype) for table, dtype in known.items()}, fits)
+    may_miss = len(known) < len(dtypes) or any(map(_may_miss, known.values()))
+    if not may_miss or common.kind in "fcMmO":  # these have a value for what is missing
+        return common
+    return pd.BooleanDtype() if common.kind == "b" else pd.api.types.pandas_dtype(NULLABLE[common.name])
 
 
-def _kind(dtype: object) -> str:
+def join_column(tables: Sequence[pd.DataFrame], name: str, read_slices: Callable[[int], Iterable[pd.DataFrame]]) -> Any:
+    """The joined type of one column.
+
+    tables       each table's columns, with or without rows
+    read_slices  all rows of a table, in slices; called only where the types alone do not tell
+    """
+
+    def fits(table: int, bound: int) -> bool:
+        for rows in read_slices(table):
+            values, missing = split_missing(rows[name])
+            there = values[~missing]
+            if len(there) and not -bound <= int(there.min()) <= int(there.max()) <= bound:
+                return False
+        return True
+
+    return join_dtypes([table[name].dtype if name in table else None for table in tables], fits)
+
+
+def convert_column(obs: pd.DataFrame, name: str, dtype: Any) -> Any:
+    """One column of a table in the joined type, as an array of numpy or pandas; all missing if it is not there."""
     if isinstance(dtype, pd.CategoricalDtype):
-        return "category"
-    kind = getattr(dtype, "kind", "O")
-    if isinstance(dtype, pd.api.extensions.ExtensionDtype):  # nullable: integers as float with NaN, truth as text
-        return {"i": "float", "u": "float", "f": "float"}.get(kind, "text")
-    return {"i": "int", "u": "int", "f": "float", "b": "bool"}.get(kind, "text")
-
-
-def convert_column(obs: pd.DataFrame, name: str, dtype: object) -> object:
-    """One column of a source as the joined dtype; text where a value is missing becomes None."""
-    if name not in obs:
-        if isinstance(dtype, pd.CategoricalDtype):
-            return pd.Categorical([None] * len(obs), dtype=dtype)
-        return np.full(len(obs), np.nan if dtype == np.float64 else None, dtype)  # type: ignore[call-overload]
-    column = obs[name]
-    if isinstance(dtype, pd.CategoricalDtype):
-        if column.cat.categories.dtype != dtype.categories.dtype:
-            column = column.cat.rename_categories(column.cat.categories.astype(str))
-        return column.cat.set_categories(dtype.categories, ordered=bool(dtype.ordered)).array
+        codes = _recode(obs[name], dtype) if name in obs else np.full(len(obs), -1)
+        return pd.Categorical.from_codes(codes, dtype=dtype)
+    if name in obs:
+        values, missing = split_missing(obs[name])
+    else:
+        values, missing = np.zeros(len(obs), getattr(dtype, "numpy_dtype", dtype)), np.ones(len(obs), bool)
     if dtype == TEXT:
-        return np.array([None if pd.isna(value) else str(value) for value in column], object)
-    if dtype == np.float64 and column.isna().any():
-        return column.to_numpy(np.float64, na_value=np.nan)
-    return column.to_numpy(dtype)
+        text = np.empty(len(values), object)
+        text[:] = [None if gone else name_value(value) for value, gone in zip(values, missing)]
+        return text
+    if is_masked(dtype):
+        plain = values.astype(dtype.numpy_dtype)
+        make = pd.arrays.BooleanArray if plain.dtype == bool else pd.arrays.IntegerArray
+        return make(plain, missing.copy())
+    if not missing.any():
+        return values.astype(dtype)
+    converted = values.astype(dtype)
+    converted[missing] = np.array("NaT" if dtype.kind in "Mm" else np.nan, dtype)
+    return converted
+
+
+def split_missing(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Values in a type of numpy (text as object), and which are missing: there the value means nothing."""
+    dtype, missing = column.dtype, column.isna().to_numpy()
+    if isinstance(dtype, pd.CategoricalDtype):
+        categories = plain_values(column.cat.categories)
+        if not len(categories):
+            return np.zeros(len(column), categories.dtype), missing
+        return categories[column.cat.codes.to_numpy()], missing
+    if isinstance(dtype, pd.api.extensions.ExtensionDtype) and (plain := _element_dtype(dtype)) != TEXT:
+        return column.to_numpy(plain, na_value=plain.type()), missing
+    return column.to_numpy(object if _element_dtype(dtype) == TEXT else None), missing
+
+
+def plain_values(values: Any) -> np.ndarray:
+    """An array or index without missing values in a type of numpy; what is no number, truth or date is text."""
+    dtype = _element_dtype(values.dtype)
+    if dtype != TEXT:
+        return np.asarray(values, dtype)
+    return _to_text(values)
+
+
+def to_index(values: np.ndarray) -> pd.Index:
+    """Values as an index, text as objects; pandas has none of half-precision floats."""
+    if values.dtype == TEXT:
+        return pd.Index(values, dtype=object)
+    return pd.Index(values.astype(np.float32) if values.dtype == np.float16 else values)
+
+
+def name_value(value: Any) -> str:
+    """A value as text; a whole number reads alike whether it is kept as an integer or as a float."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def is_masked(dtype: Any) -> bool:
+    """Whether it is a nullable integer or boolean of pandas."""
+    return isinstance(dtype, pd.BooleanDtype) or getattr(dtype, "name", "") in NULLABLE.values()
+
+
+def _element_dtype(dtype: Any) -> np.dtype:
+    """The type of numpy that holds a column's values where none is missing; `object` for all that is text here."""
+    if isinstance(dtype, pd.CategoricalDtype):
+        return _element_dtype(dtype.categories.dtype)
+    plain = getattr(dtype, "numpy_dtype", None) if isinstance(dtype, pd.api.extensions.ExtensionDtype) else dtype
+    is_known = isinstance(plain, np.dtype) and plain.kind in "iufbcMm" and plain not in LONG
+    return plain.newbyteorder("=") if isinstance(plain, np.dtype) and is_known else TEXT
+
+
+def _may_miss(dtype: Any) -> bool:
+    return isinstance(dtype, pd.api.extensions.ExtensionDtype)
+
+
+def _find_common(dtypes: dict[int, np.dtype], fits: Fits) -> np.dtype:
+    """The type of numpy that holds the values of all tables exactly, or `object`."""
+    kinds = {dtype.kind for dtype in dtypes.values()}
+    if kinds == {"O"} or not (kinds <= set("iufc") or len(kinds) == 1):
+        return TEXT
+    common = np.result_type(*dtypes.values())
+    wide = [table for table, dtype in dtypes.items() if dtype.kind in "iu" and dtype.itemsize == 8]
+    if kinds == {"i", "u"} and common.kind == "f":
+        return np.dtype(np.int64) if all(fits(table, 2**63 - 1) for table in wide) else TEXT
+    if common.kind in "fc" and not all(fits(table, EXACT_FLOAT) for table in wide):
+        return TEXT
+    return common
+
+
+def _merge_categories(dtypes: list[pd.CategoricalDtype]) -> pd.CategoricalDtype:
+    """The categories of the first, then those that each further one adds; numbers are one if their values are."""
+    parts = [plain_values(dtype.categories) for dtype in dtypes]
+    ordered = all(dtype.ordered for dtype in dtypes) and all(list(part) == list(parts[0]) for part in parts)
+    filled = [part for part in parts if len(part)] or parts[:1]  # of none, the type says nothing
+    common = _find_common(
+        {k: part.dtype for k, part in enumerate(filled)},
+        lambda k, bound: all(abs(int(value)) <= bound for value in filled[k]),
+    )
+    merged = _cast_categories(filled[0], common).unique()  # 1 and '1' of one table may be the same text
+    for part in filled[1:]:
+        more = _cast_categories(part, common).unique()
+        merged = merged.append(more[~more.isin(merged)])
+    return pd.CategoricalDtype(merged, ordered=ordered)
+
+
+def _cast_categories(values: np.ndarray, dtype: np.dtype) -> pd.Index:
+    return to_index(_to_text(values) if dtype == TEXT else values.astype(dtype))
+
+
+def _recode(column: pd.Series, dtype: pd.CategoricalDtype) -> np.ndarray:
+    """Codes of a categorical column among other categories, -1 for what is missing."""
+    values = plain_values(column.cat.categories)
+    known = to_index(_to_text(values) if _element_dtype(dtype) == TEXT else values)
+    return np.append(dtype.categories.get_indexer(known), -1)[column.cat.codes.to_numpy()]
+
+
+def _to_text(values: Iterable[Any]) -> np.ndarray:
+    return np.array([*map(name_value, values), None], object)[:-1]  # None keeps numpy from making fixed-width text

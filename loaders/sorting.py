@@ -128,15 +128,15 @@ def write_part(
             if values.dtype == TEXT:
                 encoded = [None if text is None else text.encode() for text in values[order]]
                 lengths = np.array([-1 if text is None else len(text) for text in encoded], np.int32)
-                begin(f"{name}/lengths", lengths.dtype, CELLS)
+                begin(f"lengths/{name}", lengths.dtype, CELLS)
                 file.write(lengths.data)
-                begin(f"{name}/bytes", np.dtype(np.uint8), name)
+                begin(f"bytes/{name}", np.dtype(np.uint8), name)
                 file.write(b"".join(text for text in encoded if text is not None))
                 starts = np.concatenate([[0], np.cumsum(np.maximum(lengths, 0), dtype=np.int64)])
                 edges[name] = starts[edges[CELLS]]
             else:
                 begin(name, values.dtype, CELLS)
-                file.write(np.ascontiguousarray(values[order]).data)
+                file.write(np.ascontiguousarray(values[order]).view(np.uint8).data)  # dates have no buffer of their own
         for name, values in (("indices", indices), ("counts", counts)):
             begin(name, values.dtype, NNZ)
             file.seek(values.nbytes, os.SEEK_CUR)
@@ -166,9 +166,9 @@ class Part:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the `obs/` columns."""
-        names = (name.removesuffix("/lengths") for name in self.sections if not name.endswith("/bytes"))
-        return [name for name in names if name.startswith("obs/")]
+        """Names of the `obs/` columns and their masks."""
+        names = (name.removeprefix("lengths/") for name in self.sections)
+        return [name for name in names if name.startswith(("obs/", "mask/"))]
 
     def span(self, by: str, bucket: int) -> tuple[int, int]:
         """Where a bucket begins and ends, in cells, counts, or bytes of a text column."""
@@ -181,8 +181,8 @@ class Part:
 
     def read(self, name: str, bucket: int) -> np.ndarray:
         """One section's values of a bucket; text columns as objects."""
-        if f"{name}/lengths" in self.sections:
-            lengths, raw = self.read(f"{name}/lengths", bucket), self.read(f"{name}/bytes", bucket).tobytes()
+        if f"lengths/{name}" in self.sections:
+            lengths, raw = self.read(f"lengths/{name}", bucket), self.read(f"bytes/{name}", bucket).tobytes()
             ends = np.cumsum(np.maximum(lengths, 0), dtype=np.int64).tolist()
             texts = [None if n < 0 else raw[end - n : end].decode() for n, end in zip(lengths.tolist(), ends)]
             return np.array([*texts, None], object)[:-1]  # of texts of equal length numpy would make no objects

@@ -26,7 +26,15 @@ from atlasvi.loaders.ingest_job import load_job, write_aside
 from atlasvi.loaders.rows import gather_rows
 from atlasvi.loaders.shards import ChunkEncoder, ShardWriter, create_sharded
 from atlasvi.loaders.sorting import Part, open_parts, read_obs
-from atlasvi.loaders.tables import TableWriter, quiet_zarr
+from atlasvi.loaders.tables import (
+    AppendedArray,
+    TableWriter,
+    consolidate_metadata,
+    create_parents,
+    has_masks,
+    quiet_zarr,
+    write_table,
+)
 
 ENCODE_CELLS = 2**11
 FOLDER, PLAN = "encoded", "store.json"
@@ -148,6 +156,7 @@ class _StoreWriter:
     ) -> None:
         n_genes = attributes["n_genes"]
         self.attributes = {**attributes, "n_cells": n_cells}
+        self._path = path
         self.root = zarr.open_group(path, mode="w", zarr_format=3)
         self.root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         csr = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, n_genes]}
@@ -160,7 +169,7 @@ class _StoreWriter:
         self._indptr = ShardWriter(create_sharded(matrix, "indptr", n_cells + 1, layout), layout)
         self._indptr.append(np.zeros(1, np.int64))
         self._obs = TableWriter(self.root, "obs", n_cells, dtypes)
-        self._var = var
+        write_table(self.root, "var", var)
         self._written_cells, self._written_nnz = 0, 0
         self._block_starts = [0]
         self._block_elements = attributes["chunk"] * attributes["block_chunks"]
@@ -196,10 +205,19 @@ class _StoreWriter:
         for name, moments in self._moments.items():
             codes = record[f"obs/{name}"]
             if codes.dtype == object:
-                codes = self._obs.dtypes[name].categories.get_indexer(pd.Index(codes))  # type: ignore[attr-defined]
+                known = self._obs.dtypes[name].categories  # type: ignore[attr-defined]
+                codes = known.get_indexer(pd.Index(codes, dtype=object))
             use = (codes >= 0) & (library > 0)
             for k, weights in enumerate((None, log_library[use], log_library[use] ** 2)):
                 moments[:, k] += np.bincount(codes[use], weights=weights, minlength=len(moments))
+
+    def _write_moments(self) -> None:
+        """Under the names of the columns; anndata refuses to write names with slashes, and reads them."""
+        attributes = {"encoding-type": "dict", "encoding-version": "0.1.0"}
+        group = self.root.create_group("uns/atlasvi/library", attributes=attributes)
+        for name, moments in self._moments.items():
+            create_parents(group, name)
+            AppendedArray(group, name, len(moments), moments.dtype, (3,)).append(moments)
 
     def close(self) -> None:
         """Write what was gathered, then the attributes that make the folder a cell store."""
@@ -214,12 +232,13 @@ class _StoreWriter:
             "block_starts": np.array([*self._block_starts[:n_blocks], self._written_cells]),
             "gene_totals": self._gene_totals,
             "gene_cells": self._gene_cells,
-            "library": self._moments,
         }
+        if not has_masks(self.root):
+            self.attributes["format_version"] = cell_store.VERSION_WITHOUT_MASKS
         with quiet_zarr():
-            write_elem(self.root, "var", self._var)
             write_elem(self.root, "uns", {"atlasvi": statistics})
+            self._write_moments()
             for name in ("layers", "obsm", "obsp", "varm", "varp"):
                 write_elem(self.root, name, {})
             self.root.attrs["atlasvi"] = self.attributes
-            zarr.consolidate_metadata(self.root.store)
+        consolidate_metadata(self._path)

@@ -25,6 +25,10 @@ def atlasvi(*arguments: object, ok: bool = True) -> subprocess.CompletedProcess:
     return done
 
 
+def store_names(store: Path) -> list[str]:
+    return anndata.read_zarr(store).obs_names.tolist()
+
+
 def test_the_main_job_end_to_end(tmp_path: Path):
     counts, store, run, mini = (tmp_path / name for name in ("atlas.h5ad", "atlas.store", "run", "atlas.mini"))
     atlasvi("simulate", counts, "--cells", 400, "--genes", 60, "--batches", 2, "--types", 3, "--seed", 1)
@@ -47,6 +51,12 @@ def test_the_main_job_end_to_end(tmp_path: Path):
     assert pd.read_csv(answer, index_col=0).shape == (
         (anndata.read_h5ad(counts).obs["batch"] == "batch_1").sum(), 2
     )  # fmt: skip
+    labels = tmp_path / "labels.csv"
+    labels.write_text("cell,cluster\n" + "".join(f"{name},{k % 3}\n" for k, name in enumerate(store_names(store))))
+    for place in (store, mini):
+        assert "obs has cluster now" in atlasvi("annotate-obs", place, labels, "--key", "cell").stdout
+        assert anndata.read_zarr(place).obs["cluster"].loc[store_names(store)].tolist()[:4] == [0, 1, 2, 0]
+    assert "has a column 'cluster' already" in atlasvi("annotate-obs", store, labels, ok=False).stderr
     for path, kind in ((store, "cell store"), (mini, "minified store"), (run, "run"), (counts, "400 cells x 60 genes")):
         assert kind in atlasvi("info", path).stdout
     assert "4 latent dimensions" in atlasvi("query", mini, "info").stdout
@@ -61,6 +71,8 @@ def test_the_main_job_end_to_end(tmp_path: Path):
         (["info", "missing"], "missing"),
         (["minify", "missing", "missing", "--out", "x"], "missing"),
         (["query", "missing", "info"], "missing is not a minified store"),
+        (["annotate-obs", "missing", "missing.csv"], "missing.csv: the table can't be read"),
+        (["annotate-obs", "missing", "missing.xlsx"], "missing.xlsx: a table is read from a file that ends in .csv"),
     ],
 )
 def test_a_users_error_is_one_sentence_without_a_traceback(tmp_path: Path, arguments, message):

@@ -1,3 +1,5 @@
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import anndata
@@ -5,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlasvi.engine.covariates import Setup, learn_setup
+from atlasvi.engine.covariates import Setup, find_categories, learn_setup, to_category
 from atlasvi.loaders.cells import CellData, open_cells
 from atlasvi.loaders.errors import ColumnError
 
@@ -41,7 +43,7 @@ def test_a_setup_is_learned_from_the_columns_and_reads_their_codes(tmp_path: Pat
         continuous_covariate_keys=["age", "sex"],
     )
     assert setup.batch_categories == ["y", "x"]  # unused ones left out, the order kept
-    assert setup.categorical_covariates == {"sex": ["1", "2"], "sick": ["False", "True"]}
+    assert setup.categorical_covariates == {"sex": [1, 2], "sick": [False, True]}
     assert setup.category_dtypes == {"sex": "int64", "sick": "bool"}
     assert setup.sizes == {
         "n_batches": 2,
@@ -87,3 +89,61 @@ def test_columns_that_do_not_do_are_named(tmp_path: Path, keys: dict, message: s
 
 def test_a_model_without_covariates_asks_for_nothing(tmp_path: Path):
     assert Setup().read_codes(open_obs(tmp_path)) == {}
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "places"),
+    [
+        ([1, 2], [1.0, np.int8(2), np.float32(3)], [0, 1, None]),
+        ([0.5, 3.0], [3, "3", "3.0", "0.5"], [1, 1, None, 0]),
+        (["1", "b"], [1, 1.0, "b", True], [0, 0, 1, None]),
+        ([False, True], ["True", True, "unassigned"], [1, 1, None]),
+        ([2**60 + 1], [2**60, float(2**60)], [None, None]),
+        ([float(np.float32(0.1))], [np.float32(0.1), 0.1], [0, None]),
+        ([1, "1"], ["1", 1], [1, 0]),
+    ],
+)
+def test_categories_are_found_by_value(known, asked, places):
+    assert find_categories(known, [to_category(value) for value in asked]) == places
+
+
+@pytest.mark.parametrize(
+    ("values", "categories", "dtype"),
+    [
+        (pd.array([1, 2, 1, 2], "Int64"), [1, 2], "int64"),
+        (pd.array([True, False, True, True], "boolean"), [False, True], "bool"),
+        (pd.Categorical(np.array([0.1, 0.5, 0.1, 0.5], np.float32)), [float(np.float32(0.1)), 0.5], "float32"),
+    ],
+)
+def test_categories_keep_their_values_in_files(tmp_path: Path, values, categories, dtype):
+    setup = learn_setup(open_obs(tmp_path, OBS.assign(x=values)), batch_key="x")
+    assert (setup.batch_categories, setup.category_dtypes) == (categories, {"x": dtype})
+    assert Setup.from_saved(json.loads(json.dumps(asdict(setup)))) == setup
+
+
+def test_setups_of_the_first_files_which_wrote_numbers_as_text_are_read():
+    old = {
+        "batch_key": "donor",
+        "batch_categories": ["1", "2"],
+        "labels_key": "type",
+        "labels_categories": ["1", "T"],
+        "categorical_covariates": {"sick": ["False", "True"], "dose": ["0.1", "3.0"]},
+        "category_dtypes": {"donor": "int64", "sick": "bool", "dose": "float32"},
+    }
+    setup = Setup.from_saved(old)
+    assert (setup.batch_categories, setup.labels_categories) == ([1, 2], ["1", "T"])
+    assert setup.categorical_covariates == {"sick": [False, True], "dose": [float(np.float32(0.1)), 3.0]}
+    assert Setup.from_saved({"batch_key": None, "batch_categories": None, "labels_key": None}) == Setup()
+
+
+def test_a_query_adds_what_is_new_and_a_mixed_key_has_no_type_of_its_own(tmp_path: Path):
+    setup = learn_setup(open_obs(tmp_path), batch_key="sex", categorical_covariate_keys=["sick"])
+    more = learn_setup(
+        open_obs(tmp_path, OBS.assign(sex=[2.0, 1.5, 3.0, 1.0], sick=["True", "no", "no", "maybe"])),
+        batch_key="sex",
+        categorical_covariate_keys=["sick"],
+    )
+    extended = setup.extend(more.batch_categories, [], more.categorical_covariates, 4)
+    assert extended.batch_categories == [1, 2, 1.5, 3.0]
+    assert extended.categorical_covariates == {"sick": [False, True, "maybe", "no"]}
+    assert extended.category_dtypes == {"sex": "int64"}

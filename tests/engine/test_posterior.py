@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,15 +9,17 @@ import torch
 
 from atlasvi.engine import minify_parts
 from atlasvi.engine.covariates import Setup
-from atlasvi.engine.minified import MinifiedStore, is_minified_store
+from atlasvi.engine.minified import MinifiedStore, is_minified_store, write_minified_h5ad
 from atlasvi.engine.model import SCVI, ModelSettings
 from atlasvi.engine.posterior import minify
 from atlasvi.engine.queries import QueryError, choose_cells, read_expression, read_latent, write_table
 from atlasvi.engine.runs import TrainedRun
+from atlasvi.loaders.added_columns import add_obs_columns
 from atlasvi.loaders.cells import open_cells
 from atlasvi.loaders.errors import ColumnError, GeneError, OutputError, SourceError
 from atlasvi.loaders.ingestion import ingest
 from atlasvi.loaders.loader import BatchLoader
+from atlasvi.loaders.memory import MemoryCells
 
 GENES = [f"g{k}" for k in range(30)]
 
@@ -194,7 +197,7 @@ def test_what_is_no_minified_store_or_of_a_newer_format_is_refused(mini, tmp_pat
         MinifiedStore(tmp_path)
     metadata = Path(mini.path) / "zarr.json"
     metadata.write_text(metadata.read_text().replace('"format_version": 1', '"format_version": 9'))
-    with pytest.raises(SourceError, match="format 9, and this atlasvi reads up to 1: upgrade"):
+    with pytest.raises(SourceError, match="format 9, and this atlasvi reads up to 2: upgrade"):
         MinifiedStore(mini.path)
 
 
@@ -206,3 +209,56 @@ def test_a_model_that_scvi_tools_saved_minifies_to_its_own_posterior(shared, tmp
     for name in ("scvi_latent_qzm", "scvi_latent_qzv"):
         assert np.allclose(mini.obsm[name], theirs.obsm[name], rtol=1e-4, atol=1e-5)
     assert np.array_equal(mini.obs["observed_lib_size"], theirs.obs["observed_lib_size"])
+
+
+def plain(column: pd.Series) -> list:
+    """Values as plain Python has them; None where missing."""
+    return [None if pd.isna(value) else value for value in column.astype(object)]
+
+
+@pytest.mark.parametrize("source_order", [False, True])
+def test_columns_of_any_type_are_kept_exactly_by_a_minified_store(run, counts, tmp_path, source_order):
+    adata = anndata.read_h5ad(counts)
+    numbers = np.arange(150)
+    adata.obs["id"] = pd.array([None if k % 7 == 0 else 2**60 + k for k in numbers.tolist()], "Int64")
+    adata.obs["sick"] = pd.array([None if k % 5 == 0 else k % 2 == 0 for k in numbers], "boolean")
+    adata.obs["dose"] = pd.Categorical((numbers % 3).astype(np.float32) / 10)
+    adata.obs["big"] = np.uint64(2**64 - 1) - numbers.astype(np.uint64)
+    adata.obs["slash"] = numbers.astype(np.int8)
+    adata.var["chromosome"] = pd.Categorical([None, 1, 2] * 10)
+    adata.var["length"] = pd.array([None, 2**60 + 1, 3] * 10, "Int64")
+    adata.write_h5ad(tmp_path / "typed.h5ad")
+    with h5py.File(tmp_path / "typed.h5ad", "r+") as file:  # anndata reads such names, and no longer writes them
+        file["obs"].move("slash", "a/b")
+        order = [{"slash": "a/b"}.get(name, name) for name in file["obs"].attrs["column-order"]]
+        file["obs"].attrs["column-order"] = np.array(order, h5py.string_dtype())
+    in_memory = adata.copy()
+    in_memory.obs["day"] = pd.to_datetime("2020-01-01") + pd.to_timedelta(numbers, "D")
+    in_memory.obs["age"] = pd.cut(numbers, 3)
+    in_memory.obs["name"] = [None if k % 2 else f"n{k}" for k in numbers]
+    for k, data in enumerate((open_cells(tmp_path / "typed.h5ad"), MemoryCells(in_memory))):
+        minify(run, data, tmp_path / f"{k}", source_order=source_order)
+        store = MinifiedStore(tmp_path / f"{k}")
+        for found in (store.obs.read(0, 150), anndata.read_zarr(store.path).obs):
+            found = found.rename(columns={"a/b": "slash"})
+            for name in ("id", "sick", "dose", "big", "slash", "batch", "type"):
+                assert plain(found[name]) == plain(adata.obs[name])
+                assert found[name].dtype == adata.obs[name].dtype or name == "type"
+        for name in adata.var:
+            assert plain(store.var[name]) == plain(adata.var[name])
+    assert plain(found["day"]) == plain(in_memory.obs["day"])
+    assert plain(found["name"]) == plain(in_memory.obs["name"])
+    assert found["age"].astype(str).tolist() == in_memory.obs["age"].astype(str).tolist()
+    write_minified_h5ad(store, tmp_path / "one.h5ad")
+    again = anndata.read_h5ad(tmp_path / "one.h5ad").obs
+    assert plain(again["id"]) == plain(adata.obs["id"])
+    assert again["day"].astype(str).tolist()[:2] == ["2020-01-01 00:00:00", "2020-01-02 00:00:00"]
+
+
+def test_columns_added_to_a_minified_store_choose_its_cells(mini):
+    table = pd.DataFrame({"leiden": [k // 50 for k in range(150)]}, index=[f"cell{k}" for k in range(150)])
+    add_obs_columns(mini.path, table.iloc[::-1])
+    opened = MinifiedStore(mini.path)
+    assert choose_cells(opened, where=["leiden=0,1"], limit=60).tolist() == list(range(60))
+    assert choose_cells(opened, where=["leiden=2"]).tolist() == list(range(100, 150))
+    assert anndata.read_zarr(mini.path).obs["leiden"].tolist() == table["leiden"].tolist()

@@ -2,6 +2,7 @@
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -107,6 +108,43 @@ def test_a_query_goes_on_learning_what_it_may_and_is_saved_as_any_model(tmp_path
     assert np.array_equal(query.get_latent_representation(reference.adata), reference.get_latent_representation())
     query.save(tmp_path / "query")
     assert SCVI.load(tmp_path / "query").run.setup.batch_categories == ["a", "b", "x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "new", "categories"),
+    [
+        (np.array([1, 2]), "unassigned", [1, 2, "unassigned"]),
+        (np.array([0.5, 1.5], np.float32), "unassigned", [0.5, 1.5, "unassigned"]),
+        (np.array([False, True]), "unassigned", [False, True, "unassigned"]),
+        (pd.array([1, 2], "Int64"), 2.0, [1, 2]),
+        (np.array([1, 2]), 3.0, [1, 2, 3.0]),
+        (np.array([1, 2]), "2", [1, 2]),
+        (np.array([0.1, 2], np.float32), np.float32(0.1), [float(np.float32(0.1)), 2]),
+        (np.array(["a", "b"], object), 3, ["a", "b", 3]),
+        (pd.array([False, True], "boolean"), True, [False, True]),
+        (pd.to_datetime(["2020-01-01", "2021-01-01"]), "late", ["2020-01-01 00:00:00", "2021-01-01 00:00:00", "late"]),
+        (pd.cut([1, 2], [0, 1, 2]), "old", ["(0, 1]", "(1, 2]", "old"]),
+    ],
+)
+def test_a_query_whose_batches_are_of_another_type_is_kept_and_loads_as_it_was(tmp_path, kind, new, categories):
+    data, more = make_adata(60), make_adata(20, seed=1)
+    data.obs["batch"] = pd.Series(kind).take([0, 1] * 30).array
+    SCVI.setup_anndata(data, batch_key="batch")
+    reference = SCVI(data, n_hidden=8, n_latent=2)
+    reference.is_trained = True
+    reference.save(tmp_path / "reference")
+    loaded = SCVI.load(tmp_path / "reference", data)
+    assert loaded.run.setup == reference.run.setup
+    assert np.array_equal(loaded.get_latent_representation(), reference.get_latent_representation())
+    more.obs["batch"] = np.full(20, new)
+    query = SCVI.load_query_data(more, loaded)
+    query.is_trained = True
+    query.save(tmp_path / "query")
+    again = SCVI.load(tmp_path / "query", more)
+    assert again.run.setup.batch_categories == categories
+    assert np.array_equal(again.get_latent_representation(), query.get_latent_representation())
+    for batch in (new, categories[0]):
+        assert again.get_normalized_expression(transform_batch=batch, gene_list=["g0"]).shape == (20, 1)
 
 
 def test_all_learns_where_nothing_is_frozen_and_nothing_to_learn_is_said():

@@ -124,7 +124,7 @@ def test_columns_and_categories_come_along_and_go_back_in_their_types(tmp_path: 
         "labels",
         ["B", "T"],
         None,
-        {"donor": ["d0", "d1", "d2", "d3"], "same": ["x"], "sex": ["0", "1"]},
+        {"donor": ["d0", "d1", "d2", "d3"], "same": ["x"], "sex": [0, 1]},
         ["age", "score"],
         {"sex": "int64"},
         None,
@@ -144,7 +144,7 @@ def test_columns_and_categories_come_along_and_go_back_in_their_types(tmp_path: 
 
 def test_the_layer_and_the_size_factor_come_along():
     run = load_scvi_tools(MODELS / "factor")
-    assert (run.setup.layer, run.setup.size_factor_key, run.setup.batch_categories) == ("counts", "factor", ["0", "1"])
+    assert (run.setup.layer, run.setup.size_factor_key, run.setup.batch_categories) == ("counts", "factor", [0, 1])
     assert run.model.settings.use_size_factor
 
 

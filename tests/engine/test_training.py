@@ -105,7 +105,7 @@ def test_a_run_learns_and_leaves_its_model_result_and_metrics(cells: Path, tmp_p
 
 def test_numbers_as_batches_are_taken_in_their_order(cells: Path, tmp_path: Path):
     run = train(cells, tmp_path / "run", batch_key="lane", epochs=1, settings=SMALL)
-    assert run.setup.batch_categories == ["3", "4", "5"]
+    assert run.setup.batch_categories == [3, 4, 5]
 
 
 def test_reported_losses_weigh_each_cell_the_same_whatever_minibatch_it_was_in(cells: Path, tmp_path: Path):

@@ -330,7 +330,7 @@ def test_a_store_of_a_newer_format_is_refused(write_h5ad, tmp_path: Path):
     ingest(write_h5ad("a", make_counts(10, 5)), tmp_path / "store")
     metadata = tmp_path / "store" / "zarr.json"
     metadata.write_text(metadata.read_text().replace('"format_version": 2', '"format_version": 99'))
-    with pytest.raises(SourceError, match=r"format 99, and this atlasvi reads up to 2: upgrade"):
+    with pytest.raises(SourceError, match=r"format 99, and this atlasvi reads up to 3: upgrade"):
         open_cells(tmp_path / "store")
     metadata.write_text(metadata.read_text().replace('"format_version": 99', '"format_version": 1'))
     with pytest.raises(SourceError, match=r"earlier draft of atlasvi: ingest its sources again"):
