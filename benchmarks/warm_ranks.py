@@ -7,6 +7,7 @@ or crash much later. So no library may start a thread here, and this is checked 
 import contextlib
 import gc
 import os
+from pathlib import Path
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's and scipy's; read when they are imported
 os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # of pyarrow, which pandas imports
@@ -42,7 +43,7 @@ for rows in (2, 0):
         torch.Generator().manual_seed(0),
     )
 
-threads = [open(f"/proc/self/task/{thread}/comm").read().strip() for thread in os.listdir("/proc/self/task")]
+threads = [Path("/proc/self/task", thread, "comm").read_text().strip() for thread in os.listdir("/proc/self/task")]
 if len(threads) > 1:
     raise RuntimeError(f"threads run in the process that ranks are forked from: {', '.join(threads)}")
 gc.collect()

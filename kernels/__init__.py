@@ -9,13 +9,7 @@ order_by_gene      what both need for their gradients on a GPU, computed once   
 choose_backend     which implementation runs: 'cpu', 'triton' or 'torch'                backends.py
 """
 
-from pathlib import Path
-
-from atlasvi.kernels.numba_cache import ensure_numba_cache
-
-ensure_numba_cache(Path(__file__).parent)  # before any of these imports compiles
-
-# ruff: isort: off
+import atlasvi.kernels.numba_cache  # noqa: F401
 from atlasvi.kernels.backends import choose_backend
 from atlasvi.kernels.decoder_loss import Head, SparseCounts, decoder_nll
 from atlasvi.kernels.gene_order import GeneOrder, order_by_gene

@@ -50,3 +50,6 @@ def _can_write(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+ensure_numba_cache(Path(__file__).parent)  # the package imports this file before any that compiles

@@ -13,12 +13,9 @@ Nothing is imported before it is used: ingest runs without torch.
 """
 
 import importlib
-from pathlib import Path
 from typing import Any
 
-from atlasvi.loaders.numba_cache import ensure_numba_cache
-
-ensure_numba_cache(Path(__file__).parent)
+import atlasvi.loaders.numba_cache  # noqa: F401
 
 _PLACES = {
     "open_source": "sources",

@@ -39,7 +39,7 @@ class MemoryObs:
         return self.adata.obs_names
 
 
-def name_layers(adata: "anndata.AnnData") -> list[str]:
+def list_layers(adata: "anndata.AnnData") -> list[str]:
     """Names of the layers, without X, which anndata lists there since 0.13, under None."""
     return [name for name in adata.layers if name is not None]
 
@@ -56,11 +56,13 @@ class MemoryCells(MemoryObs):
         super().__init__(adata)
         self.layer = layer
         if layer is not None and layer not in adata.layers:
-            raise ColumnError(f"{NAME}: there is no layer {layer!r} (it has: {', '.join(name_layers(adata)) or 'none'}).")
+            raise ColumnError(
+                f"{NAME}: there is no layer {layer!r} (it has: {', '.join(list_layers(adata)) or 'none'})."
+            )
         matrix = adata.X if layer is None else adata.layers[layer]
         if matrix is None:
             raise SourceError(
-                f"{NAME}: X is empty: name the layer that holds the counts (it has: {', '.join(name_layers(adata))})."
+                f"{NAME}: X is empty: name the layer that holds the counts (it has: {', '.join(list_layers(adata))})."
             )
         self.var = adata.var
         check_gene_names(NAME, self.var)
@@ -103,7 +105,7 @@ class MemoryCells(MemoryObs):
         if not counts.has_canonical_format:
             counts = counts.copy()  # it may share the user's arrays, which stay as they are
             counts.sum_duplicates()
-        names, layers = self.adata.obs_names, name_layers(self.adata)
+        names, layers = self.adata.obs_names, list_layers(self.adata)
         checked = check_counts(
             counts, NAME, lambda row: str(names[row]), self.genes, self.layer or "X", [*layers, *["X"] * bool(layers)]
         )
