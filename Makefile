@@ -4,7 +4,7 @@
 #   make test                                       the fast tests;   make test TESTS="-m slow" the slow ones
 #   make resolve                                    can pip install constraints.txt on every Python and system?
 # The environment can be chosen when it is made ('make clean' removes it):
-#   make demo TORCH=cpu         torch's CPU build, from PyTorch's own index: 0.8 GB to download instead of 3.3 GB
+#   make demo TORCH=cpu         the CPU build of torch, from PyTorch's own index: 0.8 GB to download, not 3.3 GB
 #   make demo PYTHON=python3.13
 #   make demo LATEST=1          the newest releases of what we use, not those of constraints.txt
 PYTHON ?= python3
