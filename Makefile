@@ -1,20 +1,33 @@
-# Both commands of the README set up one virtual environment in .venv and then do their work.
+# Every command sets up one virtual environment in .venv, the first time, and then does its work.
 #   make demo                                       simulate an atlas, train, minify, ask, draw (about three minutes)
 #   make demo DATA=my.h5ad BATCH=donor LABELS=type  the same on your own counts
 #   make test                                       the fast tests;   make test TESTS="-m slow" the slow ones
+#   make resolve                                    can pip install constraints.txt on every Python and system?
+# The environment can be chosen when it is made ('make clean' removes it):
+#   make demo TORCH=cpu         the CPU build of torch, from PyTorch's own index: 0.8 GB to download, not 3.1 GB
+#   make demo PYTHON=python3.13
+#   make demo LATEST=1          the newest releases of what we use, not those of constraints.txt
 PYTHON ?= python3
+TORCH ?=
+LATEST ?=
 VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?=
 DEMO_OUT ?= demo
+TORCH_INDEX := https://download.pytorch.org/whl
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint resolve clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"atlasvi needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12 ...")'
-	@echo "Setting up $(VENV) (once, a few minutes) ..."
+	@echo "Setting up $(VENV), once: pip downloads what atlasvi, its tests and the demo need."
+ifneq ($(TORCH),)
+	@echo "torch comes from $(TORCH_INDEX)/$(TORCH); with the CPU build it is 0.8 GB in all, 3 GB installed."
+else ifeq ($(shell uname -s),Linux)
+	@echo "On Linux PyPI's torch brings CUDA: 3.1 GB in all, 6 GB installed. Without a GPU: make TORCH=cpu ... (0.8 GB)."
+endif
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check $(if $(LATEST),,--constraint constraints.txt) $(if $(TORCH),--extra-index-url $(TORCH_INDEX)/$(TORCH)) --editable ".[dev]"
 	@touch $@
 
 demo: $(VENV)/ready
@@ -29,6 +42,9 @@ lint: $(VENV)/ready
 	@mkdir -p .typecheck/atlasvi
 	@for part in loaders kernels engine; do ln -sfn ../../$$part .typecheck/atlasvi/$$part; done
 	$(BIN)/mypy
+
+resolve: $(VENV)/ready
+	@$(BIN)/python .ci/resolve.py
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info .typecheck .mypy_cache .ruff_cache .pytest_cache

@@ -68,7 +68,9 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) 
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    content = buffer.getbuffer()
+    content = (
+        buffer.getvalue()
+    )  # a view (getbuffer) that an error keeps in a cycle crashes the collector of Python 3.12.1
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     temporary = folder / ".unfinished"
     try:

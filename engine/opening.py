@@ -14,7 +14,7 @@ from atlasvi.engine.minified_anndata import TYPE_KEY, MinifiedAnnData
 from atlasvi.engine.runs import TrainedRun
 from atlasvi.loaders.cells import CellData, open_cells
 from atlasvi.loaders.errors import ColumnError, SourceError
-from atlasvi.loaders.memory import NAME, MemoryCells, MemoryObs
+from atlasvi.loaders.memory import NAME, MemoryCells, MemoryObs, list_layers
 
 SETUP = "_atlasvi_setup"  # in uns: what setup_anndata was told; it goes with copies, subsets and files
 KEYS = (
@@ -41,7 +41,8 @@ def write_setup(adata: Any, asked: Mapping[str, Any]) -> None:
     columns = {name: value for name, value in asked.items() if name != "layer"}
     learn_setup(obs, **columns, one_batch=True).read_codes(obs)
     if (layer := asked["layer"]) is not None and layer not in adata.layers:
-        raise ColumnError(f"{NAME}: there is no layer {layer!r} (it has: {', '.join(adata.layers) or 'none'}).")
+        layers = ", ".join(list_layers(adata)) or "none"
+        raise ColumnError(f"{NAME}: there is no layer {layer!r} (it has: {layers}).")
     adata.uns[SETUP] = {name: value for name, value in asked.items() if value is not None}
 
 

@@ -18,7 +18,7 @@ from atlasvi.engine.model import SCVI
 from atlasvi.engine.model_settings import Freezing
 from atlasvi.engine.runs import TrainedRun
 from atlasvi.loaders.cells import CellData, find_missing
-from atlasvi.loaders.memory import NAME
+from atlasvi.loaders.memory import NAME, list_layers
 
 if TYPE_CHECKING:
     import anndata
@@ -54,7 +54,7 @@ def align_anndata(adata: "anndata.AnnData", genes: pd.Index) -> "anndata.AnnData
     there = adata[:, genes[genes.isin(adata.var_names)]].copy()
     if missing:
         zeros = sparse.csr_matrix((adata.n_obs, len(missing)), dtype=np.float32)
-        layers = {name: zeros.copy() for name in adata.layers}
+        layers = {name: zeros.copy() for name in list_layers(adata)}
         padding = anndata.AnnData(
             zeros, pd.DataFrame(index=adata.obs_names), pd.DataFrame(index=missing), layers=layers
         )

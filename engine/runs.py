@@ -50,7 +50,7 @@ class TrainedRun:
         buffer = io.BytesIO()
         weights = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
         torch.save({**content, "settings": self.model_settings, "weights": weights}, buffer)
-        write_whole(folder / MODEL, bytes(buffer.getbuffer()))
+        write_whole(folder / MODEL, buffer.getvalue())
 
 
 def load_run(path: str | Path) -> TrainedRun:

@@ -10,6 +10,7 @@ order_by_gene      what both need for their gradients on a GPU, computed once   
 choose_backend     which implementation runs: 'cpu', 'triton' or 'torch'                backends.py
 """
 
+import atlasvi.kernels.numba_cache  # noqa: F401
 from atlasvi.kernels.backends import choose_backend
 from atlasvi.kernels.columns import take_columns
 from atlasvi.kernels.decoder_loss import Head, SparseCounts, decoder_nll

@@ -16,6 +16,8 @@ Nothing is imported before it is used: ingest runs without torch.
 import importlib
 from typing import Any
 
+import atlasvi.loaders.numba_cache  # noqa: F401
+
 _PLACES = {
     "open_source": "sources",
     "Source": "sources",

@@ -42,6 +42,11 @@ class MemoryObs:
         return self.adata.obs_names
 
 
+def list_layers(adata: "anndata.AnnData") -> list[str]:
+    """Names of the layers, without X, which anndata lists there since 0.13, under None."""
+    return [name for name in adata.layers if name is not None]
+
+
 class MemoryCells(MemoryObs):
     """Cells of an AnnData: `CellData` for the loader, shuffled as a whole, empty cells kept.
 
@@ -54,10 +59,14 @@ class MemoryCells(MemoryObs):
         super().__init__(adata)
         self.layer = layer
         if layer is not None and layer not in adata.layers:
-            raise ColumnError(f"{NAME}: there is no layer {layer!r} (it has: {', '.join(adata.layers) or 'none'}).")
+            raise ColumnError(
+                f"{NAME}: there is no layer {layer!r} (it has: {', '.join(list_layers(adata)) or 'none'})."
+            )
         matrix = adata.X if layer is None else adata.layers[layer]
         if matrix is None:
-            raise SourceError(f"{NAME}: X is empty: name the layer that holds the counts (it has: {[*adata.layers]}).")
+            raise SourceError(
+                f"{NAME}: X is empty: name the layer that holds the counts (it has: {', '.join(list_layers(adata))})."
+            )
         self.var = adata.var
         check_gene_names(NAME, self.var)
         self.source_sizes = [self.n_cells]
@@ -99,7 +108,7 @@ class MemoryCells(MemoryObs):
         if not counts.has_canonical_format:
             counts = counts.copy()  # it may share the user's arrays, which stay as they are
             counts.sum_duplicates()
-        names, layers = self.adata.obs_names, [*self.adata.layers]
+        names, layers = self.adata.obs_names, list_layers(self.adata)
         checked = check_counts(
             counts, NAME, lambda row: str(names[row]), self.genes, self.layer or "X", [*layers, *["X"] * bool(layers)]
         )

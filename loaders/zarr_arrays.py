@@ -19,7 +19,6 @@ import zarr
 from numba import njit
 from numcodecs.abc import Codec
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
-from zarr.codecs.sharding import ShardingCodecIndexLocation
 from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
 from zarr.storage import LocalStore
 
@@ -59,7 +58,7 @@ def open_zarr_array(array: zarr.Array, buffers: Buffers) -> "ZarrArray | None":
         if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec):
             sharding = codecs[0]
             index = [type(codec) for codec in sharding.index_codecs]
-            if sharding.index_location != ShardingCodecIndexLocation.end or index != [BytesCodec, Crc32cCodec]:
+            if sharding.to_dict()["configuration"]["index_location"] != "end" or index != [BytesCodec, Crc32cCodec]:
                 return None
             codecs = sharding.codecs
         coding = _find_coding_v3(codecs)
@@ -86,8 +85,8 @@ def _find_coding_v3(codecs: Any) -> Coding | None:
     names = [codec.to_dict()["name"] for codec in codecs]
     if not names or names[0] != "bytes":
         return None
-    endian = codecs[0].endian
-    if endian is not None and endian.value != "little":
+    # in the words of the metadata, since what the attributes of codecs are differs between releases of zarr
+    if codecs[0].to_dict().get("configuration", {}).get("endian", "little") != "little":
         return None
     checked = names[-1] == "crc32c"
     inner = names[1:-1] if checked else names[1:]

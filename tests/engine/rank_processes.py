@@ -1,19 +1,22 @@
-"""Ranks (which meet as those of torchrun do) and commands for tests: real processes, forked from a warm one."""
+"""Ranks, which meet as those of torchrun do, as processes forked from a warm one; and commands, run in this process."""
 
 import contextlib
+import io
 import multiprocessing
 import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["benchmarks.warm_ranks"])
@@ -47,7 +50,7 @@ def start_ranks(function: Callable[..., None], world_size: int, folder: Path, *a
     return ranks
 
 
-def end_ranks(ranks: Sequence[Rank], within_s: float = 60) -> list[int]:
+def end_ranks(ranks: Sequence[Rank], within_s: float = 300) -> list[int]:
     """Wait for all to end; their exit statuses. Kills what has not ended in time, so that its status is -9."""
     until = time.monotonic() + within_s
     for rank in ranks:
@@ -67,24 +70,19 @@ def run_ranks(function: Callable[..., None], world_size: int, folder: Path, *arg
 
 
 def run_command(*arguments: object) -> subprocess.CompletedProcess:
-    """`atlasvi ARGUMENTS...`, 200 columns wide."""
-    with tempfile.TemporaryDirectory() as folder:
-        written = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = CONTEXT.Process(target=_command, args=(list(map(str, arguments)), written))
-        process.start()
-        process.join()
-        return subprocess.CompletedProcess(arguments, process.exitcode, *(path.read_text() for path in written))
-
-
-def _command(arguments: list[str], written: Sequence[Path]) -> None:
+    """`atlasvi ARGUMENTS...` in this process, which has imported everything: what it prints and its exit status."""
     from atlasvi.engine.commands import main
 
-    os.environ["COLUMNS"] = "200"
-    for number, path in enumerate(written, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-    sys.argv = ["atlasvi", *arguments]
-    main()
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(sys, "argv", ["atlasvi", *map(str, arguments)])
+        patch.setenv("COLUMNS", "200")
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            try:
+                status = main() or 0
+            except SystemExit as end:
+                status = end.code or 0
+    return subprocess.CompletedProcess(arguments, status, stdout.getvalue(), stderr.getvalue())
 
 
 def wait_until(condition: Callable[[], Any], within_s: float = 60) -> None:
