@@ -14,10 +14,11 @@ from atlasvi.engine.minified import LIBRARY, create_minified, finish_minified
 from atlasvi.engine.minify_parts import ENCODED, ORDERED, MinifyJob, Opened, load_job
 from atlasvi.engine.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.resuming import fingerprint
-from atlasvi.engine.runs import RESULT, TrainedRun, write_json
+from atlasvi.engine.runs import RESULT, TrainedRun
 from atlasvi.engine.scvi_files import open_model
 from atlasvi.loaders.cells import CellData, open_cells, select_genes
 from atlasvi.loaders.ingestion import Progress
+from atlasvi.loaders.manifest import write_json
 from atlasvi.loaders.outputs import write_folder_aside
 from atlasvi.loaders.workers import Workers
 

@@ -32,10 +32,12 @@ from atlasvi.engine.runs import MODEL, TrainedRun
 from atlasvi.engine.scvi_arguments import name_parts, show_history, split_cells, translate_arguments
 from atlasvi.engine.scvi_files import load_scvi_tools, open_model, write_scvi_model
 from atlasvi.engine.scvi_registry import SCVI_DEFAULTS
+from atlasvi.engine.torch_files import load_tensors
 from atlasvi.engine.trainer import choose_device
 from atlasvi.engine.training import train
 from atlasvi.loaders.cells import CellData, add_column, align_genes, select_genes
-from atlasvi.loaders.errors import OutputError, SourceError
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.outputs import write_folder_aside
 
 if TYPE_CHECKING:
@@ -287,13 +289,11 @@ class SCVI(Questions):
         run = load_scvi_tools(folder / f"{prefix}{MODEL}") if prefix else open_model(folder)
         parts: dict[str, np.ndarray] = {}
         if (folder / f"{prefix}{STATE}").is_file():
-            try:
-                # weights_only: tensors and plain values, no code of the file is run
-                content = torch.load(folder / f"{prefix}{STATE}", weights_only=True, map_location="cpu")
+            state = folder / f"{prefix}{STATE}"
+            content = load_tensors(state)
+            with reading(str(state)):
                 run.state = content["state"]
                 parts = {name: part.numpy() for name, part in content["split"].items()}
-            except Exception as error:  # torch.load raises whatever the damage leads it to
-                raise SourceError(f"{folder / STATE}: it is damaged ({error}): copy it again, or remove it.") from error
         if adata is None and (saved := folder / f"{prefix}adata.h5ad").is_file():
             import anndata
 

@@ -97,6 +97,23 @@ def sync_tree(folder: Path) -> None:
         sync_folder(Path(place))
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file by new content in one step: written aside, flushed, renamed.
+
+    What a killed process left beside it is written over by the next. Raises OutputError on a full disk.
+    """
+    temporary = path.with_name(f".{path.name}.unfinished")
+    try:
+        with explain_full_disk(path), open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def write_file_aside(out: str | Path) -> Iterator[Path]:
     """A temporary path beside `out`; the file that the caller writes there is flushed and becomes `out` at the end.

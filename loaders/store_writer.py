@@ -23,6 +23,7 @@ from numba import njit
 from atlasvi.loaders import cell_store
 from atlasvi.loaders.hashing import mix64
 from atlasvi.loaders.ingest_job import load_job, write_aside
+from atlasvi.loaders.manifest import write_manifest
 from atlasvi.loaders.rows import gather_rows
 from atlasvi.loaders.shards import ChunkEncoder, ShardWriter, create_sharded
 from atlasvi.loaders.sorting import Part, open_parts, read_obs
@@ -146,7 +147,7 @@ class _StoreWriter:
     def __init__(
         self, path: Path, attributes: dict[str, Any], n_cells: int, var: pd.DataFrame, dtypes: Mapping[str, object]
     ) -> None:
-        n_genes = attributes["n_genes"]
+        n_genes, self._path = attributes["n_genes"], path
         self.attributes = {**attributes, "n_cells": n_cells}
         self.root = zarr.open_group(path, mode="w", zarr_format=3)
         self.root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
@@ -221,5 +222,11 @@ class _StoreWriter:
             write_elem(self.root, "uns", {"atlasvi": statistics})
             for name in ("layers", "obsm", "obsp", "varm", "varp"):
                 write_elem(self.root, name, {})
-            self.root.attrs["atlasvi"] = self.attributes
+            self.root.attrs["atlasvi"] = {**self.attributes, "manifest": True}
             zarr.consolidate_metadata(self.root.store)
+        known = {
+            f"X/{writer.folder.name}/c/{name}": found
+            for writer in itertools.chain(self._arrays, [self._indptr])
+            for name, found in writer.files.items()
+        }
+        write_manifest(self._path, known=known)

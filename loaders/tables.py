@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from atlasvi.loaders.errors import ColumnError
 
@@ -214,6 +215,7 @@ class AppendedArray:
             shape=(length, *trailing),
             chunks=(max(min(chunk_rows, length), 1), *trailing),
             dtype=str if text else dtype,
+            compressors=[ZstdCodec(), Crc32cCodec()],  # any Zarr reader compares the checksum
             attributes={"encoding-type": "string-array" if text else "array", "encoding-version": "0.2.0"},
         )
 

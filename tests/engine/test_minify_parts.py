@@ -17,8 +17,9 @@ from atlasvi.engine.covariates import Setup
 from atlasvi.engine.interruption import EXIT_RESUMABLE
 from atlasvi.engine.model import SCVI, ModelSettings
 from atlasvi.engine.posterior import minify
-from atlasvi.engine.runs import TrainedRun, write_json
+from atlasvi.engine.runs import TrainedRun
 from atlasvi.loaders.ingestion import ingest
+from atlasvi.loaders.manifest import write_json
 from tests.engine.rank_processes import end_ranks, run_ranks, start_ranks
 from tests.engine.test_training import write_cells
 
