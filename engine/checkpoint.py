@@ -12,7 +12,7 @@ import torch
 
 from atlasvi.engine.torch_files import load_tensors
 from atlasvi.loaders.errors import AtlasviError, SourceError
-from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.outputs import remove_unfinished, write_whole
 
 NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")  # the step, and the beginning of the content's sha256
 
@@ -74,8 +74,7 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) 
     torch.save(state, buffer)
     content = buffer.getbuffer()
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
-    for left in folder.glob(".*unfinished"):  # by a process that was killed
-        left.unlink()
+    remove_unfinished(folder)
     write_whole(path, content)
     earlier = [old for old in list_checkpoints(folder) if step_of(old) < step]
     for old in set(list_checkpoints(folder)) - {path, *earlier[: kept - 1]}:

@@ -18,7 +18,7 @@ from atlasvi.engine.torch_files import load_tensors
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.manifest import check_files, read_json, read_manifest
-from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.outputs import remove_unfinished, write_whole
 
 MODEL, RESULT, CONFIG, METRICS = "model.pt", "result.json", "config.json", "metrics.jsonl"
 
@@ -73,13 +73,14 @@ def load_run(path: str | Path) -> TrainedRun:
 
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Keep a second process from training the same run. Raises OutputError if one does."""
+    """Keep a second process from training the same run; what a killed one left is removed. Raises OutputError."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(f"{folder}: another process is training this run: wait for it, or stop it.") from None
+        remove_unfinished(folder)
         yield
     finally:
         os.close(handle)

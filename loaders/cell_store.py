@@ -235,8 +235,7 @@ class CellStore:
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop)."""
-        with reading(self.path):
-            return self._obs.read(start, stop)
+        return self._obs.read(start, stop)
 
     def read_column(self, name: str) -> pd.Series:
         """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
@@ -244,14 +243,12 @@ class CellStore:
             log.warning(
                 "%s: %s is not there: its values are zero, or were lost in a copy", self.path, self._unsure[name]
             )
-        with reading(self.path):
-            return self._obs.read_column(name)
+        return self._obs.read_column(name)
 
     def split_keys(self, start: int, stop: int) -> np.ndarray:
         """uint64 [stop - start]: a hash of each cell's identity, the same as that of the source it came from."""
-        with reading(self.path):
-            source = self._obs.read_column("source", start, stop).cat.codes.to_numpy()
-            return cell_keys(source, self._obs.read_column("source_row", start, stop).to_numpy())
+        source = self._obs.read_column("source", start, stop).cat.codes.to_numpy()
+        return cell_keys(source, self._obs.read_column("source_row", start, stop).to_numpy())
 
     def close(self) -> None:
         """Let go of the files."""

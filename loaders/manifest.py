@@ -30,9 +30,10 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_whole(path, content.encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote, or an older atlasvi, which wrote no checksum.
+def read_json(path: Path, *, older: bool = True) -> dict[str, Any]:
+    """What `write_json` wrote.
 
+    older  whether it may be of an older atlasvi, which wrote no checksum
     Raises SourceError if it is not there, is no JSON, or does not match its checksum.
     """
     try:
@@ -45,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise SourceError(f"{path} is damaged (it is not JSON: {error}): copy it again.") from error
     if not isinstance(values, dict):
         raise SourceError(f"{path} is damaged (it holds no JSON object): copy it again.")
-    if values.pop(CHECKSUM, None) not in (None, _hash_json(values)):
+    if values.pop(CHECKSUM, None) not in ((None,) if older else ()) + (_hash_json(values),):
         raise SourceError(
             f"{path} is damaged or was changed by hand (it does not match its {CHECKSUM}): copy it again, or, if you "
             f"changed it on purpose, remove the line {CHECKSUM!r} from it."
@@ -71,14 +72,18 @@ def hash_file(path: Path) -> tuple[int, str]:
     return size, f"{checksum:08x}"
 
 
-def write_manifest(folder: Path, names: Iterable[str] | None = None, known: Mapping[str, Any] | None = None) -> None:
-    """Write the list of the files of a folder; None: of all below it.
+def hash_files(folder: Path, names: Iterable[str] | None = None, known: Mapping[str, Any] | None = None) -> Files:
+    """Bytes and crc32c of the files of a folder; None: of all below it.
 
     known  bytes and crc32c of files that are not to be read once more
     """
     listed = sorted(_list_sizes(folder) if names is None else names)
-    files = {name: (known or {}).get(name) or hash_file(folder / name) for name in listed if name != MANIFEST}
-    write_json(folder / MANIFEST, {"files": files})
+    return {name: (known or {}).get(name) or hash_file(folder / name) for name in listed if name != MANIFEST}
+
+
+def write_manifest(folder: Path, names: Iterable[str] | None = None, known: Mapping[str, Any] | None = None) -> None:
+    """Write the list of the files of a folder (see `hash_files`)."""
+    write_json(folder / MANIFEST, {"files": hash_files(folder, names, known)})
 
 
 def read_manifest(folder: Path) -> Files | None:

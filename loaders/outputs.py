@@ -10,6 +10,8 @@ from pathlib import Path
 
 from atlasvi.loaders.errors import OutputError
 
+UNFINISHED = ".unfinished"
+
 
 @contextlib.contextmanager
 def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda scratch: False) -> Iterator[Path]:
@@ -97,12 +99,13 @@ def sync_tree(folder: Path) -> None:
         sync_folder(Path(place))
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Replace a file by new content in one step: written aside, flushed, renamed.
 
-    What a killed process left beside it is written over by the next. Raises OutputError on a full disk.
+    Several processes may write the same. What a killed one leaves is removed by `remove_unfinished`.
+    Raises OutputError on a full disk.
     """
-    temporary = path.with_name(f".{path.name}.unfinished")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         with explain_full_disk(path), open(temporary, "wb") as file:
             file.write(content)
@@ -112,6 +115,12 @@ def write_whole(path: Path, content: bytes) -> None:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left of `write_whole` in a folder that no other process writes to."""
+    for left in folder.glob(f".*{UNFINISHED}"):
+        left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

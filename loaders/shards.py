@@ -147,11 +147,17 @@ class ShardWriter:
                 self._filled = 0
 
     def append_encoded(self, path: Path, sizes: Sequence[int]) -> None:
-        """Add the inner chunks that a `ChunkEncoder` wrote to a file; the elements so far must fill whole chunks."""
+        """Add the inner chunks that a `ChunkEncoder` wrote to a file; the elements so far must fill whole chunks.
+
+        Raises DamagedChunkError if one does not match its checksum.
+        """
         assert not sizes or self._filled == 0
         with open(path, "rb") as file:
             for size in sizes:
-                self._write_chunk(file.read(size))
+                coded = file.read(size)
+                if google_crc32c.value(coded[:-4]) != int.from_bytes(coded[-4:], "little"):
+                    raise DamagedChunkError(f"{path} is damaged (a chunk does not match its checksum).")
+                self._write_chunk(coded)
 
     def close(self) -> None:
         """Write the last, padded chunk and the index of the last shard."""

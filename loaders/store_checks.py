@@ -21,7 +21,7 @@ def check_attributes(attributes: Mapping[str, Any], path: str | Path, expected: 
     """Raise SourceError if an attribute is missing or of another type, or a number is negative."""
     for name, kind in expected.items():
         value = attributes.get(name)
-        if type(value) is not kind or (kind is int and value < 0):
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
             raise SourceError(
                 f"{path}/zarr.json is damaged: its attribute {name!r} is {value!r}: copy the store again from where it "
                 "came from, or make it again."
@@ -47,7 +47,7 @@ def check_lengths(path: str, table: Any, n_rows: int) -> None:
     group = cast(Any, table)
     for name in ["_index", *group.attrs["column-order"]]:
         element = group[name]
-        array = element["codes"] if isinstance(element, zarr.Group) else element
+        array = cast(Any, element["codes"] if isinstance(element, zarr.Group) else element)
         check_no_pickle(array)
         if array.shape != (n_rows,):
             raise SourceError(

@@ -1,6 +1,7 @@
 """A minify in parts: whoever does them, in however many attempts, the store is the same to the byte."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from itertools import pairwise
@@ -18,6 +19,7 @@ from atlasvi.engine.interruption import EXIT_RESUMABLE
 from atlasvi.engine.model import SCVI, ModelSettings
 from atlasvi.engine.posterior import minify
 from atlasvi.engine.runs import TrainedRun
+from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.ingestion import ingest
 from atlasvi.loaders.manifest import write_json
 from tests.engine.rank_processes import end_ranks, run_ranks, start_ranks
@@ -115,6 +117,44 @@ def test_an_interrupted_minify_of_other_weights_or_data_is_not_gone_on_with(
     minify(other, cells, tmp_path / "whole", batch_size=10)
     assert files_of(tmp_path / "mini") == files_of(tmp_path / "whole")
     assert not (tmp_path / ".mini.unfinished").exists()
+
+
+@pytest.mark.parametrize("source_order", [False, True])
+def test_a_flipped_bit_in_what_an_interrupted_minify_left_is_noticed(
+    run, cells, tmp_path: Path, small_parts, source_order: bool
+):
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if 2 * done > total and (stage == "ordering") == source_order:
+            raise KeyboardInterrupt
+
+    scratch, out = tmp_path / ".mini.unfinished", tmp_path / "mini"
+    minify(run, cells, tmp_path / "whole", source_order=source_order, batch_size=10)
+    with pytest.raises(KeyboardInterrupt):
+        minify(run, cells, out, source_order=source_order, batch_size=10, progress=interrupt)
+    shutil.copytree(scratch, tmp_path / "kept")
+    damaged = ["job.json", "created.json", "done/encoded-1", "run/model.pt", "result/var/_index/c/0"]
+    damaged += ["result/uns/atlasvi/weights/log_theta/c/0", "result/obsm/scvi_latent_qzm/zarr.json"]
+    damaged += ["pieces/19", "pieces/18.index", "done/ordered-0"] if source_order else ["done/encoded-0"]
+    for name in damaged:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(tmp_path / "kept", scratch)
+        content = bytearray((scratch / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (scratch / name).write_bytes(content)
+        try:
+            minify(run, cells, out, source_order=source_order, batch_size=10)
+        except SourceError as error:
+            assert "damaged" in str(error)  # noqa: PT017
+            assert not scratch.exists()
+            minify(run, cells, out, source_order=source_order, batch_size=10)
+        assert files_of(out) == files_of(tmp_path / "whole"), name
+    (tmp_path / "kept/result/obsm/scvi_latent_qzm/c/0/0").unlink()
+    shutil.rmtree(out)
+    shutil.copytree(tmp_path / "kept", scratch)
+    with pytest.raises(SourceError, match=r"qzm/c/0/0 is missing"):
+        minify(run, cells, out, source_order=source_order, batch_size=10)
+    assert not scratch.exists()
 
 
 @pytest.mark.slow
