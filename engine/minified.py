@@ -27,7 +27,7 @@ from atlasvi.loaders.cell_store import check_version, read_attributes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.manifest import Files, check_files, hash_file, write_manifest
-from atlasvi.loaders.outputs import sync_file, sync_folder, write_file_aside
+from atlasvi.loaders.outputs import remove_leftovers, sync_file, sync_folder, write_file_aside
 from atlasvi.loaders.store_checks import check_attributes, check_lengths, check_manifest, check_written
 from atlasvi.loaders.tables import AppendedArray, TableReader, TableWriter, place_rows, quiet_zarr
 
@@ -143,6 +143,7 @@ class MinifiedStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
+        remove_leftovers(path)
         attributes = read_attributes(path)
         if attributes is None or attributes.get("kind") != KIND:
             raise SourceError(f"{path} is not a minified store (make one with: atlasvi minify RUN DATA --out MINI).")

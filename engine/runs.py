@@ -18,7 +18,7 @@ from atlasvi.engine.torch_files import load_tensors
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.manifest import check_files, read_json, read_manifest
-from atlasvi.loaders.outputs import remove_unfinished, write_whole
+from atlasvi.loaders.outputs import remove_leftovers, remove_unfinished, write_whole
 
 MODEL, RESULT, CONFIG, METRICS = "model.pt", "result.json", "config.json", "metrics.jsonl"
 
@@ -58,6 +58,7 @@ class TrainedRun:
 def load_run(path: str | Path) -> TrainedRun:
     """A finished run from its directory, the model in evaluation mode on the CPU. Raises SourceError if it is none."""
     folder = Path(path)
+    remove_leftovers(folder)
     if not (folder / MODEL).is_file():
         if (folder / CONFIG).is_file():
             raise SourceError(f"{path}: the run is not finished: go on with atlasvi train ... --out {path} --resume.")

@@ -252,7 +252,9 @@ class SCVI(Questions):
             raise OutputError(f"{folder} exists already: choose another place, or give overwrite=True.")
         if save_anndata and self.adata is None:
             raise OutputError(f"{folder}: the model has no AnnData to save: its data is on disk already.")
-        with write_folder_aside(folder.with_name(f".{folder.name}.new") if folder.exists() else folder) as scratch:
+        written = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(written, ignore_errors=True)  # of a process that was killed
+        with write_folder_aside(written if folder.exists() else folder) as scratch:
             result = scratch / "result"
             result.mkdir()
             indices = {f"{name}_indices_": self._parts.get(name) for name in ("train", "validation", "test")}
@@ -264,7 +266,6 @@ class SCVI(Questions):
             if save_anndata:
                 assert self.adata is not None
                 self.adata.write_h5ad(result / f"{prefix}adata.h5ad", **anndata_write_kwargs)
-        written = folder.with_name(f".{folder.name}.new")
         if written.exists():
             for file in written.iterdir():
                 os.replace(file, folder / file.name)

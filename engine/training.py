@@ -24,7 +24,7 @@ from atlasvi.engine.trainer import Trainer, launch_id
 from atlasvi.loaders.cells import CellData, open_cells, select_genes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.manifest import write_json
-from atlasvi.loaders.outputs import check_output_free, write_folder_aside
+from atlasvi.loaders.outputs import check_output_free, remove_leftovers, write_folder_aside
 
 
 def train(
@@ -88,6 +88,7 @@ def train(
         }
         resolved = resolve_settings(config, overrides)
         if resume := ranks.from_first(lambda: resume or _is_ours(out, ranks), "the start"):
+            remove_leftovers(out)
             saved = ranks.from_first(lambda: read_saved(out), "the configuration")
             if saved.get("genes"):
                 data = select_genes(data, saved["genes"])

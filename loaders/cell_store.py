@@ -26,6 +26,7 @@ from atlasvi.loaders.buffers import Buffers
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.hashing import cell_keys
+from atlasvi.loaders.outputs import remove_leftovers
 from atlasvi.loaders.row_checks import check_four_byte_counts, check_genes, check_pointers
 from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.shards import Layout, ShardReader
@@ -110,6 +111,7 @@ class CellStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
+        remove_leftovers(path)
         attributes = read_attributes(path)
         if attributes is None or attributes.get("kind") != KIND:
             raise SourceError(f"{path} is not a cell store (make one with: atlasvi ingest SRC... --out STORE).")

@@ -1,7 +1,6 @@
 """A minify in parts: whoever does them, in however many attempts, the store is the same to the byte."""
 
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from itertools import pairwise
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from atlasvi.engine import minify_parts, posterior
 from atlasvi.engine.covariates import Setup
 from atlasvi.engine.interruption import EXIT_RESUMABLE
+from atlasvi.engine.minified import MinifiedStore
 from atlasvi.engine.model import SCVI, ModelSettings
 from atlasvi.engine.posterior import minify
 from atlasvi.engine.runs import TrainedRun
@@ -119,42 +119,72 @@ def test_an_interrupted_minify_of_other_weights_or_data_is_not_gone_on_with(
     assert not (tmp_path / ".mini.unfinished").exists()
 
 
-@pytest.mark.parametrize("source_order", [False, True])
+@pytest.mark.parametrize(
+    ("source_order", "damaged"),
+    [
+        (False, "done/encoded-0"),
+        (False, "created.json"),
+        (False, "result/uns/atlasvi/weights/log_theta/c/0"),
+        (True, "pieces/1"),
+        (True, "pieces/0.index"),
+        (True, "run/model.pt"),
+    ],
+)
 def test_a_flipped_bit_in_what_an_interrupted_minify_left_is_noticed(
-    run, cells, tmp_path: Path, small_parts, source_order: bool
+    run, cells, tmp_path: Path, monkeypatch, source_order: bool, damaged: str
 ):
+    monkeypatch.setattr(minify_parts, "choose_part_cells", lambda n_cells, batch_size: 200)
+    scratch, out = interrupt_minify(run, cells, tmp_path, source_order)
+    content = bytearray((scratch / damaged).read_bytes())
+    content[len(content) // 2] ^= 1
+    (scratch / damaged).write_bytes(content)
+    with pytest.raises(SourceError, match="damaged"):
+        minify(run, cells, out, source_order=source_order, batch_size=100)
+    assert not scratch.exists()
+    assert not out.exists()
+
+
+def interrupt_minify(run: Path, cells: Path, tmp_path: Path, source_order: bool) -> tuple[Path, Path]:
+    """A minify that was stopped after the first part was done; its scratch folder, and where the store was to be."""
+
     def interrupt(stage: str, done: int, total: int) -> None:
-        if 2 * done > total and (stage == "ordering") == source_order:
+        if (stage == "ordering") == source_order:
             raise KeyboardInterrupt
 
     scratch, out = tmp_path / ".mini.unfinished", tmp_path / "mini"
-    minify(run, cells, tmp_path / "whole", source_order=source_order, batch_size=10)
     with pytest.raises(KeyboardInterrupt):
-        minify(run, cells, out, source_order=source_order, batch_size=10, progress=interrupt)
-    shutil.copytree(scratch, tmp_path / "kept")
-    damaged = ["job.json", "created.json", "done/encoded-1", "run/model.pt", "result/var/_index/c/0"]
-    damaged += ["result/uns/atlasvi/weights/log_theta/c/0", "result/obsm/scvi_latent_qzm/zarr.json"]
-    damaged += ["pieces/19", "pieces/18.index", "done/ordered-0"] if source_order else ["done/encoded-0"]
-    for name in damaged:
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(out, ignore_errors=True)
-        shutil.copytree(tmp_path / "kept", scratch)
-        content = bytearray((scratch / name).read_bytes())
-        content[len(content) // 2] ^= 1
-        (scratch / name).write_bytes(content)
-        try:
-            minify(run, cells, out, source_order=source_order, batch_size=10)
-        except SourceError as error:
-            assert "damaged" in str(error)  # noqa: PT017
-            assert not scratch.exists()
-            minify(run, cells, out, source_order=source_order, batch_size=10)
-        assert files_of(out) == files_of(tmp_path / "whole"), name
-    (tmp_path / "kept/result/obsm/scvi_latent_qzm/c/0/0").unlink()
-    shutil.rmtree(out)
-    shutil.copytree(tmp_path / "kept", scratch)
+        minify(run, cells, out, source_order=source_order, batch_size=100, progress=interrupt)
+    return scratch, out
+
+
+def test_latents_that_an_interrupted_minify_wrote_and_that_are_gone_are_noticed(run, cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(minify_parts, "choose_part_cells", lambda n_cells, batch_size: 200)
+    scratch, out = interrupt_minify(run, cells, tmp_path, False)
+    (scratch / "result/obsm/scvi_latent_qzm/c/0/0").unlink()
     with pytest.raises(SourceError, match=r"qzm/c/0/0 is missing"):
-        minify(run, cells, out, source_order=source_order, batch_size=10)
+        minify(run, cells, out, batch_size=100)
     assert not scratch.exists()
+
+
+def test_a_finished_store_notices_what_is_missing_or_flipped(run, cells, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(minify_parts, "choose_part_cells", lambda n_cells, batch_size: 200)
+    out = tmp_path / "mini"
+    minify(run, cells, out, batch_size=100)
+    MinifiedStore(out).model()
+    files = ("obs/_index", "obs/batch/codes", "obsm/scvi_latent_qzv", "uns/atlasvi/weights/log_theta", "var/_index")
+    for name in files:
+        path = next((out / name / "c").rglob("0"))
+        path = path / "0" if path.is_dir() else path
+        content = path.read_bytes()
+        path.unlink()
+        with pytest.raises(SourceError, match=rf"{name}/c/0.* is missing"):
+            MinifiedStore(out)
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        with pytest.raises(SourceError, match=r"damaged"):
+            store = MinifiedStore(out)
+            store.obs.read(0, 400)
+            store.read_latent(0, 400)
+        path.write_bytes(content)
 
 
 @pytest.mark.slow
