@@ -16,8 +16,8 @@ from atlasvi.loaders.manifest import find_damage, read_manifest, write_manifest
 
 SLICE_CELLS = 2**16
 NO_LIST = (
-    "it has no list of its files (an older atlasvi wrote it, or another program), so chunks that are gone are taken for "
-    "zeros, and only what carries a checksum of its own was compared"
+    "it has no list of its files (an older atlasvi wrote it, or another program), so chunks that are gone may be taken "
+    "for zeros, and only what carries a checksum of its own is compared"
 )
 
 
@@ -105,9 +105,7 @@ def _read_minified(store: MinifiedStore) -> Iterator[str]:
         for name, fine in (("qzm", np.isfinite(qzm)), ("qzv", qzv > 0), (LIBRARY, library >= 0)):
             if not fine.all():
                 cell = start + int(np.argwhere(~fine)[0][0])
-                raise SourceError(
-                    f"{store.path}: {name} of cell {cell:,} is no value that a model gives: minify again."
-                )
+                raise SourceError(f"{store.path}: {name} of cell {cell:,} is NaN or out of range: minify again.")
     yield f"{store.path}: latents and obs of {store.n_cells:,} cells, and the model, decoded"
 
 
