@@ -13,6 +13,7 @@ A plain AnnData Zarr v3 that scvi-tools opens as its own minified data:
 """
 
 import itertools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,11 +29,19 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.manifest import Files, check_files, hash_file, write_manifest
 from atlasvi.loaders.outputs import remove_leftovers, sync_file, sync_folder, write_file_aside
-from atlasvi.loaders.store_checks import check_attributes, check_lengths, check_manifest, check_written
+from atlasvi.loaders.store_checks import (
+    check_attributes,
+    check_lengths,
+    check_manifest,
+    check_written,
+    name_missing_chunks,
+)
 from atlasvi.loaders.tables import AppendedArray, TableReader, TableWriter, place_rows, quiet_zarr
 
 if TYPE_CHECKING:
     from atlasvi.engine.model import SCVI
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 KIND = "minified store"
@@ -181,8 +190,16 @@ class MinifiedStore:
     def _check_chunks(self, root: Any) -> None:
         """Raise SourceError for what an older store, which has no list of its files, has lost.
 
-        Zarr does not write chunks that are full of zeros: of other columns nobody can tell.
+        Zarr does not write chunks that are full of zeros: of other columns nobody can tell, and a warning says so.
         """
+        for name in self.obs.columns:
+            element = root[f"obs/{name}"]
+            is_categorical = isinstance(element, zarr.Group)
+            if is_categorical and element["categories"].shape == (1,):  # its codes are zeros
+                continue
+            for lost in name_missing_chunks(element["codes"] if is_categorical else element):
+                log.warning("%s: %s is not there: its values are 0, or were lost in a copy", self.path, lost)
+                break
         latents = (self._obsm[f"scvi_latent_{name}"] for name in LATENTS)
         for array in (root["var/_index"], root["obs/_index"], root[f"obs/{LIBRARY}"], *latents):
             check_written(self.path, array)

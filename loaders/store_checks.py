@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
-from atlasvi.loaders.anndata_tables import check_no_pickle
+from atlasvi.loaders.anndata_tables import check_no_pickle, column_length, is_array
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.manifest import MANIFEST, check_files, names_below, read_manifest
 from atlasvi.loaders.shards import Layout
@@ -44,15 +44,14 @@ def check_manifest(path: Path, attributes: Mapping[str, Any]) -> bool:
 
 def check_lengths(path: str, table: Any, n_rows: int) -> None:
     """Raise SourceError unless all columns of a table of ours are there and of so many rows."""
-    group = cast(Any, table)
-    for name in ["_index", *group.attrs["column-order"]]:
-        element = group[name]
-        array = cast(Any, element["codes"] if isinstance(element, zarr.Group) else element)
-        check_no_pickle(array)
-        if array.shape != (n_rows,):
+    for name in ["_index", *table.attrs["column-order"]]:
+        element = table[name]
+        for array in [element] if is_array(element) else [array for _, array in element.arrays()]:
+            check_no_pickle(array)
+        if (found := column_length(element)) != n_rows:
             raise SourceError(
-                f"{path}: obs column {name!r} is of shape {array.shape}, and there are {n_rows:,} cells: the store is "
-                "damaged: copy it again, or make it again."
+                f"{path}: obs column {name!r} has {found:,} rows, and there are {n_rows:,} cells: the store is damaged: "
+                "copy it again, or make it again."
             )
 
 
