@@ -50,7 +50,7 @@ def check_lengths(path: str, table: Any, n_rows: int) -> None:
             check_no_pickle(array)
         if (found := column_length(element)) != n_rows:
             raise SourceError(
-                f"{path}: obs column {name!r} has {found:,} rows, and there are {n_rows:,} cells: the store is damaged: "
+                f"{path}: obs column {name!r} has {found:,} rows for {n_rows:,} cells: the store is damaged: "
                 "copy it again, or make it again."
             )
 
