@@ -112,8 +112,8 @@ def read_newest_content(folder: Path, *, older: bool = True) -> tuple[Path, byte
             damaged.append(path.name)
             if not older:
                 raise CheckpointError(
-                    f"{path} is damaged, and it is the newest checkpoint: copy it again; or remove it, and an older "
-                    "one is taken."
+                    f"{path} is damaged, and it is the newest checkpoint: copy it again; or remove {folder}, to begin "
+                    "from the model's weights with a new optimizer."
                 ) from None
             continue
         if damaged:
