@@ -2,8 +2,7 @@
 
 import hashlib
 import io
-import os
-import pickle
+import logging
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,8 +10,13 @@ from typing import Any
 
 import torch
 
-from atlasvi.loaders.errors import AtlasviError
-from atlasvi.loaders.outputs import explain_full_disk, sync_folder
+from atlasvi.engine.torch_files import load_tensors
+from atlasvi.loaders.errors import AtlasviError, SourceError
+from atlasvi.loaders.outputs import remove_unfinished, write_whole
+
+NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")  # the step, and the beginning of the content's sha256
+
+log = logging.getLogger(__name__)
 
 
 class CheckpointError(AtlasviError, RuntimeError):
@@ -72,16 +76,8 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) 
         buffer.getvalue()
     )  # a view (getbuffer) that an error keeps in a cycle crashes the collector of Python 3.12.1
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
-    temporary = folder / ".unfinished"
-    try:
-        with explain_full_disk(path), open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(folder)
+    remove_unfinished(folder)
+    write_whole(path, content)
     earlier = [old for old in list_checkpoints(folder) if step_of(old) < step]
     for old in set(list_checkpoints(folder)) - {path, *earlier[: kept - 1]}:
         old.unlink()
@@ -90,7 +86,7 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a folder, newest first."""
-    return sorted(folder.glob("step-*.pt"), reverse=True)
+    return sorted((path for path in folder.glob("step-*.pt") if NAME.fullmatch(path.name)), reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -98,31 +94,52 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def read_newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint whose content matches its checksum. Raises CheckpointError if there is none."""
-    path, content = read_newest_content(folder)
+def read_newest_checkpoint(folder: Path, *, older: bool = True) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint whose content matches its checksum.
+
+    older  whether an older one does where the newest is damaged: a warning says so
+    Raises CheckpointError if there is none.
+    """
+    path, content = read_newest_content(folder, older=older)
     return path, load_checkpoint(content)
 
 
-def read_newest_content(folder: Path) -> tuple[Path, bytes]:
+def read_newest_content(folder: Path, *, older: bool = True) -> tuple[Path, bytes]:
     """The same, not yet taken apart."""
     damaged = []
     for path in list_checkpoints(folder):
-        content = path.read_bytes()
-        written = re.fullmatch(r"step-\d+-([0-9a-f]{16})\.pt", path.name)
-        if written and hashlib.sha256(content).hexdigest().startswith(written[1]):
-            try:
-                load_checkpoint(content)
-                return path, content
-            except (pickle.UnpicklingError, RuntimeError):
-                pass  # whole, and yet not what we wrote
-        damaged.append(path.name)
+        try:
+            content = read_content(path)
+        except SourceError:
+            damaged.append(path.name)
+            if not older:
+                raise CheckpointError(
+                    f"{path} is damaged, and it is the newest checkpoint: copy it again; or remove {folder}, to begin "
+                    "from the model's weights with a new optimizer."
+                ) from None
+            continue
+        if damaged:
+            log.warning("%s: %s is damaged: going on from the older %s", folder, ", ".join(damaged), path.name)
+        return path, content
     if damaged:
         raise CheckpointError(f"{folder}: all checkpoints are damaged ({', '.join(damaged)}): start a new run.")
     raise CheckpointError(f"{folder}: there is no checkpoint to go on from: start the run without --resume.")
 
 
+def read_content(path: Path) -> bytes:
+    """A checkpoint's content. Raises SourceError if it is not there, is damaged, or is not what we write."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{path}: it can't be read ({error.strerror}).") from error
+    named = NAME.fullmatch(path.name)
+    if named is None or not hashlib.sha256(content).hexdigest().startswith(named[2]):
+        raise SourceError(f"{path} is damaged: it does not match the checksum in its name: copy it again.")
+    if not isinstance(load_tensors(path, content), dict):
+        raise SourceError(f"{path} holds no state of a training run: copy it again.")
+    return content
+
+
 def load_checkpoint(content: bytes) -> dict[str, Any]:
     """The state in a checkpoint's content, on the CPU."""
-    # weights_only: tensors and plain values, no code of the file is run
-    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    return load_tensors("the checkpoint", content)

@@ -174,6 +174,19 @@ def info(path: Annotated[str, typer.Argument(help="A source, cell store, run or 
 
 
 @app.command()
+def check(
+    path: Annotated[str, typer.Argument(help="A cell store, minified store, run or model; a source, too.")],
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Take it as it is: list its files and checksums anew (after a change).")
+    ] = False,
+) -> None:
+    """Compare every checksum and decode everything; status 1 if something is damaged."""
+    from atlasvi.engine.checking import check as run
+
+    _print_lines(run(path, renew))
+
+
+@app.command()
 def train(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
     out: Annotated[Path, typer.Option(help="The run directory to make.")],

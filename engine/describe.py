@@ -1,6 +1,5 @@
 """What a path is and what it holds, in a few lines."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,8 @@ import pandas as pd
 
 from atlasvi.engine.minified import MinifiedStore, is_minified_store
 from atlasvi.loaders.cell_store import CellStore, is_cell_store
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.manifest import read_json
 from atlasvi.loaders.sources import open_source
 
 if TYPE_CHECKING:
@@ -88,21 +89,22 @@ def _describe_columns(columns: dict[str, pd.Series]) -> Iterator[str]:
 
 
 def _describe_run(run: Path) -> Iterator[str]:
-    config = json.loads((run / "config.json").read_text())
+    config = read_json(run / "config.json")
     yield f"{run}: run"
     yield from (f"  {name}: {value}" for name, value in config.items() if not isinstance(value, (dict, list)))
     result = run / "result.json"
     if not result.is_file():
         yield "  not finished: go on with atlasvi train ... --resume"
         return
-    outcome = json.loads(result.read_text())
-    for part in ("train", "validation", "test"):
-        if part in outcome:
-            losses = outcome[part]
-            yield (
-                f"  {part}: reconstruction {losses['reconstruction_loss']:.2f}, KL {losses['kl']:.2f}, "
-                f"ELBO {losses['elbo']:.2f} nats a cell"
-            )
+    outcome = read_json(result)
+    with reading(str(result)):
+        for part in ("train", "validation", "test"):
+            if part in outcome:
+                losses = outcome[part]
+                yield (
+                    f"  {part}: reconstruction {losses['reconstruction_loss']:.2f}, KL {losses['kl']:.2f}, "
+                    f"ELBO {losses['elbo']:.2f} nats a cell"
+                )
 
 
 def _describe_source(path: str | Path) -> Iterator[str]:

@@ -8,9 +8,12 @@ A plain AnnData Zarr v3 that scvi-tools opens as its own minified data:
       obsm/scvi_latent_qzm, scvi_latent_qzv  float32 [cells, latent]: mean and variance of q(z | x)
       var/
       uns/_scvi_adata_minify_type          'latent_posterior_parameters'
+      manifest.json                        bytes and crc32c of every file, written last
       uns/atlasvi/weights/<name>           the model's weights, so that the file answers questions by itself
 """
 
+import itertools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,9 +24,18 @@ import zarr
 
 from atlasvi.engine.covariates import Setup
 from atlasvi.loaders.cell_store import check_version, read_attributes
+from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError, SourceError
+from atlasvi.loaders.manifest import Files, check_files, hash_file, write_manifest
 from atlasvi.loaders.obs_columns import TEXT
-from atlasvi.loaders.outputs import sync_file, sync_tree, write_file_aside
+from atlasvi.loaders.outputs import remove_leftovers, sync_file, sync_folder, write_file_aside
+from atlasvi.loaders.store_checks import (
+    check_attributes,
+    check_lengths,
+    check_manifest,
+    check_written,
+    name_missing_chunks,
+)
 from atlasvi.loaders.stored_checks import check_group_codecs
 from atlasvi.loaders.tables import (
     STRING,
@@ -41,9 +53,12 @@ from atlasvi.loaders.tables import (
 if TYPE_CHECKING:
     from atlasvi.engine.model import SCVI
 
+log = logging.getLogger(__name__)
+
 FORMAT_VERSION = 2
 VERSION_WITHOUT_MASKS = 1  # of a store whose tables have no nullable columns: older readers know all of it
 KIND = "minified store"
+ATTRIBUTES: dict[str, type] = {**dict.fromkeys(("n_cells", "n_genes", "n_latent"), int), "model": dict}
 MINIFY_TYPE = "latent_posterior_parameters"
 LIBRARY = "observed_lib_size"
 LATENTS = ("qzm", "qzv")
@@ -92,8 +107,8 @@ def create_minified(
             write_elem(root, name, {})
 
 
-def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> None:
-    """Write whole chunks of cells, from `start` on, and flush them to disk.
+def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> Files:
+    """Write whole chunks of cells, from `start` on, and flush them to disk; returns their files.
 
     record  `qzm` and `qzv` float32 [cells, latent], and the `obs/` columns, observed_lib_size included
     """
@@ -102,17 +117,26 @@ def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> Non
     for name in LATENTS:
         array = root[f"obsm/scvi_latent_{name}"]
         array[start : start + len(record[name])] = record[name]
-    chunk = str(start // array.chunks[0])
-    for chunks in (path / "obs").rglob("c"), (path / "obsm").rglob("c"):
-        for folder in chunks:
-            if (folder / chunk).is_dir():
-                sync_tree(folder / chunk)
-            elif (folder / chunk).exists():
-                sync_file(folder / chunk)
+    chunk, files = str(start // array.chunks[0]), {}
+    for folder in itertools.chain((path / "obs").rglob("c"), (path / "obsm").rglob("c")):
+        for file in (folder / chunk, folder / chunk / "0"):
+            if file.is_file():
+                sync_file(file)
+                sync_folder(file.parent)
+                files[str(file.relative_to(path))] = hash_file(file)
+    return files
 
 
-def finish_minified(path: Path, n_cells: int, n_genes: int, n_latent: int, model: Mapping[str, Any]) -> None:
-    """Write the attributes that make the folder a minified store."""
+def finish_minified(
+    path: Path, n_cells: int, n_genes: int, n_latent: int, model: Mapping[str, Any], written: Files
+) -> None:
+    """Write the attributes that make the folder a minified store, and the list of its files.
+
+    written  the files that it was created with, and what `write_cells` returned of all parts
+    Raises SourceError if one of these is gone by now, or one of those that it was created with is damaged.
+    """
+    check_files(path, written, lambda name: name.endswith("zarr.json") or not name.startswith(("obs/", "obsm/")))
+    written = {name: found for name, found in written.items() if name != "zarr.json"}
     root = zarr.open_group(path, mode="r+")
     unmask_complete_text(cast(zarr.Group, root["obs"]), path / "obs")
     root.attrs["atlasvi"] = {
@@ -121,9 +145,11 @@ def finish_minified(path: Path, n_cells: int, n_genes: int, n_latent: int, model
         "n_cells": n_cells,
         "n_genes": n_genes,
         "n_latent": n_latent,
+        "manifest": True,
         **model,
     }
     consolidate_metadata(path)
+    write_manifest(path, known=written)
 
 
 def _create_empty_matrix(group: zarr.Group, name: str, n_cells: int, n_genes: int) -> None:
@@ -137,24 +163,25 @@ def _create_empty_matrix(group: zarr.Group, name: str, n_cells: int, n_genes: in
 
 
 class MinifiedStore:
-    """A finished minified store, opened for reading by slices."""
+    """A finished minified store, opened for reading by slices. Raises SourceError if it is none, or is damaged."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
+        remove_leftovers(path)
         attributes = read_attributes(path)
         if attributes is None or attributes.get("kind") != KIND:
             raise SourceError(f"{path} is not a minified store (make one with: atlasvi minify RUN DATA --out MINI).")
         check_version(attributes, path, FORMAT_VERSION)
+        check_attributes(attributes, path, ATTRIBUTES)
         self.attributes: dict[str, Any] = attributes
-        try:
+        with reading(self.path), quiet_zarr():
             self._open()
-        except (OSError, KeyError, ValueError) as error:
-            raise SourceError(f"{path}: the store is damaged ({error}): copy it again, or minify again.") from error
 
     def _open(self) -> None:
         from anndata.io import read_elem
 
-        # Not by its consolidated metadata: zarr misreads that of names that differ by case alone.
+        has_manifest = check_manifest(Path(self.path), self.attributes)
+        # Not by its consolidated metadata: those copies may say anything, and zarr misreads names that differ by case.
         root = cast(Any, zarr.open_group(self.path, mode="r", use_consolidated=False))
         check_group_codecs(root)
         self.n_cells: int = self.attributes["n_cells"]
@@ -162,6 +189,39 @@ class MinifiedStore:
         self.var: pd.DataFrame = read_elem(root["var"])
         self.obs = TableReader(root["obs"], self.path)
         self._obsm, self._weights = root["obsm"], root["uns/atlasvi/weights"]
+        self._check(root)
+        if not has_manifest:
+            self._check_chunks(root)
+
+    def _check(self, root: Any) -> None:
+        """Raise SourceError unless all parts are of the sizes that the attributes say."""
+        check_lengths(self.path, root["obs"], self.n_cells)
+        for name in LATENTS:
+            array = self._obsm[f"scvi_latent_{name}"]
+            if array.shape != (self.n_cells, self.n_latent) or array.dtype.kind != "f":
+                raise SourceError(f"{self.path}: {array.path} is damaged: copy the store again, or minify again.")
+        if len(self.var) != self.attributes["n_genes"]:
+            raise SourceError(f"{self.path}: var is damaged: copy the store again, or minify again.")
+
+    def _check_chunks(self, root: Any) -> None:
+        """Raise SourceError for what an older store, which has no list of its files, has lost.
+
+        Zarr does not write chunks that are full of zeros: of other columns nobody can tell, and a warning says so.
+        """
+        for name in self.obs.columns:
+            element = root[f"obs/{name}"]
+            is_categorical = isinstance(element, zarr.Group)
+            if is_categorical and element["categories"].shape == (1,):  # its codes are zeros
+                continue
+            for lost in name_missing_chunks(element["codes"] if is_categorical else element):
+                log.warning("%s: %s is not there: its values are 0, or were lost in a copy", self.path, lost)
+                break
+        latents = (self._obsm[f"scvi_latent_{name}"] for name in LATENTS)
+        for array in (root["var/_index"], root["obs/_index"], root[f"obs/{LIBRARY}"], *latents):
+            check_written(self.path, array)
+        for name, array in self._weights.arrays():
+            if not name.endswith(("running_mean", "num_batches_tracked", "bias")):  # zero in a model not trained
+                check_written(self.path, array)
 
     @property
     def genes(self) -> pd.Index:
@@ -172,7 +232,8 @@ class MinifiedStore:
     def setup(self) -> Setup:
         """The columns of obs that the model takes, and what its codes stand for."""
         first = ("batch_key", "batch_categories", "labels_key")  # all there was at first, not yet in a place of its own
-        return Setup.from_saved(self.attributes.get("setup", {name: self.attributes.get(name) for name in first}))
+        with reading(self.path):
+            return Setup.from_saved(self.attributes.get("setup", {name: self.attributes.get(name) for name in first}))
 
     def read_column(self, name: str) -> pd.Series:
         """One obs column of all cells. Raises ColumnError, naming those that are there."""
@@ -189,14 +250,16 @@ class MinifiedStore:
 
     def read_latent(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """qzm and qzv, float32 [stop - start, latent], of cells [start, stop)."""
-        return self._obsm["scvi_latent_qzm"][start:stop], self._obsm["scvi_latent_qzv"][start:stop]
+        with reading(self.path):
+            return self._obsm["scvi_latent_qzm"][start:stop], self._obsm["scvi_latent_qzv"][start:stop]
 
     def model(self) -> "SCVI":
         """The model, ready to decode."""
         from atlasvi.engine.model import model_from_weights  # torch takes seconds, and latents can be read without
 
-        weights = {name: np.asarray(array[...]) for name, array in self._weights.arrays()}
-        return model_from_weights(self.attributes["model"], weights)
+        with reading(self.path):
+            weights = {name: np.asarray(array[...]) for name, array in self._weights.arrays()}
+            return model_from_weights(self.attributes["model"], weights)
 
 
 def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -> None:

@@ -7,7 +7,6 @@ the second gathers the pieces of a chunk.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import torch
 
@@ -22,12 +22,16 @@ from atlasvi.engine.minified import LIBRARY, write_cells
 from atlasvi.engine.runs import TrainedRun, load_run
 from atlasvi.loaders.buckets import record_to_bytes, records_from_bytes
 from atlasvi.loaders.cells import CellData, open_cells, select_genes
+from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.feeder import DeviceFeeder
-from atlasvi.loaders.ingest_job import write_aside
+from atlasvi.loaders.ingest_job import reading_unfinished
 from atlasvi.loaders.loader import BatchLoader
+from atlasvi.loaders.manifest import Files, read_json, write_json
+from atlasvi.loaders.outputs import write_whole
 from atlasvi.loaders.tables import obs_to_record
 
 JOB, RUN, RESULT, DONE, PIECES = "job.json", "run", "result", "done", "pieces"
+CREATED = "created.json"  # the files of the store before the first cell
 ENCODED, ORDERED = "encoded", "ordered"
 MOST_PART_CELLS, LEAST_PART_CELLS = 2**16, 2**10
 FEWEST_PARTS = 16  # of a small atlas, so that several processes have something to do
@@ -54,7 +58,7 @@ class MinifyJob:
 
     def save(self, scratch: Path) -> None:
         """Write it where `load_job` finds it; the scratch folder is then ready to work in."""
-        write_aside(scratch / JOB, json.dumps(dataclasses.asdict(self)).encode())
+        write_json(scratch / JOB, dataclasses.asdict(self))
 
     @property
     def n_parts(self) -> int:
@@ -63,10 +67,10 @@ class MinifyJob:
 
 
 def load_job(scratch: Path) -> MinifyJob | None:
-    """The job that is being done in a scratch folder, if it is one."""
+    """The job that is being done in a scratch folder; None if it is none, damaged, or of an older version."""
     try:
-        return MinifyJob(**json.loads((scratch / JOB).read_text()))
-    except (OSError, ValueError, TypeError):
+        return MinifyJob(**read_json(scratch / JOB, older=False))
+    except (SourceError, TypeError):
         return None
 
 
@@ -134,11 +138,12 @@ def encode_parts(scratch: str, parts: list[int]) -> Iterator[int]:
     try:
         for first, stop in _join_neighbours(parts):
             for part, record in zip(range(first, stop), _encode(opened, first, stop, torch.device(where))):
+                written: Files = {}
                 if job.source_order:
                     _write_pieces(folder / PIECES / str(part), record, opened.data.source_sizes, job.part_cells)
                 else:
-                    write_cells(folder / RESULT, part * job.part_cells, record)
-                write_aside(folder / DONE / f"{ENCODED}-{part}", b"")
+                    written = write_cells(folder / RESULT, part * job.part_cells, record)
+                write_json(folder / DONE / f"{ENCODED}-{part}", written)
                 yield part
     finally:
         opened.run.model.cpu()
@@ -147,7 +152,7 @@ def encode_parts(scratch: str, parts: list[int]) -> Iterator[int]:
 def run_order_task(scratch: str, part: int) -> None:
     """Gather the cells of a chunk of the store, in the order of their sources, from the pieces of all parts."""
     job, folder = open_job(scratch).job, Path(scratch)
-    index = _read_index(scratch, job.n_parts)  # [parts, 2, buckets + 1]: bytes, cells before each bucket
+    index = _read_index(scratch, job.n_parts)
     begins = index[:, 1, :].sum(0)  # cells of all parts before each bucket
     start, stop = part * job.part_cells, min((part + 1) * job.part_cells, job.n_cells)
     first = int(np.searchsorted(begins, start, side="right")) - 1
@@ -156,12 +161,27 @@ def run_order_task(scratch: str, part: int) -> None:
     for number in range(job.n_parts):
         low, high = (int(index[number, 0, bucket]) for bucket in (first, last))
         if high > low:
-            content = np.memmap(folder / PIECES / str(number), np.uint8, "r", offset=low, shape=(high - low,))
-            records += records_from_bytes(content)
+            path = folder / PIECES / str(number)
+            with reading_unfinished(path):
+                content = np.memmap(path, np.uint8, "r", offset=low, shape=(high - low,))
+                for bucket in range(first, last):
+                    begin, end = index[number, 0, bucket : bucket + 2] - low
+                    if google_crc32c.value(content[begin:end]) != index[number, 2, bucket + 1]:
+                        raise ValueError("it does not match its crc32c")
+                records += records_from_bytes(content)
     record = {name: np.concatenate([each[name] for each in records]) for name in records[0]}
     order = np.argsort(record.pop("place"))[start - int(begins[first]) :][: stop - start]
-    write_cells(folder / RESULT, start, {name: values[order] for name, values in record.items()})
-    write_aside(folder / DONE / f"{ORDERED}-{part}", b"")
+    written = write_cells(folder / RESULT, start, {name: values[order] for name, values in record.items()})
+    write_json(folder / DONE / f"{ORDERED}-{part}", written)
+
+
+def read_written(scratch: Path, stage: str, n_parts: int) -> Files:
+    """The files of the store that were there at first, and those that all parts wrote."""
+    files: Files = {}
+    for path in (scratch / CREATED, *(scratch / DONE / f"{stage}-{part}" for part in range(n_parts))):
+        with reading_unfinished(path):
+            files.update({name: (size, checksum) for name, (size, checksum) in read_json(path, older=False).items()})
+    return files
 
 
 def _encode(opened: Opened, first: int, stop: int, device: torch.device) -> Iterator[dict[str, np.ndarray]]:
@@ -202,13 +222,20 @@ def _write_pieces(path: Path, record: dict[str, np.ndarray], source_sizes: list[
         b"".join(record_to_bytes({name: values[a:b] for name, values in record.items()})) if b > a else b""
         for a, b in pairwise(cuts.tolist())
     ]
-    index = np.stack([np.cumsum([0, *map(len, pieces)]), cuts])
-    write_aside(path.with_name(f"{path.name}.index"), index.astype("<i8").tobytes())
-    write_aside(path, b"".join(pieces))
+    checksums = [0, *map(google_crc32c.value, pieces)]
+    index = np.stack([np.cumsum([0, *map(len, pieces)]), cuts, checksums]).astype("<i8").tobytes()
+    write_whole(path.with_name(f"{path.name}.index"), index + google_crc32c.value(index).to_bytes(8, "little"))
+    write_whole(path, b"".join(pieces))
 
 
 @functools.lru_cache(1)
 def _read_index(scratch: str, n_parts: int) -> np.ndarray:
-    """int64 [parts, 2, buckets + 1]: bytes, and cells, of each part before each bucket."""
-    paths = [Path(scratch) / PIECES / f"{part}.index" for part in range(n_parts)]
-    return np.stack([np.fromfile(path, "<i8").reshape(2, -1) for path in paths])
+    """int64 [parts, 3, buckets + 1]: bytes, and cells, before each bucket of a part; crc32c of the bucket before it."""
+    found = []
+    for path in (Path(scratch) / PIECES / f"{part}.index" for part in range(n_parts)):
+        with reading_unfinished(path):
+            content = np.fromfile(path, "<i8")
+            if google_crc32c.value(content[:-1].tobytes()) != content[-1]:
+                raise ValueError("it does not match its crc32c")
+            found.append(content[:-1].reshape(3, -1))
+    return np.stack(found)

@@ -14,10 +14,12 @@ from atlasvi.engine.minified import LIBRARY, create_minified, finish_minified
 from atlasvi.engine.minify_parts import ENCODED, ORDERED, MinifyJob, Opened, load_job
 from atlasvi.engine.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.resuming import fingerprint
-from atlasvi.engine.runs import RESULT, TrainedRun, write_json
+from atlasvi.engine.runs import RESULT, TrainedRun
 from atlasvi.engine.scvi_files import open_model
 from atlasvi.loaders.cells import CellData, open_cells, select_genes
+from atlasvi.loaders.ingest_job import reading_unfinished
 from atlasvi.loaders.ingestion import Progress
+from atlasvi.loaders.manifest import hash_files, write_json
 from atlasvi.loaders.outputs import write_folder_aside
 from atlasvi.loaders.workers import Workers
 
@@ -101,6 +103,7 @@ def _prepare(scratch: Path, opened: Opened) -> None:
     weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
     sizes = data.n_cells, run.model.n_latent
     create_minified(scratch / minify_parts.RESULT, *sizes, data.var, dtypes, weights, job.part_cells, run.setup.layer)
+    write_json(scratch / minify_parts.CREATED, hash_files(scratch / minify_parts.RESULT))
     for name in (minify_parts.DONE, minify_parts.PIECES, minify_parts.RUN):
         (scratch / name).mkdir()
     run.save(scratch / minify_parts.RUN)
@@ -146,7 +149,10 @@ def _finish(scratch: Path, opened: Opened) -> None:
         "order": "source" if job.source_order else "as trained",
         "data": data.path,
     }
-    finish_minified(scratch / minify_parts.RESULT, data.n_cells, len(data.var), run.model.n_latent, model)
+    written = minify_parts.read_written(scratch, ORDERED if job.source_order else ENCODED, job.n_parts)
+    result = scratch / minify_parts.RESULT
+    with reading_unfinished(result):
+        finish_minified(result, data.n_cells, len(data.var), run.model.n_latent, model, written)
 
 
 def _hash_weights(run: TrainedRun) -> str:

@@ -1,21 +1,22 @@
 """Going on with a run: an interrupted one where it stopped, a finished one as the start of another."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from atlasvi.engine.checkpoint import CheckpointError, read_newest_checkpoint
+from atlasvi.engine.checkpoint import CheckpointError, list_checkpoints, read_newest_checkpoint
 from atlasvi.engine.configuration import SettingError, Settings
 from atlasvi.engine.covariates import Setup
 from atlasvi.engine.model_settings import ModelOptions
 from atlasvi.engine.runs import CONFIG, TrainedRun
 from atlasvi.engine.scvi_files import open_model
 from atlasvi.loaders.cells import CellData, select_genes
+from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.manifest import read_json
 
 
 def fingerprint(data: CellData) -> dict[str, Any]:
@@ -35,10 +36,12 @@ def fingerprint(data: CellData) -> dict[str, Any]:
 
 def read_saved(out: Path) -> dict[str, Any]:
     """The configuration that a run was started with. Raises SourceError if it is not there."""
-    try:
-        return json.loads((out / CONFIG).read_text())
-    except (OSError, ValueError):
-        raise SourceError(f"{out}: there is no run to go on with: start it without --resume.") from None
+    if not (out / CONFIG).exists():
+        raise SourceError(f"{out}: there is no run to go on with: start it without --resume.")
+    saved = read_json(out / CONFIG)
+    if not isinstance(saved.get("settings"), dict):
+        raise SourceError(f"{out / CONFIG} is damaged: it holds no settings: copy it again.")
+    return saved
 
 
 def merge_saved(
@@ -57,7 +60,8 @@ def merge_saved(
                 f"{out}: the run was started with {key} = {was.get(key)!r}, and now it is {value!r}: resume it as it "
                 "was, or start another run in another place."
             )
-    return {key: saved.get(key) for key in asked}, Settings.model_validate(saved["settings"])
+    with reading(str(out / CONFIG)):
+        return {key: saved.get(key) for key in asked}, Settings.model_validate(saved["settings"])
 
 
 def prepare_start(
@@ -84,14 +88,30 @@ def prepare_start(
     if run.state is not None:
         state.update(run.state)
     elif run.path is not None:
-        try:
-            saved = read_newest_checkpoint(run.path / "checkpoints")[1]
-            state = {name: saved[name] for name in state}
-        except CheckpointError:  # a model may be kept without them: then its weights are where we begin
-            pass
+        state.update(_read_last_state(run))
     return (
         select_genes(data, run.genes),
         run.setup,
         settings.model_copy(update={**options, "freezing": run.freezing}),
         state,
     )
+
+
+def _read_last_state(run: TrainedRun) -> dict[str, Any]:
+    """What the last checkpoint of a finished run holds; nothing where a model is kept without checkpoints.
+
+    Raises CheckpointError if the last one is damaged or not there: what is older is not where the run ended.
+    """
+    assert run.path is not None
+    folder = run.path / "checkpoints"
+    if not list_checkpoints(folder):
+        return {}  # the weights are where we begin
+    path, saved = read_newest_checkpoint(folder, older=False)
+    with reading(str(path)):
+        state = {name: saved[name] for name in ("weights", "optimizer", "epoch", "step", "history")}
+    if state["step"] != (ended := run.result.get("steps", state["step"])):
+        raise CheckpointError(
+            f"{path}: the newest checkpoint is of step {state['step']:,}, and the run ended at step {ended:,}: copy "
+            f"the last one again; or remove {folder}, to begin from the model's weights with a new optimizer."
+        )
+    return state

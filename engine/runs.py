@@ -2,9 +2,8 @@
 
 import fcntl
 import io
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,8 +14,11 @@ import torch
 from atlasvi.engine.covariates import Setup
 from atlasvi.engine.model import SCVI, model_from_weights
 from atlasvi.engine.model_settings import Freezing
+from atlasvi.engine.torch_files import load_tensors
+from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError, SourceError
-from atlasvi.loaders.outputs import explain_full_disk, sync_folder
+from atlasvi.loaders.manifest import check_files, read_json, read_manifest
+from atlasvi.loaders.outputs import remove_leftovers, remove_unfinished, write_whole
 
 MODEL, RESULT, CONFIG, METRICS = "model.pt", "result.json", "config.json", "metrics.jsonl"
 
@@ -56,49 +58,30 @@ class TrainedRun:
 def load_run(path: str | Path) -> TrainedRun:
     """A finished run from its directory, the model in evaluation mode on the CPU. Raises SourceError if it is none."""
     folder = Path(path)
+    remove_leftovers(folder)
     if not (folder / MODEL).is_file():
         if (folder / CONFIG).is_file():
             raise SourceError(f"{path}: the run is not finished: go on with atlasvi train ... --out {path} --resume.")
         raise SourceError(f"{path} is not a run directory (make one with: atlasvi train DATA --out RUN).")
-    try:
-        # weights_only: tensors and plain values, no code of the file is run
-        content = torch.load(folder / MODEL, weights_only=True, map_location="cpu")
+    check_files(folder, read_manifest(folder) or {}, lambda name: name != MODEL)  # which carries its own checksums
+    content, result = load_tensors(folder / MODEL), read_json(folder / RESULT)
+    with reading(str(folder / MODEL)):
         model, genes = model_from_weights(content.pop("settings"), content.pop("weights")), content.pop("genes")
-        setup = Setup.from_saved(content)
-        result = json.loads((folder / RESULT).read_text())
-    except Exception as error:  # torch.load raises whatever the damage leads it to
-        raise SourceError(f"{path}: the run's {MODEL} or {RESULT} is damaged ({error}): copy it again.") from error
-    return TrainedRun(model, genes, setup, result, folder)
+        if len(genes) != model.settings.n_genes:
+            raise SourceError(f"{folder / MODEL} is damaged: it names {len(genes):,} of its genes: copy it again.")
+        return TrainedRun(model, genes, Setup.from_saved(content), result, folder)
 
 
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Keep a second process from training the same run. Raises OutputError if one does."""
+    """Keep a second process from training the same run; what a killed one left is removed. Raises OutputError."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(f"{folder}: another process is training this run: wait for it, or stop it.") from None
+        remove_unfinished(folder)
         yield
     finally:
         os.close(handle)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file by new content in one step: written aside, flushed, renamed."""
-    temporary = path.with_name(f".{path.name}.unfinished")
-    try:
-        with explain_full_disk(path), open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write plain values as JSON, whole or not at all."""
-    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())

@@ -32,10 +32,12 @@ from atlasvi.engine.runs import MODEL, TrainedRun
 from atlasvi.engine.scvi_arguments import name_parts, show_history, split_cells, translate_arguments
 from atlasvi.engine.scvi_files import load_scvi_tools, open_model, write_scvi_model
 from atlasvi.engine.scvi_registry import SCVI_DEFAULTS
+from atlasvi.engine.torch_files import load_tensors
 from atlasvi.engine.trainer import choose_device
 from atlasvi.engine.training import train
 from atlasvi.loaders.cells import CellData, add_column, align_genes, select_genes
-from atlasvi.loaders.errors import OutputError, SourceError
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.outputs import write_folder_aside
 
 if TYPE_CHECKING:
@@ -250,7 +252,9 @@ class SCVI(Questions):
             raise OutputError(f"{folder} exists already: choose another place, or give overwrite=True.")
         if save_anndata and self.adata is None:
             raise OutputError(f"{folder}: the model has no AnnData to save: its data is on disk already.")
-        with write_folder_aside(folder.with_name(f".{folder.name}.new") if folder.exists() else folder) as scratch:
+        written = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(written, ignore_errors=True)  # of a process that was killed
+        with write_folder_aside(written if folder.exists() else folder) as scratch:
             result = scratch / "result"
             result.mkdir()
             indices = {f"{name}_indices_": self._parts.get(name) for name in ("train", "validation", "test")}
@@ -262,7 +266,6 @@ class SCVI(Questions):
             if save_anndata:
                 assert self.adata is not None
                 self.adata.write_h5ad(result / f"{prefix}adata.h5ad", **anndata_write_kwargs)
-        written = folder.with_name(f".{folder.name}.new")
         if written.exists():
             for file in written.iterdir():
                 os.replace(file, folder / file.name)
@@ -287,13 +290,11 @@ class SCVI(Questions):
         run = load_scvi_tools(folder / f"{prefix}{MODEL}") if prefix else open_model(folder)
         parts: dict[str, np.ndarray] = {}
         if (folder / f"{prefix}{STATE}").is_file():
-            try:
-                # weights_only: tensors and plain values, no code of the file is run
-                content = torch.load(folder / f"{prefix}{STATE}", weights_only=True, map_location="cpu")
+            state = folder / f"{prefix}{STATE}"
+            content = load_tensors(state)
+            with reading(str(state)):
                 run.state = content["state"]
                 parts = {name: part.numpy() for name, part in content["split"].items()}
-            except Exception as error:  # torch.load raises whatever the damage leads it to
-                raise SourceError(f"{folder / STATE}: it is damaged ({error}): copy it again, or remove it.") from error
         if adata is None and (saved := folder / f"{prefix}adata.h5ad").is_file():
             import anndata
 

@@ -13,6 +13,7 @@ from atlasvi.engine.scvi_registry import read_options, read_setup, write_init_pa
 from atlasvi.engine.scvi_weights import from_scvi_weights, to_scvi_weights
 from atlasvi.engine.torch_files import read_torch_file
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.manifest import MANIFEST
 from atlasvi.loaders.outputs import write_folder_aside
 
 
@@ -73,6 +74,7 @@ def write_scvi_model(run: TrainedRun, file: Path, attributes: Mapping[str, Any] 
 
 def open_model(path: str | Path) -> TrainedRun:
     """A finished run of ours, or a model directory of scvi-tools. Raises SourceError if it is neither."""
-    # a directory of scvi-tools holds a model.pt, as ours do, and no configuration
-    of_scvi_tools = (Path(path) / MODEL).is_file() and not (Path(path) / CONFIG).is_file()
+    # a directory of scvi-tools holds a model.pt, as ours do, and neither configuration nor list of files
+    ours = any((Path(path) / name).is_file() for name in (CONFIG, MANIFEST))
+    of_scvi_tools = (Path(path) / MODEL).is_file() and not ours
     return load_scvi_tools(path) if of_scvi_tools else load_run(path)

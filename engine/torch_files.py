@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.errors import AtlasviError, SourceError
 
 STORAGES = {
     "FloatStorage": np.float32,
@@ -69,10 +70,39 @@ def read_torch_file(path: str | Path) -> Any:
             return _TensorUnpickler(io.BytesIO(content), archive, root, str(path)).load()
     except FileNotFoundError:
         raise SourceError(f"{path}: there is no such file.") from None
-    except SourceError:
+    except AtlasviError:  # a signal may come meanwhile
         raise
     except Exception as error:  # a damaged pickle fails in any way it likes
         raise SourceError(f"{path}: damaged or cut short, or not a file of torch ({error}): copy it again.") from error
+
+
+def load_tensors(path: str | Path, content: bytes | None = None) -> Any:
+    """The content of a file that torch.save wrote of ours: tensors on the CPU, plain values, dictionaries, lists.
+
+    content  of the file, if it was read already
+    Raises SourceError if it is not there, or damaged: torch compares no checksums, so those of the archive are compared
+    here. What is no tensor and no plain value is refused, and no code of the file is run.
+    """
+    try:
+        content = Path(path).read_bytes() if content is None else content
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    raise SourceError(f"{path}: it is compressed, which torch never does: copy it again.")
+                archive.read(entry)  # compares its crc32
+        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise SourceError(f"{path}: there is no such file.") from None
+    except AtlasviError:  # a signal may come meanwhile
+        raise
+    except pickle.UnpicklingError as error:  # what torch says of it would have the user run the file's code
+        raise SourceError(
+            f"{path}: it holds something besides tensors and plain values, or is damaged; it was not read, and nothing "
+            "in it was run: copy it again from where it came from."
+        ) from error
+    except Exception as error:  # damage fails in any way it likes
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SourceError(f"{path}: it is damaged or cut short ({said[:200]}): copy it again.") from error
 
 
 def _check_opcodes(content: bytes) -> None:

@@ -36,7 +36,7 @@ from atlasvi.engine.profiling import StepProfiler, record_function
 from atlasvi.engine.progress import RunLog, SilentLog
 from atlasvi.engine.ranks import Ranks
 from atlasvi.engine.resuming import fingerprint
-from atlasvi.engine.runs import METRICS, RESULT, TrainedRun, lock_run, write_json
+from atlasvi.engine.runs import CONFIG, METRICS, MODEL, RESULT, TrainedRun, lock_run
 from atlasvi.engine.schedule import costs, epochs_since_best, rate_on_plateau, weigh_kl
 from atlasvi.engine.splits import Split, split_by_column, split_by_hash
 from atlasvi.kernels import choose_backend
@@ -45,6 +45,7 @@ from atlasvi.loaders.cells import CellData
 from atlasvi.loaders.errors import AtlasviError
 from atlasvi.loaders.feeder import DeviceFeeder
 from atlasvi.loaders.loader import BatchLoader
+from atlasvi.loaders.manifest import write_json, write_manifest
 
 
 class TrainingError(AtlasviError, RuntimeError):
@@ -188,6 +189,7 @@ class Trainer:
         if self.ranks.is_first:
             write_json(self.out / RESULT, result)
             run.save(self.out)
+            write_manifest(self.out, (CONFIG, METRICS, RESULT, MODEL))
         return run
 
     def _describe(self) -> str:
@@ -475,7 +477,7 @@ class Trainer:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was taken."""
         self.model.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load_optimizer(state["optimizer"])
         for group in self.optimizer.param_groups:  # the run may have begun on another device
             group["capturable"] = self.device.type == "cuda"
         self.epoch, self.step, self.history, self.best = state["epoch"], state["step"], state["history"], state["best"]
@@ -490,12 +492,20 @@ class Trainer:
         self.model.load_state_dict(state["weights"])
         if state["optimizer"] is not None:
             ours = self.optimizer.state_dict()["param_groups"]  # rates and the like are those asked for now
-            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": ours})
+            self._load_optimizer({"state": state["optimizer"]["state"], "param_groups": ours})
         self.epoch = self.first_epoch = state["epoch"]
         self.step = self.first_step = state["step"]
         self.history = list(state["history"])
         self.epochs += self.first_epoch
         self.loaders["train"].set_epoch(self.epoch)
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Raises ValueError if moments are not of the shape of their parameter: fused steps do not look."""
+        self.optimizer.load_state_dict(state)
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                    raise ValueError(f"{name} of the optimizer is of shape {tuple(value.shape)}")
 
     def measure_library(self) -> None:
         """The prior of a latent library size, from one pass over all cells."""

@@ -19,10 +19,12 @@ from atlasvi.engine.covariates import Setup, learn_setup
 from atlasvi.engine.interruption import stop_on_signals
 from atlasvi.engine.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.resuming import merge_saved, prepare_start, read_saved
-from atlasvi.engine.runs import CONFIG, MODEL, TrainedRun, load_run, write_json
+from atlasvi.engine.runs import CONFIG, MODEL, TrainedRun, load_run
 from atlasvi.engine.trainer import Trainer, launch_id
 from atlasvi.loaders.cells import CellData, open_cells, select_genes
-from atlasvi.loaders.outputs import check_output_free, write_folder_aside
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.manifest import write_json
+from atlasvi.loaders.outputs import check_output_free, remove_leftovers, write_folder_aside
 
 
 def train(
@@ -86,6 +88,7 @@ def train(
         }
         resolved = resolve_settings(config, overrides)
         if resume := ranks.from_first(lambda: resume or _is_ours(out, ranks), "the start"):
+            remove_leftovers(out)
             saved = ranks.from_first(lambda: read_saved(out), "the configuration")
             if saved.get("genes"):
                 data = select_genes(data, saved["genes"])
@@ -97,7 +100,8 @@ def train(
         asked["seed"] = asked["seed"] or 0
         ranks.note("reading the covariates")
         if resume and "setup" in saved:
-            setup = Setup.from_saved(saved["setup"])
+            with reading(str(out / CONFIG)):
+                setup = Setup.from_saved(saved["setup"])
         elif start is not None:
             data, setup, resolved, first = prepare_start(start, data, keys, resolved)
             asked["genes"] = [str(gene) for gene in data.genes]  # those of the model, whatever else the data has
@@ -107,9 +111,11 @@ def train(
         if resume:
             ranks.note("reading the checkpoint")
             content = ranks.bytes_from_first(lambda: read_newest_content(out / "checkpoints")[1], "the checkpoint")
-            trainer.restore(load_checkpoint(content))
+            with reading(f"{out / 'checkpoints'}"):
+                trainer.restore(load_checkpoint(content))
         elif start is not None:
-            trainer.begin_from(first)
+            with reading(f"{start.path if isinstance(start, TrainedRun) else start}"):
+                trainer.begin_from(first)
         else:
             trainer.measure_library()
         if ranks.is_first and not resume:

@@ -20,9 +20,9 @@ import zarr
 from atlasvi.loaders.cell_store import read_attributes
 from atlasvi.loaders.column_names import RESERVED, find_storable_names
 from atlasvi.loaders.errors import ColumnError, OutputError, SourceError
-from atlasvi.loaders.ingest_job import write_aside
+from atlasvi.loaders.manifest import changing
 from atlasvi.loaders.obs_columns import convert_column, is_masked, join_dtypes
-from atlasvi.loaders.outputs import explain_full_disk, sync_folder, sync_tree
+from atlasvi.loaders.outputs import explain_full_disk, sync_folder, sync_tree, write_whole
 from atlasvi.loaders.tables import (
     TableReader,
     TableWriter,
@@ -66,18 +66,25 @@ def add_obs_columns(
         _check_columns(new, obs.columns, path, replace)
         rows = _match(table, by_source, obs, path, partial)
         columns = {name: _take(new, name, rows) for name in new}
-        scratch = path / SCRATCH
-        try:
-            _write(scratch, columns, obs)
-            if has_masks(zarr.open_group(scratch, mode="r"), ["obs"]):
-                newest = max(attributes["format_version"], MASKED_VERSIONS[attributes["kind"]])
-                _change_attributes(path, atlasvi={**attributes, "format_version": newest})
-            _move(scratch / "obs", path / "obs", root["obs"], list(columns), obs.columns)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        consolidate_metadata(path)
-        sync_folder(path)
+        places = tuple(f"obs/{name}/" for name in columns)
+        with changing(path, lambda name: name in ("zarr.json", "obs/zarr.json") or name.startswith(places)):
+            _add(path, attributes, columns, obs, root["obs"])
     return list(columns)
+
+
+def _add(path: Path, attributes: dict, columns: dict[str, pd.Series], obs: TableReader, group: zarr.Group) -> None:
+    """Write columns, in the order of the store, and announce them."""
+    scratch = path / SCRATCH
+    try:
+        _write(scratch, columns, obs)
+        if has_masks(zarr.open_group(scratch, mode="r"), ["obs"]):
+            newest = max(attributes["format_version"], MASKED_VERSIONS[attributes["kind"]])
+            _change_attributes(path, atlasvi={**attributes, "format_version": newest})
+        _move(scratch / "obs", path / "obs", group, list(columns), obs.columns)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    consolidate_metadata(path)
+    sync_folder(path)
 
 
 def read_table(path: str | Path, key: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -255,5 +262,5 @@ def _change_attributes(folder: Path, **values: Any) -> None:
     """Change attributes of a Zarr group in one step."""
     metadata = json.loads((folder / "zarr.json").read_text())
     metadata["attributes"].update(values)
-    write_aside(folder / "zarr.json", json.dumps(metadata, indent=2).encode())
+    write_whole(folder / "zarr.json", json.dumps(metadata, indent=2).encode())
     sync_folder(folder)

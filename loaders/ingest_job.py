@@ -1,15 +1,19 @@
 """What an ingest is to do, as a file that every process of it reads: so it can be spread out, and gone on with."""
 
 import dataclasses
-import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.joined import JoinedSources
+from atlasvi.loaders.manifest import read_json, write_json
 from atlasvi.loaders.reopened import open_many
 from atlasvi.loaders.source_options import SourceSpec
 
@@ -37,15 +41,28 @@ class Job:
 
     def save(self, scratch: Path) -> None:
         """Write it where `load_job` finds it."""
-        write_aside(scratch / JOB, json.dumps(dataclasses.asdict(self)).encode())
+        write_json(scratch / JOB, dataclasses.asdict(self))
 
 
 def load_job(scratch: Path) -> Job | None:
-    """The job that is being done in a scratch folder, if it is one."""
+    """The job that is being done in a scratch folder; None if it is none, damaged, or of an older version."""
     try:
-        return Job(**json.loads((scratch / JOB).read_text()))
-    except (OSError, ValueError, TypeError):
+        return Job(**read_json(scratch / JOB, older=False))
+    except (SourceError, TypeError):
         return None
+
+
+@contextmanager
+def reading_unfinished(path: Path) -> Iterator[None]:
+    """Turn damage of what an earlier process has left in a scratch folder into a SourceError, which ends the job."""
+    try:
+        with reading(str(path)):
+            yield
+    except SourceError as error:
+        raise SourceError(
+            f"{path}: this part of the unfinished work is damaged or gone, so all of it is removed: give the same "
+            f"command again, which begins anew ({error.__cause__ or error})."
+        ) from error
 
 
 def identify_source(path: str) -> list[int]:
@@ -70,9 +87,10 @@ def open_sources(job: Job, scratch: Path) -> JoinedSources:
 def restrict_genes(joined: JoinedSources, scratch: Path) -> None:
     """Keep only the genes that were chosen, their statistics as columns of var, once they are."""
     if (scratch / GENES).exists():
-        with np.load(scratch / GENES) as chosen:
-            joined.var = joined.var.assign(**dict(chosen))
-            joined.choose_genes(chosen["highly_variable"])
+        with reading_unfinished(scratch / GENES), np.load(scratch / GENES) as arrays:
+            chosen = dict(arrays)
+        joined.var = joined.var.assign(**chosen)
+        joined.choose_genes(chosen["highly_variable"])
 
 
 _OPEN: dict[str, tuple[Job, JoinedSources]] = {}
@@ -96,13 +114,3 @@ def keep_open(job: Job, joined: JoinedSources, scratch: Path) -> None:
 def forget(scratch: Path) -> None:
     """The sources of this job are no longer open."""
     _OPEN.pop(str(scratch.absolute()), None)
-
-
-def write_aside(path: Path, content: bytes) -> None:
-    """A file that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, path)

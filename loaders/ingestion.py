@@ -7,7 +7,6 @@ the store. The order is a pure function of (seed, source number, row, number of 
 """
 
 import io
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,12 +28,13 @@ from atlasvi.loaders.ingest_job import (
     keep_open,
     load_job,
     open_sources,
+    reading_unfinished,
     restrict_genes,
-    write_aside,
 )
 from atlasvi.loaders.joined import JoinedSources, intersect
+from atlasvi.loaders.manifest import read_json, write_json
 from atlasvi.loaders.matrices import is_spooled
-from atlasvi.loaders.outputs import write_folder_aside
+from atlasvi.loaders.outputs import write_folder_aside, write_whole
 from atlasvi.loaders.rows import gather_rows
 from atlasvi.loaders.source_options import list_sources
 from atlasvi.loaders.tables import check_column
@@ -130,7 +130,7 @@ def ingest(
                 table = choose_top_genes(joined, top_genes, batch_key, batches, progress)
                 content = io.BytesIO()
                 np.savez(content, **{str(name): table[name].to_numpy() for name in table})
-                write_aside(scratch / GENES, content.getvalue())
+                write_whole(scratch / GENES, content.getvalue())
                 restrict_genes(joined, scratch)
             job.save(scratch)
             keep_open(job, joined, scratch)
@@ -197,10 +197,11 @@ def _shuffle(
     for folder in folders:
         folder.mkdir(exist_ok=True)
     if (scratch / sorting.PLAN).exists():
-        plan = json.loads((scratch / sorting.PLAN).read_text())
+        with reading_unfinished(scratch / sorting.PLAN):
+            plan = read_json(scratch / sorting.PLAN)
     else:
         plan = sorting.plan_units(joined, _plan_buckets(joined))
-        write_aside(scratch / sorting.PLAN, json.dumps(plan).encode())
+        write_json(scratch / sorting.PLAN, plan)
     sizes = [stop - start for _, start, stop in plan["units"]]
     # a matrix that is put in order at the first read is better put in order once than by each process
     here = any(is_spooled(source) for source in joined.sources)

@@ -8,7 +8,7 @@ from scipy import sparse
 
 from atlasvi.loaders.buffers import Buffers
 from atlasvi.loaders.counts import check_counts
-from atlasvi.loaders.errors import ColumnError, SourceError
+from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
 from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.narrow import narrow_rows
 from atlasvi.loaders.rows import Rows
@@ -105,6 +105,12 @@ class MemoryCells(MemoryObs):
         rows = narrow_rows(0, counts.indptr.astype(np.int64), counts.indices, counts.data, n_genes, Buffers())
         if rows is not None:
             return rows
+        try:
+            counts.check_format(full_check=True)  # compiled code would follow indices outside the matrix
+        except ValueError as error:
+            raise CountsError(
+                f"{NAME}: {self.layer or 'X'} is no proper sparse matrix ({error}): make it anew."
+            ) from None
         if not counts.has_canonical_format:
             counts = counts.copy()  # it may share the user's arrays, which stay as they are
             counts.sum_duplicates()

@@ -3,12 +3,15 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from atlasvi.loaders.errors import OutputError
+
+UNFINISHED = ".unfinished"
 
 
 @contextlib.contextmanager
@@ -22,8 +25,9 @@ def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda
     Raises OutputError if `out` exists, is being written by another process, or can't be written (a full disk).
     """
     out = Path(out)
+    remove_leftovers(out)
     check_output_free(out)
-    scratch = out.parent / f".{out.name}.unfinished"
+    scratch = out.parent / f".{out.name}{UNFINISHED}"
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         lock = os.open(scratch, os.O_RDONLY)
@@ -54,6 +58,21 @@ def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda
                 shutil.rmtree(scratch, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def remove_leftovers(out: str | Path) -> None:
+    """Remove the scratch folder of a finished output, whose writer was killed before it did; else nothing."""
+    out = Path(out)
+    scratch = out.parent / f".{out.name}{UNFINISHED}"
+    if not out.exists() or not scratch.is_dir() or (scratch / "result").exists():
+        return
+    with contextlib.suppress(OSError):  # it is being cleaned up, or is not ours to remove
+        lock = os.open(scratch, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(scratch, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def check_output_free(out: str | Path) -> None:
@@ -97,6 +116,30 @@ def sync_tree(folder: Path) -> None:
         sync_folder(Path(place))
 
 
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Replace a file by new content in one step: written aside, flushed, renamed.
+
+    Several processes may write the same. What a killed one leaves is removed by `remove_unfinished`.
+    Raises OutputError on a full disk.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    try:
+        with explain_full_disk(path), open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left of `write_whole` in a folder that no other process writes to."""
+    for left in folder.glob(f".*{UNFINISHED}"):
+        left.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def write_file_aside(out: str | Path) -> Iterator[Path]:
     """A temporary path beside `out`; the file that the caller writes there is flushed and becomes `out` at the end.
@@ -108,7 +151,10 @@ def write_file_aside(out: str | Path) -> Iterator[Path]:
     check_output_free(out)
     if not out.parent.is_dir():
         raise OutputError(f"{out}: there is no folder {out.parent} to write it in.")
-    temporary = out.parent / f".{out.name}.unfinished-{os.getpid()}"
+    temporary = out.parent / f".{out.name}{UNFINISHED}-{os.getpid()}"
+    for left in out.parent.glob(f"{glob.escape(f'.{out.name}{UNFINISHED}-')}*"):
+        if not _is_running(left.name.rpartition("-")[2]):
+            left.unlink(missing_ok=True)
     try:
         with explain_full_disk(out):
             yield temporary
@@ -117,3 +163,14 @@ def write_file_aside(out: str | Path) -> Iterator[Path]:
             sync_folder(out.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_running(process: str) -> bool:
+    """Whether there is a process of this number; True for what is no number."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OSError):
+        pass
+    return True

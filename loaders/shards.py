@@ -130,6 +130,8 @@ class ShardWriter:
         self._file: BinaryIO | None = None
         self._shard = 0
         self._sizes: list[int] = []
+        self._checksum = 0  # crc32c of the shard so far
+        self.files: dict[str, tuple[int, str]] = {}  # of the shards that are done: bytes and crc32c
         (folder / "c").mkdir(exist_ok=True)
 
     def append(self, values: np.ndarray) -> None:
@@ -145,11 +147,17 @@ class ShardWriter:
                 self._filled = 0
 
     def append_encoded(self, path: Path, sizes: Sequence[int]) -> None:
-        """Add the inner chunks that a `ChunkEncoder` wrote to a file; the elements so far must fill whole chunks."""
+        """Add the inner chunks that a `ChunkEncoder` wrote to a file; the elements so far must fill whole chunks.
+
+        Raises DamagedChunkError if one does not match its checksum.
+        """
         assert not sizes or self._filled == 0
         with open(path, "rb") as file:
             for size in sizes:
-                self._write_chunk(file.read(size))
+                coded = file.read(size)
+                if google_crc32c.value(coded[:-4]) != int.from_bytes(coded[-4:], "little"):
+                    raise DamagedChunkError(f"{path} is damaged (a chunk does not match its checksum).")
+                self._write_chunk(coded)
 
     def close(self) -> None:
         """Write the last, padded chunk and the index of the last shard."""
@@ -162,18 +170,25 @@ class ShardWriter:
     def _write_chunk(self, coded: bytes) -> None:
         if self._file is None:
             self._file = open(self.folder / "c" / str(self._shard), "wb")  # noqa: SIM115
-        self._file.write(coded)
+        self._write(coded)
         self._sizes.append(len(coded))
         if len(self._sizes) * self.layout.chunk == self.layout.shard:
             self._close_shard()
+
+    def _write(self, content: bytes) -> None:
+        assert self._file is not None
+        self._file.write(content)
+        self._checksum = google_crc32c.extend(self._checksum, content)
 
     def _close_shard(self) -> None:
         assert self._file is not None
         index = np.full((self.layout.shard // self.layout.chunk, 2), CHUNK_MISSING, "<u8")
         index[: len(self._sizes), 1] = self._sizes
         index[: len(self._sizes), 0] = np.cumsum(self._sizes) - self._sizes
-        self._file.write(index.tobytes())
-        self._file.write(google_crc32c.value(index.tobytes()).to_bytes(4, "little"))
+        self._write(index.tobytes())
+        self._write(google_crc32c.value(index.tobytes()).to_bytes(4, "little"))
+        self.files[str(self._shard)] = self._file.tell(), f"{self._checksum:08x}"
+        self._checksum = 0
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -201,24 +216,35 @@ class ShardReader:
         self.read_chunks(first, last, out)
         return out[start - first * chunk : stop - first * chunk]
 
-    def read_chunks(self, first: int, last: int, out: np.ndarray) -> None:
-        """Decode inner chunks [first, last) into `out` [(last - first) * chunk]."""
+    def read_chunks(self, first: int, last: int, out: np.ndarray, low: int = 0, high: int = 0) -> int:
+        """Decode inner chunks [first, last) into `out` [(last - first) * chunk].
+
+        Returns how many of out[low:high], the first left out, are not larger than the one before them.
+        """
         per_shard, size = self.layout.shard // self.layout.chunk, self.layout.chunk
-        at = first
+        at, descents = first, 0
         while at < last:
             number = at // per_shard
             end = min(last, (number + 1) * per_shard)
             shard = self._open(number)
-            index = shard.index[at - number * per_shard : end - number * per_shard].astype(np.int64)
+            index = shard.index[at - number * per_shard : end - number * per_shard]
+            shard.check_inside(index)
+            index = index.astype(np.int64)
             coded = self._read_coded(shard, index)
             begins = index[:, 0] - index[0, 0]
             self._check(shard, at, begins, begins + index[:, 1], coded)
+            begin, stop = (at - first) * size, (end - first) * size
+            span = max(low - begin, 0), max(min(high, stop) - begin, 0)
             try:
-                part = out[(at - first) * size : (end - first) * size]
-                decode_chunks(coded, begins, part, self.layout.delta)
+                descents += decode_chunks(
+                    coded, begins, begins + index[:, 1] - 4, out[begin:stop], self.layout.delta, *span
+                )
             except ValueError as error:
                 raise DamagedChunkError(f"{shard.path} is damaged ({error}): copy the store again.") from error
+            if low < begin < high:  # each shard is decoded by itself
+                descents += int(out[begin] <= out[begin - 1])
             at = end
+        return descents
 
     def close(self) -> None:
         """Let go of the files; they are opened again when needed."""
@@ -227,8 +253,10 @@ class ShardReader:
 
     def _read_coded(self, shard: "OpenShard", index: np.ndarray) -> np.ndarray:
         """uint8: the bytes of neighbouring inner chunks, whose rows of the shard's index are given."""
-        begin = int(index[0, 0])
-        coded = self._buffers.take(int(index[-1].sum()) - begin, np.uint8)
+        begin, ends = int(index[0, 0]), index.sum(1)
+        if (index[1:, 0] != ends[:-1]).any():
+            raise _misplaced(shard.path)  # `ShardWriter` writes chunk after chunk
+        coded = self._buffers.take(int(ends[-1]) - begin, np.uint8)
         if os.preadv(shard.handle, [coded.data], begin) != len(coded):
             raise SourceError(f"{shard.path} is cut short: copy the store again, or ingest it again.")
         return coded
@@ -236,6 +264,8 @@ class ShardReader:
     def _check(self, shard: "OpenShard", first: int, begins: np.ndarray, ends: np.ndarray, coded: np.ndarray) -> None:
         """Raises DamagedChunkError, naming the first inner chunk whose crc32c is not the one written at its end."""
         ends = ends - 4
+        if (ends < begins).any():
+            raise _misplaced(shard.path)
         written = coded[ends[:, None] + np.arange(4)].view("<u4")[:, 0]
         spans = zip(begins.tolist(), ends.tolist())
         # google_crc32c takes any buffer and copies none, though its types say bytes
@@ -278,10 +308,22 @@ class OpenShard:
         if len(tail) != n_bytes or google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
             raise SourceError(f"{path} is damaged or cut short (its index does not match its checksum): copy it again.")
         self.index = np.frombuffer(tail[:-4], "<u8").reshape(-1, 2)
+        self._end = status.st_size - n_bytes
+
+    def check_inside(self, index: np.ndarray) -> None:
+        """Raises DamagedChunkError if a chunk of these rows of the index is not in the file."""
+        offsets, sizes = index.T
+        # each by itself first: their sum may wrap around
+        if (offsets > self._end).any() or (sizes > self._end).any() or (offsets + sizes > self._end).any():
+            raise _misplaced(self.path)
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):
             os.close(self.handle)
+
+
+def _misplaced(path: Path) -> DamagedChunkError:
+    return DamagedChunkError(f"{path} is damaged (its index names places that hold no chunk): copy the store again.")
 
 
 def identify(status: os.stat_result) -> tuple[int, int, int]:

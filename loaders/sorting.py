@@ -4,22 +4,25 @@ A unit is a run of rows of one source. Its cells are held in memory, sorted by t
 identity says, and written as one file (more if they turn out to be denser than thought), with an index:
 
     sorted/000007.json      what the unit holds, written last: the unit is done
-    sorted/000007-0.part     sections, each an array of all cells or counts in the order of the buckets
+    sorted/000007-0.part     sections, each an array of all cells or counts in the order of the buckets; where each
+                             bucket begins in them; and the crc32c of each bucket in each section
 """
 
-import json
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from atlasvi.loaders.counts import check_no_empty_cells, narrowest_unsigned
 from atlasvi.loaders.hashing import mix64
-from atlasvi.loaders.ingest_job import Job, open_once, write_aside
+from atlasvi.loaders.ingest_job import Job, open_once, reading_unfinished
 from atlasvi.loaders.joined import JoinedSources, Piece
+from atlasvi.loaders.manifest import read_json, write_json
 from atlasvi.loaders.outputs import sync_folder
 from atlasvi.loaders.rows import gather_rows
 from atlasvi.loaders.tables import TEXT, TextColumns, obs_to_record
@@ -27,7 +30,7 @@ from atlasvi.loaders.tables import TEXT, TextColumns, obs_to_record
 UNIT_NNZ = 2**24  # counts held in memory while they are sorted: 50 to 130 MB
 GATHER_CELLS = 2**11
 PLAN, FOLDER = "units.json", "sorted"
-CELLS, NNZ = "cells", "nnz"
+CELLS, NNZ, CHECKSUMS = "cells", "nnz", "checksums"
 
 
 def plan_units(joined: JoinedSources, n_buckets: int) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def sort_unit(scratch: str, number: int) -> None:
     if (folder / f"{number:06d}.json").exists():
         return
     job, joined = open_once(scratch)
-    plan = json.loads((Path(scratch) / PLAN).read_text())
+    plan = read_json(Path(scratch) / PLAN)
     unit = _Unit(folder, number, plan["n_buckets"], job, joined)
     source, start, stop = plan["units"][number]
     for piece in joined.pieces(source, start, stop):
@@ -103,7 +106,7 @@ class _Unit:
             self.write()
         sync_folder(self.folder)
         self.summary["text"] = self.text.to_json()
-        write_aside(self.folder / f"{self.number:06d}.json", json.dumps(self.summary).encode())
+        write_json(self.folder / f"{self.number:06d}.json", self.summary)
 
 
 def write_part(
@@ -146,12 +149,26 @@ def write_part(
             for name, values in zip(("indices", "counts"), gathered):
                 os.pwrite(file.fileno(), values.data, sections[name][0] + done * values.itemsize)
             done += len(gathered[0])
+        file.flush()
+        checksums = _hash_buckets(path, sections, edges)
         for name, values in edges.items():
             begin(f"edges/{name}", np.dtype(np.int64), "")
             file.write(values.astype(np.int64).data)
+        begin(CHECKSUMS, checksums.dtype, "")
+        file.write(checksums.data)
         file.flush()
         os.fsync(file.fileno())
     return {"file": path.name, "sections": sections}
+
+
+def _hash_buckets(path: Path, sections: dict[str, Any], edges: dict[str, np.ndarray]) -> np.ndarray:
+    """uint32 [buckets, sections]: crc32c of each bucket in each section, as it was written."""
+    content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+    checksums = np.empty((len(edges[CELLS]) - 1, len(sections)), np.uint32)
+    for k, (offset, dtype, by) in enumerate(sections.values()):
+        places = (offset + edges[by] * np.dtype(dtype).itemsize).tolist()
+        checksums[:, k] = [google_crc32c.value(content[a:b]) for a, b in itertools.pairwise(places)]
+    return checksums
 
 
 @dataclass
@@ -163,12 +180,26 @@ class Part:
 
     def __post_init__(self) -> None:
         self._edges: dict[str, tuple[int, tuple[int, int]]] = {}
+        self._checksums: tuple[int, dict[str, int]] = -1, {}
 
     @property
     def columns(self) -> list[str]:
         """Names of the `obs/` columns and their masks."""
-        names = (name.removeprefix("lengths/") for name in self.sections)
+        names = (name.removeprefix("lengths/") for name in self._hashed)
         return [name for name in names if name.startswith(("obs/", "mask/"))]
+
+    @property
+    def _hashed(self) -> list[str]:
+        """The sections that come with checksums, in their order."""
+        return [name for name in self.sections if not name.startswith("edges/") and name != CHECKSUMS]
+
+    def _read_checksums(self, bucket: int) -> dict[str, int]:
+        """crc32c of a bucket in each section."""
+        if self._checksums[0] != bucket:
+            names = self._hashed
+            found = self._read(np.empty(len(names), np.uint32), self.sections[CHECKSUMS][0] + 4 * len(names) * bucket)
+            self._checksums = bucket, dict(zip(names, found.tolist()))
+        return self._checksums[1]
 
     def span(self, by: str, bucket: int) -> tuple[int, int]:
         """Where a bucket begins and ends, in cells, counts, or bytes of a text column."""
@@ -180,25 +211,33 @@ class Part:
         return span
 
     def read(self, name: str, bucket: int) -> np.ndarray:
-        """One section's values of a bucket; text columns as objects."""
+        """One section's values of a bucket; text columns as objects. Raises SourceError if they are damaged."""
+        with reading_unfinished(self.path):
+            return self._read_section(name, bucket)
+
+    def _read_section(self, name: str, bucket: int) -> np.ndarray:
         if f"lengths/{name}" in self.sections:
-            lengths, raw = self.read(f"lengths/{name}", bucket), self.read(f"bytes/{name}", bucket).tobytes()
-            ends = np.cumsum(np.maximum(lengths, 0), dtype=np.int64).tolist()
-            texts = [None if n < 0 else raw[end - n : end].decode() for n, end in zip(lengths.tolist(), ends)]
+            lengths, raw = (self._read_section(f"{part}/{name}", bucket) for part in ("lengths", "bytes"))
+            ends, text = np.cumsum(np.maximum(lengths, 0), dtype=np.int64).tolist(), raw.tobytes()
+            texts = [None if n < 0 else text[end - n : end].decode() for n, end in zip(lengths.tolist(), ends)]
             return np.array([*texts, None], object)[:-1]  # of texts of equal length numpy would make no objects
         offset, dtype, by = self.sections[name]
         start, stop = self.span(by, bucket)
-        return self._read(np.empty(stop - start, dtype), offset + start * np.dtype(dtype).itemsize)
+        values = self._read(np.empty(stop - start, dtype), offset + start * np.dtype(dtype).itemsize)
+        if google_crc32c.value(values.view(np.uint8)) != self._read_checksums(bucket)[name]:
+            raise ValueError(f"{name} of bucket {bucket} does not match its crc32c")
+        return values
 
     def read_edges(self, by: str, n_buckets: int) -> np.ndarray:
         """Int64 [buckets + 1]: where each bucket begins and the last ends, in cells or counts."""
-        return self._read(np.empty(n_buckets + 1, np.int64), self.sections[f"edges/{by}"][0])
+        with reading_unfinished(self.path):
+            return self._read(np.empty(n_buckets + 1, np.int64), self.sections[f"edges/{by}"][0])
 
     def _read(self, out: np.ndarray, offset: int) -> np.ndarray:
         """Fill `out` with what the file holds from `offset` on."""
         with open(self.path, "rb", buffering=0) as file:
             if os.preadv(file.fileno(), [out.view(np.uint8).data], offset) != out.nbytes:
-                raise OSError(f"{self.path} is cut short")
+                raise OSError("it is cut short")
         return out
 
 
@@ -213,7 +252,9 @@ def open_parts(scratch: str) -> list[Part]:
 def read_summaries(folder: Path) -> Iterator[dict[str, Any]]:
     """What each unit says it holds, in the order of the units."""
     for path in sorted(folder.glob("*.json")):
-        yield json.loads(path.read_text())
+        with reading_unfinished(path):
+            summary = read_json(path)
+        yield summary
 
 
 def merge_text(dtypes: dict[str, object], summaries: list[dict[str, Any]]) -> TextColumns:

@@ -10,7 +10,6 @@
 
 import io
 import itertools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ from numba import njit
 
 from atlasvi.loaders import cell_store
 from atlasvi.loaders.hashing import mix64
-from atlasvi.loaders.ingest_job import load_job, write_aside
+from atlasvi.loaders.ingest_job import load_job, reading_unfinished
+from atlasvi.loaders.manifest import read_json, write_json, write_manifest
+from atlasvi.loaders.outputs import write_whole
 from atlasvi.loaders.rows import gather_rows
 from atlasvi.loaders.shards import ChunkEncoder, ShardWriter, create_sharded
 from atlasvi.loaders.sorting import Part, open_parts, read_obs
@@ -64,7 +65,7 @@ def plan_store(
         "sources": list(sources),
         "source_sizes": list(sources.values()),
     }
-    write_aside(scratch / PLAN, json.dumps({"attributes": attributes, "nnz_starts": nnz_starts.tolist()}).encode())
+    write_json(scratch / PLAN, {"attributes": attributes, "nnz_starts": nnz_starts.tolist()})
     return attributes
 
 
@@ -73,7 +74,7 @@ def encode_bucket(scratch: str, bucket: int) -> None:
     folder = Path(scratch) / FOLDER
     if (folder / f"{bucket:06d}.npz").exists():
         return
-    job, plan = load_job(Path(scratch)), json.loads((Path(scratch) / PLAN).read_text())
+    job, plan = load_job(Path(scratch)), read_json(Path(scratch) / PLAN)
     assert job is not None
     attributes = plan["attributes"]
     parts = open_parts(scratch)
@@ -101,7 +102,7 @@ def encode_bucket(scratch: str, bucket: int) -> None:
         result |= {f"{name}/head": encoder.head, f"{name}/sizes": np.array(encoder.sizes), f"{name}/tail": encoder.tail}
     content = io.BytesIO()
     np.savez(content, **result)  # type: ignore[arg-type]
-    write_aside(folder / f"{bucket:06d}.npz", content.getvalue())
+    write_whole(folder / f"{bucket:06d}.npz", content.getvalue())
 
 
 def _read_bucket(parts: list[Part], name: str, bucket: int) -> np.ndarray:
@@ -141,9 +142,12 @@ def assemble_store(
     writer = _StoreWriter(scratch / "result", attributes, n_cells, var, dtypes)
     parts, done = open_parts(str(scratch)), 0
     for bucket in range(n_buckets):
-        with np.load(scratch / FOLDER / f"{bucket:06d}.npz") as result:
-            writer.append(scratch / FOLDER / f"{bucket:06d}", result, read_obs(parts, bucket, result["order"]))
-            done += len(result["order"])
+        place = scratch / FOLDER / f"{bucket:06d}"
+        with reading_unfinished(place.with_suffix(".npz")), np.load(place.with_suffix(".npz")) as arrays:
+            result = dict(arrays)
+        with reading_unfinished(place):
+            writer.append(place, result, read_obs(parts, bucket, result["order"]))
+        done += len(result["order"])
         progress(done)
     writer.close()
 
@@ -154,7 +158,7 @@ class _StoreWriter:
     def __init__(
         self, path: Path, attributes: dict[str, Any], n_cells: int, var: pd.DataFrame, dtypes: Mapping[str, object]
     ) -> None:
-        n_genes = attributes["n_genes"]
+        n_genes, self._path = attributes["n_genes"], path
         self.attributes = {**attributes, "n_cells": n_cells}
         self._path = path
         self.root = zarr.open_group(path, mode="w", zarr_format=3)
@@ -240,5 +244,11 @@ class _StoreWriter:
             self._write_moments()
             for name in ("layers", "obsm", "obsp", "varm", "varp"):
                 write_elem(self.root, name, {})
-            self.root.attrs["atlasvi"] = self.attributes
+            self.root.attrs["atlasvi"] = {**self.attributes, "manifest": True}
         consolidate_metadata(self._path)
+        known = {
+            f"X/{writer.folder.name}/c/{name}": found
+            for writer in itertools.chain(self._arrays, [self._indptr])
+            for name, found in writer.files.items()
+        }
+        write_manifest(self._path, known=known)

@@ -16,8 +16,10 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from atlasvi.loaders.column_names import INDEX, find_storable_names, set_reserved_aside
+from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.obs_columns import TEXT, convert_column, is_masked, join_dtypes
 from atlasvi.loaders.outputs import sync_file
@@ -122,17 +124,20 @@ class TableReader:
 
     def read(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop), all columns; the index holds cell names."""
-        columns = {name: self._read_slice(name, start, stop) for name in self.columns}
-        return pd.DataFrame(columns, index=self.read_names(start, stop))
+        with reading(self._path):
+            columns = {name: self._read_slice(name, start, stop) for name in self.columns}
+            return pd.DataFrame(columns, index=self.read_names(start, stop))
 
     def read_names(self, start: int, stop: int) -> pd.Index:
         """Cell names of rows [start, stop)."""
-        return pd.Index(np.asarray(self._index[start:stop], object))
+        with reading(self._path):
+            return pd.Index(np.asarray(self._index[start:stop], object))
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
         """One column of rows [start, stop), or of all. Raises ColumnError, naming those that are there."""
         check_column(name, self.columns, self._path)
-        return pd.Series(self._read_slice(name, start, self.n_rows if stop is None else stop))
+        with reading(self._path):
+            return pd.Series(self._read_slice(name, start, self.n_rows if stop is None else stop))
 
     def _read_slice(self, name: str, start: int, stop: int) -> Any:
         element = self._group[name]
@@ -343,6 +348,7 @@ class AppendedArray:
             shape=(length, *trailing),
             chunks=(max(min(chunk_rows, length), 1), *trailing),
             dtype=str if text else dtype,
+            compressors=[ZstdCodec(), Crc32cCodec()],  # any Zarr reader compares the checksum
             attributes={"encoding-type": "string-array" if text else "array", "encoding-version": "0.2.0"},
             config={"write_empty_chunks": True},  # so that a chunk that is not there was lost, whatever it held
         )

@@ -31,13 +31,29 @@ def test_only_the_newest_are_kept_and_nothing_unfinished(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", ["a flipped byte", "cut short", "empty"])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, damage: str):
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_a_warning_says_so(tmp_path, damage: str, caplog):
     write_checkpoint(tmp_path, 1, make_state(1.0), kept=2)
     newest = write_checkpoint(tmp_path, 2, make_state(2.0), kept=2)
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes({"a flipped byte": content, "cut short": content[:-9], "empty": b""}[damage])
     assert read_newest_checkpoint(tmp_path)[1]["epoch"] == 1
+    assert f"{newest.name} is damaged: going on from the older step-000000001-" in caplog.text
+    with pytest.raises(CheckpointError, match=rf"{newest.name} is damaged, and it is the newest checkpoint"):
+        read_newest_checkpoint(tmp_path, older=False)
+
+
+def test_what_a_killed_process_left_is_removed_with_the_next_checkpoint(tmp_path: Path):
+    for name in (".unfinished", ".step-000000003-0123456789abcdef.pt.unfinished"):
+        (tmp_path / name).write_bytes(b"half")
+    written = write_checkpoint(tmp_path, 4, make_state(1.0), kept=2)
+    assert list(tmp_path.iterdir()) == [written]
+
+
+def test_a_file_of_another_name_is_no_checkpoint(tmp_path: Path):
+    (tmp_path / "step-last.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        read_newest_checkpoint(tmp_path)
 
 
 def test_where_all_are_damaged_or_none_is_there_it_is_said(tmp_path: Path):
@@ -70,7 +86,7 @@ def test_a_full_disk_leaves_the_checkpoints_that_were_there(tmp_path: Path, monk
     def fail(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OutputError, match="the disk is full"):
         write_checkpoint(tmp_path, 2, make_state(2.0), kept=1)
     assert read_newest_checkpoint(tmp_path)[1]["epoch"] == 1

@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from atlasvi.engine import minify_parts, posterior
 from atlasvi.engine.covariates import Setup
 from atlasvi.engine.interruption import EXIT_RESUMABLE
+from atlasvi.engine.minified import MinifiedStore
 from atlasvi.engine.model import SCVI, ModelSettings
 from atlasvi.engine.posterior import minify
-from atlasvi.engine.runs import TrainedRun, write_json
+from atlasvi.engine.runs import TrainedRun
+from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.ingestion import ingest
+from atlasvi.loaders.manifest import write_json
 from tests.engine.rank_processes import end_ranks, run_ranks, start_ranks
 from tests.engine.test_training import write_cells
 
@@ -114,6 +117,74 @@ def test_an_interrupted_minify_of_other_weights_or_data_is_not_gone_on_with(
     minify(other, cells, tmp_path / "whole", batch_size=10)
     assert files_of(tmp_path / "mini") == files_of(tmp_path / "whole")
     assert not (tmp_path / ".mini.unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("source_order", "damaged"),
+    [
+        (False, "done/encoded-0"),
+        (False, "created.json"),
+        (False, "result/uns/atlasvi/weights/log_theta/c/0"),
+        (True, "pieces/1"),
+        (True, "pieces/0.index"),
+        (True, "run/model.pt"),
+    ],
+)
+def test_a_flipped_bit_in_what_an_interrupted_minify_left_is_noticed(
+    run, cells, tmp_path: Path, monkeypatch, source_order: bool, damaged: str
+):
+    monkeypatch.setattr(minify_parts, "choose_part_cells", lambda n_cells, batch_size: 200)
+    scratch, out = interrupt_minify(run, cells, tmp_path, source_order)
+    content = bytearray((scratch / damaged).read_bytes())
+    content[len(content) // 2] ^= 1
+    (scratch / damaged).write_bytes(content)
+    with pytest.raises(SourceError, match="damaged"):
+        minify(run, cells, out, source_order=source_order, batch_size=100)
+    assert not scratch.exists()
+    assert not out.exists()
+
+
+def interrupt_minify(run: Path, cells: Path, tmp_path: Path, source_order: bool) -> tuple[Path, Path]:
+    """A minify that was stopped after the first part was done; its scratch folder, and where the store was to be."""
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if (stage == "ordering") == source_order:
+            raise KeyboardInterrupt
+
+    scratch, out = tmp_path / ".mini.unfinished", tmp_path / "mini"
+    with pytest.raises(KeyboardInterrupt):
+        minify(run, cells, out, source_order=source_order, batch_size=100, progress=interrupt)
+    return scratch, out
+
+
+def test_latents_that_an_interrupted_minify_wrote_and_that_are_gone_are_noticed(run, cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(minify_parts, "choose_part_cells", lambda n_cells, batch_size: 200)
+    scratch, out = interrupt_minify(run, cells, tmp_path, False)
+    (scratch / "result/obsm/scvi_latent_qzm/c/0/0").unlink()
+    with pytest.raises(SourceError, match=r"qzm/c/0/0 is missing"):
+        minify(run, cells, out, batch_size=100)
+    assert not scratch.exists()
+
+
+def test_a_finished_store_notices_what_is_missing_or_flipped(run, cells, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(minify_parts, "choose_part_cells", lambda n_cells, batch_size: 200)
+    out = tmp_path / "mini"
+    minify(run, cells, out, batch_size=100)
+    MinifiedStore(out).model()
+    files = ("obs/_index", "obs/batch/codes", "obsm/scvi_latent_qzv", "uns/atlasvi/weights/log_theta", "var/_index")
+    for name in files:
+        path = next((out / name / "c").rglob("0"))
+        path = path / "0" if path.is_dir() else path
+        content = path.read_bytes()
+        path.unlink()
+        with pytest.raises(SourceError, match=rf"{name}/c/0.* is missing"):
+            MinifiedStore(out)
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        with pytest.raises(SourceError, match=r"damaged"):
+            store = MinifiedStore(out)
+            store.obs.read(0, 400)
+            store.read_latent(0, 400)
+        path.write_bytes(content)
 
 
 @pytest.mark.slow

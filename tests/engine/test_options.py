@@ -17,11 +17,12 @@ from atlasvi.engine.model import SCVI, kl_of_normals
 from atlasvi.engine.model_settings import ModelSettings
 from atlasvi.engine.posterior import minify
 from atlasvi.engine.queries import read_expression
-from atlasvi.engine.runs import TrainedRun, load_run, write_json
+from atlasvi.engine.runs import TrainedRun, load_run
 from atlasvi.engine.scvi_files import open_model, save_scvi_tools
 from atlasvi.engine.scvi_weights import from_scvi_weights, to_scvi_weights
 from atlasvi.engine.training import train
 from atlasvi.loaders.batch import Batch
+from atlasvi.loaders.manifest import write_json
 from tests.golden.cases import N_CELLS, N_GENES, make_cases, make_cells, make_weights
 
 CASES = make_cases()

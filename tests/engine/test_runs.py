@@ -1,15 +1,14 @@
-import errno
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from atlasvi.engine import runs
 from atlasvi.engine.covariates import Setup
 from atlasvi.engine.model import SCVI, ModelSettings
-from atlasvi.engine.runs import TrainedRun, load_run, write_json, write_whole
-from atlasvi.loaders.errors import OutputError, SourceError
+from atlasvi.engine.runs import TrainedRun, load_run
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.manifest import write_json, write_manifest
 
 
 @pytest.fixture
@@ -66,15 +65,34 @@ def test_a_model_file_runs_no_code_when_it_is_read(saved: Path):
     assert not (saved / "ran").exists()
 
 
-def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path, monkeypatch):
-    path = tmp_path / "config.json"
-    write_whole(path, b"before")
+def test_a_bit_flipped_anywhere_in_the_weights_is_noticed_also_in_runs_of_older_versions(saved: Path):
+    """torch itself compares no checksum: tensors of `model.pt` would have other values."""
+    whole = (saved / "model.pt").read_bytes()
+    weights = load_run(saved).model.state_dict()["encoder.first.weight"]
+    at = whole.index(weights.numpy().tobytes())
+    (saved / "model.pt").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(SourceError, match=r"model\.pt: it is damaged .*CRC-32.*copy it again"):
+        load_run(saved)
 
-    def fail(handle: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(runs.os, "fsync", fail)
-    with pytest.raises(OutputError, match=r"config\.json: the disk is full"):
-        write_whole(path, b"after")
-    assert path.read_bytes() == b"before"
-    assert list(tmp_path.iterdir()) == [path]
+def test_what_torch_says_of_a_pickle_is_not_shown(saved: Path):
+    torch.save({"settings": Path("x")}, saved / "model.pt")
+    with pytest.raises(SourceError, match="besides tensors and plain values") as raised:
+        load_run(saved)
+    assert "weights_only" not in str(raised.value)
+
+
+@pytest.mark.parametrize("file", ["config.json", "result.json", "metrics.jsonl", "model.pt"])
+def test_a_finished_run_notices_what_is_missing_or_changed(saved: Path, file: str):
+    (saved / "metrics.jsonl").write_text('{"kind": "epoch", "epoch": 0}\n')
+    write_manifest(saved, ("config.json", "metrics.jsonl", "result.json", "model.pt"))
+    load_run(saved)
+    content = bytearray((saved / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (saved / file).write_bytes(content)
+    with pytest.raises(SourceError, match=rf"{file}.*damaged"):
+        load_run(saved)
+    if file != "model.pt":  # without it a run is one that is not finished
+        (saved / file).unlink()
+        with pytest.raises(SourceError, match=rf"{file} is missing"):
+            load_run(saved)

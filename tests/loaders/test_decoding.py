@@ -40,8 +40,12 @@ def test_any_frame_of_blosc_is_decoded(compiled, seed, dtype, chunk, largest, co
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:  # where numcodecs does not show its functions
             patch.setattr(decoding, "BLOSC_DECOMPRESS", 0)
-        decode_chunks(np.frombuffer(b"".join(frames), np.uint8), begins, out, delta)
+        ends = begins + np.array([*map(len, frames)])
+        span = sorted(np.random.default_rng(seed).integers(0, len(out) + 1, 2).tolist())
+        descents = decode_chunks(np.frombuffer(b"".join(frames), np.uint8), begins, ends, out, delta, *span)
         assert np.array_equal(out, (np.cumsum(values, axis=1, dtype=dtype) if delta else values).ravel())
+        part = out[slice(*span)]
+        assert descents == np.count_nonzero(part[1:] <= part[:-1])
 
 
 def test_numcodecs_shows_the_functions_that_are_called_here():
@@ -56,5 +60,16 @@ def test_a_frame_that_holds_something_else_is_refused(compiled: bool, monkeypatc
     values = np.random.default_rng(0).integers(0, 3, 1_000).astype("u2")
     frame = np.frombuffer(blosc.compress(values, b"lz4", 5, blosc.SHUFFLE, 2_000, 2), np.uint8).copy()
     frame[30:] = 255
-    with pytest.raises(ValueError, match=r"decompress"):
-        decode_chunks(frame, np.zeros(1, np.int64), np.empty(1_000, "u2"), False)
+    with pytest.raises(ValueError, match=r"decompress|no Blosc frame"):
+        decode_chunks(frame, np.zeros(1, np.int64), np.array([len(frame)]), np.empty(1_000, "u2"), False)
+
+
+@pytest.mark.parametrize("at", [4, 8, 12, 20, 24])
+def test_a_frame_whose_header_says_that_it_is_longer_is_refused_before_it_is_decoded(at: int):
+    values = np.arange(0, 7_000, 7, dtype="u2")
+    frame = np.frombuffer(blosc.compress(values, b"lz4", 5, blosc.SHUFFLE, 2_000, 2), np.uint8).copy()
+    if at == 24:  # the length of the second stream, after the first
+        at += int(frame[20:24].view("<u4")[0])
+    frame[at : at + 4].view("<u4")[0] = 2**31 - 1
+    with pytest.raises(ValueError, match=r"chunk 0 of 1"):
+        decode_chunks(frame, np.zeros(1, np.int64), np.array([len(frame)]), np.empty(1_000, "u2"), True)

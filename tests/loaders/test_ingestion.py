@@ -1,5 +1,7 @@
 import dataclasses
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +174,55 @@ def test_a_stopped_ingest_goes_on_with_what_was_not_finished(
     ingest(path, tmp_path / "whole", workers=1)
     assert files_of(tmp_path / "store") == files_of(tmp_path / "whole")
     assert sorted(os.listdir(tmp_path)) == ["a.h5ad", "store", "whole"]
+
+
+@pytest.mark.parametrize("stage", ["writing", "joining"])
+def test_a_flipped_bit_in_what_a_stopped_ingest_left_is_noticed(write_h5ad, tmp_path: Path, many_tasks, stage: str):
+    path, scratch, out = write_h5ad("a", make_counts(60, 20)), tmp_path / ".store.unfinished", tmp_path / "store"
+    ingest(path, tmp_path / "whole", workers=1)
+
+    def stop(now: str, done: int, total: int) -> None:
+        if now == stage and 2 * done > total:
+            raise Stop
+
+    with pytest.raises(Stop):
+        ingest(path, out, workers=1, progress=stop)
+    shutil.copytree(scratch, tmp_path / "kept")
+    files = [file for file in sorted(scratch.rglob("*")) if file.is_file() and "result" not in file.parts]
+    kinds = {file.suffix + file.parent.name: file.relative_to(scratch) for file in files}
+    assert len(kinds) == 3 + 3 * (stage == "joining")
+    for name in kinds.values():
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(tmp_path / "kept", scratch)
+        content = bytearray((scratch / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (scratch / name).write_bytes(content)
+        try:
+            ingest(path, out, workers=1)
+        except SourceError as error:
+            assert "damaged or gone, so all of it is removed: give the same command again" in str(error)  # noqa: PT017
+            assert not scratch.exists()
+            ingest(path, out, workers=1)
+        assert files_of(out) == files_of(tmp_path / "whole")
+
+
+def test_what_an_older_version_left_is_not_gone_on_with(write_h5ad, tmp_path: Path, many_tasks):
+    """It has no checksums: nobody could say that it is as it was written."""
+    path, scratch = write_h5ad("a", make_counts(60, 20)), tmp_path / ".store.unfinished"
+
+    def stop(now: str, done: int, total: int) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        ingest(path, tmp_path / "store", workers=1, progress=stop)
+    for file in scratch.glob("*.json"):
+        file.write_text(
+            json.dumps({name: value for name, value in json.loads(file.read_text()).items() if name != "crc32c"})
+        )
+    (scratch / "sorted" / "000000-0.part").write_bytes(b"of another version")
+    ingest(path, tmp_path / "store", workers=1)
+    assert_same_cells(anndata.read_zarr(tmp_path / "store"), {str(path): anndata.read_h5ad(path)})
 
 
 def test_a_stopped_ingest_begins_anew_if_the_source_or_an_option_changed(write_h5ad, tmp_path: Path, many_tasks):

@@ -1,11 +1,12 @@
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from atlasvi.loaders.errors import OutputError
-from atlasvi.loaders.outputs import write_file_aside, write_folder_aside
+from atlasvi.loaders.outputs import remove_leftovers, write_file_aside, write_folder_aside, write_whole
 
 
 def test_a_folder_appears_whole(tmp_path: Path):
@@ -57,3 +58,37 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path):
         path.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_of_a_finished_output_is_removed_by_the_next_command(tmp_path: Path):
+    scratch = tmp_path / ".out.unfinished"
+    (scratch / "sorted").mkdir(parents=True)
+    remove_leftovers(tmp_path / "out")
+    assert scratch.exists()  # the output is not there: the same command goes on with this
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match="exists already"), write_folder_aside(tmp_path / "out"):
+        pass
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_file_that_a_killed_process_left_beside_its_output_is_removed(tmp_path: Path):
+    ended = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    (tmp_path / f".a.csv.unfinished-{ended}").write_text("half")
+    (tmp_path / ".a.csv.unfinished-1").write_text("of a process that runs")
+    with write_file_aside(tmp_path / "a.csv") as temporary:
+        temporary.write_text("whole")
+    assert sorted(os.listdir(tmp_path)) == [".a.csv.unfinished-1", "a.csv"]
+
+
+def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path, monkeypatch):
+    path = tmp_path / "config.json"
+    write_whole(path, b"before")
+
+    def fail(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputError, match=r"config\.json: the disk is full"):
+        write_whole(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,12 +1,13 @@
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.shards import OPEN_SHARDS, Layout, ShardReader, ShardWriter, create_sharded
 
 
@@ -61,6 +62,30 @@ def test_a_flipped_byte_is_found_and_its_place_named(tmp_path: Path, at: int):
     shard.write_bytes(content)
     with pytest.raises(SourceError, match=r"x.*damaged.*copy"):
         ShardReader(path, LAYOUT, 1_000).read(0, 1_000)
+
+
+@pytest.mark.parametrize("entry", [(2**62, 30), (0, 2**62), (2**63, 2**63), (5, 40), (0, 2)])
+def test_an_index_that_names_places_outside_the_file_is_refused_though_its_checksum_is_right(tmp_path: Path, entry):
+    path = write(tmp_path / "s", np.arange(1_000, dtype="<u2"), LAYOUT)
+    shard = path / "c" / "0"
+    content = shard.read_bytes()
+    index = np.frombuffer(content[-4 * 16 - 4 : -4], "<u8").reshape(-1, 2).copy()
+    index[1] = entry
+    shard.write_bytes(
+        content[: -4 * 16 - 4] + index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(4, "little")
+    )
+    with pytest.raises(DamagedChunkError, match=r"c/0.*damaged"):
+        ShardReader(path, LAYOUT, 1_000).read(0, 1_000)
+
+
+def test_descents_are_counted_over_chunks_and_shards(tmp_path: Path):
+    values = np.random.default_rng(0).integers(0, 60_000, 3_000).astype("<u2")
+    values[[256, 1024, 2048]] = values[[255, 1023, 2047]]  # at the edges of a chunk and of shards
+    reader = ShardReader(write(tmp_path / "s", values, LAYOUT), LAYOUT, len(values))
+    out = np.empty(12 * 256, "<u2")
+    for low, high in ((0, 3_000), (256, 2_048), (255, 2_049), (1_000, 1_000), (1_500, 1_501)):
+        part = values[low:high]
+        assert reader.read_chunks(0, 12, out, low, high) == np.count_nonzero(part[1:] <= part[:-1])
 
 
 def test_a_shard_cut_short_or_missing_is_named(tmp_path: Path):

@@ -1,0 +1,159 @@
+"""Whether files are as they were written: JSON that carries its own checksum, folders that carry a list of theirs.
+
+The list of a folder, `manifest.json`, is written last: {"files": {name: [bytes, crc32c]}, "crc32c": of the list}.
+A file of the list that is missing, or of another size, is noticed when the folder is opened; checksums of metadata are
+compared then, too, and those of all files by `atlasvi check`. Files that are not in the list are nobody's concern.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.outputs import write_whole
+
+MANIFEST, CHECKSUM = "manifest.json", "crc32c"
+PIECE_BYTES = 2**24
+
+Files = dict[str, tuple[int, str]]
+"""Bytes and crc32c, as eight hexadecimal digits, of each file of a folder, by its path in it."""
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values as JSON that carries its own checksum, whole or not at all."""
+    plain = json.loads(json.dumps(values))  # as they will be read: keys that are text
+    content = json.dumps({**plain, CHECKSUM: _hash_json(plain)}, indent=2) + "\n"
+    write_whole(path, content.encode())
+
+
+def read_json(path: Path, *, older: bool = True) -> dict[str, Any]:
+    """What `write_json` wrote.
+
+    older  whether it may be of an older atlasvi, which wrote no checksum
+    Raises SourceError if it is not there, is no JSON, or does not match its checksum.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise SourceError(f"{path} is missing: copy the folder again from where it came from.") from None
+    except OSError as error:
+        raise SourceError(f"{path}: it can't be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise SourceError(f"{path} is damaged (it is not JSON: {error}): copy it again.") from error
+    if not isinstance(values, dict):
+        raise SourceError(f"{path} is damaged (it holds no JSON object): copy it again.")
+    if values.pop(CHECKSUM, None) not in ((None,) if older else ()) + (_hash_json(values),):
+        raise SourceError(
+            f"{path} is damaged or was changed by hand (it does not match its {CHECKSUM}): copy it again, or, if you "
+            f"changed it on purpose, remove the line {CHECKSUM!r} from it."
+        )
+    return values
+
+
+def _hash_json(values: Mapping[str, Any]) -> str:
+    return f"{google_crc32c.value(json.dumps(values, sort_keys=True).encode()):08x}"
+
+
+def hash_bytes(content: Any) -> str:
+    """crc32c of bytes (or of a contiguous array), as eight hexadecimal digits."""
+    return f"{google_crc32c.value(content):08x}"
+
+
+def hash_file(path: Path) -> tuple[int, str]:
+    """Bytes and crc32c of a file."""
+    size, checksum = 0, 0
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            size, checksum = size + len(piece), google_crc32c.extend(checksum, piece)
+    return size, f"{checksum:08x}"
+
+
+def hash_files(folder: Path, names: Iterable[str] | None = None, known: Mapping[str, Any] | None = None) -> Files:
+    """Bytes and crc32c of the files of a folder; None: of all below it.
+
+    known  bytes and crc32c of files that are not to be read once more
+    """
+    listed = sorted(_list_sizes(folder) if names is None else names)
+    return {name: (known or {}).get(name) or hash_file(folder / name) for name in listed if name != MANIFEST}
+
+
+def write_manifest(folder: Path, names: Iterable[str] | None = None, known: Mapping[str, Any] | None = None) -> None:
+    """Write the list of the files of a folder (see `hash_files`)."""
+    write_json(folder / MANIFEST, {"files": hash_files(folder, names, known)})
+
+
+@contextmanager
+def changing(folder: Path, is_changed: Callable[[str], bool]) -> Iterator[None]:
+    """Some files of a folder are changed or added in the block; its list, if it has one, is as it should be throughout.
+
+    is_changed  of which names; they are not in the list meanwhile, so that a kill leaves a folder that is in order
+    """
+    files = read_manifest(folder)
+    if files is None:
+        yield
+        return
+    kept = {name: found for name, found in files.items() if not is_changed(name)}
+    write_json(folder / MANIFEST, {"files": kept})
+    yield
+    write_manifest(folder, known=kept)
+
+
+def read_manifest(folder: Path) -> Files | None:
+    """The list of a folder's files; None if it has none. Raises SourceError if it is damaged."""
+    if not (folder / MANIFEST).exists():
+        return None
+    files = read_json(folder / MANIFEST).get("files")
+    if not isinstance(files, dict):
+        raise SourceError(f"{folder / MANIFEST} is damaged (it lists no files): copy it again.")
+    return {name: (size, checksum) for name, (size, checksum) in files.items()}
+
+
+def check_files(folder: Path, files: Files, compared: Callable[[str], bool]) -> None:
+    """Raise SourceError, naming the first, if a file is missing, of another size, or does not match its checksum.
+
+    compared  of which names the checksums are compared, too
+    """
+    for sentence in find_damage(folder, files, compared):
+        raise SourceError(sentence)
+
+
+def find_damage(folder: Path, files: Files, compared: Callable[[str], bool]) -> Iterator[str]:
+    """A sentence for each file that is missing, of another size, or does not match its checksum."""
+    there = _list_sizes(folder)
+    for name, (size, checksum) in files.items():
+        path = folder / name
+        if name not in there:
+            yield f"{path} is missing: copy it again from where the rest came from."
+        elif there[name] != size:
+            yield f"{path} is damaged or was changed: it has {there[name]:,} bytes, and {size:,} were written. {ADVICE}"
+        elif compared(name) and (found := hash_file(path)[1]) != checksum:
+            yield f"{path} is damaged or was changed: its crc32c is {found}, and {checksum} was written. {ADVICE}"
+
+
+ADVICE = "Copy it again; if you changed it on purpose, atlasvi check --renew takes it as it is."
+
+
+def _list_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of all files below a folder, by their path in it."""
+    sizes: dict[str, int] = {}
+    waiting: list[tuple[str, str]] = [(str(folder), "")]
+    while waiting:
+        place, prefix = waiting.pop()
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    waiting.append((entry.path, f"{prefix}{entry.name}/"))
+                else:
+                    sizes[f"{prefix}{entry.name}"] = entry.stat().st_size
+    return sizes
+
+
+def names_below(folders: Iterable[str]) -> Callable[[str], bool]:
+    """A test for metadata of Zarr, and for what lies in some folders, which are read as a whole when it is opened."""
+    prefixes = tuple(f"{folder}/" for folder in folders)
+    return lambda name: name.endswith("zarr.json") or name.startswith(prefixes)
