@@ -210,7 +210,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         """What is left of the current epoch, validation, and the checkpoint that ends it."""
         loader, kl_weight = self.loaders["train"], self._kl_weight()
-        self.model.train()
+        self.model.train(self.settings.freezing is None)  # new data onto an old model: see `Freezing`
         began = time.monotonic() - self.epoch_seconds
         feeder = DeviceFeeder(loader, self.device)
         totals: torch.Tensor | None = None

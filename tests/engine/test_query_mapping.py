@@ -118,3 +118,18 @@ def test_all_learns_where_nothing_is_frozen_and_nothing_to_learn_is_said():
     query = SCVI.load_query_data(make_adata(40, seed=1), plain, unfrozen=True)
     query.train(max_epochs=1)
     assert not torch.equal(query.module.encoder.mean.weight, plain.module.encoder.mean.weight)
+
+
+def test_a_query_of_one_batch_learns_its_column_though_the_layers_are_normalised():
+    """By the mean of its minibatches the norm would take out what the column adds to all of its cells alike."""
+    reference = make_model(make_adata(), encode_covariates=True, use_batch_norm="both")
+    query = SCVI.load_query_data(make_adata(80, seed=1, batches="z"), reference)
+    before = {name: tensor.clone() for name, tensor in query.module.state_dict().items()}
+    query.train(max_epochs=2, plan_kwargs={"lr": 0.01})
+    after = query.module.state_dict()
+    for name in ("encoder.first.batch", "decoder.layers.0.batch"):
+        assert (after[name][2] - before[name][2]).abs().max() > 1e-3
+    statistics = [name for name in before if "running" in name]
+    assert len(statistics) == 4
+    assert all(torch.equal(after[name], before[name]) for name in statistics)
+    assert np.array_equal(query.get_latent_representation(reference.adata), reference.get_latent_representation())
