@@ -20,6 +20,7 @@ from atlasvi.engine.model_settings import Freezing
 from atlasvi.engine.runs import TrainedRun
 from atlasvi.loaders.cells import CellData, find_missing
 from atlasvi.loaders.memory import NAME
+from atlasvi.loaders.sources import check_gene_names
 
 if TYPE_CHECKING:
     import anndata
@@ -46,18 +47,22 @@ def report_genes(path: str, n_genes: int, missing: Sequence[str]) -> None:
 def align_anndata(adata: "anndata.AnnData", genes: pd.Index) -> "anndata.AnnData":
     """A copy with just these genes, in this order, zero where it lacks one; a warning says which share is there.
 
-    Raises GeneError if it has none of them.
+    Raises GeneError if it has none of them, or gene names repeat.
     """
     import anndata
 
+    check_gene_names(NAME, adata.var)
     missing = find_missing(NAME, adata.var_names, genes)
     report_genes(NAME, len(genes), missing)
     there = adata[:, genes[genes.isin(adata.var_names)]].copy()
     if missing:
         zeros = sparse.csr_matrix((adata.n_obs, len(missing)), dtype=np.float32)
-        layers = {name: zeros.copy() for name in adata.layers}
+        layers = {name: zeros.copy() for name in adata.layers if name is not None}
         padding = anndata.AnnData(
-            zeros, pd.DataFrame(index=adata.obs_names), pd.DataFrame(index=missing), layers=layers
+            None if there.X is None else zeros,
+            pd.DataFrame(index=adata.obs_names),
+            pd.DataFrame(index=missing),
+            layers=layers,
         )
         padded = anndata.concat([there, padding], axis="var", join="outer", merge="unique")
         padded.obs, padded.uns = there.obs, there.uns
