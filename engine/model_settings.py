@@ -37,6 +37,8 @@ class ModelOptions(BaseModel):
     batch_representation: Literal["one-hot", "embedding"] = "one-hot"
     embedding_dim: int = Field(default=5, ge=1)
     """Length of a batch's vector where batches are embedded."""
+    var_activation: Literal["exp", "softplus"] = "exp"
+    """What makes the variance of q(z | x), and of a latent library, positive."""
     use_batch_norm: Where = "none"
     use_layer_norm: Where = "both"
     """Where both norms are used, batch norm comes first."""

@@ -46,7 +46,7 @@ from atlasvi.engine.scvi_arguments import (
     warn_without_effect,
 )
 from atlasvi.engine.scvi_files import PARTS, load_scvi_tools, open_model, write_scvi_model
-from atlasvi.engine.scvi_registry import SCVI_DEFAULTS
+from atlasvi.engine.scvi_registry import SCVI_DEFAULTS, name_activation
 from atlasvi.engine.scvi_views import ModelViews
 from atlasvi.engine.trainer import TrainingError, choose_device
 from atlasvi.engine.training import train
@@ -112,6 +112,8 @@ class SCVI(Questions, ModelViews):
         setup = learn_setup(data, **asked, one_batch=True)
         if (embedding := kwargs.pop("batch_embedding_kwargs", None)) is not None:
             kwargs.update(embedding)
+        if "var_activation" in kwargs:
+            kwargs["var_activation"] = name_activation(kwargs["var_activation"], "SCVI")
         options = {
             "n_hidden": n_hidden,
             "n_latent": n_latent,

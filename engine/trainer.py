@@ -214,10 +214,13 @@ class Trainer:
         cells, genes = self.loaders["train"].n_cells, len(self.data.genes)
         where = f"{torch.get_num_threads()} threads" if self.device.type == "cpu" else torch.cuda.get_device_name()
         ranks = f", {self.ranks.world_size} ranks" if self.ranks.world_size > 1 else ""
+        stops, metric = self.settings.early_stopping, self.settings.early_stopping_monitor
+        unwatched = stops and metric.startswith("validation") and not self.loaders["validation"].n_cells
         return (
             f"Training on {cells:,} cells x {genes:,} genes, {self.epochs - self.epoch} epochs, minibatches of "
             f"{self.settings.batch_size:,}, on {self.device} ({where}{ranks}; kernels: {self._kernels}"
             f"{', as a CUDA graph' if self._graphed is not None else ''})"
+            f"{'; no cell is held out, so nothing stops it early' if unwatched else ''}"
         )
 
     def _open_log(self) -> RunLog | SilentLog:

@@ -61,7 +61,7 @@ class MemoryCells(MemoryObs):
         self.var = adata.var.copy(deep=False)  # renaming the AnnData's genes must not rename those that were read
         check_gene_names(NAME, self.var)
         self.source_sizes = [self.n_cells]
-        self._seen = _fingerprint(adata, layer)
+        self._seen = _fingerprint(adata, layer, matrix)
         self._rows = self._narrow(matrix)
         self.block_starts = np.append(np.arange(0, self.n_cells, BLOCK_CELLS), self.n_cells)
         self.group_blocks = max(len(self.block_starts) - 1, 1)  # without a cell there is no block
@@ -74,7 +74,7 @@ class MemoryCells(MemoryObs):
 
     def look_again(self) -> "MemoryCells | None":
         """These counts with the columns that obs has now; None if the AnnData has other counts or genes by now."""
-        now = _fingerprint(self.adata, self.layer)
+        now = _fingerprint(self.adata, self.layer, _take_matrix(self.adata, self.layer))
         if now is None or now != self._seen or not self.genes.equals(self.adata.var_names):
             return None
         same = copy.copy(self)
@@ -128,16 +128,17 @@ def _take_matrix(adata: "anndata.AnnData", layer: str | None) -> Any:
     return adata.X if layer is None else adata.layers.get(layer)
 
 
-def _fingerprint(adata: "anndata.AnnData", layer: str | None) -> tuple | None:
+def _fingerprint(adata: "anndata.AnnData", layer: str | None, matrix: Any) -> tuple | None:
     """What changes when the counts of an AnnData do; None where that can't be told (then they are read again)."""
     if adata.isbacked and layer is None:
         return str(adata.filename), os.stat(adata.filename).st_mtime_ns, adata.shape
-    matrix = _take_matrix(adata, layer)
     if sparse.issparse(matrix):
         parts = [matrix.data, matrix.indices, matrix.indptr]
     elif isinstance(matrix, np.ndarray):
         parts = [matrix]
     else:
+        return None
+    if any(part.dtype.hasobject for part in parts):
         return None
     flat = [np.asarray(part).ravel(order="K") for part in parts]  # a view, where the array is contiguous
     return matrix.shape, *((part.dtype, google_crc32c.value(part.view(np.uint8))) for part in flat)  # type: ignore[arg-type]  # takes any buffer

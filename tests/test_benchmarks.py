@@ -180,7 +180,7 @@ def test_scvi_tools_tests_are_copied_with_our_scvi_in_place_of_theirs(tmp_path: 
     import scvi_tests
 
     (tmp_path / "checkout" / scvi_tests.TESTS).parent.mkdir(parents=True)
-    with pytest.raises(SystemExit, match="holds no tests/model/test_scvi.py"):
+    with pytest.raises(SystemExit, match=r"holds no tests/model/test_scvi\.py"):
         scvi_tests.prepare(tmp_path / "checkout", tmp_path / "work")
     (tmp_path / "checkout" / scvi_tests.TESTS).write_text("import scvi\nfrom scvi.model import SCVI\n")
     scvi_tests.prepare(tmp_path / "checkout", tmp_path / "work")

@@ -185,6 +185,24 @@ def test_query_data_is_set_up_by_being_loaded(model: SCVI):
     assert own.run.setup.batch_categories == ["x", "y"]
 
 
+@pytest.mark.parametrize("given", ["softplus", torch.nn.Softplus(), torch.nn.functional.softplus])
+def test_the_variance_is_made_positive_as_asked(given, tmp_path):
+    adata = make_adata(50)
+    SCVI.setup_anndata(adata, batch_key="batch")
+    plain, model = SCVI(adata, n_hidden=8), SCVI(adata, n_hidden=8, var_activation=given)
+    plain.is_trained = model.is_trained = True
+    exponents = (torch.from_numpy(plain.get_latent_representation(return_dist=True)[1]) - 1e-4).log()
+    expected = torch.nn.functional.softplus(exponents) + 1e-4
+    np.testing.assert_allclose(model.get_latent_representation(return_dist=True)[1], expected, rtol=1e-4)
+    model.save(tmp_path / "model")
+    loaded = SCVI.load(tmp_path / "model", adata)
+    assert loaded.module.settings.var_activation == "softplus"
+    for got, kept in zip(*(each.get_latent_representation(return_dist=True) for each in (loaded, model)), strict=True):
+        assert np.array_equal(got, kept)
+    with pytest.raises(ValueError, match=r"var_activation .*beta=2.* is not known here: there are exp and softplus"):
+        SCVI(adata, var_activation=torch.nn.Softplus(beta=2))
+
+
 def test_small_mistakes_are_said_in_a_sentence(model: SCVI):
     adata = model.adata
     for ask in (
