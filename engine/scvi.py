@@ -265,7 +265,9 @@ class SCVI(Questions, ModelViews):
             saved = read_newest_checkpoint(out / "checkpoints")[1]
         except CheckpointError:  # it ended before there was one
             return None
-        if saved["step"] == (self.run.state or {}).get("step", 0):
+        ours = {name: values.shape for name, values in self.run.model.state_dict().items()}
+        same = ours == {name: values.shape for name, values in saved["weights"].items()}  # not of any resumed run
+        if not same or saved["step"] == (self.run.state or {}).get("step", 0):
             return None
         self.run.model.load_state_dict(saved["weights"])
         self.run.state = {name: saved[name] for name in KEPT_STATE}

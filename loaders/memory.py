@@ -140,5 +140,8 @@ def _fingerprint(adata: "anndata.AnnData", layer: str | None, matrix: Any) -> tu
         return None
     if any(part.dtype.hasobject for part in parts):
         return None
-    flat = [np.asarray(part).ravel(order="K") for part in parts]  # a view, where the array is contiguous
-    return matrix.shape, *((part.dtype, google_crc32c.value(part.view(np.uint8))) for part in flat)  # type: ignore[arg-type]  # takes any buffer
+    seen: list[Any] = [matrix.shape]
+    for part in parts:
+        flat = np.asarray(part).ravel(order="K")  # a view, where the array is contiguous
+        seen += [part.dtype, part.strides, google_crc32c.value(flat.view(np.uint8))]  # it takes any buffer
+    return tuple(seen)
