@@ -490,8 +490,10 @@ class SCVI(Questions, ModelViews):
     @adata.setter
     def adata(self, adata: Any) -> None:
         """Other data of the same genes and columns, of any kind. Raises what `load` raises for data."""
-        self._cells = None if adata is None else open_asked(adata, self.run)
-        self._adata = adata if is_anndata(adata) else None
+        cells = None if adata is None else open_asked(adata, self.run)
+        if cells is not None and is_anndata(adata):  # of data on disk, columns are read once they are needed
+            self.run.setup.read_codes(cells)
+        self._cells, self._adata = cells, adata if is_anndata(adata) else None
 
     def ask(self, adata: Any = None) -> AskedCells:
         """The cells of `adata` (None: the model's own) as questions are asked of them."""
