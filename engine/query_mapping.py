@@ -80,9 +80,10 @@ def map_query(reference: TrainedRun, data: CellData, freezing: Freezing, generat
     """
     settings = reference.model.settings
     setup = extend_setup(reference.setup, data)
+    codes = setup.read_codes(data)  # all columns that the model takes, so that none is missed only when it trains
     model = extend_model(reference.model, setup, generator)
     if settings.has_latent_library:
-        found = measure_library(data, setup.read_codes(data).get("batch"), model.settings.n_batches)
+        found = measure_library(data, codes.get("batch"), model.settings.n_batches)
         for name, values in zip(("library_log_means", "library_log_vars"), found):
             getattr(model, name)[settings.n_batches :] = torch.from_numpy(values)[settings.n_batches :]
     known = {"n_batches": settings.n_batches, "n_categories": settings.n_categories}

@@ -109,6 +109,15 @@ def test_a_query_goes_on_learning_what_it_may_and_is_saved_as_any_model(tmp_path
     assert SCVI.load(tmp_path / "query").run.setup.batch_categories == ["a", "b", "x", "y"]
 
 
+def test_a_query_without_a_column_that_the_model_takes_is_refused_when_it_is_loaded():
+    reference = make_adata(60)
+    SCVI.setup_anndata(reference, batch_key="batch", continuous_covariate_keys=["percent_mito"])
+    query = make_adata(20, seed=1)
+    del query.obs["percent_mito"]
+    with pytest.raises(KeyError, match="no column 'percent_mito'"):
+        SCVI.load_query_data(query, SCVI(reference, n_hidden=8))
+
+
 def test_all_learns_where_nothing_is_frozen_and_nothing_to_learn_is_said():
     adata = make_adata(60)
     SCVI.setup_anndata(adata)
