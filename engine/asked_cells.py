@@ -84,18 +84,21 @@ class AskedCells(Protocol):
 
 
 class CountedCells:
-    """Cells whose counts are there: in a cell store, any source, an AnnData in memory."""
+    """Cells whose counts are there: in a cell store, any source, an AnnData in memory.
+
+    source  the cells as they were opened; data  the same over the genes of the model
+    """
 
     def __init__(self, data: CellData, genes: list[str], setup: Setup) -> None:
-        self.data = select_genes(data, genes)
+        self.source, self.data = data, select_genes(data, genes)
         self.path, self.n_cells, self.obs_columns, self._setup = data.path, data.n_cells, data.obs_columns, setup
         self.read_column = data.read_column
         self._codes: dict[str, np.ndarray] | None = None
 
     def read_names(self) -> pd.Index:
         """Names of all cells."""
-        if isinstance(self.data, MemoryCells):
-            return self.data.read_names()
+        if isinstance(self.source, MemoryCells):
+            return self.source.read_names()
         slices = [self.data.read_obs(at, at + NAME_SLICE).index for at in range(0, self.n_cells, NAME_SLICE)]
         return slices[0].append(slices[1:])
 
@@ -197,6 +200,11 @@ def number_cells(indices: Any, n_cells: int, path: str) -> np.ndarray:
         if len(numbers) != n_cells:
             raise QueryError(f"{path}: the mask has {len(numbers):,} values for {n_cells:,} cells: give one a cell.")
         return np.flatnonzero(numbers)
+    if len(numbers) and numbers.dtype.kind not in "iu":
+        raise QueryError(
+            f"{path}: cells are asked for by their numbers or a mask, not by {numbers[0]!r}: "
+            "adata.obs_names.get_indexer(names) gives the numbers of names."
+        )
     numbers = numbers.astype(np.int64)
     if len(numbers) and not (numbers.min() >= -n_cells and numbers.max() < n_cells):
         raise QueryError(f"{path}: there is no cell {numbers[np.argmax(np.abs(numbers))]}: it has {n_cells:,}.")

@@ -34,7 +34,7 @@ class Settings(ModelOptions):
     """Stop after so many optimizer steps, wherever the epoch is."""
 
     optimizer: Literal["Adam", "AdamW"] = "Adam"
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, ge=0)
     adam_eps: float = Field(default=0.01, gt=0)
     weight_decay: float = Field(default=1e-6, ge=0)
     """L2, added to the gradient, with Adam; decoupled from it with AdamW."""

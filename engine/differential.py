@@ -1,14 +1,14 @@
 """Differential expression: draws of two populations' expression, compared gene by gene.
 
 'vanilla' asks whether a gene is expressed more in one (Lopez et al. 2018), 'change' how large its log fold change is
-(Boyeau et al. 2019). Names, defaults and columns are those of scvi-tools. All draws are chosen first, so that the cells
-are passed over once for them and once for the statistics of the counts; memory is that of the draws of one comparison.
+(Boyeau et al. 2019). Names, defaults and columns are those of scvi-tools. Many comparisons share a pass over the cells:
+their draws are chosen first, then drawn in one pass, and the counts are added up in another. How many is bounded by the
+memory that this takes (`PASS_BYTES`), so memory does not grow with the number of groups, but for the table itself.
 """
 
-import inspect
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Generator
 
 from atlasvi.engine.asked_cells import AskedCells, CountedCells, number_cells
+from atlasvi.engine.draw_comparison import Test, compare_draws, control_fdr, draw_integers
 from atlasvi.engine.expression import Drawn, decode_drawn, draw_posterior
 from atlasvi.engine.importance import weigh_draws
 from atlasvi.engine.latents import read_latents
@@ -26,42 +27,9 @@ from atlasvi.engine.raw_counts import CountStatistics, count_statistics
 from atlasvi.loaders.errors import MissingDependencyError
 from atlasvi.loaders.selection import choose_cells
 
-EPSILON = 1e-8
+PASS_BYTES = 2**28  # of draws and of sums of counts: how many comparisons share a pass
 Where = Sequence[int] | Sequence[bool] | np.ndarray | str
 """Cells: their numbers, a mask, or an expression over obs."""
-
-
-@dataclass(frozen=True)
-class Test:
-    """How two populations are compared; see scvi-tools' `get_bayes_factors`.
-
-    delta         a log2 fold change within it is no change; None: estimated (needs scikit-learn)
-    pseudocounts  added to shares; None: from the genes that are hardly seen
-    threshold_counts  mean count below which a gene is hardly seen
-    test_mode     'three': up and down apart; 'two': together
-    batchid1, batchid2  codes of batches that each population is decoded as, where observed batches are not used
-    """
-
-    mode: Literal["vanilla", "change"] = "vanilla"
-    delta: float | None = 0.25
-    use_observed_batches: bool = True
-    batchid1: Sequence[int] | None = None
-    batchid2: Sequence[int] | None = None
-    n_samples_overall: int = 5000
-    use_permutation: bool = False
-    m_permutation: int = 10_000
-    change_fn: str | Callable | None = None
-    m1_domain_fn: Callable | None = None
-    pseudocounts: float | None = None
-    threshold_counts: float = 0.01
-    test_mode: Literal["two", "three"] = "three"
-    cred_interval_lvls: Sequence[float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("vanilla", "change"):
-            raise NotImplementedError(f"mode {self.mode!r}: choose 'vanilla' or 'change'")
-        if self.use_observed_batches and (self.batchid1 is not None or self.batchid2 is not None):
-            raise ValueError("batchid1 and batchid2 say as which batches to decode: give batch_correction=True too")
 
 
 @dataclass
@@ -109,39 +77,79 @@ def differential_expression(
         for name, mask in ((comparison.name1, comparison.first), (comparison.name2, comparison.second)):
             if not mask[labels].any():
                 raise QueryError(f"{cells.path}: no cell is of {name!r}: there is nothing to compare.")
-    statistics = None
-    if isinstance(cells, CountedCells):
-        if all_stats or (test.mode == "change" and test.pseudocounts is None):
-            statistics = count_statistics(model, cells, labels, len(comparisons[0].first))
-    elif all_stats:
+    if all_stats and not isinstance(cells, CountedCells):
         warnings.warn(
             "minified data has no counts, so their statistics are missing: all_stats=False leaves them out",
             UserWarning,
             stacklevel=3,
         )
-    plan = _Sampling(model, cells, generator, test, weights, filter_outlier_cells, importance_weighting_kwargs or {})
+    tables = []
+    size = max(PASS_BYTES // _measure_comparison(model, test), 1)
+    for at in range(0, len(comparisons), size):
+        some, merged = merge_labels(comparisons[at : at + size])
+        plan = _Sampling(
+            model, cells, generator, test, weights, filter_outlier_cells, importance_weighting_kwargs or {}
+        )
+        found = _compare_some(model, cells, generator, test, some, merged[labels], plan, n_batches, all_stats)
+        for comparison, values in zip(some, found):
+            table = pd.DataFrame(values, index=genes)
+            table = table.sort_values("proba_de" if test.mode == "change" else "bayes_factor", ascending=False)
+            if test.mode == "change":
+                table[f"is_de_fdr_{fdr_target}"] = control_fdr(table["proba_de"].to_numpy(), fdr_target)
+            if idx1 is None:
+                name2 = "Rest" if group2 is None else group2
+                table["comparison"] = f"{comparison.name1} vs {name2}"
+                table["group1"], table["group2"] = comparison.name1, name2
+            tables.append(table)
+    return pd.concat(tables, axis=0)
+
+
+def _measure_comparison(model: SCVI, test: Test) -> int:
+    """Bytes that one comparison takes in a pass: the draws of both populations, a label's sums of counts."""
+    settings = model.settings
+    covariates = 2 + len(settings.n_categories) + settings.n_continuous  # of 8 bytes at most
+    return 2 * test.n_samples_overall * (4 * settings.n_latent + 8 * covariates) + 3 * 8 * settings.n_genes
+
+
+def merge_labels(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], np.ndarray]:
+    """The comparisons over as few labels as they need, and int64 [labels]: the new label of each old one.
+
+    Labels that are on the same side of every comparison become one, so the sums of counts are those of few labels.
+    """
+    masks = np.array([mask for each in comparisons for mask in (each.first, each.second)])
+    kinds, merged = np.unique(masks, axis=1, return_inverse=True)
+    return [
+        replace(each, first=kinds[2 * k], second=kinds[2 * k + 1]) for k, each in enumerate(comparisons)
+    ], merged.ravel()
+
+
+def _compare_some(
+    model: SCVI,
+    cells: AskedCells,
+    generator: Generator,
+    test: Test,
+    comparisons: Sequence[Comparison],
+    labels: np.ndarray,
+    plan: "_Sampling",
+    n_batches: int,
+    all_stats: bool,
+) -> Iterator[dict[str, Any]]:
+    """The columns of each comparison's table, of comparisons that share a pass over the cells."""
+    statistics, n_genes = None, model.settings.n_genes
+    if isinstance(cells, CountedCells) and (all_stats or (test.mode == "change" and test.pseudocounts is None)):
+        statistics = count_statistics(model, cells, labels, len(comparisons[0].first))
     for comparison in comparisons:
         plan.add(np.flatnonzero(comparison.first[labels]), range(n_batches) if test.batchid1 is None else test.batchid1)
         plan.add(
             np.flatnonzero(comparison.second[labels]), range(n_batches) if test.batchid2 is None else test.batchid2
         )
     plan.draw()
-    tables = []
     for k, comparison in enumerate(comparisons):
-        hardly_seen = _hardly_seen(statistics, comparison, test, len(genes))
+        hardly_seen = _hardly_seen(statistics, comparison, test, n_genes)
         values = compare_draws(*plan.decode(2 * k), *plan.decode(2 * k + 1), test, hardly_seen, generator)
         if all_stats:
-            values.update(_describe_counts(statistics, comparison, len(genes)))
-        table = pd.DataFrame(values, index=genes)
-        table = table.sort_values("proba_de" if test.mode == "change" else "bayes_factor", ascending=False)
-        if test.mode == "change":
-            table[f"is_de_fdr_{fdr_target}"] = control_fdr(table["proba_de"].to_numpy(), fdr_target)
-        if idx1 is None:
-            name2 = "Rest" if group2 is None else group2
-            table["comparison"] = f"{comparison.name1} vs {name2}"
-            table["group1"], table["group2"] = comparison.name1, name2
-        tables.append(table)
-    return pd.concat(tables, axis=0)
+            values.update(_describe_counts(statistics, comparison, n_genes))
+        yield values
 
 
 def _compare(
@@ -161,6 +169,10 @@ def _compare(
             labels[_find(cells, idx2)] = 1
         two = np.array([False, True, idx2 is None])
         return labels, [Comparison("idx1", "idx2", np.array([True, False, False]), two)]
+    if isinstance(group2, list | tuple | set | np.ndarray | pd.Index | pd.Series):
+        raise QueryError(
+            "group2 is one group, or None for the rest: for several together give masks over the cells, idx1 and idx2."
+        )
     if groupby is None:
         raise ValueError("say which cells to compare: groupby (and group1, group2), or idx1 (and idx2)")
     column = cells.read_column(groupby)
@@ -168,13 +180,13 @@ def _compare(
         inside = np.zeros(cells.n_cells, bool)
         inside[_find(cells, subset_idx)] = True
         column = column.astype(str).where(inside, "other")
-    column = column.astype("category")
+    column = column.astype("category").cat.remove_unused_categories()  # a category without cells is no group
     there = column.cat.categories
     labels = column.cat.codes.to_numpy(np.int64)
     labels[labels < 0] = len(there)
     if group1 is None:
-        if len(there) == 1:
-            raise ValueError(f"{cells.path}: all cells are of {groupby} {there[0]!r}: there is nothing to compare.")
+        if len(there) < 2:
+            raise ValueError(f"{cells.path}: obs column {groupby!r} has {len(there)} group(s): nothing to compare.")
         group1 = there.tolist()
     wanted = [group1] if isinstance(group1, str) or not isinstance(group1, Sequence | np.ndarray | pd.Index) else group1
 
@@ -234,7 +246,7 @@ class _Sampling:
         self._populations.append([(batch, n) for batch in as_batches])
         for _ in as_batches:
             if self.importance is None:
-                self._chosen.append(numbers[_integers(len(numbers), n, self.generator)])
+                self._chosen.append(numbers[draw_integers(len(numbers), n, self.generator)])
             else:
                 self._weighed.append(self._draw_weighed(numbers, n))
 
@@ -268,150 +280,11 @@ class _Sampling:
         return np.concatenate(shares), np.concatenate(batches)
 
 
-def _integers(below: int, n: int, generator: Generator) -> np.ndarray:
-    return torch.randint(below, (n,), generator=generator, device=generator.device).cpu().numpy()
-
-
 def choose_weighed(probabilities: np.ndarray, n: int, generator: Generator) -> torch.Tensor:
     """int64 [n]: numbers drawn with these probabilities, with replacement."""
     edges = np.cumsum(probabilities)
     uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64).cpu().numpy()
     return torch.from_numpy(np.searchsorted(edges / edges[-1], uniform, side="right").clip(max=len(edges) - 1))
-
-
-def compare_draws(
-    shares1: np.ndarray,
-    batches1: np.ndarray,
-    shares2: np.ndarray,
-    batches2: np.ndarray,
-    test: Test,
-    hardly_seen: tuple[np.ndarray, np.ndarray] | None,
-    generator: Generator,
-) -> dict[str, Any]:
-    """Probabilities and effect sizes of each gene from draws of two populations' expression.
-
-    shares1, shares2    float [draws, genes]
-    batches1, batches2  float [draws]: as which batch each was decoded, NaN: as its own
-    hardly_seen         bool [genes] each: genes below threshold_counts in either (mode change without pseudocounts)
-    """
-    mean1, mean2 = shares1.mean(0), shares2.mean(0)
-    first, second = _pair(shares1, batches1, shares2, batches2, test, generator)
-    if test.mode == "vanilla":
-        proba_m1 = np.mean(first > second, 0)
-        proba_m2 = 1.0 - proba_m1
-        return {
-            "proba_m1": proba_m1,
-            "proba_m2": proba_m2,
-            "bayes_factor": np.log(proba_m1 + EPSILON) - np.log(proba_m2 + EPSILON),
-            "scale1": mean1,
-            "scale2": mean2,
-        }
-    pseudocounts = test.pseudocounts
-    if pseudocounts is None:
-        assert hardly_seen is not None
-        pseudocounts = estimate_pseudocounts(first, second, *hardly_seen)
-    change = _change_function(test.change_fn)
-    effects = change(first, second, pseudocounts)
-    delta = estimate_delta(effects.mean(0)) if test.delta is None else test.delta
-    up, down = (effects >= delta, effects < -delta) if test.m1_domain_fn is None else test.m1_domain_fn(effects)
-    proba_up, proba_down = np.mean(up, 0), np.mean(down, 0)
-    proba_de = proba_up + proba_down if test.test_mode == "two" else np.maximum(proba_up, proba_down)
-    # fewer pseudocounts here, so that the fold changes themselves are not shrunk
-    effects = change(first, second, 1e-3 * pseudocounts)
-    return {
-        "proba_de": proba_de,
-        "proba_not_de": 1.0 - proba_de,
-        "bayes_factor": np.log(proba_de + EPSILON) - np.log(1.0 - proba_de + EPSILON),
-        "scale1": mean1,
-        "scale2": mean2,
-        "pseudocounts": pseudocounts,
-        "delta": delta,
-        **{f"lfc_{name}": values for name, values in describe_draws(effects, test.cred_interval_lvls or ()).items()},
-    }
-
-
-def _pair(
-    shares1: np.ndarray,
-    batches1: np.ndarray,
-    shares2: np.ndarray,
-    batches2: np.ndarray,
-    test: Test,
-    generator: Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws of both populations side by side: of the same batch where both were decoded as the same ones."""
-    known1, known2 = (np.unique(batches[~np.isnan(batches)]) for batches in (batches1, batches2))
-    if len(known1) and np.array_equal(known1, known2):
-        parts = [(shares1[batches1 == batch], shares2[batches2 == batch]) for batch in known1]
-    else:
-        if np.intersect1d(known1, known2).size:
-            warnings.warn(
-                "batchid1 and batchid2 are different and share some batches: pairs are of any two, so what the batches "
-                "do is not corrected for",
-                UserWarning,
-                stacklevel=4,
-            )
-        parts = [(shares1, shares2)]
-    if test.use_permutation:
-        n = test.m_permutation // len(parts)
-        parts = [(a[_integers(len(a), n, generator)], b[_integers(len(b), n, generator)]) for a, b in parts]
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])
-
-
-def _change_function(given: str | Callable | None) -> Callable[[np.ndarray, np.ndarray, float], np.ndarray]:
-    if given is None or given == "log-fold":
-        return lambda x, y, pseudocounts: np.log2(x + pseudocounts) - np.log2(y + pseudocounts)
-    if not callable(given) or len(inspect.getfullargspec(given).args) != 3:
-        raise ValueError("change_fn must be 'log-fold' or a function of (shares1, shares2, pseudocounts)")
-    return given
-
-
-def estimate_pseudocounts(
-    first: np.ndarray, second: np.ndarray, unseen1: np.ndarray, unseen2: np.ndarray, quantile: float = 0.9
-) -> float:
-    """What to add to shares so that the fold changes of genes that are hardly seen shrink to zero; at least 1e-10."""
-    largest = [
-        np.quantile(shares.max(0)[unseen], quantile) if unseen.any() else 1e-10
-        for shares, unseen in ((first, unseen1), (second, unseen2))
-    ]
-    return float(max(1e-10, max(largest) / first.shape[1]))
-
-
-def estimate_delta(effects: np.ndarray, coefficient: float = 0.6, least: float = 0.1) -> float:
-    """A threshold from the modes of the genes' mean log fold changes [genes]: a mixture of three normals."""
-    try:
-        from sklearn.mixture import GaussianMixture
-    except ImportError:
-        raise MissingDependencyError("delta=None needs scikit-learn: pip install 'atlasvi[statistics]'.") from None
-    modes = np.sort(GaussianMixture(n_components=3, random_state=0).fit(effects[:, None]).means_.squeeze())
-    return float(max(least, coefficient * np.abs(modes[[0, -1]]).mean()))
-
-
-def describe_draws(draws: np.ndarray, levels: Sequence[float] = ()) -> dict[str, np.ndarray]:
-    """Mean, median, std, min and max of draws [draws, genes], and narrowest intervals that hold a share of them."""
-    said = {
-        "mean": draws.mean(0),
-        "median": np.median(draws, 0),
-        "std": draws.std(0),
-        "min": draws.min(0),
-        "max": draws.max(0),
-    }
-    ordered = np.sort(draws, axis=0) if len(levels) else draws
-    for level in levels:
-        n_inside = int(np.floor(level * len(draws)))
-        if not 0 <= n_inside < len(draws):
-            raise ValueError(f"a credible interval of {level}: levels are from 0 to below 1")
-        start = np.argmin(ordered[n_inside:] - ordered[: len(draws) - n_inside], axis=0)
-        for name, rows in (("min", start), ("max", start + n_inside)):
-            said[f"confidence_interval_{str(level)[:5]}_{name}"] = np.take_along_axis(ordered, rows[None], 0)[0]
-    return said
-
-
-def control_fdr(probabilities: np.ndarray, target: float) -> np.ndarray:
-    """bool [genes]: those to call, so that of them a share of `target` is expected to be false; probabilities fall."""
-    expected = np.cumsum(1.0 - probabilities) / (1.0 + np.arange(len(probabilities)))
-    return np.arange(len(probabilities)) < (expected <= target).sum()
 
 
 def drop_outliers(model: SCVI, cells: AskedCells, numbers: np.ndarray) -> np.ndarray:

@@ -1,5 +1,9 @@
 """The encoder: sparse counts and covariates -> mean and variance of a normal."""
 
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atlasvi.engine.layers import CountsLayer, Covariates, Layer, LayerShape
@@ -32,6 +36,7 @@ class Encoder(nn.Module):
         self.first = CountsLayer(settings.n_genes, numbers, hidden, shape, settings.log_variational)
         self.layers = nn.ModuleList(Layer(hidden, hidden, shape) for _ in range(n_layers - 1))
         self.mean, self.log_variance = linear(hidden, n_out), linear(hidden, n_out)
+        self._make_positive: Callable[[Tensor], Tensor] = torch.exp if settings.var_activation == "exp" else F.softplus
 
     def forward(
         self, cells: Batch, given: Covariates, generator: Noise | None, order: GeneOrder | None = None
@@ -40,4 +45,4 @@ class Encoder(nn.Module):
         hidden = self.first.encode(cells, given, generator, order)
         for layer in self.layers:
             hidden = layer(hidden, given, generator)
-        return self.mean(hidden), self.log_variance(hidden).exp() + 1e-4
+        return self.mean(hidden), self._make_positive(self.log_variance(hidden)) + 1e-4

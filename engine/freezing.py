@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor
 
 from atlasvi.engine.configuration import SettingError
-from atlasvi.engine.layers import Layer
 from atlasvi.engine.model import SCVI
 from atlasvi.engine.model_settings import Freezing
 
@@ -33,12 +32,6 @@ def group_parameters(model: SCVI, freezing: Freezing | None, weight_decay: float
             partly.append(parameter)
         elif name in held_rows:
             whole.append(parameter)
-    for place, module in model.named_modules():
-        if isinstance(module, Layer) and not place.startswith("library_encoder."):
-            if freezing.freeze_dropout:
-                module.dropout_rate = 0.0
-            if module.norm is not None and _holds_norm(place, freezing):
-                module.norm.momentum = 0.0  # running statistics stay
     groups = ({"params": whole, "weight_decay": weight_decay}, {"params": partly, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
 

@@ -13,10 +13,12 @@ class TrainingInterrupted(AtlasviError):
     """A signal asked to stop; what was done is saved. The command line ends with status 75.
 
     agreed  whether all ranks stop, at the same step
+    what    what happened, without where it was saved and how to go on
     """
 
     exit_status, keeps_work = EXIT_RESUMABLE, True
     agreed = False
+    what = "stopped"
 
 
 class Signals:

@@ -229,7 +229,8 @@ class SCVI(nn.Module):
         n_cells  see `reconstruction`
         """
         with record_function("encoder"):
-            order = order_by_gene(cells.indptr, cells.indices, self.settings.n_genes) if self.training else None
+            learns = torch.is_grad_enabled()
+            order = order_by_gene(cells.indptr, cells.indices, self.settings.n_genes) if learns else None
             qzm, qzv = self.encode(cells, generator, order)
             z = self.to_latent(_draw(qzm, qzv, generator))
             kl, library, kl_library = kl_of_normals(qzm, qzv).sum(1), None, torch.zeros_like(cells.library)

@@ -37,6 +37,8 @@ class ModelOptions(BaseModel):
     batch_representation: Literal["one-hot", "embedding"] = "one-hot"
     embedding_dim: int = Field(default=5, ge=1)
     """Length of a batch's vector where batches are embedded."""
+    var_activation: Literal["exp", "softplus"] = "exp"
+    """What makes the variance of q(z | x), and of a latent library, positive."""
     use_batch_norm: Where = "none"
     use_layer_norm: Where = "both"
     """Where both norms are used, batch norm comes first."""
@@ -95,13 +97,16 @@ class Freezing(BaseModel):
     """scvi-tools' options of load_query_data, and how many categories the reference had.
 
     What learns by default: the columns of categories, scale and shift of the decoder's batch norm, the vectors of
-    embedded batches, the encoder of a latent library. All else is held.
+    embedded batches, the encoder of a latent library. All else is held. As in scvi-tools, the model trains in
+    evaluation mode, whatever is held: batch norms use the running statistics of the reference, and nothing is dropped
+    out. By the statistics of a minibatch of one batch, the mean would take out again what that batch's column adds, and
+    the column would never learn.
 
-    unfrozen                    hold nothing
-    freeze_dropout              no dropout while training
+    unfrozen                    hold no parameter
+    freeze_dropout              has no effect, since nothing is dropped out
     freeze_expression           False: the first layer of the encoder learns too
     freeze_decoder_first_layer  False: the first layer of the decoder learns too
-    freeze_batchnorm_encoder, freeze_batchnorm_decoder  scale and shift, and the running statistics
+    freeze_batchnorm_encoder, freeze_batchnorm_decoder  scale and shift of the batch norms
     n_batches, n_categories     of the reference: what the encoder knows of them is held, so that its latents stay
     """
 

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import pandas as pd
+import zarr
 
 from atlasvi.engine.asked_cells import AskedCells, CountedCells, MinifiedCells
 from atlasvi.engine.configuration import SettingError
-from atlasvi.engine.covariates import learn_setup
-from atlasvi.engine.minified import MINIFY_TYPE, MinifiedStore, is_minified_store
-from atlasvi.engine.minified_anndata import TYPE_KEY, MinifiedAnnData
+from atlasvi.engine.covariates import Setup, learn_setup
+from atlasvi.engine.minified import MinifiedStore, is_minified_store
+from atlasvi.engine.minified_anndata import TYPE_KEY, MinifiedAnnData, check_emptied, is_minified_anndata
 from atlasvi.engine.runs import TrainedRun
 from atlasvi.loaders.cells import CellData, open_cells
-from atlasvi.loaders.errors import ColumnError, SourceError
+from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
 from atlasvi.loaders.memory import NAME, MemoryCells, MemoryObs, list_layers
 
 SETUP = "_atlasvi_setup"  # in uns: what setup_anndata was told; it goes with copies, subsets and files
@@ -46,6 +48,19 @@ def write_setup(adata: Any, asked: Mapping[str, Any]) -> None:
     adata.uns[SETUP] = {name: value for name, value in asked.items() if value is not None}
 
 
+def keep_setup(adata: Any, setup: Setup) -> None:
+    """Keep in `uns` what a model knows of an AnnData, unless it was told already: then `SCVI(adata)` works too.
+
+    A view stays one: writing into it would make it a copy that the caller does not have.
+    """
+    if not adata.is_view and SETUP not in adata.uns:
+        kept = {
+            **{name: getattr(setup, name) for name in KEYS if hasattr(setup, name)},
+            "categorical_covariate_keys": list(setup.categorical_covariates),
+        }
+        adata.uns[SETUP] = {name: value for name, value in kept.items() if value}
+
+
 def read_setup(adata: Any) -> dict[str, Any]:
     """What `write_setup` kept. Raises SettingError if nothing was."""
     if SETUP not in adata.uns:
@@ -63,31 +78,66 @@ def open_counts(data: Any, layer: str | None = None) -> CellData:
     layer  of an AnnData or a source: which matrix. Raises SourceError for minified data.
     """
     if is_anndata(data):
-        if data.uns.get(TYPE_KEY) == MINIFY_TYPE:
+        if is_minified_anndata(data, layer):
             raise SourceError(f"{NAME}: it is minified, so it has no counts: give the data that was minified.")
-        return MemoryCells(data, layer)
+        cells = MemoryCells(data, layer)
+        check_emptied(cells)
+        return cells
     return open_cells(data, layer=layer) if isinstance(data, (str, Path)) else data
 
 
 def open_asked(data: Any, run: TrainedRun) -> AskedCells:
-    """The same, or minified data: a minified store, a minified AnnData or h5ad, asked by the model of `run`."""
+    """The same, or minified data: a minified store, a minified AnnData or its file, asked by the model of `run`.
+
+    Raises SourceError for minified data of another model, as far as its genes and latents tell.
+    """
     if isinstance(data, (str, Path)):
         if is_minified_store(data):
             data = MinifiedStore(data)
-        elif _is_minified_h5ad(data):
+        elif _is_minified_file(data):
             import anndata
 
-            data = anndata.read_h5ad(data)
-    if is_anndata(data) and data.uns.get(TYPE_KEY) == MINIFY_TYPE:
+            data = anndata.read_zarr(data) if Path(data).is_dir() else anndata.read_h5ad(data)
+    if is_anndata(data) and is_minified_anndata(data, run.setup.layer):
         data = MinifiedAnnData(data)
     if isinstance(data, MinifiedStore | MinifiedAnnData):
+        _check_model(data, run)
         return MinifiedCells(data, run.setup)
     return CountedCells(open_counts(data, run.setup.layer), run.genes, run.setup)
 
 
-def _is_minified_h5ad(path: str | Path) -> bool:
+def reopen_asked(adata: Any, run: TrainedRun, known: AskedCells | None) -> AskedCells:
+    """The AnnData of a model as it is now. Its counts are read again only if they changed since `known` was opened.
+
+    Raises CountsError, saying so, if they no longer are counts.
+    """
+    source = (
+        known.source if isinstance(known, CountedCells) and not is_minified_anndata(adata, run.setup.layer) else None
+    )
+    if isinstance(source, MemoryCells) and (cells := source.look_again()) is not None:
+        return CountedCells(cells, run.genes, run.setup)
     try:
+        return open_asked(adata, run)
+    except CountsError as error:
+        raise CountsError(f"{error} It was changed after the model was made.") from None
+
+
+def _check_model(data: MinifiedStore | MinifiedAnnData, run: TrainedRun) -> None:
+    missing = pd.Index(run.genes).difference(data.genes, sort=False)
+    if len(missing) or data.n_latent != run.model.n_latent:
+        lacking = f"; gene {missing[0]!r} is missing" if len(missing) else ""
+        raise SourceError(
+            f"{data.path}: it has {len(data.genes):,} genes and {data.n_latent} latent dimensions, the model "
+            f"{len(run.genes):,} and {run.model.n_latent}{lacking}: ask the model that it was minified with."
+        )
+
+
+def _is_minified_file(path: str | Path) -> bool:
+    """Whether it is an AnnData, in HDF5 or Zarr, that says that it is minified."""
+    try:
+        if Path(path).is_dir():
+            return f"uns/{TYPE_KEY}" in zarr.open_group(path, mode="r")
         with h5py.File(path) as file:
             return f"uns/{TYPE_KEY}" in file
-    except OSError:
+    except (OSError, ValueError):
         return False

@@ -19,6 +19,7 @@ from atlasvi.engine.model_settings import Freezing
 from atlasvi.engine.runs import TrainedRun
 from atlasvi.loaders.cells import CellData, find_missing
 from atlasvi.loaders.memory import NAME, list_layers
+from atlasvi.loaders.sources import check_gene_names
 
 if TYPE_CHECKING:
     import anndata
@@ -45,10 +46,11 @@ def report_genes(path: str, n_genes: int, missing: Sequence[str]) -> None:
 def align_anndata(adata: "anndata.AnnData", genes: pd.Index) -> "anndata.AnnData":
     """A copy with just these genes, in this order, zero where it lacks one; a warning says which share is there.
 
-    Raises GeneError if it has none of them.
+    Raises GeneError if it has none of them, or gene names repeat.
     """
     import anndata
 
+    check_gene_names(NAME, adata.var)
     missing = find_missing(NAME, adata.var_names, genes)
     report_genes(NAME, len(genes), missing)
     there = adata[:, genes[genes.isin(adata.var_names)]].copy()
@@ -56,7 +58,10 @@ def align_anndata(adata: "anndata.AnnData", genes: pd.Index) -> "anndata.AnnData
         zeros = sparse.csr_matrix((adata.n_obs, len(missing)), dtype=np.float32)
         layers = {name: zeros.copy() for name in list_layers(adata)}
         padding = anndata.AnnData(
-            zeros, pd.DataFrame(index=adata.obs_names), pd.DataFrame(index=missing), layers=layers
+            None if there.X is None else zeros,
+            pd.DataFrame(index=adata.obs_names),
+            pd.DataFrame(index=missing),
+            layers=layers,
         )
         padded = anndata.concat([there, padding], axis="var", join="outer", merge="unique")
         padded.obs, padded.uns = there.obs, there.uns
@@ -74,9 +79,10 @@ def map_query(reference: TrainedRun, data: CellData, freezing: Freezing, generat
     """
     settings = reference.model.settings
     setup = extend_setup(reference.setup, data)
+    codes = setup.read_codes(data)  # all columns that the model takes, so that none is missed only when it trains
     model = extend_model(reference.model, setup, generator)
     if settings.has_latent_library:
-        found = measure_library(data, setup.read_codes(data).get("batch"), model.settings.n_batches)
+        found = measure_library(data, codes.get("batch"), model.settings.n_batches)
         for name, values in zip(("library_log_means", "library_log_vars"), found):
             getattr(model, name)[settings.n_batches :] = torch.from_numpy(values)[settings.n_batches :]
     known = {"n_batches": settings.n_batches, "n_categories": settings.n_categories}

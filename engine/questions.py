@@ -6,6 +6,8 @@ order, or a mask. Draws come from the generator of the model, seeded when it was
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -15,11 +17,13 @@ from torch import Generator, Tensor
 
 from atlasvi.engine import abundance, correlation, differential, expression, latents, likelihoods
 from atlasvi.engine.asked_cells import BATCH_SIZE, AskedCells, need_counts, number_cells
+from atlasvi.engine.configuration import SettingError
 from atlasvi.engine.covariates import find_categories, to_category
 from atlasvi.engine.importance import weigh_draws
 from atlasvi.engine.opening import is_anndata
 from atlasvi.engine.queries import QueryError
 from atlasvi.engine.runs import TrainedRun
+from atlasvi.engine.scvi_arguments import explain_argument
 from atlasvi.loaders.errors import GeneError, MissingDependencyError
 
 Indices = Sequence[int] | np.ndarray | None
@@ -51,7 +55,7 @@ class Questions:
         mc_samples   draws that the mean of an ln latent is measured by
         return_dist  mean and variance of the normal instead, two arrays
         """
-        cells, numbers = self._choose(adata, indices)
+        cells, numbers = self._choose(adata, indices, or_none=True)
         if return_dist:
             return latents.read_latents(self._model, cells, numbers, batch_size or BATCH_SIZE)
         return latents.represent_cells(
@@ -86,6 +90,8 @@ class Questions:
         cells, numbers = self._choose(adata, indices)
         columns, batches = self._find_genes(gene_list), self._find_batches(transform_batch)
         size = batch_size or BATCH_SIZE
+        if not (library_size == "latent" or isinstance(library_size, Real)):
+            raise QueryError(f"library_size {library_size!r}: give counts a cell, or 'latent' for each cell's own.")
         if n_samples_overall is not None:
             if n_samples != 1:
                 raise ValueError("give n_samples or n_samples_overall, not both")
@@ -230,7 +236,10 @@ class Questions:
         See `differential.differential_expression` for groups and statistics, `differential.Test` for modes and kwargs.
         batch_correction  both groups are decoded as each of the batches (or batchid1, batchid2) in turn
         """
-        cells = self.ask(adata)
+        cells, known = self.ask(adata), [field.name for field in fields(differential.Test)]
+        for name in kwargs:
+            if name not in known:
+                raise SettingError(explain_argument(name, "differential_expression", known))
         test = differential.Test(
             mode=mode,
             delta=delta,
@@ -323,7 +332,7 @@ class Questions:
         values = likelihoods.marginal_log_likelihood(
             self._model, known, self.generator, numbers, n_mc_samples, batch_size or BATCH_SIZE
         )
-        return float(values.mean()) if return_mean else values
+        return np.float64(values.mean()) if return_mean else values
 
     def get_latent_library_size(
         self, adata: Any = None, indices: Indices = None, give_mean: bool = True, batch_size: int | None = None
@@ -337,7 +346,7 @@ class Questions:
         self, adata: Any = None, indices: Indices = None, batch_size: int | None = None
     ) -> np.ndarray:
         """The vector of each cell's batch, float32 [cells, embedding]. Raises QueryError where batches are one-hot."""
-        cells, numbers = self._choose(adata, indices)
+        cells, numbers = self._choose(adata, indices, or_none=True)
         table = self._model.batch_embedding
         if table is None:
             raise QueryError(
@@ -401,9 +410,13 @@ class Questions:
     def _genes(self) -> pd.Index:
         return pd.Index(self.run.genes)
 
-    def _choose(self, adata: Any, indices: Indices) -> tuple[AskedCells, np.ndarray]:
+    def _choose(self, adata: Any, indices: Indices, or_none: bool = False) -> tuple[AskedCells, np.ndarray]:
+        """The cells, and the numbers of those asked for. Raises QueryError if there is none, unless that is allowed."""
         cells = self.ask(adata)
-        return cells, number_cells(indices, cells.n_cells, cells.path)
+        numbers = number_cells(indices, cells.n_cells, cells.path)
+        if not len(numbers) and not or_none:
+            raise QueryError(f"{cells.path}: no cell is asked for: indices is empty, or the data has no cells.")
+        return cells, numbers
 
     def _find_genes(self, names: Sequence[str] | None) -> np.ndarray | slice:
         """Columns of the genes, in the order of the model. Raises GeneError if it has none of them."""

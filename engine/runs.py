@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from atlasvi.engine.covariates import Setup
@@ -31,6 +32,7 @@ class TrainedRun:
     result  held-out and training losses in nats a cell (see `training`)
     state    where training goes on from besides the weights: `optimizer`, `epoch`, `step`, `history`
     freezing what training holds of the model
+    split    int64 numbers of the cells of each part (train, validation, test), where the model was kept with them
     """
 
     model: SCVI
@@ -40,6 +42,7 @@ class TrainedRun:
     path: Path | None = None
     state: dict[str, Any] | None = None
     freezing: Freezing | None = None
+    split: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def model_settings(self) -> dict[str, Any]:

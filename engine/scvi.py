@@ -13,27 +13,43 @@ import pandas as pd
 import torch
 from torch import Generator
 
-from atlasvi.engine.asked_cells import AskedCells, CountedCells, MinifiedCells
-from atlasvi.engine.checkpoint import read_newest_checkpoint
+from atlasvi.engine.asked_cells import AskedCells, CountedCells
+from atlasvi.engine.checkpoint import CheckpointError, read_newest_checkpoint
 from atlasvi.engine.configuration import SettingError
 from atlasvi.engine.covariates import learn_setup
+from atlasvi.engine.interruption import TrainingInterrupted
 from atlasvi.engine.latents import read_latents
 from atlasvi.engine.library_prior import measure_library
-from atlasvi.engine.minified import MINIFY_TYPE
-from atlasvi.engine.minified_anndata import TYPE_KEY, WITH_COUNTS, minify_anndata
+from atlasvi.engine.minified import MINIFY_TYPE, MinifiedStore, is_minified_store
+from atlasvi.engine.minified_anndata import WITH_COUNTS, minify_anndata
 from atlasvi.engine.model import SCVI as Model
 from atlasvi.engine.model_settings import Freezing, ModelSettings
-from atlasvi.engine.opening import is_anndata, open_asked, open_counts, read_setup, write_setup
+from atlasvi.engine.opening import (
+    is_anndata,
+    keep_setup,
+    open_asked,
+    open_counts,
+    read_setup,
+    reopen_asked,
+    write_setup,
+)
 from atlasvi.engine.posterior import MinifyReport, minify
 from atlasvi.engine.queries import QueryError
 from atlasvi.engine.query_mapping import align_anndata, map_query, report_genes
 from atlasvi.engine.questions import Questions
 from atlasvi.engine.runs import MODEL, TrainedRun
-from atlasvi.engine.scvi_arguments import name_parts, show_history, split_cells, translate_arguments
-from atlasvi.engine.scvi_files import load_scvi_tools, open_model, write_scvi_model
-from atlasvi.engine.scvi_registry import SCVI_DEFAULTS
+from atlasvi.engine.scvi_arguments import (
+    explain_end,
+    name_parts,
+    split_cells,
+    translate_arguments,
+    warn_without_effect,
+)
+from atlasvi.engine.scvi_files import PARTS, load_scvi_tools, open_model, write_scvi_model
+from atlasvi.engine.scvi_registry import SCVI_DEFAULTS, name_activation
+from atlasvi.engine.scvi_views import ModelViews
 from atlasvi.engine.torch_files import load_tensors
-from atlasvi.engine.trainer import choose_device
+from atlasvi.engine.trainer import TrainingError, choose_device
 from atlasvi.engine.training import train
 from atlasvi.loaders.cells import CellData, add_column, align_genes, select_genes
 from atlasvi.loaders.damage import reading
@@ -44,10 +60,11 @@ if TYPE_CHECKING:
     import anndata
 
 SPLIT = "_atlasvi_part"  # the column that training takes the split from
+KEPT_STATE = ("optimizer", "epoch", "step", "history")  # of a checkpoint, besides the weights
 STATE = "atlasvi.pt"  # beside a saved model: what scvi-tools does not keep, so that training goes on
 
 
-class SCVI(Questions):
+class SCVI(Questions, ModelViews):
     """scVI as scvi-tools' `SCVI`: the same arguments, defaults and methods (docs/coming-from-scvi-tools.md).
 
     adata  an AnnData that `setup_anndata` has seen; or a cell store or any source, as a path or opened, set up here by
@@ -97,6 +114,8 @@ class SCVI(Questions):
         setup = learn_setup(data, **asked, one_batch=True)
         if (embedding := kwargs.pop("batch_embedding_kwargs", None)) is not None:
             kwargs.update(embedding)
+        if "var_activation" in kwargs:
+            kwargs["var_activation"] = name_activation(kwargs["var_activation"], "SCVI")
         options = {
             "n_hidden": n_hidden,
             "n_latent": n_latent,
@@ -122,9 +141,9 @@ class SCVI(Questions):
 
     def _begin(self, run: TrainedRun, adata: Any, seed: int, device: str = "auto") -> None:
         self.run, self.seed, self.is_trained = run, seed, False
-        self.adata = adata if is_anndata(adata) else None
+        self._adata = adata if is_anndata(adata) else None
         self._cells = None
-        self._parts: dict[str, np.ndarray] = {}
+        self._keep_split({})
         self.to_device(device)
 
     @classmethod
@@ -133,7 +152,9 @@ class SCVI(Questions):
         model = cls.__new__(cls)
         model._begin(run, adata, seed, device)
         if adata is not None:
-            model._cells = open_asked(adata, run)
+            model.adata = adata
+            if model._adata is not None and isinstance(model._cells, CountedCells):
+                keep_setup(model._adata, run.setup)
         return model
 
     @classmethod
@@ -184,18 +205,22 @@ class SCVI(Questions):
     ) -> None:
         """Train; called again, go on from where the last training ended, with its optimizer and its counts of epochs.
 
+        max_epochs   0 splits the cells and trains nothing
         accelerator  'auto', 'cpu' or 'gpu'
         run_dir      keeps the run (metrics, checkpoints, the model); without it only the trained model stays
         resume       go on with the run that was interrupted in `run_dir`
         settings     of `Settings`, over what the other arguments come to
         devices and load_sparse_tensor have no effect: ranks are started by torchrun, and counts are sparse throughout.
+        Stopped by Ctrl-C or by a loss that is not finite, the model keeps the weights and the history of the last good
+        checkpoint, and the error says so.
         Raises SettingError for an argument that is not known; what `train` of `atlasvi.engine` raises.
         """
-        if not isinstance(self._cells, CountedCells):
+        if not isinstance(cells := self._open_own(), CountedCells):
             raise QueryError("There are no counts to train on: load the model with its full data.")
+        warn_without_effect(datasplitter_kwargs, {**(trainer_config or {}), **trainer_kwargs}, devices)
         if run_dir is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise SettingError("Several ranks train into one run: name its place, run_dir.")
-        data = self._cells.data
+        data = cells.data
         asked = translate_arguments(
             data.n_cells,
             max_epochs,
@@ -206,30 +231,54 @@ class SCVI(Questions):
         )
         external = (datasplitter_kwargs or {}).get("external_indexing")
         parts = split_cells(data.n_cells, train_size, validation_size, shuffle_set_split, self.seed, external)
+        if max_epochs == 0:
+            self._finish_training(parts)
+            return
         split_column = None
-        if len(parts["train"]) == data.n_cells:
+        if not len(parts["validation"]):
             asked["validation_fraction"] = 0.0
-        elif not len(parts["validation"]):
-            raise SettingError("Cells that are left out of training need some to validate on: give validation_size.")
-        else:
+        if len(parts["train"]) < data.n_cells:
             data, split_column = add_column(data, SPLIT, name_parts(parts, data.n_cells)), SPLIT
         with tempfile.TemporaryDirectory(prefix="atlasvi-") as scratch:
             out = Path(scratch) / "run" if run_dir is None else Path(run_dir)
-            trained = train(
-                data,
-                out,
-                start=None if resume else self.run,
-                seed=self.seed,
-                split_column=split_column,
-                device={"gpu": "cuda"}.get(accelerator, accelerator),
-                settings={**asked, **(settings or {})},
-                resume=resume,
-            )
+            try:
+                trained = train(
+                    data,
+                    out,
+                    start=None if resume else self.run,
+                    seed=self.seed,
+                    split_column=split_column,
+                    device={"gpu": "cuda"}.get(accelerator, accelerator),
+                    settings={**asked, **(settings or {})},
+                    resume=resume,
+                )
+            except (TrainingInterrupted, TrainingError) as error:
+                kept = self._keep_checkpoint(out, parts)
+                raise type(error)(explain_end(error.what, kept, run_dir)) from None
             saved = read_newest_checkpoint(out / "checkpoints")[1]
         trained.path = None if run_dir is None else Path(run_dir)
-        trained.state = {name: saved[name] for name in ("optimizer", "epoch", "step", "history")}
+        trained.state = {name: saved[name] for name in KEPT_STATE}
         trained.freezing, self.run = self.run.freezing, trained
-        self._parts, self.is_trained = parts, True
+        self._finish_training(parts)
+
+    def _keep_checkpoint(self, out: Path, parts: dict[str, np.ndarray]) -> int | None:
+        """Take over where a training that ended before its time had come to; returns the step of it, None: nowhere."""
+        try:
+            saved = read_newest_checkpoint(out / "checkpoints")[1]
+        except CheckpointError:  # it ended before there was one
+            return None
+        ours = {name: values.shape for name, values in self.run.model.state_dict().items()}
+        same = ours == {name: values.shape for name, values in saved["weights"].items()}  # not of any resumed run
+        if not same or saved["step"] == (self.run.state or {}).get("step", 0):
+            return None
+        self.run.model.load_state_dict(saved["weights"])
+        self.run.state = {name: saved[name] for name in KEPT_STATE}
+        self._finish_training(parts)
+        return saved["step"]
+
+    def _finish_training(self, parts: dict[str, np.ndarray]) -> None:
+        self._keep_split(parts)
+        self.is_trained = True
         self.to_device(self.device)
 
     def save(
@@ -247,26 +296,28 @@ class SCVI(Questions):
         save_anndata  the AnnData too, as adata.h5ad
         Raises OutputError if the directory exists and is not to be overwritten, or can't be written.
         """
-        folder, prefix = Path(dir_path), prefix or ""
-        if folder.exists() and not overwrite:
-            raise OutputError(f"{folder} exists already: choose another place, or give overwrite=True.")
+        folder, prefix = Path(os.path.abspath(dir_path)), prefix or ""  # '.' has no name
+        if folder.exists() and not (overwrite and folder.is_dir()):
+            raise OutputError(f"{folder} exists already: choose another place, or give overwrite=True (of a folder).")
         if save_anndata and self.adata is None:
             raise OutputError(f"{folder}: the model has no AnnData to save: its data is on disk already.")
-        written = folder.with_name(f".{folder.name}.new")
-        shutil.rmtree(written, ignore_errors=True)  # of a process that was killed
-        with write_folder_aside(written if folder.exists() else folder) as scratch:
+        written = folder / f".{prefix}new" if folder.exists() else folder
+        if written != folder:
+            shutil.rmtree(written, ignore_errors=True)  # of a process that was killed
+        with write_folder_aside(written) as scratch:
             result = scratch / "result"
             result.mkdir()
-            indices = {f"{name}_indices_": self._parts.get(name) for name in ("train", "validation", "test")}
+            parts = {name: part for name in PARTS if (part := self._find_part(name)) is not None}
+            indices = {f"{name}_indices_": parts.get(name) for name in PARTS}
             run = TrainedRun(self.run.model.cpu(), self.run.genes, self.run.setup)
             write_scvi_model(run, result / f"{prefix}{MODEL}", {"is_trained_": self.is_trained, **indices})
             self.to_device(self.device)
-            split = {name: torch.from_numpy(part) for name, part in self._parts.items()}
+            split = {name: torch.from_numpy(part) for name, part in parts.items()}
             torch.save({"state": self.run.state, "split": split}, result / f"{prefix}{STATE}")
             if save_anndata:
                 assert self.adata is not None
                 self.adata.write_h5ad(result / f"{prefix}adata.h5ad", **anndata_write_kwargs)
-        if written.exists():
+        if written != folder:
             for file in written.iterdir():
                 os.replace(file, folder / file.name)
             shutil.rmtree(written)
@@ -283,12 +334,18 @@ class SCVI(Questions):
     ) -> Self:
         """A model that `save`, a run or scvi-tools wrote, on `adata`, on the one saved with it, or on none.
 
-        adata  as for SCVI; no setup_anndata is needed; minified data too
+        dir_path  also a minified store: it holds the weights, and answers all that needs no counts
+        adata     as for SCVI; no setup_anndata is needed; minified data too
         Raises SourceError if it is no model, GeneError or ColumnError if the data lacks what it takes.
         """
         folder, prefix = Path(dir_path), prefix or ""
-        run = load_scvi_tools(folder / f"{prefix}{MODEL}") if prefix else open_model(folder)
-        parts: dict[str, np.ndarray] = {}
+        if is_minified_store(folder):
+            store = MinifiedStore(folder)
+            run = TrainedRun(store.model(), [str(gene) for gene in store.genes], store.setup)
+            adata = store if adata is None else adata
+        else:
+            run = load_scvi_tools(folder / f"{prefix}{MODEL}") if prefix else open_model(folder)
+        parts = run.split
         if (folder / f"{prefix}{STATE}").is_file():
             state = folder / f"{prefix}{STATE}"
             content = load_tensors(state)
@@ -301,7 +358,8 @@ class SCVI(Questions):
             adata = anndata.read_h5ad(saved)
         where = "cpu" if accelerator == "cpu" else str(device)
         model = cls._of_run(run, adata, seed, where)
-        model._parts, model.is_trained = parts, True
+        model.is_trained = True
+        model._keep_split(parts)
         return model
 
     @staticmethod
@@ -363,7 +421,8 @@ class SCVI(Questions):
         reference = _open_reference(reference_model)
         if inplace_subset_query_vars:
             adata._inplace_subset_var(reference.genes)
-        data = select_genes(open_counts(adata, reference.setup.layer), reference.genes)
+        counts = open_counts(adata, reference.setup.layer)
+        data = select_genes(counts, reference.genes)
         freezing = Freezing(
             unfrozen=unfrozen,
             freeze_dropout=freeze_dropout,
@@ -377,8 +436,10 @@ class SCVI(Questions):
         if unknown and not transfer_batch:
             raise QueryError(f"{data.path}: the reference has no batch {unknown[0]!r}, and transfer_batch is off.")
         model = cls._of_run(run, None, seed, "cpu" if accelerator == "cpu" else str(device))
-        model.adata = adata if is_anndata(adata) else None
-        model._cells = CountedCells(data, run.genes, run.setup)
+        if is_anndata(adata):
+            model._adata = adata
+            keep_setup(adata, run.setup)
+        model._cells = CountedCells(counts, run.genes, run.setup)
         return model
 
     load_query = load_query_data
@@ -394,7 +455,8 @@ class SCVI(Questions):
         use_latent_qzm_key, use_latent_qzv_key  in obsm; computed where they are not there
         Raises QueryError where the library is latent, or the data is not an AnnData: `minify` does that out of core.
         """
-        if self.adata is None or not isinstance(self._cells, CountedCells):
+        cells, full = self._open_own(), self._adata
+        if full is None or not isinstance(cells, CountedCells):
             raise QueryError(
                 "The model has no AnnData with counts: minify(out) writes a minified store of data on disk."
             )
@@ -404,32 +466,50 @@ class SCVI(Questions):
             )
         if not self.run.model.settings.use_observed_lib_size:
             raise ValueError("a latent library has no posterior in minified data: such a model can't be minified")
-        full, given = self.adata, (use_latent_qzm_key, use_latent_qzv_key)
-        latents = read_latents(self.module, self._cells, np.arange(self._cells.n_cells))
+        given = use_latent_qzm_key, use_latent_qzv_key
+        latents = read_latents(self.module, cells, np.arange(cells.n_cells))
         if all(key in full.obsm for key in given):
             latents = tuple(np.asarray(full.obsm[key], np.float32) for key in given)  # type: ignore[assignment]
-        library = np.concatenate([batch.library.cpu().numpy() for batch in self._cells.read_batches(self.run.model)])
+        library = np.concatenate([batch.library.cpu().numpy() for batch in cells.read_batches(self.run.model)])
         self.adata = minify_anndata(full, self.run.setup.layer, latents, library, minified_data_type)
-        self._cells = open_asked(self.adata, self.run)
 
     def minify(self, out: str | Path, **kwargs: Any) -> MinifyReport:
         """Write the posterior of all cells to a minified store and ask that from now on; see `posterior.minify`."""
-        if not isinstance(self._cells, CountedCells):
+        if not isinstance(cells := self._open_own(), CountedCells):
             raise QueryError("There are no counts: the data is minified already, or there is none.")
-        report = minify(self.run, self._cells.data, out, **kwargs)
+        report = minify(self.run, cells.data, out, **kwargs)
         self.to_device(self.device)
-        self.adata, self._cells = None, open_asked(Path(out), self.run)
+        self.adata = Path(out)
         return report
+
+    @property
+    def adata(self) -> "anndata.AnnData | None":
+        """The model's AnnData, as it is now; None where its data is of another kind, or there is none."""
+        return self._adata
+
+    @adata.setter
+    def adata(self, adata: Any) -> None:
+        """Other data of the same genes and columns, of any kind. Raises what `load` raises for data."""
+        cells = None if adata is None else open_asked(adata, self.run)
+        if cells is not None and is_anndata(adata):  # of data on disk, columns are read once they are needed
+            self.run.setup.read_codes(cells)
+        self._cells, self._adata = cells, adata if is_anndata(adata) else None
 
     def ask(self, adata: Any = None) -> AskedCells:
         """The cells of `adata` (None: the model's own) as questions are asked of them."""
         if not self.is_trained:
             warnings.warn("the model is not trained: what it says means little", UserWarning, stacklevel=4)
-        if adata is None or adata is self.adata:
-            if self._cells is None:
-                raise QueryError("The model has no data of its own: say which data to ask, adata=...")
-            return self._cells
-        return open_asked(adata, self.run)
+        if adata is not None and adata is not self._adata:
+            return open_asked(adata, self.run)
+        if (cells := self._open_own()) is None:
+            raise QueryError("The model has no data of its own: say which data to ask, adata=...")
+        return cells
+
+    def _open_own(self) -> AskedCells | None:
+        """The model's own data: of an AnnData the cells, counts and columns that it has now."""
+        if self._adata is not None:
+            self._cells = reopen_asked(self._adata, self.run, self._cells)
+        return self._cells
 
     def to_device(self, device: Any) -> None:
         """Ask and train there: 'auto', 'cpu' or 'cuda'; on another device draws begin anew from the seed."""
@@ -438,79 +518,6 @@ class SCVI(Questions):
         self.run.model.to(self.device).eval()
         if getattr(self, "generator", None) is None or self.generator.device.type != self.device.type:
             self.generator = Generator(self.device).manual_seed(self.seed)
-
-    @property
-    def module(self) -> Model:
-        """The model itself."""
-        return self.run.model
-
-    @property
-    def history(self) -> dict[str, pd.DataFrame]:
-        """Metrics by name, each a table with a row an epoch."""
-        return show_history((self.run.state or {}).get("history", ()))
-
-    @property
-    def train_indices(self) -> np.ndarray | None:
-        """int64 numbers of the cells that were trained on."""
-        return self._parts.get("train")
-
-    @property
-    def validation_indices(self) -> np.ndarray | None:
-        """int64 numbers of the cells that were validated on."""
-        return self._parts.get("validation")
-
-    @property
-    def test_indices(self) -> np.ndarray | None:
-        """int64 numbers of the cells that were held out of both."""
-        return self._parts.get("test")
-
-    @property
-    def minified_data_type(self) -> str | None:
-        """How the model's data was minified; None if it was not."""
-        if self.adata is not None:
-            return self.adata.uns.get(TYPE_KEY)
-        return MINIFY_TYPE if isinstance(self._cells, MinifiedCells) else None
-
-    def get_var_names(self) -> np.ndarray:
-        """Genes of the model."""
-        return np.array(self.run.genes, object)
-
-    def view_anndata_setup(self, adata: Any = None) -> None:
-        """Print the columns that the model takes, and how many categories each has."""
-        from rich.console import Console
-
-        setup = self.run.setup
-        lines = [f"SCVI of {len(self.run.genes):,} genes; counts in {setup.layer or 'X'}"]
-        for name, key, known in (
-            ("batch", setup.batch_key, setup.batch_categories),
-            ("labels", setup.labels_key, setup.labels_categories),
-            *(("category", key, known) for key, known in setup.categorical_covariates.items()),
-        ):
-            if key is not None:
-                some = ", ".join(map(str, known[:8])) + (", ..." if len(known) > 8 else "")
-                lines.append(f"{name}: obs column {key!r}, {len(known)} categories ({some})")
-        lines += [f"continuous: obs column {key!r}" for key in setup.continuous_covariate_keys]
-        if setup.size_factor_key is not None:
-            lines.append(f"size factor: obs column {setup.size_factor_key!r}")
-        Console().print("\n".join(lines), highlight=False)
-
-    def __repr__(self) -> str:
-        settings = self.run.model.settings
-        names = (
-            "n_hidden",
-            "n_latent",
-            "n_layers",
-            "dropout_rate",
-            "dispersion",
-            "gene_likelihood",
-            "latent_distribution",
-        )
-        said = ", ".join(f"{name}: {getattr(settings, name)}" for name in names)
-        return (
-            f"SCVI model with the following parameters: \n{said}.\n"
-            f"Training status: {'Trained' if self.is_trained else 'Not Trained'}\n"
-            f"Model's adata is minified?: {self.minified_data_type is not None}"
-        )
 
 
 def _open_reference(model: "str | Path | SCVI") -> TrainedRun:

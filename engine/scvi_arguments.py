@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -56,6 +57,8 @@ WITHOUT_EFFECT = {
     "default_root_dir",
     "callbacks",
 }
+# of these, what a user would wait for in vain
+MISSED = ("callbacks", "logger", "strategy", "default_root_dir", "enable_checkpointing", "on_step")
 
 
 def translate_arguments(
@@ -82,7 +85,7 @@ def translate_arguments(
             if name in names:
                 settings[names[name]] = value
             elif name not in WITHOUT_EFFECT and value:  # what is None or False asks for nothing
-                raise SettingError(_explain(name, what, names))
+                raise SettingError(explain_argument(name, what, names))
     if settings["kl_warmup_epochs"] is None and settings.get("kl_warmup_steps") is None:
         settings["kl_warmup_epochs"] = 0  # with neither the weight is full from the start
     watches = early_stopping or settings.get("reduce_lr_on_plateau")
@@ -91,12 +94,39 @@ def translate_arguments(
     return {name: value for name, value in settings.items() if value is not None or name == "kl_warmup_epochs"}
 
 
-def _explain(name: str, what: str, known: Iterable[str]) -> str:
+def explain_argument(name: str, what: str, known: Iterable[str]) -> str:
+    """The sentence for an argument that `what` does not take: those that are near, or all that it takes."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, 3)
     return f"{what} takes no {name!r} here; " + (
         f"did you mean {', '.join(near)}?" if near else f"it takes {', '.join(known)}."
     )
+
+
+def warn_without_effect(
+    datasplitter: Mapping[str, Any] | None, trainer: Mapping[str, Any], devices: Any = "auto"
+) -> None:
+    """Warn of arguments of `train` that have no effect here, though something was to come of them."""
+    given = [f"datasplitter_kwargs[{name!r}]" for name in datasplitter or {} if name != "external_indexing"]
+    given += [name for name in MISSED if trainer.get(name)]
+    given += ["devices"] if devices not in ("auto", 1, "1", [0]) else []
+    if given:
+        warnings.warn(
+            f"train: no effect here of {', '.join(given)}; docs/coming-from-scvi-tools.md says what there is instead.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def explain_end(what: str, kept: int | None, run_dir: Any) -> str:
+    """The sentences for a training that ended before its time, in words of Python.
+
+    what  happened; kept  the step whose weights the model keeps, None: it is as it was before
+    """
+    weights = "is as it was before" if kept is None else f"keeps the weights and the history of step {kept}"
+    keeps = "run_dir= keeps a run that can be resumed" if run_dir is None else "give resume=True to resume the run"
+    advice = "" if what.startswith("stopped") else " Try a lower learning rate (plan_kwargs), and look at the counts."
+    return f"Training ended: {what}. The model {weights}; train() goes on from there ({keeps}).{advice}"
 
 
 def split_cells(
@@ -157,6 +187,9 @@ def show_history(lines: Iterable[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
             ):
                 if f"{part}_{ours}" in line:
                     columns.setdefault(f"{theirs}_{part}", {})[line["epoch"]] = sign * line[f"{part}_{ours}"]
+                    columns.setdefault(f"kl_global_{part}", {})[line["epoch"]] = 0.0  # scVI has none
+            if f"{part}_loss" in line:
+                columns.setdefault(f"{part}_loss", {})[line["epoch"]] = line[f"{part}_loss"]
         columns.setdefault("kl_weight", {})[line["epoch"]] = line["kl_weight"]
     return {
         name: pd.DataFrame({name: list(values.values())}, index=pd.Index(list(values), name="epoch"))

@@ -16,6 +16,8 @@ from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.manifest import MANIFEST
 from atlasvi.loaders.outputs import write_folder_aside
 
+PARTS = ("train", "validation", "test")
+
 
 def load_scvi_tools(path: str | Path) -> TrainedRun:
     """A model that scvi-tools saved (its directory, or the `model.pt` in it), ready for inference.
@@ -32,11 +34,26 @@ def load_scvi_tools(path: str | Path) -> TrainedRun:
         options = read_options(attributes["init_params_"], str(file))
         genes = [str(gene) for gene in content["var_names"]]
         settings = ModelSettings(n_genes=len(genes), **setup.sizes, **options.model_dump())
-        return TrainedRun(from_scvi_weights(content["model_state_dict"], settings), genes, setup)
+        return TrainedRun(
+            from_scvi_weights(content["model_state_dict"], settings), genes, setup, split=_read_split(attributes)
+        )
     except SourceError:
         raise
     except Exception as error:  # what is not laid out as expected fails in any way it likes
         raise SourceError(f"{file}: not a model of scvi-tools as 1.x saves it ({error!r}).") from error
+
+
+def read_registry(file: Path) -> dict[str, Any] | None:
+    """What a model.pt of scvi-tools says of the data; None where it is no such file. Raises SourceError for damage."""
+    if not file.is_file() or (file.parent / CONFIG).is_file():
+        return None
+    return read_torch_file(file)["attr_dict"]["registry_"]
+
+
+def _read_split(attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Numbers of the cells that were trained, validated and tested on, as far as they were kept."""
+    kept = {name: attributes.get(f"{name}_indices_") for name in PARTS}
+    return {name: np.asarray(numbers, np.int64) for name, numbers in kept.items() if numbers is not None}
 
 
 def save_scvi_tools(run: TrainedRun, path: str | Path, attributes: Mapping[str, Any] | None = None) -> None:

@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 from atlasvi.engine.covariates import Category, Setup, to_category
 from atlasvi.engine.model_settings import ModelOptions, ModelSettings
+from atlasvi.engine.torch_files import PickledSoftplus
 from atlasvi.loaders.errors import SourceError
 
 SCVI_VERSION = "1.5.1"  # whose layout is written
@@ -25,6 +29,7 @@ SCVI_DEFAULTS: dict[str, Any] = {
     "batch_representation": "one-hot",
     "use_batch_norm": "both",
     "use_layer_norm": "none",
+    "var_activation": "exp",
 }
 NAMED = (  # the arguments that SCVI's signature names; the others go through its **kwargs
     "n_hidden",
@@ -47,7 +52,9 @@ def read_options(init_params: Mapping[str, Any], file: str) -> ModelOptions:
     embedding = dict(given.pop("batch_embedding_kwargs", None) or {})
     options = {**SCVI_DEFAULTS, "embedding_dim": embedding.pop("embedding_dim", 5)}
     for name, value in given.items():
-        if name in SCVI_DEFAULTS:
+        if name == "var_activation":
+            options[name] = name_activation(value, file)
+        elif name in SCVI_DEFAULTS:
             options[name] = value
         elif name not in WITHOUT_EFFECT and value:
             raise SourceError(f"{file}: the model was made with {name} = {value!r}, which we do not have.")
@@ -89,10 +96,26 @@ def read_setup(registry: Mapping[str, Any], file: str) -> Setup:
     )
 
 
+def name_activation(given: Any, where: str) -> str:
+    """The name of what scvi-tools takes as a function: None, torch.exp, torch.nn.Softplus() or its functional form.
+
+    Raises SourceError for another; where  is what the error names.
+    """
+    if given in (None, "exp", torch.exp):
+        return "exp"
+    if given in ("softplus", F.softplus) or (
+        isinstance(given, nn.Softplus | PickledSoftplus) and (given.beta, given.threshold) == (1, 20)
+    ):
+        return "softplus"
+    raise SourceError(f"{where}: var_activation {given!r} is not known here: there are exp and softplus.")
+
+
 def write_init_params(settings: ModelSettings) -> dict[str, Any]:
     """What SCVI was called with, as it is kept."""
     options = {name: getattr(settings, name) for name in SCVI_DEFAULTS}
     further = {name: value for name, value in options.items() if name not in NAMED and value != SCVI_DEFAULTS[name]}
+    if "var_activation" in further:
+        further["var_activation"] = nn.Softplus()
     if settings.embeds_batch:
         further["batch_embedding_kwargs"] = {"embedding_dim": settings.embedding_dim}
     return {"kwargs": {"kwargs": further}, "non_kwargs": {name: options[name] for name in NAMED}}

@@ -45,9 +45,10 @@ def split_by_hash(data: CellData, validation_fraction: float, seed: int) -> Spli
     return Split(~held_out, held_out, np.zeros(data.n_cells, bool))
 
 
-def split_by_column(data: CellData, column: str) -> Split:
+def split_by_column(data: CellData, column: str, needs_validation: bool = True) -> Split:
     """Read the split from an `obs` column that says train, validation or test for each cell.
 
+    needs_validation  False: no cell need be there to validate on
     Raises ColumnError if the column is not there, says anything else, or leaves no cell to train or to validate on.
     """
     said = data.read_column(column)
@@ -64,7 +65,7 @@ def split_by_column(data: CellData, column: str) -> Split:
             "val, valid, holdout) or test for each cell."
         )
     split = Split(*((names == part).to_numpy() for part in ("train", "validation", "test")))
-    for part in ("train", "validation"):
+    for part in ("train", *(["validation"] if needs_validation else [])):
         if not getattr(split, part).any():
             raise ColumnError(f"{data.path}: obs column {column!r} says {part!r} for no cell.")
     return split

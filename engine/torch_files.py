@@ -143,7 +143,9 @@ class _TensorUnpickler(pickle.Unpickler):
             ("numpy.core.multiarray", "scalar"): _scalar,
             ("builtins", "dict"): dict,
             ("builtins", "bytes"): _no_bytes,
+            ("builtins", "set"): set,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch.nn.modules.activation", "Softplus"): PickledSoftplus,
         }
         module = {"__builtin__": "builtins"}.get(module, module)  # its name in pickles of protocol 2
         if (module, name) in allowed:
@@ -166,6 +168,19 @@ class _TensorUnpickler(pickle.Unpickler):
         if len(values) < n_values:
             raise pickle.UnpicklingError(f"storage {key} holds {len(values)} of {n_values} values")
         return values
+
+
+class PickledSoftplus:
+    """What is kept of a torch.nn.Softplus: its two numbers."""
+
+    beta: Any = None
+    threshold: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.beta, self.threshold = state.get("beta"), state.get("threshold")
+
+    def __repr__(self) -> str:
+        return f"Softplus(beta={self.beta!r}, threshold={self.threshold!r})"
 
 
 class _Ignored:

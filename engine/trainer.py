@@ -49,7 +49,12 @@ from atlasvi.loaders.manifest import write_json, write_manifest
 
 
 class TrainingError(AtlasviError, RuntimeError):
-    """Training can't go on."""
+    """Training can't go on.
+
+    what  what happened, without where the last good checkpoint is
+    """
+
+    what = "it can't go on"
 
 
 def launch_id() -> str | None:
@@ -85,7 +90,7 @@ class Trainer:
         self.split: Split = (
             split_by_hash(data, settings.validation_fraction, self.seed)
             if asked["split_column"] is None
-            else split_by_column(data, asked["split_column"])
+            else split_by_column(data, asked["split_column"], needs_validation=settings.validation_fraction > 0)
         )
         self.ranks.note("planning the epochs")
         self.loaders = {
@@ -153,6 +158,20 @@ class Trainer:
         self.seconds = 0.0
         self.stopped_early = False
 
+    def check_watched(self) -> None:
+        """Raises SettingError if training was asked to watch the losses of validation cells, and there are none."""
+        settings = self.settings
+        stops = settings.early_stopping and "early_stopping" in settings.model_fields_set  # not where it is the default
+        for name, asked, metric in (
+            ("early_stopping", stops, settings.early_stopping_monitor),
+            ("reduce_lr_on_plateau", settings.reduce_lr_on_plateau, settings.lr_scheduler_metric),
+        ):
+            if asked and metric.startswith("validation") and not self.loaders["validation"].n_cells:
+                raise SettingError(
+                    f"{name} watches {metric}, and no cell is held out to validate on: hold some out, or watch "
+                    f"{metric.replace('validation', 'train')}."
+                )
+
     def run(self, signals: Signals) -> TrainedRun:
         """Train to the end and write the model and its result."""
         with ExitStack() as open_until_done:
@@ -197,10 +216,13 @@ class Trainer:
         cells, genes = self.loaders["train"].n_cells, len(self.data.genes)
         where = f"{torch.get_num_threads()} threads" if self.device.type == "cpu" else torch.cuda.get_device_name()
         ranks = f", {self.ranks.world_size} ranks" if self.ranks.world_size > 1 else ""
+        stops, metric = self.settings.early_stopping, self.settings.early_stopping_monitor
+        unwatched = stops and metric.startswith("validation") and not self.loaders["validation"].n_cells
         return (
             f"Training on {cells:,} cells x {genes:,} genes, {self.epochs - self.epoch} epochs, minibatches of "
             f"{self.settings.batch_size:,}, on {self.device} ({where}{ranks}; kernels: {self._kernels}"
             f"{', as a CUDA graph' if self._graphed is not None else ''})"
+            f"{'; no cell is held out, so nothing stops it early' if unwatched else ''}"
         )
 
     def _open_log(self) -> RunLog | SilentLog:
@@ -212,7 +234,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         """What is left of the current epoch, validation, and the checkpoint that ends it."""
         loader, kl_weight = self.loaders["train"], self._kl_weight()
-        self.model.train()
+        self.model.train(self.settings.freezing is None)  # new data onto an old model: see `Freezing`
         began = time.monotonic() - self.epoch_seconds
         feeder = DeviceFeeder(loader, self.device)
         totals: torch.Tensor | None = None
@@ -316,6 +338,7 @@ class Trainer:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **self._means("train"),
             **{f"validation_{name}": value for name, value in validation.items() if name != "n_cells"},
+            **self._losses(kl_weight, validation),
             "n_cells": int(self.sums[0]),
             "cells_per_s": self._rate(),
             "seconds": time.monotonic() - self._began,
@@ -375,6 +398,17 @@ class Trainer:
     def _means(self, part: str) -> dict[str, float]:
         losses = mean_losses(*self.sums.tolist())
         return {f"{part}_{name}": value for name, value in losses.items() if name != "n_cells"}
+
+    def _losses(self, kl_weight: float, validation: Mapping[str, float]) -> dict[str, float]:
+        """The loss itself of an epoch, where its sums tell it: one KL weight throughout, and no KL of a library."""
+        if self.model.settings.has_latent_library or (
+            self.settings.kl_warmup_steps and not self.settings.kl_warmup_epochs
+        ):
+            return {}
+        parts = {"train": mean_losses(*self.sums.tolist()), **({"validation": validation} if validation else {})}
+        return {
+            f"{part}_loss": losses["reconstruction_loss"] + kl_weight * losses["kl"] for part, losses in parts.items()
+        }
 
     def _evaluate(self, part: str, most: int | None = None) -> dict[str, Any]:
         """Losses over (at most `most`) cells of a part; of the training cells in an order that no epoch has."""
@@ -453,7 +487,7 @@ class Trainer:
             f"{self.out}: stopped by {by} after step {self.step}, saved in {saved}. "
             f"Go on with: atlasvi train {self.data.path} --out {self.out} --resume"
         )
-        stopped.agreed = True
+        stopped.agreed, stopped.what = True, f"stopped by {by} after step {self.step}"
         raise stopped
 
     def state(self, batch: int) -> dict[str, Any]:
@@ -518,19 +552,22 @@ class Trainer:
     def _check_finite(self, means: np.ndarray, kl_weight: float) -> None:
         if not np.isfinite(means).all():
             terms = f"reconstruction {means[0]:g}, KL {means[1]:g} nats a cell, KL weight {kl_weight:g}"
-            raise TrainingError(self._explain(self.step + (self._graphed is None), f"the loss is not finite ({terms})"))
+            raise self._explain(self.step + (self._graphed is None), f"the loss is not finite ({terms})")
 
     def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
-            raise TrainingError(self._explain(self.step, "the weights hold NaN or infinite values"))
+            raise self._explain(self.step, "the weights hold NaN or infinite values")
 
-    def _explain(self, step: int, what: str) -> str:
+    def _explain(self, step: int, what: str) -> TrainingError:
         saved = list_checkpoints(self.out / "checkpoints")
         good = f"{saved[0]} (step {step_of(saved[0])})" if saved else "none"
-        return (
-            f"{self.out}: in epoch {self.epoch + 1}, step {step}, {what}. Training stopped; the last good "
-            f"checkpoint is {good}. Try a lower learning_rate, and look at the counts of that data."
+        where = f"in epoch {self.epoch + 1}, step {step}, {what}"
+        error = TrainingError(
+            f"{self.out}: {where}. Training stopped; the last good checkpoint is {good}. Try a lower learning_rate, "
+            "and look at the counts of that data."
         )
+        error.what = where
+        return error
 
 
 def _mark_waits(feeder: DeviceFeeder) -> Iterator[Batch]:

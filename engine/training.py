@@ -108,6 +108,8 @@ def train(
         else:
             setup = learn_setup(data, **{key: asked[key] for key in keys})
         trainer = Trainer(data, out, setup, asked, resolved, device, profile, ranks)
+        if not resume:
+            trainer.check_watched()
         if resume:
             ranks.note("reading the checkpoint")
             content = ranks.bytes_from_first(lambda: read_newest_content(out / "checkpoints")[1], "the checkpoint")

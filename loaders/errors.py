@@ -30,8 +30,13 @@ class GeneError(AtlasviError, ValueError):
     """Gene names are missing, repeated, or not shared between sources."""
 
 
-class ColumnError(AtlasviError, ValueError):
-    """An `obs` or `var` column is not there, or does not hold what was asked of it."""
+class ColumnError(AtlasviError, ValueError, KeyError):
+    """An `obs` or `var` column is not there, or does not hold what was asked of it.
+
+    A KeyError too, since scvi-tools raises one for a column that is not there.
+    """
+
+    __str__ = Exception.__str__  # a KeyError would show its message in quotes
 
 
 class OutputError(AtlasviError, OSError):

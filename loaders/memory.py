@@ -1,7 +1,10 @@
 """An AnnData in memory seen as cells in blocks: what `open_cells` is to a file."""
 
+import copy
+import os
 from typing import TYPE_CHECKING, Any
 
+import google_crc32c
 import numpy as np
 import pandas as pd
 from scipy import sparse
@@ -62,23 +65,37 @@ class MemoryCells(MemoryObs):
             raise ColumnError(
                 f"{NAME}: there is no layer {layer!r} (it has: {', '.join(list_layers(adata)) or 'none'})."
             )
-        matrix = adata.X if layer is None else adata.layers[layer]
+        matrix = _take_matrix(adata, layer)
         if matrix is None:
             raise SourceError(
                 f"{NAME}: X is empty: name the layer that holds the counts (it has: {', '.join(list_layers(adata))})."
             )
-        self.var = adata.var
+        self.var = adata.var.copy(deep=False)  # renaming the AnnData's genes must not rename those that were read
         check_gene_names(NAME, self.var)
         self.source_sizes = [self.n_cells]
+        self._seen = _fingerprint(adata, layer, matrix)
         self._rows = self._narrow(matrix)
         self.block_starts = np.append(np.arange(0, self.n_cells, BLOCK_CELLS), self.n_cells)
-        self.group_blocks = len(self.block_starts) - 1
+        self.group_blocks = max(len(self.block_starts) - 1, 1)  # without a cell there is no block
         self.mixing = "shuffled as a whole in memory"
 
     @property
     def genes(self) -> pd.Index:
         """Gene names, in the order of the columns."""
         return self.var.index
+
+    def look_again(self) -> "MemoryCells | None":
+        """These counts with the columns that obs has now; None if the AnnData has other counts or genes by now."""
+        now = _fingerprint(self.adata, self.layer, _take_matrix(self.adata, self.layer))
+        if now is None or now != self._seen or not self.genes.equals(self.adata.var_names):
+            return None
+        same = copy.copy(self)
+        MemoryObs.__init__(same, self.adata)
+        return same
+
+    def count_genes(self) -> np.ndarray:
+        """int32 [cells]: how many genes each cell has a count of."""
+        return self._rows.lengths
 
     def read_block(self, block: int) -> Rows:
         """The counts of one block; nothing is copied."""
@@ -123,3 +140,26 @@ class MemoryCells(MemoryObs):
             checked.eliminate_zeros()
         indices = checked.indices.astype(np.uint16 if n_genes <= 2**16 else np.int32)
         return Rows.from_csr(0, checked.indptr, indices, checked.data)
+
+
+def _take_matrix(adata: "anndata.AnnData", layer: str | None) -> Any:
+    return adata.X if layer is None else adata.layers.get(layer)
+
+
+def _fingerprint(adata: "anndata.AnnData", layer: str | None, matrix: Any) -> tuple | None:
+    """What changes when the counts of an AnnData do; None where that can't be told (then they are read again)."""
+    if adata.isbacked and layer is None:
+        return str(adata.filename), os.stat(adata.filename).st_mtime_ns, adata.shape
+    if sparse.issparse(matrix):
+        parts = [matrix.data, matrix.indices, matrix.indptr]
+    elif isinstance(matrix, np.ndarray):
+        parts = [matrix]
+    else:
+        return None
+    if any(part.dtype.hasobject for part in parts):
+        return None
+    seen: list[Any] = [matrix.shape]
+    for part in parts:
+        flat = np.asarray(part).ravel(order="K")  # a view, where the array is contiguous
+        seen += [part.dtype, part.strides, google_crc32c.value(flat.view(np.uint8))]  # it takes any buffer
+    return tuple(seen)

@@ -162,3 +162,36 @@ def test_the_benchmark_of_a_gpu_runs_without_one(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     for figure in ("largest error, float32", "decoder: ms", "from disk, 512 cells: cells/s", "minify: cells/s"):
         assert f"| {figure} |" in done.stdout
+
+
+def test_a_failure_of_scvi_tools_tests_has_a_known_reason_or_is_shown_as_one_without(tmp_path: Path):
+    import scvi_tests
+
+    def case(name: str, error: str) -> str:
+        return f'<testcase name="{name}"><failure>{scvi_tests.TESTS}:12: in {name}\nE   {error}</failure></testcase>'
+
+    cases = [
+        '<testcase name="test_fine"/>',
+        '<testcase name="test_left_out"><skipped/></testcase>',
+        case("test_parts", "AttributeError: 'SCVI' object has no attribute 'z_encoder'"),
+        case("test_wrong", "AssertionError: 3 != 4"),
+    ]
+    (tmp_path / "report.xml").write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
+    counts, failed = scvi_tests.read_report(tmp_path / "report.xml")
+    assert counts == {"passed": 1, "failed": 2, "skipped": 1}
+    assert [each["line"] for each in failed] == ["12", "12"]
+    assert failed[0]["reason"].startswith("internals")
+    assert failed[1]["reason"] is None
+    said = scvi_tests.describe(counts, failed)
+    assert said.index("test_parts") < said.index("NO KNOWN REASON") < said.index("test_wrong")
+
+
+def test_scvi_tools_tests_are_copied_with_our_scvi_in_place_of_theirs(tmp_path: Path):
+    import scvi_tests
+
+    (tmp_path / "checkout" / scvi_tests.TESTS).parent.mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"holds no tests/model/test_scvi\.py"):
+        scvi_tests.prepare(tmp_path / "checkout", tmp_path / "work")
+    (tmp_path / "checkout" / scvi_tests.TESTS).write_text("import scvi\nfrom scvi.model import SCVI\n")
+    scvi_tests.prepare(tmp_path / "checkout", tmp_path / "work")
+    assert (tmp_path / "work" / scvi_tests.TESTS).read_text() == "import scvi\nfrom atlasvi.engine import SCVI\n"

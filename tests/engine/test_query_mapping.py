@@ -147,6 +147,15 @@ def test_a_query_whose_batches_are_of_another_type_is_kept_and_loads_as_it_was(t
         assert again.get_normalized_expression(transform_batch=batch, gene_list=["g0"]).shape == (20, 1)
 
 
+def test_a_query_without_a_column_that_the_model_takes_is_refused_when_it_is_loaded():
+    reference = make_adata(60)
+    SCVI.setup_anndata(reference, batch_key="batch", continuous_covariate_keys=["percent_mito"])
+    query = make_adata(20, seed=1)
+    del query.obs["percent_mito"]
+    with pytest.raises(KeyError, match="no column 'percent_mito'"):
+        SCVI.load_query_data(query, SCVI(reference, n_hidden=8))
+
+
 def test_all_learns_where_nothing_is_frozen_and_nothing_to_learn_is_said():
     adata = make_adata(60)
     SCVI.setup_anndata(adata)
@@ -156,3 +165,18 @@ def test_all_learns_where_nothing_is_frozen_and_nothing_to_learn_is_said():
     query = SCVI.load_query_data(make_adata(40, seed=1), plain, unfrozen=True)
     query.train(max_epochs=1)
     assert not torch.equal(query.module.encoder.mean.weight, plain.module.encoder.mean.weight)
+
+
+def test_a_query_of_one_batch_learns_its_column_though_the_layers_are_normalised():
+    """By the mean of its minibatches the norm would take out what the column adds to all of its cells alike."""
+    reference = make_model(make_adata(), encode_covariates=True, use_batch_norm="both")
+    query = SCVI.load_query_data(make_adata(80, seed=1, batches="z"), reference)
+    before = {name: tensor.clone() for name, tensor in query.module.state_dict().items()}
+    query.train(max_epochs=2, plan_kwargs={"lr": 0.01})
+    after = query.module.state_dict()
+    for name in ("encoder.first.batch", "decoder.layers.0.batch"):
+        assert (after[name][2] - before[name][2]).abs().max() > 1e-3
+    statistics = [name for name in before if "running" in name]
+    assert len(statistics) == 4
+    assert all(torch.equal(after[name], before[name]) for name in statistics)
+    assert np.array_equal(query.get_latent_representation(reference.adata), reference.get_latent_representation())

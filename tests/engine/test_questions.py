@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from atlasvi.engine import SCVI
 from atlasvi.engine.asked_cells import in_order
-from atlasvi.engine.differential import Test as Comparison
-from atlasvi.engine.differential import compare_draws, control_fdr, describe_draws, estimate_pseudocounts
+from atlasvi.engine.draw_comparison import Test as Comparison
+from atlasvi.engine.draw_comparison import compare_draws, control_fdr, describe_draws, estimate_pseudocounts
 from atlasvi.engine.latents import log_density, mix_posteriors
 from atlasvi.engine.queries import QueryError
 from atlasvi.kernels.reference import nb_log_prob

@@ -1,0 +1,188 @@
+"""Two populations' draws of expression compared gene by gene: probabilities, effect sizes, the genes to call."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Generator
+
+from atlasvi.loaders.errors import MissingDependencyError
+
+EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class Test:
+    """How two populations are compared; see scvi-tools' `get_bayes_factors`.
+
+    delta         a log2 fold change within it is no change; None: estimated (needs scikit-learn)
+    pseudocounts  added to shares; None: from the genes that are hardly seen
+    threshold_counts  mean count below which a gene is hardly seen
+    test_mode     'three': up and down apart; 'two': together
+    batchid1, batchid2  codes of batches that each population is decoded as, where observed batches are not used
+    """
+
+    mode: Literal["vanilla", "change"] = "vanilla"
+    delta: float | None = 0.25
+    use_observed_batches: bool = True
+    batchid1: Sequence[int] | None = None
+    batchid2: Sequence[int] | None = None
+    n_samples_overall: int = 5000
+    use_permutation: bool = False
+    m_permutation: int = 10_000
+    change_fn: str | Callable | None = None
+    m1_domain_fn: Callable | None = None
+    pseudocounts: float | None = None
+    threshold_counts: float = 0.01
+    test_mode: Literal["two", "three"] = "three"
+    cred_interval_lvls: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("vanilla", "change"):
+            raise NotImplementedError(f"mode {self.mode!r}: choose 'vanilla' or 'change'")
+        if self.use_observed_batches and (self.batchid1 is not None or self.batchid2 is not None):
+            raise ValueError("batchid1 and batchid2 say as which batches to decode: give batch_correction=True too")
+
+
+def compare_draws(
+    shares1: np.ndarray,
+    batches1: np.ndarray,
+    shares2: np.ndarray,
+    batches2: np.ndarray,
+    test: Test,
+    hardly_seen: tuple[np.ndarray, np.ndarray] | None,
+    generator: Generator,
+) -> dict[str, Any]:
+    """Probabilities and effect sizes of each gene from draws of two populations' expression.
+
+    shares1, shares2    float [draws, genes]
+    batches1, batches2  float [draws]: as which batch each was decoded, NaN: as its own
+    hardly_seen         bool [genes] each: genes below threshold_counts in either (mode change without pseudocounts)
+    """
+    mean1, mean2 = shares1.mean(0), shares2.mean(0)
+    first, second = _pair(shares1, batches1, shares2, batches2, test, generator)
+    if test.mode == "vanilla":
+        proba_m1 = np.mean(first > second, 0)
+        proba_m2 = 1.0 - proba_m1
+        return {
+            "proba_m1": proba_m1,
+            "proba_m2": proba_m2,
+            "bayes_factor": np.log(proba_m1 + EPSILON) - np.log(proba_m2 + EPSILON),
+            "scale1": mean1,
+            "scale2": mean2,
+        }
+    pseudocounts = test.pseudocounts
+    if pseudocounts is None:
+        assert hardly_seen is not None
+        pseudocounts = estimate_pseudocounts(first, second, *hardly_seen)
+    change = _change_function(test.change_fn)
+    effects = change(first, second, pseudocounts)
+    delta = estimate_delta(effects.mean(0)) if test.delta is None else test.delta
+    up, down = (effects >= delta, effects < -delta) if test.m1_domain_fn is None else test.m1_domain_fn(effects)
+    proba_up, proba_down = np.mean(up, 0), np.mean(down, 0)
+    proba_de = proba_up + proba_down if test.test_mode == "two" else np.maximum(proba_up, proba_down)
+    # fewer pseudocounts here, so that the fold changes themselves are not shrunk
+    effects = change(first, second, 1e-3 * pseudocounts)
+    return {
+        "proba_de": proba_de,
+        "proba_not_de": 1.0 - proba_de,
+        "bayes_factor": np.log(proba_de + EPSILON) - np.log(1.0 - proba_de + EPSILON),
+        "scale1": mean1,
+        "scale2": mean2,
+        "pseudocounts": pseudocounts,
+        "delta": delta,
+        **{f"lfc_{name}": values for name, values in describe_draws(effects, test.cred_interval_lvls or ()).items()},
+    }
+
+
+def _pair(
+    shares1: np.ndarray,
+    batches1: np.ndarray,
+    shares2: np.ndarray,
+    batches2: np.ndarray,
+    test: Test,
+    generator: Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of both populations side by side: of the same batch where both were decoded as the same ones."""
+    known1, known2 = (np.unique(batches[~np.isnan(batches)]) for batches in (batches1, batches2))
+    if len(known1) and np.array_equal(known1, known2):
+        parts = [(shares1[batches1 == batch], shares2[batches2 == batch]) for batch in known1]
+    else:
+        if np.intersect1d(known1, known2).size:
+            warnings.warn(
+                "batchid1 and batchid2 are different and share some batches: pairs are of any two, so what the batches "
+                "do is not corrected for",
+                UserWarning,
+                stacklevel=4,
+            )
+        parts = [(shares1, shares2)]
+    if test.use_permutation:
+        n = test.m_permutation // len(parts)
+        parts = [(a[draw_integers(len(a), n, generator)], b[draw_integers(len(b), n, generator)]) for a, b in parts]
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])
+
+
+def _change_function(given: str | Callable | None) -> Callable[[np.ndarray, np.ndarray, float], np.ndarray]:
+    if given is None or given == "log-fold":
+        return lambda x, y, pseudocounts: np.log2(x + pseudocounts) - np.log2(y + pseudocounts)
+    if not callable(given) or len(inspect.getfullargspec(given).args) != 3:
+        raise ValueError("change_fn must be 'log-fold' or a function of (shares1, shares2, pseudocounts)")
+    return given
+
+
+def estimate_pseudocounts(
+    first: np.ndarray, second: np.ndarray, unseen1: np.ndarray, unseen2: np.ndarray, quantile: float = 0.9
+) -> float:
+    """What to add to shares so that the fold changes of genes that are hardly seen shrink to zero; at least 1e-10."""
+    largest = [
+        np.quantile(shares.max(0)[unseen], quantile) if unseen.any() else 1e-10
+        for shares, unseen in ((first, unseen1), (second, unseen2))
+    ]
+    return float(max(1e-10, max(largest) / first.shape[1]))
+
+
+def estimate_delta(effects: np.ndarray, coefficient: float = 0.6, least: float = 0.1) -> float:
+    """A threshold from the modes of the genes' mean log fold changes [genes]: a mixture of three normals."""
+    try:
+        from sklearn.mixture import GaussianMixture
+    except ImportError:
+        raise MissingDependencyError("delta=None needs scikit-learn: pip install 'atlasvi[statistics]'.") from None
+    modes = np.sort(GaussianMixture(n_components=3, random_state=0).fit(effects[:, None]).means_.squeeze())
+    return float(max(least, coefficient * np.abs(modes[[0, -1]]).mean()))
+
+
+def describe_draws(draws: np.ndarray, levels: Sequence[float] = ()) -> dict[str, np.ndarray]:
+    """Mean, median, std, min and max of draws [draws, genes], and narrowest intervals that hold a share of them."""
+    said = {
+        "mean": draws.mean(0),
+        "median": np.median(draws, 0),
+        "std": draws.std(0),
+        "min": draws.min(0),
+        "max": draws.max(0),
+    }
+    ordered = np.sort(draws, axis=0) if len(levels) else draws
+    for level in levels:
+        n_inside = int(np.floor(level * len(draws)))
+        if not 0 <= n_inside < len(draws):
+            raise ValueError(f"a credible interval of {level}: levels are from 0 to below 1")
+        start = np.argmin(ordered[n_inside:] - ordered[: len(draws) - n_inside], axis=0)
+        for name, rows in (("min", start), ("max", start + n_inside)):
+            said[f"confidence_interval_{str(level)[:5]}_{name}"] = np.take_along_axis(ordered, rows[None], 0)[0]
+    return said
+
+
+def control_fdr(probabilities: np.ndarray, target: float) -> np.ndarray:
+    """bool [genes]: those to call, so that of them a share of `target` is expected to be false; probabilities fall."""
+    expected = np.cumsum(1.0 - probabilities) / (1.0 + np.arange(len(probabilities)))
+    return np.arange(len(probabilities)) < (expected <= target).sum()
+
+
+def draw_integers(below: int, n: int, generator: Generator) -> np.ndarray:
+    """int64 [n], uniform from 0 to below `below`, with replacement."""
+    return torch.randint(below, (n,), generator=generator, device=generator.device).cpu().numpy()
