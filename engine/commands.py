@@ -1,18 +1,17 @@
 """The command line: each command is a thin shell over a function that Python callers use."""
 
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from atlasvi.loaders.errors import AtlasviError, SourceError
+from atlasvi.engine.interruption import stop_on_signals
+from atlasvi.engine.terminal import explain_errors, say, show_progress
+from atlasvi.loaders.errors import SourceError
 
 if TYPE_CHECKING:
     from atlasvi.loaders.cells import CellData
@@ -26,8 +25,6 @@ app = typer.Typer(
 )
 query_app = typer.Typer(no_args_is_help=True, help="Ask a minified store; nothing needs the counts.")
 app.add_typer(query_app, name="query")
-console = Console()
-
 
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Name genes by this column of var instead of its index.")]
@@ -55,7 +52,7 @@ def simulate(
     from atlasvi.engine.simulation import simulate as run
 
     run(out, cells, genes, batches, types, seed)
-    console.print(f"{out}: {cells:,} cells x {genes:,} genes, {batches} batches, {types} cell types (seed {seed}).")
+    say(f"{out}: {cells:,} cells x {genes:,} genes, {batches} batches, {types} cell types (seed {seed}).")
 
 
 @app.command()
@@ -78,7 +75,7 @@ def ingest(
     from atlasvi.engine.describe import folder_bytes
     from atlasvi.loaders.ingestion import ingest as run
 
-    with _progress() as progress:
+    with show_progress() as progress:
         report = run(
             sources,
             out,
@@ -96,19 +93,15 @@ def ingest(
             progress=progress,
         )
     size = folder_bytes(out)
-    console.print(
+    say(
         f"{out}: {report.n_cells:,} cells x {report.n_genes:,} genes from {len(report.sources)} source(s), "
         f"{report.nnz:,} counts (largest {report.largest_count:,}), {size / 1e6:,.1f} MB, "
         f"{size / report.n_cells:,.0f} bytes a cell.",
-        highlight=False,
-        soft_wrap=True,
     )
     if report.dropped_cells:
-        console.print(f"{report.dropped_cells:,} cells without counts were dropped.")
+        say(f"{report.dropped_cells:,} cells without counts were dropped.")
     if report.empty_cells:
-        console.print(
-            f"{report.empty_cells:,} cells have no counts in these genes (--empty-cells drop leaves them out)."
-        )
+        say(f"{report.empty_cells:,} cells have no counts in these genes (--empty-cells drop leaves them out).")
 
 
 @app.command()
@@ -235,7 +228,7 @@ def minify(
     from atlasvi.engine.ranks import join_ranks
 
     options = {"layer": layer, "gene_column": gene_column, "measurement": measurement}
-    with join_ranks(rank_timeout) as ranks, _progress() as progress:
+    with join_ranks(rank_timeout) as ranks, show_progress() as progress:
         report = run_minify(
             run,
             data,
@@ -250,11 +243,9 @@ def minify(
         if not ranks.is_first:
             return
     size = folder_bytes(out)
-    console.print(
+    say(
         f"{out}: {report.n_cells:,} cells, {report.n_latent} latent dimensions, {size / 1e6:,.1f} MB, "
         f"{size / report.n_cells:,.0f} bytes a cell.",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -273,7 +264,7 @@ def export(
     else:
         save_scvi_tools(open_model(path), out)
         opens = "scvi.model.SCVI.load(..., adata)"
-    console.print(f"{out}: open it with {opens}.", highlight=False, soft_wrap=True)
+    say(f"{out}: open it with {opens}.")
 
 
 @query_app.callback()
@@ -371,46 +362,17 @@ def _names(text: str | None) -> list[str] | None:
 
 def _say_written(rows: int, out: Path | None) -> None:
     if out is not None:
-        console.print(f"{out}: {rows:,} cells.", highlight=False, soft_wrap=True)
+        say(f"{out}: {rows:,} cells.")
 
 
 def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A function to report progress to: a bar on a terminal, nothing elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield report
-
-
-@contextmanager
-def explain_errors() -> Iterator[None]:
-    """A user's error becomes one sentence on standard error and exit status 1, without a traceback."""
-    warnings.filterwarnings("ignore")  # libraries' notes to programmers; what a user must know is said or raised
-    try:
-        yield
-    except AtlasviError as error:
-        print(f"atlasvi: {error}", file=sys.stderr)  # noqa: T201  rich would wrap it
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("atlasvi: interrupted", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+        say(line)
 
 
 def main() -> None:
     """Run the command line."""
-    with explain_errors():
+    with explain_errors(), stop_on_signals():
         app(prog_name="atlasvi")  # not the module that `launch` starts
 
 

@@ -23,7 +23,7 @@ from atlasvi.engine.checkpoint import (
 )
 from atlasvi.engine.configuration import SettingError, Settings, resolve_schedule
 from atlasvi.engine.covariates import Setup
-from atlasvi.engine.evaluation import StopAskedError, evaluate, mean_losses
+from atlasvi.engine.evaluation import StopAskedError, count_informative, evaluate, mean_losses
 from atlasvi.engine.freezing import group_parameters
 from atlasvi.engine.gradients import GradientSum
 from atlasvi.engine.graphed import DelayedRead, GraphedStep, can_be_captured
@@ -37,7 +37,7 @@ from atlasvi.engine.progress import RunLog, SilentLog
 from atlasvi.engine.ranks import Ranks
 from atlasvi.engine.resuming import fingerprint
 from atlasvi.engine.runs import METRICS, RESULT, TrainedRun, lock_run, write_json
-from atlasvi.engine.schedule import costs, epochs_since_best, rate_on_plateau, weigh_kl
+from atlasvi.engine.schedule import MEASURES, costs, epochs_since_best, rate_on_plateau, weigh_kl
 from atlasvi.engine.splits import Split, split_by_column, split_by_hash
 from atlasvi.kernels import choose_backend
 from atlasvi.loaders.batch import Batch
@@ -313,7 +313,7 @@ class Trainer:
             "kl_weight": kl_weight,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **self._means("train"),
-            **{f"validation_{name}": value for name, value in validation.items() if name != "n_cells"},
+            **{f"validation_{name}": validation[name] for name in MEASURES if name in validation},
             "n_cells": int(self.sums[0]),
             "cells_per_s": self._rate(),
             "seconds": time.monotonic() - self._began,
@@ -401,9 +401,11 @@ class Trainer:
         if keeps_best:
             self.model.load_state_dict(self.best["weights"])
         trained = sum(line["n_cells"] for line in self.history[self.first_epoch :])
+        kept = evaluate()
         return {
-            **evaluate(),
+            **kept,
             **last,
+            "informative_latents": count_informative(kept[parts[min(1, len(parts) - 1)]]["kl_by_dimension"]),
             "kept_epoch": self.best["epoch"] if keeps_best else self.epoch - 1,
             "best_epoch": self.best["epoch"] if self.best["epoch"] >= 0 else None,
             "epochs": self.epoch,

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from atlasvi.loaders.errors import OutputError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors that say that a disk is full, a quota used up, or a file larger than may be."""
+
 
 @contextlib.contextmanager
 def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda scratch: False) -> Iterator[Path]:
@@ -68,7 +71,7 @@ def explain_full_disk(out: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             raise OutputError(
                 f"{out}: the disk is full ({error.strerror}); nothing was left there: free space and try again."
             ) from error
