@@ -4,13 +4,14 @@ import sys
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
+from typer.core import TyperGroup
 
 from atlasvi.engine.interruption import stop_on_signals
-from atlasvi.engine.terminal import explain_errors, say, show_progress
+from atlasvi.engine.terminal import count, explain_errors, say, show_progress
 from atlasvi.loaders.errors import SourceError
 
 if TYPE_CHECKING:
@@ -23,7 +24,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-query_app = typer.Typer(no_args_is_help=True, help="Ask a minified store; nothing needs the counts.")
+
+
+class QueryGroup(TyperGroup):
+    """Takes --model wherever it stands: before MINI, after it, or after the command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, --model and its value first: a group reads its options before all else."""
+        moved: list[str] = []
+        rest: list[str] = []
+        given = iter(args)
+        for argument in given:
+            if argument == "--model" and (value := next(given, None)) is not None:
+                moved += [argument, value]
+            else:
+                (moved if argument.startswith("--model=") else rest).append(argument)
+        return super().parse_args(ctx, [*moved, *rest])
+
+
+query_app = typer.Typer(cls=QueryGroup, no_args_is_help=True, help="Ask a minified store; nothing needs the counts.")
 app.add_typer(query_app, name="query")
 
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
@@ -52,7 +71,10 @@ def simulate(
     from atlasvi.engine.simulation import simulate as run
 
     run(out, cells, genes, batches, types, seed)
-    say(f"{out}: {cells:,} cells x {genes:,} genes, {batches} batches, {types} cell types (seed {seed}).")
+    say(
+        f"{out}: {count(cells, 'cell')} x {count(genes, 'gene')}, {count(batches, 'batch', 'batches')}, "
+        f"{count(types, 'cell type')} (seed {seed})."
+    )
 
 
 @app.command()
@@ -94,14 +116,15 @@ def ingest(
         )
     size = folder_bytes(out)
     say(
-        f"{out}: {report.n_cells:,} cells x {report.n_genes:,} genes from {len(report.sources)} source(s), "
-        f"{report.nnz:,} counts (largest {report.largest_count:,}), {size / 1e6:,.1f} MB, "
+        f"{out}: {count(report.n_cells, 'cell')} x {count(report.n_genes, 'gene')} from "
+        f"{count(len(report.sources), 'source')}, {count(report.nnz, 'count')} "
+        f"(largest {report.largest_count:,}), {size / 1e6:,.1f} MB, "
         f"{size / report.n_cells:,.0f} bytes a cell.",
     )
     if report.dropped_cells:
-        say(f"{report.dropped_cells:,} cells without counts were dropped.")
+        say(f"Cells without counts that were dropped: {report.dropped_cells:,}.")
     if report.empty_cells:
-        say(f"{report.empty_cells:,} cells have no counts in these genes (--empty-cells drop leaves them out).")
+        say(f"Cells without counts in these genes: {report.empty_cells:,} (--empty-cells drop leaves them out).")
 
 
 @app.command()
@@ -244,7 +267,8 @@ def minify(
             return
     size = folder_bytes(out)
     say(
-        f"{out}: {report.n_cells:,} cells, {report.n_latent} latent dimensions, {size / 1e6:,.1f} MB, "
+        f"{out}: {count(report.n_cells, 'cell')}, {count(report.n_latent, 'latent dimension')}, "
+        f"{size / 1e6:,.1f} MB, "
         f"{size / report.n_cells:,.0f} bytes a cell.",
     )
 
@@ -362,7 +386,7 @@ def _names(text: str | None) -> list[str] | None:
 
 def _say_written(rows: int, out: Path | None) -> None:
     if out is not None:
-        say(f"{out}: {rows:,} cells.")
+        say(f"{out}: {count(rows, 'cell')}.")
 
 
 def _print_lines(lines: Iterable[str]) -> None:

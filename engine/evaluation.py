@@ -13,7 +13,6 @@ from atlasvi.engine.ranks import Ranks
 from atlasvi.loaders.feeder import DeviceFeeder
 from atlasvi.loaders.loader import BatchLoader
 
-
 INFORMATIVE_KL = 0.01
 """Nats a cell. The KL of a dimension bounds what it can tell of the cells (Hoffman & Johnson 2016, "ELBO surgery"); one
 that the decoder has stopped to use has its posterior at the prior, and a KL below this."""

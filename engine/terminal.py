@@ -29,6 +29,11 @@ def make_printable(text: str) -> str:
     )
 
 
+def count(n: int, one: str, many: str | None = None) -> str:
+    """A number with its noun: '1 cell', '2,000 cells'. many: the plural, where it is more than an s."""
+    return f"{n:,} {one if n == 1 else many or f'{one}s'}"
+
+
 def say(sentence: str, *, error: bool = False) -> None:
     """Print one line to standard output, or to standard error; nothing is read as markup, nothing is wrapped."""
     typer.echo(make_printable(sentence), err=error)

@@ -39,6 +39,7 @@ from atlasvi.engine.resuming import fingerprint
 from atlasvi.engine.runs import METRICS, RESULT, TrainedRun, lock_run, write_json
 from atlasvi.engine.schedule import MEASURES, costs, epochs_since_best, rate_on_plateau, weigh_kl
 from atlasvi.engine.splits import Split, split_by_column, split_by_hash
+from atlasvi.engine.terminal import count
 from atlasvi.kernels import choose_backend
 from atlasvi.loaders.batch import Batch
 from atlasvi.loaders.cells import CellData
@@ -192,11 +193,11 @@ class Trainer:
 
     def _describe(self) -> str:
         """A line on what is about to run, and how."""
-        cells, genes = self.loaders["train"].n_cells, len(self.data.genes)
+        cells, genes, left = self.loaders["train"].n_cells, len(self.data.genes), self.epochs - self.epoch
         where = f"{torch.get_num_threads()} threads" if self.device.type == "cpu" else torch.cuda.get_device_name()
         ranks = f", {self.ranks.world_size} ranks" if self.ranks.world_size > 1 else ""
         return (
-            f"Training on {cells:,} cells x {genes:,} genes, {self.epochs - self.epoch} epochs, minibatches of "
+            f"Training on {count(cells, 'cell')} x {count(genes, 'gene')}, {count(left, 'epoch')}, minibatches of "
             f"{self.settings.batch_size:,}, on {self.device} ({where}{ranks}; kernels: {self._kernels}"
             f"{', as a CUDA graph' if self._graphed is not None else ''})"
         )

@@ -29,7 +29,7 @@ def test_the_main_job_end_to_end(tmp_path: Path):
     counts, store, run, mini = (tmp_path / name for name in ("atlas.h5ad", "atlas.store", "run", "atlas.mini"))
     atlasvi("simulate", counts, "--cells", 400, "--genes", 60, "--batches", 2, "--types", 3, "--seed", 1)
     said = atlasvi("ingest", counts, "--out", store).stdout
-    assert "400 cells x 60 genes from 1 source(s)" in said
+    assert "400 cells x 60 genes from 1 source," in said
     atlasvi("train", store, "--out", run, "--batch-key", "batch", "--labels-key", "cell_type", "--epochs", 3, *SMALL)
     result = json.loads((run / "result.json").read_text())
     for part in ("train", "validation"):

@@ -47,9 +47,9 @@ def raise_sigterm(*arguments: object, **options: object) -> None:
 )
 def test_sigterm_while_a_file_is_read_is_not_called_damage(files: Path, monkeypatch, place, name, read):
     monkeypatch.setattr(place, name, raise_sigterm)
-    with pytest.raises(TrainingInterrupted, match="stopped by SIGTERM: give the same command again"):
-        with stop_on_signals():
-            read(files)
+    expected = pytest.raises(TrainingInterrupted, match="stopped by SIGTERM: give the same command again")
+    with expected, stop_on_signals():
+        read(files)
     assert not (files / "mini").exists()
     assert not (files / ".mini.unfinished").exists()
 
