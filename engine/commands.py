@@ -45,10 +45,12 @@ class QueryGroup(TyperGroup):
 query_app = typer.Typer(cls=QueryGroup, no_args_is_help=True, help="Ask a minified store; nothing needs the counts.")
 app.add_typer(query_app, name="query")
 
+MOST = 2**63 - 1  # that a whole number of a store or a checkpoint can be
+
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Name genes by this column of var instead of its index.")]
 Measurement = Annotated[str | None, typer.Option(help="Which measurement of a TileDB-SOMA experiment.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0, max=MOST)]
 Where = Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only cells of which obs says so.")]
 CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names, by commas, or @FILE with one a line.")]
 Limit = Annotated[int | None, typer.Option(help="At most so many cells.", min=1)]
@@ -149,7 +151,9 @@ def train(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Cells a minibatch (default 128).", min=1)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run (default 0).")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0, max=MOST)
+    ] = None,
     split_column: Annotated[str | None, typer.Option(help="obs column that says train, validation or test.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
@@ -377,10 +381,14 @@ def _names(text: str | None) -> list[str] | None:
         return None
     if text.startswith("@"):
         try:
-            lines = Path(text[1:]).read_text().splitlines()
+            lines = Path(text[1:]).read_text("utf-8-sig").splitlines()
         except OSError as error:
             raise SourceError(f"{text[1:]}: can't be read ({error.strerror}).") from error
-        return [line.strip() for line in lines if line.strip()]
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{text[1:]}: not a text file: give one with a name in each line (UTF-8).") from error
+        if not (names := [line.strip() for line in lines if line.strip()]):
+            raise SourceError(f"{text[1:]}: it holds no names: write one in each line.")
+        return names
     return [name.strip() for name in text.split(",")]
 
 

@@ -99,6 +99,8 @@ def _describe_run(run: Path) -> Iterator[str]:
         yield "  not finished: go on with atlasvi train ... --resume"
         return
     outcome = json.loads(result.read_text())
+    if "informative_latents" in outcome:  # not in runs of the first version
+        yield f"  latent dimensions that carry information: {outcome['informative_latents']}"
     for part in ("train", "validation", "test"):
         if part in outcome:
             losses = outcome[part]

@@ -10,6 +10,7 @@ import torch
 from atlasvi.engine.model import SCVI, kl_of_normals
 from atlasvi.engine.noise import EVALUATION_NOISE, seed_draws, share_noise
 from atlasvi.engine.ranks import Ranks
+from atlasvi.engine.terminal import count
 from atlasvi.loaders.feeder import DeviceFeeder
 from atlasvi.loaders.loader import BatchLoader
 
@@ -98,3 +99,15 @@ def mean_losses(cells: float, reconstruction: float, kl: float) -> dict[str, Any
 def count_informative(kl_by_dimension: Sequence[float]) -> int:
     """How many latent dimensions tell anything of the cells."""
     return sum(kl >= INFORMATIVE_KL for kl in kl_by_dimension)
+
+
+def warn_of_collapse(n_informative: int, n_latent: int) -> str | None:
+    """What to tell a user where fewer than a quarter of the latent dimensions are used; None where more are."""
+    if 4 * n_informative >= n_latent:
+        return None
+    return (
+        f"Warning: {n_informative} of {count(n_latent, 'latent dimension')} carry information (a KL of at least "
+        f"{INFORMATIVE_KL} nats a cell). Unless the cells differ in no more than that, the latent space has collapsed: "
+        "train more steps (a smaller --batch-size, more --epochs), let the KL term rise over more of them "
+        "(--set kl_warmup_steps=N), or try --set use_batch_norm=both --set use_layer_norm=none."
+    )

@@ -20,9 +20,10 @@ import pandas as pd
 import zarr
 
 from atlasvi.engine.covariates import Setup
+from atlasvi.engine.hdf5_output import write_hdf5
 from atlasvi.loaders.cell_store import check_version, read_attributes
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.outputs import sync_file, sync_tree, write_file_aside
+from atlasvi.loaders.outputs import sync_file, sync_tree
 from atlasvi.loaders.tables import AppendedArray, TableReader, TableWriter, place_rows, quiet_zarr
 
 if TYPE_CHECKING:
@@ -187,10 +188,12 @@ def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -
     Raises SourceError if `store` is none, OutputError if `path` exists or can't be written.
     """
     import anndata
+    from anndata.io import write_elem
 
     place = store.path if isinstance(store, MinifiedStore) else str(store)
     MinifiedStore(place)
-    with quiet_zarr(), write_file_aside(path) as temporary:
+    with quiet_zarr(), write_hdf5(path) as (file, _):
         data = anndata.read_zarr(place)
         del data.uns["atlasvi"]  # weights: a model directory holds them there
-        data.write_h5ad(temporary)
+        data.strings_to_categoricals()  # as `data.write_h5ad` does
+        write_elem(file, "/", data)

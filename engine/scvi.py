@@ -32,6 +32,7 @@ from atlasvi.engine.runs import MODEL, TrainedRun
 from atlasvi.engine.scvi_arguments import name_parts, show_history, split_cells, translate_arguments
 from atlasvi.engine.scvi_files import load_scvi_tools, open_model, write_scvi_model
 from atlasvi.engine.scvi_registry import SCVI_DEFAULTS
+from atlasvi.engine.terminal import count, say
 from atlasvi.engine.trainer import choose_device
 from atlasvi.engine.training import train
 from atlasvi.loaders.cells import CellData, add_column, align_genes, select_genes
@@ -478,10 +479,8 @@ class SCVI(Questions):
 
     def view_anndata_setup(self, adata: Any = None) -> None:
         """Print the columns that the model takes, and how many categories each has."""
-        from rich.console import Console
-
         setup = self.run.setup
-        lines = [f"SCVI of {len(self.run.genes):,} genes; counts in {setup.layer or 'X'}"]
+        lines = [f"SCVI of {count(len(self.run.genes), 'gene')}; counts in {setup.layer or 'X'}"]
         for name, key, known in (
             ("batch", setup.batch_key, setup.batch_categories),
             ("labels", setup.labels_key, setup.labels_categories),
@@ -489,11 +488,12 @@ class SCVI(Questions):
         ):
             if key is not None:
                 some = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-                lines.append(f"{name}: obs column {key!r}, {len(known)} categories ({some})")
+                lines.append(f"{name}: obs column {key!r}, {count(len(known), 'category', 'categories')} ({some})")
         lines += [f"continuous: obs column {key!r}" for key in setup.continuous_covariate_keys]
         if setup.size_factor_key is not None:
             lines.append(f"size factor: obs column {setup.size_factor_key!r}")
-        Console().print("\n".join(lines), highlight=False)
+        for line in lines:
+            say(line)
 
     def __repr__(self) -> str:
         settings = self.run.model.settings

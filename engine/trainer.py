@@ -23,7 +23,7 @@ from atlasvi.engine.checkpoint import (
 )
 from atlasvi.engine.configuration import SettingError, Settings, resolve_schedule
 from atlasvi.engine.covariates import Setup
-from atlasvi.engine.evaluation import StopAskedError, count_informative, evaluate, mean_losses
+from atlasvi.engine.evaluation import StopAskedError, count_informative, evaluate, mean_losses, warn_of_collapse
 from atlasvi.engine.freezing import group_parameters
 from atlasvi.engine.gradients import GradientSum
 from atlasvi.engine.graphed import DelayedRead, GraphedStep, can_be_captured
@@ -35,7 +35,7 @@ from atlasvi.engine.noise import INITIAL_WEIGHTS, TRAINING_NOISE, seed_draws, sh
 from atlasvi.engine.profiling import StepProfiler, record_function
 from atlasvi.engine.progress import RunLog, SilentLog
 from atlasvi.engine.ranks import Ranks
-from atlasvi.engine.resuming import fingerprint
+from atlasvi.engine.resuming import fingerprint, resume_command
 from atlasvi.engine.runs import METRICS, RESULT, TrainedRun, lock_run, write_json
 from atlasvi.engine.schedule import MEASURES, costs, epochs_since_best, rate_on_plateau, weigh_kl
 from atlasvi.engine.splits import Split, split_by_column, split_by_hash
@@ -75,7 +75,7 @@ class Trainer:
         self.ranks = ranks or Ranks()
         self.setup = setup
         self._profile_folder = out / "profile" if profile else None
-        self.device = choose_device(device)
+        self.device, self.asked_device = choose_device(device), device
         dtype = torch.float64 if settings.precision == "float64" else torch.float32
         self._kernels = choose_backend(self.device, dtype=dtype)
         if settings.precision == "bf16" and self._kernels != "triton":
@@ -179,6 +179,8 @@ class Trainer:
             except StopAskedError:
                 self._interrupt(None)
             result = self.ranks.from_first(lambda: found, "the result")
+            if warning := warn_of_collapse(result["informative_latents"], self.model.n_latent):
+                self.log.say(warning)
         run = TrainedRun(
             self.model.cpu().float().eval(),
             [str(gene) for gene in self.data.genes],
@@ -406,7 +408,7 @@ class Trainer:
         return {
             **kept,
             **last,
-            "informative_latents": count_informative(kept[parts[min(1, len(parts) - 1)]]["kl_by_dimension"]),
+            "informative_latents": count_informative(kept["train"]["kl_by_dimension"]),
             "kept_epoch": self.best["epoch"] if keeps_best else self.epoch - 1,
             "best_epoch": self.best["epoch"] if self.best["epoch"] >= 0 else None,
             "epochs": self.epoch,
@@ -452,7 +454,7 @@ class Trainer:
         saved = list_checkpoints(self.out / "checkpoints")[0].name if self.ranks.is_first else ""
         stopped = TrainingInterrupted(
             f"{self.out}: stopped by {by} after step {self.step}, saved in {saved}. "
-            f"Go on with: atlasvi train {self.data.path} --out {self.out} --resume"
+            f"Go on with: {resume_command(self.data, self.out, self.asked_device)}"
         )
         stopped.agreed = True
         raise stopped

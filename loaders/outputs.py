@@ -113,6 +113,10 @@ def write_file_aside(out: str | Path) -> Iterator[Path]:
         raise OutputError(f"{out}: there is no folder {out.parent} to write it in.")
     temporary = out.parent / f".{out.name}.unfinished-{os.getpid()}"
     try:
+        temporary.touch()  # so that a place that can't be written is found before there is anything to write
+    except OSError as error:
+        raise OutputError(f"{out}: can't be written there ({error.strerror}).") from error
+    try:
         with explain_full_disk(out):
             yield temporary
             sync_file(temporary)
