@@ -7,7 +7,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,9 @@ from atlasvi.engine.scvi_minified import ScviMinified
 from atlasvi.engine.terminal import make_printable
 from atlasvi.loaders.errors import AtlasviError, GeneError
 from atlasvi.loaders.outputs import write_file_aside
+
+if TYPE_CHECKING:
+    from atlasvi.engine.model import SCVI
 
 SLICE_CELLS = 2**14
 DECODE_CELLS = 2**10
@@ -101,14 +104,19 @@ def read_expression(
         if not 0 < size < np.inf:
             raise QueryError(f"library size {library_size!r}: give a number above 0, or 'observed'.")
         library_size = size
-    return _decode(store, columns, cells, library_size)
+    # at once, not with the first slice: what is missing is said before anything of the answer is written
+    codes = {name: torch.from_numpy(values) for name, values in store.setup.read_codes(store).items()}
+    return _decode(store, store.model(), codes, columns, cells, library_size)
 
 
 def _decode(
-    store: Minified, columns: np.ndarray, cells: np.ndarray | None, library_size: float | str
+    store: Minified,
+    model: "SCVI",
+    codes: dict[str, torch.Tensor],
+    columns: np.ndarray,
+    cells: np.ndarray | None,
+    library_size: float | str,
 ) -> Iterator[tuple[pd.Index, np.ndarray]]:
-    model = store.model()
-    codes = {name: torch.from_numpy(values) for name, values in store.setup.read_codes(store).items()}
     for start, inside in _slices(store.n_cells, cells):
         qzm, _ = store.read_latent(start, start + SLICE_CELLS)
         obs = store.obs.read(start, start + SLICE_CELLS)
