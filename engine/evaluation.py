@@ -15,8 +15,8 @@ from atlasvi.loaders.feeder import DeviceFeeder
 from atlasvi.loaders.loader import BatchLoader
 
 INFORMATIVE_KL = 0.1
-"""Nats a cell. The mean KL of a dimension bounds what it tells of the cells (Hoffman & Johnson 2016, "ELBO surgery"): to
-tell two equal groups of cells apart takes 0.69, and dimensions in use have several times this."""
+"""Nats a cell. The mean KL of a dimension bounds what it tells of the cells (Hoffman & Johnson 2016, "ELBO surgery"):
+to tell two equal groups of cells apart takes 0.69, and dimensions in use have several times this."""
 
 
 class StopAskedError(Exception):

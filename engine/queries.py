@@ -1,6 +1,5 @@
 """Questions to a minified store, answered slice by slice: memory does not grow with the atlas."""
 
-import csv
 import difflib
 import gzip
 import io
@@ -204,12 +203,16 @@ def _write_lines(
     """Write the table, names as `show` makes them; returns the rows."""
 
     def name(text: object) -> str:
-        return guard_formula(show(str(text)))
+        shown = guard_formula(show(str(text)))
+        # csv.writer leaves a carriage return outside of quotes before Python 3.13, and readers begin a new row there
+        quoted = any(special in shown for special in (delimiter, '"', "\r", "\n"))
+        return '"' + shown.replace('"', '""') + '"' if quoted else shown
 
-    rows, table = 0, csv.writer(file, delimiter=delimiter, lineterminator="\n")
-    table.writerow(["cell", *map(name, columns)])
+    rows = 0
+    file.write(delimiter.join(["cell", *map(name, columns)]) + "\n")
     for names, values in slices:
-        table.writerows([name(cell), *(f"{value:.{precision}g}" for value in row)] for cell, row in zip(names, values))
+        for cell, row in zip(names, values):
+            file.write(delimiter.join([name(cell), *(f"{value:.{precision}g}" for value in row)]) + "\n")
         rows += len(names)
     return rows
 
