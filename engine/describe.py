@@ -1,19 +1,22 @@
 """What a path is and what it holds, in a few lines."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from atlasvi.engine.minified import MinifiedStore, is_minified_store
-from atlasvi.engine.scvi_minified import ScviMinified, is_scvi_minified
+from atlasvi.engine.minified import MinifiedStore, is_minified_store, is_scvi_minified
 from atlasvi.engine.terminal import count
 from atlasvi.loaders.cell_store import CellStore, is_cell_store
 from atlasvi.loaders.sources import open_source
+
+if TYPE_CHECKING:
+    from atlasvi.engine.scvi_minified import ScviMinified
 
 
 def describe(path: str | Path) -> Iterator[str]:
@@ -27,6 +30,8 @@ def describe(path: str | Path) -> Iterator[str]:
     if (Path(path) / "model.pt").is_file():
         return _describe_model(path)
     if is_scvi_minified(path):
+        from atlasvi.engine.scvi_minified import ScviMinified  # and with it torch, which takes seconds
+
         return describe_minified_store(ScviMinified(path))
     return _describe_source(path)
 
@@ -49,7 +54,7 @@ def _describe_cell_store(store: CellStore) -> Iterator[str]:
     yield from _describe_columns({name: store.read_column(name) for name in store.obs_columns})
 
 
-def describe_minified_store(store: MinifiedStore | ScviMinified) -> Iterator[str]:
+def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[str]:
     """Lines about a minified store, or about minified data of scvi-tools."""
     n_bytes = folder_bytes(store.path)
     kind, order = "minified for scvi-tools", "that of the file"
@@ -96,7 +101,7 @@ def _describe_run(run: Path) -> Iterator[str]:
     yield from (f"  {name}: {value}" for name, value in config.items() if not isinstance(value, (dict, list)))
     result = run / "result.json"
     if not result.is_file():
-        yield "  not finished: go on with atlasvi train ... --resume"
+        yield f"  not finished: go on with atlasvi train {shlex.quote(str(config.get('data')))} --out {run} --resume"
         return
     outcome = json.loads(result.read_text())
     if "informative_latents" in outcome:  # not in runs of the first version

@@ -87,6 +87,8 @@ def launch(
         if type(error).__name__ != "SignalException":  # torch moved it between modules
             raise
         return EXIT_RESUMABLE
+    finally:
+        del os.environ[LAUNCHED]
     return 0
 
 

@@ -12,9 +12,11 @@ A plain AnnData Zarr v3 that scvi-tools opens as its own minified data:
 """
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import h5py
 import numpy as np
 import pandas as pd
 import zarr
@@ -22,6 +24,7 @@ import zarr
 from atlasvi.engine.covariates import Setup
 from atlasvi.engine.hdf5_output import write_hdf5
 from atlasvi.loaders.cell_store import check_version, read_attributes
+from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.outputs import sync_file, sync_tree
 from atlasvi.loaders.tables import AppendedArray, TableReader, TableWriter, place_rows, quiet_zarr
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 KIND = "minified store"
 MINIFY_TYPE = "latent_posterior_parameters"
+MINIFIED = "_scvi_adata_minify_type"  # in uns: how scvi-tools marks minified data
 LIBRARY = "observed_lib_size"
 LATENTS = ("qzm", "qzv")
 
@@ -40,6 +44,23 @@ def is_minified_store(path: str | Path) -> bool:
     """Whether `path` is a finished minified store (of any version)."""
     attributes = read_attributes(path)
     return attributes is not None and attributes.get("kind") == KIND
+
+
+def is_scvi_minified(path: str | Path) -> bool:
+    """Whether `path` is an h5ad file or a Zarr folder that scvi-tools minified, or `write_minified_h5ad` wrote."""
+    if not (h5py.is_hdf5(path) or any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup"))):
+        return False
+    with reading(str(path)), closing(open_root(path)) as root:
+        return MINIFIED in root.get("uns", {})
+
+
+def open_root(path: str | Path) -> Any:
+    """The root group of an AnnData, in a file or a folder; its `close` does nothing for a folder."""
+    if not Path(path).is_dir():
+        return h5py.File(path, "r", locking="best-effort")
+    root: Any = zarr.open_group(path, mode="r")
+    root.close = lambda: None
+    return root
 
 
 def create_minified(
@@ -72,7 +93,7 @@ def create_minified(
         AppendedArray(obsm, f"scvi_latent_{name}", n_cells, np.dtype(np.float32), (n_latent,), chunk_rows)
     with quiet_zarr():
         write_elem(root, "var", var)
-        write_elem(root, "uns", {"_scvi_adata_minify_type": MINIFY_TYPE, "atlasvi": {"weights": dict(weights)}})
+        write_elem(root, "uns", {MINIFIED: MINIFY_TYPE, "atlasvi": {"weights": dict(weights)}})
         for name in ("obsp", "varm", "varp"):
             write_elem(root, name, {})
 

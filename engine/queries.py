@@ -189,7 +189,7 @@ def write_table(
             return len(values)
         delimiter = "\t" if ".tsv" in out.suffixes else ","
         with (gzip.open if out.suffix == ".gz" else open)(temporary, "wt", encoding="utf-8", newline="") as file:
-            return _write_lines(file, delimiter, slices, columns, precision, str)  # type: ignore[arg-type]
+            return _write_lines(file, delimiter, slices, columns, precision, str)
 
 
 def _write_lines(

@@ -1,16 +1,13 @@
 """Data that scvi-tools minified, asked like a minified store: latents in an h5ad or Zarr, the model beside it."""
 
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
-import zarr
 
 from atlasvi.engine.covariates import Setup
-from atlasvi.engine.minified import LIBRARY, MinifiedStore, is_minified_store
+from atlasvi.engine.minified import LIBRARY, MINIFIED, MinifiedStore, is_minified_store, open_root
 from atlasvi.engine.model import SCVI
 from atlasvi.engine.runs import CONFIG, MODEL, TrainedRun
 from atlasvi.engine.scvi_files import open_model
@@ -20,7 +17,6 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.tables import check_column
 
-MINIFIED = "_scvi_adata_minify_type"  # in uns
 LATENTS = ("scvi_latent_", "_scvi_latent_")  # the second before scvi-tools 1.2
 LIBRARIES = (LIBRARY, f"_scvi_{LIBRARY}")
 
@@ -39,23 +35,6 @@ def open_minified(path: str | Path, model: TrainedRun | str | Path | None = None
     return ScviMinified(path, model)
 
 
-def is_scvi_minified(path: str | Path) -> bool:
-    """Whether `path` is an h5ad file or a Zarr folder that scvi-tools minified, or `write_minified_h5ad` wrote."""
-    if not (h5py.is_hdf5(path) or any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup"))):
-        return False
-    with reading(str(path)), closing(_open_root(Path(path))) as root:
-        return MINIFIED in root.get("uns", {})
-
-
-def _open_root(path: Path) -> Any:
-    """The root group of an AnnData, in a file or a folder; its `close` does nothing for a folder."""
-    if not path.is_dir():
-        return h5py.File(path, "r", locking="best-effort")
-    root: Any = zarr.open_group(path, mode="r")
-    root.close = lambda: None
-    return root
-
-
 def _name_other(path: Path) -> str | None:
     """What else of ours `path` is; None if it is none of that."""
     if (path / CONFIG).is_file():
@@ -71,7 +50,7 @@ class ScviMinified:
     def __init__(self, path: str | Path, model: TrainedRun | str | Path | None = None) -> None:
         self.path = str(path)
         with reading(self.path):
-            root = _open_root(Path(path))
+            root = open_root(path)
             uns = root.get("uns", {})
             if MINIFIED not in uns:
                 raise SourceError(f"{path} is no minified data (make some with: atlasvi minify RUN DATA --out MINI).")

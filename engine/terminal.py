@@ -60,8 +60,11 @@ def explain_errors() -> Iterator[None]:
         end("interrupted", INTERRUPTED)
     except OSError as error:
         end(explain_system_error(error))
-    except MemoryError:
-        end("there is not enough memory on this machine for what was asked: ask for less at a time.")
+    except (MemoryError, RuntimeError) as error:
+        of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+        if not (of_torch or isinstance(error, MemoryError)):
+            raise
+        end("there is not enough memory for what was asked: ask for less at a time, or for a smaller model.")
 
 
 def end(sentence: str | None, status: int = 1) -> NoReturn:

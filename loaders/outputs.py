@@ -62,7 +62,7 @@ def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda
 def check_output_free(out: str | Path) -> None:
     """Raises OutputError if there is something at `out` already."""
     if os.path.lexists(out):
-        raise OutputError(f"{out} exists already: choose another --out, or remove it first.")
+        raise OutputError(f"{out} exists already: choose another place, or remove it first.")
 
 
 @contextlib.contextmanager

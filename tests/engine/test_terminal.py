@@ -64,6 +64,7 @@ def raises(error: BaseException) -> Callable[[], None]:
         (OSError(errno.ENOSPC, "No space left on device"), 1, "atlasvi: the disk is full"),
         (OSError(errno.EMFILE, "Too many open files", "a.h5ad"), 1, "atlasvi: a.h5ad: too many files .* ulimit -n"),
         (MemoryError(), 1, "atlasvi: there is not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "atlasvi: there is not enough memory"),
     ],
 )
 def test_what_the_user_or_the_machine_is_the_cause_of_is_one_sentence(error, status: int, sentence: str, capsys):
@@ -74,9 +75,10 @@ def test_what_the_user_or_the_machine_is_the_cause_of_is_one_sentence(error, sta
     assert len(said.splitlines()) == 1
 
 
-def test_a_fault_of_the_program_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError), explain_errors():
-        raise ZeroDivisionError
+@pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError])
+def test_a_fault_of_the_program_keeps_its_traceback(error: type[Exception]):
+    with pytest.raises(error), explain_errors():
+        raise error
 
 
 def test_the_reader_of_a_pipe_may_leave_without_a_word(monkeypatch, capsys):

@@ -473,7 +473,7 @@ def test_nan_stops_with_step_terms_and_the_last_good_checkpoint_intact(
     assert f"{path} (step {12 if last else 6})" in message
     if not last:
         assert "reconstruction nan" in message
-        assert "KL weight 1" in message
+        assert "KL weight 0.389" in message  # 7 of 18 steps
     assert all(torch.isfinite(tensor).all() for tensor in state["weights"].values())
     assert not (tmp_path / "run" / "model.pt").exists()
     monkeypatch.setattr(SCVI, "forward", forward)
