@@ -10,6 +10,7 @@ import torch
 
 from atlasvi.engine.commands import main
 from atlasvi.engine.interruption import TrainingInterrupted, stop_on_signals
+from atlasvi.engine.launch import launch, launch_prefix
 from atlasvi.engine.posterior import minify
 from atlasvi.engine.runs import load_run
 from atlasvi.engine.scvi_files import load_scvi_tools, save_scvi_tools
@@ -79,3 +80,28 @@ def test_a_command_that_is_stopped_ends_with_the_status_of_the_signal(
     assert "damaged" not in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert sorted(os.listdir(files)) == ["a.h5ad", "run", "theirs"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "prefix"),
+    [
+        ({}, "atlasvi launch --nproc 2 --"),
+        ({"max_restarts": 3}, "atlasvi launch --nproc 2 --max-restarts 3 --"),
+        (
+            {"n_nodes": 2, "rendezvous": "localhost:29400"},
+            "atlasvi launch --nproc 2 --nnodes 2 --rendezvous localhost:29400 --",
+        ),
+    ],
+)
+def test_processes_know_how_they_were_launched(monkeypatch, asked: dict, prefix: str):
+    """So that a run that is stopped can say how to go on."""
+    seen: list[str] = []
+    start = lambda config, entrypoint: lambda *arguments: seen.append(launch_prefix())  # noqa: E731
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", start)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    assert launch(["train"], 2, **asked) == 0
+    assert seen == [prefix]
+    assert launch_prefix() == "atlasvi"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launch_prefix() == "torchrun ... -m atlasvi.engine.commands"
