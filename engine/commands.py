@@ -45,12 +45,10 @@ class QueryGroup(TyperGroup):
 query_app = typer.Typer(cls=QueryGroup, no_args_is_help=True, help="Ask a minified store; nothing needs the counts.")
 app.add_typer(query_app, name="query")
 
-MOST = 2**63 - 1  # that a whole number of a store or a checkpoint can be
-
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Name genes by this column of var instead of its index.")]
 Measurement = Annotated[str | None, typer.Option(help="Which measurement of a TileDB-SOMA experiment.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0, max=MOST)]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
 Where = Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only cells of which obs says so.")]
 CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names, by commas, or @FILE with one a line.")]
 Limit = Annotated[int | None, typer.Option(help="At most so many cells.", min=1)]
@@ -62,7 +60,7 @@ Out = Annotated[Path | None, typer.Option(help="Write to .csv, .tsv (.gz) or .np
 
 @app.command()
 def simulate(
-    out: Annotated[Path, typer.Argument(help="The .h5ad file to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .h5ad file to write.")],
     cells: Annotated[int, typer.Option(help="Cells.", min=1)] = 20_259,
     genes: Annotated[int, typer.Option(help="Genes.", min=1)] = 3_000,
     batches: Annotated[int, typer.Option(help="Batches.", min=1)] = 3,
@@ -130,7 +128,9 @@ def ingest(
 
 
 @app.command()
-def info(path: Annotated[str, typer.Argument(help="A source, cell store, run or minified store.")]) -> None:
+def info(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A source, cell store, run, model or minified data.")],
+) -> None:
     """Say what a file or folder is and what it holds."""
     from atlasvi.engine.describe import describe
 
@@ -151,9 +151,7 @@ def train(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Cells a minibatch (default 128).", min=1)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
-    seed: Annotated[
-        int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0, max=MOST)
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0)] = None,
     split_column: Annotated[str | None, typer.Option(help="obs column that says train, validation or test.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
@@ -280,7 +278,9 @@ def minify(
 @app.command()
 def export(
     path: Annotated[Path, typer.Argument(metavar="RUN|MINI", help="A finished run, or a minified store.")],
-    out: Annotated[Path, typer.Argument(help="The directory to make; of a minified store, the .h5ad file.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The directory to make; of a minified store, the .h5ad file.")
+    ],
 ) -> None:
     """Write a model, or minified cells, as scvi-tools writes them."""
     from atlasvi.engine.minified import is_minified_store, write_minified_h5ad
