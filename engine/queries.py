@@ -101,7 +101,9 @@ def read_expression(
         except ValueError:
             size = np.nan
         if not 0 < size < np.inf:
-            raise QueryError(f"library size {library_size!r}: give a number above 0, or 'observed'.")
+            raise QueryError(
+                f"library size {library_size!r}: give a number, or 'observed'; numbers are finite and above 0."
+            )
         library_size = size
     # at once, not with the first slice: what is missing is said before anything of the answer is written
     codes = {name: torch.from_numpy(values) for name, values in store.setup.read_codes(store).items()}

@@ -140,9 +140,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train {}/a.h5ad --out {}/r --set n_latent=[1]", "n_latent = [1]"),
         ("train {}/a.h5ad --out {}/r --set learning_rate=inf", "learning_rate = inf"),
         # values
-        ("query {}/mini expression --library-size 0", "give a number above 0"),
-        ("query {}/mini expression --library-size nan", "give a number above 0"),
-        ("query {}/mini expression --library-size many", "give a number above 0"),
+        ("query {}/mini expression --library-size 0", "numbers are finite and above 0"),
+        ("query {}/mini expression --library-size nan", "numbers are finite and above 0"),
+        ("query {}/mini expression --library-size many", "numbers are finite and above 0"),
         ("query {}/mini expression --genes MALAT1", "no gene 'MALAT1' in the model"),
         ("query {}/mini latent --where batch", "write it as COLUMN=VALUE"),
         ("query {}/mini latent --where donor=1", "obs has no column 'donor'"),
