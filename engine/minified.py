@@ -11,6 +11,7 @@ A plain AnnData Zarr v3 that scvi-tools opens as its own minified data:
       uns/atlasvi/weights/<name>           the model's weights, so that the file answers questions by itself
 """
 
+import io
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -22,11 +23,10 @@ import pandas as pd
 import zarr
 
 from atlasvi.engine.covariates import Setup
-from atlasvi.engine.hdf5_output import write_hdf5
 from atlasvi.loaders.cell_store import check_version, read_attributes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.outputs import sync_file, sync_tree
+from atlasvi.loaders.outputs import sync_file, sync_tree, write_file_aside
 from atlasvi.loaders.tables import AppendedArray, TableReader, TableWriter, place_rows, quiet_zarr
 
 if TYPE_CHECKING:
@@ -213,8 +213,11 @@ def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -
 
     place = store.path if isinstance(store, MinifiedStore) else str(store)
     MinifiedStore(place)
-    with quiet_zarr(), write_hdf5(path) as (file, _):
+    content = io.BytesIO()  # on a disk that is full HDF5 prints a page of errors and ends the process
+    with quiet_zarr(), write_file_aside(path) as temporary:
         data = anndata.read_zarr(place)
         del data.uns["atlasvi"]  # weights: a model directory holds them there
         data.strings_to_categoricals()  # as `data.write_h5ad` does
-        write_elem(file, "/", data)
+        with h5py.File(content, "w") as file:
+            write_elem(file, "/", data)
+        temporary.write_bytes(content.getbuffer())

@@ -18,7 +18,7 @@ Medians and spreads are those of droplet data: of 1,000 to 3,000 genes about nin
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -26,8 +26,8 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import write_elem
 
-from atlasvi.engine.hdf5_output import write_hdf5
 from atlasvi.loaders.errors import AtlasviError
+from atlasvi.loaders.outputs import write_file_aside
 
 BLOCK_ENTRIES = 1 << 21  # matrix entries drawn at once: 16 MB in float64; part of what a seed means
 N_PROGRAMS = 3  # within a type cells differ along these; a latent space has nothing else to show there but noise
@@ -99,10 +99,46 @@ def simulate(
     check_shape(n_cells, n_genes, n_batches, n_types, seed, process)
     truth = draw_truth(n_cells, n_genes, n_batches, n_types, seed, process)
 
-    with write_hdf5(out) as (file, sink):
-        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        write_truth(file, truth, seed, process)
-        write_cells(file, truth, sink.while_good(draw_blocks(truth, seed, process)))
+    with write_file_aside(out) as aside, open(aside, "w+b", buffering=0) as disk:
+        sink = Sink(disk)
+        with h5py.File(sink, "w") as file:
+            file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+            write_truth(file, truth, seed, process)
+            write_cells(file, truth, sink.while_good(draw_blocks(truth, seed, process)))
+        sink.check()
+
+
+class Sink:
+    """A file for HDF5 that remembers the first error and lets the library close in peace: left to itself on a full
+    disk, it prints a page of errors and ends the process.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+        self.seek, self.tell, self.readinto = file.seek, file.tell, file.readinto  # type: ignore[attr-defined]
+        self.flush, self.read, self.truncate = file.flush, file.read, file.truncate
+
+    def write(self, content: bytes) -> int:
+        """Write all of it, or nothing any more after an error."""
+        rest = memoryview(content).cast("B")
+        try:
+            while self._error is None and len(rest):
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._error = error
+        return len(content)
+
+    def check(self) -> None:
+        """Raises the first error, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+    def while_good(self, blocks: Iterator["Cells"]) -> Iterator["Cells"]:
+        """The same blocks, until there is an error."""
+        for block in blocks:
+            self.check()
+            yield block
 
 
 def check_shape(n_cells: int, n_genes: int, n_batches: int, n_types: int, seed: int, process: Process) -> None:
