@@ -1,19 +1,19 @@
 """The command line: each command is a thin shell over a function that Python callers use."""
 
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from typer.core import TyperGroup
 
-from atlasvi.loaders.errors import AtlasviError, SourceError
+from atlasvi.engine.interruption import stop_on_signals
+from atlasvi.engine.terminal import count, explain_errors, say, show_progress
+from atlasvi.loaders.errors import SourceError
 
 if TYPE_CHECKING:
     from atlasvi.loaders.cells import CellData
@@ -25,14 +25,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-query_app = typer.Typer(no_args_is_help=True, help="Ask a minified store; nothing needs the counts.")
-app.add_typer(query_app, name="query")
-console = Console()
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        console.print(f"atlasvi {version('atlasvi')}", highlight=False)
+        say(f"atlasvi {version('atlasvi')}")
         raise typer.Exit
 
 
@@ -45,10 +42,29 @@ def _options(
     """The options of atlasvi itself; the help of the app is above."""
 
 
+class QueryGroup(TyperGroup):
+    """Takes --model wherever it stands: before MINI, after it, or after the command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, --model and its value first: a group reads its options before all else."""
+        moved: list[str] = []
+        rest: list[str] = []
+        given = iter(args)
+        for argument in given:
+            if argument == "--model" and (value := next(given, None)) is not None:
+                moved += [argument, value]
+            else:
+                (moved if argument.startswith("--model=") else rest).append(argument)
+        return super().parse_args(ctx, [*moved, *rest])
+
+
+query_app = typer.Typer(cls=QueryGroup, no_args_is_help=True, help="Ask a minified store; nothing needs the counts.")
+app.add_typer(query_app, name="query")
+
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Name genes by this column of var instead of its index.")]
 Measurement = Annotated[str | None, typer.Option(help="Which measurement (TileDB-SOMA), modality or table.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
 Where = Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only cells of which obs says so.")]
 CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names, by commas, or @FILE with one a line.")]
 Limit = Annotated[int | None, typer.Option(help="At most so many cells.", min=1)]
@@ -60,7 +76,7 @@ Out = Annotated[Path | None, typer.Option(help="Write to .csv, .tsv (.gz) or .np
 
 @app.command()
 def simulate(
-    out: Annotated[Path, typer.Argument(help="The .h5ad file to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .h5ad file to write.")],
     cells: Annotated[int, typer.Option(help="Cells.", min=1)] = 20_259,
     genes: Annotated[int, typer.Option(help="Genes.", min=1)] = 3_000,
     batches: Annotated[int, typer.Option(help="Batches.", min=1)] = 3,
@@ -71,7 +87,10 @@ def simulate(
     from atlasvi.engine.simulation import simulate as run
 
     run(out, cells, genes, batches, types, seed)
-    console.print(f"{out}: {cells:,} cells x {genes:,} genes, {batches} batches, {types} cell types (seed {seed}).")
+    say(
+        f"{out}: {count(cells, 'cell')} x {count(genes, 'gene')}, {count(batches, 'batch', 'batches')}, "
+        f"{count(types, 'cell type')} (seed {seed})."
+    )
 
 
 @app.command()
@@ -105,7 +124,7 @@ def ingest(
     from atlasvi.engine.describe import folder_bytes
     from atlasvi.loaders.ingestion import ingest as run
 
-    with _progress() as progress:
+    with show_progress() as progress:
         report = run(
             sources,
             out,
@@ -124,27 +143,19 @@ def ingest(
             progress=progress,
         )
     size = folder_bytes(out)
-    console.print(
-        f"{out}: {report.n_cells:,} cells x {report.n_genes:,} genes from {len(report.sources)} source(s), "
-        f"{report.nnz:,} counts (largest {report.largest_count:,}), {size / 1e6:,.1f} MB, "
+    say(
+        f"{out}: {count(report.n_cells, 'cell')} x {count(report.n_genes, 'gene')} from "
+        f"{count(len(report.sources), 'source')}, {count(report.nnz, 'count')} "
+        f"(largest {report.largest_count:,}), {size / 1e6:,.1f} MB, "
         f"{size / report.n_cells:,.0f} bytes a cell.",
-        highlight=False,
-        soft_wrap=True,
     )
     _print_lines(report.notes)
     for before, after in report.renamed_columns.items():
-        console.print(
-            f"obs column {_shorten(before)!r} is called {_shorten(after)!r} in the store, which can't hold its name.",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"obs column {_shorten(before)!r} is called {_shorten(after)!r} in the store, which can't hold its name.")
     if report.dropped_cells:
-        console.print(f"{report.dropped_cells:,} cells without counts were dropped.")
+        say(f"Cells without counts that were dropped: {report.dropped_cells:,}.")
     if report.empty_cells:
-        console.print(
-            f"{report.empty_cells:,} cells have no counts in these genes (--empty-cells drop leaves them out)."
-        )
+        say(f"Cells without counts in these genes: {report.empty_cells:,} (--empty-cells drop leaves them out).")
 
 
 @app.command("annotate-obs")
@@ -166,7 +177,9 @@ def annotate_obs(
 
 
 @app.command()
-def info(path: Annotated[str, typer.Argument(help="A source, cell store, run or minified store.")]) -> None:
+def info(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A source, cell store, run, model or minified data.")],
+) -> None:
     """Say what a file or folder is and what it holds."""
     from atlasvi.engine.describe import describe
 
@@ -200,7 +213,7 @@ def train(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Cells a minibatch (default 128).", min=1)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run (default 0).")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0)] = None,
     split_column: Annotated[str | None, typer.Option(help="obs column that says train, validation or test.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
@@ -302,7 +315,7 @@ def minify(
     from atlasvi.engine.ranks import join_ranks
 
     options = {"layer": layer, "gene_column": gene_column, "measurement": measurement}
-    with join_ranks(rank_timeout) as ranks, _progress() as progress:
+    with join_ranks(rank_timeout) as ranks, show_progress() as progress:
         report = run_minify(
             run,
             data,
@@ -317,18 +330,19 @@ def minify(
         if not ranks.is_first:
             return
     size = folder_bytes(out)
-    console.print(
-        f"{out}: {report.n_cells:,} cells, {report.n_latent} latent dimensions, {size / 1e6:,.1f} MB, "
+    say(
+        f"{out}: {count(report.n_cells, 'cell')}, {count(report.n_latent, 'latent dimension')}, "
+        f"{size / 1e6:,.1f} MB, "
         f"{size / report.n_cells:,.0f} bytes a cell.",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
 @app.command()
 def export(
     path: Annotated[Path, typer.Argument(metavar="RUN|MINI", help="A finished run, or a minified store.")],
-    out: Annotated[Path, typer.Argument(help="The directory to make; of a minified store, the .h5ad file.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The directory to make; of a minified store, the .h5ad file.")
+    ],
 ) -> None:
     """Write a model, or minified cells, as scvi-tools writes them."""
     from atlasvi.engine.minified import is_minified_store, write_minified_h5ad
@@ -340,7 +354,7 @@ def export(
     else:
         save_scvi_tools(open_model(path), out)
         opens = "scvi.model.SCVI.load(..., adata)"
-    console.print(f"{out}: open it with {opens}.", highlight=False, soft_wrap=True)
+    say(f"{out}: open it with {opens}.")
 
 
 @query_app.callback()
@@ -429,16 +443,20 @@ def _names(text: str | None) -> list[str] | None:
         return None
     if text.startswith("@"):
         try:
-            lines = Path(text[1:]).read_text().splitlines()
+            lines = Path(text[1:]).read_text("utf-8-sig").splitlines()
         except OSError as error:
             raise SourceError(f"{text[1:]}: can't be read ({error.strerror}).") from error
-        return [line.strip() for line in lines if line.strip()]
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{text[1:]}: not a text file: give one with a name in each line (UTF-8).") from error
+        if not (names := [line.strip() for line in lines if line.strip()]):
+            raise SourceError(f"{text[1:]}: it holds no names: write one in each line.")
+        return names
     return [name.strip() for name in text.split(",")]
 
 
 def _say_written(rows: int, out: Path | None) -> None:
     if out is not None:
-        console.print(f"{out}: {rows:,} cells.", highlight=False, soft_wrap=True)
+        say(f"{out}: {count(rows, 'cell')}.")
 
 
 def _shorten(name: str) -> str:
@@ -447,41 +465,12 @@ def _shorten(name: str) -> str:
 
 def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A function to report progress to: a bar on a terminal, nothing elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield report
-
-
-@contextmanager
-def explain_errors() -> Iterator[None]:
-    """A user's error becomes one sentence on standard error and exit status 1, without a traceback."""
-    warnings.filterwarnings("ignore")  # libraries' notes to programmers; what a user must know is said or raised
-    try:
-        yield
-    except AtlasviError as error:
-        print(f"atlasvi: {error}", file=sys.stderr)  # noqa: T201  rich would wrap it
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("atlasvi: interrupted", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+        say(line)
 
 
 def main() -> None:
     """Run the command line."""
-    with explain_errors():
+    with explain_errors(), stop_on_signals():
         app(prog_name="atlasvi")  # not the module that `launch` starts
 
 

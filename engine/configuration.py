@@ -1,6 +1,8 @@
 """Settings of a run: typed, checked once, at the edge; written into the run as they were resolved."""
 
 import difflib
+import math
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,9 +50,12 @@ class Settings(ModelOptions):
     kl_warmup_epochs: int | None = Field(default=None, ge=0)
     """The weight of the KL term rises from min_kl_weight to max_kl_weight, in epoch e (from 0) by e / kl_warmup_epochs;
     0 is the full weight throughout. None: min(400, epochs // 2), so that a run always ends at the full weight
-    (scvi-tools' 400 is never reached by a shorter run), or 0 where there is a warm-up by steps."""
+    (scvi-tools' 400 is never reached by a shorter run); 0 where there is a warm-up by steps, as there is by default in
+    a run of at most 3 epochs."""
     kl_warmup_steps: int | None = Field(default=None, ge=1)
-    """The same by optimizer steps; a warm-up by epochs wins over it."""
+    """The same by optimizer steps; a warm-up by epochs wins over it. None, in a run of at most 3 epochs that sets no
+    warm-up: all of its steps. Half of so few epochs are none or one, so that the weight would jump instead of rising,
+    and at its full weight from the first step the KL term collapses the latents that have not learned anything yet."""
     min_kl_weight: float = Field(default=0.0, ge=0)
     max_kl_weight: float = Field(default=1.0, ge=0)
 
@@ -154,7 +159,12 @@ def heuristic_epochs(n_cells: int) -> int:
 def resolve_schedule(settings: Settings, n_train: int) -> Settings:
     """Fill in what depends on the number of training cells: epochs, and the KL warm-up that depends on them."""
     epochs = settings.epochs or heuristic_epochs(n_train)
-    warmup = settings.kl_warmup_epochs
-    if warmup is None:
-        warmup = 0 if settings.kl_warmup_steps else min(400, epochs // 2)
-    return settings.model_copy(update={"epochs": epochs, "kl_warmup_epochs": warmup})
+    warmup_epochs, warmup_steps = settings.kl_warmup_epochs, settings.kl_warmup_steps
+    if warmup_epochs is None:
+        warmup_epochs = 0 if warmup_steps else min(400, epochs // 2)
+        if warmup_epochs < 2 and not warmup_steps:
+            steps_an_epoch = math.ceil(math.ceil(n_train / settings.batch_size) / settings.accumulate)
+            warmup_epochs, warmup_steps = 0, min(epochs * steps_an_epoch, settings.max_steps or sys.maxsize)
+    return settings.model_copy(
+        update={"epochs": epochs, "kl_warmup_epochs": warmup_epochs, "kl_warmup_steps": warmup_steps}
+    )

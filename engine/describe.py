@@ -1,5 +1,6 @@
 """What a path is and what it holds, in a few lines."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from atlasvi.engine.minified import MinifiedStore, is_minified_store
+from atlasvi.engine.minified import MinifiedStore, is_minified_store, is_scvi_minified
+from atlasvi.engine.terminal import count
 from atlasvi.loaders.cell_store import CellStore, is_cell_store
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.manifest import read_json
@@ -28,6 +30,10 @@ def describe(path: str | Path) -> Iterator[str]:
         return _describe_run(Path(path))
     if (Path(path) / "model.pt").is_file():
         return _describe_model(path)
+    if is_scvi_minified(path):
+        from atlasvi.engine.scvi_minified import ScviMinified  # and with it torch, which takes seconds
+
+        return describe_minified_store(ScviMinified(path))
     return _describe_source(path)
 
 
@@ -36,28 +42,31 @@ def _describe_cell_store(store: CellStore) -> Iterator[str]:
     n_bytes = folder_bytes(store.path)
     density = store.nnz / max(store.n_cells * len(store.genes), 1)
     yield f"{store.path}: cell store (format {attributes['format_version']}, profile {attributes['profile']})"
-    yield f"  {store.n_cells:,} cells x {len(store.genes):,} genes, {store.nnz:,} counts ({density:.1%} of the matrix)"
+    sizes = f"{count(store.n_cells, 'cell')} x {count(len(store.genes), 'gene')}"
+    yield f"  {sizes}, {count(store.nnz, 'count')} ({density:.1%} of the matrix)"
     yield f"  largest count {attributes['largest_count']:,}, stored as {np.dtype(attributes['counts_dtype']).name}"
     yield (
         f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes a cell, "
-        f"{len(store.block_starts) - 1:,} blocks"
+        f"{count(len(store.block_starts) - 1, 'block')}"
     )
     yield f"  {store.mixing}"
     for name, size in zip(store.sources, store.source_sizes):
-        yield f"  source {name} ({size:,} cells)"
+        yield f"  source {name} ({count(size, 'cell')})"
     yield from _describe_columns({name: store.read_column(name) for name in store.obs_columns})
 
 
 def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[str]:
     """Lines about a minified store, or about minified data of scvi-tools."""
     n_bytes = folder_bytes(store.path)
-    kind, order = "minified by scvi-tools", "that of the file"
+    kind, order = "minified for scvi-tools", "that of the file"
     if isinstance(store, MinifiedStore):
         kind, order = f"minified store (format {store.attributes['format_version']})", store.attributes["order"]
     yield f"{store.path}: {kind}"
-    yield f"  {store.n_cells:,} cells x {len(store.genes):,} genes, {store.n_latent} latent dimensions, no counts"
+    sizes = f"{count(store.n_cells, 'cell')} x {count(len(store.genes), 'gene')}"
+    yield f"  {sizes}, {count(store.n_latent, 'latent dimension')}, no counts"
     yield f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes a cell"
-    yield f"  batch: {store.setup.batch_key or 'none'}; order: {order}"
+    batch = store.setup.batch_key or "none" if isinstance(store, MinifiedStore) or store.has_model else "see its model"
+    yield f"  batch: {batch}; order: {order}"
     yield from _describe_table(store.obs)
 
 
@@ -65,7 +74,7 @@ def _describe_model(path: str | Path) -> Iterator[str]:
     from atlasvi.engine.scvi_files import load_scvi_tools
 
     run = load_scvi_tools(path)
-    yield f"{path}: a model of scvi-tools, {len(run.genes):,} genes"
+    yield f"{path}: a model of scvi-tools, {count(len(run.genes), 'gene')}"
     yield from (f"  {name}: {value}" for name, value in run.model_settings.items() if name != "n_genes")
     keys = {name: value for name, value in asdict(run.setup).items() if name.endswith("_key") and value}
     yield from (f"  {name}: {value}" for name, value in keys.items())
@@ -80,7 +89,7 @@ def _describe_columns(columns: dict[str, pd.Series]) -> Iterator[str]:
         if isinstance(column.dtype, pd.CategoricalDtype):
             values = [str(value) for value in column.cat.categories]
             shown = ", ".join(values[:6]) + (", ..." if len(values) > 6 else "")
-            yield f"  obs {name}: {len(values)} categories ({shown})"
+            yield f"  obs {name}: {count(len(values), 'category', 'categories')} ({shown})"
         elif column.dtype.kind in "iuf" and column.notna().any():
             missing = f", {column.isna().sum():,} missing" if column.isna().any() else ""
             yield f"  obs {name}: {column.dtype.name}, {column.min():g} to {column.max():g}{missing}"
@@ -94,10 +103,12 @@ def _describe_run(run: Path) -> Iterator[str]:
     yield from (f"  {name}: {value}" for name, value in config.items() if not isinstance(value, (dict, list)))
     result = run / "result.json"
     if not result.is_file():
-        yield "  not finished: go on with atlasvi train ... --resume"
+        yield f"  not finished: go on with atlasvi train {shlex.quote(str(config.get('data')))} --out {run} --resume"
         return
     outcome = read_json(result)
     with reading(str(result)):
+        if "informative_latents" in outcome:  # not in runs of the first version
+            yield f"  latent dimensions that carry information: {outcome['informative_latents']}"
         for part in ("train", "validation", "test"):
             if part in outcome:
                 losses = outcome[part]
@@ -111,9 +122,9 @@ def _describe_source(path: str | Path) -> Iterator[str]:
     source = open_source(path)
     try:
         yield f"{source.path}: {type(source).__name__}"
-        nnz = f", {source.nnz:,} counts" if source.nnz is not None else ""
-        yield f"  {source.n_cells:,} cells x {len(source.var):,} genes{nnz}"
-        yield f"  genes: {', '.join(map(str, source.var.index[:4]))}, ..."
+        nnz = f", {count(source.nnz, 'count')}" if source.nnz is not None else ""
+        yield f"  {count(source.n_cells, 'cell')} x {count(len(source.var), 'gene')}{nnz}"
+        yield f"  genes: {', '.join(map(str, source.var.index[:4]))}{', ...' if len(source.var) > 4 else ''}"
         yield from (f"  {note}" for note in source.notes)
         if source.layers:
             yield f"  counts could also be in (--layer): {', '.join(source.layers)}"

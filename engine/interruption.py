@@ -21,6 +21,16 @@ class TrainingInterrupted(AtlasviError):
     what = "stopped"
 
 
+class StopNow(BaseException):
+    """SIGTERM came while there was nothing to save yet.
+
+    Not an Exception, as KeyboardInterrupt is none: it is raised wherever the program happens to be, and a library that
+    is interrupted, or our own readers of damaged files, would take an Exception for a fault of what they do.
+    """
+
+    exit_status, keeps_work = EXIT_RESUMABLE, True
+
+
 class Signals:
     """What SIGINT and SIGTERM have asked for.
 
@@ -38,12 +48,15 @@ class Signals:
             raise KeyboardInterrupt
         self.caught.append(signal.Signals(number).name)
         if not self.waits:
-            raise TrainingInterrupted(f"stopped by {self.caught[0]}: give the same command again.")
+            raise StopNow(f"stopped by {self.caught[0]}: give the same command again.")
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Signals]:
-    """Take SIGINT and SIGTERM, for the block."""
+    """Take SIGINT and SIGTERM, for the block.
+
+    Raises TrainingInterrupted where SIGTERM ended the block at once, KeyboardInterrupt where SIGINT did.
+    """
     signals = Signals()
     try:
         before = {number: signal.signal(number, signals.note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -52,6 +65,8 @@ def stop_on_signals() -> Iterator[Signals]:
         return
     try:
         yield signals
+    except StopNow as stop:
+        raise TrainingInterrupted(str(stop)) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

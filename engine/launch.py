@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import shlex
 import signal
 import socket
 import struct
@@ -13,9 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from atlasvi.engine.interruption import EXIT_RESUMABLE
+from atlasvi.engine.terminal import say
 from atlasvi.loaders.errors import AtlasviError
 
 SIOCGIFADDR = 0x8915  # linux/sockios.h
+
+
+LAUNCHED = "ATLASVI_LAUNCH"  # environment of the processes: what to write before a command to launch it alike
 
 
 class LaunchError(AtlasviError, RuntimeError):
@@ -65,6 +70,10 @@ def launch(
         rdzv_configs=configs,
         local_addr=address,
     )
+    words = ["atlasvi", "launch", "--nproc", str(n_processes)]
+    words += ["--max-restarts", str(max_restarts)] if max_restarts else []
+    words += ["--nnodes", str(n_nodes), "--rendezvous", str(rendezvous)] if n_nodes > 1 else []
+    os.environ[LAUNCHED] = shlex.join([*words, "--"])
     arguments = ["-m", "atlasvi.engine.commands", *command]
     try:
         elastic_launch(config, sys.executable)(*arguments)
@@ -78,7 +87,17 @@ def launch(
         if type(error).__name__ != "SignalException":  # torch moved it between modules
             raise
         return EXIT_RESUMABLE
+    finally:
+        del os.environ[LAUNCHED]
     return 0
+
+
+def launch_prefix() -> str:
+    """What stands before a command to start it as this process was started: `atlasvi`, or that with a launch."""
+    if LAUNCHED in os.environ:
+        return os.environ[LAUNCHED]
+    by_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return "torchrun ... -m atlasvi.engine.commands" if by_torchrun else "atlasvi"
 
 
 def find_address(rendezvous: str) -> str:
@@ -111,5 +130,5 @@ def explain_end(failures: dict[int, Any]) -> int:
     for rank, failure in failures.items():
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # by which torch ends those that are left
             name = signal.Signals(-failure.exitcode).name
-            print(f"atlasvi: launch: rank {rank} was ended by {name}, and no restart was left.", file=sys.stderr)  # noqa: T201
+            say(f"atlasvi: launch: rank {rank} was ended by {name}, and no restart was left.", error=True)
     return 1

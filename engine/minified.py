@@ -12,12 +12,15 @@ A plain AnnData Zarr v3 that scvi-tools opens as its own minified data:
       uns/atlasvi/weights/<name>           the model's weights, so that the file answers questions by itself
 """
 
+import io
 import itertools
 import logging
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import h5py
 import numpy as np
 import pandas as pd
 import zarr
@@ -60,6 +63,7 @@ VERSION_WITHOUT_MASKS = 1  # of a store whose tables have no nullable columns: o
 KIND = "minified store"
 ATTRIBUTES: dict[str, type] = {**dict.fromkeys(("n_cells", "n_genes", "n_latent"), int), "model": dict}
 MINIFY_TYPE = "latent_posterior_parameters"
+MINIFIED = "_scvi_adata_minify_type"  # in uns: how scvi-tools marks minified data
 LIBRARY = "observed_lib_size"
 LATENTS = ("qzm", "qzv")
 
@@ -68,6 +72,23 @@ def is_minified_store(path: str | Path) -> bool:
     """Whether `path` is a finished minified store (of any version)."""
     attributes = read_attributes(path)
     return attributes is not None and attributes.get("kind") == KIND
+
+
+def is_scvi_minified(path: str | Path) -> bool:
+    """Whether `path` is an h5ad file or a Zarr folder that scvi-tools minified, or `write_minified_h5ad` wrote."""
+    if not (h5py.is_hdf5(path) or any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup"))):
+        return False
+    with reading(str(path)), closing(open_root(path)) as root:
+        return MINIFIED in root.get("uns", {})
+
+
+def open_root(path: str | Path) -> Any:
+    """The root group of an AnnData, in a file or a folder; its `close` does nothing for a folder."""
+    if not Path(path).is_dir():
+        return h5py.File(path, "r", locking="best-effort")
+    root: Any = zarr.open_group(path, mode="r", use_consolidated=False)
+    root.close = lambda: None
+    return root
 
 
 def create_minified(
@@ -102,7 +123,7 @@ def create_minified(
     for name in LATENTS:
         AppendedArray(obsm, f"scvi_latent_{name}", n_cells, np.dtype(np.float32), (n_latent,), chunk_rows)
     with quiet_zarr():
-        write_elem(root, "uns", {"_scvi_adata_minify_type": MINIFY_TYPE, "atlasvi": {"weights": dict(weights)}})
+        write_elem(root, "uns", {MINIFIED: MINIFY_TYPE, "atlasvi": {"weights": dict(weights)}})
         for name in ("obsp", "varm", "varp"):
             write_elem(root, name, {})
 
@@ -269,21 +290,26 @@ def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -
     Raises SourceError if `store` is none, OutputError if `path` exists or can't be written.
     """
     import anndata
+    from anndata.io import write_elem
 
     place = store.path if isinstance(store, MinifiedStore) else str(store)
     MinifiedStore(place)
+    content = io.BytesIO()  # on a disk that is full HDF5 prints a page of errors and ends the process
     with quiet_zarr(), write_file_aside(path) as temporary:
         data = anndata.read_zarr(place)
         del data.uns["atlasvi"]  # weights: a model directory holds them there
         data.obs, data.var = _dates_as_text(data.obs), _dates_as_text(data.var)
+        data.strings_to_categoricals()  # as `data.write_h5ad` does
         with anndata.settings.override(allow_write_nullable_strings=True):
             try:
-                data.write_h5ad(temporary)
+                with h5py.File(content, "w") as file:
+                    write_elem(file, "/", data)
             except (ValueError, TypeError) as error:  # what this anndata has no way to write
                 reason = str(error).splitlines()[0].rstrip(".")
                 raise OutputError(
                     f"{path}: anndata can't write the columns of {place} as one file ({reason}): use the store."
                 ) from error
+        temporary.write_bytes(content.getbuffer())
 
 
 def _dates_as_text(table: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ Where = Literal["none", "encoder", "decoder", "both"]
 class ModelOptions(BaseModel):
     """The options of scvi-tools' SCVI, by its names; the defaults are those of the Tabula Sapiens model card."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     n_hidden: int = Field(default=128, ge=1)
     n_latent: int = Field(default=20, ge=1)

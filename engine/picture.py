@@ -56,6 +56,7 @@ def draw_latent(
     OutputError if the file can't be written.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError("the picture needs matplotlib: pip install 'atlasvi[plots]'.") from error
@@ -74,18 +75,19 @@ def draw_latent(
     rows = [panels[start : start + per_row] for start in range(0, len(panels), per_row)]
     widths = [max(row[at].width for row in rows if at < len(row)) for at in range(per_row)]
     width, height = sum(widths) + PANEL * per_row + 0.5, 0.95 + len(rows) * (PANEL + 0.35)
-    figure = Figure(figsize=(width, height), facecolor="white")
-    cells = f"{len(latent):,} cells" + (f", {len(shown):,} drawn" if len(shown) < len(latent) else "")
-    figure.text(0.25 / width, 1 - 0.22 / height, title, va="top", size=13, weight="bold", color=INK)
-    figure.text(0.25 / width, 1 - 0.48 / height, f"{cells}; {method} of {latent.shape[1]} latent dimensions", va="top",
-                size=9, color=INK)  # fmt: skip
-    for number, panel in enumerate(panels):
-        row, at = divmod(number, per_row)
-        left = 0.25 + sum(widths[:at]) + PANEL * at
-        bottom = height - 0.95 - (row + 1) * (PANEL + 0.35) + 0.35
-        axes = figure.add_axes((left / width, bottom / height, PANEL / width, (PANEL - 0.15) / height))
-        draw_panel(figure, axes, places, panel, method)
-    write_picture(figure, Path(out_png))
+    with rc_context({"text.parse_math": False}):  # a dollar sign in a name begins no formula
+        figure = Figure(figsize=(width, height), facecolor="white")
+        cells = f"{len(latent):,} cells" + (f", {len(shown):,} drawn" if len(shown) < len(latent) else "")
+        figure.text(0.25 / width, 1 - 0.22 / height, title, va="top", size=13, weight="bold", color=INK)
+        made = f"{cells}; {method} of {latent.shape[1]} latent dimensions"
+        figure.text(0.25 / width, 1 - 0.48 / height, made, va="top", size=9, color=INK)
+        for number, panel in enumerate(panels):
+            row, at = divmod(number, per_row)
+            left = 0.25 + sum(widths[:at]) + PANEL * at
+            bottom = height - 0.95 - (row + 1) * (PANEL + 0.35) + 0.35
+            axes = figure.add_axes((left / width, bottom / height, PANEL / width, (PANEL - 0.15) / height))
+            draw_panel(figure, axes, places, panel, method)
+        write_picture(figure, Path(out_png))
     return method
 
 

@@ -6,9 +6,10 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
+
+from atlasvi.engine.terminal import say
 
 PARTS = ("load wait", "host to device", "encoder", "decoder + loss", "backward", "optimizer")
 WARMUP_STEPS, PROFILED_STEPS = 5, 20
@@ -57,10 +58,8 @@ class StepProfiler:
         profiled.export_chrome_trace(str(self._folder / "trace.json"))
         lines = list(format_parts(*sum_parts(profiled.key_averages())))
         (self._folder / "parts.txt").write_text("\n".join(lines) + "\n")
-        console = Console(stderr=True)
-        for line in lines:
-            console.print(line, highlight=False, soft_wrap=True)
-        console.print(f"The trace is in {self._folder / 'trace.json'}: open it in ui.perfetto.dev.", soft_wrap=True)
+        for line in [*lines, f"The trace is in {self._folder / 'trace.json'}: open it in ui.perfetto.dev."]:
+            say(line, error=True)
 
 
 def sum_parts(averages: Any) -> tuple[dict[str, float], dict[str, float]]:

@@ -1,7 +1,6 @@
 """What a run says while it goes: a live line on a terminal, JSON lines, TensorBoard; the same numbers in each."""
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +8,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from atlasvi.engine.terminal import make_printable, say
+from atlasvi.loaders.errors import OutputError
 
 STEP_LINE_SECONDS = 10.0
 PLAIN_LINE_SECONDS = 5.0
@@ -88,12 +90,17 @@ class RunLog:
     def say(self, sentence: str) -> None:
         """A line to the person who watches."""
         if self._live:
-            self._console.print(sentence, highlight=False, soft_wrap=True)
+            self._console.print(make_printable(sentence), highlight=False, soft_wrap=True, markup=False, emoji=False)
         else:
-            print(sentence, file=sys.stderr, flush=True)  # noqa: T201
+            say(sentence, error=True)
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        try:
+            self._file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"{self._file.name}: can't be written ({error.strerror}): mend that, then go on with --resume."
+            ) from error
         if self._writer is not None:
             for name, value in line.items():
                 if isinstance(value, float):

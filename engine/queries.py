@@ -1,9 +1,12 @@
 """Questions to a minified store, answered slice by slice: memory does not grow with the atlas."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+import gzip
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 import pandas as pd
@@ -12,10 +15,16 @@ import torch
 from atlasvi.engine.covariates import find_categories, to_category
 from atlasvi.engine.minified import LIBRARY, MinifiedStore
 from atlasvi.engine.scvi_minified import ScviMinified
+from atlasvi.engine.terminal import make_printable
 from atlasvi.loaders.errors import AtlasviError, GeneError
+from atlasvi.loaders.outputs import write_file_aside
+
+if TYPE_CHECKING:
+    from atlasvi.engine.model import SCVI
 
 SLICE_CELLS = 2**14
 DECODE_CELLS = 2**10
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 Minified = MinifiedStore | ScviMinified
@@ -86,22 +95,32 @@ def read_expression(
     genes         names; None means all of the model
     library_size  1 gives proportions (all genes sum to 1), another number that many counts a cell, 'observed' the
                   cell's own library (its size factor, if the model has one): the expected counts
-    Raises GeneError if a gene is not there.
+    Raises GeneError if a gene is not there, QueryError for another library size.
     """
     columns = find_genes(store, genes)
     if library_size != "observed":
         try:
-            library_size = float(library_size)
+            size = float(library_size)
         except ValueError:
-            raise QueryError(f"library size {library_size!r}: give a number, or 'observed'.") from None
-    return _decode(store, columns, cells, library_size)
+            size = np.nan
+        if not 0 < size < np.inf:
+            raise QueryError(
+                f"library size {library_size!r}: give a number, or 'observed'; numbers are finite and above 0."
+            )
+        library_size = size
+    # at once, not with the first slice: what is missing is said before anything of the answer is written
+    codes = {name: torch.from_numpy(values) for name, values in store.setup.read_codes(store).items()}
+    return _decode(store, store.model(), codes, columns, cells, library_size)
 
 
 def _decode(
-    store: Minified, columns: np.ndarray, cells: np.ndarray | None, library_size: float | str
+    store: Minified,
+    model: "SCVI",
+    codes: dict[str, torch.Tensor],
+    columns: np.ndarray,
+    cells: np.ndarray | None,
+    library_size: float | str,
 ) -> Iterator[tuple[pd.Index, np.ndarray]]:
-    model = store.model()
-    codes = {name: torch.from_numpy(values) for name, values in store.setup.read_codes(store).items()}
     for start, inside in _slices(store.n_cells, cells):
         qzm, _ = store.read_latent(start, start + SLICE_CELLS)
         obs = store.obs.read(start, start + SLICE_CELLS)
@@ -156,38 +175,63 @@ def write_table(
     """Write slices of (cell names, values [cells, columns]) to a file, or to standard output as CSV; returns the rows.
 
     out  .csv or .tsv (streamed; .gz too), or .npz with `cells`, `columns`, `values`
+    In text, names that a spreadsheet would run as formulas are guarded (see `guard_formula`); .npz has them unchanged.
+    Raises QueryError for another ending, OutputError if `out` exists or can't be written.
     """
-    import csv
-    import gzip
-    import sys
-
-    from atlasvi.loaders.outputs import write_file_aside
-
-    rows = 0
-    if out is not None and out.suffix == ".npz":
-        parts = list(slices)
-        values = np.concatenate([part for _, part in parts]) if parts else np.empty((0, len(columns)), np.float32)
-        names = np.array([str(name) for index, _ in parts for name in index])
-        with write_file_aside(out) as temporary, open(temporary, "wb") as archive:
-            np.savez_compressed(archive, cells=names, columns=np.array(columns, str), values=values)
-        return len(values)
-
-    def write(file: TextIO) -> int:
-        nonlocal rows
-        table = csv.writer(file, delimiter="\t" if out is not None and ".tsv" in out.name else ",", lineterminator="\n")
-        table.writerow(["cell", *columns])
-        for names, values in slices:
-            table.writerows([name, *(f"{value:.{precision}g}" for value in row)] for name, row in zip(names, values))
-            rows += len(names)
-        return rows
-
     if out is None:
-        return write(sys.stdout)
-    if not any(ending in out.suffixes for ending in (".csv", ".tsv")):
+        # a pipe or a file gets names as they are, a terminal none that would steer it
+        show = make_printable if sys.stdout is not None and sys.stdout.isatty() else str
+        return _write_lines(sys.stdout or io.StringIO(), ",", slices, columns, precision, show)
+    if not any(ending in out.suffixes for ending in (".csv", ".tsv", ".npz")):
         raise QueryError(f"{out}: write to a file that ends in .csv, .tsv (or either with .gz) or .npz.")
     with write_file_aside(out) as temporary:
-        if out.suffix == ".gz":
-            with gzip.open(temporary, "wt") as file:
-                return write(file)
-        with open(temporary, "w") as file:
-            return write(file)
+        if out.suffix == ".npz":
+            parts = list(slices)
+            values = np.concatenate([part for _, part in parts]) if parts else np.empty((0, len(columns)), np.float32)
+            names = np.array([str(name) for index, _ in parts for name in index], str)
+            with open(temporary, "wb") as archive:
+                np.savez_compressed(archive, cells=names, columns=np.array(columns, str), values=values)
+            return len(values)
+        delimiter = "\t" if ".tsv" in out.suffixes else ","
+        with (gzip.open if out.suffix == ".gz" else open)(temporary, "wt", encoding="utf-8", newline="") as file:
+            return _write_lines(file, delimiter, slices, columns, precision, str)
+
+
+def _write_lines(
+    file: TextIO,
+    delimiter: str,
+    slices: Iterator[tuple[pd.Index, np.ndarray]],
+    columns: Sequence[str],
+    precision: int,
+    show: Callable[[str], str],
+) -> int:
+    """Write the table, names as `show` makes them; returns the rows."""
+
+    def name(text: object) -> str:
+        shown = guard_formula(show(str(text)))
+        # csv.writer leaves a carriage return outside of quotes before Python 3.13, and readers begin a new row there
+        quoted = any(special in shown for special in (delimiter, '"', "\r", "\n"))
+        return '"' + shown.replace('"', '""') + '"' if quoted else shown
+
+    rows = 0
+    file.write(delimiter.join(["cell", *map(name, columns)]) + "\n")
+    for names, values in slices:
+        for cell, row in zip(names, values):
+            file.write(delimiter.join([name(cell), *(f"{value:.{precision}g}" for value in row)]) + "\n")
+        rows += len(names)
+    return rows
+
+
+def guard_formula(text: str) -> str:
+    """`text` for a cell of a CSV file, an apostrophe before it where a spreadsheet would run it as a formula.
+
+    Excel and LibreOffice take what begins with = + - @, a tab or a line break for one (also in full-width letters), and
+    a formula can send out what the other cells hold; after an apostrophe it is text. Numbers are left as they are.
+    """
+    if not text.startswith(FORMULA_STARTS):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text

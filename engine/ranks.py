@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from atlasvi.engine.interruption import TrainingInterrupted
+from atlasvi.engine.interruption import StopNow, TrainingInterrupted
 from atlasvi.engine.meeting import meet
 from atlasvi.engine.watch import GRACE_S, Watch
 from atlasvi.loaders.errors import AtlasviError
@@ -199,5 +199,5 @@ def _agree_on(error: BaseException, ranks: Ranks, watch: Watch) -> BaseException
     if ranks.is_first:
         watch.call_off(status)
         return error
-    sentence = str(error) if isinstance(error, AtlasviError) else f"{type(error).__name__}: {error}"
+    sentence = str(error) if isinstance(error, (AtlasviError, StopNow)) else f"{type(error).__name__}: {error}"
     return SystemExit(status) if watch.report(sentence, status) else error

@@ -1,6 +1,7 @@
 """Going on with a run: an interrupted one where it stopped, a finished one as the start of another."""
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 from atlasvi.engine.checkpoint import CheckpointError, list_checkpoints, read_newest_checkpoint
 from atlasvi.engine.configuration import SettingError, Settings
 from atlasvi.engine.covariates import Setup
+from atlasvi.engine.launch import launch_prefix
 from atlasvi.engine.model_settings import ModelOptions
-from atlasvi.engine.runs import CONFIG, TrainedRun
+from atlasvi.engine.runs import CONFIG, MODEL, TrainedRun
 from atlasvi.engine.scvi_files import open_model
 from atlasvi.loaders.cells import CellData, select_genes
 from atlasvi.loaders.damage import reading
@@ -42,6 +44,26 @@ def read_saved(out: Path) -> dict[str, Any]:
     if not isinstance(saved.get("settings"), dict):
         raise SourceError(f"{out / CONFIG} is damaged: it holds no settings: copy it again.")
     return saved
+
+
+def resume_command(data: CellData, out: Path, device: str = "auto") -> str:
+    """The command line that goes on with a run: as it was launched, with the options that opened its data."""
+    options = {**getattr(data, "opened_with", {}), **({} if device == "auto" else {"device": device})}
+    words = ["train", data.path, "--out", str(out), *(f"--{name}={value}" for name, value in options.items())]
+    return f"{launch_prefix()} {shlex.join([*words, '--resume'])}"
+
+
+def explain_taken(out: Path) -> str:
+    """What to do where a new run was to be written to `out`, and a run is there already."""
+    if (out / MODEL).is_file():
+        return (
+            f"{out}: a finished run is there already: choose another --out, or train it further: "
+            f"--start {shlex.quote(str(out))} --out OTHER."
+        )
+    return (
+        f"{out}: a run that is not finished is there already: go on with it by giving the same command with --resume, "
+        "or choose another --out."
+    )
 
 
 def merge_saved(

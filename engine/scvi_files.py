@@ -1,5 +1,6 @@
 """Model directories of scvi-tools, read and written without scvi-tools."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,10 @@ def write_scvi_model(run: TrainedRun, file: Path, attributes: Mapping[str, Any] 
             **(attributes or {}),
         },
     }
-    torch.save(content, file)
+    buffer = io.BytesIO()  # torch's own writer says nothing of a disk that is full
+    torch.save(content, buffer)
+    with open(file, "wb") as written:
+        written.write(buffer.getbuffer())
 
 
 def open_model(path: str | Path) -> TrainedRun:

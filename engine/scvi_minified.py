@@ -3,17 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
-import zarr
 
 from atlasvi.engine.covariates import Setup
-from atlasvi.engine.minified import LIBRARY, MinifiedStore, is_minified_store
+from atlasvi.engine.minified import LIBRARY, MINIFIED, MinifiedStore, is_minified_store, open_root
 from atlasvi.engine.model import SCVI
-from atlasvi.engine.runs import TrainedRun
+from atlasvi.engine.runs import CONFIG, MODEL, TrainedRun
 from atlasvi.engine.scvi_files import open_model
 from atlasvi.loaders.anndata_tables import Table, open_table, read_text, to_str
+from atlasvi.loaders.cell_store import is_cell_store
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.stored_checks import check_stored
@@ -26,12 +25,24 @@ LIBRARIES = (LIBRARY, f"_scvi_{LIBRARY}")
 def open_minified(path: str | Path, model: TrainedRun | str | Path | None = None) -> "MinifiedStore | ScviMinified":
     """A minified store, or an h5ad or Zarr that scvi-tools minified, opened for reading by slices.
 
-    model  of scvi-tools' data: a run, or a directory of ours or theirs; None: the one whose model.pt lies beside it
+    model  of scvi-tools' data: a run, or a directory of ours or theirs; None: the one whose model.pt lies beside it,
+           without which all but the model can be asked
     Raises SourceError if it is neither, or is damaged.
     """
     if is_minified_store(path) or not Path(path).exists():
         return MinifiedStore(path)
+    if (what := _name_other(Path(path))) is not None:
+        raise SourceError(f"{path} is {what}, and no minified data: make some with atlasvi minify RUN DATA --out MINI.")
     return ScviMinified(path, model)
+
+
+def _name_other(path: Path) -> str | None:
+    """What else of ours `path` is; None if it is none of that."""
+    if (path / CONFIG).is_file():
+        return "a run"
+    if (path / MODEL).is_file():
+        return "a model"
+    return "a cell store" if is_cell_store(path) else None
 
 
 class ScviMinified:
@@ -40,15 +51,11 @@ class ScviMinified:
     def __init__(self, path: str | Path, model: TrainedRun | str | Path | None = None) -> None:
         self.path = str(path)
         with reading(self.path):
-            root: Any = (
-                zarr.open_group(self.path, mode="r", use_consolidated=False)
-                if Path(path).is_dir()
-                else h5py.File(self.path, "r", locking="best-effort")
-            )
+            root = open_root(path)
             uns = root.get("uns", {})
-            if "_scvi_adata_minify_type" not in uns:
+            if MINIFIED not in uns:
                 raise SourceError(f"{path} is no minified data (make some with: atlasvi minify RUN DATA --out MINI).")
-            self.kind = to_str(read_text(uns["_scvi_adata_minify_type"]))
+            self.kind = to_str(read_text(uns[MINIFIED]))
             for name in ("obs", "var", "obsm"):
                 check_stored(self.path, root, name)
             obs, var = (open_table(self.path, name, root[name]) for name in ("obs", "var"))
@@ -59,13 +66,32 @@ class ScviMinified:
                 raise SourceError(f"{path}: obsm has no {LATENTS[0]}qzm: minify the data anew.")
             self._latents: tuple[Any, ...] = tuple(root["obsm"][f"{prefix}{name}"] for name in ("qzm", "qzv"))
         self.n_latent: int = self._latents[0].shape[1]
-        run = model if isinstance(model, TrainedRun) else open_model(Path(path).parent if model is None else model)
-        if run.genes != [str(gene) for gene in self.var.index] or run.model.n_latent != self.n_latent:
+        if model is None and (Path(path).parent / MODEL).is_file():
+            model = Path(path).parent
+        run = model if isinstance(model, TrainedRun) else None if model is None else open_model(model)
+        if run is not None and (
+            run.genes != [str(gene) for gene in self.var.index] or run.model.n_latent != self.n_latent
+        ):
             raise SourceError(
                 f"{path}: it has {len(self.var):,} genes and {self.n_latent} latent dimensions, the model has "
                 f"{len(run.genes):,} and {run.model.n_latent}, or other genes: name the model it was minified with."
             )
         self._run = run
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the model was named, or lies beside the data."""
+        return self._run is not None
+
+    @property
+    def run(self) -> TrainedRun:
+        """The model that the data was minified with. Raises SourceError if it was not named and is not beside it."""
+        if self._run is None:
+            raise SourceError(
+                f"{self.path}: this needs the model that it was minified with, and no {MODEL} lies beside it: name the "
+                f"model's directory: atlasvi query {self.path} --model DIR ..."
+            )
+        return self._run
 
     @property
     def genes(self) -> pd.Index:
@@ -75,11 +101,11 @@ class ScviMinified:
     @property
     def setup(self) -> Setup:
         """The columns of obs that the model takes, and what its codes stand for."""
-        return self._run.setup
+        return self.run.setup
 
     def model(self) -> SCVI:
         """The model, ready to decode."""
-        return self._run.model
+        return self.run.model
 
     def read_column(self, name: str) -> pd.Series:
         """One obs column of all cells. Raises ColumnError, naming those that are there."""

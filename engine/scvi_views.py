@@ -17,6 +17,7 @@ from atlasvi.engine.runs import MODEL, TrainedRun
 from atlasvi.engine.scvi_arguments import show_history
 from atlasvi.engine.scvi_files import open_model, read_registry
 from atlasvi.engine.scvi_registry import write_registry
+from atlasvi.engine.terminal import count, say
 
 if TYPE_CHECKING:
     import anndata
@@ -139,11 +140,11 @@ class ModelViews:
         Raises GeneError or ColumnError if the data lacks what the model takes.
         """
         setup, shown = self.run.setup, 0 if hide_state_registries else 8
-        lines = [f"SCVI of {len(self.run.genes):,} genes; counts in {setup.layer or 'X'}"]
+        lines = [f"SCVI of {count(len(self.run.genes), 'gene')}; counts in {setup.layer or 'X'}"]
         if adata is not None:
             cells = open_asked(adata, self.run)
             setup.read_codes(cells)
-            lines.append(f"{cells.path}: {cells.n_cells:,} cells")
+            lines.append(f"{cells.path}: {count(cells.n_cells, 'cell')}")
         for name, key, known in (
             ("batch", setup.batch_key, setup.batch_categories),
             ("labels", setup.labels_key, setup.labels_categories),
@@ -151,7 +152,8 @@ class ModelViews:
         ):
             if key is not None:
                 some = ", ".join(map(str, known[:shown])) + (", ..." if len(known) > shown else "")
-                lines.append(f"{name}: obs column {key!r}, {len(known)} categories" + (f" ({some})" if shown else ""))
+                known_count = count(len(known), "category", "categories")
+                lines.append(f"{name}: obs column {key!r}, {known_count}" + (f" ({some})" if shown else ""))
         lines += [f"continuous: obs column {key!r}" for key in setup.continuous_covariate_keys]
         if setup.size_factor_key is not None:
             lines.append(f"size factor: obs column {setup.size_factor_key!r}")
@@ -177,6 +179,5 @@ class ModelViews:
 
 
 def _print(lines: list[str]) -> None:
-    from rich.console import Console
-
-    Console().print("\n".join(lines), highlight=False, markup=False)
+    for line in lines:
+        say(line)

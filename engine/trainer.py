@@ -23,7 +23,7 @@ from atlasvi.engine.checkpoint import (
 )
 from atlasvi.engine.configuration import SettingError, Settings, resolve_schedule
 from atlasvi.engine.covariates import Setup
-from atlasvi.engine.evaluation import StopAskedError, evaluate, mean_losses
+from atlasvi.engine.evaluation import StopAskedError, count_informative, evaluate, mean_losses, warn_of_collapse
 from atlasvi.engine.freezing import group_parameters
 from atlasvi.engine.gradients import GradientSum
 from atlasvi.engine.graphed import DelayedRead, GraphedStep, can_be_captured
@@ -35,10 +35,11 @@ from atlasvi.engine.noise import INITIAL_WEIGHTS, TRAINING_NOISE, seed_draws, sh
 from atlasvi.engine.profiling import StepProfiler, record_function
 from atlasvi.engine.progress import RunLog, SilentLog
 from atlasvi.engine.ranks import Ranks
-from atlasvi.engine.resuming import fingerprint
+from atlasvi.engine.resuming import fingerprint, resume_command
 from atlasvi.engine.runs import CONFIG, METRICS, MODEL, RESULT, TrainedRun, lock_run
-from atlasvi.engine.schedule import costs, epochs_since_best, rate_on_plateau, weigh_kl
+from atlasvi.engine.schedule import MEASURES, costs, epochs_since_best, rate_on_plateau, weigh_kl
 from atlasvi.engine.splits import Split, split_by_column, split_by_hash
+from atlasvi.engine.terminal import count
 from atlasvi.kernels import choose_backend
 from atlasvi.loaders.batch import Batch
 from atlasvi.loaders.cells import CellData
@@ -80,7 +81,7 @@ class Trainer:
         self.ranks = ranks or Ranks()
         self.setup = setup
         self._profile_folder = out / "profile" if profile else None
-        self.device = choose_device(device)
+        self.device, self.asked_device = choose_device(device), device
         dtype = torch.float64 if settings.precision == "float64" else torch.float32
         self._kernels = choose_backend(self.device, dtype=dtype)
         if settings.precision == "bf16" and self._kernels != "triton":
@@ -198,6 +199,8 @@ class Trainer:
             except StopAskedError:
                 self._interrupt(None)
             result = self.ranks.from_first(lambda: found, "the result")
+            if warning := warn_of_collapse(result["informative_latents"], self.model.n_latent):
+                self.log.say(warning)
         run = TrainedRun(
             self.model.cpu().float().eval(),
             [str(gene) for gene in self.data.genes],
@@ -213,13 +216,13 @@ class Trainer:
 
     def _describe(self) -> str:
         """A line on what is about to run, and how."""
-        cells, genes = self.loaders["train"].n_cells, len(self.data.genes)
+        cells, genes, left = self.loaders["train"].n_cells, len(self.data.genes), self.epochs - self.epoch
         where = f"{torch.get_num_threads()} threads" if self.device.type == "cpu" else torch.cuda.get_device_name()
         ranks = f", {self.ranks.world_size} ranks" if self.ranks.world_size > 1 else ""
         stops, metric = self.settings.early_stopping, self.settings.early_stopping_monitor
         unwatched = stops and metric.startswith("validation") and not self.loaders["validation"].n_cells
         return (
-            f"Training on {cells:,} cells x {genes:,} genes, {self.epochs - self.epoch} epochs, minibatches of "
+            f"Training on {count(cells, 'cell')} x {count(genes, 'gene')}, {count(left, 'epoch')}, minibatches of "
             f"{self.settings.batch_size:,}, on {self.device} ({where}{ranks}; kernels: {self._kernels}"
             f"{', as a CUDA graph' if self._graphed is not None else ''})"
             f"{'; no cell is held out, so nothing stops it early' if unwatched else ''}"
@@ -337,7 +340,7 @@ class Trainer:
             "kl_weight": kl_weight,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **self._means("train"),
-            **{f"validation_{name}": value for name, value in validation.items() if name != "n_cells"},
+            **{f"validation_{name}": validation[name] for name in MEASURES if name in validation},
             **self._losses(kl_weight, validation),
             "n_cells": int(self.sums[0]),
             "cells_per_s": self._rate(),
@@ -437,9 +440,11 @@ class Trainer:
         if keeps_best:
             self.model.load_state_dict(self.best["weights"])
         trained = sum(line["n_cells"] for line in self.history[self.first_epoch :])
+        kept = evaluate()
         return {
-            **evaluate(),
+            **kept,
             **last,
+            "informative_latents": count_informative(kept["train"]["kl_by_dimension"]),
             "kept_epoch": self.best["epoch"] if keeps_best else self.epoch - 1,
             "best_epoch": self.best["epoch"] if self.best["epoch"] >= 0 else None,
             "epochs": self.epoch,
@@ -485,7 +490,7 @@ class Trainer:
         saved = list_checkpoints(self.out / "checkpoints")[0].name if self.ranks.is_first else ""
         stopped = TrainingInterrupted(
             f"{self.out}: stopped by {by} after step {self.step}, saved in {saved}. "
-            f"Go on with: atlasvi train {self.data.path} --out {self.out} --resume"
+            f"Go on with: {resume_command(self.data, self.out, self.asked_device)}"
         )
         stopped.agreed, stopped.what = True, f"stopped by {by} after step {self.step}"
         raise stopped

@@ -14,15 +14,17 @@ from atlasvi.engine.checkpoint import (
     read_newest_content,
     write_checkpoint,
 )
-from atlasvi.engine.configuration import resolve_settings
+from atlasvi.engine.configuration import SettingError, resolve_settings
 from atlasvi.engine.covariates import Setup, learn_setup
 from atlasvi.engine.interruption import stop_on_signals
 from atlasvi.engine.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
-from atlasvi.engine.resuming import merge_saved, prepare_start, read_saved
+from atlasvi.engine.resuming import explain_taken, merge_saved, prepare_start, read_saved
 from atlasvi.engine.runs import CONFIG, MODEL, TrainedRun, load_run
+from atlasvi.engine.terminal import say
 from atlasvi.engine.trainer import Trainer, launch_id
 from atlasvi.loaders.cells import CellData, open_cells, select_genes
 from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.manifest import write_json
 from atlasvi.loaders.outputs import check_output_free, remove_leftovers, write_folder_aside
 
@@ -87,6 +89,8 @@ def train(
             **{k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None},
         }
         resolved = resolve_settings(config, overrides)
+        if seed is not None and seed < 0:
+            raise SettingError(f"seed {seed}: give a whole number from 0.")
         if resume := ranks.from_first(lambda: resume or _is_ours(out, ranks), "the start"):
             remove_leftovers(out)
             saved = ranks.from_first(lambda: read_saved(out), "the configuration")
@@ -94,8 +98,12 @@ def train(
                 data = select_genes(data, saved["genes"])
             asked, resolved = merge_saved(out, saved, asked, resolved, data)
             if ranks.from_first((out / MODEL).is_file, "the start"):
+                if ranks.is_first:
+                    say(f"{out}: the run is finished already, so there is nothing to go on with.", error=True)
                 return load_run(out)
         elif ranks.is_first:
+            if (out / CONFIG).is_file():
+                raise OutputError(explain_taken(out))
             check_output_free(out)
         asked["seed"] = asked["seed"] or 0
         ranks.note("reading the covariates")

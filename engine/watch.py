@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from atlasvi.engine.terminal import say
+
 BEAT_S = 0.5
 SILENCE_S = 4.0  # without a beat after a connection broke: that process is gone
 MEETING_S = 0.05  # between looks whether the others are there
@@ -219,7 +221,7 @@ class Watch:
         if self._stopped.is_set():
             return
         if sentence is not None:
-            print(f"atlasvi: {sentence}. Go on from what was saved last.", file=sys.stderr)  # noqa: T201
+            say(f"atlasvi: {sentence}. Go on from what was saved last.", error=True)
         sys.stderr.flush()
         sys.stdout.flush()
         os._exit(self.status)

@@ -70,6 +70,7 @@ class SourceCells:
     def __init__(self, joined: JoinedSources, keep_empty: bool = False) -> None:
         self._joined, self._keep_empty, source = joined, keep_empty, joined.sources[0]
         self._source = source
+        self.opened_with: dict[str, str] = {}  # options of `open_cells`, as the command line has them
         self.path, self.n_cells, self.var = source.path, joined.n_cells, joined.var
         of_anndata = isinstance(source, AnnDataSource) and source.layer not in ("X", "raw", "raw/X")
         self.layer = source.layer if of_anndata else None  # that AnnData has the counts in
@@ -135,6 +136,7 @@ class SelectedGenes:
         )
         self.read_obs, self.read_column = data.read_obs, data.read_column
         self.split_keys, self.close = data.split_keys, data.close
+        self.opened_with = getattr(data, "opened_with", {})
 
     @property
     def mixing(self) -> str:
@@ -206,4 +208,8 @@ def open_cells(
     if is_cell_store(path):
         return CellStore(path)
     source = open_source(path, layer=layer, gene_column=gene_column, measurement=measurement)
-    return SourceCells(JoinedSources([source]), keep_empty)
+    cells = SourceCells(JoinedSources([source]), keep_empty)
+    options = {"layer": layer, "gene-column": gene_column, "measurement": measurement}
+    options["empty-cells"] = "keep" if keep_empty else None
+    cells.opened_with = {name: value for name, value in options.items() if value is not None}
+    return cells

@@ -12,6 +12,8 @@ from pathlib import Path
 from atlasvi.loaders.errors import OutputError
 
 UNFINISHED = ".unfinished"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors that say that a disk is full, a quota used up, or a file larger than may be."""
 
 
 @contextlib.contextmanager
@@ -78,7 +80,7 @@ def remove_leftovers(out: str | Path) -> None:
 def check_output_free(out: str | Path) -> None:
     """Raises OutputError if there is something at `out` already."""
     if os.path.lexists(out):
-        raise OutputError(f"{out} exists already: choose another --out, or remove it first.")
+        raise OutputError(f"{out} exists already: choose another place, or remove it first.")
 
 
 @contextlib.contextmanager
@@ -87,7 +89,7 @@ def explain_full_disk(out: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             raise OutputError(
                 f"{out}: the disk is full ({error.strerror}); nothing was left there: free space and try again."
             ) from error
@@ -155,6 +157,10 @@ def write_file_aside(out: str | Path) -> Iterator[Path]:
     for left in out.parent.glob(f"{glob.escape(f'.{out.name}{UNFINISHED}-')}*"):
         if not _is_running(left.name.rpartition("-")[2]):
             left.unlink(missing_ok=True)
+    try:
+        temporary.touch()  # so that a place that can't be written is found before there is anything to write
+    except OSError as error:
+        raise OutputError(f"{out}: can't be written there ({error.strerror}).") from error
     try:
         with explain_full_disk(out):
             yield temporary

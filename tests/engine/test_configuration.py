@@ -2,7 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from atlasvi.engine.configuration import SettingError, Settings, heuristic_epochs, parse_settings, resolve_settings
+from atlasvi.engine.configuration import (
+    SettingError,
+    Settings,
+    heuristic_epochs,
+    parse_settings,
+    resolve_schedule,
+    resolve_settings,
+)
 from atlasvi.loaders.errors import AtlasviError
 
 
@@ -81,3 +88,31 @@ def test_settings_do_not_change_once_they_are_resolved():
 )
 def test_the_number_of_epochs_follows_scvi_tools(n_cells: int, epochs: int):
     assert heuristic_epochs(n_cells) == epochs
+
+
+def warmup(n_train: int = 1_000, **given: int) -> tuple[int | None, int | None]:
+    """Epochs and steps of the KL warm-up of a run over so many cells, 128 a minibatch: 8 steps an epoch."""
+    resolved = resolve_schedule(Settings(**given), n_train)
+    return resolved.kl_warmup_epochs, resolved.kl_warmup_steps
+
+
+@pytest.mark.parametrize("epochs", [4, 5, 8, 100, 400, 2_000])
+def test_a_run_of_more_than_three_epochs_warms_up_by_epochs_over_half_of_them(epochs: int):
+    assert warmup(epochs=epochs) == (min(400, epochs // 2), None)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_a_run_of_few_epochs_warms_up_by_steps_over_all_of_them(epochs: int):
+    assert warmup(epochs=epochs) == (0, 8 * epochs)
+    assert warmup(epochs=epochs, accumulate=3) == (0, 3 * epochs)
+    assert warmup(epochs=epochs, max_steps=5) == (0, 5)
+    assert warmup(10**8)[1] == warmup(10**8, epochs=1)[1] == 781_250  # an atlas gets one epoch
+
+
+def test_a_warm_up_that_was_asked_for_stays_as_it_is():
+    assert warmup(epochs=1, kl_warmup_epochs=0) == (0, None)
+    assert warmup(epochs=1, kl_warmup_epochs=1) == (1, None)
+    assert warmup(epochs=1, kl_warmup_steps=3) == warmup(epochs=100, kl_warmup_steps=3) == (0, 3)
+    assert warmup(epochs=100, kl_warmup_epochs=7, kl_warmup_steps=3) == (7, 3)
+    saved = resolve_schedule(Settings(epochs=2), 1_000)
+    assert resolve_schedule(Settings.model_validate(saved.model_dump()), 1_000) == saved  # a run that is resumed

@@ -127,3 +127,10 @@ def test_what_can_not_be_drawn_is_said_in_a_sentence(tmp_path: Path, monkeypatch
     with pytest.raises(MissingDependencyError, match=r"atlasvi\[plots\]"):
         draw_latent(latent, {"cell_type": types}, tmp_path / "a.png", seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_dollar_sign_in_a_name_begins_no_formula(tmp_path: Path, without_umap: None) -> None:
+    latent, types = make_groups(n_groups=2)
+    columns = {"price in $ ($\\frac{)": types.cat.rename_categories(["$\\bad{$", "10$ to 20$"])}
+    draw_latent(latent, columns, tmp_path / "a.png", seed=0, title="$\\frac{$")
+    assert is_png(tmp_path / "a.png")

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 from atlasvi.engine.checkpoint import list_checkpoints, read_newest_checkpoint
 from atlasvi.engine.configuration import SettingError, resolve_settings
 from atlasvi.engine.covariates import Setup
+from atlasvi.engine.evaluation import INFORMATIVE_KL
 from atlasvi.engine.interruption import TrainingInterrupted
 from atlasvi.engine.model import SCVI
 from atlasvi.engine.noise import EVALUATION_NOISE, seed_draws
@@ -24,7 +26,7 @@ from atlasvi.engine.progress import RunLog
 from atlasvi.engine.runs import TrainedRun
 from atlasvi.engine.trainer import Trainer, TrainingError
 from atlasvi.engine.training import train
-from atlasvi.loaders.cells import open_cells
+from atlasvi.loaders.cells import open_cells, select_genes
 from atlasvi.loaders.errors import ColumnError, CountsError, OutputError, SourceError
 from atlasvi.loaders.ingestion import ingest
 
@@ -132,6 +134,39 @@ def test_the_kl_weight_rises_by_epochs_to_one(cells: Path, tmp_path: Path):
         out = tmp_path / f"run-{warmup}"
         train(cells, out, epochs=5, settings={**SMALL, "kl_warmup_epochs": warmup})
         assert [line["kl_weight"] for line in read_lines(out)] == expected
+
+
+def test_in_a_run_of_one_epoch_the_kl_weight_rises_by_steps_to_nearly_one(cells: Path, tmp_path: Path):
+    one = train(cells, tmp_path / "one", epochs=1, settings={**SMALL, "validation_fraction": 0})
+    assert one.result["steps"] == 7  # 200 cells in minibatches of 32
+    assert read_lines(tmp_path / "one")[-1]["kl_weight"] == pytest.approx(6 / 7)
+    two = train(cells, tmp_path / "two", epochs=2, settings={**SMALL, "validation_fraction": 0})
+    weights = [line["kl_weight"] for line in read_lines(tmp_path / "two") if line["kind"] == "epoch"]
+    assert weights == pytest.approx([6 / 14, 13 / 14])
+    assert two.result["steps"] == 14
+
+
+def test_the_result_holds_the_kl_of_each_latent_dimension(cells: Path, tmp_path: Path):
+    run = train(cells, tmp_path / "run", epochs=12, settings={**SMALL, "learning_rate": 0.01})
+    for part in ("train", "validation"):
+        assert len(run.result[part]["kl_by_dimension"]) == 4
+        assert sum(run.result[part]["kl_by_dimension"]) == pytest.approx(run.result[part]["kl"], rel=1e-6)
+    informative = [kl for kl in run.result["train"]["kl_by_dimension"] if kl >= INFORMATIVE_KL]
+    assert run.result["informative_latents"] == len(informative) >= 1
+
+
+def test_a_run_whose_latents_have_collapsed_says_so_and_what_to_set(cells: Path, tmp_path: Path, capsys):
+    """A KL term of this weight leaves nothing of any posterior; without it there is no reason to lose a dimension."""
+    fast = {**SMALL, "learning_rate": 0.01, "kl_warmup_epochs": 0}
+    collapsed = train(cells, tmp_path / "a", epochs=12, settings={**fast, "max_kl_weight": 100})
+    assert collapsed.result["informative_latents"] == 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("Warning: 0 of 4 latent dimensions carry information")
+    assert "kl_warmup_steps" in said
+    assert "use_batch_norm=both" in said
+    used = train(cells, tmp_path / "b", epochs=12, settings={**fast, "max_kl_weight": 0})
+    assert used.result["informative_latents"] == 4
+    assert "Warning" not in capsys.readouterr().err
 
 
 def test_the_split_column_decides_and_test_cells_are_reported(cells: Path, tmp_path: Path):
@@ -439,7 +474,7 @@ def test_nan_stops_with_step_terms_and_the_last_good_checkpoint_intact(
     assert f"{path} (step {12 if last else 6})" in message
     if not last:
         assert "reconstruction nan" in message
-        assert "KL weight 1" in message
+        assert "KL weight 0.388889" in message  # 7 of 18 steps
     assert all(torch.isfinite(tensor).all() for tensor in state["weights"].values())
     assert not (tmp_path / "run" / "model.pt").exists()
     monkeypatch.setattr(SCVI, "forward", forward)
@@ -449,3 +484,65 @@ def test_nan_stops_with_step_terms_and_the_last_good_checkpoint_intact(
 def test_a_learning_rate_that_explodes_is_stopped(cells: Path, tmp_path: Path):
     with pytest.raises(TrainingError, match="Try a lower learning_rate"):
         train(cells, tmp_path / "run", epochs=3, settings={**SMALL, "learning_rate": 1e30})
+
+
+# places that are taken, and what goes on
+
+
+def test_a_new_run_at_the_place_of_another_says_how_to_go_on_with_that(cells: Path, tmp_path: Path, monkeypatch):
+    def kill() -> None:
+        raise Killed
+
+    at_step(monkeypatch, 2, kill)
+    with pytest.raises(Killed):
+        train(cells, tmp_path / "run", **SCHEDULE)
+    with pytest.raises(OutputError, match=r"run: a run that is not finished is there already: go on .* with --resume"):
+        train(cells, tmp_path / "run", **SCHEDULE)
+    train(cells, tmp_path / "run", resume=True)
+    with pytest.raises(OutputError, match=r"run: a finished run is there already: .* --start .*run --out OTHER"):
+        train(cells, tmp_path / "run", **SCHEDULE)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(OutputError, match="other exists already"):
+        train(cells, tmp_path / "other", **SCHEDULE)
+
+
+def test_resuming_a_finished_run_says_that_it_is_finished(cells: Path, tmp_path: Path, capsys):
+    run = train(cells, tmp_path / "run", **SCHEDULE)
+    capsys.readouterr()
+    assert_same_run(run, train(cells, tmp_path / "run", resume=True))
+    assert (
+        capsys.readouterr().err.strip().endswith("run: the run is finished already, so there is nothing to go on with.")
+    )
+
+
+def test_how_to_go_on_is_a_command_that_opens_the_data_as_it_was_opened(cells: Path, tmp_path: Path, monkeypatch):
+    table = anndata.read_h5ad(cells)
+    table.layers["raw counts"] = table.X
+    table.var["symbol"] = [f"s{k}" for k in range(30)]
+    table.X[3] = 0
+    table.write_h5ad(tmp_path / "my cells.h5ad")
+    options = {"layer": "raw counts", "gene_column": "symbol", "keep_empty": True}
+    data = select_genes(open_cells(tmp_path / "my cells.h5ad", **options), ["s1", "s2"])
+    monkeypatch.setenv("ATLASVI_LAUNCH", "atlasvi launch --nproc 1 --max-restarts 3 --")
+    at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(TrainingInterrupted) as stopped:
+        train(data, tmp_path / "run", device="cpu", **SCHEDULE)
+    command = shlex.split(str(stopped.value).partition("Go on with: ")[2])
+    assert command[:7] == ["atlasvi", "launch", "--nproc", "1", "--max-restarts", "3", "--"]
+    assert command[7:] == [
+        "train",
+        str(tmp_path / "my cells.h5ad"),
+        "--out",
+        str(tmp_path / "run"),
+        "--layer=raw counts",
+        "--gene-column=symbol",
+        "--empty-cells=keep",
+        "--device=cpu",
+        "--resume",
+    ]
+
+
+def test_a_seed_below_zero_is_refused_before_anything_is_written(cells: Path, tmp_path: Path):
+    with pytest.raises(SettingError, match="seed -1: give a whole number from 0"):
+        train(cells, tmp_path / "run", seed=-1)
+    assert not (tmp_path / "run").exists()

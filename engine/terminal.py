@@ -1,0 +1,116 @@
+"""What is said to a person on a terminal: names made harmless, errors as sentences, progress as bars."""
+
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from atlasvi.loaders.errors import AtlasviError
+from atlasvi.loaders.outputs import FULL
+
+INTERRUPTED = 130  # of SIGINT, as shells count
+
+
+def make_printable(text: str) -> str:
+    """`text` with every character that does not print as itself written as an escape, as Python's `repr` does.
+
+    Names come from files of strangers: an escape character would let them move the cursor, hide text or set the
+    terminal's title, a line break would let them fake a line of ours.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
+def count(n: int, one: str, many: str | None = None) -> str:
+    """A number with its noun: '1 cell', '2,000 cells'. many: the plural, where it is more than an s."""
+    return f"{n:,} {one if n == 1 else many or f'{one}s'}"
+
+
+def say(sentence: str, *, error: bool = False) -> None:
+    """Print one line to standard output, or to standard error; nothing is read as markup, nothing is wrapped."""
+    typer.echo(make_printable(sentence), err=error)
+
+
+@contextmanager
+def explain_errors() -> Iterator[None]:
+    """A user's error becomes one sentence on standard error and exit status 1, without a traceback.
+
+    So does what the machine refuses (a file that can't be opened, a disk that is full, memory that is used up). Where
+    the reader of standard output has gone (`| head`), the program ends without a word, with the same status.
+    """
+    warnings.filterwarnings("ignore")  # libraries' notes to programmers; what a user must know is said or raised
+    try:
+        try:
+            yield
+        except SystemExit:
+            flush_output()
+            raise
+        flush_output()
+    except AtlasviError as error:
+        end(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        end("interrupted", INTERRUPTED)
+    except OSError as error:
+        end(explain_system_error(error))
+    except (MemoryError, RuntimeError) as error:
+        of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+        if not (of_torch or isinstance(error, MemoryError)):
+            raise
+        end("there is not enough memory for what was asked: ask for less at a time, or for a smaller model.")
+
+
+def end(sentence: str | None, status: int = 1) -> NoReturn:
+    """End the program with a sentence on standard error."""
+    if sentence is not None:
+        say(f"atlasvi: {sentence}", error=True)
+    with suppress(OSError):
+        flush_output()
+    sys.exit(status)
+
+
+def flush_output() -> None:
+    """Write out what was printed. Raises OSError if it can't be written; Python does not try again at its exit then."""
+    if sys.stdout is None:  # closed by whoever started us
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def explain_system_error(error: OSError) -> str | None:
+    """A sentence on what the operating system refused; None where a pipe's reader has gone, who has enough."""
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    reason = error.strerror or str(error)
+    if error.errno == errno.EPIPE:
+        return None
+    if error.errno in FULL:
+        return f"{where}the disk is full ({reason}): free space and try again."
+    if error.errno == errno.EMFILE:
+        return f"{where}too many files are open at once ({reason}): raise the limit with ulimit -n."
+    return f"{where}the system refused to open, read or write it ({reason})."
+
+
+@contextmanager
+def show_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A function to report progress to (of what, how much is done, how much there is): a bar on a terminal alone."""
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not on_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield report
