@@ -72,9 +72,8 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) 
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    content = (
-        buffer.getvalue()
-    )  # a view (getbuffer) that an error keeps in a cycle crashes the collector of Python 3.12.1
+    # not getbuffer: a view that an error keeps in a cycle crashes the garbage collector of Python 3.12.1
+    content = buffer.getvalue()
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     remove_unfinished(folder)
     write_whole(path, content)

@@ -236,7 +236,8 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         """What is left of the current epoch, validation, and the checkpoint that ends it."""
-        loader, kl_weight = self.loaders["train"], self._kl_weight()
+        loader = self.loaders["train"]
+        kl_weight = self._kl_weight(max(self.step - 1, 0))  # of the last step, where a resumed epoch has none left
         self.model.train(self.settings.freezing is None)  # new data onto an old model: see `Freezing`
         began = time.monotonic() - self.epoch_seconds
         feeder = DeviceFeeder(loader, self.device)
@@ -383,11 +384,12 @@ class Trainer:
         steps = self.settings.max_steps
         return self.stopped_early or (steps is not None and self.step - self.first_step >= steps)
 
-    def _kl_weight(self) -> float:
+    def _kl_weight(self, step: int | None = None) -> float:
+        """Of a step of the running epoch, counted from 0; None: of the next one."""
         settings = self.settings
         return weigh_kl(
             self.epoch,
-            self.step,
+            self.step if step is None else step,
             settings.kl_warmup_epochs,
             settings.kl_warmup_steps,
             settings.min_kl_weight,

@@ -138,8 +138,9 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left of `write_whole` in a folder that no other process writes to."""
-    for left in folder.glob(f".*{UNFINISHED}"):
-        left.unlink(missing_ok=True)
+    for left in folder.glob(".*"):
+        if left.name.endswith(UNFINISHED):
+            left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -129,11 +129,11 @@ def fill_the_disk(cells: Path, out: Path, options: dict[str, Any]) -> None:
     def fail(folder: Path, step: int, *rest: Any) -> Path:
         if step < FAULTY_STEP:
             return write(folder, step, *rest)
-        sync, checkpoint.os.fsync = checkpoint.os.fsync, refuse
+        sync, os.fsync = os.fsync, refuse
         try:
             return write(folder, step, *rest)
         finally:
-            checkpoint.os.fsync = sync
+            os.fsync = sync
 
     def refuse(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import zipfile
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -136,7 +137,12 @@ def test_a_flipped_bit_in_what_an_interrupted_minify_left_is_noticed(
     monkeypatch.setattr(minify_parts, "choose_part_cells", lambda n_cells, batch_size: 200)
     scratch, out = interrupt_minify(run, cells, tmp_path, source_order)
     content = bytearray((scratch / damaged).read_bytes())
-    content[len(content) // 2] ^= 1
+    place = len(content) // 2
+    if damaged.endswith(".pt"):  # an archive, with room between its members that holds nothing
+        with zipfile.ZipFile(scratch / damaged) as archive:
+            largest = max(archive.infolist(), key=lambda member: member.file_size)
+            place = content.find(archive.read(largest)) + largest.file_size // 2
+    content[place] ^= 1
     (scratch / damaged).write_bytes(content)
     with pytest.raises(SourceError, match="damaged"):
         minify(run, cells, out, source_order=source_order, batch_size=100)

@@ -13,6 +13,7 @@ from atlasvi.engine.gradients import BUCKET_BYTES, GradientSum, plan_buckets
 from atlasvi.engine.ranks import Ranks, join_ranks
 from atlasvi.engine.trainer import Trainer
 from atlasvi.engine.training import train
+from atlasvi.loaders.manifest import read_json
 from tests.engine.rank_processes import run_ranks
 from tests.engine.test_training import SMALL, write_cells
 
@@ -98,7 +99,7 @@ def test_all_ranks_see_the_same_history_result_and_weights_and_only_the_first_sp
     first = seen_by(tmp_path / "run")
     assert first["result"]["epochs"] < 50
     assert first["result"]["ranks"] == 3
-    assert first["result"] == json.loads((tmp_path / "run" / "result.json").read_text())
+    assert first["result"] == read_json(tmp_path / "run" / "result.json")
     for rank in (1, 2):
         assert seen_by(tmp_path / "run", rank) == first
         for name, weight in weights_of(tmp_path / "run", rank).items():

@@ -93,7 +93,7 @@ def test_a_run_learns_and_leaves_its_model_result_and_metrics(cells: Path, tmp_p
     lines = [line for line in read_lines(tmp_path / "run") if line["kind"] == "epoch"]
     assert [line["epoch"] for line in lines] == list(range(12))
     assert lines[-1]["validation_reconstruction_loss"] < lines[0]["validation_reconstruction_loss"] - 2
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    result = read_json(tmp_path / "run" / "result.json")
     assert result == run.result
     for part in ("train", "validation"):
         losses = result[part]
@@ -320,6 +320,7 @@ def test_a_run_stopped_in_a_validation_resumes_there_in_a_new_process_and_trains
 import os, signal
 from atlasvi.engine.trainer import Trainer
 from atlasvi.engine.training import train
+from atlasvi.loaders.manifest import read_json
 evaluate = Trainer._evaluate
 def stop(self, *rest):
     os.kill(os.getpid(), signal.SIGTERM)
