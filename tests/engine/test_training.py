@@ -29,6 +29,7 @@ from atlasvi.engine.training import train
 from atlasvi.loaders.cells import open_cells, select_genes
 from atlasvi.loaders.errors import ColumnError, CountsError, OutputError, SourceError
 from atlasvi.loaders.ingestion import ingest
+from atlasvi.loaders.manifest import read_json
 
 SMALL: dict[str, Any] = {"n_hidden": 16, "n_latent": 4, "n_layers": 2, "batch_size": 32}
 
@@ -320,7 +321,6 @@ def test_a_run_stopped_in_a_validation_resumes_there_in_a_new_process_and_trains
 import os, signal
 from atlasvi.engine.trainer import Trainer
 from atlasvi.engine.training import train
-from atlasvi.loaders.manifest import read_json
 evaluate = Trainer._evaluate
 def stop(self, *rest):
     os.kill(os.getpid(), signal.SIGTERM)
