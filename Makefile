@@ -34,7 +34,7 @@ demo: $(VENV)/ready
 	@$(BIN)/python examples/demo.py --out "$(DEMO_OUT)" $(if $(DATA),--data "$(DATA)") $(if $(BATCH),--batch-key "$(BATCH)") $(if $(LABELS),--labels-key "$(LABELS)")
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
