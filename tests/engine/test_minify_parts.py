@@ -128,7 +128,7 @@ def test_an_interrupted_minify_of_other_weights_or_data_is_not_gone_on_with(
         (False, "result/uns/atlasvi/weights/log_theta/c/0"),
         (True, "pieces/1"),
         (True, "pieces/0.index"),
-        (True, "run/model.pt"),
+        (False, "run/model.pt"),
     ],
 )
 def test_a_flipped_bit_in_what_an_interrupted_minify_left_is_noticed(
