@@ -283,6 +283,7 @@ def test_a_pickle_in_a_store_of_ours_is_refused_unread(tmp_path, where):
 
 
 def test_hostile_minified_stores_run_nothing(shared, tmp_path):
+    pytest.importorskip("torch")
     for name, inside in (("pickle-a", "a/mini.zarr"), ("pickle-b", "b")):
         shutil.unpack_archive(shared / f"faults/hostile/{name}.tar.gz", tmp_path / name, filter="data")
         place = next(tmp_path.joinpath(name).rglob(inside.split("/")[-1]))
