@@ -9,6 +9,7 @@ from atlasvi.engine.checkpoint import list_checkpoints, read_content
 from atlasvi.engine.minified import LIBRARY, MinifiedStore, is_minified_store
 from atlasvi.engine.runs import CONFIG, MODEL
 from atlasvi.engine.scvi_files import open_model
+from atlasvi.engine.terminal import count
 from atlasvi.loaders.cell_store import CellStore, is_cell_store
 from atlasvi.loaders.cells import CellData, open_cells
 from atlasvi.loaders.errors import AtlasviError, SourceError
@@ -44,7 +45,7 @@ def check(path: str | Path, renew: bool = False) -> Iterator[str]:
         yield f"{path}: the list of its files was written anew ({len(files or {}):,} files)"
     elif files is not None:
         damage += find_damage(place, files, lambda name: True)
-        yield f"{path}: {len(files):,} files compared with their sizes and checksums"
+        yield f"{path}: {count(len(files), 'file')} compared with their sizes and checksums"
     elif not damage:
         yield f"{path}: {NO_LIST}"
     try:
@@ -53,7 +54,7 @@ def check(path: str | Path, renew: bool = False) -> Iterator[str]:
         damage.append(str(error))
     yield from damage
     if damage:
-        raise DamageError(f"{path} is damaged: {len(damage)} problem(s), the first: {damage[0]}")
+        raise DamageError(f"{path} is damaged: {count(len(damage), 'problem')}, the first: {damage[0]}")
     yield f"{path}: nothing is damaged"
 
 
@@ -91,7 +92,8 @@ def _read_cells(data: CellData) -> Iterator[str]:
                 )
     finally:
         data.close()
-    yield f"{data.path}: {len(data.block_starts) - 1:,} blocks of counts and {data.n_cells:,} rows of obs decoded"
+    n_blocks, n_rows = count(len(data.block_starts) - 1, "block"), count(data.n_cells, "row")
+    yield f"{data.path}: {n_blocks} of counts and {n_rows} of obs decoded"
 
 
 def _read_minified(store: MinifiedStore) -> Iterator[str]:
@@ -117,4 +119,4 @@ def _read_run(path: Path) -> Iterator[str]:
     checkpoints = list_checkpoints(path / "checkpoints")
     for checkpoint in checkpoints:
         read_content(checkpoint)
-    yield f"{path}: {len(checkpoints)} checkpoint(s) read"
+    yield f"{path}: {count(len(checkpoints), 'checkpoint')} read"

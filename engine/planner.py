@@ -16,6 +16,7 @@ from atlasvi.engine.covariates import learn_setup
 from atlasvi.engine.gradients import plan_buckets
 from atlasvi.engine.noise import share_noise
 from atlasvi.engine.ranks import Ranks, join_ranks
+from atlasvi.engine.terminal import count
 from atlasvi.engine.trainer import Trainer
 from atlasvi.loaders.batch import Batch
 from atlasvi.loaders.cells import CellData, open_cells
@@ -194,7 +195,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
         for seconds in (plan.load_s, plan.step_s, plan.both_s, plan.validate_s, plan.reduce_s, plan.exposed_s)
     )
     yield (
-        f"An epoch of {plan.n_cells:,} training cells on {plan.n_ranks} rank(s): {plan.n_steps:,} steps, "
+        f"An epoch of {plan.n_cells:,} training cells on {count(plan.n_ranks, 'rank')}: {plan.n_steps:,} steps, "
         f"{plan.epoch_s:,.1f} s, {plan.n_cells / plan.epoch_s:,.0f} cells/s; {plan.limit} limits it."
     )
     yield (

@@ -25,8 +25,8 @@ def made(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("store", "1 blocks of counts and 200 rows of obs decoded"),
-        ("run", "2 checkpoint(s) read"),
+        ("store", "1 block of counts and 200 rows of obs decoded"),
+        ("run", "2 checkpoints read"),
         ("mini", "latents and obs of 200 cells, and the model, decoded"),
         ("cells.h5ad", "200 rows of obs decoded"),
     ],
