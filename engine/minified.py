@@ -16,7 +16,7 @@ import io
 import itertools
 import logging
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -78,17 +78,17 @@ def is_scvi_minified(path: str | Path) -> bool:
     """Whether `path` is an h5ad file or a Zarr folder that scvi-tools minified, or `write_minified_h5ad` wrote."""
     if not (h5py.is_hdf5(path) or any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup"))):
         return False
-    with reading(str(path)), closing(open_root(path)) as root:
-        return MINIFIED in root.get("uns", {})
+    with reading(str(path)):
+        opened = open_root(path)
+        with opened if isinstance(opened, h5py.File) else nullcontext(opened) as root:
+            return MINIFIED in root.get("uns", {})
 
 
 def open_root(path: str | Path) -> Any:
-    """The root group of an AnnData, in a file or a folder; its `close` does nothing for a folder."""
+    """The root group of an AnnData, in a file (an h5py.File, to be closed) or a folder (a zarr.Group)."""
     if not Path(path).is_dir():
         return h5py.File(path, "r", locking="best-effort")
-    root: Any = zarr.open_group(path, mode="r", use_consolidated=False)
-    root.close = lambda: None
-    return root
+    return zarr.open_group(path, mode="r", use_consolidated=False)
 
 
 def create_minified(

@@ -237,6 +237,8 @@ def can_be_zeros(name: str, array: zarr.Array, root: Node, n_expected: int, miss
         return False
     if last == "indices" and kind in ("csr_matrix", "csc_matrix"):
         return _are_single_entries(parent, array, missing)
+    if last == "indptr" and kind in ("csr_matrix", "csc_matrix") and parent["data"].shape == (0,):
+        return True  # of a matrix without an entry
     if kind in ("csr_matrix", "csc_matrix") or len(missing) < n_expected or _has_chunk_folder(array):
         return False
     if kind == "categorical":
