@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import zarr
 
 from atlasvi.engine.covariates import Setup
 from atlasvi.engine.minified import LIBRARY, MINIFIED, MinifiedStore, is_minified_store, open_root
@@ -15,7 +16,7 @@ from atlasvi.loaders.anndata_tables import Table, open_table, read_text, to_str
 from atlasvi.loaders.cell_store import is_cell_store
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.stored_checks import check_stored
+from atlasvi.loaders.stored_checks import check_group_codecs, check_stored
 from atlasvi.loaders.tables import check_column
 
 LATENTS = ("scvi_latent_", "_scvi_latent_")  # the second before scvi-tools 1.2
@@ -55,6 +56,8 @@ class ScviMinified:
             uns = root.get("uns", {})
             if MINIFIED not in uns:
                 raise SourceError(f"{path} is no minified data (make some with: atlasvi minify RUN DATA --out MINI).")
+            if isinstance(root, zarr.Group):
+                check_group_codecs(root)
             self.kind = to_str(read_text(uns[MINIFIED]))
             for name in ("obs", "var", "obsm"):
                 check_stored(self.path, root, name)

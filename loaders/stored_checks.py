@@ -4,9 +4,11 @@ What a library would do without a word is refused here: run a pickle, read anoth
 gigabytes for one chunk, or give zeros for values that were never written or copied.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -14,6 +16,7 @@ import numpy as np
 import zarr
 from h5py import h5d, h5o, h5z
 from zarr.core.sync import sync
+from zarr.storage import LocalStore
 
 from atlasvi.loaders.errors import MissingDependencyError, SourceError
 
@@ -118,29 +121,38 @@ def check_safe(what: str, array: Node) -> None:
 
 def check_codecs(array: zarr.Array) -> None:
     """Raise SourceError for a Zarr array with a codec that is not known to be safe, such as pickle."""
-    described = array.metadata.to_dict()
-    coded = [described.get(key) for key in ("filters", "compressor", "codecs")]
-    for name in find_codecs(coded):
+    _refuse_unsafe(str(array.store_path), array.metadata.to_dict())
+
+
+def _refuse_unsafe(what: str, described: dict[str, Any]) -> None:
+    for name in find_codecs([described.get(key) for key in ("filters", "compressor", "codecs")]):
         if name.removeprefix("numcodecs.").lower() not in SAFE_CODECS:
-            what = (
+            how = (
                 "as Python pickles, which can run any program when read"
                 if "pickle" in name.lower()
                 else f"with the codec {name!r}, which is not known to be safe"
             )
             raise SourceError(
-                f"{array.store_path}: the array is stored {what}, and is refused; write the file anew with a current "
-                "anndata."
+                f"{what}: the array is stored {how}, and is refused; write the file anew with a current anndata."
             )
 
 
 def check_group_codecs(group: zarr.Group) -> None:
     """Raise SourceError where an array of a Zarr group, at any depth, has a codec that is not known to be safe.
 
-    What was opened with consolidated metadata is checked by these, as it is read by these.
+    The consolidated copies of its metadata are looked at too, if it has any: other readers go by them.
     """
     for _, node in group.members(max_depth=None):
         if isinstance(node, zarr.Array):
             check_codecs(node)
+    if isinstance(group.store, LocalStore):
+        for name in ("zarr.json", ".zmetadata"):
+            file = Path(str(group.store.root)) / group.path / name
+            copies = json.loads(file.read_text()) if file.is_file() else {}
+            copies = (copies.get("consolidated_metadata") or copies).get("metadata") or {}
+            for key, described in copies.items():
+                if isinstance(described, dict):
+                    _refuse_unsafe(f"{file}: {key}", described)
 
 
 def find_codecs(described: Any) -> Iterator[str]:
