@@ -17,7 +17,7 @@ def take_columns(columns: Tensor, codes: Tensor) -> Tensor:
     """
     if choose_backend(columns.device, dtype=columns.dtype) != "triton":
         return F.embedding(codes, columns)
-    return _TakeColumns.apply(columns, codes)
+    return _TakeColumns.apply(columns, codes.contiguous())  # a column of several covariates' codes is not
 
 
 class _TakeColumns(torch.autograd.Function):

@@ -37,7 +37,9 @@ def sweep_tile(
     sweep = make_sweep(options.likelihood, options.softmax, per_cell)
     if theta_logits is None:
         theta_logits = (
-            np.zeros((1, 0), np.float32) if table is None else table.detach().numpy().reshape(-1, head.shape[1])
+            np.zeros((1, 0), np.float32)
+            if table is None
+            else table.detach().contiguous().numpy().reshape(-1, head.shape[1])
         )
     rows = np.zeros(last - first, np.int64)
     if options.theta_rows is not None:

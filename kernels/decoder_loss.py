@@ -33,6 +33,10 @@ class SparseCounts:
     indices: Tensor
     counts: Tensor
 
+    def contiguous(self) -> "SparseCounts":
+        """The same with values next to each other, as kernels read them."""
+        return SparseCounts(self.indptr.contiguous(), self.indices.contiguous(), self.counts.contiguous())
+
 
 @dataclass(frozen=True)
 class Head:
@@ -86,7 +90,7 @@ def decoder_nll(
         return _plain(hidden, head, cells, library, log_theta, theta_rows, dropout, likelihood, softmax)
     theta_head = log_theta if isinstance(log_theta, Head) else None
     table = None if isinstance(log_theta, Head) or log_theta is None else log_theta
-    options = Options(name, likelihood, softmax, expected_grad, cells, library.detach(), theta_rows, precision)
+    options = Options.lay_out(name, likelihood, softmax, expected_grad, cells, library, theta_rows, precision)
     heads = [part for h in (head, theta_head, dropout) for part in ((h.weight, h.bias) if h else (None, None))]
     return _DecoderNLL.apply(options, hidden, table, library, *heads)
 
@@ -139,6 +143,23 @@ class Options:
     library: Tensor
     theta_rows: Tensor | None
     precision: Precision = "float32"
+
+    @classmethod
+    def lay_out(
+        cls,
+        backend: str,
+        likelihood: Likelihood,
+        softmax: bool,
+        expected_grad: float | None,
+        cells: SparseCounts,
+        library: Tensor,
+        theta_rows: Tensor | None,
+        precision: Precision = "float32",
+    ) -> "Options":
+        """Options whose tensors hold their values next to each other, as kernels read them."""
+        rows = None if theta_rows is None else theta_rows.contiguous()
+        library = library.detach().contiguous()
+        return cls(backend, likelihood, softmax, expected_grad, cells.contiguous(), library, rows, precision)
 
 
 class _DecoderNLL(torch.autograd.Function):

@@ -27,4 +27,6 @@ def order_by_gene(indptr: Tensor, genes: Tensor, n_genes: int, *, backend: str |
     minibatches come in the same memory.
     """
     name = choose_backend(indptr.device, backend)
-    return load_sparse(name).order_by_gene(indptr, genes, n_genes) if name == "triton" else None
+    if name != "triton":
+        return None
+    return load_sparse(name).order_by_gene(indptr.contiguous(), genes.contiguous(), n_genes)

@@ -31,6 +31,7 @@ def norm_relu(
     """
     name = choose_backend(projected.device, backend, projected.dtype)
     if name != "torch":
+        codes, dropout = (None if given is None else given.contiguous() for given in (codes, dropout))
         return _NormRelu.apply(name, projected, columns, codes, dropout)
     out = projected + (columns[0] if codes is None else take_columns(columns, codes))
     out = F.relu(F.layer_norm(out, out.shape[-1:]))

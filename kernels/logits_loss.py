@@ -43,7 +43,7 @@ def logits_nll(
         counts = reference.to_dense(cells.indptr, cells.indices, cells.counts, logits.shape[1], logits.dtype)
         theta = log_theta[theta_rows] if theta_rows is not None and log_theta is not None else log_theta
         return reference.nll_from_logits(counts, logits, library, theta, dropout, likelihood, softmax)
-    options = Options(name, likelihood, softmax, expected_grad, cells, library, theta_rows)
+    options = Options.lay_out(name, likelihood, softmax, expected_grad, cells, library, theta_rows)
     return _LogitsNLL.apply(options, logits, None if per_cell else log_theta, log_theta if per_cell else None, dropout)
 
 

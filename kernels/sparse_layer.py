@@ -34,7 +34,7 @@ def log1p_linear(
     if name == "torch":
         dense = to_dense(indptr, genes, counts, len(weight), weight.dtype)
         return (dense if raw else torch.log1p(dense)) @ weight
-    return _Log1pLinear.apply(name, raw, order, indptr, genes, counts, weight)
+    return _Log1pLinear.apply(name, raw, order, indptr.contiguous(), genes.contiguous(), counts.contiguous(), weight)
 
 
 class _Log1pLinear(torch.autograd.Function):

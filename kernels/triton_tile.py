@@ -48,8 +48,7 @@ class Sweep:
         """
         self.options, self.n_genes, self.weights = options, n_genes, weights
         self.table = None if table is None else table.contiguous()
-        self.library = options.library.contiguous()
-        self.theta_rows = None if options.theta_rows is None else options.theta_rows.contiguous()
+        self.library, self.theta_rows = options.library, options.theta_rows
         self.loss, self.table_grad, self.library_grad = loss, table_grad, library_grad
         self.bias_grads = bias_grads or [None, None, None]
         self.n_blocks = triton.cdiv(n_genes + 15, BLOCK)  # a row may be padded
