@@ -22,18 +22,18 @@ class StaticBatch:
 
     def __init__(self, like: Batch) -> None:
         room = int(len(like.counts) * SPARE)
-        # what all cells have lies before the counts, in one piece of memory: it is copied in one go
-        self._fixed = None if like.memory is None else like.memory[: like.indices.data_ptr() - like.memory.data_ptr()]
-        if self._fixed is not None:
-            self._fixed = torch.zeros_like(self._fixed)
+        # all but the counts lies before them in one piece of memory, the genes last: it is copied in one go
+        self._memory: Tensor | None = None
+        if like.memory is not None:
+            start = like.indices.data_ptr() - like.memory.data_ptr()
+            self._memory = like.memory.new_zeros(start + room * like.indices.itemsize)
 
         def reserve(tensor: Tensor) -> Tensor:
-            if tensor is like.indices or tensor is like.counts:
-                return torch.zeros(room, dtype=tensor.dtype, device=tensor.device)
-            if like.memory is None or self._fixed is None:
-                return torch.zeros_like(tensor)
-            start = tensor.data_ptr() - like.memory.data_ptr()
-            return self._fixed[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            length = room if tensor is like.indices or tensor is like.counts else len(tensor)
+            if like.memory is None or self._memory is None or tensor is like.counts:
+                return tensor.new_zeros(length, *tensor.shape[1:])
+            start, n_bytes = tensor.data_ptr() - like.memory.data_ptr(), length * tensor[:1].nbytes
+            return self._memory[start : start + n_bytes].view(tensor.dtype).view(length, *tensor.shape[1:])
 
         codes = {name: reserve(tensor) for name, tensor in like.codes.items()}
         names = ("indptr", "indices", "counts", "library", "rows")
@@ -46,9 +46,9 @@ class StaticBatch:
     def fill(self, batch: Batch) -> Batch:
         """Copy a minibatch in. What lies behind its counts is of others: kernels go by `indptr`."""
         pairs = list(zip(self.batch.tensors, batch.tensors, strict=True))
-        if self._fixed is not None and batch.memory is not None:
-            self._fixed.copy_(batch.memory[: len(self._fixed)], non_blocking=True)
-            pairs = [(self.batch.indices, batch.indices), (self.batch.counts, batch.counts)]
+        if self._memory is not None and batch.memory is not None:
+            end = batch.indices.data_ptr() + batch.indices.nbytes - batch.memory.data_ptr()
+            pairs = [(self._memory, batch.memory[:end]), (self.batch.counts, batch.counts)]
         for there, here in pairs:
             there[: len(here)].copy_(here, non_blocking=True)
         return self.batch
@@ -119,23 +119,23 @@ class DelayedRead:
     """Values of a small tensor one call late, so that the host need not wait for the step that it has just begun."""
 
     def __init__(self) -> None:
-        self._waiting: tuple[Tensor, torch.cuda.Event] | None = None
+        self._there: Tensor | None = None
+        self._event: torch.cuda.Event | None = None  # of the copy of values that are still to be read
 
     def swap(self, values: Tensor) -> list[float] | None:
         """Take these values; return those of the call before, or None if there are none."""
         before = self.take()
-        there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        there.copy_(values, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._waiting = there, event
+        if self._there is None or self._there.shape != values.shape:
+            self._there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        self._there.copy_(values, non_blocking=True)
+        self._event = torch.cuda.Event()
+        self._event.record()
         return before
 
     def take(self) -> list[float] | None:
         """The values that are still to be read, if any."""
-        if self._waiting is None:
+        if self._event is None or self._there is None:
             return None
-        there, event = self._waiting
-        self._waiting = None
-        event.synchronize()
-        return there.tolist()
+        self._event.synchronize()
+        self._event = None
+        return self._there.tolist()

@@ -4,9 +4,11 @@ Output layer, softmax (or softplus) over genes, mean = library * share, likeliho
 nonzeros by themselves. Cells are taken a tile at a time; nothing of size cells x genes outlives its tile. The gradients
 are computed with the value, so the backward pass only hands them on: they are exact for the upstream gradient that was
 expected, scaled for another that is the same for all cells, and computed anew for any else. On a GPU, where to compare
-is to wait, they are computed with the value only if an upstream gradient is promised.
+is to wait, they are computed with the value only if an upstream gradient is promised, and NaN if it is another.
 """
 
+import math
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -71,9 +73,9 @@ def decoder_nll(
     dropout     head of the logits of dropouts, for ZINB
     softmax     mean = library * softmax(logits); False: library * softplus(logits), where library is a size factor
     expected_grad  upstream gradient of each cell for which the gradients are computed with the loss (1 / cells under a
-                mean); None computes them in the backward pass ('triton') or for 1 ('cpu'). For 'triton' it promises
-                that the upstream gradient is the same for all cells, this one or another: if not, the gradients are
-                NaN. 'cpu' makes sure, and computes them anew where it is not
+                mean); None computes them in the backward pass ('triton') or for 1 ('cpu'). For 'triton' a number
+                promises that it will be just this one: if not, there are NaN in all gradients. 'cpu' makes sure, and
+                computes them anew where it is another
     precision   of the products with weights: 'float32', all its digits; 'bf16' ('triton' only): factors in bfloat16,
                 sums in float32. The likelihood is float32 in either case
     backend     'cpu', 'triton' or 'torch'; None chooses by device (see `choose_backend`)
@@ -185,18 +187,25 @@ class _DecoderNLL(torch.autograd.Function):
         n_inputs = 2 + 6
         (hidden, table, *heads), gradients = ctx.saved_tensors[:n_inputs], ctx.saved_tensors[n_inputs:]
         if ctx.expected is not None and ctx.options.backend != "cpu":  # as was promised, and nothing may wait
-            scale = torch.where((grad == grad[:1]).all(), grad[:1].sum() / ctx.expected, torch.nan)
-            return None, *_scaled(gradients, scale)
+            spoil_unless_kept(grad, ctx.expected, gradients)
+            return None, *gradients
         if ctx.expected is not None and bool((grad == ctx.expected).all()):
             return None, *gradients
         if ctx.expected is not None and bool((grad == grad[0]).all()):
-            return None, *_scaled(gradients, grad[0] / ctx.expected)
+            scale = grad[0] / ctx.expected
+            return None, *(None if tensor is None else tensor * scale for tensor in gradients)
         return None, *_sweep(ctx.options, hidden, table, heads, grad.contiguous(), ctx.by_library)[1]
 
 
-def _scaled(gradients: Any, scale: Tensor) -> list[Tensor | None]:
-    scaled = iter(torch._foreach_mul([tensor for tensor in gradients if tensor is not None], scale))
-    return [None if tensor is None else next(scaled) for tensor in gradients]
+def spoil_unless_kept(grad: Tensor, expected: float, gradients: Iterable[Tensor | None]) -> None:
+    """Make the first value of each gradient NaN if the upstream gradient is not the expected one, but for rounding.
+
+    Without waiting for the device to say.
+    """
+    difference = torch.linalg.vector_norm(grad - expected)
+    kept = difference <= 1e-6 * abs(expected) * math.sqrt(len(grad))
+    first = [tensor.view(-1)[:1] for tensor in gradients if tensor is not None]
+    torch._foreach_add_(first, [torch.where(kept, 0.0, torch.nan).view(1)] * len(first))
 
 
 def _sweep(

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from atlasvi.kernels import reference
 from atlasvi.kernels.backends import choose_backend, load_sweep
-from atlasvi.kernels.decoder_loss import Options, SparseCounts, check_options
+from atlasvi.kernels.decoder_loss import Options, SparseCounts, check_options, spoil_unless_kept
 from atlasvi.kernels.reference import Likelihood
 
 
@@ -32,7 +32,7 @@ def logits_nll(
     dropout    logits of dropouts float32 [cells, genes], for ZINB
     expected_grad  upstream gradient of each cell for which the gradients are computed with the loss. 'cpu': another
                (or another than 1, if None) costs a second sweep. 'triton': None computes them in the backward pass; a
-               number promises that it will be just this one: if not, there are NaN in the gradients of every cell
+               number promises that it will be just this one: if not, there are NaN in all gradients
     All else as in `decoder_nll`, which holds no logits longer than a tile and is to be preferred.
     Differentiable in logits, log_theta and dropout. Raises ValueError if the options do not fit each other.
     """
@@ -75,10 +75,7 @@ class _LogitsNLL(torch.autograd.Function):
         (grad,) = grads
         gradients, ctx.gradients = ctx.gradients, None  # handed on once: they may be the caller's from then on
         if gradients is not None and ctx.options.backend != "cpu":  # as was promised, and nothing may wait
-            broken = torch.where((grad == ctx.expected).all(), 0.0, torch.nan)
-            for tensor in gradients:
-                if tensor is not None:
-                    tensor[..., 0] += broken
+            spoil_unless_kept(grad, ctx.expected, gradients)
         elif gradients is None or not bool((grad == ctx.expected).all()):
             gradients = _sweep(ctx.options, ctx.saved_tensors, grad.contiguous())[1]
         return None, *gradients

@@ -62,18 +62,31 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        memory = self.memory
-        there = None if memory is None else memory.to(device, non_blocking=True)
+        memory = None if self.memory is None else self.memory.to(device, non_blocking=True)
+        if memory is None:
+            moved = [tensor.to(device, non_blocking=True) for tensor in self.tensors]
+        else:
+            moved = self._find_in(memory)
+        indptr, indices, counts, library, rows, *codes = moved
+        return Batch(indptr, indices, counts, library, rows, self.n_genes, dict(zip(self.codes, codes)), memory)
 
-        def move(tensor: Tensor) -> Tensor:
-            if memory is None or there is None:
-                return tensor.to(device, non_blocking=True)
-            start = tensor.data_ptr() - memory.data_ptr()
-            return there[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+    def _find_in(self, memory: Tensor) -> list[Tensor]:
+        """`tensors` where they are in a copy of this batch's memory.
 
-        tensors = {name: move(getattr(self, name)) for name in ("indptr", "indices", "counts", "library", "rows")}
-        codes = {name: move(tensor) for name, tensor in self.codes.items()}
-        return Batch(**tensors, n_genes=self.n_genes, codes=codes, memory=there)
+        Cut in one call: each of torch's calls lets go of the interpreter and waits to have it back from the loader.
+        """
+        assert self.memory is not None
+        begin, end, sizes = self.memory.data_ptr(), 0, []
+        tensors = self.tensors
+        # a tensor of no values may say that it is anywhere
+        starts = [tensor.data_ptr() - begin if tensor.nbytes else 0 for tensor in tensors]
+        order = sorted(range(len(tensors)), key=lambda k: (starts[k], tensors[k].nbytes))
+        for k in order:
+            sizes += [starts[k] - end, tensors[k].nbytes]
+            end = starts[k] + tensors[k].nbytes
+        found = dict(zip(order, memory.split([*sizes, len(memory) - end])[1::2]))
+        typed = (found[k].view(tensor.dtype) for k, tensor in enumerate(tensors))
+        return [part if tensor.dim() == 1 else part.view(tensor.shape) for part, tensor in zip(typed, tensors)]
 
     def to_sparse_csr(self) -> Tensor:
         """float32 sparse CSR [cells, genes], as torch multiplies it."""

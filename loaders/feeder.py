@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 from torch.profiler import record_function
@@ -13,8 +14,9 @@ from atlasvi.loaders.loader import BatchLoader
 class DeviceFeeder:
     """The minibatches of a loader, on `device`.
 
-    On CUDA the next minibatch crosses on a stream of its own, from pinned memory, while this one is computed with. On
-    the CPU they are passed on. `state_dict` is that of the next minibatch to be handed out, not of those on their way.
+    On CUDA a thread of its own takes the next minibatch and has it cross on a stream of its own, from pinned memory,
+    while this one is computed with. On the CPU they are passed on. `state_dict` is that of the next minibatch to be
+    handed out, not of those on their way.
     """
 
     def __init__(self, loader: BatchLoader, device: torch.device | str) -> None:
@@ -40,27 +42,36 @@ class DeviceFeeder:
             yield from self.loader
             return
         side = torch.cuda.Stream(self.device)
-        following: tuple[Batch, torch.cuda.Event, dict[str, int]] | None = None
+        batches = iter(self.loader)
         crossing: deque[tuple[Batch, torch.cuda.Event]] = deque()  # on the host, kept until their copy is done
-        try:
-            for batch in self.loader:
-                with torch.cuda.stream(side), record_function("host to device"):
-                    copied, event = batch.to(self.device), torch.cuda.Event()
-                    event.record(side)
-                crossing.append((batch, event))
-                while crossing[0][1].query() and len(crossing) > 1:
-                    crossing.popleft()
-                if following is not None:
-                    yield self._hand_out(*following)
-                following = copied, event, self.loader.state_dict()
-            if following is not None:
-                yield self._hand_out(*following)
-            self._state = None  # the epoch is over: the loader stands at the next one
-        finally:
-            side.synchronize()
-            if self._state is not None:  # a consumer that broke off has not seen what was on its way
-                self.loader.load_state_dict(self._state)
-            self._state = None
+
+        def fetch() -> tuple[Batch, torch.cuda.Event, dict[str, int]] | None:
+            batch = next(batches, None)
+            if batch is None:
+                return None
+            with torch.cuda.stream(side), record_function("host to device"):
+                copied, event = batch.to(self.device), torch.cuda.Event()
+                event.record(side)
+            crossing.append((batch, event))
+            while crossing[0][1].query() and len(crossing) > 1:
+                crossing.popleft()
+            return copied, event, self.loader.state_dict()
+
+        self._state = self.loader.state_dict()  # the loader itself goes ahead from here on
+        with ThreadPoolExecutor(1, thread_name_prefix="atlasvi-feeder") as copier:
+            following = copier.submit(fetch)
+            try:
+                while (fetched := following.result()) is not None:
+                    following = copier.submit(fetch)
+                    yield self._hand_out(*fetched)
+                self._state = None  # the epoch is over: the loader stands at the next one
+            finally:
+                wait([following])
+                batches.close()  # type: ignore[attr-defined]  # a generator
+                side.synchronize()
+                if self._state is not None:  # a consumer that broke off has not seen what was on its way
+                    self.loader.load_state_dict(self._state)
+                self._state = None
 
     def _hand_out(self, batch: Batch, event: "torch.cuda.Event", state: dict[str, int]) -> Batch:
         current = torch.cuda.current_stream(self.device)
