@@ -112,6 +112,17 @@ def test_from_logits_it_is_the_same(likelihood: str, dispersion: str, softmax: b
     assert torch.equal(given[0], kept)
 
 
+@pytest.mark.gpu
+def test_from_logits_in_aligned_rows_longer_than_a_block():
+    """Loads are wide then, and the threads that load values others than those that write on them."""
+    case = make_case("nb", "gene", True, 300, 2_000, 4)
+    case.weights = torch.full((300,), 1 / 300)
+    logits, log_theta = torch.randn(300, 2_000, generator=torch.Generator().manual_seed(0)), case.tensors["log_theta"]
+    exact = run_logits(case, "torch", logits, log_theta, None, torch.float64)
+    for expected_grad in (1 / 300, None):
+        assert_agree(run_logits(case, "cuda", logits, log_theta, None, expected_grad=expected_grad), exact, slack=1e-4)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_from_logits_in_any_order_of_memory(backend: str):
     case = make_case("nb", "gene-batch", True, 3, 40, 4)
