@@ -141,15 +141,6 @@ def test_a_layer_that_shares_the_structure_of_x_is_read_where_its_entries_are_ze
         open_source(path)
 
 
-def test_the_layer_that_was_found_is_read_as_zarr_reads_it(shared):
-    path = shared / "faults/files/15-zarr-explicit-zero-chunks/ez3.zarr"
-    layer = zarr.open_group(path, mode="r", use_consolidated=False)["layers/unspliced"]
-    source = open_source(path, layer="unspliced")
-    expected = sp.csr_matrix((layer["data"][:], layer["indices"][:], layer["indptr"][:]), layer.attrs["shape"])
-    assert (source.read_counts(0, source.n_cells) != expected).nnz == 0
-    assert expected.sum() > 0
-
-
 def test_genes_of_a_dense_matrix_that_next_to_no_cell_has_need_no_chunk(tmp_path):
     rng = np.random.default_rng(0)
     dense = rng.poisson(1.0, (N, GENES)).astype(np.float32)

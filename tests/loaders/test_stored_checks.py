@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-import sys
 import types
 from pathlib import Path
 
@@ -16,10 +15,9 @@ import pytest
 import scipy.sparse as sp
 import zarr
 
-from atlasvi.engine.minified import MinifiedStore
 from atlasvi.loaders import stored_checks
 from atlasvi.loaders.cell_store import CellStore
-from atlasvi.loaders.errors import MissingDependencyError, SourceError
+from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.ingestion import ingest
 from atlasvi.loaders.missing_chunks import find_missing_chunks
 from atlasvi.loaders.sources import open_source
@@ -267,27 +265,3 @@ def test_a_pickle_in_a_store_of_ours_is_refused_unread(tmp_path, where):
     root.write_text(json.dumps(content))
     with pytest.raises(SourceError, match="pickle"):
         CellStore(tmp_path / "store")
-
-
-def test_hostile_minified_stores_run_nothing(shared, tmp_path):
-    pytest.importorskip("torch")
-    for name, inside in (("pickle-a", "a/mini.zarr"), ("pickle-b", "b")):
-        shutil.unpack_archive(shared / f"faults/hostile/{name}.tar.gz", tmp_path / name, filter="data")
-        place = next(tmp_path.joinpath(name).rglob(inside.split("/")[-1]))
-        from atlasvi.engine.scvi_minified import open_minified
-
-        with pytest.raises(SourceError, match="Python pickles"):
-            open_minified(place)
-        if name == "pickle-b":
-            with pytest.raises(SourceError, match="Python pickles"):
-                MinifiedStore(place)
-
-
-def test_a_filter_of_hdf5plugin_is_named_where_it_is_not_there_and_used_where_it_is(shared, monkeypatch):
-    path = shared / "faults/files/10-hdf5plugin-zstd/zstd.h5ad"
-    if h5py.h5z.filter_avail(32015):
-        assert read_all(path)[0].sum() > 0
-        return
-    monkeypatch.setitem(sys.modules, "hdf5plugin", None)  # not to be imported
-    with pytest.raises(MissingDependencyError, match=r"filter 32015 \(zstd\), .* pip install hdf5plugin"):
-        open_source(path)
