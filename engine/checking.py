@@ -8,12 +8,12 @@ import numpy as np
 from atlasvi.engine.checkpoint import list_checkpoints, read_content
 from atlasvi.engine.minified import LIBRARY, MinifiedStore, is_minified_store
 from atlasvi.engine.runs import CONFIG, MODEL
-from atlasvi.engine.scvi_files import open_model
+from atlasvi.engine.scvi_files import SAVED, open_model
 from atlasvi.engine.terminal import count
 from atlasvi.loaders.cell_store import CellStore, is_cell_store
 from atlasvi.loaders.cells import CellData, open_cells
 from atlasvi.loaders.errors import AtlasviError, SourceError
-from atlasvi.loaders.manifest import find_damage, read_manifest, write_manifest
+from atlasvi.loaders.manifest import MANIFEST, find_damage, read_manifest, write_manifest
 
 SLICE_CELLS = 2**16
 NO_LIST = (
@@ -33,15 +33,16 @@ def check(path: str | Path, renew: bool = False) -> Iterator[str]:
     Raises DamageError after the lines on what is damaged, SourceError if `path` is none of these.
     """
     place, damage = Path(path), list[str]()
-    files = None
+    files, list_name = None, MANIFEST if (place / MANIFEST).is_file() else SAVED
     if place.is_dir():
         try:
-            files = read_manifest(place)
+            files = read_manifest(place, list_name)
         except SourceError as error:
             damage.append(str(error))
     if renew and files is not None:
-        write_manifest(place, None if _is_store(place) else files)
-        files = read_manifest(place)
+        there = [name for name in files if (place / name).is_file()]
+        write_manifest(place, None if _is_store(place) else there, list_name=list_name)
+        files = read_manifest(place, list_name)
         yield f"{path}: the list of its files was written anew ({len(files or {}):,} files)"
     elif files is not None:
         damage += find_damage(place, files, lambda name: True)

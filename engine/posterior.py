@@ -13,7 +13,7 @@ from atlasvi.engine.interruption import stop_on_signals
 from atlasvi.engine.minified import LIBRARY, create_minified, finish_minified
 from atlasvi.engine.minify_parts import ENCODED, ORDERED, MinifyJob, Opened, load_job
 from atlasvi.engine.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
-from atlasvi.engine.resuming import fingerprint
+from atlasvi.engine.resuming import fingerprint, name_data
 from atlasvi.engine.runs import RESULT, TrainedRun
 from atlasvi.engine.scvi_files import open_model
 from atlasvi.loaders.cells import CellData, open_cells, select_genes
@@ -21,6 +21,7 @@ from atlasvi.loaders.ingest_job import reading_unfinished
 from atlasvi.loaders.ingestion import Progress
 from atlasvi.loaders.manifest import hash_files, write_json
 from atlasvi.loaders.outputs import write_folder_aside
+from atlasvi.loaders.source_options import parse_source
 from atlasvi.loaders.workers import Workers
 
 
@@ -63,14 +64,14 @@ def minify(
         ranks.note("opening the model and the data")
         if not isinstance(run, TrainedRun):
             run = open_model(run)
-        path = data.path if not isinstance(data, (str, Path)) else str(data)
+        spec = parse_source(data if isinstance(data, (str, Path)) else data.path)
         if isinstance(data, (str, Path)):
             data = open_cells(data, **(options or {}))
         elif dask is not None:
             raise ValueError("over a Dask cluster each worker opens the data: give its path, and `options`")
         data = select_genes(data, run.genes)
         job = MinifyJob(
-            data=str(Path(path).absolute()) if Path(path).exists() else path,
+            data=str(spec.make_absolute()),
             options=dict(options or {}),
             identity={**fingerprint(data), "weights_sha256": _hash_weights(run)},
             n_cells=data.n_cells,
@@ -147,7 +148,7 @@ def _finish(scratch: Path, opened: Opened) -> None:
         "model": run.model_settings,
         "setup": asdict(run.setup),
         "order": "source" if job.source_order else "as trained",
-        "data": data.path,
+        "data": name_data(data),
     }
     written = minify_parts.read_written(scratch, ORDERED if job.source_order else ENCODED, job.n_parts)
     result = scratch / minify_parts.RESULT

@@ -46,10 +46,16 @@ def read_saved(out: Path) -> dict[str, Any]:
     return saved
 
 
+def name_data(data: CellData) -> str:
+    """The path of the data with the options that it was opened with, from which `open_cells` opens it once more."""
+    return str(getattr(data, "spec", None) or data.path)
+
+
 def resume_command(data: CellData, out: Path, device: str = "auto") -> str:
     """The command line that goes on with a run: as it was launched, with the options that opened its data."""
-    options = {**getattr(data, "opened_with", {}), **({} if device == "auto" else {"device": device})}
-    words = ["train", data.path, "--out", str(out), *(f"--{name}={value}" for name, value in options.items())]
+    options = {"--empty-cells": "keep"} if getattr(data, "keep_empty", False) else {}
+    options |= {} if device == "auto" else {"--device": device}
+    words = ["train", name_data(data), "--out", str(out), *(f"{name}={value}" for name, value in options.items())]
     return f"{launch_prefix()} {shlex.join([*words, '--resume'])}"
 
 

@@ -45,7 +45,7 @@ from atlasvi.engine.scvi_arguments import (
     translate_arguments,
     warn_without_effect,
 )
-from atlasvi.engine.scvi_files import PARTS, load_scvi_tools, open_model, write_scvi_model
+from atlasvi.engine.scvi_files import PARTS, SAVED, check_saved, load_scvi_tools, open_model, write_scvi_model
 from atlasvi.engine.scvi_registry import SCVI_DEFAULTS, name_activation
 from atlasvi.engine.scvi_views import ModelViews
 from atlasvi.engine.torch_files import load_tensors
@@ -54,6 +54,7 @@ from atlasvi.engine.training import train
 from atlasvi.loaders.cells import CellData, add_column, align_genes, select_genes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError
+from atlasvi.loaders.manifest import write_manifest
 from atlasvi.loaders.outputs import write_folder_aside
 
 if TYPE_CHECKING:
@@ -317,6 +318,7 @@ class SCVI(Questions, ModelViews):
             if save_anndata:
                 assert self.adata is not None
                 self.adata.write_h5ad(result / f"{prefix}adata.h5ad", **anndata_write_kwargs)
+            write_manifest(result, list_name=f"{prefix}{SAVED}")
         if written != folder:
             for file in written.iterdir():
                 os.replace(file, folder / file.name)
@@ -346,7 +348,8 @@ class SCVI(Questions, ModelViews):
         else:
             run = load_scvi_tools(folder / f"{prefix}{MODEL}") if prefix else open_model(folder)
         parts = run.split
-        if (folder / f"{prefix}{STATE}").is_file():
+        belongs = check_saved(folder, prefix, with_data=adata is None)
+        if belongs and (folder / f"{prefix}{STATE}").is_file():
             state = folder / f"{prefix}{STATE}"
             content = load_tensors(state)
             with reading(str(state)):

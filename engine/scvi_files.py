@@ -1,6 +1,7 @@
 """Model directories of scvi-tools, read and written without scvi-tools."""
 
 import io
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from atlasvi.engine.scvi_registry import read_options, read_setup, write_init_pa
 from atlasvi.engine.scvi_weights import from_scvi_weights, to_scvi_weights
 from atlasvi.engine.torch_files import read_torch_file
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.manifest import MANIFEST
+from atlasvi.loaders.manifest import ADVICE, MANIFEST, hash_file, read_manifest
 from atlasvi.loaders.outputs import write_folder_aside
 
+SAVED = "atlasvi.json"  # the list of what `SCVI.save` wrote; not MANIFEST, by which a run is known
 PARTS = ("train", "validation", "test")
 
 
@@ -91,6 +93,39 @@ def write_scvi_model(run: TrainedRun, file: Path, attributes: Mapping[str, Any] 
     torch.save(content, buffer)
     with open(file, "wb") as written:
         written.write(buffer.getbuffer())
+
+
+def check_saved(folder: Path, prefix: str, with_data: bool) -> bool:
+    """Look at the files beside a model that `SCVI.save` wrote, by its list; others have no list, which is fine.
+
+    with_data  whether its adata.h5ad is to be read, so that it is looked at too
+    Returns whether they belong to the model: not if scvi-tools has saved another one over it since. Warns where one is
+    missing. Raises SourceError where one is damaged; one of another size was written anew, and is taken as it is.
+    """
+    files = read_manifest(folder, f"{prefix}{SAVED}")
+    if files is None:
+        return True
+    model, data = f"{prefix}{MODEL}", f"{prefix}adata.h5ad"
+    if model in files and hash_file(folder / model) != tuple(files.pop(model)):
+        warnings.warn(
+            f"{folder / model} was written anew since {prefix}{SAVED} was, so what lies beside it (the optimizer, the "
+            "split) is of another model and is not read.",
+            stacklevel=3,
+        )
+        return False
+    for name, (size, checksum) in files.items():
+        path = folder / name
+        if name == data and not with_data:
+            continue
+        if not path.is_file():
+            warnings.warn(
+                f"{path} is missing, which was saved with the model: what it held (in atlasvi.pt the optimizer, the "
+                "history and the split, in adata.h5ad the data) is not there; copy the folder again, if it should be.",
+                stacklevel=3,
+            )
+        elif path.stat().st_size == size and hash_file(path)[1] != checksum:
+            raise SourceError(f"{path} is damaged: it does not match the checksum in {prefix}{SAVED}. {ADVICE}")
+    return True
 
 
 def open_model(path: str | Path) -> TrainedRun:

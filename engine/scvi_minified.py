@@ -1,5 +1,6 @@
 """Data that scvi-tools minified, asked like a minified store: latents in an h5ad or Zarr, the model beside it."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.stored_checks import check_group_codecs, check_stored
 from atlasvi.loaders.tables import check_column
+
+log = logging.getLogger(__name__)
 
 LATENTS = ("scvi_latent_", "_scvi_latent_")  # the second before scvi-tools 1.2
 LIBRARIES = (LIBRARY, f"_scvi_{LIBRARY}")
@@ -60,7 +63,8 @@ class ScviMinified:
                 check_group_codecs(root)
             self.kind = to_str(read_text(uns[MINIFIED]))
             for name in ("obs", "var", "obsm"):
-                check_stored(self.path, root, name)
+                if zeros := check_stored(self.path, root, name):
+                    log.warning("%s: chunks are not stored of %s: taken for zeros.", self.path, ", ".join(zeros))
             obs, var = (open_table(self.path, name, root[name]) for name in ("obs", "var"))
             self.obs, self.n_cells = _Obs(obs, self.path), obs.n_rows
             self.var: pd.DataFrame = var.read(0, var.n_rows)

@@ -35,7 +35,7 @@ from atlasvi.engine.noise import INITIAL_WEIGHTS, TRAINING_NOISE, seed_draws, sh
 from atlasvi.engine.profiling import StepProfiler, record_function
 from atlasvi.engine.progress import RunLog, SilentLog
 from atlasvi.engine.ranks import Ranks
-from atlasvi.engine.resuming import fingerprint, resume_command
+from atlasvi.engine.resuming import fingerprint, name_data, resume_command
 from atlasvi.engine.runs import CONFIG, METRICS, MODEL, RESULT, TrainedRun, lock_run
 from atlasvi.engine.schedule import MEASURES, costs, epochs_since_best, rate_on_plateau, weigh_kl
 from atlasvi.engine.splits import Split, split_by_column, split_by_hash
@@ -112,7 +112,7 @@ class Trainer:
         self.epochs = self.settings.epochs
         self.config = {
             "atlasvi": _version("atlasvi"),
-            "data": data.path,
+            "data": name_data(data),
             **fingerprint(data),
             **asked,
             "setup": asdict(setup),

@@ -53,7 +53,7 @@ class AnnDataSource:
             self.notes.append(f"{path}: the counts are those of {self.layer}, as X holds no whole numbers.")
         for key in ("obs", var_key, where):
             if zeros := check_stored(path, root, key, spec.fill_missing):
-                self.notes.append(f"{path}: no chunk is stored of {', '.join(zeros)}: taken for zeros.")
+                self.notes.append(f"{path}: chunks are not stored of {', '.join(zeros)}: taken for zeros.")
         self._obs = open_table(path, "obs", root["obs"], uns)
         var = open_table(path, var_key, root[var_key], uns)
         self._matrix = open_matrix(path, where, root[where], scratch)

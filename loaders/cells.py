@@ -17,7 +17,8 @@ from atlasvi.loaders.hashing import cell_keys
 from atlasvi.loaders.joined import JoinedSources
 from atlasvi.loaders.rows import Rows
 from atlasvi.loaders.runs import count_mixed_runs, describe_mixing
-from atlasvi.loaders.sources import open_source
+from atlasvi.loaders.source_options import SourceSpec, parse_source
+from atlasvi.loaders.sources import open_spec
 from atlasvi.loaders.tables import check_column
 
 
@@ -67,10 +68,9 @@ class SourceCells:
     reads faster. (A collection of annbatch is shuffled too.)
     """
 
-    def __init__(self, joined: JoinedSources, keep_empty: bool = False) -> None:
-        self._joined, self._keep_empty, source = joined, keep_empty, joined.sources[0]
+    def __init__(self, joined: JoinedSources, spec: SourceSpec, keep_empty: bool = False) -> None:
+        self._joined, self.spec, self.keep_empty, source = joined, spec, keep_empty, joined.sources[0]
         self._source = source
-        self.opened_with: dict[str, str] = {}  # options of `open_cells`, as the command line has them
         self.path, self.n_cells, self.var = source.path, joined.n_cells, joined.var
         of_anndata = isinstance(source, AnnDataSource) and source.layer not in ("X", "raw", "raw/X")
         self.layer = source.layer if of_anndata else None  # that AnnData has the counts in
@@ -96,7 +96,7 @@ class SourceCells:
             rows = Rows.from_csr(start, counts.indptr, indices, counts.data)
         else:
             row_nnz = rows.lengths
-        if not self._keep_empty:
+        if not self.keep_empty:
             check_no_empty_cells(row_nnz, self.path, start, self._joined.name_cells(0, start))
         return rows
 
@@ -136,7 +136,7 @@ class SelectedGenes:
         )
         self.read_obs, self.read_column = data.read_obs, data.read_column
         self.split_keys, self.close = data.split_keys, data.close
-        self.opened_with = getattr(data, "opened_with", {})
+        self.spec, self.keep_empty = getattr(data, "spec", None), getattr(data, "keep_empty", False)
 
     @property
     def mixing(self) -> str:
@@ -207,9 +207,5 @@ def open_cells(
     """A cell store or any source, ready to be trained on; the options are for sources (see `open_source`)."""
     if is_cell_store(path):
         return CellStore(path)
-    source = open_source(path, layer=layer, gene_column=gene_column, measurement=measurement)
-    cells = SourceCells(JoinedSources([source]), keep_empty)
-    options = {"layer": layer, "gene-column": gene_column, "measurement": measurement}
-    options["empty-cells"] = "keep" if keep_empty else None
-    cells.opened_with = {name: value for name, value in options.items() if value is not None}
-    return cells
+    spec = parse_source(path, layer=layer, gene_column=gene_column, measurement=measurement)
+    return SourceCells(JoinedSources([open_spec(spec)]), spec, keep_empty)

@@ -9,7 +9,7 @@ the store. The order is a pure function of (seed, source number, row, number of 
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -107,9 +107,7 @@ def ingest(
         raise ValueError(f"profile is {profile!r}: choose one of {', '.join(PROFILES)}")
     specs = list_sources(paths, layer=layer, gene_column=gene_column, measurement=measurement)
     if dask:  # processes of a cluster run in other folders
-        specs = [
-            replace(spec, path=os.path.abspath(spec.path)) if os.path.exists(spec.path) else spec for spec in specs
-        ]
+        specs = [spec.make_absolute() for spec in specs]
     job = Job(
         scratch_format=SCRATCH_FORMAT,
         sources=[asdict(spec) for spec in specs],

@@ -82,9 +82,11 @@ def hash_files(folder: Path, names: Iterable[str] | None = None, known: Mapping[
     return {name: (known or {}).get(name) or hash_file(folder / name) for name in listed if name != MANIFEST}
 
 
-def write_manifest(folder: Path, names: Iterable[str] | None = None, known: Mapping[str, Any] | None = None) -> None:
-    """Write the list of the files of a folder (see `hash_files`)."""
-    write_json(folder / MANIFEST, {"files": hash_files(folder, names, known)})
+def write_manifest(
+    folder: Path, names: Iterable[str] | None = None, known: Mapping[str, Any] | None = None, list_name: str = MANIFEST
+) -> None:
+    """Write the list of the files of a folder (see `hash_files`), as a file of another name where one is given."""
+    write_json(folder / list_name, {"files": hash_files(folder, names, known)})
 
 
 @contextmanager
@@ -103,13 +105,13 @@ def changing(folder: Path, is_changed: Callable[[str], bool]) -> Iterator[None]:
     write_manifest(folder, known=kept)
 
 
-def read_manifest(folder: Path) -> Files | None:
+def read_manifest(folder: Path, list_name: str = MANIFEST) -> Files | None:
     """The list of a folder's files; None if it has none. Raises SourceError if it is damaged."""
-    if not (folder / MANIFEST).exists():
+    if not (folder / list_name).exists():
         return None
-    files = read_json(folder / MANIFEST).get("files")
+    files = read_json(folder / list_name).get("files")
     if not isinstance(files, dict):
-        raise SourceError(f"{folder / MANIFEST} is damaged (it lists no files): copy it again.")
+        raise SourceError(f"{folder / list_name} is damaged (it lists no files): copy it again.")
     return {name: (size, checksum) for name, (size, checksum) in files.items()}
 
 

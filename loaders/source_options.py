@@ -7,6 +7,7 @@ A table is a TOML file with one entry a source; paths are relative to its folder
     layer = "raw"
 """
 
+import os
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -42,6 +43,16 @@ class SourceSpec:
     def fill_missing(self) -> bool:
         """Whether missing chunks are taken for zeros."""
         return self.missing_chunks == "zeros"
+
+    def __str__(self) -> str:
+        """`PATH::OPTION=VALUE,...`, as `parse_source` reads it; PATH alone where no option is other than usual."""
+        given = {name: getattr(self, name) for name in OPTIONS if getattr(self, name) != getattr(SourceSpec, name)}
+        options = ",".join(f"{name}={value}" for name, value in given.items())
+        return f"{self.path}::{options}" if options else self.path
+
+    def make_absolute(self) -> "SourceSpec":
+        """The same, for processes that run in other folders; what is no path of this machine stays."""
+        return replace(self, path=os.path.abspath(self.path)) if os.path.exists(self.path) else self
 
 
 OPTIONS = tuple(field.name for field in fields(SourceSpec) if field.name != "path")

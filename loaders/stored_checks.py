@@ -7,7 +7,6 @@ gigabytes for one chunk, or give zeros for values that were never written or cop
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,12 @@ import h5py
 import numpy as np
 import zarr
 from h5py import h5d, h5o, h5z
-from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from atlasvi.loaders.errors import MissingDependencyError, SourceError
-
-Node = Any  # h5py.Group | h5py.Dataset | zarr.Group | zarr.Array, whose common part is not typed anywhere
+from atlasvi.loaders.missing_chunks import Node, can_be_zeros, find_missing_chunks
 
 LARGEST_CHUNK = 2**30  # bytes; libraries write chunks of some MB, and a chunk is decoded as a whole
-MOST_NAMED_CHUNKS = 2**22  # of an array that says that it has more, none is looked for by name
 
 # What each codec does is known to be harmless; `pickle` is none of them, and those unknown may run anything.
 SAFE_CODECS = {
@@ -58,7 +54,7 @@ def check_stored(path: str, root: Node, key: str, fill_missing: bool = False) ->
 
     root          the file's group, which `key` is of; `path` is what errors call the file
     fill_missing  take chunks that are not there for zeros, as the libraries do
-    Returns the names of arrays of numbers of which nothing is stored, so that they are zeros.
+    Returns the names of the arrays whose missing chunks are taken for zeros, though they could be lost.
     """
     zeros = []
     for name, node in walk_nodes(path, root, key):
@@ -187,11 +183,10 @@ def check_filters(what: str, array: h5py.Dataset) -> None:
 
 
 def check_complete(path: str, name: str, array: Node, root: Node) -> bool:
-    """Raise SourceError where chunks of an array are missing that its other parts say must be there.
+    """Raise SourceError where chunks of an array are missing that can't be zeros by the other parts of the file.
 
-    zarr-python 3 writes no chunk that holds only zeros, so a missing one may be zeros or may be lost. Zeros are
-    believed where no chunk of the array was ever stored and zeros make sense of it: a mask, codes of one category, a
-    column of numbers (for which True is returned). HDF5 files have all their chunks.
+    Returns whether chunks are taken for zeros that could be others too (see missing_chunks), so that it must be said.
+    HDF5 files have all their chunks.
     """
     missing: list[int] | range = []
     if isinstance(array, h5py.Dataset):
@@ -206,7 +201,9 @@ def check_complete(path: str, name: str, array: Node, root: Node) -> bool:
             f"{path}: {n_missing} of {n_expected} chunks of {name} are missing: {cause}. If whoever wrote it left out "
             f"chunks that hold only zeros, as zarr-python 3 does, read them so: {path}::missing_chunks=zeros"
         )
-    return bool(missing) and not name.endswith(("/mask", "/codes", "/indices"))
+    nothing_stored = len(missing) == n_expected
+    proven = ("/indices", "/indptr", "/mask", "/codes") if nothing_stored else ("/indices", "/indptr")
+    return bool(missing) and not name.endswith(proven)
 
 
 def count_unwritten(array: h5py.Dataset) -> tuple[int, int]:
@@ -218,64 +215,3 @@ def count_unwritten(array: h5py.Dataset) -> tuple[int, int]:
         return 1, int(not compact and array.id.get_storage_size() == 0)
     n_expected = int(np.prod([-(-n // step) for n, step in zip(array.shape, array.chunks)], dtype=object))
     return n_expected, n_expected - array.id.get_num_chunks()
-
-
-def find_missing_chunks(array: zarr.Array) -> tuple[int, list[int] | range]:
-    """(stored chunks or shards that a Zarr array should have, the numbers of those that are not there)."""
-    stored = array.shards or array.chunks
-    grid = [-(-n // step) for n, step in zip(array.shape, stored)]
-    n_expected = int(np.prod(grid, dtype=object))
-    if n_expected == 0:
-        return 0, []
-    prefix = f"{array.path}/" if array.path else ""
-    keys = set(sync(_list_keys(array.store, prefix)))
-    if n_expected > max(len(keys), MOST_NAMED_CHUNKS):
-        return n_expected, range(n_expected - len(keys))
-    key_of = array.metadata.encode_chunk_key
-    places = product(*map(range, grid))
-    return n_expected, [k for k, place in enumerate(places) if prefix + key_of(place) not in keys]
-
-
-async def _list_keys(store: Any, prefix: str) -> list[str]:
-    return [key async for key in store.list_prefix(prefix)]
-
-
-def can_be_zeros(name: str, array: zarr.Array, root: Node, n_expected: int, missing: list[int] | range) -> bool:
-    """Whether the other parts of a file make sense if the missing chunks of an array hold only zeros."""
-    folder, _, last = name.rpartition("/")
-    parent = root[folder] if folder else root
-    kind = str(parent.attrs.get("encoding-type", ""))
-    if array.ndim != 1 or array.dtype.kind not in "biuf" or array.fill_value not in (0, None):
-        return False
-    if last == "indices" and kind in ("csr_matrix", "csc_matrix"):
-        return _are_single_entries(parent, array, missing)
-    if last == "indptr" and kind in ("csr_matrix", "csc_matrix") and parent["data"].shape == (0,):
-        return True  # of a matrix without an entry
-    if kind in ("csr_matrix", "csc_matrix") or len(missing) < n_expected or _has_chunk_folder(array):
-        return False
-    if kind == "categorical":
-        return last == "codes" and parent["categories"].shape == (1,)
-    if "categories" in array.attrs:  # codes of anndata 0.7
-        return parent[str(array.attrs["categories"])].shape == (1,)
-    return True
-
-
-def _are_single_entries(matrix: zarr.Group, indices: zarr.Array, missing: list[int] | range) -> bool:
-    """Whether each entry in missing chunks is the only one of its row: gene 0 can't occur twice in one."""
-    step, length = (indices.shards or indices.chunks)[0], indices.shape[0]
-    pointers: Node = matrix["indptr"]
-    if find_missing_chunks(pointers)[1]:
-        return False
-    starts = np.asarray(pointers[:])
-    for k in missing:
-        low, high = k * step, min((k + 1) * step, length)
-        inside = starts[np.searchsorted(starts, low) : np.searchsorted(starts, high)]
-        if len(np.unique(inside)) < high - low:
-            return False
-    return True
-
-
-def _has_chunk_folder(array: zarr.Array) -> bool:
-    """Whether the folder of an array's chunks is there, which is made with the first chunk, so there was one."""
-    root, first = getattr(array.store, "root", None), array.metadata.encode_chunk_key((0,) * array.ndim)
-    return root is not None and "/" in first and (root / array.path / first.split("/")[0]).is_dir()

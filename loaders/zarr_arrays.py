@@ -24,8 +24,8 @@ from zarr.storage import LocalStore
 from atlasvi.loaders.buffers import Buffers
 from atlasvi.loaders.decoding import decode_chunks
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
+from atlasvi.loaders.missing_chunks import find_missing_chunks
 from atlasvi.loaders.shards import CHUNK_MISSING, OPEN_SHARDS, OpenShard, identify
-from atlasvi.loaders.stored_checks import find_missing_chunks
 
 BLOSC = "blosc"
 OTHERS = ("zstd", "gzip", "zlib")

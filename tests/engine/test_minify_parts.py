@@ -1,5 +1,6 @@
 """A minify in parts: whoever does them, in however many attempts, the store is the same to the byte."""
 
+import json
 import os
 import signal
 import zipfile
@@ -234,3 +235,18 @@ def test_cells_that_a_store_left_out_leave_no_gap_in_the_order_of_the_sources(ru
     minify(run, tmp_path / "store", tmp_path / "mini", source_order=True, batch_size=10)
     rows = anndata.read_zarr(tmp_path / "mini").obs["source_row"].to_numpy()
     assert rows.tolist() == [*range(10), *range(60, 200)]
+
+
+def test_processes_in_other_folders_open_the_data_with_the_options_of_its_path(run, tmp_path: Path, monkeypatch):
+    source = anndata.read_h5ad(write_cells(tmp_path / "cells.h5ad"))
+    source.layers["counts"], source.X = source.X, source.X * 0.5
+    source.write_h5ad(tmp_path / "cells.h5ad")
+    jobs, keep_open = [], minify_parts.keep_open
+    monkeypatch.setattr(
+        minify_parts, "keep_open", lambda scratch, opened: jobs.append(opened) or keep_open(scratch, opened)
+    )
+    monkeypatch.chdir(tmp_path)
+    minify(run, "cells.h5ad::layer=counts", tmp_path / "mini")
+    assert jobs[0].job.data == f"{tmp_path / 'cells.h5ad'}::layer=counts"
+    attributes = json.loads((tmp_path / "mini" / "zarr.json").read_text())["attributes"]["atlasvi"]
+    assert attributes["data"] == "cells.h5ad::layer=counts"

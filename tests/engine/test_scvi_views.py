@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from atlasvi.engine import SCVI
+from atlasvi.engine.checking import DamageError, check
 from atlasvi.engine.configuration import SettingError
 from atlasvi.engine.interruption import TrainingInterrupted
 from atlasvi.engine.queries import QueryError
 from atlasvi.engine.trainer import Trainer, TrainingError
-from atlasvi.loaders.errors import GeneError, OutputError
+from atlasvi.loaders.errors import GeneError, OutputError, SourceError
 from tests.engine.test_scvi import make_adata, make_model
 
 
@@ -144,7 +145,7 @@ def test_arguments_without_effect_are_warned_of(model: SCVI, arguments: dict, na
 def test_a_model_is_saved_where_one_stands(model: SCVI, tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     model.save(".", overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["atlasvi.pt", "model.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["atlasvi.json", "atlasvi.pt", "model.pt"]
     assert SCVI.load(".").run.genes == model.run.genes
     (tmp_path / "file").write_text("a file")
     with pytest.raises(OutputError, match="exists already"):
@@ -154,9 +155,37 @@ def test_a_model_is_saved_where_one_stands(model: SCVI, tmp_path, monkeypatch: p
 def test_the_split_is_read_from_what_scvi_tools_reads_it_from(model: SCVI, tmp_path):
     model.save(tmp_path / "model")
     (tmp_path / "model" / "atlasvi.pt").unlink()  # scvi-tools writes none: its model.pt holds the split
-    loaded = SCVI.load(tmp_path / "model", model.adata)
+    with pytest.warns(UserWarning, match=r"atlasvi\.pt is missing, which was saved with the model"):
+        loaded = SCVI.load(tmp_path / "model", model.adata)
     assert np.array_equal(loaded.validation_indices, model.validation_indices)
     assert np.array_equal(loaded.train_indices, model.train_indices)
+
+
+def test_a_flipped_bit_of_the_data_beside_a_model_is_noticed(model: SCVI, tmp_path):
+    folder = tmp_path / "model"
+    model.save(folder, save_anndata=True)
+    data, whole = folder / "adata.h5ad", (folder / "adata.h5ad").read_bytes()
+    data.write_bytes(whole[:-9] + bytes([whole[-9] ^ 4]) + whole[-8:])
+    with pytest.raises(SourceError, match=r"adata\.h5ad is damaged: it does not match the checksum in atlasvi\.json"):
+        SCVI.load(folder)
+    with pytest.raises(DamageError, match=r"1 problem, the first: .*adata\.h5ad is damaged"):
+        list(check(folder))
+    assert SCVI.load(folder, model.adata).run.state is not None  # other data is asked for
+    list(check(folder, renew=True))
+    data.write_bytes(whole)
+    list(check(folder, renew=True))
+    assert np.array_equal(SCVI.load(folder).get_latent_representation(), model.get_latent_representation())
+
+
+def test_what_was_saved_with_a_model_that_another_has_replaced_is_not_read(model: SCVI, tmp_path):
+    other = make_model(make_adata(60, seed=3), epochs=1)
+    model.save(tmp_path / "model")
+    other.save(tmp_path / "other")
+    (tmp_path / "other" / "model.pt").replace(tmp_path / "model" / "model.pt")  # as scvi-tools saves over ours
+    with pytest.warns(UserWarning, match=r"model\.pt was written anew since atlasvi\.json was"):
+        loaded = SCVI.load(tmp_path / "model", other.adata)
+    assert loaded.run.state is None
+    assert np.array_equal(loaded.validation_indices, other.validation_indices)
 
 
 def test_a_minified_store_is_a_model_with_its_data(model: SCVI, tmp_path):

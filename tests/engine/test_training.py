@@ -530,15 +530,15 @@ def test_how_to_go_on_is_a_command_that_opens_the_data_as_it_was_opened(cells: P
     at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(TrainingInterrupted) as stopped:
         train(data, tmp_path / "run", device="cpu", **SCHEDULE)
+    opened = f"{tmp_path / 'my cells.h5ad'}::layer=raw counts,gene_column=symbol"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == opened
     command = shlex.split(str(stopped.value).partition("Go on with: ")[2])
     assert command[:7] == ["atlasvi", "launch", "--nproc", "1", "--max-restarts", "3", "--"]
     assert command[7:] == [
         "train",
-        str(tmp_path / "my cells.h5ad"),
+        opened,
         "--out",
         str(tmp_path / "run"),
-        "--layer=raw counts",
-        "--gene-column=symbol",
         "--empty-cells=keep",
         "--device=cpu",
         "--resume",

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,22 +181,3 @@ def test_of_an_older_store_zeros_are_read_with_a_word(store: Path, caplog):
         assert not caplog.text
         assert not opened.read_column("n").any()
     assert "obs/n/c/0 is not there: its values are zero, or were lost" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        "store-ptr_mid_huge",
-        "store-var_fewer_genes",
-        "store-idx_65535",
-        "store-index_len_huge",
-        "cellstore-obs-batch-codes-missing",
-    ],
-)
-def test_the_stores_that_were_found_are_refused(shared: Path, tmp_path: Path, case: str):
-    for name in ("base-store", case):
-        with tarfile.open(shared / "faults" / "hostile" / f"{name}.tar.gz") as archive:
-            archive.extractall(tmp_path / name, filter="data")
-    sum(len(batch) for batch in BatchLoader(next((tmp_path / "base-store").iterdir()), 64, seed=0))
-    with pytest.raises(SourceError, match=r"damaged|missing"):
-        list(BatchLoader(next((tmp_path / case).iterdir()), 64, seed=0))

@@ -29,6 +29,15 @@ def test_options_stand_behind_the_path():
     assert parse_source("s3://bucket/a.zarr").path == "s3://bucket/a.zarr"
 
 
+@pytest.mark.parametrize("text", ["a.h5ad", "a.h5ad::layer=raw counts", "a.zarr::gene_column=id,missing_chunks=zeros"])
+def test_a_source_is_written_as_it_was_given_and_from_the_root_for_other_processes(tmp_path, monkeypatch, text):
+    assert str(parse_source(text)) == text
+    assert parse_source(text).make_absolute() == parse_source(text)  # there is no such file
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / parse_source(text).path).touch()
+    assert str(parse_source(text).make_absolute()) == f"{tmp_path}/{text}"
+
+
 def test_a_path_that_holds_the_mark_itself_is_a_path(tmp_path):
     annotated().write_h5ad(tmp_path / "a::layer=b.h5ad")
     assert open_source(tmp_path / "a::layer=b.h5ad").layer == "X"

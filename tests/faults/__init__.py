@@ -1,0 +1,1 @@
+"""Inputs of other people that once failed, or passed in a bad way: `faults` in the shared data folder."""
