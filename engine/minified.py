@@ -309,7 +309,7 @@ def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -
                 raise OutputError(
                     f"{path}: anndata can't write the columns of {place} as one file ({reason}): use the store."
                 ) from error
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content.getvalue())  # not getbuffer: see checkpoint.py
 
 
 def _dates_as_text(table: pd.DataFrame) -> pd.DataFrame:

@@ -92,7 +92,7 @@ def write_scvi_model(run: TrainedRun, file: Path, attributes: Mapping[str, Any] 
     buffer = io.BytesIO()  # torch's own writer says nothing of a disk that is full
     torch.save(content, buffer)
     with open(file, "wb") as written:
-        written.write(buffer.getbuffer())
+        written.write(buffer.getvalue())  # not getbuffer: see checkpoint.py
 
 
 def check_saved(folder: Path, prefix: str, with_data: bool) -> bool:

@@ -5,10 +5,14 @@ small enough for memory, is sorted and appended to a CSR matrix on disk, which s
 the matrix's own size in the scratch folder while it sorts, once after that.
 """
 
+import contextlib
 import errno
+import fcntl
+import os
 import shutil
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +28,27 @@ Entries = Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]  # (rows, columns,
 
 # Sorting a bucket takes about five times its size.
 BUCKET_BYTES = 32 * 2**20
+PREFIX = "atlasvi-spool-"
+ABANDONED_S = 60  # a folder that young may be one whose process is about to lock it
+
+
+def remove_abandoned(scratch: Path) -> None:
+    """Remove the folders of spools whose process was killed: nobody holds their lock."""
+    for left in scratch.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # in use, or just removed, or not ours
+            if time.time() - left.stat().st_mtime < ABANDONED_S:
+                continue
+            lock = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            finally:
+                os.close(lock)
+
+
+def _remove_locked(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
 
 
 class RowSpool:
@@ -91,8 +116,12 @@ class RowSpool:
 
     def _build(self) -> None:
         with self._writing():
-            folder = Path(tempfile.mkdtemp(prefix="atlasvi-spool-", dir=self._scratch))
-            self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            remove_abandoned(Path(self._scratch))
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self._scratch))
+            lock = os.open(folder, os.O_RDONLY)
+            self._remove = weakref.finalize(self, _remove_locked, folder, lock)
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         n_rows = self.shape[0]
         wanted = -(-self._n_entries * self._record.itemsize // self._bucket_bytes)
         bounds = np.unique(np.linspace(0, n_rows, max(1, min(wanted, n_rows)) + 1).astype(np.int64))

@@ -3,6 +3,8 @@
 import errno
 import gc
 import io
+import os
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +103,24 @@ def test_a_forgotten_spool_cleans_up_after_itself(tmp_path):
     del spool
     gc.collect()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_uses_is_not(tmp_path):
+    matrix = shuffled(3, 20, 5)
+    used = spool_of(matrix, tmp_path, 100)
+    used.read_rows(0, 1)
+    (of_used,) = tmp_path.iterdir()
+    left, young = tmp_path / "atlasvi-spool-left", tmp_path / "atlasvi-spool-young"
+    for folder in (left, young):
+        folder.mkdir()
+        (folder / "data").write_bytes(b"half")
+    for folder in (of_used, left):
+        os.utime(folder, (0, 0))
+    with closing(spool_of(matrix, tmp_path, 100)) as other:
+        other.read_rows(0, 1)
+        assert not left.exists()
+        assert young.exists()
+        np.testing.assert_array_equal(used.read_rows(0, 20).toarray(), matrix.toarray())
 
 
 def test_an_error_while_entries_are_read_leaves_no_files(tmp_path):
