@@ -29,6 +29,7 @@ from atlasvi.engine.opening import (
     keep_setup,
     open_asked,
     open_counts,
+    read_anndata,
     read_setup,
     reopen_asked,
     write_setup,
@@ -353,9 +354,7 @@ class SCVI(Questions, ModelViews):
                 run.state = content["state"]
                 parts = {name: part.numpy() for name, part in content["split"].items()}
         if adata is None and (saved := folder / f"{prefix}adata.h5ad").is_file():
-            import anndata
-
-            adata = anndata.read_h5ad(saved)
+            adata = read_anndata(saved)
         where = "cpu" if accelerator == "cpu" else str(device)
         model = cls._of_run(run, adata, seed, where)
         model.is_trained = True
