@@ -33,9 +33,11 @@ def run_trials(
         for lane, file in enumerate(files):
             if (child := os.fork()) == 0:
                 with open(file, "wb") as written:
-                    for seed in seeds[lane::at_once]:
+                    for number, seed in enumerate(seeds[lane::at_once]):
                         outcome = run_trial(seed, inputs, answers)
                         pickle.dump(outcome, written)
+                        if number % 50 == 49:
+                            print(f"{number + 1} trials done, one in {at_once} of all", flush=True)
                         if outcome.found == "other":
                             print(outcome, flush=True)
                 os._exit(0)

@@ -37,7 +37,10 @@ from anndata.io import read_elem
 from scipy import sparse
 
 from atlasvi.engine import SCVI
-from tests.fuzz.calls import FORMATS, Answer, describe_cells, describe_latents, list_values
+from atlasvi.engine.runs import TrainedRun
+from atlasvi.engine.scvi_files import open_model
+from atlasvi.engine.scvi_weights import from_scvi_weights
+from tests.fuzz.calls import FORMATS, Answer, describe_cells, describe_latents, describe_model, list_values
 
 UNREADABLE = object()
 CLASSES = ("right", "sentence", "other")
@@ -88,7 +91,7 @@ def is_confirmed(kind: str, call: str, place: Path, inputs: Path, out: Path, ans
     """Whether an independent reader of the damaged input gives the same answer (see above)."""
     warnings.filterwarnings("ignore")
     if FORMATS[kind].ours or kind == "scvi-tools":
-        return _confirm_ours(kind, call, place, answer, before)
+        return _confirm_ours(kind, call, place, inputs, answer, before)
     if kind == "settings":
         return same(answer["settings"], tomllib.loads(place.read_text())) and is_finite(answer)
     if kind == "minified-h5ad":
@@ -103,7 +106,7 @@ def is_confirmed(kind: str, call: str, place: Path, inputs: Path, out: Path, ans
     return same(answer, FORMATS["h5ad-csr"].calls[call](written, inputs, out.with_name("again")))
 
 
-def _confirm_ours(kind: str, call: str, place: Path, answer: Answer, before: Answer) -> bool:
+def _confirm_ours(kind: str, call: str, place: Path, inputs: Path, answer: Answer, before: Answer) -> bool:
     if kind == "store":
         cells = describe_cells(anndata.read_zarr(place))
         if call in ("train", "minify"):
@@ -116,7 +119,11 @@ def _confirm_ours(kind: str, call: str, place: Path, answer: Answer, before: Ans
         return is_finite(answer) and same(answer["latents"], model.get_latent_representation())
     if kind == "scvi-tools":
         held = torch.load(place / "model.pt", weights_only=False)
-        return same(answer["genes"], [str(gene) for gene in held["var_names"]]) and is_sound(answer, before)
+        weights = {
+            name: np.asarray(value) for name, value in held["model_state_dict"].items() if hasattr(value, "numpy")
+        }
+        run = TrainedRun(from_scvi_weights(weights, open_model(inputs / kind).model.settings), list(held["var_names"]))
+        return same(answer, {**describe_model(run), "batches": answer["batches"]}) and set(answer) == set(before)
     if kind == "run" and call in ("load", "check", "export"):
         held = torch.load(place / "model.pt", weights_only=True)
         weights = {f"weights/{name}": value.float().numpy() for name, value in held["weights"].items()}

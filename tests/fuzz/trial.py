@@ -57,7 +57,7 @@ def run_apart(
     while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
         if time.monotonic() > until:
             os.killpg(child, signal.SIGKILL)
-        time.sleep(0.003)
+        time.sleep(0.01)
     status = os.waitstatus_to_exitcode(ended[1])
     value = pickle.loads(files["value"].read_bytes()) if status == 0 else None
     said = files["err"].read_text(errors="replace")
@@ -72,6 +72,7 @@ def _enter(files: dict[str, Path], memory: int, function: Callable[..., Any], ar
         os.setsid()
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        tempfile.tempdir = str(files["out"].parent)  # where it is seen what a call leaves behind
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(files[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
