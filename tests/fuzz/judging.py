@@ -8,7 +8,8 @@ other     Everything else: a traceback, a signal, too much time or memory, an an
 
 How far an answer can be judged:
 - Counts, names, genes and columns that `ingest` and `check` give are compared one by one with the independent reader.
-  What anndata can't read of obs, and we read, has to be as in the undamaged input.
+  What anndata can't read of obs, and we read, has to be as in the undamaged input; of text that is not UTF-8 each
+  byte that is none becomes a mark, as in other programs.
 - Training and minifying from a source are done again on an h5ad that anndata writes of what was read, and compared.
 - A change of our own files that carry checksums must be noticed or make no difference, unless the trial made the
   checksums right again, or changed an array through zarr or torch, which do so. Then stores, latents and weights are
@@ -145,15 +146,23 @@ def read_independently(kind: str, place: Path) -> Answer:
 def _read_elements(group: Any, matrix: str) -> Answer:
     """As anndata reads each part by itself, so that one that is damaged, and that we may not need, hides no other."""
     obs, var = group["obs"], group["raw/var" if matrix.startswith("raw") else "var"]
-    names, genes = ([str(name) for name in read_elem(table[table.attrs["_index"]])] for table in (obs, var))
+    names, genes = ([str(name) for name in _read_column(table[table.attrs["_index"]])] for table in (obs, var))
     answer = describe_cells(_make(read_elem(group[matrix]), names, genes))
     for name in obs.attrs["column-order"]:
         try:
-            column = pd.Series(read_elem(obs[name]))
+            column = _read_column(obs[name])
             answer[f"obs/{name}"] = list_values(column) if len(column) == len(names) else UNREADABLE
         except Exception:
             answer[f"obs/{name}"] = UNREADABLE
     return answer
+
+
+def _read_column(node: Any) -> pd.Series:
+    """As anndata reads it; text that is not UTF-8, which anndata refuses, with a mark for each byte that is none."""
+    try:
+        return pd.Series(read_elem(node))
+    except UnicodeDecodeError:
+        return pd.Series(node.asstr(errors="replace")[()])
 
 
 def _read_tenx(place: Path) -> anndata.AnnData:
@@ -187,7 +196,8 @@ def _read_text(
 
 def _read_rows(file: Path) -> list[list[str]]:
     text = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode("utf-8-sig")
-    return [row for row in csv.reader(text.splitlines(), delimiter="," if file.suffix == ".csv" else "\t") if row]
+    separator = "," if file.suffix == ".csv" else "\t"
+    return [next(csv.reader([line], delimiter=separator)) for line in text.splitlines() if line]
 
 
 def _read_soma(place: Path) -> anndata.AnnData:
