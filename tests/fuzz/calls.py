@@ -127,12 +127,7 @@ def start(place: Path, inputs: Path, out: Path) -> Answer:
 
 
 def train_with_settings(place: Path, inputs: Path, out: Path) -> Answer:
-    config = place.with_suffix(".toml")
-    place.rename(config)
-    try:
-        run_command("train", inputs / "store", "--out", out, "--batch-key", "batch", "--epochs", 1, "--config", config)
-    finally:
-        config.rename(place)
+    run_command("train", inputs / "store", "--out", out, "--batch-key", "batch", "--epochs", 1, "--config", place)
     return {**describe_run(out), "settings": json.loads((out / CONFIG).read_text())["settings"]}
 
 
