@@ -65,11 +65,9 @@ def find_headers(shape: tuple[int, int], genes: ListFile, cells: ListFile) -> tu
         for word in [listed.first[0].strip().lower()]
     ]
     pairs = sorted(product(*choices), key=lambda pair: pair[0].has_header + pair[1].has_header)
-    for pair in pairs:
-        sizes = (pair[0].n_entries, pair[1].n_entries)
-        if shape in (sizes, sizes[::-1]):
-            return pair
-    return pairs[0]
+    fitting = [pair for pair in pairs if sorted(listed.n_entries for listed in pair) == sorted(shape)]
+    chosen = (fitting or pairs)[0]
+    return chosen[0], chosen[1]
 
 
 def split_fields(file: Path, line: str) -> list[str]:

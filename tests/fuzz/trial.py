@@ -204,7 +204,7 @@ def main() -> None:
     given = parser.parse_args()
     answers = prepare(given.inputs)
     for seed in given.seeds:
-        print(run_trial(seed, given.inputs, answers))
+        print(run_trial(seed, given.inputs, answers), flush=True)
 
 
 if __name__ == "__main__":
