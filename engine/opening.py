@@ -11,12 +11,14 @@ import zarr
 from atlasvi.engine.asked_cells import AskedCells, CountedCells, MinifiedCells
 from atlasvi.engine.configuration import SettingError
 from atlasvi.engine.covariates import Setup, learn_setup
-from atlasvi.engine.minified import MinifiedStore, is_minified_store
+from atlasvi.engine.minified import MinifiedStore, is_minified_store, open_root
 from atlasvi.engine.minified_anndata import TYPE_KEY, MinifiedAnnData, check_emptied, is_minified_anndata
 from atlasvi.engine.runs import TrainedRun
 from atlasvi.loaders.cells import CellData, open_cells
+from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
 from atlasvi.loaders.memory import NAME, MemoryCells, MemoryObs, list_layers
+from atlasvi.loaders.stored_checks import check_group_codecs, check_stored
 
 SETUP = "_atlasvi_setup"  # in uns: what setup_anndata was told; it goes with copies, subsets and files
 KEYS = (
@@ -72,6 +74,23 @@ def read_setup(adata: Any) -> dict[str, Any]:
     }
 
 
+def read_anndata(path: str | Path) -> Any:
+    """All of an AnnData (file or Zarr folder) in memory. Raises SourceError if it can't be read safely and whole."""
+    import anndata
+
+    with reading(str(path)):
+        root = open_root(path)
+        try:
+            for name in root:
+                check_stored(str(path), root, name, fill_missing=name == "uns")
+            if isinstance(root, zarr.Group):
+                check_group_codecs(root)
+        finally:
+            if isinstance(root, h5py.File):
+                root.close()
+        return anndata.read_zarr(path) if Path(path).is_dir() else anndata.read_h5ad(path)
+
+
 def open_counts(data: Any, layer: str | None = None) -> CellData:
     """An AnnData, a cell store or any source (as a path or opened) as cells with counts.
 
@@ -95,9 +114,7 @@ def open_asked(data: Any, run: TrainedRun) -> AskedCells:
         if is_minified_store(data):
             data = MinifiedStore(data)
         elif _is_minified_file(data):
-            import anndata
-
-            data = anndata.read_zarr(data) if Path(data).is_dir() else anndata.read_h5ad(data)
+            data = read_anndata(data)
     if is_anndata(data) and is_minified_anndata(data, run.setup.layer):
         data = MinifiedAnnData(data)
     if isinstance(data, MinifiedStore | MinifiedAnnData):

@@ -14,7 +14,7 @@ import torch
 from torch import Generator
 
 from atlasvi.engine.asked_cells import AskedCells, CountedCells
-from atlasvi.engine.checkpoint import CheckpointError, read_newest_checkpoint
+from atlasvi.engine.checkpoint import CheckpointError, check_state, read_newest_checkpoint
 from atlasvi.engine.configuration import SettingError
 from atlasvi.engine.covariates import learn_setup
 from atlasvi.engine.interruption import TrainingInterrupted
@@ -29,6 +29,7 @@ from atlasvi.engine.opening import (
     keep_setup,
     open_asked,
     open_counts,
+    read_anndata,
     read_setup,
     reopen_asked,
     write_setup,
@@ -354,11 +355,10 @@ class SCVI(Questions, ModelViews):
             content = load_tensors(state)
             with reading(str(state)):
                 run.state = content["state"]
+                check_state(run.state or {})
                 parts = {name: part.numpy() for name, part in content["split"].items()}
         if adata is None and (saved := folder / f"{prefix}adata.h5ad").is_file():
-            import anndata
-
-            adata = anndata.read_h5ad(saved)
+            adata = read_anndata(saved)
         where = "cpu" if accelerator == "cpu" else str(device)
         model = cls._of_run(run, adata, seed, where)
         model.is_trained = True

@@ -17,6 +17,7 @@ import torch
 from atlasvi.engine.batch_norm import share_batch_norm
 from atlasvi.engine.checkpoint import (
     CheckpointWriter,
+    check_state,
     copy_state,
     list_checkpoints,
     step_of,
@@ -516,7 +517,8 @@ class Trainer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint was taken."""
+        """Go on where a checkpoint was taken. Raises whatever one of other content leads to."""
+        check_state(state)
         self.model.load_state_dict(state["weights"])
         self._load_optimizer(state["optimizer"])
         for group in self.optimizer.param_groups:  # the run may have begun on another device
@@ -530,6 +532,7 @@ class Trainer:
 
     def begin_from(self, state: Mapping[str, Any]) -> None:
         """Train another run further (see `prepare_start`): its epochs and steps count on, its best weights do not."""
+        check_state(state)
         self.model.load_state_dict(state["weights"])
         if state["optimizer"] is not None:
             ours = self.optimizer.state_dict()["param_groups"]  # rates and the like are those asked for now

@@ -25,6 +25,7 @@ HEADERS = {
     "feature_id", "ensembl", "ensembl_id", "ensembl_gene_id", "barcode", "barcodes", "cell", "cells", "cell_id",
     "cell_ids", "cell_name", "cellid", "bc_wells", "bc", "barcode_id", "cell_barcode",
 }  # fmt: skip
+NAMES_TOO = {"", "x", "v1", "0"}  # of these headers: what a gene or cell may be called
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,20 @@ def open_list(file: Path, lines: Lines) -> ListFile:
 
 
 def find_headers(shape: tuple[int, int], genes: ListFile, cells: ListFile) -> tuple[ListFile, ListFile]:
-    """The two lists, the first line of either taken for a header if only so they fit the matrix, and if it looks so."""
+    """The two lists, the first line of either taken for a header if it looks so.
+
+    Where that may be a name as well, it is a header if only so the lists fit the matrix. One that can't be a name is a
+    header even where they don't fit: a list that has lost a line must not get its header for a cell.
+    """
     choices = [
-        [replace(listed, has_header=header) for header in (False, listed.first[0].strip().lower() in HEADERS)]
+        [replace(listed, has_header=header) for header in ((False, True) if word in NAMES_TOO else (word in HEADERS,))]
         for listed in (genes, cells)
+        for word in [listed.first[0].strip().lower()]
     ]
-    for pair in sorted(product(*choices), key=lambda pair: pair[0].has_header + pair[1].has_header):
-        sizes = (pair[0].n_entries, pair[1].n_entries)
-        if shape in (sizes, sizes[::-1]):
-            return pair[0], pair[1]
-    return genes, cells
+    pairs = sorted(product(*choices), key=lambda pair: pair[0].has_header + pair[1].has_header)
+    fitting = [pair for pair in pairs if sorted(listed.n_entries for listed in pair) == sorted(shape)]
+    chosen = (fitting or pairs)[0]
+    return chosen[0], chosen[1]
 
 
 def split_fields(file: Path, line: str) -> list[str]:

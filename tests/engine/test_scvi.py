@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from atlasvi.engine import SCVI
 from atlasvi.engine.configuration import SettingError
 from atlasvi.engine.minified import is_minified_store
 from atlasvi.engine.queries import QueryError
-from atlasvi.loaders.errors import ColumnError, CountsError, GeneError, OutputError
+from atlasvi.loaders.errors import ColumnError, CountsError, GeneError, OutputError, SourceError
 from atlasvi.loaders.ingestion import ingest
 
 N_GENES = 40
@@ -252,3 +253,23 @@ def test_what_is_wrong_is_said_in_a_sentence(adata: anndata.AnnData, model: SCVI
     SCVI.setup_anndata(fresh)
     with pytest.raises(CountsError, match="not whole numbers"):
         SCVI(fresh)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("obsp", lambda node: node.attrs.update({"encoding-type": ["batch"]}), r"adata.h5ad: it is damaged"),
+        ("obs/batch", lambda node: node.__delitem__("codes"), r"adata.h5ad: it is damaged"),
+        ("X", lambda node: node.__setitem__("data", h5py.ExternalLink("/etc/passwd", "x")), "lies in another file"),
+    ],
+)
+def test_damage_of_the_data_that_was_saved_with_a_model_is_said_in_a_sentence(
+    adata: anndata.AnnData, tmp_path: Path, name: str, change, said: str
+):
+    make_model(adata).save(tmp_path / "model", save_anndata=True)
+    with h5py.File(tmp_path / "model/adata.h5ad", "r+") as file:
+        if name == "X":
+            del file["X/data"]
+        change(file[name])
+    with pytest.raises(SourceError, match=said):
+        SCVI.load(tmp_path / "model")

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from atlasvi.engine.checkpoint import list_checkpoints, read_newest_checkpoint
+from atlasvi.engine.checkpoint import list_checkpoints, read_newest_checkpoint, write_checkpoint
 from atlasvi.engine.configuration import SettingError, resolve_settings
 from atlasvi.engine.covariates import Setup
 from atlasvi.engine.evaluation import INFORMATIVE_KL
@@ -314,6 +314,20 @@ def test_a_run_whose_last_checkpoint_is_damaged_resumes_from_the_one_before(cell
     newest.write_bytes(newest.read_bytes()[:-100])
     assert read_newest_checkpoint(tmp_path / "run" / "checkpoints")[0] == before
     assert_same_run(whole, train(cells, tmp_path / "run", resume=True))
+
+
+def test_a_checkpoint_of_other_content_is_refused_in_a_sentence(cells: Path, tmp_path: Path, monkeypatch):
+    def kill() -> None:
+        raise Killed
+
+    at_step(monkeypatch, 1, kill)
+    with pytest.raises(Killed):
+        train(cells, tmp_path / "run", **SCHEDULE)
+    path, state = read_newest_checkpoint(tmp_path / "run/checkpoints")
+    path.unlink()
+    write_checkpoint(path.parent, 0, {**state, "history": state["seconds"]}, kept=1)
+    with pytest.raises(SourceError, match=r"run/checkpoints: it is damaged .* history is 0.0"):
+        train(cells, tmp_path / "run", resume=True)
 
 
 def test_a_run_stopped_in_a_validation_resumes_there_in_a_new_process_and_trains_on(cells: Path, tmp_path: Path):

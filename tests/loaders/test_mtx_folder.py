@@ -143,3 +143,20 @@ def test_one_line_more_is_a_header_if_it_looks_like_one(tmp_path, word, message)
     else:
         with pytest.raises(SourceError, match=message):
             open_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("genes", "cells"), [(["gene_id", *GENES], ["bc_wells", *CELLS[:2]]), (["ID", *GENES[1:]], CELLS)]
+)
+def test_a_list_that_has_lost_a_line_does_not_get_its_header_for_a_name(tmp_path, genes, cells):
+    folder = write(tmp_path / "in", matrix__mtx=matrix_text(), genes__tsv=lines(genes), barcodes__tsv=lines(cells))
+    with pytest.raises(SourceError, match=r"lists \d features and .* cells: the files do not belong together, or one"):
+        open_source(folder)
+
+
+def test_the_first_gene_may_be_called_x_and_the_first_cell_0(tmp_path):
+    genes, cells = ["X", *GENES[1:]], ["0", "1", "2"]
+    folder = write(tmp_path / "in", matrix__mtx=matrix_text(), genes__tsv=lines(genes), barcodes__tsv=lines(cells))
+    source = open_source(folder)
+    assert (source.var.index.tolist(), source.read_obs(0, 3).index.tolist()) == (genes, cells)
+    source.close()

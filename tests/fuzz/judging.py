@@ -1,0 +1,228 @@
+"""Which class a trial belongs to: `right`, `sentence` or `other`.
+
+right     The call ended well, and its answer equals that of the undamaged input; or, where the damage changed what the
+          file says, that of an independent reader of the damaged file (anndata, h5py, scipy, tiledbsoma, torch, ...).
+sentence  It ended with one sentence on standard error and an exit status that is not zero (from Python: with an
+          `AtlasviError`), the input is as it was, and nothing is left where the output should be or beside it.
+other     Everything else: a traceback, a signal, too much time or memory, an answer that no reader confirms.
+
+How far an answer can be judged:
+- Counts, names, genes and columns that `ingest` and `check` give are compared one by one with the independent reader.
+  What anndata can't read of obs, and we read, has to be as in the undamaged input; of text that is not UTF-8 each
+  byte that is none becomes a mark, as in other programs.
+- Training and minifying from a source are done again on an h5ad that anndata writes of what was read, and compared.
+- A change of our own files that carry checksums must be noticed or make no difference, unless the trial made the
+  checksums right again, or changed an array through zarr or torch, which do so. Then stores, latents and weights are
+  compared with what anndata and torch read. What is computed from changed weights, checkpoints or totals can be known
+  by nobody else: such an answer has to have the shape of the undamaged one and to be finite, no more.
+- `info` has no answer but that it ends well or with a sentence.
+"""
+
+import csv
+import gzip
+import re
+import tomllib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.io
+import torch
+import zarr
+from anndata.io import read_elem
+from scipy import sparse
+
+from atlasvi.engine import SCVI
+from atlasvi.engine.runs import TrainedRun
+from atlasvi.engine.scvi_files import open_model
+from atlasvi.engine.scvi_weights import from_scvi_weights
+from tests.fuzz.calls import FORMATS, Answer, describe_cells, describe_latents, describe_model, list_values
+
+UNREADABLE = object()
+CLASSES = ("right", "sentence", "other")
+LONGEST_SENTENCE = 900
+
+
+def is_sentence(said: str) -> bool:
+    """Whether what was written to standard error ends with one sentence of atlasvi, and holds no traceback."""
+    last = said.strip().splitlines()[-1:] or [""]
+    fine = re.match(r"atlasvi: .{10,}", last[0]) and len(last[0]) < LONGEST_SENTENCE
+    return bool(fine) and "Traceback" not in said and "not enough memory for what was asked" not in last[0]
+
+
+def same(answer: Any, expected: Any) -> bool:
+    """Whether two plain values are equal, all that `expected` holds; floats to rounding, NaN equal to NaN."""
+    if isinstance(expected, dict):
+        return isinstance(answer, dict) and all(key in answer and same(answer[key], expected[key]) for key in expected)
+    if isinstance(expected, np.ndarray):
+        fits = isinstance(answer, np.ndarray) and answer.shape == expected.shape
+        return fits and bool(np.allclose(answer, expected, rtol=1e-5, atol=1e-7, equal_nan=True))
+    if isinstance(expected, list):
+        fits = isinstance(answer, list) and len(answer) == len(expected)
+        return fits and all(same(one, other) for one, other in zip(answer, expected))
+    if isinstance(expected, float) and isinstance(answer, float):
+        return bool(np.isclose(answer, expected, rtol=1e-6, atol=0, equal_nan=True))
+    return (type(answer) is type(expected) and answer == expected) or str(answer) == str(expected)
+
+
+def name_differences(answer: Answer, expected: Answer) -> str:
+    """Which parts of an answer differ."""
+    names = sorted(answer.keys() | expected.keys())
+    return ", ".join(name for name in names if not same(answer.get(name), expected.get(name))) or "none"
+
+
+def is_finite(answer: Answer) -> bool:
+    """Whether all floats of all arrays are finite."""
+    arrays = (value for value in answer.values() if isinstance(value, np.ndarray) and value.dtype.kind == "f")
+    return all(np.isfinite(values).all() for values in arrays)
+
+
+def is_sound(answer: Answer, expected: Answer) -> bool:
+    """Whether all numbers are finite, and as many as they were."""
+    as_many = all(np.shape(answer.get(name)) == np.shape(value) for name, value in expected.items())
+    return as_many and is_finite(answer)
+
+
+def is_confirmed(kind: str, call: str, place: Path, inputs: Path, out: Path, answer: Answer, before: Answer) -> bool:
+    """Whether an independent reader of the damaged input gives the same answer (see above)."""
+    warnings.filterwarnings("ignore")
+    if FORMATS[kind].ours or kind == "scvi-tools":
+        return _confirm_ours(kind, call, place, inputs, answer, before)
+    if kind == "settings":
+        return same(answer["settings"], tomllib.loads(place.read_text())) and is_finite(answer)
+    if kind == "minified-h5ad":
+        return same(answer, describe_latents(anndata.read_h5ad(place)))
+    cells = read_independently(kind, place)
+    if call in ("ingest", "check"):
+        return same(answer, {name: before[name] if value is UNREADABLE else value for name, value in cells.items()})
+    written = out.with_name("independent.h5ad")
+    adata = _make(cells["counts"], cells["names"], cells["genes"])
+    adata.obs["batch"] = cells["obs/batch"]
+    adata.write_h5ad(written)
+    return same(answer, FORMATS["h5ad-csr"].calls[call](written, inputs, out.with_name("again")))
+
+
+def _confirm_ours(kind: str, call: str, place: Path, inputs: Path, answer: Answer, before: Answer) -> bool:
+    if kind == "store":
+        cells = describe_cells(anndata.read_zarr(place))
+        if call in ("train", "minify"):
+            return is_sound(answer, before) or (call == "minify" and len(answer["names"]) == len(cells["names"]))
+        return same(answer, {name: value for name, value in cells.items() if not name.startswith("obs/source")})
+    if kind == "minified" and "latents" in answer:
+        return same(answer["latents"], describe_latents(anndata.read_zarr(place))["latents"])
+    if kind == "saved" and call == "load":
+        model = SCVI.load(place, anndata.read_h5ad(place / "adata.h5ad"), accelerator="cpu")
+        return is_finite(answer) and same(answer["latents"], model.get_latent_representation())
+    if kind == "scvi-tools":
+        held = torch.load(place / "model.pt", weights_only=False)
+        weights = {
+            name: np.asarray(value) for name, value in held["model_state_dict"].items() if hasattr(value, "numpy")
+        }
+        run = TrainedRun(from_scvi_weights(weights, open_model(inputs / kind).model.settings), list(held["var_names"]))
+        return same(answer, {**describe_model(run), "batches": answer["batches"]}) and set(answer) == set(before)
+    if kind == "run" and call in ("load", "check", "export"):
+        held = torch.load(place / "model.pt", weights_only=True)
+        weights = {f"weights/{name}": value.float().numpy() for name, value in held["weights"].items()}
+        return same(answer, {**weights, "genes": held["genes"], "batches": held["batch_categories"]})
+    return is_sound(answer, before)
+
+
+def read_independently(kind: str, place: Path) -> Answer:
+    """Cells of a source as other libraries read them; what anndata can't read of obs is UNREADABLE."""
+    if kind in READERS:
+        return describe_cells(READERS[kind](place))
+    if kind.startswith("zarr"):
+        return _read_elements(zarr.open_group(place, mode="r", use_consolidated=False), "X")
+    matrix = {"h5ad-raw": "raw/X", "h5ad-layer": "layers/counts"}.get(kind, "X")
+    with h5py.File(place) as file:
+        return _read_elements(file["mod/rna"] if kind == "h5mu" else file, matrix)
+
+
+def _read_elements(group: Any, matrix: str) -> Answer:
+    """As anndata reads each part by itself, so that one that is damaged, and that we may not need, hides no other."""
+    obs, var = group["obs"], group["raw/var" if matrix.startswith("raw") else "var"]
+    names, genes = ([str(name) for name in _read_column(table[table.attrs["_index"]])] for table in (obs, var))
+    answer = describe_cells(_make(read_elem(group[matrix]), names, genes))
+    for name in obs.attrs["column-order"]:
+        try:
+            column = _read_column(obs[name])
+            answer[f"obs/{name}"] = list_values(column) if len(column) == len(names) else UNREADABLE
+        except Exception:
+            answer[f"obs/{name}"] = UNREADABLE
+    return answer
+
+
+def _read_column(node: Any) -> pd.Series:
+    """As anndata reads it; text that is not UTF-8, which anndata refuses, with a mark for each byte that is none."""
+    try:
+        return pd.Series(read_elem(node))
+    except UnicodeDecodeError:
+        return pd.Series(node.asstr(errors="replace")[()])
+
+
+def _read_tenx(place: Path) -> anndata.AnnData:
+    with h5py.File(place) as file:
+        matrix = file["matrix"]
+        n_genes, n_cells = matrix["shape"][()]
+        counts = sparse.csr_matrix(
+            (matrix["data"][()], matrix["indices"][()], matrix["indptr"][()]), (n_cells, n_genes)
+        )
+        kept = np.array([kind.decode() == "Gene Expression" for kind in matrix["features/feature_type"][()]])
+        names = [[text.decode() for text in matrix[name][()]] for name in ("barcodes", "features/id")]
+    return _make(counts, *names)[:, kept]
+
+
+def _make(counts: Any, cells: list[str], genes: list[str]) -> anndata.AnnData:
+    return anndata.AnnData(sparse.csr_matrix(counts), pd.DataFrame(index=cells), pd.DataFrame(index=genes))
+
+
+def _read_text(
+    matrix: str, cells: str, genes: str, turned: bool = False, header: bool = False
+) -> Callable[[Path], anndata.AnnData]:
+    def read(place: Path) -> anndata.AnnData:
+        counts = scipy.io.mmread(place / matrix)
+        rows = [_read_rows(place / name)[header:] for name in (cells, genes)]
+        kept = [len(row) < 3 or row[2] == "Gene Expression" or header for row in rows[1]]
+        names = [[row[0] for row in table] for table in rows]
+        return _make(counts.T if turned else counts, *names)[:, np.array(kept)]
+
+    return read
+
+
+def _read_rows(file: Path) -> list[list[str]]:
+    text = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode("utf-8-sig")
+    separator = "," if file.suffix == ".csv" else "\t"
+    return [next(csv.reader([line], delimiter=separator)) for line in text.splitlines() if line]
+
+
+def _read_soma(place: Path) -> anndata.AnnData:
+    import tiledbsoma
+    import tiledbsoma.io
+
+    with tiledbsoma.Experiment.open(str(place)) as experiment:
+        return tiledbsoma.io.to_anndata(experiment, "RNA", X_layer_name="data")
+
+
+def _read_table(place: Path) -> anndata.AnnData:
+    parts = []
+    for entry in tomllib.loads((place / "sources.toml").read_text())["source"]:
+        part = anndata.read_h5ad(place / entry["path"])
+        part.X = part.layers[entry["layer"]] if "layer" in entry else part.X
+        parts.append(part)
+    return anndata.concat(parts, join="outer")
+
+
+READERS: dict[str, Callable[[Path], anndata.AnnData]] = {
+    "10x-h5": _read_tenx,
+    "10x-mtx": _read_text("matrix.mtx.gz", "barcodes.tsv.gz", "features.tsv.gz", turned=True),
+    "kb": _read_text("cells_x_genes.mtx", "cells_x_genes.barcodes.txt", "cells_x_genes.genes.txt"),
+    "alevin": _read_text("quants_mat.mtx", "quants_mat_rows.txt", "quants_mat_cols.txt"),
+    "parse": _read_text("count_matrix.mtx", "cell_metadata.csv", "all_genes.csv", header=True),
+    "soma": _read_soma,
+    "sources": _read_table,
+}
