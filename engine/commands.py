@@ -227,11 +227,14 @@ def train(
     empty_cells: Annotated[Literal["refuse", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
 ) -> None:
     """Train scVI on a cell store or straight from a source."""
-    from atlasvi.engine.configuration import parse_settings
+    from atlasvi.engine.configuration import parse_settings, resolve_settings
     from atlasvi.engine.ranks import join_ranks
     from atlasvi.engine.training import train as run
 
-    with join_ranks(rank_timeout), closing(_open(data, layer, gene_column, measurement, empty_cells)) as cells:
+    given = parse_settings(settings or [])
+    fractions = resolve_settings(config, given).gene_likelihood == "normal"
+    opened = closing(_open(data, layer, gene_column, measurement, empty_cells, fractions))
+    with join_ranks(rank_timeout), opened as cells:
         run(
             cells,
             out,
@@ -246,7 +249,7 @@ def train(
             seed=seed,
             split_column=split_column,
             config=config,
-            settings=parse_settings(settings or []),
+            settings=given,
             start=start,
             resume=resume,
             profile=profile,
@@ -420,12 +423,23 @@ def query_info(context: typer.Context) -> None:
 
 
 def _open(
-    data: str, layer: str | None, gene_column: str | None, measurement: str | None, empty_cells: str
+    data: str,
+    layer: str | None,
+    gene_column: str | None,
+    measurement: str | None,
+    empty_cells: str,
+    fractions: bool = False,
 ) -> "CellData":
     from atlasvi.loaders.cells import open_cells
 
-    keep_empty = empty_cells == "keep"
-    return open_cells(data, layer=layer, gene_column=gene_column, measurement=measurement, keep_empty=keep_empty)
+    return open_cells(
+        data,
+        layer=layer,
+        gene_column=gene_column,
+        measurement=measurement,
+        keep_empty=empty_cells == "keep",
+        fractions=fractions,
+    )
 
 
 def _check_command(context: typer.Context, command: list[str]) -> None:

@@ -91,18 +91,21 @@ def read_anndata(path: str | Path) -> Any:
         return anndata.read_zarr(path) if Path(path).is_dir() else anndata.read_h5ad(path)
 
 
-def open_counts(data: Any, layer: str | None = None) -> CellData:
+def open_counts(data: Any, layer: str | None = None, gene_likelihood: str = "nb") -> CellData:
     """An AnnData, a cell store or any source (as a path or opened) as cells with counts.
 
-    layer  of an AnnData or a source: which matrix. Raises SourceError for minified data.
+    layer            of an AnnData or a source: which matrix
+    gene_likelihood  of the model: 'normal' takes numbers that are no counts
+    Raises SourceError for minified data.
     """
+    fractions = gene_likelihood == "normal"
     if is_anndata(data):
         if is_minified_anndata(data, layer):
             raise SourceError(f"{NAME}: it is minified, so it has no counts: give the data that was minified.")
-        cells = MemoryCells(data, layer)
+        cells = MemoryCells(data, layer, fractions)
         check_emptied(cells)
         return cells
-    return open_cells(data, layer=layer) if isinstance(data, (str, Path)) else data
+    return open_cells(data, layer=layer, fractions=fractions) if isinstance(data, (str, Path)) else data
 
 
 def open_asked(data: Any, run: TrainedRun) -> AskedCells:
@@ -120,7 +123,8 @@ def open_asked(data: Any, run: TrainedRun) -> AskedCells:
     if isinstance(data, MinifiedStore | MinifiedAnnData):
         _check_model(data, run)
         return MinifiedCells(data, run.setup)
-    return CountedCells(open_counts(data, run.setup.layer), run.genes, run.setup)
+    counts = open_counts(data, run.setup.layer, run.model.settings.gene_likelihood)
+    return CountedCells(counts, run.genes, run.setup)
 
 
 def reopen_asked(adata: Any, run: TrainedRun, known: AskedCells | None) -> AskedCells:

@@ -65,8 +65,10 @@ def minify(
         if not isinstance(run, TrainedRun):
             run = open_model(run)
         spec = parse_source(data if isinstance(data, (str, Path)) else data.path)
-        if isinstance(data, (str, Path)):
-            data = open_cells(data, **(options or {}))
+        if isinstance(data, (str, Path)):  # as the run's data was opened, where nothing else is said
+            usual = {"layer": run.setup.layer, "fractions": run.model.settings.gene_likelihood == "normal"}
+            options = {**usual, **{name: value for name, value in (options or {}).items() if value is not None}}
+            data = open_cells(data, **options)
         elif dask is not None:
             raise ValueError("over a Dask cluster each worker opens the data: give its path, and `options`")
         data = select_genes(data, run.genes)

@@ -27,7 +27,9 @@ def fingerprint(data: CellData) -> dict[str, Any]:
     So counts of another layer, or the same cells in another order, are not taken for those that a run began with.
     """
     genes = "\n".join(map(str, data.genes)).encode()
-    counts = b"".join(part.astype(np.int64).tobytes() for part in data.read_block(0).to_csr())
+    parts = data.read_block(0).to_csr()
+    wide = [part.astype(np.float64 if part.dtype.kind == "f" else np.int64) for part in parts]
+    counts = b"".join(part.tobytes() for part in wide)
     return {
         "n_cells": data.n_cells,
         "n_genes": len(data.genes),

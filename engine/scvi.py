@@ -112,7 +112,7 @@ class SCVI(Questions, ModelViews):
             if any(value is not None for value in asked.values()):
                 raise SettingError("An AnnData is set up by SCVI.setup_anndata(adata, ...), not by arguments of SCVI.")
             asked = read_setup(adata)
-        data = open_counts(adata, asked.pop("layer"))
+        data = open_counts(adata, asked.pop("layer"), gene_likelihood)
         setup = learn_setup(data, **asked, one_batch=True)
         if (embedding := kwargs.pop("batch_embedding_kwargs", None)) is not None:
             kwargs.update(embedding)
@@ -393,7 +393,8 @@ class SCVI(Questions, ModelViews):
         Raises GeneError if it has none of them.
         """
         reference = _open_reference(reference_model)
-        cells, missing = align_genes(open_counts(data, reference.setup.layer), reference.genes)
+        counts = open_counts(data, reference.setup.layer, reference.model.settings.gene_likelihood)
+        cells, missing = align_genes(counts, reference.genes)
         report_genes(cells.path, len(reference.genes), missing)
         return cells
 
@@ -424,7 +425,7 @@ class SCVI(Questions, ModelViews):
         reference = _open_reference(reference_model)
         if inplace_subset_query_vars:
             adata._inplace_subset_var(reference.genes)
-        counts = open_counts(adata, reference.setup.layer)
+        counts = open_counts(adata, reference.setup.layer, reference.model.settings.gene_likelihood)
         data = select_genes(counts, reference.genes)
         freezing = Freezing(
             unfrozen=unfrozen,

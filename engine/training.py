@@ -73,9 +73,14 @@ def train(
     """
     out = Path(out)
     with join_ranks(rank_timeout_s) as ranks, stop_on_signals() as signals:
+        overrides = {
+            **(settings or {}),
+            **{k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None},
+        }
+        resolved = resolve_settings(config, overrides)
         ranks.note("opening the data")
         if isinstance(data, (str, Path)):
-            data = open_cells(data)
+            data = open_cells(data, fractions=resolved.gene_likelihood == "normal")
         keys: dict[str, Any] = {
             "batch_key": batch_key,
             "labels_key": labels_key,
@@ -84,11 +89,6 @@ def train(
             "continuous_covariate_keys": list(continuous_covariate_keys or ()) or None,
         }
         asked: dict[str, Any] = {**keys, "seed": seed, "split_column": split_column}
-        overrides = {
-            **(settings or {}),
-            **{k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None},
-        }
-        resolved = resolve_settings(config, overrides)
         if seed is not None and seed < 0:
             raise SettingError(f"seed {seed}: give a whole number from 0.")
         if resume := ranks.from_first(lambda: resume or _is_ours(out, ranks), "the start"):

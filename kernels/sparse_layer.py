@@ -24,14 +24,15 @@ def log1p_linear(
     """log1p(counts) @ weight for counts in CSR: [cells, hidden], differentiable in the weight.
 
     indptr  int32 or int64 [cells + 1], genes and counts [nnz] of any integer types; genes sorted in each cell. Both may
-            be longer than indptr[-1]; what is past it is not looked at
+            be longer than indptr[-1]; what is past it is not looked at. Counts of a float type are any numbers above
+            -1, by plain torch
     weight  float32 [genes, hidden]
     raw     counts @ weight, without the logarithm
     order   see `order_by_gene`; None: computed in the backward pass, where it is needed
     backend 'cpu', 'triton' or 'torch'; None chooses by device (see `choose_backend`)
     """
     name = choose_backend(weight.device, backend, weight.dtype)
-    if name == "torch":
+    if name == "torch" or counts.is_floating_point():
         dense = to_dense(indptr, genes, counts, len(weight), weight.dtype)
         return (dense if raw else torch.log1p(dense)) @ weight
     return _Log1pLinear.apply(name, raw, order, indptr.contiguous(), genes.contiguous(), counts.contiguous(), weight)

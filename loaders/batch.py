@@ -36,7 +36,7 @@ class Batch:
 
     indptr   int32 [cells + 1]
     indices  uint16 or int32 [nnz], gene indices, sorted within a cell
-    counts   uint8, uint16 or int32 [nnz]
+    counts   uint8, uint16 or int32 [nnz]; float32 where they are numbers for the normal likelihood
     library  float32 [cells], total counts of each cell over the genes of the batch
     codes    int64 (categories) or float32, [cells] or [cells, columns]: codes["batch"], codes["labels"], ...
     rows     int64 [cells], position of each cell in the data

@@ -203,9 +203,14 @@ def open_cells(
     gene_column: str | None = None,
     measurement: str | None = None,
     keep_empty: bool = False,
+    fractions: bool = False,
 ) -> CellData:
-    """A cell store or any source, ready to be trained on; the options are for sources (see `open_source`)."""
+    """A cell store or any source, ready to be trained on; the options are for sources (see `open_source`).
+
+    fractions  numbers that are not whole are taken as they are, for the normal likelihood
+    """
     if is_cell_store(path):
         return CellStore(path)
-    spec = parse_source(path, layer=layer, gene_column=gene_column, measurement=measurement)
-    return SourceCells(JoinedSources([open_spec(spec)]), spec, keep_empty)
+    values = "numbers" if fractions else None
+    spec = parse_source(path, layer=layer, gene_column=gene_column, measurement=measurement, values=values)
+    return SourceCells(JoinedSources([open_spec(spec)], fractions=spec.values == "numbers"), spec, keep_empty)

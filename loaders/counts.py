@@ -27,16 +27,22 @@ def check_counts(
     genes: pd.Index,
     layer: str = "X",
     layers: Sequence[str] = (),
+    fractions: bool = False,
 ) -> sparse.csr_matrix:
     """The same matrix with its values as the narrowest unsigned type that holds them.
 
     matrix  [cells, genes] CSR, any numeric dtype
     path, name_cell  what errors call the file and a row of the matrix; `layer` is what was read, `layers` what there is
+    fractions  values of a float type may be any number from 0, and stay float32: what the normal likelihood models
     Raises CountsError, naming the first cell and gene, for NaN, infinite, negative or fractional values and for
     values above 2**31 - 1.
     """
     values = matrix.data
-    if len(values) == 0:
+    if fractions and values.dtype.kind == "f":
+        if not (np.isfinite(values) & (values >= 0)).all():
+            raise CountsError(_describe(matrix, values, path, name_cell, genes, layer, layers))
+        narrow = values.astype(np.float32)
+    elif len(values) == 0:
         narrow = np.empty(0, np.uint8)
     else:
         if values.dtype.kind == "b":

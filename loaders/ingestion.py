@@ -18,7 +18,7 @@ import pandas as pd
 
 from atlasvi.loaders import sorting, store_writer
 from atlasvi.loaders.cell_store import PROFILES, CellStore
-from atlasvi.loaders.errors import ColumnError, CountsError
+from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
 from atlasvi.loaders.ingest_job import (
     GENES,
     SCRATCH_FORMAT,
@@ -106,6 +106,12 @@ def ingest(
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}: choose one of {', '.join(PROFILES)}")
     specs = list_sources(paths, layer=layer, gene_column=gene_column, measurement=measurement)
+    for spec in specs:
+        if spec.values != "counts":
+            raise SourceError(
+                f"{spec.path}: a cell store keeps whole counts, and its option is values={spec.values}: train straight "
+                "from the source, or round with --round."
+            )
     if dask:  # processes of a cluster run in other folders
         specs = [spec.make_absolute() for spec in specs]
     job = Job(

@@ -46,15 +46,20 @@ class JoinedSources:
              'intersection': genes of the first source that all others have.
              None: union, if the sources share at least half of the genes of the one that has the fewest.
     rounded  take fractions for counts, each rounded to the nearest whole number
+    fractions  leave fractions as they are (see `check_counts`)
     renamed  columns of obs whose names no store can hold, and the names that they got
     Raises GeneError where too few genes are shared (for a union none: files that share nothing are seldom of one
     atlas).
     """
 
     def __init__(
-        self, sources: Sequence[Source], how: Literal["union", "intersection"] | None = None, rounded: bool = False
+        self,
+        sources: Sequence[Source],
+        how: Literal["union", "intersection"] | None = None,
+        rounded: bool = False,
+        fractions: bool = False,
     ) -> None:
-        self.sources, self._rounded = list(sources), rounded
+        self.sources, self._rounded, self._fractions = list(sources), rounded, fractions
         self.n_cells = sum(source.n_cells for source in sources)
         shared = find_shared(self.sources, how)
         self.var = _join_var(self.sources, shared if how == "intersection" else None)
@@ -131,7 +136,8 @@ class JoinedSources:
         stored = source.read_counts(start, stop)
         matrix, n_rounded = round_values(stored) if self._rounded else (stored, 0)
         name_cell = self.name_cells(number, start)
-        counts = check_counts(matrix, source.path, name_cell, source.var.index, source.layer, source.layers)
+        names = source.path, name_cell, source.var.index, source.layer, source.layers
+        counts = check_counts(matrix, *names, fractions=self._fractions)
         return self._align(counts, source), np.diff(counts.indptr), stored.nnz, n_rounded
 
     def name_cells(self, number: int, start: int) -> CellNames:

@@ -195,7 +195,9 @@ class BatchLoader(IterableDataset):
         ends = np.zeros(1 + sum(map(len, lengths)), np.int64)
         np.cumsum(np.concatenate([*lengths, np.zeros(0, np.int32)]), out=ends[1:])
         counts_dtype = np.result_type(np.uint8, *(rows.counts.dtype for rows, _ in pieces))
-        if counts_dtype.itemsize == 4:
+        if counts_dtype.kind == "f":  # numbers of the normal likelihood
+            counts_dtype = np.dtype(np.float32)
+        elif counts_dtype.itemsize == 4:
             counts_dtype = np.dtype(np.int32)  # torch computes little with uint32
         index_dtype = np.result_type(np.uint16, *(rows.indices.dtype for rows, _ in pieces))
         n_cells, n_counts = len(ends) - 1, int(ends[-1])

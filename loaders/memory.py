@@ -55,12 +55,13 @@ class MemoryCells(MemoryObs):
 
     adata  X (or the layer) dense, CSR or CSC of any type; its counts are copied once, into the narrowest types
     layer  which matrix holds the counts; None: X
+    fractions  numbers that are not whole are taken as they are (see `check_counts`)
     Raises CountsError where they are no counts, ColumnError if the layer is not there, GeneError if gene names repeat.
     """
 
-    def __init__(self, adata: "anndata.AnnData", layer: str | None = None) -> None:
+    def __init__(self, adata: "anndata.AnnData", layer: str | None = None, fractions: bool = False) -> None:
         super().__init__(adata)
-        self.layer = layer
+        self.layer, self._fractions = layer, fractions
         if layer is not None and layer not in adata.layers:
             raise ColumnError(
                 f"{NAME}: there is no layer {layer!r} (it has: {', '.join(list_layers(adata)) or 'none'})."
@@ -132,8 +133,9 @@ class MemoryCells(MemoryObs):
             counts = counts.copy()  # it may share the user's arrays, which stay as they are
             counts.sum_duplicates()
         names, layers = self.adata.obs_names, list_layers(self.adata)
+        places = self.layer or "X", [*layers, *["X"] * bool(layers)]
         checked = check_counts(
-            counts, NAME, lambda row: str(names[row]), self.genes, self.layer or "X", [*layers, *["X"] * bool(layers)]
+            counts, NAME, lambda row: str(names[row]), self.genes, *places, fractions=self._fractions
         )
         if (checked.data == 0).any():
             checked = checked.copy()

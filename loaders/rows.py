@@ -66,14 +66,15 @@ def copy_cells(
 
 
 @njit(nogil=True, cache=True)
-def copy_and_sum(source: np.ndarray, target: np.ndarray) -> np.uint64:
-    """Copy counts and return their sum."""
-    total = np.uint64(0)
+def copy_and_sum(source: np.ndarray, target: np.ndarray) -> float:
+    """Copy counts, or numbers, and return their sum, float64."""
     if source.itemsize > 2:
+        all_of_it = 0.0
         for j in range(len(source)):
             target[j] = source[j]
-            total += np.uint64(source[j])
-        return total
+            all_of_it += source[j]
+        return all_of_it
+    total = np.uint64(0)
     for start in range(0, len(source), 2**16):
         # 65,536 counts below 65,536 fit 32 bits: twice as many to an instruction as with 64
         part, part_target, part_total = source[start : start + 2**16], target[start : start + 2**16], np.uint32(0)
@@ -81,7 +82,7 @@ def copy_and_sum(source: np.ndarray, target: np.ndarray) -> np.uint64:
             part_target[j] = part[j]
             part_total = np.uint32(part_total + part[j])
         total += np.uint64(part_total)
-    return total
+    return float(total)
 
 
 def gather_rows(indptr: np.ndarray, indices: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> tuple:

@@ -15,7 +15,11 @@ from pathlib import Path
 
 from atlasvi.loaders.errors import SourceError
 
-CHOICES = {"gene_versions": ("keep", "drop"), "missing_chunks": ("refuse", "zeros")}
+CHOICES = {
+    "gene_versions": ("keep", "drop"),
+    "missing_chunks": ("refuse", "zeros"),
+    "values": ("counts", "numbers"),
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class SourceSpec:
     layer, gene_column, measurement  as `open_source` says
     gene_versions   'drop' takes the version off Ensembl ids: ENSG00000141510.16 becomes ENSG00000141510
     missing_chunks  'zeros' takes chunks of a file that are not there for zeros, 'refuse' for an incomplete copy
+    values          'counts' are whole; 'numbers' may be fractions, which the normal likelihood alone models
     """
 
     path: str
@@ -33,6 +38,7 @@ class SourceSpec:
     measurement: str | None = None
     gene_versions: str = "keep"
     missing_chunks: str = "refuse"
+    values: str = "counts"
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():

@@ -38,7 +38,9 @@ def quiet_zarr() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
         warnings.filterwarnings("ignore", message="zarr v3 autosharding")
         warnings.filterwarnings("ignore", message="The data type .* does not have a Zarr V3 specification")
-        warnings.filterwarnings("ignore", message="Object at manifest.json is not recognized")  # beside Zarr's own files
+        warnings.filterwarnings(
+            "ignore", message="Object at manifest.json is not recognized"
+        )  # beside Zarr's own files
         yield
 
 

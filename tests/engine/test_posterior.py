@@ -14,6 +14,7 @@ from atlasvi.engine.model import SCVI, ModelSettings
 from atlasvi.engine.posterior import minify
 from atlasvi.engine.queries import QueryError, choose_cells, read_expression, read_latent, write_table
 from atlasvi.engine.runs import TrainedRun
+from atlasvi.engine.training import train
 from atlasvi.loaders.added_columns import add_obs_columns
 from atlasvi.loaders.cells import open_cells
 from atlasvi.loaders.errors import ColumnError, GeneError, OutputError, SourceError
@@ -262,3 +263,16 @@ def test_columns_added_to_a_minified_store_choose_its_cells(mini):
     assert choose_cells(opened, where=["leiden=0,1"], limit=60).tolist() == list(range(60))
     assert choose_cells(opened, where=["leiden=2"]).tolist() == list(range(100, 150))
     assert anndata.read_zarr(mini.path).obs["leiden"].tolist() == table["leiden"].tolist()
+
+
+def test_a_path_is_opened_as_the_data_of_the_run_was(tmp_path: Path):
+    """Or else X would be encoded where a layer was trained on, without a word."""
+    counts = np.random.default_rng(0).poisson(3.0, (60, 12)).astype(np.float32)
+    adata = anndata.AnnData(counts[::-1].copy(), layers={"counts": counts})
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    data = open_cells(tmp_path / "cells.h5ad", layer="counts")
+    run = train(data, tmp_path / "run", epochs=1, settings={"n_hidden": 8, "n_latent": 2, "n_layers": 1})
+    minify(run, data, tmp_path / "opened.mini")
+    minify(tmp_path / "run", tmp_path / "cells.h5ad", tmp_path / "by-path.mini")
+    latents = [MinifiedStore(tmp_path / name).read_latent(0, 60)[0] for name in ("opened.mini", "by-path.mini")]
+    assert np.array_equal(*latents)
