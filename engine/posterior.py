@@ -22,7 +22,7 @@ from atlasvi.loaders.ingestion import Progress
 from atlasvi.loaders.manifest import hash_files, write_json
 from atlasvi.loaders.outputs import write_folder_aside
 from atlasvi.loaders.source_options import parse_source
-from atlasvi.loaders.workers import Workers
+from atlasvi.loaders.workers import Workers, make_task
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,10 @@ def _work(scratch: Path, job: MinifyJob, ranks: Ranks, workers: Workers, on_clus
 
         if on_cluster:
             per_task = minify_parts.TASK_PARTS if stage == ENCODED else 1
-            function = f"atlasvi.engine.minify_parts:{'run_encode_task' if stage == ENCODED else 'run_order_task'}"
-            tasks = [(function, str(scratch), number) for number in sorted({part // per_task for part in left})]
+            function = minify_parts.run_encode_task if stage == ENCODED else minify_parts.run_order_task
+            tasks = [
+                make_task(function, str(scratch), number) for number in sorted({part // per_task for part in left})
+            ]
             workers.run(tasks, lambda task: tell())
             continue
         mine = left[len(left) * ranks.rank // ranks.world_size : len(left) * (ranks.rank + 1) // ranks.world_size]

@@ -38,7 +38,7 @@ from atlasvi.loaders.outputs import write_folder_aside, write_whole
 from atlasvi.loaders.rows import gather_rows
 from atlasvi.loaders.source_options import list_sources
 from atlasvi.loaders.tables import check_column
-from atlasvi.loaders.workers import Task, Workers
+from atlasvi.loaders.workers import Task, Workers, make_task
 
 BUCKET_NNZ = 2**24  # 50 to 100 MB of a bucket in memory while it is ordered
 BUCKET_CELLS = 2**18
@@ -209,7 +209,7 @@ def _shuffle(
     sizes = [stop - start for _, start, stop in plan["units"]]
     # a matrix that is put in order at the first read is better put in order once than by each process
     here = any(is_spooled(source) for source in joined.sources)
-    _run("sorting:sort_unit", sizes, scratch, workers, "reading", progress, here)
+    _run(sorting.sort_unit, sizes, scratch, workers, "reading", progress, here)
     summaries = list(sorting.read_summaries(scratch / sorting.FOLDER))
     n_cells, nnz, n_empty = (sum(summary[name] for summary in summaries) for name in ("cells", "nnz", "empty"))
     largest = max(summary["largest"] for summary in summaries)
@@ -221,7 +221,7 @@ def _shuffle(
     source_sizes = dict(zip(joined.paths, (source.n_cells for source in joined.sources)))
     attributes = store_writer.plan_store(scratch, len(joined.var), largest, source_sizes, nnz_starts, job.profile)
     sizes = np.diff(cell_starts).tolist()
-    _run("store_writer:encode_bucket", sizes, scratch, workers, "writing", progress)
+    _run(store_writer.encode_bucket, sizes, scratch, workers, "writing", progress)
     dtypes = {**joined.dtypes, "source": pd.CategoricalDtype(joined.paths), "source_row": np.dtype(np.int64)}
     dtypes = sorting.merge_text(joined.dtypes, summaries).resolve(dtypes, n_cells)
     store_writer.assemble_store(
@@ -265,7 +265,13 @@ def check_store(path: Path) -> None:
 
 
 def _run(
-    function: str, sizes: list[int], scratch: Path, workers: Workers, stage: str, progress: Progress, here: bool = False
+    function: Callable[[str, int], object],
+    sizes: list[int],
+    scratch: Path,
+    workers: Workers,
+    stage: str,
+    progress: Progress,
+    here: bool = False,
 ) -> None:
     """Run a task for each of `sizes` (in cells), telling the progress."""
     done = 0
@@ -276,7 +282,7 @@ def _run(
         progress(stage, done, sum(sizes))
 
     # absolute: a worker of a cluster runs in another folder
-    tasks = [(f"atlasvi.loaders.{function}", str(scratch.absolute()), number) for number in range(len(sizes))]
+    tasks = [make_task(function, str(scratch.absolute()), number) for number in range(len(sizes))]
     workers.run(tasks, tell, here)
 
 

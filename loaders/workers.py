@@ -16,6 +16,11 @@ from atlasvi.loaders.errors import AtlasviError, MissingDependencyError, WorkerE
 Task = tuple[str, str, int]  # function ("module:name"), scratch folder, number
 
 
+def make_task(function: Callable[[str, int], object], scratch: str, number: int) -> Task:
+    """A task that another process can do: it finds the function by its module and name."""
+    return f"{function.__module__}:{function.__name__}", scratch, number
+
+
 def run_task(task: Task) -> None:
     """Call the task's function with its scratch folder and number."""
     where, scratch, number = task
