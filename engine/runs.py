@@ -74,7 +74,8 @@ def load_run(path: str | Path) -> TrainedRun:
             raise SourceError(f"{folder / MODEL} is damaged: it names {len(genes):,} of its genes: copy it again.")
         setup = Setup.from_saved(content)
         n_batches = 1 if setup.batch_key is None else setup.sizes["n_batches"]
-        if n_batches != model.settings.n_batches:
+        # a model may be saved without any setup, to decode with
+        if (setup.batch_key or setup.batch_categories) and n_batches != model.settings.n_batches:
             raise SourceError(
                 f"{folder / MODEL} is damaged: its model tells {model.settings.n_batches:,} batches apart, and it "
                 f"names {n_batches:,} (column {setup.batch_key!r} of obs): copy it again."
