@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import zarr
 from typer.testing import CliRunner
 
 from atlasvi.engine.commands import app
@@ -104,6 +106,19 @@ def test_latents_of_another_shape_are_refused(counts: Path, tmp_path: Path, chan
         file["obsm/scvi_latent_qzm"] = change(values)
     with pytest.raises(SourceError, match=r"is damaged: .*qzm and .*qzv of obsm have the shapes"):
         open_minified(path)
+
+
+def test_a_minified_store_of_a_column_that_is_damaged_is_not_exported(counts: Path, tmp_path: Path):
+    minify(MODELS / "plain", counts, tmp_path / "mini")
+    (tmp_path / "mini" / "manifest.json").unlink()
+    attributes = json.loads((tmp_path / "mini" / "zarr.json").read_text())
+    attributes["attributes"]["atlasvi"].pop("manifest", None)  # as in an older store, whose files nobody compares
+    (tmp_path / "mini" / "zarr.json").write_text(json.dumps(attributes))
+    codes = zarr.open_group(tmp_path / "mini", mode="r+", use_consolidated=False)["obs/donor/codes"]
+    codes[...] = np.full(codes.shape, 100, codes.dtype)
+    with pytest.raises(SourceError, match=r"mini: it is damaged"):
+        write_minified_h5ad(tmp_path / "mini", tmp_path / "mini.h5ad")
+    assert not (tmp_path / "mini.h5ad").exists()
 
 
 def test_cells_that_lack_what_the_model_takes_are_refused(counts: Path, tmp_path: Path):
