@@ -296,7 +296,8 @@ def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -
     MinifiedStore(place)
     content = io.BytesIO()  # on a disk that is full HDF5 prints a page of errors and ends the process
     with quiet_zarr(), write_file_aside(path) as temporary:
-        data = anndata.read_zarr(place)
+        with reading(place):
+            data = anndata.read_zarr(place)
         del data.uns["atlasvi"]  # weights: a model directory holds them there
         data.obs, data.var = _dates_as_text(data.obs), _dates_as_text(data.var)
         data.strings_to_categoricals()  # as `data.write_h5ad` does

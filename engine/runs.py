@@ -72,7 +72,15 @@ def load_run(path: str | Path) -> TrainedRun:
         model, genes = model_from_weights(content.pop("settings"), content.pop("weights")), content.pop("genes")
         if len(genes) != model.settings.n_genes:
             raise SourceError(f"{folder / MODEL} is damaged: it names {len(genes):,} of its genes: copy it again.")
-        return TrainedRun(model, genes, Setup.from_saved(content), result, folder)
+        setup = Setup.from_saved(content)
+        n_batches = 1 if setup.batch_key is None else setup.sizes["n_batches"]
+        # a model may be saved without any setup, to decode with
+        if (setup.batch_key or setup.batch_categories) and n_batches != model.settings.n_batches:
+            raise SourceError(
+                f"{folder / MODEL} is damaged: its model tells {model.settings.n_batches:,} batches apart, and it "
+                f"names {n_batches:,} (column {setup.batch_key!r} of obs): copy it again."
+            )
+        return TrainedRun(model, genes, setup, result, folder)
 
 
 @contextmanager

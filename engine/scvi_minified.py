@@ -72,7 +72,13 @@ class ScviMinified:
             if prefix is None:
                 raise SourceError(f"{path}: obsm has no {LATENTS[0]}qzm: minify the data anew.")
             self._latents: tuple[Any, ...] = tuple(root["obsm"][f"{prefix}{name}"] for name in ("qzm", "qzv"))
-        self.n_latent: int = self._latents[0].shape[1]
+            shapes = [latents.shape for latents in self._latents]
+            if len(shapes[0]) != 2 or shapes[0][0] != self.n_cells or shapes[0] != shapes[1]:
+                raise SourceError(
+                    f"{path} is damaged: {prefix}qzm and {prefix}qzv of obsm have the shapes {shapes[0]} and "
+                    f"{shapes[1]} for {self.n_cells:,} cells: copy it again, or minify the data anew."
+                )
+        self.n_latent: int = shapes[0][1]
         if model is None and (Path(path).parent / MODEL).is_file():
             model = Path(path).parent
         run = model if isinstance(model, TrainedRun) else None if model is None else open_model(model)

@@ -149,7 +149,7 @@ def open_column(path: str, name: str, node: Node, parent: Node) -> ReadColumn:
         values = open_column(path, f"{name}/categories", categories, node)(0, column_length(categories))
         return _categorical(node["codes"], values, bool(node.attrs.get("ordered", False)))
     if encoding in ("nullable-integer", "nullable-boolean", "nullable-string-array"):
-        return _masked(encoding, node["values"], node["mask"])
+        return _masked(f"{path}: {name}", encoding, node["values"], node["mask"])
     raise SourceError(
         f"{path}: {name} is stored as {encoding or 'a group'!r}, which this version of atlasvi can't read; "
         "drop the column with anndata, or update atlasvi."
@@ -161,9 +161,17 @@ def _categorical(codes: Node, categories: Any, ordered: bool) -> ReadColumn:
     return lambda start, stop: pd.Categorical.from_codes(codes[start:stop], dtype=dtype)
 
 
-def _masked(encoding: str, values: Node, mask: Node) -> ReadColumn:
+def _masked(name: str, encoding: str, values: Node, mask: Node) -> ReadColumn:
     def read(start: int, stop: int) -> Any:
-        part, missing = read_text(values, start, stop), np.asarray(mask[start:stop]).astype(bool)
+        part, missing = read_text(values, start, stop), np.asarray(mask[start:stop])
+        truths = {"mask": missing, **({"values": part} if encoding == "nullable-boolean" else {})}
+        for what, array in truths.items():
+            if array.dtype.kind not in "biu":  # any text would be taken for true
+                raise SourceError(
+                    f"{name} is damaged: its {what} should be true or false, and the file holds {array.dtype} there; "
+                    "copy the file again, or drop the column with anndata."
+                )
+        missing = missing.astype(bool)
         if encoding == "nullable-integer":
             return pd.arrays.IntegerArray(part, missing)
         if encoding == "nullable-boolean":

@@ -97,6 +97,16 @@ def is_cell_store(path: str | Path) -> bool:
     return attributes is not None and attributes.get("kind") == KIND
 
 
+def check_listed(path: str | Path) -> None:
+    """Compare a cell store that is read as a source with its list of files; any other source has none, which is fine.
+
+    Zarr reads a chunk that is missing as zeros. Raises SourceError if a file is missing or damaged.
+    """
+    if is_cell_store(path):
+        with reading(str(path)):
+            check_manifest(Path(path), read_attributes(path) or {})
+
+
 def layouts(attributes: dict) -> tuple[Layout, Layout]:
     """How `data` and `indices` of X are cut and coded, from the attributes of the store."""
     chunk = attributes["chunk"]

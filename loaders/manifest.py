@@ -141,17 +141,21 @@ ADVICE = "Copy it again; if you changed it on purpose, atlasvi check --renew tak
 
 
 def _list_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of all files below a folder, by their path in it."""
+    """Bytes of all files below a folder, by their path in it; links that lead nowhere are left out."""
     sizes: dict[str, int] = {}
     waiting: list[tuple[str, str]] = [(str(folder), "")]
     while waiting:
         place, prefix = waiting.pop()
         with os.scandir(place) as entries:
             for entry in entries:
-                if entry.is_dir():
-                    waiting.append((entry.path, f"{prefix}{entry.name}/"))
-                else:
-                    sizes[f"{prefix}{entry.name}"] = entry.stat().st_size
+                try:
+                    if entry.is_dir():
+                        waiting.append((entry.path, f"{prefix}{entry.name}/"))
+                    else:
+                        sizes[f"{prefix}{entry.name}"] = entry.stat().st_size
+                except OSError:
+                    if not entry.is_symlink():  # a link that leads nowhere is as good as a file that is not there
+                        raise
     return sizes
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from atlasvi.loaders.anndata_files import open_anndata_zarr, open_h5ad
+from atlasvi.loaders.cell_store import check_listed
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError, GeneError, SourceError
 from atlasvi.loaders.matrix_market import find_mtx
@@ -98,6 +99,7 @@ def open_spec(spec: SourceSpec, scratch: str | Path | None = None) -> Source:
     if kind == "h5ad":
         source = open_h5ad(spec, scratch)
     elif kind == "zarr":
+        check_listed(name)
         source = open_anndata_zarr(spec, scratch)
     elif kind == "tenx_h5":
         source = open_tenx_h5(spec)

@@ -96,3 +96,11 @@ def test_a_finished_run_notices_what_is_missing_or_changed(saved: Path, file: st
         (saved / file).unlink()
         with pytest.raises(SourceError, match=rf"{file} is missing"):
             load_run(saved)
+
+
+@pytest.mark.parametrize("change", [{"batch_key": None}, {"batch_categories": ["d1"]}, {"batch_categories": []}])
+def test_a_model_that_names_other_batches_than_it_tells_apart_is_refused(saved: Path, change: dict):
+    content = torch.load(saved / "model.pt", weights_only=True)
+    torch.save({**content, **change}, saved / "model.pt")
+    with pytest.raises(SourceError, match=r"model\.pt is damaged: its model tells 2 batches apart, and it names 1"):
+        load_run(saved)

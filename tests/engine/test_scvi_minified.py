@@ -1,10 +1,14 @@
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 import torch
+import zarr
 from typer.testing import CliRunner
 
 from atlasvi.engine.commands import app
@@ -88,6 +92,33 @@ def test_what_is_not_minified_or_of_another_model_is_said(counts: Path, tmp_path
         open_minified(tmp_path / "mini.h5ad", other)
     with pytest.raises(OutputError, match="exists already"):
         write_minified_h5ad(tmp_path / "mini", tmp_path / "mini.h5ad")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda values: values[:, 0], lambda values: values[:-1], lambda values: values[:, :1]]
+)
+def test_latents_of_another_shape_are_refused(counts: Path, tmp_path: Path, change: Callable[[np.ndarray], np.ndarray]):
+    minify(MODELS / "plain", counts, tmp_path / "mini")
+    write_minified_h5ad(tmp_path / "mini", path := tmp_path / "mini.h5ad")
+    with h5py.File(path, "a") as file:
+        values = file["obsm/scvi_latent_qzm"][()]
+        del file["obsm/scvi_latent_qzm"]
+        file["obsm/scvi_latent_qzm"] = change(values)
+    with pytest.raises(SourceError, match=r"is damaged: .*qzm and .*qzv of obsm have the shapes"):
+        open_minified(path)
+
+
+def test_a_minified_store_of_a_column_that_is_damaged_is_not_exported(counts: Path, tmp_path: Path):
+    minify(MODELS / "plain", counts, tmp_path / "mini")
+    (tmp_path / "mini" / "manifest.json").unlink()
+    attributes = json.loads((tmp_path / "mini" / "zarr.json").read_text())
+    attributes["attributes"]["atlasvi"].pop("manifest", None)  # as in an older store, whose files nobody compares
+    (tmp_path / "mini" / "zarr.json").write_text(json.dumps(attributes))
+    codes = zarr.open_group(tmp_path / "mini", mode="r+", use_consolidated=False)["obs/donor/codes"]
+    codes[...] = np.full(codes.shape, 100, codes.dtype)
+    with pytest.raises(SourceError, match=r"mini: it is damaged"):
+        write_minified_h5ad(tmp_path / "mini", tmp_path / "mini.h5ad")
+    assert not (tmp_path / "mini.h5ad").exists()
 
 
 def test_cells_that_lack_what_the_model_takes_are_refused(counts: Path, tmp_path: Path):

@@ -18,8 +18,10 @@ How far an answer can be judged:
 - `info` has no answer but that it ends well or with a sentence.
 """
 
+import codecs
 import csv
 import gzip
+import io
 import re
 import tomllib
 import warnings
@@ -96,7 +98,11 @@ def is_confirmed(kind: str, call: str, place: Path, inputs: Path, out: Path, ans
     if kind == "settings":
         return same(answer["settings"], tomllib.loads(place.read_text())) and is_finite(answer)
     if kind == "minified-h5ad":
-        return same(answer, describe_latents(anndata.read_h5ad(place)))
+        with h5py.File(place) as file:  # part by part: other columns of obs, damaged or not, are not asked for
+            names = [str(name) for name in _read_column(file["obs"][file["obs"].attrs["_index"]])]
+            latents = read_elem(file["obsm/scvi_latent_qzm"])
+        cells = anndata.AnnData(obs=pd.DataFrame(index=names), obsm={"scvi_latent_qzm": latents})
+        return same(answer, describe_latents(cells))
     cells = read_independently(kind, place)
     if call in ("ingest", "check"):
         return same(answer, {name: before[name] if value is UNREADABLE else value for name, value in cells.items()})
@@ -109,13 +115,16 @@ def is_confirmed(kind: str, call: str, place: Path, inputs: Path, out: Path, ans
 
 def _confirm_ours(kind: str, call: str, place: Path, inputs: Path, answer: Answer, before: Answer) -> bool:
     if kind == "store":
-        cells = describe_cells(anndata.read_zarr(place))
+        # not by its consolidated metadata: those copies are old once an array was written anew
+        cells = describe_cells(anndata.read_zarr(zarr.open_group(place, mode="r", use_consolidated=False)))
         if call in ("train", "minify"):
             return is_sound(answer, before) or (call == "minify" and len(answer["names"]) == len(cells["names"]))
         return same(answer, {name: value for name, value in cells.items() if not name.startswith("obs/source")})
     if kind == "minified" and "latents" in answer:
         return same(answer["latents"], describe_latents(anndata.read_zarr(place))["latents"])
     if kind == "saved" and call == "load":
+        if not (place / "adata.h5ad").exists():  # a warning says so, and the model is loaded without data
+            return "latents" not in answer and same(answer, {k: before[k] for k in before if k != "latents"})
         model = SCVI.load(place, anndata.read_h5ad(place / "adata.h5ad"), accelerator="cpu")
         return is_finite(answer) and same(answer["latents"], model.get_latent_representation())
     if kind == "scvi-tools":
@@ -185,7 +194,7 @@ def _read_text(
     matrix: str, cells: str, genes: str, turned: bool = False, header: bool = False
 ) -> Callable[[Path], anndata.AnnData]:
     def read(place: Path) -> anndata.AnnData:
-        counts = scipy.io.mmread(place / matrix)
+        counts = scipy.io.mmread(io.BytesIO(_read_bytes(place / matrix).removeprefix(codecs.BOM_UTF8)))
         rows = [_read_rows(place / name)[header:] for name in (cells, genes)]
         kept = [len(row) < 3 or row[2] == "Gene Expression" or header for row in rows[1]]
         names = [[row[0] for row in table] for table in rows]
@@ -195,9 +204,13 @@ def _read_text(
 
 
 def _read_rows(file: Path) -> list[list[str]]:
-    text = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode("utf-8-sig")
+    text = _read_bytes(file).decode("utf-8-sig", "replace")
     separator = "," if file.suffix == ".csv" else "\t"
     return [next(csv.reader([line], delimiter=separator)) for line in text.splitlines() if line]
+
+
+def _read_bytes(file: Path) -> bytes:
+    return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
 
 
 def _read_soma(place: Path) -> anndata.AnnData:

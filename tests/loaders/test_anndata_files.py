@@ -210,6 +210,20 @@ def test_columns_of_all_kinds_are_the_same_in_every_slice(tmp_path, version):
         pd.testing.assert_frame_equal(source.read_obs(start, stop), expected.iloc[start:stop])
 
 
+@pytest.mark.parametrize("part", ["flag/mask", "flag/values", "number/mask"])
+def test_text_in_place_of_truths_is_refused_and_not_taken_for_true(tmp_path: Path, part: str):
+    adata = annotated(counts()[:3])
+    adata.obs["number"] = pd.array([1, None, 3], dtype="Int32")
+    adata.obs["flag"] = pd.array([True, None, False], dtype="boolean")
+    adata.write_h5ad(path := tmp_path / "a.h5ad")
+    with h5py.File(path, "a") as file:
+        del file[f"obs/{part}"]
+        file[f"obs/{part}"] = ["a", "b", "c"]
+    column, what = part.split("/")
+    with pytest.raises(SourceError, match=rf"obs/{column} is damaged: its {what} should be true or false"):
+        open_source(path).read_obs(0, 3)
+
+
 def test_raw_has_its_own_genes_unless_a_layer_is_called_raw(tmp_path):
     adata = annotated(counts())
     adata.raw = adata.copy()

@@ -18,6 +18,7 @@ from atlasvi.loaders.ingestion import ingest
 from atlasvi.loaders.loader import BatchLoader
 from atlasvi.loaders.manifest import MANIFEST
 from atlasvi.loaders.shards import ShardWriter, create_sharded
+from atlasvi.loaders.sources import open_source
 
 from .conftest import make_counts
 
@@ -136,6 +137,14 @@ def test_every_file_of_a_new_store_is_missed_when_it_is_gone(store: Path):
             CellStore(store)
         path.write_bytes(content)
     CellStore(store)
+
+
+def test_a_chunk_that_is_missing_is_noticed_also_where_a_store_is_a_source(store: Path, tmp_path: Path):
+    open_source(store).close()
+    shutil.rmtree(store / "obs/n/c")  # Zarr reads zeros instead
+    with pytest.raises(SourceError, match=r"obs/n/c/0 is missing: copy"):
+        ingest([store], tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_flipped_bit_anywhere_is_noticed_when_it_is_opened_or_read(store: Path):

@@ -76,6 +76,20 @@ def test_a_missing_file_and_another_size_are_noticed_when_opened_and_all_else_wh
     ]
 
 
+def test_a_link_that_leads_nowhere_is_a_file_that_is_missing_and_no_matter_where_it_is_not_listed(folder: Path):
+    files = read_manifest(folder)
+    assert files is not None
+    (folder / "not ours").symlink_to("nowhere")
+    (folder / "loop").symlink_to("loop")
+    check_files(folder, files, lambda name: True)
+    write_manifest(folder)
+    assert read_manifest(folder) == files
+    (folder / "large").unlink()
+    (folder / "large").symlink_to("nowhere")
+    with pytest.raises(SourceError, match=r"large is missing"):
+        check_files(folder, files, lambda name: True)
+
+
 def test_a_damaged_list_is_said_and_a_missing_one_is_none(folder: Path):
     listed = json.loads((folder / MANIFEST).read_text())
     listed["files"]["large"][0] += 1
