@@ -42,6 +42,7 @@ lint: $(VENV)/ready
 	@mkdir -p .typecheck/atlasvi
 	@for part in loaders kernels engine; do ln -sfn ../../$$part .typecheck/atlasvi/$$part; done
 	$(BIN)/mypy
+	PYTHONPATH=.typecheck $(BIN)/lint-imports
 
 resolve: $(VENV)/ready
 	@$(BIN)/python .ci/resolve.py

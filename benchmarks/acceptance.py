@@ -77,7 +77,7 @@ def main() -> None:
 
 def atlasvi(*arguments: object) -> None:
     """Run a command of the command line; its output goes on to ours."""
-    subprocess.run([sys.executable, "-m", "atlasvi.engine.commands", *map(str, arguments)], check=True)
+    subprocess.run([sys.executable, "-m", "atlasvi.engine.cli.commands", *map(str, arguments)], check=True)
 
 
 if __name__ == "__main__":

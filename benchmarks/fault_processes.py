@@ -100,7 +100,7 @@ def _enter(
 ) -> None:
     import torch
 
-    from atlasvi.engine.commands import explain_errors
+    from atlasvi.engine.cli.commands import explain_errors
     from atlasvi.loaders.errors import AtlasviError
 
     os.environ.update(environment)
@@ -126,7 +126,7 @@ def _count(entered: Any, phase: str) -> None:
 
 def ingest(note: Callable[[str], None], source: Path, out: Path) -> None:
     """Write a cell store."""
-    from atlasvi.loaders.ingestion import ingest as run
+    from atlasvi.loaders.ingestion.ingest import ingest as run
 
     note("ingest")
     run(source, out, workers=1, progress=lambda stage, done, total: note("ingest"))
@@ -134,10 +134,10 @@ def ingest(note: Callable[[str], None], source: Path, out: Path) -> None:
 
 def train(note: Callable[[str], None], store: Path, out: Path, options: dict[str, Any], log: Path) -> None:
     """Train; `log` gets, a line each, the cells of every step of this rank and the checkpoints that are on disk."""
-    from atlasvi.engine import checkpoint
-    from atlasvi.engine.ranks import join_ranks
-    from atlasvi.engine.trainer import Trainer
-    from atlasvi.engine.training import train as run
+    from atlasvi.engine.distributed.ranks import join_ranks
+    from atlasvi.engine.training import checkpoint
+    from atlasvi.engine.training.train import train as run
+    from atlasvi.engine.training.training_loop import Trainer
 
     attempt = time.time()
     compute, evaluate, write = Trainer._compute_gradients, Trainer._evaluate, checkpoint.write_checkpoint
@@ -167,7 +167,8 @@ def train(note: Callable[[str], None], store: Path, out: Path, options: dict[str
 
 def minify(note: Callable[[str], None], run: Path, store: Path, out: Path) -> None:
     """Write a minified store, in parts small enough that some are done before others."""
-    from atlasvi.engine import minify_parts, posterior
+    from atlasvi.engine.minified import minify as posterior
+    from atlasvi.engine.minified import minify_parts
 
     minify_parts.choose_part_cells = lambda n_cells, batch_size: batch_size
     encode, order = minify_parts.encode_parts, minify_parts.run_order_task

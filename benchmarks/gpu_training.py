@@ -26,14 +26,14 @@ from gpu_inputs import choose_device, describe_machine, draw_adata, wait, write_
 from gpu_kernels import append_profile
 
 from atlasvi.engine import SCVI, minify
-from atlasvi.engine.configuration import Settings
-from atlasvi.engine.covariates import learn_setup
-from atlasvi.engine.noise import TRAINING_NOISE, seed_draws
-from atlasvi.engine.trainer import Trainer
+from atlasvi.engine.model.covariates import learn_setup
+from atlasvi.engine.model.noise import TRAINING_NOISE, seed_draws
+from atlasvi.engine.training.settings import Settings
+from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.kernels import choose_backend
-from atlasvi.loaders.cells import CellData, open_cells
-from atlasvi.loaders.feeder import DeviceFeeder
-from atlasvi.loaders.loader import BatchLoader
+from atlasvi.loaders.batches.device_feeder import DeviceFeeder
+from atlasvi.loaders.batches.loader import BatchLoader
+from atlasvi.loaders.cells.open_cells import CellData, open_cells
 
 SETTINGS = {"validation_fraction": 0.0, "early_stopping": False, "keep": "last", "evaluation_cells": 1}
 """Of a run that is only to be timed: no validation, the last weights kept."""
@@ -156,7 +156,7 @@ def measure_disk(
         out = work / f"run-{size}"
         arguments = [data.path, "--out", out, "--batch-key", "batch", "--batch-size", size, "--epochs", 3]
         arguments += [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={str(value).lower()}")]
-        code = "from atlasvi.engine.commands import main; import sys\n"
+        code = "from atlasvi.engine.cli.commands import main; import sys\n"
         code += "try: main()\n"
         code += "finally: print(open('/proc/self/status').read(), file=sys.stderr)"
         done = subprocess.run(

@@ -67,7 +67,7 @@ def measure_atlas(cells: int, arguments: argparse.Namespace, work: Path) -> dict
 
 def measure_command(words: list[str]) -> dict[str, float]:
     """Run one atlasvi command; its peak resident memory in MB and its time in seconds. SystemExit if it fails."""
-    command = [sys.executable, "-m", "atlasvi.engine.commands", *words]
+    command = [sys.executable, "-m", "atlasvi.engine.cli.commands", *words]
     print("$ atlasvi", *words, file=sys.stderr, flush=True)
     started = time.perf_counter()
     # This process stays small: what it held at the start of the child would count as the child's.

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
-ATLASVI = [sys.executable, "-m", "atlasvi.engine.commands"]
+ATLASVI = [sys.executable, "-m", "atlasvi.engine.cli.commands"]
 EPOCHS = 4
 
 

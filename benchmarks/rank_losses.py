@@ -73,9 +73,9 @@ def main() -> None:
 
 def record(note: Any, counts: Path, out: Path, asked: dict[str, Any], change: float, smooth: bool) -> None:
     """Train; `losses.json` beside `out` gets the means of each step, reconstruction and KL."""
-    from atlasvi.engine.ranks import join_ranks
-    from atlasvi.engine.trainer import Trainer
-    from atlasvi.engine.training import train
+    from atlasvi.engine.distributed.ranks import join_ranks
+    from atlasvi.engine.training.train import train
+    from atlasvi.engine.training.training_loop import Trainer
 
     losses: list[list[float]] = []
     check, make = Trainer._check_finite, Trainer.__init__

@@ -56,14 +56,14 @@ def main() -> None:
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Times in ms and ratios."""
-    from atlasvi.engine.configuration import resolve_settings
-    from atlasvi.engine.covariates import learn_setup
-    from atlasvi.engine.noise import draw_dropout, draw_normal
-    from atlasvi.engine.ranks import Ranks, join_ranks
+    from atlasvi.engine.distributed.ranks import Ranks, join_ranks
+    from atlasvi.engine.model.covariates import learn_setup
+    from atlasvi.engine.model.noise import draw_dropout, draw_normal
     from atlasvi.engine.simulation import simulate
-    from atlasvi.engine.trainer import Trainer
-    from atlasvi.loaders.cells import open_cells
-    from atlasvi.loaders.ingestion import ingest
+    from atlasvi.engine.training.settings import resolve_settings
+    from atlasvi.engine.training.training_loop import Trainer
+    from atlasvi.loaders.cells.open_cells import open_cells
+    from atlasvi.loaders.ingestion.ingest import ingest
 
     simulate(folder / "cells.h5ad", options.cells, options.genes, 2, 4, seed=0)
     ingest(folder / "cells.h5ad", folder / "store", workers=1)

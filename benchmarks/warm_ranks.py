@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-import atlasvi.engine.commands
-import atlasvi.engine.posterior
-import atlasvi.engine.training  # noqa: F401
-from atlasvi.engine.model import SCVI, ModelSettings
-from atlasvi.loaders.batch import Batch
+import atlasvi.engine.cli.commands
+import atlasvi.engine.minified.minify
+import atlasvi.engine.training.train  # noqa: F401
+from atlasvi.engine.model.vae import VAE, ModelSettings
+from atlasvi.loaders.batches.batch import Batch
 
 with contextlib.suppress(ImportError):
     import torch.utils.tensorboard
@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 pd.Series(["a"]).astype("category")
 for rows in (2, 0):
     settings = ModelSettings(n_genes=30, n_batches=2, n_hidden=16, n_latent=4, n_layers=2)
-    model = SCVI(settings, torch.Generator().manual_seed(0))
+    model = VAE(settings, torch.Generator().manual_seed(0))
     torch.optim.Adam(model.parameters())  # imports torch._dynamo, which takes seconds
     model(
         Batch(

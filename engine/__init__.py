@@ -1,24 +1,26 @@
 """atlasvi.engine: model, training, minified store, command line. In the order in which data meets it:
 
-SCVI             all of it with scvi-tools' face                   scvi.py (questions.py)
-simulate         an atlas of known truth                         simulation.py
-ingest           count files -> a cell store                     atlasvi.loaders
-train            a cell store -> a run directory                 training.py (trainer, configuration, splits)
-load_run         a run directory -> a model                      runs.py
-load_scvi_tools  a model that scvi-tools saved -> a model        scvi_files.py
-save_scvi_tools  a model -> a directory that scvi-tools opens    scvi_files.py
-minify           run + data -> the posterior of every cell       posterior.py, minified.py
-open_minified    a minified store, or minified data of scvi-tools  scvi_minified.py
-write_minified_h5ad  a minified store -> one file                minified.py
-MinifiedStore    questions without the counts                    queries.py
-draw_latent      a picture of the latent space                   picture.py
+SCVI             all of it with scvi-tools' face                   api/scvi.py
+simulate         an atlas of known truth                           simulation.py
+ingest           count files -> a cell store                       atlasvi.loaders
+train            a cell store -> a run directory                   training/train.py (training_loop, settings, splits)
+load_run         a run directory -> a model                        model/trained_run.py
+load_scvi_tools  a model that scvi-tools saved -> a model          scvi_tools/model_directories.py
+save_scvi_tools  a model -> a directory that scvi-tools opens      scvi_tools/model_directories.py
+minify           run + data -> the posterior of every cell         minified/minify.py
+open_minified    a minified store, or minified data of scvi-tools  minified/minified_by_scvi_tools.py
+write_minified_h5ad  a minified store -> one file                  minified/minified_store.py
+MinifiedStore    a minified store, opened                          minified/minified_store.py
+read_latent, read_expression, choose_cells  questions to it        queries/minified_queries.py
+draw_latent      a picture of the latent space                     queries/latent_picture.py
 
+Subpackages, each importing those after it alone: cli, api, queries, minified, training, scvi_tools, distributed, model.
 Nothing is imported before it is used.
 """
 
 import importlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before torch is loaded, unless the user has set it: for how long torch's threads spin while they wait for each other.
 # By default that is milliseconds, and beside one other busy thread on two cores (our own loader's, a neighbour's)
@@ -27,22 +29,39 @@ from typing import Any
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+if TYPE_CHECKING:  # what editors and mypy see
+    from atlasvi.engine.api.scvi import SCVI as SCVI
+    from atlasvi.engine.minified.minified_by_scvi_tools import open_minified as open_minified
+    from atlasvi.engine.minified.minified_store import MinifiedStore as MinifiedStore
+    from atlasvi.engine.minified.minified_store import write_minified_h5ad as write_minified_h5ad
+    from atlasvi.engine.minified.minify import minify as minify
+    from atlasvi.engine.model.trained_run import load_run as load_run
+    from atlasvi.engine.queries.latent_picture import draw_latent as draw_latent
+    from atlasvi.engine.queries.minified_queries import choose_cells as choose_cells
+    from atlasvi.engine.queries.minified_queries import read_expression as read_expression
+    from atlasvi.engine.queries.minified_queries import read_latent as read_latent
+    from atlasvi.engine.scvi_tools.model_directories import load_scvi_tools as load_scvi_tools
+    from atlasvi.engine.scvi_tools.model_directories import save_scvi_tools as save_scvi_tools
+    from atlasvi.engine.simulation import simulate as simulate
+    from atlasvi.engine.training.train import train as train
+    from atlasvi.loaders.ingestion.ingest import ingest as ingest
+
 _PLACES = {
-    "SCVI": "atlasvi.engine.scvi",
+    "SCVI": "atlasvi.engine.api.scvi",
     "simulate": "atlasvi.engine.simulation",
-    "ingest": "atlasvi.loaders.ingestion",
-    "train": "atlasvi.engine.training",
-    "load_run": "atlasvi.engine.runs",
-    "load_scvi_tools": "atlasvi.engine.scvi_files",
-    "save_scvi_tools": "atlasvi.engine.scvi_files",
-    "open_minified": "atlasvi.engine.scvi_minified",
-    "write_minified_h5ad": "atlasvi.engine.minified",
-    "minify": "atlasvi.engine.posterior",
-    "MinifiedStore": "atlasvi.engine.minified",
-    "read_latent": "atlasvi.engine.queries",
-    "read_expression": "atlasvi.engine.queries",
-    "choose_cells": "atlasvi.engine.queries",
-    "draw_latent": "atlasvi.engine.picture",
+    "ingest": "atlasvi.loaders.ingestion.ingest",
+    "train": "atlasvi.engine.training.train",
+    "load_run": "atlasvi.engine.model.trained_run",
+    "load_scvi_tools": "atlasvi.engine.scvi_tools.model_directories",
+    "save_scvi_tools": "atlasvi.engine.scvi_tools.model_directories",
+    "open_minified": "atlasvi.engine.minified.minified_by_scvi_tools",
+    "write_minified_h5ad": "atlasvi.engine.minified.minified_store",
+    "minify": "atlasvi.engine.minified.minify",
+    "MinifiedStore": "atlasvi.engine.minified.minified_store",
+    "read_latent": "atlasvi.engine.queries.minified_queries",
+    "read_expression": "atlasvi.engine.queries.minified_queries",
+    "choose_cells": "atlasvi.engine.queries.minified_queries",
+    "draw_latent": "atlasvi.engine.queries.latent_picture",
 }
 
 

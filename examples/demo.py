@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.engine import MinifiedStore, draw_latent, read_latent
-from atlasvi.engine.commands import app, explain_errors
-from atlasvi.engine.describe import folder_bytes
+from atlasvi.engine.cli.commands import app, explain_errors
+from atlasvi.engine.cli.describe import folder_bytes
 
 
 def main() -> None:

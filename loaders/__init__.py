@@ -1,44 +1,60 @@
 """atlasvi.loaders: counts on disk -> sparse minibatches. In the order in which data meets it:
 
-open_source      any file of counts, read by slices of rows      sources.py (anndata_files, tenx, soma)
-ingest           sources -> a cell store, shuffled out of core   ingestion.py
-open_cells       a cell store, or a source, as blocks of cells   cells.py, cell_store.py
-add_obs_columns  columns made after a store was, into its obs    added_columns.py
-MemoryCells      an AnnData in memory, as such blocks            memory.py
-BatchLoader      cells -> minibatches, for any PyTorch model     loader.py (plan, selection, decoding, rows, buffers)
-DeviceFeeder     minibatches -> a GPU, ahead of the model        feeder.py
-Batch            one minibatch: CSR counts, library, covariates  batch.py
+open_source      any file of counts, read by slices of rows      sources/ (open_source, anndata_files, tenx, soma ...)
+ingest           sources -> a cell store, shuffled out of core   ingestion/ingest.py
+open_cells       a cell store, or a source, as blocks of cells   cells/open_cells.py, cells/cell_store.py
+add_obs_columns  columns made after a store was, into its obs    cells/added_columns.py
+MemoryCells      an AnnData in memory, as such blocks            cells/memory_cells.py
+BatchLoader      cells -> minibatches, for any PyTorch model     batches/loader.py (epoch_order, cell_selection)
+DeviceFeeder     minibatches -> a GPU, ahead of the model        batches/device_feeder.py
+Batch            one minibatch: CSR counts, library, covariates  batches/batch.py
 AtlasviError     what a user can mend, in a sentence             errors.py
 
-Nothing is imported before it is used: ingest runs without torch.
+Below them: tables/ (obs and var), arrays/ (HDF5 and Zarr, read fast), rows/ (sparse rows in memory). A subpackage
+imports those named after it alone. Nothing is imported before it is used: ingest runs without torch.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import atlasvi.loaders.numba_cache  # noqa: F401
 
+if TYPE_CHECKING:  # what editors and mypy see
+    from atlasvi.loaders.batches.batch import Batch as Batch
+    from atlasvi.loaders.batches.device_feeder import DeviceFeeder as DeviceFeeder
+    from atlasvi.loaders.batches.loader import BatchLoader as BatchLoader
+    from atlasvi.loaders.cells.added_columns import add_obs_columns as add_obs_columns
+    from atlasvi.loaders.cells.cell_store import CellStore as CellStore
+    from atlasvi.loaders.cells.memory_cells import MemoryCells as MemoryCells
+    from atlasvi.loaders.cells.open_cells import CellData as CellData
+    from atlasvi.loaders.cells.open_cells import open_cells as open_cells
+    from atlasvi.loaders.errors import AtlasviError as AtlasviError
+    from atlasvi.loaders.ingestion.ingest import IngestReport as IngestReport
+    from atlasvi.loaders.ingestion.ingest import ingest as ingest
+    from atlasvi.loaders.sources.open_source import Source as Source
+    from atlasvi.loaders.sources.open_source import open_source as open_source
+
 _PLACES = {
-    "open_source": "sources",
-    "Source": "sources",
-    "ingest": "ingestion",
-    "IngestReport": "ingestion",
-    "open_cells": "cells",
-    "CellData": "cells",
-    "CellStore": "cell_store",
-    "add_obs_columns": "added_columns",
-    "MemoryCells": "memory",
-    "BatchLoader": "loader",
-    "DeviceFeeder": "feeder",
-    "Batch": "batch",
-    "AtlasviError": "errors",
+    "open_source": "atlasvi.loaders.sources.open_source",
+    "Source": "atlasvi.loaders.sources.open_source",
+    "ingest": "atlasvi.loaders.ingestion.ingest",
+    "IngestReport": "atlasvi.loaders.ingestion.ingest",
+    "open_cells": "atlasvi.loaders.cells.open_cells",
+    "CellData": "atlasvi.loaders.cells.open_cells",
+    "CellStore": "atlasvi.loaders.cells.cell_store",
+    "add_obs_columns": "atlasvi.loaders.cells.added_columns",
+    "MemoryCells": "atlasvi.loaders.cells.memory_cells",
+    "BatchLoader": "atlasvi.loaders.batches.loader",
+    "DeviceFeeder": "atlasvi.loaders.batches.device_feeder",
+    "Batch": "atlasvi.loaders.batches.batch",
+    "AtlasviError": "atlasvi.loaders.errors",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return getattr(importlib.import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from atlasvi.engine import SCVI as ScviFace
-from atlasvi.engine.interruption import TrainingInterrupted
-from atlasvi.engine.minified import MinifiedStore
-from atlasvi.engine.model import SCVI, kl_of_normals
-from atlasvi.engine.posterior import minify
-from atlasvi.engine.scvi_weights import from_scvi_weights, to_scvi_weights
-from atlasvi.engine.training import train
-from atlasvi.loaders.batch import Batch
-from tests.engine.test_options import batch_of, settings_of
-from tests.engine.test_training import assert_same_run, at_step, read_lines, write_cells
+from atlasvi.engine.distributed.signals import TrainingInterrupted
+from atlasvi.engine.minified.minified_store import MinifiedStore
+from atlasvi.engine.minified.minify import minify
+from atlasvi.engine.model.vae import VAE, kl_of_normals
+from atlasvi.engine.scvi_tools.weights import from_scvi_weights, to_scvi_weights
+from atlasvi.engine.training.train import train
+from atlasvi.loaders.batches.batch import Batch
+from tests.engine.model.test_options import batch_of, settings_of
+from tests.engine.training.test_train import assert_same_run, at_step, read_lines, write_cells
 from tests.golden.cases import make_cases, make_cells, make_weights
 
 pytestmark = pytest.mark.gpu
@@ -53,7 +53,7 @@ def train_on_gpu(cells: Path, out: Path, settings: dict[str, Any], epochs: int =
     return train(cells, out, batch_key="batch", epochs=epochs, device="cuda", settings=settings, **more)
 
 
-def terms_and_gradients(model: SCVI, batch: Batch, noise: dict[str, Tensor]) -> list[Tensor]:
+def terms_and_gradients(model: VAE, batch: Batch, noise: dict[str, Tensor]) -> list[Tensor]:
     """Reconstruction, KL, KL of the library of each cell; then the gradients of their mean: float64, on the CPU."""
     model.train()
     qzm, qzv = model.encode(batch)
@@ -79,7 +79,7 @@ def test_losses_and_gradients_of_every_option_are_those_of_float64(likelihood: s
         batch, results = batch_of(setup, cells), []
         for device, dtype in (("cuda", torch.float32), ("cpu", torch.float64)):
             settings = settings_of(setup, options, cells)
-            shapes = to_scvi_weights(SCVI(settings, torch.Generator().manual_seed(0)))
+            shapes = to_scvi_weights(VAE(settings, torch.Generator().manual_seed(0)))
             weights = {name: make_weights(name, tuple(tensor.shape)) for name, tensor in shapes.items()}
             model = from_scvi_weights(weights, settings).to(device, dtype)
             results.append(terms_and_gradients(model, batch.to(device), noise))
@@ -132,7 +132,7 @@ def test_two_ranks_on_one_device_compute_what_one_does(cells: Path, tmp_path: Pa
         command = ["launch", "--nproc", n, "--", "train", cells, "--out", tmp_path / f"{n}", "--batch-key", "batch"]
         command += ["--epochs", 3, "--batch-size", 64, "--device", "cuda", "--set", "n_hidden=16"]
         done = subprocess.run(
-            [sys.executable, "-m", "atlasvi.engine.commands", *map(str, command)], capture_output=True, text=True
+            [sys.executable, "-m", "atlasvi.engine.cli.commands", *map(str, command)], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         lines = [line for line in read_lines(tmp_path / f"{n}") if line["kind"] == "epoch"]

@@ -14,11 +14,11 @@ import scipy.sparse as sp
 import zarr
 from scipy.io import mmread
 
-from atlasvi.loaders.cells import open_cells
+from atlasvi.loaders.cells.open_cells import open_cells
 from atlasvi.loaders.errors import MissingDependencyError, SourceError
-from atlasvi.loaders.ingestion import ingest
-from atlasvi.loaders.sources import open_source
-from tests.engine.rank_processes import run_command
+from atlasvi.loaders.ingestion.ingest import ingest
+from atlasvi.loaders.sources.open_source import open_source
+from tests.engine.distributed.rank_processes import run_command
 
 ENSEMBL = [f"ENSG{k:011d}" for k in range(12)]
 BARCODES = [f"BC{k:03d}-1" for k in range(60)]

@@ -8,10 +8,10 @@ from pathlib import Path
 import anndata
 import pytest
 
+from atlasvi.loaders.batches.loader import BatchLoader
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.ingestion import ingest
-from atlasvi.loaders.loader import BatchLoader
-from tests.engine.rank_processes import run_command
+from atlasvi.loaders.ingestion.ingest import ingest
+from tests.engine.distributed.rank_processes import run_command
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.rank_processes import run_command
+from tests.engine.distributed.rank_processes import run_command
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -88,7 +88,7 @@ def test_a_folder_of_the_hub_with_old_names_is_read(run):
 
 
 def test_training_that_was_interrupted_or_failed_names_no_file_that_is_gone(run, monkeypatch):
-    from atlasvi.engine.trainer import Trainer
+    from atlasvi.engine.training.training_loop import Trainer
 
     real, stops = Trainer._end_epoch, iter([False, True])
 

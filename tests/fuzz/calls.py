@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.engine import SCVI
-from atlasvi.engine.commands import main
-from atlasvi.engine.minified import MinifiedStore, is_minified_store
-from atlasvi.engine.runs import CONFIG, RESULT, TrainedRun
-from atlasvi.engine.scvi_files import open_model
-from atlasvi.loaders.cells import open_cells
+from atlasvi.engine.cli.commands import main
+from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store
+from atlasvi.engine.model.trained_run import CONFIG, RESULT, TrainedRun
+from atlasvi.engine.scvi_tools.model_directories import open_model
+from atlasvi.loaders.cells.open_cells import open_cells
 from tests.fuzz.inputs import SMALL
 
 Answer = dict[str, Any]

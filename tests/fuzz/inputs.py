@@ -14,11 +14,11 @@ import zarr
 from scipy import sparse
 
 from atlasvi.engine import SCVI
-from atlasvi.engine.minified import write_minified_h5ad
-from atlasvi.engine.posterior import minify
-from atlasvi.engine.training import train
-from atlasvi.loaders.ingestion import ingest
-from atlasvi.loaders.tables import quiet_zarr
+from atlasvi.engine.minified.minified_store import write_minified_h5ad
+from atlasvi.engine.minified.minify import minify
+from atlasvi.engine.training.train import train
+from atlasvi.loaders.ingestion.ingest import ingest
+from atlasvi.loaders.zarr_warnings import quiet_zarr
 
 N_CELLS, N_GENES = 48, 16
 SMALL = {"n_hidden": 8, "n_latent": 3, "n_layers": 1, "batch_size": 16}

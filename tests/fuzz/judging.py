@@ -40,9 +40,9 @@ from anndata.io import read_elem
 from scipy import sparse
 
 from atlasvi.engine import SCVI
-from atlasvi.engine.runs import TrainedRun
-from atlasvi.engine.scvi_files import open_model
-from atlasvi.engine.scvi_weights import from_scvi_weights
+from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.scvi_tools.model_directories import open_model
+from atlasvi.engine.scvi_tools.weights import from_scvi_weights
 from tests.fuzz.calls import FORMATS, Answer, describe_cells, describe_latents, describe_model, list_values
 
 UNREADABLE = object()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.rank_processes import end_ranks, start_ranks
+from tests.engine.distributed.rank_processes import end_ranks, start_ranks
 
 TRIALS = int(os.environ.get("ATLASVI_FUZZ_TRIALS", "2100"))
 

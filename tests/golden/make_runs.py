@@ -20,10 +20,10 @@ import anndata
 import numpy as np
 
 from atlasvi.engine import minify, simulate, train
-from atlasvi.engine.interruption import TrainingInterrupted
-from atlasvi.engine.minified import MinifiedStore
-from atlasvi.engine.progress import RunLog
-from atlasvi.engine.queries import read_latent
+from atlasvi.engine.distributed.signals import TrainingInterrupted
+from atlasvi.engine.minified.minified_store import MinifiedStore
+from atlasvi.engine.queries.minified_queries import read_latent
+from atlasvi.engine.training.progress import RunLog
 from atlasvi.loaders import open_cells
 
 SETTINGS = {"n_hidden": 6, "n_latent": 3, "n_layers": 1, "batch_size": 32}

@@ -1,0 +1,444 @@
+"""What a model is asked, by scvi-tools' names and defaults: each a thin shell over the file that answers it.
+
+`adata` is the data asked about: None for the model's own, an AnnData (its genes are found by name, and it may be
+minified), or a cell store, minified store or any source, as a path or opened. `indices` are numbers of cells in any
+order, or a mask. Draws come from the generator of the model, seeded when it was made.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from numbers import Real
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Generator, Tensor
+
+from atlasvi.engine.api.training_arguments import explain_argument
+from atlasvi.engine.model.covariates import find_categories, to_category
+from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.queries import abundance, correlation, differential, expression, latents
+from atlasvi.engine.queries import model_fit as likelihoods
+from atlasvi.engine.queries.importance_weights import weigh_draws
+from atlasvi.engine.queries.minified_queries import QueryError
+from atlasvi.engine.queries.opened_data import is_anndata
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, need_counts, number_cells
+from atlasvi.engine.training.settings import SettingError
+from atlasvi.loaders.errors import GeneError, MissingDependencyError
+
+Indices = Sequence[int] | np.ndarray | None
+Batches = str | int | float | Sequence[Any] | None
+
+
+class Questions:
+    """The questions; a subclass says which model and which cells."""
+
+    run: TrainedRun
+    generator: Generator
+    adata: Any  # the AnnData, None where the data is of another kind
+
+    def ask(self, adata: Any = None) -> AskedCells:
+        """The cells of `adata`, None being the model's own, as questions are asked of them."""
+        raise NotImplementedError
+
+    def get_latent_representation(
+        self,
+        adata: Any = None,
+        indices: Indices = None,
+        give_mean: bool = True,
+        mc_samples: int = 5_000,
+        batch_size: int | None = None,
+        return_dist: bool = False,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """z float32 [cells, latent]: the mean of q(z | x), or a draw.
+
+        mc_samples   draws that the mean of an ln latent is measured by
+        return_dist  mean and variance of the normal instead, two arrays
+        """
+        cells, numbers = self._choose(adata, indices, or_none=True)
+        if return_dist:
+            return latents.read_latents(self._model, cells, numbers, batch_size or BATCH_SIZE)
+        return latents.represent_cells(
+            self._model, cells, self.generator, numbers, give_mean, mc_samples, batch_size or BATCH_SIZE
+        )
+
+    def get_normalized_expression(
+        self,
+        adata: Any = None,
+        indices: Indices = None,
+        transform_batch: Batches = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["latent"] = 1,
+        n_samples: int = 1,
+        n_samples_overall: int | None = None,
+        weights: Literal["uniform", "importance"] | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        return_numpy: bool | None = None,
+        silent: bool = True,
+        **importance_weighting_kwargs: Any,
+    ) -> np.ndarray | pd.DataFrame:
+        """Decoded expression at draws of the posterior, a table [cells, genes].
+
+        transform_batch  batch (by its name) as which to decode; of several, the mean over them
+        gene_list        these genes alone, in the order of the model
+        library_size     counts a cell to scale shares to; 'latent': its own library
+        n_samples        draws a cell; return_mean=False gives an array [draws, cells, genes]
+        n_samples_overall  so many draws of all cells together, chosen at random: an array [draws, genes]
+        weights          'importance' chooses those by how many cells they explain
+        """
+        cells, numbers = self._choose(adata, indices)
+        columns, batches = self._find_genes(gene_list), self._find_batches(transform_batch)
+        size = batch_size or BATCH_SIZE
+        if not (library_size == "latent" or isinstance(library_size, Real)):
+            raise QueryError(f"library_size {library_size!r}: give counts a cell, or 'latent' for each cell's own.")
+        if n_samples_overall is not None:
+            if n_samples != 1:
+                raise ValueError("give n_samples or n_samples_overall, not both")
+            return self._sample_overall(
+                cells, numbers, columns, batches, library_size, n_samples_overall, weights, importance_weighting_kwargs
+            )
+        values = expression.normalized_expression(
+            self._model,
+            cells,
+            self.generator,
+            numbers=numbers,
+            columns=columns,
+            transform_batch=batches,
+            library_size=library_size,
+            n_samples=n_samples,
+            return_mean=return_mean,
+            batch_size=size,
+        )
+        if return_numpy or values.ndim == 3:
+            return values
+        return pd.DataFrame(values, index=cells.read_names()[numbers], columns=self._genes[columns])
+
+    def _sample_overall(
+        self,
+        cells: AskedCells,
+        numbers: np.ndarray,
+        columns: np.ndarray | slice,
+        batches: Sequence[int | None],
+        library_size: float | Literal["latent"],
+        n: int,
+        weights: str | None,
+        importance: dict[str, Any],
+    ) -> np.ndarray:
+        if weights == "importance":
+            if len(batches) > 1:
+                raise NotImplementedError("importance weights are of one batch, not of a mean over several")
+            known = need_counts(cells, "weights='importance'")
+            pool = np.tile(numbers, n // len(numbers) + 1)
+            drawn = expression.draw_posterior(self._model, cells, self.generator, pool)
+            shares = weigh_draws(self._model, known, self.generator, numbers, drawn, **importance)
+            drawn = drawn.take(differential.choose_weighed(shares, n, self.generator))
+        else:
+            chosen = torch.randint(len(numbers), (n,), generator=self.generator, device=self.generator.device)
+            drawn = expression.draw_posterior(self._model, cells, self.generator, numbers[chosen.cpu().numpy()])
+        latent = library_size == "latent"
+        decoded = []
+        for batch in batches:
+            parts = (
+                (part.mean if latent else part.shares)[:, columns].cpu().numpy()
+                for part in expression.decode_drawn(self._model, drawn, batch)
+            )
+            decoded.append(np.concatenate(list(parts)))
+        values = np.mean(decoded, axis=0) if len(decoded) > 1 else decoded[0]
+        return values if library_size == "latent" else values * np.float32(library_size)
+
+    def get_likelihood_parameters(
+        self,
+        adata: Any = None,
+        indices: Indices = None,
+        n_samples: int = 1,
+        give_mean: bool = False,
+        batch_size: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """`mean`, and `dispersions` and `dropout` if the likelihood has them, [cells, genes] or [draws, cells, genes].
+
+        give_mean  over the draws
+        """
+        cells, numbers = self._choose(adata, indices)
+        return expression.likelihood_parameters(
+            self._model,
+            cells,
+            self.generator,
+            numbers=numbers,
+            n_samples=n_samples or 1,
+            give_mean=bool(give_mean),
+            batch_size=batch_size or BATCH_SIZE,
+        )
+
+    def posterior_predictive_sample(
+        self,
+        adata: Any = None,
+        indices: Indices = None,
+        transform_batch: Batches = None,
+        n_samples: int = 1,
+        gene_list: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        silent: bool = True,
+    ) -> Any:
+        """Counts drawn from the posterior predictive: `sparse.GCXS` [cells, genes], or [cells, genes, draws].
+
+        Raises MissingDependencyError without the package `sparse`.
+        """
+        try:
+            import sparse
+        except ImportError:
+            raise MissingDependencyError(
+                "posterior_predictive_sample needs sparse: pip install 'atlasvi[statistics]'."
+            ) from None
+        cells, numbers = self._choose(adata, indices)
+        columns, batches = self._find_genes(gene_list), self._find_batches(transform_batch)
+        step = max(batch_size or BATCH_SIZE, BATCH_SIZE)
+        parts = []
+        for at in range(0, len(numbers), step):  # dense a step at a time
+            counts = expression.predictive_counts(
+                self._model,
+                cells,
+                self.generator,
+                numbers=numbers[at : at + step],
+                columns=columns,
+                transform_batch=batches,
+                n_samples=n_samples,
+                batch_size=batch_size or BATCH_SIZE,
+            )
+            parts.append(sparse.GCXS.from_numpy(counts.transpose(1, 2, 0) if n_samples > 1 else counts))
+        return sparse.concatenate(parts, axis=0)
+
+    def differential_expression(
+        self,
+        adata: Any = None,
+        groupby: str | None = None,
+        group1: Sequence[Any] | str | None = None,
+        group2: Any = None,
+        idx1: differential.Where | None = None,
+        idx2: differential.Where | None = None,
+        mode: Literal["vanilla", "change"] = "vanilla",
+        delta: float | None = 0.25,
+        batch_size: int | None = None,
+        all_stats: bool = True,
+        batch_correction: bool = False,
+        batchid1: Sequence[Any] | None = None,
+        batchid2: Sequence[Any] | None = None,
+        fdr_target: float = 0.05,
+        silent: bool = False,
+        weights: Literal["uniform", "importance"] | None = "uniform",
+        filter_outlier_cells: bool = False,
+        importance_weighting_kwargs: dict[str, Any] | None = None,
+        subset_idx: differential.Where | None = None,
+        **kwargs: Any,
+    ) -> pd.DataFrame:
+        """Genes that differ between groups of cells: a table of genes a comparison, one below the other.
+
+        See `differential.differential_expression` for groups and statistics, `differential.Test` for modes and kwargs.
+        batch_correction  both groups are decoded as each of the batches (or batchid1, batchid2) in turn
+        """
+        cells, known = self.ask(adata), [field.name for field in fields(differential.Test)]
+        for name in kwargs:
+            if name not in known:
+                raise SettingError(explain_argument(name, "differential_expression", known))
+        test = differential.Test(
+            mode=mode,
+            delta=delta,
+            use_observed_batches=not batch_correction,
+            batchid1=self._find_some_batches(batchid1),
+            batchid2=self._find_some_batches(batchid2),
+            **kwargs,
+        )
+        return differential.differential_expression(
+            self._model,
+            cells,
+            self._genes,
+            self.generator,
+            test,
+            n_batches=self._model.settings.n_batches,
+            groupby=groupby,
+            group1=group1,
+            group2=group2,
+            idx1=idx1,
+            idx2=idx2,
+            subset_idx=subset_idx,
+            all_stats=all_stats,
+            fdr_target=fdr_target,
+            weights=weights,
+            filter_outlier_cells=filter_outlier_cells,
+            importance_weighting_kwargs=importance_weighting_kwargs,
+        )
+
+    def get_feature_correlation_matrix(
+        self,
+        adata: Any = None,
+        indices: Indices = None,
+        n_samples: int = 10,
+        batch_size: int = 64,
+        rna_size_factor: int = 1000,
+        transform_batch: Batches = None,
+        correlation_type: Literal["spearman", "pearson"] = "spearman",
+        silent: bool = True,
+    ) -> pd.DataFrame:
+        """Correlations between genes in rates drawn from the posterior, a table [genes, genes]."""
+        cells, numbers = self._choose(adata, indices)
+        matrix = correlation.correlate_genes(
+            self._model,
+            cells,
+            self.generator,
+            numbers=numbers,
+            n_samples=n_samples,
+            rna_size_factor=rna_size_factor,
+            transform_batch=self._find_batches(transform_batch),
+            correlation_type=correlation_type,
+            batch_size=max(batch_size, BATCH_SIZE),
+        )
+        return pd.DataFrame(matrix, index=self._genes, columns=self._genes)
+
+    def get_elbo(
+        self, adata: Any = None, indices: Indices = None, batch_size: int | None = None, return_mean: bool = True
+    ) -> Tensor:
+        """The evidence lower bound, nats a cell (negative, more is better): its mean, or float32 [cells]."""
+        terms = self._losses("the ELBO", adata, indices, batch_size)
+        elbo = -(terms.reconstruction + terms.kl + terms.kl_library)
+        return elbo.mean() if return_mean else elbo
+
+    def get_reconstruction_error(
+        self, adata: Any = None, indices: Indices = None, batch_size: int | None = None, return_mean: bool = True
+    ) -> dict[str, Tensor]:
+        """`reconstruction_loss`: the negative log-likelihood at a draw of z, nats a cell: its mean, or [cells]."""
+        loss = self._losses("the reconstruction error", adata, indices, batch_size).reconstruction
+        return {"reconstruction_loss": loss.mean() if return_mean else loss}
+
+    def _losses(self, question: str, adata: Any, indices: Indices, batch_size: int | None) -> Any:
+        cells, numbers = self._choose(adata, indices)
+        known = need_counts(cells, question)
+        return likelihoods.cell_losses(self._model, known, self.generator, numbers, batch_size or BATCH_SIZE)
+
+    def get_marginal_ll(
+        self,
+        adata: Any = None,
+        indices: Indices = None,
+        n_mc_samples: int = 1_000,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        n_mc_samples_per_pass: int = 1,
+    ) -> float | Tensor:
+        """log p(x) by importance sampling, nats a cell: its mean, or float32 [cells].
+
+        n_mc_samples_per_pass  has no effect: one sample is in memory at a time
+        """
+        cells, numbers = self._choose(adata, indices)
+        known = need_counts(cells, "the marginal likelihood")
+        values = likelihoods.marginal_log_likelihood(
+            self._model, known, self.generator, numbers, n_mc_samples, batch_size or BATCH_SIZE
+        )
+        return np.float64(values.mean()) if return_mean else values
+
+    def get_latent_library_size(
+        self, adata: Any = None, indices: Indices = None, give_mean: bool = True, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Library size float32 [cells, 1], counts: the mean of its posterior, or a draw (observed: what it is)."""
+        cells, numbers = self._choose(adata, indices)
+        known = need_counts(cells, "the library size")
+        return latents.latent_library(self._model, known, self.generator, numbers, give_mean, batch_size or BATCH_SIZE)
+
+    def get_batch_representation(
+        self, adata: Any = None, indices: Indices = None, batch_size: int | None = None
+    ) -> np.ndarray:
+        """The vector of each cell's batch, float32 [cells, embedding]. Raises QueryError where batches are one-hot."""
+        cells, numbers = self._choose(adata, indices, or_none=True)
+        table = self._model.batch_embedding
+        if table is None:
+            raise QueryError(
+                "This model has no vectors of batches: it was not made with batch_representation='embedding'."
+            )
+        codes = self.run.setup.read_codes(cells).get("batch", np.zeros(cells.n_cells, np.int64))
+        return table.detach().cpu().numpy()[codes[numbers]]
+
+    def get_aggregated_posterior(
+        self,
+        adata: Any = None,
+        indices: Indices = None,
+        batch_size: int | None = None,
+        dof: float | None = 3.0,
+    ) -> torch.distributions.Distribution:
+        """The mixture of the posteriors of the cells: of Student's t of `dof` degrees of freedom, None: of normals."""
+        cells, numbers = self._choose(adata, indices)
+        found = latents.read_latents(self._model, cells, numbers, batch_size or BATCH_SIZE)
+        qzm, qzv = (torch.from_numpy(part).to(self.generator.device) for part in found)
+        return latents.mix_posteriors(qzm, qzv, dof)
+
+    def differential_abundance(
+        self,
+        adata: Any = None,
+        adata_sub: Any = None,
+        sample_key: str | None = None,
+        batch_size: int = 128,
+        num_cells_posterior: int | None = None,
+        dof: float | None = None,
+    ) -> pd.DataFrame:
+        """Log-density of each cell under the aggregated posterior of each sample, a table [cells, samples].
+
+        adata_sub   the cells to ask about, if not all
+        sample_key  obs column of samples
+        An AnnData asked about gets the table as obsm["da_log_probs"] too.
+        """
+        if sample_key is None:
+            raise ValueError("sample_key: name the obs column that says which sample each cell is of")
+        cells = self.ask(adata)
+        asked = cells if adata_sub is None else self.ask(adata_sub)
+        table = abundance.differential_abundance(
+            self._model,
+            cells,
+            asked,
+            self.generator,
+            sample_key,
+            num_cells_posterior=num_cells_posterior,
+            dof=dof,
+            batch_size=batch_size,
+        )
+        target: Any = next((data for data in (adata_sub, adata, self.adata) if data is not None), None)
+        if is_anndata(target):
+            target.obsm["da_log_probs"] = table
+        return table
+
+    @property
+    def _model(self) -> Any:
+        return self.run.model
+
+    @property
+    def _genes(self) -> pd.Index:
+        return pd.Index(self.run.genes)
+
+    def _choose(self, adata: Any, indices: Indices, or_none: bool = False) -> tuple[AskedCells, np.ndarray]:
+        """The cells, and the numbers of those asked for. Raises QueryError if there is none, unless that is allowed."""
+        cells = self.ask(adata)
+        numbers = number_cells(indices, cells.n_cells, cells.path)
+        if not len(numbers) and not or_none:
+            raise QueryError(f"{cells.path}: no cell is asked for: indices is empty, or the data has no cells.")
+        return cells, numbers
+
+    def _find_genes(self, names: Sequence[str] | None) -> np.ndarray | slice:
+        """Columns of the genes, in the order of the model. Raises GeneError if it has none of them."""
+        if names is None:
+            return slice(None)
+        columns = np.flatnonzero(self._genes.isin(list(names)))
+        if not len(columns):
+            raise GeneError(f"None of the {len(names)} genes of gene_list is in the model (first: {list(names)[:1]}).")
+        return columns
+
+    def _find_batches(self, names: Batches) -> list[int | None]:
+        """Codes of batches by their names, None being the batch that each cell has."""
+        several = isinstance(names, Iterable) and not isinstance(names, str)
+        return [None if name is None else self._find_batch(name) for name in (names if several else [names])]  # type: ignore[union-attr]
+
+    def _find_some_batches(self, names: Sequence[Any] | None) -> list[int] | None:
+        return None if names is None else [self._find_batch(name) for name in names]
+
+    def _find_batch(self, name: Any) -> int:
+        known = self.run.setup.batch_categories or [0]
+        place = find_categories(known, [to_category(name)])[0]
+        if place is None:
+            raise QueryError(f"There is no batch {name!r}: the model knows {', '.join(map(str, known[:20]))}.")
+        return place

@@ -1,0 +1,183 @@
+"""What a model says of itself, by scvi-tools' names: its data's set-up, its split, its history."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from atlasvi.engine.api.training_arguments import show_history
+from atlasvi.engine.minified.minified_anndata import TYPE_KEY
+from atlasvi.engine.minified.minified_store import MINIFY_TYPE
+from atlasvi.engine.model.trained_run import MODEL, TrainedRun
+from atlasvi.engine.model.vae import VAE as Model
+from atlasvi.engine.queries.minified_queries import QueryError
+from atlasvi.engine.queries.opened_data import open_asked
+from atlasvi.engine.queries.question_cells import AskedCells, MinifiedCells
+from atlasvi.engine.scvi_tools.model_directories import open_model, read_registry
+from atlasvi.engine.scvi_tools.registry import write_registry
+from atlasvi.engine.terminal import count, say
+from atlasvi.engine.training.settings import SettingError
+
+if TYPE_CHECKING:
+    import anndata
+
+
+class Statistics(dict[str, int]):
+    """Sizes by name, also as attributes: `summary_stats.n_vars`."""
+
+    def __getattr__(self, name: str) -> int:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"there is no {name!r}; there are: {', '.join(self)}") from None
+
+
+class ModelViews:
+    """The views; a subclass has the model and its cells."""
+
+    run: TrainedRun
+    is_trained: bool
+    _adata: "anndata.AnnData | None"
+    _cells: AskedCells | None
+
+    @property
+    def module(self) -> Model:
+        """The model itself."""
+        return self.run.model
+
+    @property
+    def history(self) -> dict[str, pd.DataFrame]:
+        """Metrics by name, each a table with a row an epoch.
+
+        `train_loss` and `validation_loss` are missing where one KL weight does not tell them: with a latent library,
+        or a warm-up by steps.
+        """
+        return show_history((self.run.state or {}).get("history", ()))
+
+    def _keep_split(self, parts: dict[str, np.ndarray]) -> None:
+        """Keep the numbers of the cells of each part, and which cells of an AnnData these are."""
+        self._parts = parts
+        self._split_names = self._adata.obs_names if self._adata is not None and parts else None
+
+    def _find_part(self, name: str) -> np.ndarray | None:
+        """int64 numbers that the cells of a part have now: those of an AnnData may have been filtered or reordered."""
+        numbers, was = self._parts.get(name), self._split_names
+        if numbers is None or was is None or self._adata is None or was.equals(now := self._adata.obs_names):
+            return numbers
+        if not (was.is_unique and now.is_unique):
+            raise QueryError(
+                "The AnnData has other cells than when the model was trained, and their names repeat, so that it is "
+                "not known which of them were held out."
+            )
+        places = now.get_indexer(was[numbers])
+        return np.sort(places[places >= 0]).astype(np.int64)
+
+    @property
+    def train_indices(self) -> np.ndarray | None:
+        """int64 numbers of the cells that were trained on; None where that is not known."""
+        return self._find_part("train")
+
+    @property
+    def validation_indices(self) -> np.ndarray | None:
+        """int64 numbers of the cells that were validated on; None where that is not known."""
+        return self._find_part("validation")
+
+    @property
+    def test_indices(self) -> np.ndarray | None:
+        """int64 numbers of the cells that were held out of both; None where that is not known."""
+        return self._find_part("test")
+
+    @property
+    def minified_data_type(self) -> str | None:
+        """How the model's data was minified; None if it was not."""
+        if self._adata is not None:
+            return self._adata.uns.get(TYPE_KEY)
+        return MINIFY_TYPE if isinstance(self._cells, MinifiedCells) else None
+
+    def get_var_names(self) -> np.ndarray:
+        """Genes of the model."""
+        return np.array(self.run.genes, object)
+
+    @property
+    def registry_(self) -> dict[str, Any]:
+        """What the model was told of its data, laid out as scvi-tools keeps it."""
+        return write_registry(self.run.setup, self.run.model.settings, self.run.genes)
+
+    @property
+    def summary_stats(self) -> Statistics:
+        """Sizes that the model was set up with: n_cells, n_vars, n_batch, n_labels, n_extra_categorical_covs, ..."""
+        fields = self.registry_["field_registries"].values()
+        return Statistics({name: n for field in fields for name, n in field["summary_stats"].items()})
+
+    def get_setup_arg(self, setup_arg: str) -> Any:
+        """What `setup_anndata` was given for an argument. Raises SettingError, naming those that there are."""
+        asked = self.registry_["setup_args"]
+        if setup_arg not in asked:
+            raise SettingError(f"setup_anndata has no argument {setup_arg!r}; it has: {', '.join(asked)}.")
+        return asked[setup_arg]
+
+    @staticmethod
+    def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
+        """The registry of a saved model, ours or one of scvi-tools. Raises SourceError if it is none."""
+        file = Path(dir_path) / f"{prefix or ''}{MODEL}"
+        if (registry := read_registry(file)) is not None:
+            return registry
+        run = open_model(dir_path)
+        return write_registry(run.setup, run.model.settings, run.genes)
+
+    @classmethod
+    def view_setup_args(cls, dir_path: str | Path, prefix: str | None = None) -> None:
+        """Print what `setup_anndata` was given for a saved model."""
+        asked = cls.load_registry(dir_path, prefix)["setup_args"]
+        _print([f"SCVI.setup_anndata of {dir_path}", *(f"{name}: {value!r}" for name, value in asked.items())])
+
+    def view_anndata_setup(self, adata: Any = None, hide_state_registries: bool = False) -> None:
+        """Print the columns that the model takes, and how many categories each has.
+
+        adata                  data to look at: it must have what the model takes
+        hide_state_registries  leave the categories themselves out
+        Raises GeneError or ColumnError if the data lacks what the model takes.
+        """
+        setup, shown = self.run.setup, 0 if hide_state_registries else 8
+        lines = [f"SCVI of {count(len(self.run.genes), 'gene')}; counts in {setup.layer or 'X'}"]
+        if adata is not None:
+            cells = open_asked(adata, self.run)
+            setup.read_codes(cells)
+            lines.append(f"{cells.path}: {count(cells.n_cells, 'cell')}")
+        for name, key, known in (
+            ("batch", setup.batch_key, setup.batch_categories),
+            ("labels", setup.labels_key, setup.labels_categories),
+            *(("category", key, known) for key, known in setup.categorical_covariates.items()),
+        ):
+            if key is not None:
+                some = ", ".join(map(str, known[:shown])) + (", ..." if len(known) > shown else "")
+                known_count = count(len(known), "category", "categories")
+                lines.append(f"{name}: obs column {key!r}, {known_count}" + (f" ({some})" if shown else ""))
+        lines += [f"continuous: obs column {key!r}" for key in setup.continuous_covariate_keys]
+        if setup.size_factor_key is not None:
+            lines.append(f"size factor: obs column {setup.size_factor_key!r}")
+        _print(lines)
+
+    def __repr__(self) -> str:
+        settings = self.run.model.settings
+        names = (
+            "n_hidden",
+            "n_latent",
+            "n_layers",
+            "dropout_rate",
+            "dispersion",
+            "gene_likelihood",
+            "latent_distribution",
+        )
+        said = ", ".join(f"{name}: {getattr(settings, name)}" for name in names)
+        return (
+            f"SCVI model with the following parameters: \n{said}.\n"
+            f"Training status: {'Trained' if self.is_trained else 'Not Trained'}\n"
+            f"Model's adata is minified?: {self.minified_data_type is not None}"
+        )
+
+
+def _print(lines: list[str]) -> None:
+    for line in lines:
+        say(line)

@@ -1,0 +1,124 @@
+"""`atlasvi check`: a store, run or model looked at wholly: every checksum compared, every chunk decoded."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from atlasvi.engine.minified.minified_store import LIBRARY, MinifiedStore, is_minified_store
+from atlasvi.engine.model.trained_run import CONFIG, MODEL
+from atlasvi.engine.scvi_tools.model_directories import SAVED, open_model
+from atlasvi.engine.terminal import count
+from atlasvi.engine.training.checkpoint import list_checkpoints, read_content
+from atlasvi.loaders.cells.cell_store import CellStore
+from atlasvi.loaders.cells.open_cells import CellData, open_cells
+from atlasvi.loaders.errors import AtlasviError, SourceError
+from atlasvi.loaders.manifest import MANIFEST, find_damage, read_manifest, write_manifest
+from atlasvi.loaders.store_files import is_cell_store
+
+SLICE_CELLS = 2**16
+NO_LIST = (
+    "it has no list of its files (an older atlasvi wrote it, or another program), so chunks that are gone may be taken "
+    "for zeros, and only what carries a checksum of its own is compared"
+)
+
+
+class DamageError(AtlasviError, ValueError):
+    """Something is damaged; the message says how much, and what first."""
+
+
+def check(path: str | Path, renew: bool = False) -> Iterator[str]:
+    """Look at all of a cell store, minified store, run, model directory or source; lines on what was found.
+
+    renew  take a store or run as it is now: write the list of its files anew, once it can be read
+    Raises DamageError after the lines on what is damaged, SourceError if `path` is none of these.
+    """
+    place, damage = Path(path), list[str]()
+    files, list_name = None, MANIFEST if (place / MANIFEST).is_file() else SAVED
+    if place.is_dir():
+        try:
+            files = read_manifest(place, list_name)
+        except SourceError as error:
+            damage.append(str(error))
+    if renew and files is not None:
+        there = [name for name in files if (place / name).is_file()]
+        write_manifest(place, None if _is_store(place) else there, list_name=list_name)
+        files = read_manifest(place, list_name)
+        yield f"{path}: the list of its files was written anew ({len(files or {}):,} files)"
+    elif files is not None:
+        damage += find_damage(place, files, lambda name: True)
+        yield f"{path}: {count(len(files), 'file')} compared with their sizes and checksums"
+    elif not damage:
+        yield f"{path}: {NO_LIST}"
+    try:
+        yield from _read_all(place)
+    except AtlasviError as error:
+        damage.append(str(error))
+    yield from damage
+    if damage:
+        raise DamageError(f"{path} is damaged: {count(len(damage), 'problem')}, the first: {damage[0]}")
+    yield f"{path}: nothing is damaged"
+
+
+def _is_store(path: Path) -> bool:
+    return is_cell_store(path) or is_minified_store(path)
+
+
+def _read_all(path: Path) -> Iterator[str]:
+    """Decode everything; lines on what was read. Raises what reading raises."""
+    if is_minified_store(path):
+        return _read_minified(MinifiedStore(path))
+    if path.is_dir() and ((path / CONFIG).is_file() or (path / MODEL).is_file()):
+        return _read_run(path)
+    return _read_cells(CellStore(path) if is_cell_store(path) else open_cells(path, keep_empty=True))
+
+
+def _read_cells(data: CellData) -> Iterator[str]:
+    """All blocks and all of obs; of a cell store the totals of each gene, too."""
+    totals = np.zeros(len(data.genes), np.int64)
+    try:
+        for block in range(len(data.block_starts) - 1):
+            rows = data.read_block(block)
+            if len(rows):
+                _, genes, counts = rows.to_csr()
+                totals += np.bincount(genes, counts, len(totals)).astype(np.int64)
+        for start in range(0, data.n_cells, SLICE_CELLS):
+            data.read_obs(start, min(start + SLICE_CELLS, data.n_cells))
+        if isinstance(data, CellStore):
+            for name in data.obs_columns:
+                data.read_column(name)
+            if not np.array_equal(totals, data.statistics["gene_totals"]):
+                raise SourceError(
+                    f"{data.path}: counts do not add up to uns/atlasvi/gene_totals: copy the store again, or ingest "
+                    "its sources again."
+                )
+    finally:
+        data.close()
+    n_blocks, n_rows = count(len(data.block_starts) - 1, "block"), count(data.n_cells, "row")
+    yield f"{data.path}: {n_blocks} of counts and {n_rows} of obs decoded"
+
+
+def _read_minified(store: MinifiedStore) -> Iterator[str]:
+    """All latents, all of obs, and the model."""
+    store.model()
+    store.setup.read_codes(store)
+    for start in range(0, store.n_cells, SLICE_CELLS):
+        stop = min(start + SLICE_CELLS, store.n_cells)
+        qzm, qzv = store.read_latent(start, stop)
+        library = store.obs.read(start, stop)[LIBRARY].to_numpy()
+        for name, fine in (("qzm", np.isfinite(qzm)), ("qzv", qzv > 0), (LIBRARY, library >= 0)):
+            if not fine.all():
+                cell = start + int(np.argwhere(~fine)[0][0])
+                raise SourceError(f"{store.path}: {name} of cell {cell:,} is NaN or out of range: minify again.")
+    yield f"{store.path}: latents and obs of {store.n_cells:,} cells, and the model, decoded"
+
+
+def _read_run(path: Path) -> Iterator[str]:
+    """The model, where it is finished, and all checkpoints."""
+    if (path / MODEL).is_file():
+        open_model(path)
+        yield f"{path}: the model was read"
+    checkpoints = list_checkpoints(path / "checkpoints")
+    for checkpoint in checkpoints:
+        read_content(checkpoint)
+    yield f"{path}: {count(len(checkpoints), 'checkpoint')} read"

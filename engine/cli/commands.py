@@ -1,0 +1,492 @@
+"""The command line: each command is a thin shell over a function that Python callers use."""
+
+import sys
+from collections.abc import Iterable
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import typer
+from typer.core import TyperGroup
+
+from atlasvi.engine.distributed.signals import stop_on_signals
+from atlasvi.engine.terminal import count, explain_errors, say, show_progress
+from atlasvi.loaders.errors import SourceError
+
+if TYPE_CHECKING:
+    from atlasvi.loaders.cells.open_cells import CellData
+
+app = typer.Typer(
+    name="atlasvi",
+    help="Train scVI on atlases that do not fit in memory; keep the posterior, drop the counts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"atlasvi {version('atlasvi')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """The options of atlasvi itself; the help of the app is above."""
+
+
+class QueryGroup(TyperGroup):
+    """Takes --model wherever it stands: before MINI, after it, or after the command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, --model and its value first: a group reads its options before all else."""
+        moved: list[str] = []
+        rest: list[str] = []
+        given = iter(args)
+        for argument in given:
+            if argument == "--model" and (value := next(given, None)) is not None:
+                moved += [argument, value]
+            else:
+                (moved if argument.startswith("--model=") else rest).append(argument)
+        return super().parse_args(ctx, [*moved, *rest])
+
+
+query_app = typer.Typer(cls=QueryGroup, no_args_is_help=True, help="Ask a minified store; nothing needs the counts.")
+app.add_typer(query_app, name="query")
+
+Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
+GeneColumn = Annotated[str | None, typer.Option(help="Name genes by this column of var instead of its index.")]
+Measurement = Annotated[str | None, typer.Option(help="Which measurement (TileDB-SOMA), modality or table.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
+Where = Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only cells of which obs says so.")]
+CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names, by commas, or @FILE with one a line.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many cells.", min=1)]
+RankTimeout = Annotated[
+    float, typer.Option(metavar="SECONDS", help="Of many processes: one that hangs for so long ends all.", min=1)
+]
+Out = Annotated[Path | None, typer.Option(help="Write to .csv, .tsv (.gz) or .npz instead of the screen.")]
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .h5ad file to write.")],
+    cells: Annotated[int, typer.Option(help="Cells.", min=1)] = 20_259,
+    genes: Annotated[int, typer.Option(help="Genes.", min=1)] = 3_000,
+    batches: Annotated[int, typer.Option(help="Batches.", min=1)] = 3,
+    types: Annotated[int, typer.Option(help="Cell types.", min=1)] = 12,
+    seed: Seed = 0,
+) -> None:
+    """Draw counts from a known scVI-like process, with the truth beside them."""
+    from atlasvi.engine.simulation import simulate as run
+
+    run(out, cells, genes, batches, types, seed)
+    say(
+        f"{out}: {count(cells, 'cell')} x {count(genes, 'gene')}, {count(batches, 'batch', 'batches')}, "
+        f"{count(types, 'cell type')} (seed {seed})."
+    )
+
+
+@app.command()
+def ingest(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SRC...",
+            help="h5ad, h5mu, Zarr, TileDB-SOMA, 10x h5 or mtx; PATH::layer=raw,gene_column=id for one alone, or a "
+            "table of sources (.toml).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The cell store to make.")],
+    layer: Layer = None,
+    genes: Annotated[
+        Literal["union", "intersection"] | None,
+        typer.Option(help="Of several sources, by name; union if not said and they share half or more."),
+    ] = None,
+    gene_column: GeneColumn = None,
+    measurement: Measurement = None,
+    top_genes: Annotated[int | None, typer.Option(help="Keep N highly variable genes (seurat_v3).", min=1)] = None,
+    batch_key: Annotated[str | None, typer.Option(help="obs column; variable genes are chosen within each.")] = None,
+    empty_cells: Annotated[Literal["refuse", "drop", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
+    rounded: Annotated[bool, typer.Option("--round", help="Round fractions, as some tools estimate counts.")] = False,
+    seed: Seed = 0,
+    profile: Annotated[Literal["fast", "small"], typer.Option(help="Fast to read, or a third smaller.")] = "fast",
+    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).", min=1)] = None,
+    dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler whose workers do it.")] = None,
+) -> None:
+    """Write count files as one cell store: checked, shuffled, compact. After a kill the same command goes on."""
+    from atlasvi.engine.cli.describe import folder_bytes
+    from atlasvi.loaders.ingestion.ingest import ingest as run
+
+    with show_progress() as progress:
+        report = run(
+            sources,
+            out,
+            layer=layer,
+            genes=genes,
+            gene_column=gene_column,
+            measurement=measurement,
+            top_genes=top_genes,
+            batch_key=batch_key,
+            empty_cells=empty_cells,
+            rounded=rounded,
+            seed=seed,
+            profile=profile,
+            workers=workers,
+            dask=dask,
+            progress=progress,
+        )
+    size = folder_bytes(out)
+    say(
+        f"{out}: {count(report.n_cells, 'cell')} x {count(report.n_genes, 'gene')} from "
+        f"{count(len(report.sources), 'source')}, {count(report.nnz, 'count')} "
+        f"(largest {report.largest_count:,}), {size / 1e6:,.1f} MB, "
+        f"{size / report.n_cells:,.0f} bytes a cell.",
+    )
+    _print_lines(report.notes)
+    for before, after in report.renamed_columns.items():
+        say(f"obs column {_shorten(before)!r} is called {_shorten(after)!r} in the store, which can't hold its name.")
+    if report.dropped_cells:
+        say(f"Cells without counts that were dropped: {report.dropped_cells:,}.")
+    if report.empty_cells:
+        say(f"Cells without counts in these genes: {report.empty_cells:,} (--empty-cells drop leaves them out).")
+
+
+@app.command("annotate-obs")
+def annotate_obs(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A cell store, or a minified store.")],
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help=".csv or .tsv (or .gz), a row a cell, in any order.")],
+    key: Annotated[
+        str | None, typer.Option(help="Its column of cell names (default: the first, or source and source_row).")
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns to add, by commas (default: all others).")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Cells that it lacks are missing in them.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Columns that are there are written anew.")] = False,
+) -> None:
+    """Add columns to obs of a finished store: clusters, labels, quality measures."""
+    from atlasvi.loaders.cells.added_columns import add_obs_columns, read_table
+
+    added = add_obs_columns(store, read_table(table, key, _names(columns)), partial=partial, replace=replace)
+    _print_lines([f"{store}: obs has {', '.join(added)} now."])
+
+
+@app.command()
+def info(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A source, cell store, run, model or minified data.")],
+) -> None:
+    """Say what a file or folder is and what it holds."""
+    from atlasvi.engine.cli.describe import describe
+
+    _print_lines(describe(path))
+
+
+@app.command()
+def check(
+    path: Annotated[str, typer.Argument(help="A cell store, minified store, run or model; a source, too.")],
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Take it as it is: list its files and checksums anew (after a change).")
+    ] = False,
+) -> None:
+    """Compare every checksum and decode everything; status 1 if something is damaged."""
+    from atlasvi.engine.cli.checking import check as run
+
+    _print_lines(run(path, renew))
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
+    out: Annotated[Path, typer.Option(help="The run directory to make.")],
+    batch_key: Annotated[str | None, typer.Option(help="obs column of the batches to correct for.")] = None,
+    labels_key: Annotated[str | None, typer.Option(help="obs column of cell labels, carried along.")] = None,
+    size_factor_key: Annotated[str | None, typer.Option(help="obs column to scale by, not the library size.")] = None,
+    categorical_covariate_keys: Annotated[str | None, typer.Option(help="obs columns, by commas, besides it.")] = None,
+    continuous_covariate_keys: Annotated[str | None, typer.Option(help="obs columns of numbers, by commas.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs; default round(8,000,000 / cells), 1 to 400.", min=1)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Cells a minibatch (default 128).", min=1)] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0)] = None,
+    split_column: Annotated[str | None, typer.Option(help="obs column that says train, validation or test.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
+    start: Annotated[Path | None, typer.Option(metavar="RUN", help="Train this run further.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last good checkpoint in --out.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and say where time goes.")] = False,
+    rank_timeout: RankTimeout = 300.0,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    measurement: Measurement = None,
+    empty_cells: Annotated[Literal["refuse", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
+) -> None:
+    """Train scVI on a cell store or straight from a source."""
+    from atlasvi.engine.distributed.ranks import join_ranks
+    from atlasvi.engine.training.settings import parse_settings, resolve_settings
+    from atlasvi.engine.training.train import train as run
+
+    given = parse_settings(settings or [])
+    fractions = resolve_settings(config, given).gene_likelihood == "normal"
+    opened = closing(_open(data, layer, gene_column, measurement, empty_cells, fractions))
+    with join_ranks(rank_timeout), opened as cells:
+        run(
+            cells,
+            out,
+            batch_key=batch_key,
+            labels_key=labels_key,
+            size_factor_key=size_factor_key,
+            categorical_covariate_keys=_names(categorical_covariate_keys),
+            continuous_covariate_keys=_names(continuous_covariate_keys),
+            epochs=epochs,
+            batch_size=batch_size,
+            device=device,
+            seed=seed,
+            split_column=split_column,
+            config=config,
+            settings=given,
+            start=start,
+            resume=resume,
+            profile=profile,
+        )
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def launch(
+    context: typer.Context,
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train ..., minify ... or plan ...")],
+    nproc: Annotated[int, typer.Option(help="Processes on this machine: one a GPU.", min=1)],
+    max_restarts: Annotated[int, typer.Option(help="Start all again so often when one is lost.", min=0)] = 0,
+    nnodes: Annotated[int, typer.Option(help="Machines; run this on each of them.", min=1)] = 1,
+    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where they meet: one of them.")] = None,
+) -> None:
+    """Run a command as many processes. On SIGTERM all write a checkpoint and the status is 75."""
+    from atlasvi.engine.distributed.launch import launch as run
+
+    _check_command(context, command)
+    sys.exit(run(command, nproc, max_restarts=max_restarts, n_nodes=nnodes, rendezvous=rendezvous))
+
+
+@app.command()
+def plan(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
+    gpus: Annotated[int, typer.Option(help="Devices, over all machines.", min=1)],
+    network: Annotated[float | None, typer.Option(metavar="GBPS", help="Between them, Gbit/s.", min=0.001)] = None,
+    batch_key: Annotated[str | None, typer.Option(help="obs column of the batches to correct for.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Cells a minibatch, over all devices.", min=1)] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What to measure.")] = "auto",
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
+    seconds: Annotated[float, typer.Option(help="To measure for, about.", min=1)] = 20.0,
+) -> None:
+    """Measure reading and computing here, and say how long an epoch would take on many devices."""
+    from atlasvi.engine.distributed.ranks import join_ranks
+    from atlasvi.engine.training.epoch_estimate import describe_plan, plan_epoch_time
+    from atlasvi.engine.training.settings import parse_settings
+
+    asked = {**parse_settings(settings or []), **({} if batch_size is None else {"batch_size": batch_size})}
+    with join_ranks() as ranks:
+        found = plan_epoch_time(
+            data, gpus, network, batch_key=batch_key, device=device, settings=asked, seconds=seconds
+        )
+        if ranks.is_first:
+            _print_lines(describe_plan(found))
+
+
+@app.command()
+def minify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory, or one of scvi-tools.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
+    out: Annotated[Path, typer.Option(help="The minified store to make.")],
+    source_order: Annotated[bool, typer.Option("--source-order", help="Cells in the order of their sources.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Cells encoded at a time.", min=1)] = 1024,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler whose workers do it.")] = None,
+    rank_timeout: RankTimeout = 300.0,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    measurement: Measurement = None,
+    empty_cells: Annotated[Literal["refuse", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
+) -> None:
+    """Encode every cell and keep its posterior; drop the counts. After a kill the same command goes on."""
+    from atlasvi.engine.cli.describe import folder_bytes
+    from atlasvi.engine.distributed.ranks import join_ranks
+    from atlasvi.engine.minified.minify import minify as run_minify
+
+    options = {"layer": layer, "gene_column": gene_column, "measurement": measurement}
+    with join_ranks(rank_timeout) as ranks, show_progress() as progress:
+        report = run_minify(
+            run,
+            data,
+            out,
+            source_order=source_order,
+            batch_size=batch_size,
+            device=device,
+            options={**options, "keep_empty": empty_cells == "keep"},
+            dask=dask,
+            progress=progress,
+        )
+        if not ranks.is_first:
+            return
+    size = folder_bytes(out)
+    say(
+        f"{out}: {count(report.n_cells, 'cell')}, {count(report.n_latent, 'latent dimension')}, "
+        f"{size / 1e6:,.1f} MB, "
+        f"{size / report.n_cells:,.0f} bytes a cell.",
+    )
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="RUN|MINI", help="A finished run, or a minified store.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The directory to make; of a minified store, the .h5ad file.")
+    ],
+) -> None:
+    """Write a model, or minified cells, as scvi-tools writes them."""
+    from atlasvi.engine.minified.minified_store import is_minified_store, write_minified_h5ad
+    from atlasvi.engine.scvi_tools.model_directories import open_model, save_scvi_tools
+
+    if is_minified_store(path):
+        write_minified_h5ad(path, out)
+        opens = "scvi.model.SCVI.load(MODEL, anndata.read_h5ad(...)) with the model that it was minified with"
+    else:
+        save_scvi_tools(open_model(path), out)
+        opens = "scvi.model.SCVI.load(..., adata)"
+    say(f"{out}: open it with {opens}.")
+
+
+@query_app.callback()
+def open_minified(
+    context: typer.Context,
+    mini: Annotated[str, typer.Argument(metavar="MINI", help="A minified store, or minified data of scvi-tools.")],
+    model: Annotated[Path | None, typer.Option(help="Of scvi-tools' data, if it is not in the same folder.")] = None,
+) -> None:
+    """Ask a minified store; nothing needs the counts."""
+    from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
+
+    context.obj = lambda: open_minified(mini, model)
+
+
+@query_app.command("latent")
+def query_latent(
+    context: typer.Context,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    variance: Annotated[bool, typer.Option("--variance", help="The variance of q(z | x) too.")] = False,
+    out: Out = None,
+) -> None:
+    """Posterior mean of the latent of each cell."""
+    from atlasvi.engine.queries.minified_queries import choose_cells, read_latent, write_table
+
+    store = context.obj()
+    chosen = choose_cells(store, _names(cells), where or [], limit)
+    names = [f"z{k}" for k in range(store.n_latent)] + [f"var{k}" for k in range(store.n_latent)] * variance
+    slices = (
+        (index, np.concatenate([qzm, qzv], axis=1) if variance else qzm)
+        for index, qzm, qzv in read_latent(store, chosen)
+    )
+    _say_written(write_table(slices, names, out), out)
+
+
+@query_app.command("expression")
+def query_expression(
+    context: typer.Context,
+    genes: Annotated[str | None, typer.Option(help="Gene names, by commas, or @FILE with one a line.")] = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    library_size: Annotated[str, typer.Option(help="Counts a cell is scaled to; 'observed': its own.")] = "1",
+    out: Out = None,
+) -> None:
+    """Decoded, normalised expression of chosen genes in chosen cells."""
+    from atlasvi.engine.queries.minified_queries import choose_cells, read_expression, write_table
+
+    store = context.obj()
+    chosen = choose_cells(store, _names(cells), where or [], limit)
+    wanted = _names(genes)
+    columns = list(store.genes) if wanted is None else wanted
+    _say_written(write_table(read_expression(store, wanted, chosen, library_size), columns, out), out)
+
+
+@query_app.command("info")
+def query_info(context: typer.Context) -> None:
+    """What the store holds."""
+    from atlasvi.engine.cli.describe import describe_minified_store
+
+    _print_lines(describe_minified_store(context.obj()))
+
+
+def _open(
+    data: str,
+    layer: str | None,
+    gene_column: str | None,
+    measurement: str | None,
+    empty_cells: str,
+    fractions: bool = False,
+) -> "CellData":
+    from atlasvi.loaders.cells.open_cells import open_cells
+
+    return open_cells(
+        data,
+        layer=layer,
+        gene_column=gene_column,
+        measurement=measurement,
+        keep_empty=empty_cells == "keep",
+        fractions=fractions,
+    )
+
+
+def _check_command(context: typer.Context, command: list[str]) -> None:
+    """A mistake in the command of `launch` is said here, once, and not by each process at each start."""
+    group = context.find_root()
+    if command[0] not in ("train", "minify", "plan"):
+        context.fail(f"train, minify and plan can be launched, {command[0]!r} can't.")
+    subcommand = group.command.get_command(group, command[0])  # type: ignore[attr-defined]
+    subcommand.make_context(command[0], command[1:], parent=group)
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Names separated by commas, or the lines of a file given as @FILE."""
+    if text is None:
+        return None
+    if text.startswith("@"):
+        try:
+            lines = Path(text[1:]).read_text("utf-8-sig").splitlines()
+        except OSError as error:
+            raise SourceError(f"{text[1:]}: can't be read ({error.strerror}).") from error
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{text[1:]}: not a text file: give one with a name in each line (UTF-8).") from error
+        if not (names := [line.strip() for line in lines if line.strip()]):
+            raise SourceError(f"{text[1:]}: it holds no names: write one in each line.")
+        return names
+    return [name.strip() for name in text.split(",")]
+
+
+def _say_written(rows: int, out: Path | None) -> None:
+    if out is not None:
+        say(f"{out}: {count(rows, 'cell')}.")
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:57]}..."
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        say(line)
+
+
+def main() -> None:
+    """Run the command line."""
+    with explain_errors(), stop_on_signals():
+        app(prog_name="atlasvi")  # not the module that `launch` starts
+
+
+if __name__ == "__main__":
+    main()

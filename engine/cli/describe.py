@@ -1,0 +1,144 @@
+"""What a path is and what it holds, in a few lines."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, is_scvi_minified
+from atlasvi.engine.terminal import count
+from atlasvi.loaders.cells.cell_store import CellStore
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.manifest import read_json
+from atlasvi.loaders.sources.open_source import open_source
+from atlasvi.loaders.store_files import is_cell_store
+
+if TYPE_CHECKING:
+    from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
+
+
+def describe(path: str | Path) -> Iterator[str]:
+    """Lines about a source, cell store, run directory or minified store. Raises SourceError for anything else."""
+    if is_cell_store(path):
+        return _describe_cell_store(CellStore(path))
+    if is_minified_store(path):
+        return describe_minified_store(MinifiedStore(path))
+    if (Path(path) / "config.json").is_file():
+        return _describe_run(Path(path))
+    if (Path(path) / "model.pt").is_file():
+        return _describe_model(path)
+    if is_scvi_minified(path):
+        from atlasvi.engine.minified.minified_by_scvi_tools import (
+            ScviMinified,  # and with it torch, which takes seconds
+        )
+
+        return describe_minified_store(ScviMinified(path))
+    return _describe_source(path)
+
+
+def _describe_cell_store(store: CellStore) -> Iterator[str]:
+    attributes = store.attributes
+    n_bytes = folder_bytes(store.path)
+    density = store.nnz / max(store.n_cells * len(store.genes), 1)
+    yield f"{store.path}: cell store (format {attributes['format_version']}, profile {attributes['profile']})"
+    sizes = f"{count(store.n_cells, 'cell')} x {count(len(store.genes), 'gene')}"
+    yield f"  {sizes}, {count(store.nnz, 'count')} ({density:.1%} of the matrix)"
+    yield f"  largest count {attributes['largest_count']:,}, stored as {np.dtype(attributes['counts_dtype']).name}"
+    yield (
+        f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes a cell, "
+        f"{count(len(store.block_starts) - 1, 'block')}"
+    )
+    yield f"  {store.mixing}"
+    for name, size in zip(store.sources, store.source_sizes):
+        yield f"  source {name} ({count(size, 'cell')})"
+    yield from _describe_columns({name: store.read_column(name) for name in store.obs_columns})
+
+
+def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[str]:
+    """Lines about a minified store, or about minified data of scvi-tools."""
+    n_bytes = folder_bytes(store.path)
+    kind, order = "minified for scvi-tools", "that of the file"
+    if isinstance(store, MinifiedStore):
+        kind, order = f"minified store (format {store.attributes['format_version']})", store.attributes["order"]
+    yield f"{store.path}: {kind}"
+    sizes = f"{count(store.n_cells, 'cell')} x {count(len(store.genes), 'gene')}"
+    yield f"  {sizes}, {count(store.n_latent, 'latent dimension')}, no counts"
+    yield f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes a cell"
+    batch = store.setup.batch_key or "none" if isinstance(store, MinifiedStore) or store.has_model else "see its model"
+    yield f"  batch: {batch}; order: {order}"
+    yield from _describe_table(store.obs)
+
+
+def _describe_model(path: str | Path) -> Iterator[str]:
+    from atlasvi.engine.scvi_tools.model_directories import load_scvi_tools
+
+    run = load_scvi_tools(path)
+    yield f"{path}: a model of scvi-tools, {count(len(run.genes), 'gene')}"
+    yield from (f"  {name}: {value}" for name, value in run.model_settings.items() if name != "n_genes")
+    keys = {name: value for name, value in asdict(run.setup).items() if name.endswith("_key") and value}
+    yield from (f"  {name}: {value}" for name, value in keys.items())
+
+
+def _describe_table(table: Any) -> Iterator[str]:
+    yield from _describe_columns({name: table.read_column(name) for name in table.columns})
+
+
+def _describe_columns(columns: dict[str, pd.Series]) -> Iterator[str]:
+    for name, column in columns.items():
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            values = [str(value) for value in column.cat.categories]
+            shown = ", ".join(values[:6]) + (", ..." if len(values) > 6 else "")
+            yield f"  obs {name}: {count(len(values), 'category', 'categories')} ({shown})"
+        elif column.dtype.kind in "iuf" and column.notna().any():
+            missing = f", {column.isna().sum():,} missing" if column.isna().any() else ""
+            yield f"  obs {name}: {column.dtype.name}, {column.min():g} to {column.max():g}{missing}"
+        else:
+            yield f"  obs {name}: {column.dtype.name if column.dtype != object else 'text'}"
+
+
+def _describe_run(run: Path) -> Iterator[str]:
+    config = read_json(run / "config.json")
+    yield f"{run}: run"
+    yield from (f"  {name}: {value}" for name, value in config.items() if not isinstance(value, (dict, list)))
+    result = run / "result.json"
+    if not result.is_file():
+        yield f"  not finished: go on with atlasvi train {shlex.quote(str(config.get('data')))} --out {run} --resume"
+        return
+    outcome = read_json(result)
+    with reading(str(result)):
+        if "informative_latents" in outcome:  # not in runs of the first version
+            yield f"  latent dimensions that carry information: {outcome['informative_latents']}"
+        for part in ("train", "validation", "test"):
+            if part in outcome:
+                losses = outcome[part]
+                yield (
+                    f"  {part}: reconstruction {losses['reconstruction_loss']:.2f}, KL {losses['kl']:.2f}, "
+                    f"ELBO {losses['elbo']:.2f} nats a cell"
+                )
+
+
+def _describe_source(path: str | Path) -> Iterator[str]:
+    source = open_source(path)
+    try:
+        yield f"{source.path}: {type(source).__name__}"
+        nnz = f", {count(source.nnz, 'count')}" if source.nnz is not None else ""
+        yield f"  {count(source.n_cells, 'cell')} x {count(len(source.var), 'gene')}{nnz}"
+        yield f"  genes: {', '.join(map(str, source.var.index[:4]))}{', ...' if len(source.var) > 4 else ''}"
+        yield from (f"  {note}" for note in source.notes)
+        if source.layers:
+            yield f"  counts could also be in (--layer): {', '.join(source.layers)}"
+        head = source.read_obs(0, min(source.n_cells, 100_000))
+        yield from _describe_columns({str(name): head[name] for name in head})
+    finally:
+        source.close()
+
+
+def folder_bytes(path: str | Path) -> int:
+    """Size on disk of a file, or of all files below a folder."""
+    if Path(path).is_file():
+        return Path(path).stat().st_size
+    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())

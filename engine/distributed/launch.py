@@ -1,0 +1,134 @@
+"""Start one command as many processes, on this machine or on several: torchrun without knowing torchrun."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import shlex
+import signal
+import socket
+import struct
+import sys
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from atlasvi.engine.distributed.signals import EXIT_RESUMABLE
+from atlasvi.engine.terminal import say
+from atlasvi.loaders.errors import AtlasviError
+
+SIOCGIFADDR = 0x8915  # linux/sockios.h
+
+
+LAUNCHED = "ATLASVI_LAUNCH"  # environment of the processes: what to write before a command to launch it alike
+
+
+class LaunchError(AtlasviError, RuntimeError):
+    """The processes can't be started, or did not come together."""
+
+
+def launch(
+    command: Sequence[str], n_processes: int, *, max_restarts: int = 0, n_nodes: int = 1, rendezvous: str | None = None
+) -> int:
+    """Run `atlasvi COMMAND...` as `n_processes` processes on each of `n_nodes` machines; the exit status.
+
+    max_restarts  how often, when a process fails or is killed, all of them are started again
+    rendezvous    HOST:PORT of one of the machines, the same on all of them; needed for several
+    On SIGTERM and SIGINT all processes stop: a training writes a checkpoint, and the status is 75 (EX_TEMPFAIL),
+    on which a scheduler can requeue. Raises LaunchError if the machines do not meet.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):  # each has a level of its own
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # tables of tracebacks; ours are sentences
+    if n_nodes > 1 and rendezvous is None:
+        raise LaunchError(
+            "launch: several machines need a place to meet: give all of them the same --rendezvous HOST:PORT."
+        )
+    if "OMP_NUM_THREADS" not in os.environ:  # else each process takes all cores
+        os.environ["OMP_NUM_THREADS"] = str(max(len(os.sched_getaffinity(0)) // n_processes, 1))
+    address, configs = None, {}
+    if rendezvous is not None:
+        address = find_address(rendezvous)
+        # torch would judge by the host's name, which need not stand for the address that the others reach it by
+        configs = {"is_host": address == socket.gethostbyname(rendezvous.rpartition(":")[0])}
+        if (interface := find_interface(address)) is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    config = LaunchConfig(
+        min_nodes=n_nodes,
+        max_nodes=n_nodes,
+        nproc_per_node=n_processes,
+        run_id=os.environ.get("SLURM_JOB_ID") or (uuid.uuid4().hex if rendezvous is None else rendezvous),
+        rdzv_backend="c10d",
+        rdzv_endpoint=rendezvous or "localhost:0",
+        max_restarts=max_restarts,
+        monitor_interval=0.2,
+        start_method="spawn",
+        rdzv_configs=configs,
+        local_addr=address,
+    )
+    words = ["atlasvi", "launch", "--nproc", str(n_processes)]
+    words += ["--max-restarts", str(max_restarts)] if max_restarts else []
+    words += ["--nnodes", str(n_nodes), "--rendezvous", str(rendezvous)] if n_nodes > 1 else []
+    os.environ[LAUNCHED] = shlex.join([*words, "--"])
+    arguments = ["-m", "atlasvi.engine.cli.commands", *command]
+    try:
+        elastic_launch(config, sys.executable)(*arguments)
+    except ChildFailedError as error:
+        return explain_end(error.failures)
+    except RendezvousError as error:
+        raise LaunchError(
+            f"launch: the machines did not meet at {rendezvous} ({error}): see that each reaches it."
+        ) from None
+    except Exception as error:
+        if type(error).__name__ != "SignalException":  # torch moved it between modules
+            raise
+        return EXIT_RESUMABLE
+    finally:
+        del os.environ[LAUNCHED]
+    return 0
+
+
+def launch_prefix() -> str:
+    """What stands before a command to start it as this process was started: `atlasvi`, or that with a launch."""
+    if LAUNCHED in os.environ:
+        return os.environ[LAUNCHED]
+    by_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return "torchrun ... -m atlasvi.engine.cli.commands" if by_torchrun else "atlasvi"
+
+
+def find_address(rendezvous: str) -> str:
+    """The address by which this machine reaches HOST:PORT. Raises LaunchError if it knows no way there."""
+    host, _, port = rendezvous.rpartition(":")
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # nothing is sent
+            probe.connect((host, int(port)))
+            return probe.getsockname()[0]
+    except (OSError, ValueError) as error:
+        raise LaunchError(f"launch: --rendezvous {rendezvous} can't be reached ({error}): write HOST:PORT.") from None
+
+
+def find_interface(address: str) -> str | None:
+    """The network interface that has an IPv4 address, on Linux; None if there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with contextlib.suppress(OSError):  # one without an address
+                if socket.inet_ntoa(fcntl.ioctl(asking, SIOCGIFADDR, request)[20:24]) == address:
+                    return name
+    return None
+
+
+def explain_end(failures: dict[int, Any]) -> int:
+    """The exit status that the ends of the processes come to; says so where a process was killed without a word."""
+    statuses = [failure.exitcode for failure in failures.values()]
+    if EXIT_RESUMABLE in statuses:
+        return EXIT_RESUMABLE
+    for rank, failure in failures.items():
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # by which torch ends those that are left
+            name = signal.Signals(-failure.exitcode).name
+            say(f"atlasvi: launch: rank {rank} was ended by {name}, and no restart was left.", error=True)
+    return 1

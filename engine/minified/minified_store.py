@@ -1,0 +1,322 @@
+"""The minified store: the posterior of every cell, all of `obs` and `var`, the model, and no counts.
+
+A plain AnnData Zarr v3 that scvi-tools opens as its own minified data:
+
+    MINI/                                  attributes `atlasvi`: what this is, format version, sizes, settings
+      X/ (and the layer that was trained on)  CSR of the right shape, empty: the counts are gone
+      obs/                                 all columns of the data, and observed_lib_size (counts a cell)
+      obsm/scvi_latent_qzm, scvi_latent_qzv  float32 [cells, latent]: mean and variance of q(z | x)
+      var/
+      uns/_scvi_adata_minify_type          'latent_posterior_parameters'
+      manifest.json                        bytes and crc32c of every file, written last
+      uns/atlasvi/weights/<name>           the model's weights, so that the file answers questions by itself
+"""
+
+import io
+import itertools
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import h5py
+import numpy as np
+import pandas as pd
+import zarr
+
+from atlasvi.engine.model.covariates import Setup
+from atlasvi.loaders.arrays.array_checks import check_group_codecs
+from atlasvi.loaders.cells.cell_store import check_version
+from atlasvi.loaders.cells.store_checks import check_attributes, check_lengths, check_written, name_missing_chunks
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import OutputError, SourceError
+from atlasvi.loaders.manifest import Files, check_files, hash_file, write_manifest
+from atlasvi.loaders.outputs import remove_leftovers, sync_file, sync_folder, write_file_aside
+from atlasvi.loaders.store_files import check_manifest, read_attributes
+from atlasvi.loaders.tables.merged_columns import TEXT
+from atlasvi.loaders.tables.store_tables import (
+    STRING,
+    AppendedArray,
+    TableReader,
+    TableWriter,
+    consolidate_metadata,
+    has_masks,
+    place_rows,
+    unmask_complete_text,
+    write_table,
+)
+from atlasvi.loaders.zarr_warnings import quiet_zarr
+
+if TYPE_CHECKING:
+    from atlasvi.engine.model.vae import VAE
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 2
+VERSION_WITHOUT_MASKS = 1  # of a store whose tables have no nullable columns: older readers know all of it
+KIND = "minified store"
+ATTRIBUTES: dict[str, type] = {**dict.fromkeys(("n_cells", "n_genes", "n_latent"), int), "model": dict}
+MINIFY_TYPE = "latent_posterior_parameters"
+MINIFIED = "_scvi_adata_minify_type"  # in uns: how scvi-tools marks minified data
+LIBRARY = "observed_lib_size"
+LATENTS = ("qzm", "qzv")
+
+
+def is_minified_store(path: str | Path) -> bool:
+    """Whether `path` is a finished minified store (of any version)."""
+    attributes = read_attributes(path)
+    return attributes is not None and attributes.get("kind") == KIND
+
+
+def is_scvi_minified(path: str | Path) -> bool:
+    """Whether `path` is an h5ad file or a Zarr folder that scvi-tools minified, or `write_minified_h5ad` wrote."""
+    if not (h5py.is_hdf5(path) or any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup"))):
+        return False
+    with reading(str(path)):
+        opened = open_root(path)
+        with opened if isinstance(opened, h5py.File) else nullcontext(opened) as root:
+            return MINIFIED in root.get("uns", {})
+
+
+def open_root(path: str | Path) -> Any:
+    """The root group of an AnnData, in a file (an h5py.File, to be closed) or a folder (a zarr.Group)."""
+    if not Path(path).is_dir():
+        return h5py.File(path, "r", locking="best-effort")
+    return zarr.open_group(path, mode="r", use_consolidated=False)
+
+
+def create_minified(
+    path: Path,
+    n_cells: int,
+    n_latent: int,
+    var: pd.DataFrame,
+    dtypes: Mapping[str, object],
+    weights: Mapping[str, np.ndarray],
+    chunk_rows: int,
+    layer: str | None = None,
+) -> None:
+    """Make a store without cells yet: processes write them with `write_cells`, and `finish_minified` closes it.
+
+    dtypes      columns of obs, without observed_lib_size
+    chunk_rows  of all arrays of cells, so that different processes write different chunks
+    layer       that the counts were in; None: X
+    """
+    from anndata.io import write_elem
+
+    root = zarr.open_group(path, mode="w", zarr_format=3)
+    root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    layers = root.create_group("layers", attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
+    _create_empty_matrix(root, "X", n_cells, len(var))
+    if layer is not None:  # scvi-tools asks for the layer that the counts were in
+        _create_empty_matrix(layers, layer, n_cells, len(var))
+    # Whether text is missing somewhere is known at the end.
+    stored = {name: STRING if dtype == TEXT else dtype for name, dtype in dtypes.items()}
+    TableWriter(root, "obs", n_cells, {**stored, LIBRARY: np.dtype(np.float32)}, chunk_rows)
+    write_table(root, "var", var)
+    obsm = root.create_group("obsm", attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
+    for name in LATENTS:
+        AppendedArray(obsm, f"scvi_latent_{name}", n_cells, np.dtype(np.float32), (n_latent,), chunk_rows)
+    with quiet_zarr():
+        write_elem(root, "uns", {MINIFIED: MINIFY_TYPE, "atlasvi": {"weights": dict(weights)}})
+        for name in ("obsp", "varm", "varp"):
+            write_elem(root, name, {})
+
+
+def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> Files:
+    """Write whole chunks of cells, from `start` on, and flush them to disk; returns their files.
+
+    record  `qzm` and `qzv` float32 [cells, latent], and the `obs/` columns, observed_lib_size included
+    """
+    root = cast(Any, zarr.open_group(path, mode="r+"))
+    place_rows(root["obs"], start, record)
+    for name in LATENTS:
+        array = root[f"obsm/scvi_latent_{name}"]
+        array[start : start + len(record[name])] = record[name]
+    chunk, files = str(start // array.chunks[0]), {}
+    for folder in itertools.chain((path / "obs").rglob("c"), (path / "obsm").rglob("c")):
+        for file in (folder / chunk, folder / chunk / "0"):
+            if file.is_file():
+                sync_file(file)
+                sync_folder(file.parent)
+                files[str(file.relative_to(path))] = hash_file(file)
+    return files
+
+
+def finish_minified(
+    path: Path, n_cells: int, n_genes: int, n_latent: int, model: Mapping[str, Any], written: Files
+) -> None:
+    """Write the attributes that make the folder a minified store, and the list of its files.
+
+    written  the files that it was created with, and what `write_cells` returned of all parts
+    Raises SourceError if one of these is gone by now, or one of those that it was created with is damaged.
+    """
+    check_files(path, written, lambda name: name.endswith("zarr.json") or not name.startswith(("obs/", "obsm/")))
+    written = {name: found for name, found in written.items() if name != "zarr.json"}
+    root = zarr.open_group(path, mode="r+")
+    unmask_complete_text(cast(zarr.Group, root["obs"]), path / "obs")
+    root.attrs["atlasvi"] = {
+        "kind": KIND,
+        "format_version": FORMAT_VERSION if has_masks(root) else VERSION_WITHOUT_MASKS,
+        "n_cells": n_cells,
+        "n_genes": n_genes,
+        "n_latent": n_latent,
+        "manifest": True,
+        **model,
+    }
+    consolidate_metadata(path)
+    write_manifest(path, known=written)
+
+
+def _create_empty_matrix(group: zarr.Group, name: str, n_cells: int, n_genes: int) -> None:
+    """A CSR matrix of the right shape without a count."""
+    shape = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, n_genes]}
+    matrix = group.create_group(name, attributes=shape)
+    array: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
+    matrix.create_array("data", shape=(0,), dtype="float32", attributes=array)
+    matrix.create_array("indices", shape=(0,), dtype="int32", attributes=array)
+    matrix.create_array("indptr", shape=(n_cells + 1,), chunks=(2**20,), dtype="int64", attributes=array)
+
+
+class MinifiedStore:
+    """A finished minified store, opened for reading by slices. Raises SourceError if it is none, or is damaged."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        remove_leftovers(path)
+        attributes = read_attributes(path)
+        if attributes is None or attributes.get("kind") != KIND:
+            raise SourceError(f"{path} is not a minified store (make one with: atlasvi minify RUN DATA --out MINI).")
+        check_version(attributes, path, FORMAT_VERSION)
+        check_attributes(attributes, path, ATTRIBUTES)
+        self.attributes: dict[str, Any] = attributes
+        with reading(self.path), quiet_zarr():
+            self._open()
+
+    def _open(self) -> None:
+        from anndata.io import read_elem
+
+        has_manifest = check_manifest(Path(self.path), self.attributes)
+        # Not by its consolidated metadata: those copies may say anything, and zarr misreads names that differ by case.
+        root = cast(Any, zarr.open_group(self.path, mode="r", use_consolidated=False))
+        check_group_codecs(root)
+        self.n_cells: int = self.attributes["n_cells"]
+        self.n_latent: int = self.attributes["n_latent"]
+        self.var: pd.DataFrame = read_elem(root["var"])
+        self.obs = TableReader(root["obs"], self.path)
+        self._obsm, self._weights = root["obsm"], root["uns/atlasvi/weights"]
+        self._check(root)
+        if not has_manifest:
+            self._check_chunks(root)
+
+    def _check(self, root: Any) -> None:
+        """Raise SourceError unless all parts are of the sizes that the attributes say."""
+        check_lengths(self.path, root["obs"], self.n_cells)
+        for name in LATENTS:
+            array = self._obsm[f"scvi_latent_{name}"]
+            if array.shape != (self.n_cells, self.n_latent) or array.dtype.kind != "f":
+                raise SourceError(f"{self.path}: {array.path} is damaged: copy the store again, or minify again.")
+        if len(self.var) != self.attributes["n_genes"]:
+            raise SourceError(f"{self.path}: var is damaged: copy the store again, or minify again.")
+
+    def _check_chunks(self, root: Any) -> None:
+        """Raise SourceError for what an older store, which has no list of its files, has lost.
+
+        Zarr does not write chunks that are full of zeros: of other columns nobody can tell, and a warning says so.
+        """
+        for name in self.obs.columns:
+            element = root[f"obs/{name}"]
+            is_categorical = isinstance(element, zarr.Group)
+            if is_categorical and element["categories"].shape == (1,):  # its codes are zeros
+                continue
+            for lost in name_missing_chunks(element["codes"] if is_categorical else element):
+                log.warning("%s: %s is not there: its values are 0, or were lost in a copy", self.path, lost)
+                break
+        latents = (self._obsm[f"scvi_latent_{name}"] for name in LATENTS)
+        for array in (root["var/_index"], root["obs/_index"], root[f"obs/{LIBRARY}"], *latents):
+            check_written(self.path, array)
+        for name, array in self._weights.arrays():
+            if not name.endswith(("running_mean", "num_batches_tracked", "bias")):  # zero in a model not trained
+                check_written(self.path, array)
+
+    @property
+    def genes(self) -> pd.Index:
+        """Gene names, in the order of the model."""
+        return self.var.index
+
+    @property
+    def setup(self) -> Setup:
+        """The columns of obs that the model takes, and what its codes stand for."""
+        first = ("batch_key", "batch_categories", "labels_key")  # all there was at first, not yet in a place of its own
+        with reading(self.path):
+            return Setup.from_saved(self.attributes.get("setup", {name: self.attributes.get(name) for name in first}))
+
+    def read_column(self, name: str) -> pd.Series:
+        """One obs column of all cells. Raises ColumnError, naming those that are there."""
+        return self.obs.read_column(name)
+
+    @property
+    def obs_columns(self) -> list[str]:
+        """Columns of obs."""
+        return self.obs.columns
+
+    def read_names(self) -> pd.Index:
+        """Names of all cells."""
+        return self.obs.read_names(0, self.n_cells)
+
+    def read_latent(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """qzm and qzv, float32 [stop - start, latent], of cells [start, stop)."""
+        with reading(self.path):
+            return self._obsm["scvi_latent_qzm"][start:stop], self._obsm["scvi_latent_qzv"][start:stop]
+
+    def model(self) -> "VAE":
+        """The model, ready to decode."""
+        from atlasvi.engine.model.vae import model_from_weights  # torch takes seconds, and latents can be read without
+
+        with reading(self.path):
+            weights = {name: np.asarray(array[...]) for name, array in self._weights.arrays()}
+            return model_from_weights(self.attributes["model"], weights)
+
+
+def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -> None:
+    """The same minified data as one new h5ad file, which scvi-tools opens as its own; latents and obs pass memory.
+
+    Dates, which HDF5 has no type for, become text.
+    Raises SourceError if `store` is none, OutputError if `path` exists or can't be written.
+    """
+    import anndata
+    from anndata.io import write_elem
+
+    place = store.path if isinstance(store, MinifiedStore) else str(store)
+    MinifiedStore(place)
+    content = io.BytesIO()  # on a disk that is full HDF5 prints a page of errors and ends the process
+    with quiet_zarr(), write_file_aside(path) as temporary:
+        with reading(place):
+            data = anndata.read_zarr(place)
+        del data.uns["atlasvi"]  # weights: a model directory holds them there
+        data.obs, data.var = _dates_as_text(data.obs), _dates_as_text(data.var)
+        data.strings_to_categoricals()  # as `data.write_h5ad` does
+        with anndata.settings.override(allow_write_nullable_strings=True):
+            try:
+                with h5py.File(content, "w") as file:
+                    write_elem(file, "/", data)
+            except (ValueError, TypeError) as error:  # what this anndata has no way to write
+                reason = str(error).splitlines()[0].rstrip(".")
+                raise OutputError(
+                    f"{path}: anndata can't write the columns of {place} as one file ({reason}): use the store."
+                ) from error
+        temporary.write_bytes(content.getvalue())  # not getbuffer: see checkpoint.py
+
+
+def _dates_as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its dates and times, and categories of such, as text."""
+
+    def is_date(dtype: Any) -> bool:
+        return (dtype.categories.dtype if isinstance(dtype, pd.CategoricalDtype) else dtype).kind in "mM"
+
+    text = {
+        name: pd.Categorical(column.astype(object).map(str, na_action="ignore"))
+        for name, column in table.items()
+        if is_date(column.dtype)
+    }
+    return table.assign(**{str(name): column for name, column in text.items()})

@@ -1,0 +1,169 @@
+"""Minify: the whole atlas through the encoder, out of core; the posterior is kept, the counts are dropped."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
+from atlasvi.engine.distributed.signals import stop_on_signals
+from atlasvi.engine.minified import minify_parts
+from atlasvi.engine.minified.minified_store import LIBRARY, create_minified, finish_minified
+from atlasvi.engine.minified.minify_parts import ENCODED, ORDERED, MinifyJob, Opened, load_job
+from atlasvi.engine.model.trained_run import RESULT, TrainedRun
+from atlasvi.engine.scvi_tools.model_directories import open_model
+from atlasvi.engine.training.resuming import fingerprint, name_data
+from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes
+from atlasvi.loaders.ingestion.ingest import Progress
+from atlasvi.loaders.ingestion.ingest_job import reading_unfinished
+from atlasvi.loaders.manifest import hash_files, write_json
+from atlasvi.loaders.outputs import write_folder_aside
+from atlasvi.loaders.sources.source_options import parse_source
+from atlasvi.loaders.workers import Workers, make_task
+
+
+@dataclass(frozen=True)
+class MinifyReport:
+    """What a minify made."""
+
+    out: str
+    n_cells: int
+    n_latent: int
+
+
+def minify(
+    run: TrainedRun | str | Path,
+    data: CellData | str | Path,
+    out: str | Path,
+    *,
+    source_order: bool = False,
+    batch_size: int = 1024,
+    device: str = "auto",
+    options: Mapping[str, Any] | None = None,
+    dask: str | None = None,
+    rank_timeout_s: float = RANK_TIMEOUT_S,
+    progress: Progress = lambda stage, done, total: None,
+) -> MinifyReport:
+    """Write the posterior of every cell of `data` under the model of `run` to a new minified store at `out`.
+
+    run           a finished run or its directory, or one that scvi-tools saved
+    data          a cell store or any source; it must have all genes of the model (others are left out)
+    source_order  cells in the order of their sources instead of that of the store
+    options       what `open_cells` is to be told of `data`, where that is a path: layer, ...
+    dask          address of a Dask scheduler whose workers do it; they must see `data` and `out` at the same paths
+    Started by torchrun or `atlasvi launch`, all ranks call this alike, and each writes its own parts of the one store.
+    After a kill, Ctrl-C or SIGTERM the same call goes on with the parts that were not finished, on any number of ranks.
+    Memory does not grow with the number of cells.
+    Raises GeneError, ColumnError if the data lacks genes or columns that the model takes, or holds batches (or other
+    categories) that it was not trained on, OutputError if `out` exists or can't be written.
+    """
+    with join_ranks(rank_timeout_s) as ranks, stop_on_signals():
+        ranks.note("opening the model and the data")
+        if not isinstance(run, TrainedRun):
+            run = open_model(run)
+        spec = parse_source(data if isinstance(data, (str, Path)) else data.path)
+        if isinstance(data, (str, Path)):  # as the run's data was opened, where nothing else is said
+            usual = {"layer": run.setup.layer, "fractions": run.model.settings.gene_likelihood == "normal"}
+            options = {**usual, **{name: value for name, value in (options or {}).items() if value is not None}}
+            data = open_cells(data, **options)
+        elif dask is not None:
+            raise ValueError("over a Dask cluster each worker opens the data: give its path, and `options`")
+        data = select_genes(data, run.genes)
+        job = MinifyJob(
+            data=str(spec.make_absolute()),
+            options=dict(options or {}),
+            identity={**fingerprint(data), "weights_sha256": _hash_weights(run)},
+            n_cells=data.n_cells,
+            part_cells=minify_parts.choose_part_cells(data.n_cells, batch_size),
+            batch_size=batch_size,
+            source_order=source_order,
+            device=device,
+        )
+        opened = Opened(job, run, data, run.setup.read_codes(data))
+        with ExitStack() as open_until_done:
+            scratch = Path(out).absolute().parent / f".{Path(out).name}.unfinished"
+            if ranks.is_first:
+                open_until_done.enter_context(write_folder_aside(out, lambda folder: load_job(folder) == job))
+                if load_job(scratch) != job:
+                    _prepare(scratch, opened)
+            open_until_done.callback(minify_parts.forget, scratch)
+            minify_parts.keep_open(scratch, opened)
+            with Workers(1, dask) as workers:
+                _work(scratch, job, ranks, workers, dask is not None, progress)
+            ranks.wait_for_all("the other ranks' parts")
+            if ranks.is_first:
+                _finish(scratch, opened)
+    return MinifyReport(str(out), data.n_cells, run.model.n_latent)
+
+
+def _prepare(scratch: Path, opened: Opened) -> None:
+    """The store without cells, and what every process needs; whoever sees the job may begin."""
+    run, data, job = opened.run, opened.data, opened.job
+    dtypes = {name: dtype for name, dtype in data.read_obs(0, 0).dtypes.items() if name != LIBRARY}
+    weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
+    sizes = data.n_cells, run.model.n_latent
+    create_minified(scratch / minify_parts.RESULT, *sizes, data.var, dtypes, weights, job.part_cells, run.setup.layer)
+    write_json(scratch / minify_parts.CREATED, hash_files(scratch / minify_parts.RESULT))
+    for name in (minify_parts.DONE, minify_parts.PIECES, minify_parts.RUN):
+        (scratch / name).mkdir()
+    run.save(scratch / minify_parts.RUN)
+    write_json(scratch / minify_parts.RUN / RESULT, run.result)
+    job.save(scratch)
+
+
+def _work(scratch: Path, job: MinifyJob, ranks: Ranks, workers: Workers, on_cluster: bool, progress: Progress) -> None:
+    """Encode and, if asked, order: what is left of it, shared by the ranks or given to a cluster."""
+    for stage in (ENCODED, ORDERED) if job.source_order else (ENCODED,):
+        doing = "encoding" if stage == ENCODED else "ordering"
+        list_left = functools.partial(minify_parts.list_undone, scratch, stage, job.n_parts)
+        left = ranks.from_first(list_left, "the parts")
+
+        def tell(doing: str = doing, list_left: Callable[[], list[int]] = list_left) -> None:
+            if ranks.is_first:
+                progress(doing, min((job.n_parts - len(list_left())) * job.part_cells, job.n_cells), job.n_cells)
+            ranks.note(f"{doing} the next part")
+
+        if on_cluster:
+            per_task = minify_parts.TASK_PARTS if stage == ENCODED else 1
+            function = minify_parts.run_encode_task if stage == ENCODED else minify_parts.run_order_task
+            tasks = [
+                make_task(function, str(scratch), number) for number in sorted({part // per_task for part in left})
+            ]
+            workers.run(tasks, lambda task: tell())
+            continue
+        mine = left[len(left) * ranks.rank // ranks.world_size : len(left) * (ranks.rank + 1) // ranks.world_size]
+        ranks.note(f"{doing} the first part")
+        if stage == ENCODED:
+            for _ in minify_parts.encode_parts(str(scratch), mine):
+                tell()
+            ranks.wait_for_all("the other ranks' parts")  # all pieces of a chunk
+        else:
+            for part in mine:
+                minify_parts.run_order_task(str(scratch), part)
+                tell()
+
+
+def _finish(scratch: Path, opened: Opened) -> None:
+    run, data, job = opened.run, opened.data, opened.job
+    model = {
+        "model": run.model_settings,
+        "setup": asdict(run.setup),
+        "order": "source" if job.source_order else "as trained",
+        "data": name_data(data),
+    }
+    written = minify_parts.read_written(scratch, ORDERED if job.source_order else ENCODED, job.n_parts)
+    result = scratch / minify_parts.RESULT
+    with reading_unfinished(result):
+        finish_minified(result, data.n_cells, len(data.var), run.model.n_latent, model, written)
+
+
+def _hash_weights(run: TrainedRun) -> str:
+    """What tells the weights from others."""
+    digest = hashlib.sha256()
+    for name, tensor in run.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

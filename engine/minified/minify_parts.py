@@ -1,0 +1,241 @@
+"""The parts of a minify: runs of cells that any process can encode, each written whole, and never twice.
+
+A part is as many cells as a chunk of the store's arrays, so that processes write different files of one store. In the
+order of the sources it takes a second pass: the first leaves each part's cells in pieces by the place they go to, and
+the second gathers the pieces of a chunk.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import torch
+
+from atlasvi.engine.minified.minified_store import LIBRARY, write_cells
+from atlasvi.engine.model.trained_run import TrainedRun, load_run
+from atlasvi.loaders.batches.device_feeder import DeviceFeeder
+from atlasvi.loaders.batches.loader import BatchLoader
+from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.ingestion.buckets import record_to_bytes, records_from_bytes
+from atlasvi.loaders.ingestion.ingest_job import reading_unfinished
+from atlasvi.loaders.manifest import Files, read_json, write_json
+from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.tables.store_tables import obs_to_record
+
+JOB, RUN, RESULT, DONE, PIECES = "job.json", "run", "result", "done", "pieces"
+CREATED = "created.json"  # the files of the store before the first cell
+ENCODED, ORDERED = "encoded", "ordered"
+MOST_PART_CELLS, LEAST_PART_CELLS = 2**16, 2**10
+FEWEST_PARTS = 16  # of a small atlas, so that several processes have something to do
+TASK_PARTS = 4  # to a task of a cluster: a task reads somewhat beyond its end
+
+
+@dataclass(frozen=True)
+class MinifyJob:
+    """What is to be done, as a file that every process reads.
+
+    data, options  what `open_cells` takes
+    identity       tells the data and the model from others
+    part_cells     cells of a part, a multiple of batch_size; the last may have fewer
+    """
+
+    data: str
+    options: dict[str, Any]
+    identity: dict[str, Any]
+    n_cells: int
+    part_cells: int
+    batch_size: int
+    source_order: bool
+    device: str
+
+    def save(self, scratch: Path) -> None:
+        """Write it where `load_job` finds it; the scratch folder is then ready to work in."""
+        write_json(scratch / JOB, dataclasses.asdict(self))
+
+    @property
+    def n_parts(self) -> int:
+        """Parts, and chunks of the store."""
+        return -(-self.n_cells // self.part_cells)
+
+
+def load_job(scratch: Path) -> MinifyJob | None:
+    """The job that is being done in a scratch folder; None if it is none, damaged, or of an older version."""
+    try:
+        return MinifyJob(**read_json(scratch / JOB, older=False))
+    except (SourceError, TypeError):
+        return None
+
+
+def choose_part_cells(n_cells: int, batch_size: int) -> int:
+    """Cells of a part: 65,536 or about, fewer where an atlas is small."""
+    wanted = min(max(n_cells // FEWEST_PARTS, LEAST_PART_CELLS), MOST_PART_CELLS)
+    return batch_size * max(round(wanted / batch_size), 1)
+
+
+@dataclass
+class Opened:
+    """What a process has open to work on a job."""
+
+    job: MinifyJob
+    run: TrainedRun
+    data: CellData
+    codes: dict[str, np.ndarray]
+
+
+_OPEN: dict[str, Opened] = {}
+
+
+def keep_open(scratch: Path, opened: Opened) -> None:
+    """Have tasks that run in this process use this."""
+    _OPEN.clear()
+    _OPEN[str(scratch.absolute())] = opened
+
+
+def forget(scratch: Path) -> None:
+    """The job is done with, in this process."""
+    _OPEN.pop(str(scratch.absolute()), None)
+    _read_index.cache_clear()
+
+
+def open_job(scratch: str) -> Opened:
+    """The job of a scratch folder with its model and data, kept open for the next task of this process."""
+    if scratch not in _OPEN:
+        job, run = load_job(Path(scratch)), load_run(Path(scratch) / RUN)
+        assert job is not None
+        data = select_genes(open_cells(job.data, **job.options), run.genes)
+        keep_open(Path(scratch), Opened(job, run, data, run.setup.read_codes(data)))
+    return _OPEN[scratch]
+
+
+def list_undone(scratch: Path, stage: str, n_parts: int) -> list[int]:
+    """Parts that no process has finished yet."""
+    done = {path.name for path in (scratch / DONE).glob(f"{stage}-*")}
+    return [part for part in range(n_parts) if f"{stage}-{part}" not in done]
+
+
+def run_encode_task(scratch: str, number: int) -> None:
+    """Encode TASK_PARTS parts, those that are done left out."""
+    n_parts = open_job(scratch).job.n_parts
+    mine = range(number * TASK_PARTS, min((number + 1) * TASK_PARTS, n_parts))
+    for _ in encode_parts(scratch, [part for part in list_undone(Path(scratch), ENCODED, n_parts) if part in mine]):
+        pass
+
+
+def encode_parts(scratch: str, parts: list[int]) -> Iterator[int]:
+    """Encode parts and write them; gives each one's number when it is on disk. Neighbours are read in one go."""
+    opened, folder = open_job(scratch), Path(scratch)
+    job = opened.job
+    where = "cuda" if job.device == "auto" and torch.cuda.is_available() else job.device.replace("auto", "cpu")
+    opened.run.model.to(where).eval()
+    try:
+        for first, stop in _join_neighbours(parts):
+            for part, record in zip(range(first, stop), _encode(opened, first, stop, torch.device(where))):
+                written: Files = {}
+                if job.source_order:
+                    _write_pieces(folder / PIECES / str(part), record, opened.data.source_sizes, job.part_cells)
+                else:
+                    written = write_cells(folder / RESULT, part * job.part_cells, record)
+                write_json(folder / DONE / f"{ENCODED}-{part}", written)
+                yield part
+    finally:
+        opened.run.model.cpu()
+
+
+def run_order_task(scratch: str, part: int) -> None:
+    """Gather the cells of a chunk of the store, in the order of their sources, from the pieces of all parts."""
+    job, folder = open_job(scratch).job, Path(scratch)
+    index = _read_index(scratch, job.n_parts)
+    begins = index[:, 1, :].sum(0)  # cells of all parts before each bucket
+    start, stop = part * job.part_cells, min((part + 1) * job.part_cells, job.n_cells)
+    first = int(np.searchsorted(begins, start, side="right")) - 1
+    last = int(np.searchsorted(begins, stop, side="left"))
+    records = []
+    for number in range(job.n_parts):
+        low, high = (int(index[number, 0, bucket]) for bucket in (first, last))
+        if high > low:
+            path = folder / PIECES / str(number)
+            with reading_unfinished(path):
+                content = np.memmap(path, np.uint8, "r", offset=low, shape=(high - low,))
+                for bucket in range(first, last):
+                    begin, end = index[number, 0, bucket : bucket + 2] - low
+                    if google_crc32c.value(content[begin:end]) != index[number, 2, bucket + 1]:
+                        raise ValueError("it does not match its crc32c")
+                records += records_from_bytes(content)
+    record = {name: np.concatenate([each[name] for each in records]) for name in records[0]}
+    order = np.argsort(record.pop("place"))[start - int(begins[first]) :][: stop - start]
+    written = write_cells(folder / RESULT, start, {name: values[order] for name, values in record.items()})
+    write_json(folder / DONE / f"{ORDERED}-{part}", written)
+
+
+def read_written(scratch: Path, stage: str, n_parts: int) -> Files:
+    """The files of the store that were there at first, and those that all parts wrote."""
+    files: Files = {}
+    for path in (scratch / CREATED, *(scratch / DONE / f"{stage}-{part}" for part in range(n_parts))):
+        with reading_unfinished(path):
+            files.update({name: (size, checksum) for name, (size, checksum) in read_json(path, older=False).items()})
+    return files
+
+
+def _encode(opened: Opened, first: int, stop: int, device: torch.device) -> Iterator[dict[str, np.ndarray]]:
+    """Records of parts [first, stop): qzm, qzv and the columns of obs, cells in the order of the data."""
+    job, data, model = opened.job, opened.data, opened.run.model
+    columns = [name for name in data.read_obs(0, 0).columns if name != LIBRARY]
+    loader = BatchLoader(data, job.batch_size, seed=0, codes=opened.codes, shuffle=False)
+    loader.set_epoch(0, first * job.part_cells // job.batch_size)
+    with torch.inference_mode(), closing(iter(DeviceFeeder(loader, device))) as batches:  # type: ignore[type-var]
+        for part in range(first, stop):
+            start, end = part * job.part_cells, min((part + 1) * job.part_cells, data.n_cells)
+            encoded = []
+            for _ in range(-(-(end - start) // job.batch_size)):
+                batch = next(batches)
+                encoded.append([values.cpu().numpy() for values in (*model.encode(batch), batch.library)])
+            qzm, qzv, library = (np.concatenate(values) for values in zip(*encoded))
+            obs = obs_to_record(data.read_obs(start, end)[columns])
+            yield {"qzm": qzm, "qzv": qzv, f"obs/{LIBRARY}": library, **obs}
+
+
+def _join_neighbours(parts: list[int]) -> Iterator[tuple[int, int]]:
+    """Runs [first, stop) of consecutive numbers."""
+    edges = [0, *(at for at, (a, b) in enumerate(pairwise(parts), 1) if b != a + 1), len(parts)]
+    for a, b in pairwise(edges):
+        if b > a:
+            yield parts[a], parts[b - 1] + 1
+
+
+def _write_pieces(path: Path, record: dict[str, np.ndarray], source_sizes: list[int], bucket_cells: int) -> None:
+    """The cells of a part by their place among the sources, a record for each bucket of places, and an index."""
+    offsets = np.cumsum([0, *source_sizes])
+    place = offsets[record["obs/source"]] + record["obs/source_row"]
+    order = np.argsort(place)
+    record = {name: values[order] for name, values in {**record, "place": place}.items()}
+    n_buckets = -(-int(offsets[-1]) // bucket_cells)
+    cuts = np.searchsorted(record["place"], np.arange(n_buckets + 1) * bucket_cells)
+    pieces = [
+        b"".join(record_to_bytes({name: values[a:b] for name, values in record.items()})) if b > a else b""
+        for a, b in pairwise(cuts.tolist())
+    ]
+    checksums = [0, *map(google_crc32c.value, pieces)]
+    index = np.stack([np.cumsum([0, *map(len, pieces)]), cuts, checksums]).astype("<i8").tobytes()
+    write_whole(path.with_name(f"{path.name}.index"), index + google_crc32c.value(index).to_bytes(8, "little"))
+    write_whole(path, b"".join(pieces))
+
+
+@functools.lru_cache(1)
+def _read_index(scratch: str, n_parts: int) -> np.ndarray:
+    """int64 [parts, 3, buckets + 1]: bytes, and cells, before each bucket of a part; crc32c of the bucket before it."""
+    found = []
+    for path in (Path(scratch) / PIECES / f"{part}.index" for part in range(n_parts)):
+        with reading_unfinished(path):
+            content = np.fromfile(path, "<i8")
+            if google_crc32c.value(content[:-1].tobytes()) != content[-1]:
+                raise ValueError("it does not match its crc32c")
+            found.append(content[:-1].reshape(3, -1))
+    return np.stack(found)

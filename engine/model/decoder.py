@@ -1,0 +1,40 @@
+"""The decoder: z and covariates -> logits of each gene's share, and what else a likelihood asks of each cell."""
+
+import torch
+from torch import Tensor, nn
+
+from atlasvi.engine.model.encoder import linear
+from atlasvi.engine.model.layers import Covariates, Layer, LayerShape
+from atlasvi.engine.model.model_options import ModelSettings
+
+
+class Decoder(nn.Module):
+    """Hidden layers, and a Linear for each parameter of the likelihood that differs from cell to cell."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        shape = LayerShape(
+            1 if settings.embeds_batch else settings.n_batches,
+            settings.n_categories,
+            settings.deeply_inject_covariates,
+            0.0,
+            settings.use_batch_norm in ("decoder", "both"),
+            settings.use_layer_norm in ("decoder", "both"),
+        )
+        hidden, genes = settings.n_hidden, settings.n_genes
+        self.layers = nn.ModuleList(
+            Layer(hidden if k else settings.n_latent + settings.n_numbers, hidden, shape, first=k == 0)
+            for k in range(settings.n_layers)
+        )
+        self.logits = linear(hidden, genes)
+        self.log_theta = linear(hidden, genes) if settings.decodes_theta else None
+        self.dropout = linear(hidden, genes) if settings.gene_likelihood == "zinb" else None
+
+    def hide(self, z: Tensor, given: Covariates) -> Tensor:
+        """The last hidden state float32 [..., cells, hidden] of z [..., cells, latent]."""
+        hidden = z
+        if given.numbers is not None:
+            hidden = torch.cat([z, given.numbers.expand(*z.shape[:-1], -1)], dim=-1)
+        for layer in self.layers:
+            hidden = layer(hidden, given, None)
+        return hidden

@@ -1,0 +1,48 @@
+"""The encoder: sparse counts and covariates -> mean and variance of a normal."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atlasvi.engine.model.layers import CountsLayer, Covariates, Layer, LayerShape
+from atlasvi.engine.model.model_options import ModelSettings
+from atlasvi.engine.model.noise import Noise
+from atlasvi.kernels import GeneOrder
+from atlasvi.loaders.batches.batch import Batch
+
+
+def linear(n_in: int, n_out: int) -> nn.Linear:
+    """A Linear whose weights are not drawn yet: its own initialisation would draw from the global generator."""
+    return nn.utils.skip_init(nn.Linear, n_in, n_out)
+
+
+class Encoder(nn.Module):
+    """q(z | x, covariates), or q(log library | x, covariates) with one output."""
+
+    def __init__(self, settings: ModelSettings, n_layers: int, n_out: int) -> None:
+        super().__init__()
+        told = settings.encode_covariates
+        shape = LayerShape(
+            settings.n_batches if told and not settings.embeds_batch else 1,
+            settings.n_categories if told else (),
+            settings.deeply_inject_covariates,
+            settings.dropout_rate,
+            settings.use_batch_norm in ("encoder", "both"),
+            settings.use_layer_norm in ("encoder", "both"),
+        )
+        hidden, numbers = settings.n_hidden, settings.n_numbers if told else 0
+        self.first = CountsLayer(settings.n_genes, numbers, hidden, shape, settings.log_variational)
+        self.layers = nn.ModuleList(Layer(hidden, hidden, shape) for _ in range(n_layers - 1))
+        self.mean, self.log_variance = linear(hidden, n_out), linear(hidden, n_out)
+        self._make_positive: Callable[[Tensor], Tensor] = torch.exp if settings.var_activation == "exp" else F.softplus
+
+    def forward(
+        self, cells: Batch, given: Covariates, generator: Noise | None, order: GeneOrder | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance float32 [cells, out]; the variance is above 1e-4. order: see `kernels.order_by_gene`."""
+        hidden = self.first.encode(cells, given, generator, order)
+        for layer in self.layers:
+            hidden = layer(hidden, given, generator)
+        return self.mean(hidden), self._make_positive(self.log_variance(hidden)) + 1e-4

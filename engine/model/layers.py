@@ -1,0 +1,128 @@
+"""A layer of the encoder or the decoder: Linear with columns for covariates, norms, ReLU, dropout."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from atlasvi.engine.model.noise import Noise, draw_dropout
+from atlasvi.kernels import GeneOrder, log1p_linear, norm_relu, take_columns
+from atlasvi.loaders.batches.batch import Batch
+
+
+@dataclass(frozen=True)
+class Covariates:
+    """The covariates of a minibatch as layers take them.
+
+    batch       int64 [cells], where batches are one-hot and more than one
+    categories  int64 [cells] of each further covariate that has more than one category
+    numbers     float32 [cells, numbers]: continuous covariates, then the batch's embedding; first layers alone take it
+    """
+
+    batch: Tensor | None = None
+    categories: tuple[Tensor, ...] = ()
+    numbers: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What all layers of an encoder or decoder have in common.
+
+    n_batches, n_categories  one-hot inputs of each covariate, where there are more than one
+    deep  whether layers after the first are told them too
+    """
+
+    n_batches: int = 1
+    n_categories: Sequence[int] = ()
+    deep: bool = True
+    dropout_rate: float = 0.0
+    batch_norm: bool = False
+    layer_norm: bool = True
+
+    def columns(self, first: bool) -> tuple[int, list[int]]:
+        """One-hot inputs that a layer has: of the batch, of each further covariate; sizes of 1 say nothing."""
+        if not (first or self.deep):
+            return 1, []
+        return self.n_batches, [n for n in self.n_categories if n > 1]
+
+
+class Layer(nn.Module):
+    """Linear with a column for each category, batch norm, layer norm without parameters, ReLU, dropout.
+
+    A category's column is what scvi-tools' one-hot covariate times the weight comes to.
+    """
+
+    def __init__(self, n_in: int, n_out: int, shape: LayerShape, first: bool = False) -> None:
+        super().__init__()
+        n_batches, n_categories = shape.columns(first)
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.bias = nn.Parameter(torch.empty(n_out))
+        self.batch = nn.Parameter(torch.empty(n_batches, n_out)) if n_batches > 1 else None
+        self.categories = nn.ParameterList(torch.empty(n, n_out) for n in n_categories)
+        # its constants come from the original TensorFlow implementation
+        self.norm = nn.BatchNorm1d(n_out, eps=1e-3, momentum=0.01) if shape.batch_norm else None
+        self.layer_norm, self.dropout_rate, self.n_in = shape.layer_norm, shape.dropout_rate, n_in
+
+    def reset(self, generator: Generator) -> None:
+        """Draw weights as torch's Linear does: uniform within 1 / sqrt(inputs), the one-hot inputs counted."""
+        columns = [part for part in (self.batch, *self.categories) if part is not None]
+        bound = 1 / math.sqrt(self.n_in + sum(len(part) for part in columns))
+        for name, parameter in self.named_parameters():
+            if not name.startswith("norm."):
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        if self.norm is not None:
+            self.norm.reset_parameters()
+
+    def forward(self, hidden: Tensor, given: Covariates, generator: Noise | None) -> Tensor:
+        """hidden float32 [..., cells, in] -> [..., cells, out]; dropout only while training."""
+        return self.finish(F.linear(hidden, self.weight), given, generator)
+
+    def finish(self, projected: Tensor, given: Covariates, generator: Noise | None) -> Tensor:
+        """All that follows the product with the weight."""
+        for codes, columns in zip(given.categories, self.categories):
+            projected = projected + take_columns(columns, codes)
+        # bias and column in one look-up: one pass over the cells less, there and back
+        columns = self.bias[None] if self.batch is None else self.batch + self.bias
+        codes_of_batch = None if self.batch is None else given.batch
+        rate = self.dropout_rate if self.training else 0.0
+        dropout = draw_dropout(projected, rate, generator) if rate > 0 else None
+        if self.norm is None and self.layer_norm and projected.dim() == 2:
+            return norm_relu(projected, columns, codes_of_batch, dropout)
+        out = projected + (self.bias if codes_of_batch is None else take_columns(columns, codes_of_batch))
+        if self.norm is not None:
+            out = self._normalise(self.norm, out)
+        if self.layer_norm:
+            out = F.layer_norm(out, out.shape[-1:])
+        out = F.relu(out)
+        return out if dropout is None else out * dropout
+
+    def _normalise(self, norm: nn.BatchNorm1d, out: Tensor) -> Tensor:
+        flat = out.flatten(0, -2)
+        of_one_rank = type(norm) is nn.BatchNorm1d  # one over all ranks must be called on each of them
+        if self.training and len(flat) < 2 and of_one_rank:  # one cell has no variance: as in evaluation
+            return F.batch_norm(flat, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return norm(flat).view_as(out)
+
+
+class CountsLayer(Layer):
+    """The first layer of an encoder: sparse counts, and numbers beside them. Its weight is [genes, hidden]."""
+
+    def __init__(self, n_genes: int, n_numbers: int, n_out: int, shape: LayerShape, logarithm: bool) -> None:
+        super().__init__(n_genes, n_out, shape, first=True)
+        self.weight = nn.Parameter(torch.empty(n_genes, n_out))  # so that sparse counts meet contiguous rows
+        self.numbers = nn.Parameter(torch.empty(n_numbers, n_out)) if n_numbers else None
+        self.n_in, self.logarithm = n_genes + n_numbers, logarithm
+
+    def encode(
+        self, cells: Batch, given: Covariates, generator: Noise | None, order: GeneOrder | None = None
+    ) -> Tensor:
+        """Hidden state float32 [cells, out] of a minibatch."""
+        csr = cells.indptr, cells.indices, cells.counts
+        projected = log1p_linear(*csr, self.weight, raw=not self.logarithm, order=order)
+        if self.numbers is not None:
+            assert given.numbers is not None
+            projected = projected + given.numbers @ self.numbers
+        return self.finish(projected, given, generator)

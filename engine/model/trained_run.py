@@ -1,0 +1,98 @@
+"""A finished run: the model, what it was trained on, how good it is; and its directory on disk."""
+
+import fcntl
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from atlasvi.engine.model.covariates import Setup
+from atlasvi.engine.model.model_options import Freezing
+from atlasvi.engine.model.vae import VAE, model_from_weights
+from atlasvi.engine.torch_files import load_tensors
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import OutputError, SourceError
+from atlasvi.loaders.manifest import check_files, read_json, read_manifest
+from atlasvi.loaders.outputs import remove_leftovers, remove_unfinished, write_whole
+
+MODEL, RESULT, CONFIG, METRICS = "model.pt", "result.json", "config.json", "metrics.jsonl"
+
+
+@dataclass
+class TrainedRun:
+    """A trained model and the names that its numbers stand for.
+
+    setup   the columns of obs that the model takes, and what its codes stand for
+    result  held-out and training losses in nats a cell (see `training`)
+    state    where training goes on from besides the weights: `optimizer`, `epoch`, `step`, `history`
+    freezing what training holds of the model
+    split    int64 numbers of the cells of each part (train, validation, test), where the model was kept with them
+    """
+
+    model: VAE
+    genes: list[str]
+    setup: Setup = field(default_factory=Setup)
+    result: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+    state: dict[str, Any] | None = None
+    freezing: Freezing | None = None
+    split: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """What the model is made of, as plain values."""
+        return self.model.settings.model_dump()
+
+    def save(self, folder: Path) -> None:
+        """Write the model into a run directory, whole or not at all."""
+        content = {"genes": self.genes, **asdict(self.setup)}
+        buffer = io.BytesIO()
+        weights = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        torch.save({**content, "settings": self.model_settings, "weights": weights}, buffer)
+        write_whole(folder / MODEL, buffer.getvalue())
+
+
+def load_run(path: str | Path) -> TrainedRun:
+    """A finished run from its directory, the model in evaluation mode on the CPU. Raises SourceError if it is none."""
+    folder = Path(path)
+    remove_leftovers(folder)
+    if not (folder / MODEL).is_file():
+        if (folder / CONFIG).is_file():
+            raise SourceError(f"{path}: the run is not finished: go on with atlasvi train ... --out {path} --resume.")
+        raise SourceError(f"{path} is not a run directory (make one with: atlasvi train DATA --out RUN).")
+    check_files(folder, read_manifest(folder) or {}, lambda name: name != MODEL)  # which carries its own checksums
+    content, result = load_tensors(folder / MODEL), read_json(folder / RESULT)
+    with reading(str(folder / MODEL)):
+        model, genes = model_from_weights(content.pop("settings"), content.pop("weights")), content.pop("genes")
+        if len(genes) != model.settings.n_genes:
+            raise SourceError(f"{folder / MODEL} is damaged: it names {len(genes):,} of its genes: copy it again.")
+        setup = Setup.from_saved(content)
+        n_batches = 1 if setup.batch_key is None else setup.sizes["n_batches"]
+        # a model may be saved without any setup, to decode with
+        if (setup.batch_key or setup.batch_categories) and n_batches != model.settings.n_batches:
+            raise SourceError(
+                f"{folder / MODEL} is damaged: its model tells {model.settings.n_batches:,} batches apart, and it "
+                f"names {n_batches:,} (column {setup.batch_key!r} of obs): copy it again."
+            )
+        return TrainedRun(model, genes, setup, result, folder)
+
+
+@contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Keep a second process from training the same run; what a killed one left is removed. Raises OutputError."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{folder}: another process is training this run: wait for it, or stop it.") from None
+        remove_unfinished(folder)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,295 @@
+"""scVI: an encoder q(z | x, covariates), a decoder to gene proportions, a likelihood of the counts.
+
+As scvi-tools 1.5.1 defines it; same weights, same numbers. Three things are stored otherwise than there, and
+`scvi_weights` translates: the one-hot columns of each layer are parameters of their own; the first layer's weight is
+transposed, [genes, hidden], so that sparse counts meet contiguous rows; and parameters that the settings never use are
+left out.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.profiler import record_function
+
+from atlasvi.engine.model.decoder import Decoder
+from atlasvi.engine.model.encoder import Encoder
+from atlasvi.engine.model.layers import Covariates, Layer
+from atlasvi.engine.model.model_options import ModelSettings
+from atlasvi.engine.model.noise import Noise, draw_normal
+from atlasvi.kernels import GeneOrder, Head, Precision, SparseCounts, decoder_nll, order_by_gene, take_columns
+from atlasvi.loaders.batches.batch import Batch
+
+__all__ = ["VAE", "CellLosses", "Expression", "ModelSettings", "kl_of_normals", "model_from_weights"]
+
+Codes = Mapping[str, Tensor]
+"""Covariates of cells by name, as `Batch.codes` holds them: batch, labels int64 [cells]; categories int64 [cells,
+covariates]; continuous float32 [cells, covariates]; size_factor float32 [cells]. Those the model does not have may be
+missing; so may `batch` and `labels` where there is but one."""
+
+
+class CellLosses(NamedTuple):
+    """Terms of the loss of each cell, nats, float32 [cells].
+
+    reconstruction  negative log-likelihood of the counts, z (and the library) drawn once
+    kl              KL(q(z | x) || N(0, I)), which a warm-up weighs
+    kl_library      KL of the log library size to its batch's prior, never weighed; 0 where the library is observed
+    """
+
+    reconstruction: Tensor
+    kl: Tensor
+    kl_library: Tensor
+
+
+class Expression(NamedTuple):
+    """Parameters of the likelihood of each cell and gene; in scvi-tools px_scale, px_rate, px_r, px_dropout.
+
+    shares   [..., cells, genes], each gene's share of the library (with a size factor: softplus, no shares)
+    mean     [..., cells, genes], counts: library * shares
+    theta    [genes] or [..., cells, genes], inverse dispersion (normal: standard deviation); None for Poisson
+    dropout  [..., cells, genes], logits of a zero that is no draw; None unless zinb
+    """
+
+    shares: Tensor
+    mean: Tensor
+    theta: Tensor | None
+    dropout: Tensor | None
+
+
+class VAE(nn.Module):
+    """The model: see the module. Noise comes from the generators that the calls are given, never from a global one."""
+
+    library_log_means: Tensor
+    library_log_vars: Tensor
+    precision: Precision = "float32"
+    """Of the output layer's products: see `kernels.decoder_nll`."""
+
+    def __init__(self, settings: ModelSettings, generator: Generator | None = None) -> None:
+        super().__init__()
+        self.settings = settings
+        self.encoder = Encoder(settings, settings.n_layers, settings.n_latent)
+        self.library_encoder = Encoder(settings, 1, 1) if settings.has_latent_library else None
+        self.decoder = Decoder(settings)
+        rows = settings.theta_rows
+        shape = (settings.n_genes,) if settings.dispersion == "gene" else (rows, settings.n_genes)
+        self.log_theta = nn.Parameter(torch.empty(shape)) if rows else None
+        embedding = torch.empty(settings.n_batches, settings.embedding_dim)
+        self.batch_embedding = nn.Parameter(embedding) if settings.embeds_batch else None
+        if settings.has_latent_library:
+            self.register_buffer("library_log_means", torch.zeros(settings.n_batches))
+            self.register_buffer("library_log_vars", torch.ones(settings.n_batches))
+        if generator is not None:
+            self.reset(generator)
+
+    def reset(self, generator: Generator) -> None:
+        """Draw all weights anew, from the distributions that scvi-tools draws them from."""
+        for module in self.modules():
+            if isinstance(module, Layer):
+                module.reset(generator)
+            elif isinstance(module, nn.Linear):
+                bound = 1 / math.sqrt(module.in_features)
+                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        for parameter in (self.log_theta, self.batch_embedding):
+            if parameter is not None:
+                nn.init.normal_(parameter, generator=generator)
+
+    @property
+    def n_latent(self) -> int:
+        """Dimensions of z."""
+        return self.settings.n_latent
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and of all that is computed: float32, or float64 after `double()`."""
+        return self.encoder.mean.weight.dtype
+
+    def encode(
+        self, cells: Batch, generator: Noise | None = None, order: GeneOrder | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """qzm, qzv float32 [cells, latent]: mean and variance of q(z | x), before the softmax if latents are ln."""
+        return self.encoder(cells, self._covariates(cells.codes, len(cells)), generator, order)
+
+    def encode_library(
+        self, cells: Batch, generator: Noise | None = None, order: GeneOrder | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(log library | x), float32 [cells]. Raises ValueError if the library is observed."""
+        if self.library_encoder is None:
+            raise ValueError("the library size of this model is observed: it has no posterior")
+        mean, variance = self.library_encoder(cells, self._covariates(cells.codes, len(cells)), generator, order)
+        return mean[:, 0], variance[:, 0]
+
+    def library_prior(self, codes: Codes, n_cells: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the log library size in each cell's batch, float32 [cells] (latent library alone)."""
+        batch = self._codes(codes, "batch", self.settings.n_batches, n_cells)
+        return self.library_log_means[batch], self.library_log_vars[batch]
+
+    def to_latent(self, normal: Tensor) -> Tensor:
+        """z of a draw of q(z | x) [..., latent]: the draw, or its softmax if latents are ln."""
+        return torch.softmax(normal, dim=-1) if self.settings.latent_distribution == "ln" else normal
+
+    def shares(self, z: Tensor, codes: Codes | None = None, *, transform_batch: int | None = None) -> Tensor:
+        """The shares of `decode` alone, float32 [..., cells, genes]."""
+        _, hidden = self._hide(z, codes, transform_batch)
+        return self._shares(hidden)
+
+    def decode(
+        self,
+        z: Tensor,
+        codes: Codes | None = None,
+        library: Tensor | float = 1.0,
+        *,
+        transform_batch: int | None = None,
+    ) -> Expression:
+        """Parameters of the likelihood at z [..., cells, latent].
+
+        codes            covariates of the cells (see `Codes`)
+        library          counts a cell [..., cells], or one for all; a size factor is taken instead if there is one
+        transform_batch  decode all cells as if they were of this batch
+        Raises ValueError if codes lack what the model needs.
+        """
+        codes, hidden = self._hide(z, codes, transform_batch)
+        shares = self._shares(hidden)
+        scale = (
+            _given(codes, "size_factor") if self.settings.use_size_factor else torch.as_tensor(library, device=z.device)
+        )
+        theta, rows = self._dispersion(codes, z.shape[-2])
+        if self.decoder.log_theta is not None:
+            theta = self.decoder.log_theta(hidden)
+        elif rows is not None:
+            assert theta is not None
+            theta = theta[rows]
+        return Expression(
+            shares,
+            shares * scale[..., None],
+            None if theta is None else theta.exp(),
+            None if self.decoder.dropout is None else self.decoder.dropout(hidden),
+        )
+
+    def _hide(self, z: Tensor, codes: Codes | None, transform_batch: int | None) -> tuple[Codes, Tensor]:
+        """The codes that are meant, and the decoder's last hidden state."""
+        n_cells, codes = z.shape[-2], dict(codes or {})
+        if transform_batch is not None:
+            codes["batch"] = torch.full((n_cells,), transform_batch, device=z.device)
+        return codes, self.decoder.hide(z, self._covariates(codes, n_cells))
+
+    def _shares(self, hidden: Tensor) -> Tensor:
+        logits = self.decoder.logits(hidden)
+        return F.softplus(logits) if self.settings.use_size_factor else torch.softmax(logits, dim=-1)
+
+    def reconstruction(
+        self,
+        cells: Batch,
+        z: Tensor,
+        library: Tensor | None = None,
+        n_cells: int | None = None,
+    ) -> Tensor:
+        """Negative log-likelihood of each cell's counts at z [cells, latent], summed over genes, nats: float32 [cells].
+
+        library  counts a cell, float32 [cells]; None takes the observed ones
+        n_cells  that the loss will be a mean over, where these are a share of them: spares work, changes no number
+        """
+        library = (cells.library if library is None else library).to(z.dtype)
+        settings = self.settings
+        if settings.gene_likelihood == "normal":
+            expression = self.decode(z, cells.codes, library)
+            assert expression.theta is not None
+            normal = torch.distributions.Normal(expression.mean, expression.theta, validate_args=False)
+            return -normal.log_prob(cells.to_dense()).sum(1)
+        head, theta_head, dropout = (
+            None if part is None else Head(part.weight, part.bias)
+            for part in (self.decoder.logits, self.decoder.log_theta, self.decoder.dropout)
+        )
+        assert head is not None
+        table, rows = self._dispersion(cells.codes, len(cells))
+        hidden = self.decoder.hide(z, self._covariates(cells.codes, len(cells)))
+        counts = SparseCounts(cells.indptr, cells.indices, cells.counts)
+        theta = table if theta_head is None else theta_head
+        return decoder_nll(
+            hidden,
+            head,
+            counts,
+            _given(cells.codes, "size_factor").to(z.dtype) if settings.use_size_factor else library,
+            theta,
+            theta_rows=rows,
+            dropout=dropout,
+            likelihood=settings.gene_likelihood,
+            softmax=not settings.use_size_factor,
+            expected_grad=1 / max(n_cells or len(cells), 1),
+            precision=self.precision,
+        )
+
+    def forward(self, cells: Batch, generator: Noise, n_cells: int | None = None) -> CellLosses:
+        """The terms of the loss of each cell, z (and a latent library) drawn once.
+
+        n_cells  see `reconstruction`
+        """
+        with record_function("encoder"):
+            learns = torch.is_grad_enabled()
+            order = order_by_gene(cells.indptr, cells.indices, self.settings.n_genes) if learns else None
+            qzm, qzv = self.encode(cells, generator, order)
+            z = self.to_latent(_draw(qzm, qzv, generator))
+            kl, library, kl_library = kl_of_normals(qzm, qzv).sum(1), None, torch.zeros_like(cells.library)
+            if self.library_encoder is not None:
+                qlm, qlv = self.encode_library(cells, generator, order)
+                library = _draw(qlm, qlv, generator).exp()
+                kl_library = kl_of_normals(qlm, qlv, *self.library_prior(cells.codes, len(cells)))
+        with record_function("decoder + loss"):
+            return CellLosses(self.reconstruction(cells, z, library, n_cells), kl, kl_library)
+
+    def _codes(self, codes: Codes, name: str, n: int, n_cells: int) -> Tensor:
+        """int64 [cells]; zeros where there is one category and it was not given."""
+        if name in codes or n > 1:
+            return _given(codes, name)
+        return torch.zeros(n_cells, dtype=torch.int64, device=self.encoder.mean.weight.device)
+
+    def _covariates(self, codes: Codes, n_cells: int) -> Covariates:
+        """What layers take, from the codes of a minibatch."""
+        settings = self.settings
+        numbers = [_given(codes, "continuous").to(self.dtype)] if settings.n_continuous else []
+        batch = None
+        if settings.embeds_batch:
+            assert self.batch_embedding is not None
+            batch_codes = self._codes(codes, "batch", settings.n_batches, n_cells)
+            numbers.append(take_columns(self.batch_embedding, batch_codes))
+        elif settings.n_batches > 1:
+            batch = self._codes(codes, "batch", settings.n_batches, n_cells)
+        categories = tuple(_given(codes, "categories")[:, k] for k, n in enumerate(settings.n_categories) if n > 1)
+        return Covariates(batch, categories, torch.cat(numbers, dim=1) if numbers else None)
+
+    def _dispersion(self, codes: Codes, n_cells: int) -> tuple[Tensor | None, Tensor | None]:
+        """The table of log theta, if there is one, and which row of it is each cell's, if there are several."""
+        if self.log_theta is None or self.settings.dispersion == "gene":
+            return self.log_theta, None
+        name = "batch" if self.settings.dispersion == "gene-batch" else "labels"
+        return self.log_theta, self._codes(codes, name, self.settings.theta_rows, n_cells)
+
+
+def _given(codes: Codes, name: str) -> Tensor:
+    if name not in codes:
+        raise ValueError(f"the model takes {name!r}, and the codes of the cells hold none: see Codes")
+    return codes[name]
+
+
+def _draw(mean: Tensor, variance: Tensor, noise: Noise) -> Tensor:
+    """A draw of N(mean, variance), differentiable in both."""
+    return mean + variance.sqrt() * draw_normal(mean, noise)
+
+
+def kl_of_normals(
+    mean: Tensor, variance: Tensor, to_mean: Tensor | float = 0, to_variance: Tensor | float = 1
+) -> Tensor:
+    """KL(N(mean, variance) || N(to_mean, to_variance)), elementwise, nats; to the standard normal if not said."""
+    ratio = variance / to_variance
+    return 0.5 * ((mean - to_mean).square() / to_variance + ratio - 1 - ratio.log())
+
+
+def model_from_weights(settings: Mapping, weights: Mapping[str, np.ndarray | Tensor]) -> VAE:
+    """A model in evaluation mode from its settings and its weights. Raises RuntimeError or ValueError on misfits."""
+    model = VAE(ModelSettings.model_validate(settings))
+    model.load_state_dict({name: torch.as_tensor(np.asarray(values)) for name, values in weights.items()})
+    return model.eval()

@@ -1,0 +1,78 @@
+"""Correlations between genes, in counts drawn anew from the posterior: what is left of them without the noise."""
+
+from typing import Literal
+
+import numpy as np
+from torch import Generator, Tensor
+
+from atlasvi.engine.model.vae import VAE, Expression
+from atlasvi.engine.queries.expression import Batches, decode_cells, draw_gamma
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, Posterior
+
+
+def correlate_genes(
+    model: VAE,
+    cells: AskedCells,
+    generator: Generator,
+    *,
+    numbers: np.ndarray,
+    n_samples: int = 10,
+    rna_size_factor: float = 1000,
+    transform_batch: Batches = (None,),
+    correlation_type: Literal["spearman", "pearson"] = "spearman",
+    batch_size: int = BATCH_SIZE,
+) -> np.ndarray:
+    """Correlation float64 [genes, genes], the mean over the batches that cells are decoded as.
+
+    rna_size_factor  library size at which rates are drawn: from a gamma of inverse dispersion theta
+    Memory is that of all draws, float32 [samples * cells, genes]: ask of a sample of cells.
+    Raises ValueError for another correlation, or a model without a dispersion (Poisson).
+    """
+    if correlation_type not in ("spearman", "pearson"):
+        raise ValueError(f"correlation_type {correlation_type!r}: choose 'spearman' or 'pearson'")
+    if model.settings.gene_likelihood == "poisson":
+        raise ValueError("a Poisson model has no dispersion, from which correlations would be drawn")
+
+    def take(expression: Expression, posterior: Posterior) -> Tensor:
+        assert expression.theta is not None
+        rate = rna_size_factor * expression.shares
+        theta = expression.theta.expand_as(rate).contiguous()
+        return draw_gamma(theta, theta / rate, generator)
+
+    matrices = []
+    for batch in transform_batch:
+        draws = decode_cells(
+            model,
+            cells,
+            generator,
+            take,
+            numbers=numbers,
+            transform_batch=(batch,),
+            n_samples=n_samples,
+            batch_size=batch_size,
+        )
+        draws = draws.reshape(-1, draws.shape[-1])
+        if correlation_type == "spearman":
+            _rank(draws)
+        matrices.append(_correlate(draws))
+    return np.mean(matrices, axis=0)
+
+
+def _rank(draws: np.ndarray) -> None:
+    """Replace the values of each gene by their ranks, the mean rank where they are equal."""
+    from scipy.stats import rankdata
+
+    for gene in range(draws.shape[1]):
+        draws[:, gene] = rankdata(draws[:, gene])
+
+
+def _correlate(draws: np.ndarray, size: int = 2**13) -> np.ndarray:
+    """Pearson's correlation of columns, added up in float64 over slices of rows."""
+    mean = draws.mean(0, dtype=np.float64)
+    products = np.zeros((draws.shape[1],) * 2)
+    for at in range(0, len(draws), size):
+        centred = draws[at : at + size] - mean
+        products += centred.T @ centred
+    spread = np.sqrt(np.diagonal(products))
+    with np.errstate(invalid="ignore"):  # a gene that never varies correlates with nothing: NaN, as numpy has it
+        return np.clip(products / np.outer(spread, spread), -1, 1)

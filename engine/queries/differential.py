@@ -1,0 +1,327 @@
+"""Differential expression: draws of two populations' expression, compared gene by gene.
+
+'vanilla' asks whether a gene is expressed more in one (Lopez et al. 2018), 'change' how large its log fold change is
+(Boyeau et al. 2019). Names, defaults and columns are those of scvi-tools. Many comparisons share a pass over the cells:
+their draws are chosen first, then drawn in one pass, and the counts are added up in another. How many is bounded by the
+memory that this takes (`PASS_BYTES`), so memory does not grow with the number of groups, but for the table itself.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Generator
+
+from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.queries.count_statistics import CountStatistics, count_statistics
+from atlasvi.engine.queries.draw_comparison import Test, compare_draws, control_fdr, draw_integers
+from atlasvi.engine.queries.expression import Drawn, decode_drawn, draw_posterior
+from atlasvi.engine.queries.importance_weights import weigh_draws
+from atlasvi.engine.queries.latents import read_latents
+from atlasvi.engine.queries.minified_queries import QueryError
+from atlasvi.engine.queries.question_cells import AskedCells, CountedCells, number_cells
+from atlasvi.loaders.batches.cell_selection import choose_cells
+from atlasvi.loaders.errors import MissingDependencyError
+
+PASS_BYTES = 2**28  # of draws and of sums of counts: how many comparisons share a pass
+Where = Sequence[int] | Sequence[bool] | np.ndarray | str
+"""Cells: their numbers, a mask, or an expression over obs."""
+
+
+@dataclass
+class Comparison:
+    """Two groups of cells and what they are called; where they are among `labels`."""
+
+    name1: Any
+    name2: Any
+    first: np.ndarray  # bool [labels]
+    second: np.ndarray
+
+
+def differential_expression(
+    model: VAE,
+    cells: AskedCells,
+    genes: pd.Index,
+    generator: Generator,
+    test: Test,
+    *,
+    n_batches: int = 1,
+    groupby: str | None = None,
+    group1: Sequence[Any] | str | None = None,
+    group2: Any = None,
+    idx1: Where | None = None,
+    idx2: Where | None = None,
+    subset_idx: Where | None = None,
+    all_stats: bool = True,
+    fdr_target: float = 0.05,
+    weights: Literal["uniform", "importance"] | None = "uniform",
+    filter_outlier_cells: bool = False,
+    importance_weighting_kwargs: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """One table of genes for each comparison, one below the other, the most certain genes first.
+
+    groupby, group1, group2  an obs column, groups of it to compare (all if None), with which group (the rest if None)
+    idx1, idx2   or two populations, the second the rest if None
+    subset_idx   only these cells take part in groups; the rest is 'other'
+    all_stats    statistics of the counts too
+    weights      'importance' chooses draws that explain many cells of their group (slow: for small groups)
+    filter_outlier_cells  groups without the cells far from their others in latent space (needs scikit-learn)
+    Raises QueryError or ValueError for groups that are not there or empty, ColumnError for a column that is not.
+    """
+    labels, comparisons = _compare(cells, groupby, group1, group2, idx1, idx2, subset_idx)
+    for comparison in comparisons:
+        for name, mask in ((comparison.name1, comparison.first), (comparison.name2, comparison.second)):
+            if not mask[labels].any():
+                raise QueryError(f"{cells.path}: no cell is of {name!r}: there is nothing to compare.")
+    if all_stats and not isinstance(cells, CountedCells):
+        warnings.warn(
+            "minified data has no counts, so their statistics are missing: all_stats=False leaves them out",
+            UserWarning,
+            stacklevel=3,
+        )
+    tables = []
+    size = max(PASS_BYTES // _measure_comparison(model, test), 1)
+    for at in range(0, len(comparisons), size):
+        some, merged = merge_labels(comparisons[at : at + size])
+        plan = _Sampling(
+            model, cells, generator, test, weights, filter_outlier_cells, importance_weighting_kwargs or {}
+        )
+        found = _compare_some(model, cells, generator, test, some, merged[labels], plan, n_batches, all_stats)
+        for comparison, values in zip(some, found):
+            table = pd.DataFrame(values, index=genes)
+            table = table.sort_values("proba_de" if test.mode == "change" else "bayes_factor", ascending=False)
+            if test.mode == "change":
+                table[f"is_de_fdr_{fdr_target}"] = control_fdr(table["proba_de"].to_numpy(), fdr_target)
+            if idx1 is None:
+                name2 = "Rest" if group2 is None else group2
+                table["comparison"] = f"{comparison.name1} vs {name2}"
+                table["group1"], table["group2"] = comparison.name1, name2
+            tables.append(table)
+    return pd.concat(tables, axis=0)
+
+
+def _measure_comparison(model: VAE, test: Test) -> int:
+    """Bytes that one comparison takes in a pass: the draws of both populations, a label's sums of counts."""
+    settings = model.settings
+    covariates = 2 + len(settings.n_categories) + settings.n_continuous  # of 8 bytes at most
+    return 2 * test.n_samples_overall * (4 * settings.n_latent + 8 * covariates) + 3 * 8 * settings.n_genes
+
+
+def merge_labels(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], np.ndarray]:
+    """The comparisons over as few labels as they need, and int64 [labels]: the new label of each old one.
+
+    Labels that are on the same side of every comparison become one, so the sums of counts are those of few labels.
+    """
+    masks = np.array([mask for each in comparisons for mask in (each.first, each.second)])
+    kinds, merged = np.unique(masks, axis=1, return_inverse=True)
+    return [
+        replace(each, first=kinds[2 * k], second=kinds[2 * k + 1]) for k, each in enumerate(comparisons)
+    ], merged.ravel()
+
+
+def _compare_some(
+    model: VAE,
+    cells: AskedCells,
+    generator: Generator,
+    test: Test,
+    comparisons: Sequence[Comparison],
+    labels: np.ndarray,
+    plan: "_Sampling",
+    n_batches: int,
+    all_stats: bool,
+) -> Iterator[dict[str, Any]]:
+    """The columns of each comparison's table, of comparisons that share a pass over the cells."""
+    statistics, n_genes = None, model.settings.n_genes
+    if isinstance(cells, CountedCells) and (all_stats or (test.mode == "change" and test.pseudocounts is None)):
+        statistics = count_statistics(model, cells, labels, len(comparisons[0].first))
+    for comparison in comparisons:
+        plan.add(np.flatnonzero(comparison.first[labels]), range(n_batches) if test.batchid1 is None else test.batchid1)
+        plan.add(
+            np.flatnonzero(comparison.second[labels]), range(n_batches) if test.batchid2 is None else test.batchid2
+        )
+    plan.draw()
+    for k, comparison in enumerate(comparisons):
+        hardly_seen = _hardly_seen(statistics, comparison, test, n_genes)
+        values = compare_draws(*plan.decode(2 * k), *plan.decode(2 * k + 1), test, hardly_seen, generator)
+        if all_stats:
+            values.update(_describe_counts(statistics, comparison, n_genes))
+        yield values
+
+
+def _compare(
+    cells: AskedCells,
+    groupby: str | None,
+    group1: Sequence[Any] | str | None,
+    group2: Any,
+    idx1: Where | None,
+    idx2: Where | None,
+    subset_idx: Where | None,
+) -> tuple[np.ndarray, list[Comparison]]:
+    """int64 [cells]: a label of each cell; the comparisons as masks over labels (the last: cells of no group)."""
+    if idx1 is not None:
+        labels = np.full(cells.n_cells, 2)
+        labels[_find(cells, idx1)] = 0
+        if idx2 is not None:
+            labels[_find(cells, idx2)] = 1
+        two = np.array([False, True, idx2 is None])
+        return labels, [Comparison("idx1", "idx2", np.array([True, False, False]), two)]
+    if isinstance(group2, list | tuple | set | np.ndarray | pd.Index | pd.Series):
+        raise QueryError(
+            "group2 is one group, or None for the rest: for several together give masks over the cells, idx1 and idx2."
+        )
+    if groupby is None:
+        raise ValueError("say which cells to compare: groupby (and group1, group2), or idx1 (and idx2)")
+    column = cells.read_column(groupby)
+    if subset_idx is not None:
+        inside = np.zeros(cells.n_cells, bool)
+        inside[_find(cells, subset_idx)] = True
+        column = column.astype(str).where(inside, "other")
+    column = column.astype("category").cat.remove_unused_categories()  # a category without cells is no group
+    there = column.cat.categories
+    labels = column.cat.codes.to_numpy(np.int64)
+    labels[labels < 0] = len(there)
+    if group1 is None:
+        if len(there) < 2:
+            raise ValueError(f"{cells.path}: obs column {groupby!r} has {len(there)} group(s): nothing to compare.")
+        group1 = there.tolist()
+    wanted = [group1] if isinstance(group1, str) or not isinstance(group1, Sequence | np.ndarray | pd.Index) else group1
+
+    def mark(group: Any) -> np.ndarray:
+        if group not in there:
+            raise QueryError(
+                f"{cells.path}: no cell has {groupby} = {group!r} (there are: {', '.join(map(str, there))})."
+            )
+        return np.append(there == group, False)
+
+    return labels, [
+        Comparison(
+            g1, "the rest" if group2 is None else group2, mark(g1), ~mark(g1) if group2 is None else mark(group2)
+        )
+        for g1 in wanted
+    ]
+
+
+def _find(cells: AskedCells, where: Where) -> np.ndarray:
+    if isinstance(where, str):
+        return np.flatnonzero(choose_cells(cells, where))
+    return number_cells(where, cells.n_cells, cells.path)
+
+
+class _Sampling:
+    """Draws of several populations: chosen first, drawn in one pass, decoded one population at a time."""
+
+    def __init__(
+        self,
+        model: VAE,
+        cells: AskedCells,
+        generator: Generator,
+        test: Test,
+        weights: str | None,
+        filter_outliers: bool,
+        importance: dict[str, Any],
+    ) -> None:
+        if weights not in (None, "uniform", "importance"):
+            raise ValueError(f"weights {weights!r}: choose 'uniform' or 'importance'")
+        self.model, self.cells, self.generator, self.test = model, cells, generator, test
+        self.importance = importance if weights == "importance" else None
+        self.filter_outliers = filter_outliers
+        self._chosen: list[np.ndarray] = []
+        self._populations: list[list[tuple[int | None, int]]] = []  # (batch, draws) of each
+        self._drawn: Drawn | None = None
+        self._weighed: list[Drawn] = []
+
+    def add(self, numbers: np.ndarray, batches: Sequence[int] | range) -> None:
+        """A population: the cells with these numbers, decoded as each of the batches in turn."""
+        if self.filter_outliers:
+            numbers = drop_outliers(self.model, self.cells, numbers)
+        as_batches: list[int | None] = [None] if self.test.use_observed_batches else list(batches)
+        n = int(self.test.n_samples_overall / len(as_batches))
+        if n == 0:
+            warnings.warn("there are more batches than samples: two are drawn of each", UserWarning, stacklevel=4)
+            n = 2
+        self._populations.append([(batch, n) for batch in as_batches])
+        for _ in as_batches:
+            if self.importance is None:
+                self._chosen.append(numbers[draw_integers(len(numbers), n, self.generator)])
+            else:
+                self._weighed.append(self._draw_weighed(numbers, n))
+
+    def _draw_weighed(self, numbers: np.ndarray, n: int) -> Drawn:
+        if not isinstance(self.cells, CountedCells):
+            raise QueryError(f"{self.cells.path}: importance weights need the counts, and minified data has none.")
+        assert self.importance is not None
+        drawn = draw_posterior(self.model, self.cells, self.generator, np.tile(numbers, n // len(numbers) + 1))
+        shares = weigh_draws(self.model, self.cells, self.generator, numbers, drawn, **self.importance)
+        return drawn.take(choose_weighed(shares, n, self.generator))
+
+    def draw(self) -> None:
+        """Draw all that was chosen, in one pass over the cells."""
+        if self._chosen:
+            self._drawn = draw_posterior(self.model, self.cells, self.generator, np.concatenate(self._chosen))
+
+    def decode(self, population: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shares float32 [draws, genes] of a population, and float64 [draws] the batch each was decoded as (or NaN)."""
+        before = sum(len(parts) for parts in self._populations[:population])
+        at = sum(n for parts in self._populations[:population] for _, n in parts)
+        shares: list[np.ndarray] = []
+        batches: list[np.ndarray] = []
+        for k, (batch, n) in enumerate(self._populations[population]):
+            if self._drawn is not None:
+                drawn = self._drawn.take(slice(at, at + n))
+                at += n
+            else:
+                drawn = self._weighed[before + k]
+            shares.extend(part.shares.cpu().numpy() for part in decode_drawn(self.model, drawn, batch))
+            batches.append(np.full(n, np.nan if batch is None else batch))
+        return np.concatenate(shares), np.concatenate(batches)
+
+
+def choose_weighed(probabilities: np.ndarray, n: int, generator: Generator) -> torch.Tensor:
+    """int64 [n]: numbers drawn with these probabilities, with replacement."""
+    edges = np.cumsum(probabilities)
+    uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64).cpu().numpy()
+    return torch.from_numpy(np.searchsorted(edges / edges[-1], uniform, side="right").clip(max=len(edges) - 1))
+
+
+def drop_outliers(model: VAE, cells: AskedCells, numbers: np.ndarray) -> np.ndarray:
+    """Cells of a population without those far from the others in latent space, by a robust covariance."""
+    try:
+        from sklearn.covariance import EllipticEnvelope
+    except ImportError:
+        raise MissingDependencyError(
+            "filter_outlier_cells needs scikit-learn: pip install 'atlasvi[statistics]'."
+        ) from None
+    latents = read_latents(model, cells, numbers)[0]
+    try:
+        return numbers[EllipticEnvelope(random_state=0).fit_predict(latents) == 1]
+    except ValueError:
+        warnings.warn("the covariance of a group could not be estimated: all its cells stay", stacklevel=3)
+        return numbers
+
+
+def _hardly_seen(
+    statistics: CountStatistics | None, comparison: Comparison, test: Test, n_genes: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Which genes are below threshold_counts in either population; without counts, as scvi-tools has it, all."""
+    if test.mode != "change" or test.pseudocounts is not None:
+        return None
+    if statistics is None:
+        return np.ones(n_genes, bool), np.ones(n_genes, bool)
+    return (
+        statistics.mean(comparison.first).counts < test.threshold_counts,
+        statistics.mean(comparison.second).counts < test.threshold_counts,
+    )
+
+
+def _describe_counts(statistics: CountStatistics | None, comparison: Comparison, n_genes: int) -> dict[str, np.ndarray]:
+    if statistics is None:
+        missing = np.full(n_genes, np.nan)
+        means = [(missing, missing, missing)] * 2
+    else:
+        means = [tuple(statistics.mean(mask)) for mask in (comparison.first, comparison.second)]  # type: ignore[misc]
+    names = ("raw_mean", "non_zeros_proportion", "raw_normalized_mean")
+    return {f"{name}{side + 1}": means[side][k] for k, name in enumerate(names) for side in (0, 1)}

@@ -1,0 +1,79 @@
+"""Importance weights of draws of the posterior: those likely to explain many cells of a population weigh more."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from atlasvi.engine.model.vae import VAE, Expression
+from atlasvi.engine.queries.expression import Drawn, decode_drawn
+from atlasvi.engine.queries.model_fit import log_normal, marginal_log_likelihood
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells
+from atlasvi.kernels.reference import nb_log_prob, poisson_log_prob, zinb_log_prob
+
+ELEMENTS = 2**24  # of anchors x draws x genes that are held at a time
+
+
+@torch.inference_mode()
+def weigh_draws(
+    model: VAE,
+    cells: CountedCells,
+    generator: Generator,
+    numbers: np.ndarray,
+    drawn: Drawn,
+    *,
+    max_cells: int = 1024,
+    truncation: bool = False,
+    n_mc_samples: int = 500,
+) -> np.ndarray:
+    """Probabilities float64 [draws], summing to 1, that draws be chosen with; as scvi-tools' get_importance_weights.
+
+    numbers     int64: the population
+    drawn       draws of its posterior
+    max_cells   anchors: cells of the population, chosen at random, that the draws are to explain
+    truncation  weights are at least their mean
+    n_mc_samples  for the marginal likelihood of the anchors
+    """
+    anchors = np.sort(numbers)
+    if len(numbers) > max_cells:
+        chosen = torch.randperm(len(numbers), generator=generator, device=generator.device)[:max_cells].cpu().numpy()
+        anchors = np.sort(numbers[chosen])
+    log_px = marginal_log_likelihood(model, cells, generator, anchors, n_mc_samples)
+    posteriors = list(cells.read_posteriors(model, np.unique(anchors), BATCH_SIZE))
+    places = torch.from_numpy(np.searchsorted(np.unique(anchors), anchors)).to(posteriors[0].qzm.device)
+    qzm, qzv, library = (
+        torch.cat([getattr(part, name) for part in posteriors])[places] for name in ("qzm", "qzv", "library")
+    )
+    counts = torch.cat([part.counts.to_dense() for part in posteriors if part.counts is not None])[places]
+    log_px = log_px.to(counts.device)
+    weights: list[Tensor] = []
+    size = max(ELEMENTS // (len(anchors) * model.settings.n_genes), 1)
+    at = 0
+    for expression in decode_drawn(model, drawn, batch_size=size):
+        z = drawn.z[at : at + size].to(counts.device)
+        at += size
+        log_qz = log_normal(z[:, None], qzm, qzv).sum(2)
+        log_px_z = torch.stack([_log_prob(model, expression, one, total) for one, total in zip(counts, library)], dim=1)
+        log_pz = log_normal(z, 0.0, 1.0).sum(1, keepdim=True)
+        weights.append(torch.logsumexp(log_pz + log_px_z - log_px - log_qz.logsumexp(1, keepdim=True), dim=1).double())
+    weight = torch.cat(weights)
+    if truncation:
+        weight = weight.clamp(min=weight.logsumexp(0) - math.log(len(weight)))
+    return torch.softmax(weight, 0).cpu().numpy()
+
+
+def _log_prob(model: VAE, expression: Expression, counts: Tensor, library: Tensor) -> Tensor:
+    """log p(counts [genes] | z) of one cell for each draw [draws], at the cell's library."""
+    mean, theta = expression.shares * library, expression.theta
+    counts = counts.expand_as(mean)
+    likelihood = model.settings.gene_likelihood
+    if likelihood == "poisson":
+        return poisson_log_prob(counts, mean).sum(1)
+    assert theta is not None
+    if likelihood == "normal":
+        return log_normal(counts, mean, theta**2).sum(1)
+    if likelihood == "zinb":
+        assert expression.dropout is not None
+        return zinb_log_prob(counts, mean, theta, expression.dropout).sum(1)
+    return nb_log_prob(counts, mean, theta).sum(1)

@@ -1,0 +1,110 @@
+"""Latents of cells: parameters of q(z | x), their means, draws, what they come to together."""
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from atlasvi.engine.model.noise import draw_normal
+from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, in_order
+
+ELEMENTS = 2**22  # of cells x components x latent that densities are computed for at a time
+
+
+@torch.inference_mode()
+def read_latents(
+    model: VAE, cells: AskedCells, numbers: np.ndarray, batch_size: int = BATCH_SIZE
+) -> tuple[np.ndarray, np.ndarray]:
+    """qzm and qzv, float32 [n, latent] each, of the cells with these numbers; before the softmax if latents are ln."""
+    wanted, places = in_order(numbers, cells.n_cells)
+    n_cells = cells.n_cells if wanted is None else len(wanted)
+    latents = tuple(np.empty((n_cells, model.n_latent), np.float32) for _ in range(2))
+    at = 0
+    for posterior in cells.read_posteriors(model, wanted, batch_size):
+        for out, part in zip(latents, (posterior.qzm, posterior.qzv)):
+            out[at : at + len(posterior)] = part.cpu().numpy()
+        at += len(posterior)
+    qzm, qzv = latents
+    return (qzm, qzv) if places is None else (qzm[places], qzv[places])
+
+
+@torch.inference_mode()
+def represent_cells(
+    model: VAE,
+    cells: AskedCells,
+    generator: Generator,
+    numbers: np.ndarray,
+    give_mean: bool = True,
+    mc_samples: int = 5000,
+    batch_size: int = BATCH_SIZE,
+) -> np.ndarray:
+    """z float32 [n, latent]: the mean of q(z | x), or a draw.
+
+    mc_samples  draws that the mean of an ln latent is measured by; a normal's needs none
+    """
+    qzm, qzv = read_latents(model, cells, numbers, batch_size)
+    softmax = model.settings.latent_distribution == "ln"
+    if give_mean and not softmax:
+        return qzm
+    z = np.empty_like(qzm)
+    size = max(ELEMENTS // (mc_samples * model.n_latent), 1) if give_mean else batch_size
+    for at in range(0, len(z), size):
+        mean, variance = (torch.from_numpy(part[at : at + size]).to(generator.device) for part in (qzm, qzv))
+        if give_mean:
+            mean, variance = (part.expand(mc_samples, *part.shape) for part in (mean, variance))
+        drawn = model.to_latent(mean + variance.sqrt() * draw_normal(mean, generator))
+        z[at : at + size] = (drawn.mean(0) if give_mean else drawn).cpu().numpy()
+    return z
+
+
+@torch.inference_mode()
+def latent_library(
+    model: VAE,
+    cells: AskedCells,
+    generator: Generator,
+    numbers: np.ndarray,
+    give_mean: bool = True,
+    batch_size: int = BATCH_SIZE,
+) -> np.ndarray:
+    """Library size of each cell, counts float32 [n, 1]: the mean of its posterior, or a draw (observed: what it is).
+
+    Raises RuntimeError if the mean of an observed library is asked for: it has no posterior.
+    """
+    wanted, places = in_order(numbers, cells.n_cells)
+    parts = []
+    for posterior in cells.read_posteriors(model, wanted, batch_size):
+        if not give_mean:
+            parts.append(posterior.draw(model, generator)[1])
+        elif posterior.qlm is None or posterior.qlv is None:
+            raise RuntimeError("the library size of this model is observed: give_mean=False returns it")
+        else:
+            parts.append((posterior.qlm + posterior.qlv / 2).exp())
+    library = torch.cat(parts).cpu().numpy()[:, None]
+    return library if places is None else library[places]
+
+
+def mix_posteriors(qzm: Tensor, qzv: Tensor, dof: float | None = 3.0) -> torch.distributions.MixtureSameFamily:
+    """The mixture, in equal parts, of the posteriors of cells [cells, latent].
+
+    dof  degrees of freedom of Student's t about each mean; None: normals
+    """
+    scale = qzv.sqrt()
+    part: torch.distributions.Distribution
+    if dof is None:
+        part = torch.distributions.Normal(qzm, scale, validate_args=False)
+    else:
+        part = torch.distributions.StudentT(dof, qzm, scale, validate_args=False)
+    equal = torch.distributions.Categorical(logits=torch.ones(len(qzm), device=qzm.device))
+    return torch.distributions.MixtureSameFamily(equal, torch.distributions.Independent(part, 1), validate_args=False)
+
+
+@torch.inference_mode()
+def log_density(z: Tensor, qzm: Tensor, qzv: Tensor, dof: float | None = None) -> Tensor:
+    """Log-density of that mixture at z [cells, latent], float32 [cells]; memory is bounded however many components."""
+    size = max(ELEMENTS // (len(z) * z.shape[1]), 1)
+    total = torch.full((len(z),), -torch.inf, device=z.device)
+    for at in range(0, len(qzm), size):
+        part = mix_posteriors(qzm[at : at + size], qzv[at : at + size], dof)
+        n = len(qzm[at : at + size])
+        total = torch.logaddexp(total, part.log_prob(z) + np.log(n))
+    return total - np.log(len(qzm))

@@ -1,0 +1,209 @@
+"""How long an epoch would take on so many devices, and what limits it: measured here for seconds, then reckoned."""
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atlasvi.engine.distributed.gradient_sums import plan_buckets
+from atlasvi.engine.distributed.ranks import Ranks, join_ranks
+from atlasvi.engine.model.covariates import learn_setup
+from atlasvi.engine.model.noise import share_noise
+from atlasvi.engine.terminal import count
+from atlasvi.engine.training.settings import SettingError, resolve_settings
+from atlasvi.engine.training.training_loop import Trainer
+from atlasvi.loaders.batches.batch import Batch
+from atlasvi.loaders.batches.device_feeder import DeviceFeeder
+from atlasvi.loaders.cells.open_cells import CellData, open_cells
+
+WARM_UP = 6  # steps: kernels are compiled, memory is taken
+LATENCY_S = 50e-6  # of a message between machines; an all-reduce of n ranks sends 2 (n - 1), one after the other
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Seconds of one rank; all but `reduce_s` and `epoch_s` measured here.
+
+    n_steps, n_cells  of an epoch, over all ranks
+    load_s, step_s    a share of a minibatch from disk, and forward, backward and optimizer on it, each by itself
+    both_s            the two at once, as training does them
+    validate_s        a share of a minibatch of held-out cells, of which there are `n_validation_steps`
+    reduce_bytes      gradients that a rank hands to the sum over ranks, once a step
+    reduce_s          that sum, over the network; exposed_s: what of it no backward pass hides
+    epoch_s           all of it; measured says whether the ranks were there, and exchanged gradients
+    """
+
+    n_ranks: int
+    n_cells: int
+    n_steps: int
+    load_s: float
+    step_s: float
+    both_s: float
+    validate_s: float
+    n_validation_steps: int
+    reduce_bytes: int
+    reduce_s: float
+    exposed_s: float
+    measured: bool
+
+    @property
+    def epoch_s(self) -> float:
+        """Training and validation."""
+        return self.n_steps * (self.both_s + self.exposed_s) + self.n_validation_steps * self.validate_s
+
+    @property
+    def limit(self) -> str:
+        """What to make faster first."""
+        return max(
+            (("reading", self.load_s), ("computing", self.step_s), ("network", self.reduce_s)), key=lambda x: x[1]
+        )[0]
+
+
+def plan_epoch_time(
+    data: CellData | str | Path,
+    n_ranks: int,
+    network_gbps: float | None = None,
+    *,
+    batch_key: str | None = None,
+    device: str = "auto",
+    settings: Mapping[str, Any] | None = None,
+    seconds: float = 20.0,
+) -> Plan:
+    """Measure a rank's loader and step on this machine and reckon an epoch of `n_ranks` like it.
+
+    network_gbps  Gbit/s between them; needed for several, unless this runs as that many ranks (`atlasvi launch`): then
+                  the sum over ranks is measured with the step
+    settings      as `train` takes them; the batch size is that over all ranks
+    seconds       to spend on it, about
+    On a CPU ranks are taken to share this machine's cores. Raises what `train` raises for bad input, SettingError if
+    the network is not said.
+    """
+    with join_ranks() as group:
+        if group.reduces and group.world_size != n_ranks:
+            raise SettingError(
+                f"plan: launched as {group.world_size} ranks and asked about {n_ranks}: make them the same."
+            )
+        if not group.reduces and n_ranks > 1 and network_gbps is None:
+            raise SettingError("plan: say how fast the network between the devices is: --network GBPS.")
+        if isinstance(data, (str, Path)):
+            data = open_cells(data)
+        ranks = group if group.reduces else Ranks(0, n_ranks)
+        keys = {"batch_key": batch_key, "labels_key": None, "seed": 0, "split_column": None}
+        resolved = resolve_settings(None, {"accumulate": 1, **(settings or {})})
+        trainer = Trainer(
+            data, Path("plan"), learn_setup(data, batch_key=batch_key), keys, resolved, device, ranks=ranks
+        )
+        trainer.measure_library()
+        threads = torch.get_num_threads()
+        if trainer.device.type == "cpu" and not group.reduces:
+            torch.set_num_threads(max((os.cpu_count() or 1) // n_ranks, 1))
+        try:
+            return _measure(trainer, network_gbps, seconds / 4)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _measure(trainer: Trainer, network_gbps: float | None, seconds: float) -> Plan:
+    loader, ranks = trainer.loaders["train"], trainer.ranks
+    validation = trainer.loaders["validation"]
+    trainer.model.train()
+    sync = torch.cuda.synchronize if trainer.device.type == "cuda" else lambda: None
+    kept = list(itertools.islice(_cycle(trainer), WARM_UP))
+
+    def step(batch: Batch) -> None:
+        sums = trainer._compute_gradients(batch, 0, 1.0, None)
+        sums.cpu()
+        trainer.optimizer.step()
+
+    def validate(batch: Batch) -> None:
+        noise = share_noise(trainer._noise, loader.batch_size, ranks.rank, ranks.world_size)
+        with torch.inference_mode():
+            for losses in trainer.model(batch, noise):
+                losses.sum().item()
+
+    for batch in kept:
+        step(batch)
+    both_s = _time(step, _cycle(trainer), seconds, sync, ranks)
+    load_s = _time(lambda batch: None, _cycle(trainer), seconds, sync, ranks)
+    step_s = _time(step, itertools.cycle(kept), seconds, sync, ranks)
+    trainer.model.eval()
+    validate_s = _time(validate, itertools.cycle(kept), seconds / 2, sync, ranks)
+    buckets = plan_buckets(list(trainer.model.parameters()), trainer.settings.compress_gradients)
+    times = [reckon_reduce(bucket.n_bytes, ranks.world_size, network_gbps) for bucket in buckets]
+    # the last bucket is the first layer's, ready when the backward pass ends; the others have half of it to hide in
+    exposed = 0.0 if ranks.reduces else times[-1] + max(sum(times[:-1]) - step_s / 2, 0.0)
+    return Plan(
+        ranks.world_size,
+        loader.n_cells,
+        len(loader),
+        load_s,
+        step_s,
+        both_s,
+        max(validate_s, load_s),
+        len(validation),
+        sum(bucket.n_bytes for bucket in buckets) if ranks.world_size > 1 else 0,
+        sum(times),
+        exposed,
+        ranks.reduces,
+    )
+
+
+def reckon_reduce(n_bytes: int, n_ranks: int, network_gbps: float | None) -> float:
+    """Seconds of a ring all-reduce: each rank sends and receives 2 (n - 1) / n of it, in 2 (n - 1) messages."""
+    if n_ranks == 1 or network_gbps is None:
+        return 0.0
+    return 2 * (n_ranks - 1) * (n_bytes / n_ranks / (network_gbps * 1e9 / 8) + LATENCY_S)
+
+
+def _cycle(trainer: Trainer) -> Iterator[Batch]:
+    """Full minibatches (this rank's share of each), epoch after epoch."""
+    loader = trainer.loaders["train"]
+    whole = max(loader.n_cells // loader.batch_size, 1)
+    for epoch in itertools.count():
+        loader.set_epoch(epoch)
+        with closing(iter(DeviceFeeder(loader, trainer.device))) as batches:  # type: ignore[type-var]
+            yield from itertools.islice(batches, whole)
+
+
+def _time(
+    act: Callable[[Batch], None], batches: Iterator[Batch], seconds: float, sync: Callable[[], None], ranks: Ranks
+) -> float:
+    """Seconds a minibatch, once it runs evenly; all ranks take the same number."""
+    for batch in itertools.islice(batches, 2):
+        act(batch)
+    sync()
+    began, n = time.monotonic(), 0
+    for batch in batches:
+        act(batch)
+        n += 1
+        if n % 4 == 0 and ranks.from_first(lambda: time.monotonic() - began > seconds, "timing"):
+            break
+    sync()
+    return (time.monotonic() - began) / n
+
+
+def describe_plan(plan: Plan) -> Iterator[str]:
+    """The plan as sentences."""
+    load, step, both, validate, reduce, exposed = (
+        f"{seconds * 1e3:.2f} ms"
+        for seconds in (plan.load_s, plan.step_s, plan.both_s, plan.validate_s, plan.reduce_s, plan.exposed_s)
+    )
+    yield (
+        f"An epoch of {plan.n_cells:,} training cells on {count(plan.n_ranks, 'rank')}: {plan.n_steps:,} steps, "
+        f"{plan.epoch_s:,.1f} s, {plan.n_cells / plan.epoch_s:,.0f} cells/s; {plan.limit} limits it."
+    )
+    yield (
+        f"A rank's share of a minibatch: reading {load}, computing {step}, both at once {both}; "
+        f"{plan.n_validation_steps:,} of validation at {validate}."
+    )
+    megabytes = f"{plan.reduce_bytes / 1e6:,.2f} MB"
+    if plan.measured:
+        yield f"Summing {megabytes} of gradients over the ranks is part of the times above."
+    elif plan.n_ranks > 1:
+        yield f"Summing {megabytes} of gradients takes {reduce} a step; {exposed} are not hidden by the backward pass."

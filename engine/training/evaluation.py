@@ -1,0 +1,113 @@
+"""Losses of a model as it is (z sampled once, dropout off), and how many of its latent dimensions are used."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from atlasvi.engine.distributed.ranks import Ranks
+from atlasvi.engine.model.noise import EVALUATION_NOISE, seed_draws, share_noise
+from atlasvi.engine.model.vae import VAE, kl_of_normals
+from atlasvi.engine.terminal import count
+from atlasvi.loaders.batches.device_feeder import DeviceFeeder
+from atlasvi.loaders.batches.loader import BatchLoader
+
+INFORMATIVE_KL = 0.1
+"""Nats a cell. The mean KL of a dimension bounds what it tells of the cells (Hoffman & Johnson 2016, "ELBO surgery"):
+to tell two equal groups of cells apart takes 0.69, and dimensions in use have several times this."""
+
+
+class StopAskedError(Exception):
+    """A signal has asked some rank to stop."""
+
+
+def evaluate(
+    model: VAE,
+    loader: BatchLoader,
+    device: torch.device,
+    ranks: Ranks,
+    seed: int,
+    part: str,
+    *,
+    epoch: int = 0,
+    most: int | None = None,
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Losses over the cells of a loader, all ranks together: see `mean_losses`; and `kl_by_dimension`, nats a cell, of
+    each latent dimension. The loader is left where it was.
+
+    part   what the cells are called where another rank waits or fails
+    epoch  whose order is taken; most: cells after which to end (of a shuffled epoch, the first are a random sample)
+    Raises StopAskedError on all ranks once `stop_asked` is true on one.
+    """
+    cursor, was_training = loader.state_dict(), model.training
+    loader.set_epoch(epoch)
+    model.eval()
+    generator, sums = torch.Generator(device), np.zeros(3 + model.n_latent)
+    with torch.inference_mode(), _measure_kl(model) as kl_by_dimension:
+        for number, batch in enumerate(DeviceFeeder(loader, device)):
+            seed_draws(generator, seed, EVALUATION_NOISE, number)
+            n_cells = min(loader.batch_size, loader.n_cells - number * loader.batch_size)
+            noise = share_noise(generator, n_cells, ranks.rank, ranks.world_size)
+            reconstruction, kl, kl_library = model(batch, noise)
+            losses = reconstruction.double().sum().item(), (kl + kl_library).double().sum().item()
+            here = np.array([stop_asked(), len(batch), *losses, *kl_by_dimension])
+            found = ranks.sum(here, f"minibatch {number + 1} of {part} cells")
+            if found[0]:
+                raise StopAskedError
+            sums += found[1:]
+            if most is not None and sums[0] >= most:
+                break
+            ranks.note(f"minibatch {number + 2} of {part} cells")
+    model.train(was_training)
+    loader.load_state_dict(cursor)
+    cells, reconstruction, kl, *dimensions = sums.tolist()
+    means = mean_losses(cells, reconstruction, kl)
+    return {**means, "kl_by_dimension": [total / max(cells, 1) for total in dimensions]}
+
+
+@contextmanager
+def _measure_kl(model: VAE) -> Iterator[list[float]]:
+    """A list that holds, after each call of the model in the block, the KL of each latent dimension summed over the
+    cells of that call.
+    """
+    sums = [0.0] * model.n_latent
+
+    def measure(encoder: torch.nn.Module, cells: Any, posterior: tuple[torch.Tensor, torch.Tensor]) -> None:
+        sums[:] = kl_of_normals(*posterior).double().sum(0).tolist()
+
+    handle = model.encoder.register_forward_hook(measure)
+    try:
+        yield sums
+    finally:
+        handle.remove()
+
+
+def mean_losses(cells: float, reconstruction: float, kl: float) -> dict[str, Any]:
+    """Nats a cell, of sums over `cells` cells: reconstruction_loss, kl, elbo; and n_cells."""
+    cells = max(cells, 1)
+    return {
+        "reconstruction_loss": reconstruction / cells,
+        "kl": kl / cells,
+        "elbo": -(reconstruction + kl) / cells,
+        "n_cells": int(cells),
+    }
+
+
+def count_informative(kl_by_dimension: Sequence[float]) -> int:
+    """How many latent dimensions tell anything of the cells."""
+    return sum(kl >= INFORMATIVE_KL for kl in kl_by_dimension)
+
+
+def warn_of_collapse(n_informative: int, n_latent: int) -> str | None:
+    """What to tell a user where fewer than a fifth of the latent dimensions are used; None where more are."""
+    if 5 * n_informative >= n_latent:
+        return None
+    return (
+        f"Warning: {n_informative} of {count(n_latent, 'latent dimension')} carry information (a KL of at least "
+        f"{INFORMATIVE_KL} nats a cell). Unless the cells differ in no more than that, the latent space has collapsed: "
+        "train more steps (a smaller --batch-size, more --epochs), let the KL term rise over more of them "
+        "(--set kl_warmup_steps=N), or try --set use_batch_norm=both --set use_layer_norm=none."
+    )

@@ -1,0 +1,79 @@
+"""What a model that learns new data keeps of its old one: parameters held as scvi-tools' scArches holds them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from atlasvi.engine.model.model_options import Freezing
+from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.training.settings import SettingError
+
+
+def group_parameters(model: VAE, freezing: Freezing | None, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups of parameters for an optimizer, those that are held left out; the model is changed so that they stay.
+
+    A parameter of which some rows are held is in a group without weight decay, which would move them.
+    Raises SettingError if nothing is left to learn.
+    """
+    if freezing is None or freezing.unfrozen:
+        return [{"params": list(model.parameters()), "weight_decay": weight_decay}]
+    held_rows = choose_learned(model, freezing)
+    if not held_rows:
+        raise SettingError(
+            "The model takes no covariate whose columns could learn, and all else of it is held: use it as it is "
+            "(load), or set unfrozen=True."
+        )
+    whole, partly = [], []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in held_rows)
+        if held_rows.get(name):
+            parameter.register_hook(_hold_rows(held_rows[name]))
+            partly.append(parameter)
+        elif name in held_rows:
+            whole.append(parameter)
+    groups = ({"params": whole, "weight_decay": weight_decay}, {"params": partly, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def choose_learned(model: VAE, freezing: Freezing) -> dict[str, int]:
+    """Names of the parameters that learn, and how many of their first rows are held all the same."""
+    settings = model.settings
+    kept = [old for old, now in zip(freezing.n_categories, settings.n_categories) if now > 1]
+    learned: dict[str, int] = {}
+    if settings.embeds_batch:
+        learned["batch_embedding"] = freezing.n_batches if settings.encode_covariates else 0
+    for name, _ in model.named_parameters():
+        place, _, part = name.rpartition(".")
+        if name.startswith("library_encoder."):
+            learned[name] = 0
+        elif _is_free_first_layer(name, freezing):
+            if ".norm." not in name:
+                learned[name] = 0
+        elif part == "batch":
+            learned[name] = freezing.n_batches if place.startswith("encoder.") else 0
+        elif place.endswith(".categories"):
+            learned[name] = kept[int(part)] if place.startswith("encoder.") else 0
+        if ".norm." in name and not name.startswith("library_encoder.") and not _holds_norm(place, freezing):
+            learned[name] = 0
+    return learned
+
+
+def _is_free_first_layer(name: str, freezing: Freezing) -> bool:
+    return (name.startswith("encoder.first.") and not freezing.freeze_expression) or (
+        name.startswith("decoder.layers.0.") and not freezing.freeze_decoder_first_layer
+    )
+
+
+def _holds_norm(place: str, freezing: Freezing) -> bool:
+    """Whether the batch norm of a layer of encoder or decoder is held."""
+    return freezing.freeze_batchnorm_decoder if place.startswith("decoder.") else freezing.freeze_batchnorm_encoder
+
+
+def _hold_rows(n: int) -> Callable[[Tensor], Tensor]:
+    def hold(gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        gradient[:n] = 0
+        return gradient
+
+    return hold

@@ -1,0 +1,170 @@
+"""Settings of a run: typed, checked once, at the edge; written into the run as they were resolved."""
+
+import difflib
+import math
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from atlasvi.engine.model.model_options import Freezing, ModelOptions
+from atlasvi.engine.training.schedule import name_metric
+from atlasvi.loaders.errors import AtlasviError
+
+
+class SettingError(AtlasviError, ValueError):
+    """A setting that is not known, or has a value that it can't have."""
+
+
+class Settings(ModelOptions):
+    """Everything about a run that can be set with `--set KEY=VALUE` or in a TOML file; the model's options among it.
+
+    None means: decided from the data when the run starts, and written into its config.json.
+    """
+
+    epochs: int | None = Field(default=None, ge=1)
+    """round(20,000 / training cells x 400), at most 400, at least 1: scvi-tools' heuristic; an atlas gets one."""
+    batch_size: int = Field(default=128, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    """Minibatches to a step: their gradients are added up, and the ranks exchange them once."""
+    compress_gradients: Literal["none", "bf16"] = "none"
+    """What several ranks exchange: float32 gradients, or half the bytes."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after so many optimizer steps, wherever the epoch is."""
+
+    optimizer: Literal["Adam", "AdamW"] = "Adam"
+    learning_rate: float = Field(default=1e-3, ge=0)
+    adam_eps: float = Field(default=0.01, gt=0)
+    weight_decay: float = Field(default=1e-6, ge=0)
+    """L2, added to the gradient, with Adam; decoupled from it with AdamW."""
+    reduce_lr_on_plateau: bool = False
+    """Multiply the learning rate by lr_factor when lr_scheduler_metric has not improved for lr_patience epochs."""
+    lr_factor: float = Field(default=0.6, gt=0, lt=1)
+    lr_patience: int = Field(default=30, ge=0)
+    lr_threshold: float = Field(default=0.0, ge=0)
+    lr_scheduler_metric: str = "validation_elbo"
+    lr_min: float = Field(default=0.0, ge=0)
+    kl_warmup_epochs: int | None = Field(default=None, ge=0)
+    """The weight of the KL term rises from min_kl_weight to max_kl_weight, in epoch e (from 0) by e / kl_warmup_epochs;
+    0 is the full weight throughout. None: min(400, epochs // 2), so that a run always ends at the full weight
+    (scvi-tools' 400 is never reached by a shorter run); 0 where there is a warm-up by steps, as there is by default in
+    a run of at most 3 epochs."""
+    kl_warmup_steps: int | None = Field(default=None, ge=1)
+    """The same by optimizer steps; a warm-up by epochs wins over it. None, in a run of at most 3 epochs that sets no
+    warm-up: all of its steps. Half of so few epochs are none or one, so that the weight would jump instead of rising,
+    and at its full weight from the first step the KL term collapses the latents that have not learned anything yet."""
+    min_kl_weight: float = Field(default=0.0, ge=0)
+    max_kl_weight: float = Field(default=1.0, ge=0)
+
+    freezing: Freezing | None = None
+    """What is held of the model that a run starts from (see `load_query_data`); it comes with that model."""
+
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the cells held out, chosen by a hash of each cell's identity; 0 trains on all. Not used with a split
+    column."""
+    validate_every: int = Field(default=1, ge=1)
+    """Epochs from one validation to the next."""
+    early_stopping: bool = True
+    early_stopping_patience: int = Field(default=45, ge=1)
+    """Epochs without a better early_stopping_monitor after which training stops."""
+    early_stopping_min_delta: float = Field(default=0.0, ge=0)
+    early_stopping_monitor: str = "validation_elbo"
+    """train_ or validation_ and reconstruction_loss, kl or elbo; scvi-tools' names (elbo_validation) do too."""
+    early_stopping_warmup_epochs: int = Field(default=0, ge=0)
+    """First epochs that early stopping does not look at."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the model: those of the best validation ELBO, or the last."""
+    evaluation_cells: int = Field(default=100_000, ge=1)
+    """Training cells that the final training loss is measured on, at most."""
+
+    precision: Literal["float32", "bf16", "float64"] = "float32"
+    """bf16: of the output layer's products on CUDA; the likelihood and all sums stay float32. float64: of everything,
+    by torch's own operations, slowly: a reference to compare with. The model that is kept is float32."""
+    cuda_graph: bool = True
+    """On one GPU: replay the step as a CUDA graph. Models with a normal likelihood, accumulated steps and several ranks
+    run without."""
+
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """A checkpoint is written at the end of each epoch, and within one when so many minutes have passed."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """And after so many steps."""
+    checkpoints_kept: int = Field(default=2, ge=1)
+
+    @field_validator("early_stopping_monitor", "lr_scheduler_metric")
+    @classmethod
+    def _name_metric(cls, name: str) -> str:
+        return name_metric(name)
+
+    @model_validator(mode="after")
+    def _check_kl_weights(self) -> Self:
+        if self.min_kl_weight > self.max_kl_weight:
+            raise ValueError(f"min_kl_weight {self.min_kl_weight} is above max_kl_weight {self.max_kl_weight}")
+        return self
+
+
+def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE strings as a dictionary; values are read as TOML where that works, else as text."""
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise SettingError(f"--set {assignment}: write it as KEY=VALUE.")
+        try:
+            settings[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key.strip()] = value
+    return settings
+
+
+def resolve_settings(config: Path | str | None = None, *overrides: Mapping[str, Any]) -> Settings:
+    """Defaults, then a TOML file, then the overrides, the last one winning; None in an override changes nothing.
+
+    Raises SettingError naming the key, what is wrong, and keys that are near.
+    """
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            values.update(tomllib.loads(Path(config).read_text()))
+        except OSError as error:
+            raise SettingError(f"{config}: can't be read ({error.strerror}).") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingError(f"{config}: not a TOML file ({error}).") from error
+    for override in overrides:
+        values.update({key: value for key, value in override.items() if value is not None})
+    known = list(Settings.model_fields)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 3)
+            hint = f"did you mean {', '.join(near)}?" if near else f"there are: {', '.join(known)}."
+            raise SettingError(f"There is no setting {key!r}; {hint}")
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # of several settings together
+            raise SettingError(f"Settings: {reason}.") from None
+        key = ".".join(map(str, first["loc"]))
+        raise SettingError(f"Setting {key} = {first['input']!r}: {reason[0].lower()}{reason[1:]}.") from None
+
+
+def heuristic_epochs(n_cells: int) -> int:
+    """scvi-tools' number of epochs for so many cells: 400 up to 20,000 cells, then fewer, at least 1."""
+    return max(1, min(400, round(20_000 / n_cells * 400)))
+
+
+def resolve_schedule(settings: Settings, n_train: int) -> Settings:
+    """Fill in what depends on the number of training cells: epochs, and the KL warm-up that depends on them."""
+    epochs = settings.epochs or heuristic_epochs(n_train)
+    warmup_epochs, warmup_steps = settings.kl_warmup_epochs, settings.kl_warmup_steps
+    if warmup_epochs is None:
+        warmup_epochs = 0 if warmup_steps else min(400, epochs // 2)
+        if warmup_epochs < 2 and not warmup_steps:
+            steps_an_epoch = math.ceil(math.ceil(n_train / settings.batch_size) / settings.accumulate)
+            warmup_epochs, warmup_steps = 0, min(epochs * steps_an_epoch, settings.max_steps or sys.maxsize)
+    return settings.model_copy(
+        update={"epochs": epochs, "kl_warmup_epochs": warmup_epochs, "kl_warmup_steps": warmup_steps}
+    )

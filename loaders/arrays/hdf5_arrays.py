@@ -1,0 +1,147 @@
+"""One-dimensional HDF5 datasets read past the HDF5 library: it has one lock for all threads, and copies twice.
+
+A dataset that is contiguous or cut into chunks without filters is bytes at known places of the file. Chunks compressed
+by gzip, with or without its byte shuffle, are inflated by each thread for itself. All else is left to the library.
+"""
+
+import os
+import threading
+import zlib
+
+import h5py
+import numpy as np
+from h5py import h5d, h5z
+
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.rows.buffers import Buffers
+
+GZIP = [[h5z.FILTER_DEFLATE], [h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE]]
+
+
+def open_hdf5_array(path: str, array: h5py.Dataset, buffers: Buffers) -> "Hdf5Array | None":
+    """A reader of the dataset, or None where only the library can read it."""
+    properties = array.id.get_create_plist()
+    filters = [properties.get_filter(k)[0] for k in range(properties.get_nfilters())]
+    plain = array.dtype.isnative and array.dtype.kind in "iuf" and array.dtype.itemsize <= 8
+    whole_file = array.file.userblock_size == 0 and array.file.driver == "sec2"  # else places are counted otherwise
+    if not (plain and whole_file) or not array.shape[0]:
+        return None
+    if properties.get_layout() == h5d.CONTIGUOUS:
+        offset = array.id.get_offset()
+        if offset is None or properties.get_external_count() or filters:
+            return None
+        chunk, offsets = array.shape[0], np.array([offset], np.int64)
+        sizes = np.array([array.shape[0] * array.dtype.itemsize], np.int64)
+    elif properties.get_layout() == h5d.CHUNKED and filters in [[], *GZIP] and hasattr(array.id, "chunk_iter"):
+        chunk = int(array.chunks[0])
+        offsets, sizes = _locate_chunks(array, chunk)
+        if (offsets < 0).any():  # never written: full of the fill value
+            return None
+    else:
+        return None
+    return Hdf5Array(path, array, chunk, offsets, sizes, filters, buffers)
+
+
+def _locate_chunks(array: h5py.Dataset, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+    """Int64 [chunks] each: where in the file they are, -1 for those that are not there or skip a filter; how long."""
+    n_chunks = -(-array.shape[0] // chunk)
+    offsets, sizes = np.full(n_chunks, -1, np.int64), np.zeros(n_chunks, np.int64)
+
+    def note(stored: h5d.StoreInfo) -> None:
+        number = stored.chunk_offset[0] // chunk
+        if stored.filter_mask == 0 and number < n_chunks and stored.byte_offset is not None:
+            offsets[number], sizes[number] = stored.byte_offset, stored.size
+
+    array.id.chunk_iter(note)
+    return offsets, sizes
+
+
+class Hdf5Array:
+    """A dataset whose bytes are at known places of a file; read by several threads at once.
+
+    offsets, sizes  int64 [chunks]: where the chunks are in the file, and their bytes there
+    filters         none, or one of GZIP
+    """
+
+    def __init__(
+        self,
+        path: str,
+        array: h5py.Dataset,
+        chunk: int,
+        offsets: np.ndarray,
+        sizes: np.ndarray,
+        filters: list[int],
+        buffers: Buffers,
+    ) -> None:
+        self._path, self._name, self._dtype, self._length = path, array.name, array.dtype, array.shape[0]
+        self._chunk, self._offsets, self._sizes, self._filters, self._buffers = chunk, offsets, sizes, filters, buffers
+        self.piece = chunk if filters else 1
+        # the library's own handle: the file that it opened, even if another one is by now at its path
+        self._handle = os.dup(array.file.id.get_vfd_handle())
+        self._lock = threading.Lock()
+        self._status = self._identify()
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Elements [start, stop)."""
+        if start >= stop:
+            return np.empty(0, self._dtype)
+        first, last = start // self._chunk, -(-stop // self._chunk)
+        if self._filters:
+            out = self._buffers.take((last - first) * self._chunk, self._dtype)
+            for k in range(first, last):
+                self._inflate(k, out[(k - first) * self._chunk : (k - first + 1) * self._chunk])
+            out = out[start - first * self._chunk : stop - first * self._chunk]
+        else:
+            out = self._buffers.take(stop - start, self._dtype)
+            for k in range(first, last):
+                low, high = max(start, k * self._chunk), min(stop, (k + 1) * self._chunk)
+                offset = int(self._offsets[k]) + (low - k * self._chunk) * self._dtype.itemsize
+                self._read_bytes(offset, out[low - start : high - start].view(np.uint8))
+        if self._identify() != self._status:
+            raise SourceError(
+                f"{self._path} was written to while it was being read: wait until that is done, and start again."
+            )
+        return out
+
+    def _inflate(self, chunk: int, out: np.ndarray) -> None:
+        coded = self._buffers.take(int(self._sizes[chunk]), np.uint8)
+        self._read_bytes(int(self._offsets[chunk]), coded)
+        try:
+            # one byte more than there should be: a stream that goes on is noticed, not decoded
+            content = np.frombuffer(zlib.decompressobj().decompress(coded.data, out.nbytes + 1), np.uint8)
+        except zlib.error as error:
+            raise self._damaged(f"chunk {chunk}: {error}") from error
+        if len(content) != out.nbytes:
+            raise self._damaged(f"chunk {chunk} has {len(content)} bytes where {out.nbytes} should be")
+        if h5z.FILTER_SHUFFLE in self._filters:
+            out.view(np.uint8).reshape(-1, out.itemsize)[:] = content.reshape(out.itemsize, -1).T
+        else:
+            out.view(np.uint8)[:] = content
+
+    def _read_bytes(self, offset: int, out: np.ndarray) -> None:
+        at = 0
+        while at < len(out):  # one call reads at most 2 GiB
+            n = os.preadv(self._handle, [out[at:].data], offset + at)
+            if n == 0:
+                raise self._damaged("the file ends before it does")
+            at += n
+
+    def _damaged(self, what: str) -> SourceError:
+        return SourceError(
+            f"{self._path}: {self._name} is damaged or cut short ({what}); copy the file again, or write it anew."
+        )
+
+    def _identify(self) -> tuple[int, int]:
+        status = os.fstat(self._handle)
+        return status.st_size, status.st_mtime_ns
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            if self._handle >= 0:
+                os.close(self._handle)
+            self._handle = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            self.close()

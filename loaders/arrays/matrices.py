@@ -1,0 +1,236 @@
+"""The ways a matrix lies in an HDF5 or Zarr group, each read by rows: CSR, CSC, dense."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+
+from atlasvi.loaders.arrays.stored_arrays import RowPointers, StoredArray, open_array
+from atlasvi.loaders.arrays.zarr_arrays import NotStoredError
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.rows.buffers import Buffers
+from atlasvi.loaders.rows.csr import canonical_csr, to_numbers
+from atlasvi.loaders.rows.narrowing import narrow_rows
+from atlasvi.loaders.rows.spool import RowSpool
+
+Array = Any  # h5py.Dataset or zarr.Array: shape, dtype, chunks, slicing
+
+# One read of a dense matrix: wide enough that few chunks are decoded twice, small beside a training batch's memory.
+DENSE_BYTES = 64 * 2**20
+# Entries of a CSC matrix taken to the spool at once.
+PIECE_ENTRIES = 2**20
+
+
+class Matrix(Protocol):
+    """Cells x genes, read by rows."""
+
+    shape: tuple[int, int]
+    nnz: int | None  # stored entries, explicit zeros and duplicates among them; None for a dense matrix
+
+    def read_rows(self, start: int, stop: int) -> sp.csr_matrix:
+        """Rows [start, stop) as canonical CSR in the stored type."""
+        ...
+
+    def close(self) -> None:
+        """Let go of temporary files."""
+        ...
+
+
+class CompressedRows:
+    """A CSR matrix as three arrays, of which only slices are read.
+
+    path, name  what errors call it
+    Raises SourceError where the arrays' lengths do not fit each other or `shape`.
+    """
+
+    def __init__(self, path: str, name: str, data: Array, indices: Array, indptr: Array, shape: tuple[int, int]):
+        self.shape = shape
+        self.nnz: int | None = int(data.shape[0])
+        self._path, self._name = path, name
+        self._data, self._indices, self._indptr = data, indices, indptr
+        check_compressed(path, name, data, indices, indptr, shape[0])
+        self._direct: DirectRows | None = None
+        self._lock = threading.Lock()
+
+    def read_rows(self, start: int, stop: int) -> sp.csr_matrix:
+        """Rows [start, stop) as canonical CSR in the stored type."""
+        indptr = np.asarray(self._indptr[start : stop + 1]).astype(np.int64)
+        low, high = int(indptr[0]), int(indptr[-1])
+        if not 0 <= low <= high <= int(self._data.shape[0]):
+            raise ValueError(f"the row pointers of {self._name} do not fit the stored entries")
+        data = to_numbers(np.asarray(self._data[low:high]), self._path, self._name)
+        return canonical_csr(data, np.asarray(self._indices[low:high]), indptr - low, self.shape[1])
+
+    def read_narrow(self, start: int, stop: int) -> Rows | None:
+        """Rows [start, stop) as narrow counts, fast; None where `read_rows` must be asked."""
+        if min(self.shape) < 2:  # all indices may be zero, and then chunks of them need not be there
+            return None
+        return self._open_direct().read(start, stop)
+
+    def count_piece_rows(self) -> float:
+        """Rows that are decoded together."""
+        piece = max(self._open_direct().data.piece, self._open_direct().indices.piece)
+        return piece * self.shape[0] / max(self.nnz or 0, 1)
+
+    def _open_direct(self) -> "DirectRows":
+        with self._lock:  # opened when first asked for: to find the chunks of a large file takes a while
+            if self._direct is None:
+                self._direct = DirectRows(self._path, self._data, self._indices, self._indptr, self.shape[1])
+        return self._direct
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._direct is not None:
+            self._direct.close()
+
+
+class DirectRows:
+    """The three arrays of a CSR matrix read straight from their files where these allow (see stored_arrays.py)."""
+
+    def __init__(self, path: str, data: Array, indices: Array, indptr: Array, n_genes: int) -> None:
+        self._buffers, self._n_genes, self._nnz = Buffers(), n_genes, int(data.shape[0])
+        self.data: StoredArray = open_array(path, data, self._buffers)
+        self.indices: StoredArray = open_array(path, indices, self._buffers)
+        self._pointers = RowPointers(path, indptr, self._buffers)
+
+    def read(self, start: int, stop: int) -> Rows | None:
+        """Rows [start, stop) as narrow counts, None if they are not the plain CSR of counts."""
+        indptr = self._pointers.read(start, stop)
+        low, high = int(indptr[0]), int(indptr[-1])
+        if not 0 <= low <= high <= self._nnz:
+            return None
+        try:
+            indices, values = self.indices.read(low, high), self.data.read(low, high)
+        except NotStoredError:
+            return None
+        return narrow_rows(start, indptr - low, indices, values, self._n_genes, self._buffers)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for array in (self.data, self.indices, self._pointers):
+            array.close()
+
+
+class DenseRows:
+    """A dense matrix, read in tiles of at most DENSE_BYTES and turned to CSR tile by tile."""
+
+    def __init__(self, path: str, name: str, array: Array):
+        self.shape = int(array.shape[0]), int(array.shape[1])
+        self.nnz: int | None = None
+        self._path, self._name, self._array = path, name, array
+
+    def read_rows(self, start: int, stop: int) -> sp.csr_matrix:
+        """Rows [start, stop) as canonical CSR in the stored type."""
+        n_cols = self.shape[1]
+        n_rows, width = dense_tile(stop - start, n_cols, self._array.chunks, self._array.dtype.itemsize)
+        bands = [
+            sp.hstack(
+                [
+                    self._read_tile(slice(row, min(row + n_rows, stop)), slice(col, min(col + width, n_cols)))
+                    for col in range(0, n_cols, width)
+                ],
+                format="csr",
+            )
+            for row in range(start, max(stop, start + 1), n_rows)
+        ]
+        matrix = bands[0] if len(bands) == 1 else sp.vstack(bands, format="csr")
+        return canonical_csr(matrix.data, matrix.indices, matrix.indptr, n_cols)
+
+    def _read_tile(self, rows: slice, cols: slice) -> sp.csr_matrix:
+        return sp.csr_matrix(to_numbers(np.asarray(self._array[rows, cols]), self._path, self._name))
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def dense_tile(n_rows: int, n_cols: int, chunks: tuple[int, ...] | None, itemsize: int) -> tuple[int, int]:
+    """(rows, columns) of one read of a dense matrix, so that a chunk narrower than the matrix is decoded once."""
+    width = min(n_cols, chunks[1]) if chunks else n_cols
+    rows = max(1, min(n_rows, DENSE_BYTES // (width * itemsize)))
+    width *= max(1, DENSE_BYTES // (rows * width * itemsize))
+    return rows, min(width, n_cols)
+
+
+class SpooledColumns:
+    """A CSC matrix as three arrays, put in row order out of core at the first read (see spool.py).
+
+    Holds the column pointers in memory: 8 bytes a gene.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str,
+        data: Array,
+        indices: Array,
+        indptr: Array,
+        shape: tuple[int, int],
+        scratch: str | Path | None,
+    ):
+        self.shape = shape
+        self.nnz: int | None = int(data.shape[0])
+        self._path, self._name = path, name
+        self._data, self._indices, self._indptr = data, indices, indptr
+        check_compressed(path, name, data, indices, indptr, shape[1])
+        value_dtype = to_numbers(np.empty(0, dtype=data.dtype), path, name).dtype
+        self._spool = RowSpool(self._entries, shape, int(data.shape[0]), value_dtype, scratch)
+
+    def read_rows(self, start: int, stop: int) -> sp.csr_matrix:
+        """Rows [start, stop) as canonical CSR in the stored type."""
+        return self._spool.read_rows(start, stop)
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        self._spool.close()
+
+    def _entries(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        indptr = np.asarray(self._indptr[:]).astype(np.int64)
+        if np.any(indptr[1:] < indptr[:-1]):
+            raise ValueError(f"the column pointers of {self._name} do not fit the stored entries")
+        n_entries = int(self._data.shape[0])
+        for low in range(0, n_entries, PIECE_ENTRIES):
+            high = min(low + PIECE_ENTRIES, n_entries)
+            rows = np.asarray(self._indices[low:high])
+            if rows.min() < 0 or rows.max() >= self.shape[0]:
+                raise ValueError(f"a cell index of {self._name} is outside 0 to {self.shape[0] - 1}")
+            cols = np.searchsorted(indptr, np.arange(low, high), side="right") - 1
+            yield rows, cols, to_numbers(np.asarray(self._data[low:high]), self._path, self._name)
+
+
+def read_narrow(matrix: Matrix, start: int, stop: int) -> Rows | None:
+    """Rows [start, stop) as narrow counts (see rows/narrowing.py); None where `matrix.read_rows` must be asked."""
+    return matrix.read_narrow(start, stop) if isinstance(matrix, CompressedRows) else None
+
+
+def count_piece_rows(matrix: Matrix) -> float:
+    """Rows that are decoded together: a read of fewer decodes more than it returns."""
+    return matrix.count_piece_rows() if isinstance(matrix, CompressedRows) else 1.0
+
+
+def check_compressed(path: str, name: str, data: Array, indices: Array, indptr: Array, n_major: int) -> None:
+    """Raise SourceError where the three arrays of a compressed matrix do not fit each other or its length."""
+    for part, array in (("data", data), ("indices", indices), ("indptr", indptr)):
+        if len(array.shape) != 1 or (part != "data" and array.dtype.kind not in "iu"):
+            raise SourceError(
+                f"{path}: {name} is damaged: {part} is an array of {array.dtype} with {len(array.shape)} dimensions, "
+                f"where it should be {'numbers' if part == 'data' else 'integers'} in one; write the file anew."
+            )
+    n_entries = int(data.shape[0])
+    ends = (int(indptr[0]), int(indptr[-1])) if indptr.shape[0] else (0, 0)
+    if indptr.shape[0] != n_major + 1 or indices.shape[0] != n_entries or ends != (0, n_entries):
+        raise SourceError(
+            f"{path}: {name} is damaged: {indices.shape[0]} indices, {n_entries} values and {indptr.shape[0]} pointers "
+            f"(up to {ends[1]}) for {n_major} rows or columns do not fit each other; copy the file again, or write it "
+            "anew."
+        )
+
+
+def is_spooled(source: object) -> bool:
+    """Whether a source puts its matrix in order at the first read, so that each process would do it again."""
+    if isinstance(known := getattr(source, "spooled", None), bool):
+        return known
+    return any(isinstance(value, (RowSpool, SpooledColumns)) for value in vars(source).values())

@@ -1,0 +1,252 @@
+"""One-dimensional Zarr arrays on local disk, v2 or v3, sharded or not, read past zarr-python: whole runs of chunks.
+
+Known codecs are Blosc, Zstandard, gzip and zlib, with or without crc32c; zarr-python reads what is coded otherwise.
+"""
+
+import itertools
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import google_crc32c
+import numcodecs
+import numpy as np
+import zarr
+from numcodecs.abc import Codec
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
+from zarr.storage import LocalStore
+
+from atlasvi.loaders.arrays.decoding import decode_chunks
+from atlasvi.loaders.arrays.missing_chunks import find_missing_chunks
+from atlasvi.loaders.arrays.shards import CHUNK_MISSING, OPEN_SHARDS, OpenShard, identify
+from atlasvi.loaders.errors import DamagedChunkError, SourceError
+from atlasvi.loaders.rows.buffers import Buffers
+
+BLOSC = "blosc"
+OTHERS = ("zstd", "gzip", "zlib")
+WINDOWS = {"gzip": 31, "zlib": 15}  # what zlib calls the two formats
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How a chunk becomes bytes.
+
+    compressor  'blosc', a numcodecs codec, or None; checked: crc32c of the compressed bytes after them
+    """
+
+    compressor: str | Codec | None
+    checked: bool
+
+
+def open_zarr_array(array: zarr.Array, buffers: Buffers) -> "ZarrArray | None":
+    """A reader of the array, or None where zarr-python must read it."""
+    store, metadata = array.store, array.metadata
+    if not isinstance(store, LocalStore) or array.ndim != 1 or not array.shape[0]:
+        return None
+    if not array.dtype.isnative or array.dtype.kind not in "iuf":
+        return None
+    if isinstance(metadata, ArrayV2Metadata):
+        coding = None if metadata.filters else _find_coding_v2(metadata.compressor)
+    elif isinstance(metadata, ArrayV3Metadata):
+        codecs = metadata.codecs
+        if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec):
+            sharding, configuration = codecs[0], cast(Any, codecs[0].to_dict()["configuration"])
+            index = [type(codec) for codec in sharding.index_codecs]
+            if configuration["index_location"] != "end" or index != [BytesCodec, Crc32cCodec]:
+                return None
+            codecs = sharding.codecs
+        coding = _find_coding_v3(codecs)
+    else:
+        return None
+    if coding is None:
+        return None
+    folder = Path(str(store.root)) / array.path
+    shard = array.shards[0] if array.shards else 0
+    if find_missing_chunks(array)[1]:  # zeros need not be stored, where whoever opened the source believes in them
+        return None
+    return ZarrArray(array, folder, array.chunks[0], shard, coding, buffers)
+
+
+def _find_coding_v2(compressor: Any) -> Coding | None:
+    if compressor is None:
+        return Coding(None, False)
+    name = compressor.codec_id
+    return Coding(BLOSC if name == BLOSC else compressor, False) if name in (BLOSC, *OTHERS) else None
+
+
+def _find_coding_v3(codecs: Any) -> Coding | None:
+    """The coding that a list of codecs makes: bytes in the order of this machine, then at most one compressor."""
+    names = [codec.to_dict()["name"] for codec in codecs]
+    if not names or names[0] != "bytes":
+        return None
+    # in the words of the metadata, since what the attributes of codecs are differs between releases of zarr
+    if codecs[0].to_dict().get("configuration", {}).get("endian", "little") != "little":
+        return None
+    checked = names[-1] == "crc32c"
+    inner = names[1:-1] if checked else names[1:]
+    if not inner:
+        return Coding(None, checked)
+    if len(inner) > 1 or inner[0] not in (BLOSC, *OTHERS[:2]):
+        return None
+    return Coding(BLOSC if inner[0] == BLOSC else numcodecs.get_codec({"id": inner[0]}), checked)
+
+
+class NotStoredError(Exception):
+    """A chunk of a shard is not there, which says that it is full of the fill value; zarr-python fills it in."""
+
+
+class ZarrArray:
+    """An array whose chunks are whole files, or lie in shard files; read by several threads at once.
+
+    chunk   elements of a chunk, shard those of a shard (0: each chunk is a file)
+    Handles and indices of shards are kept. A file that was replaced or written to since it was first read is noticed:
+    mixing the chunks of two arrays would be silent.
+    """
+
+    def __init__(
+        self, array: zarr.Array, folder: Path, chunk: int, shard: int, coding: Coding, buffers: Buffers
+    ) -> None:
+        self.piece = chunk
+        self._folder, self._dtype, self._encode_key = folder, array.dtype, array.metadata.encode_chunk_key
+        self._chunk, self._per_shard, self._coding, self._buffers = chunk, shard // chunk, coding, buffers
+        self._shards: OrderedDict[int, OpenShard] = OrderedDict()
+        self._identities: dict[int, tuple] = {}
+        self._lock = threading.Lock()
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Elements [start, stop). Raises SourceError where a file is damaged or gone, NotStoredError."""
+        if start >= stop:
+            return np.empty(0, self._dtype)
+        first, last = start // self._chunk, -(-stop // self._chunk)
+        out = self._buffers.take((last - first) * self._chunk, self._dtype)
+        at = first
+        while at < last:
+            file = at // (self._per_shard or 1)
+            end = min(last, (file + 1) * (self._per_shard or 1))
+            path = self._folder / self._encode_key((file,))
+            try:
+                if self._per_shard:
+                    coded, begins, ends = self._read_shard(path, file, at, end)
+                else:
+                    coded, begins, ends = self._read_file(path, file)
+            except FileNotFoundError:
+                raise SourceError(f"{path} is missing: it was deleted, or never copied; copy it again.") from None
+            self._decode(path, at, coded, begins, ends, out[(at - first) * self._chunk : (end - first) * self._chunk])
+            at = end
+        return out[start - first * self._chunk : stop - first * self._chunk]
+
+    def close(self) -> None:
+        """Let go of the files."""
+        with self._lock:
+            self._shards.clear()
+
+    def _read_file(self, path: Path, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The bytes of a chunk that is a file, and where in them it begins and ends."""
+        with open(path, "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if self._identities.setdefault(number, identify(status)) != identify(status):
+                raise _replaced(path)
+            coded = self._buffers.take(status.st_size, np.uint8)
+            _read_bytes(file.fileno(), path, 0, coded)
+        return coded, np.zeros(1, np.int64), np.array([len(coded)], np.int64)
+
+    def _read_shard(self, path: Path, number: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The bytes of inner chunks [first, last) of one shard, and where in them each begins and ends."""
+        with self._lock:
+            shard = self._shards.pop(number, None) or OpenShard(path, self._per_shard)
+            self._shards[number] = shard
+            if len(self._shards) > OPEN_SHARDS:
+                self._shards.popitem(last=False)  # closed once nobody reads from it
+        if self._identities.setdefault(number, shard.identity) != identify(os.stat(path)):
+            raise _replaced(path)
+        index = shard.index[first % self._per_shard :][: last - first]
+        if (index == CHUNK_MISSING).any():
+            raise NotStoredError
+        shard.check_inside(index)
+        offsets, sizes = index.astype(np.int64).T
+        ends = np.cumsum(sizes)
+        coded = self._buffers.take(int(ends[-1]), np.uint8)
+        # shards are written in any order: what lies together is read together
+        cuts = [0, *(np.flatnonzero(offsets[1:] != offsets[:-1] + sizes[:-1]) + 1).tolist(), len(offsets)]
+        for low, high in itertools.pairwise(cuts):
+            begin = int(ends[low] - sizes[low])
+            _read_bytes(shard.handle, path, int(offsets[low]), coded[begin : int(ends[high - 1])])
+        return coded, ends - sizes, ends
+
+    def _decode(
+        self, path: Path, first: int, coded: np.ndarray, begins: np.ndarray, ends: np.ndarray, out: np.ndarray
+    ) -> None:
+        """Decode chunks, the first of which is number `first`, into `out`. Raises DamagedChunkError."""
+        size = self._chunk * self._dtype.itemsize
+        if self._coding.checked:
+            ends = ends - 4
+            for k, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist())):
+                written = int.from_bytes(coded[end : end + 4].tobytes(), "little")
+                if end < begin or google_crc32c.value(coded[begin:end]) != written:
+                    raise _damaged(path, first + k, "it does not match its checksum")
+        if self._coding.compressor == BLOSC:
+            try:
+                decode_chunks(coded, begins, ends, out.view(f"u{out.itemsize}"), False)
+            except ValueError as error:
+                raise _damaged(path, first, str(error)) from error
+            return
+        target, compressor = out.view(np.uint8), self._coding.compressor
+        for k, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist())):
+            content = coded[begin:end]
+            if isinstance(compressor, Codec):
+                try:
+                    content = np.frombuffer(decode_bounded(compressor, content, size), np.uint8)
+                except Exception as error:  # each codec raises what it likes
+                    raise _damaged(path, first + k, str(error)) from error
+            if len(content) != size:
+                raise _damaged(path, first + k, f"it has {len(content)} bytes where {size} should be")
+            target[k * size : (k + 1) * size] = content
+
+
+def decode_bounded(compressor: Codec, coded: np.ndarray, size: int) -> bytes:
+    """A chunk decoded by Zstandard, gzip or zlib; of one that goes on beyond `size` bytes, no more than one byte more.
+
+    A damaged or hostile chunk can say, or hold, gigabytes. Raises ValueError where Zstandard's says another size.
+    """
+    if compressor.codec_id in WINDOWS:
+        return zlib.decompressobj(WINDOWS[compressor.codec_id]).decompress(coded.data, size + 1)
+    said = read_zstd_size(coded)
+    if said not in (None, size):
+        raise ValueError(f"it says that it holds {said} bytes where {size} should be")
+    return compressor.decode(coded)
+
+
+def read_zstd_size(frame: np.ndarray) -> int | None:
+    """The decoded size that the header of a Zstandard frame gives, if it does (RFC 8878, 3.1.1.1)."""
+    if len(frame) < 5 or frame[:4].tobytes() != b"\x28\xb5\x2f\xfd":
+        return None
+    descriptor = int(frame[4])
+    single_segment, flag = descriptor >> 5 & 1, descriptor >> 6
+    n_bytes = (single_segment, 2, 4, 8)[flag]
+    begin = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    field = frame[begin : begin + n_bytes].tobytes()
+    if n_bytes == 0 or len(field) < n_bytes:
+        return None
+    return int.from_bytes(field, "little") + (256 if n_bytes == 2 else 0)
+
+
+def _read_bytes(handle: int, path: Path, offset: int, out: np.ndarray) -> None:
+    at = 0
+    while at < len(out):  # one call reads at most 2 GiB
+        n = os.preadv(handle, [out[at:].data], offset + at)
+        if n == 0:
+            raise SourceError(f"{path} is damaged or cut short: copy it again.")
+        at += n
+
+
+def _damaged(path: Path, chunk: int, what: str) -> DamagedChunkError:
+    return DamagedChunkError(f"{path} is damaged or cut short (chunk {chunk}: {what}): copy it again.")
+
+
+def _replaced(path: Path) -> SourceError:
+    return SourceError(f"{path} was replaced or written to while it was being read: start again once that is done.")

@@ -1,0 +1,111 @@
+"""Which cells an epoch visits, and how often: by an expression over `obs`, by weights, with classes in balance."""
+
+import ast
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from atlasvi.loaders.cells.open_cells import CellData
+from atlasvi.loaders.errors import ColumnError
+from atlasvi.loaders.tables.store_tables import check_column
+
+SLICE_CELLS = 2**18
+
+
+class Columns(Protocol):
+    """What has columns of cells."""
+
+    path: str
+    n_cells: int
+    obs_columns: list[str]
+
+    def read_column(self, name: str) -> pd.Series:
+        """One column of all cells."""
+
+
+def choose_cells(data: Columns, expression: str) -> np.ndarray:
+    """bool [data.n_cells]: where an expression over `obs` columns holds, as `pandas.DataFrame.eval` reads it.
+
+    For example: "cell_type == 'B cell' and n_genes > 500", "donor in ['d1', 'd2']", "`cell type` != 'doublet'".
+    Raises ColumnError if a column is not there, the expression can't be read, or it says neither true nor false.
+    """
+    columns = [name for name in data.obs_columns if name in _names(expression, data)]
+    chosen = np.empty(data.n_cells, bool)
+    # each column as a whole: a slice of a store's `obs` would read all columns
+    table = pd.DataFrame({name: data.read_column(name).array for name in columns}, index=range(data.n_cells))
+    for start in range(0, data.n_cells, SLICE_CELLS):
+        part = table.iloc[start : start + SLICE_CELLS]
+        try:
+            holds = part.eval(expression, engine="python", resolvers=[], local_dict={}, global_dict={})
+        except Exception as error:  # pandas raises whatever the operation raised
+            raise ColumnError(f"{data.path}: the expression {expression!r} fails on its obs ({error}).") from error
+        if np.ndim(holds) != 1 or getattr(holds, "dtype", None) not in (bool, pd.BooleanDtype()):
+            raise ColumnError(
+                f"{data.path}: the expression {expression!r} gives no truth value for each cell: compare a column with "
+                "something, as in \"cell_type == 'B cell'\"."
+            )
+        chosen[start : start + SLICE_CELLS] = holds.fillna(False).to_numpy(bool)
+    if not chosen.any():
+        raise ColumnError(f"{data.path}: the expression {expression!r} holds for no cell.")
+    return chosen
+
+
+def _names(expression: str, data: Columns) -> set[str]:
+    """The names that an expression uses; `quoted names` are those that are no Python names."""
+    if "@" in expression:
+        raise ColumnError(f"{data.path}: {expression!r}: variables (@name) are not known here; write the value itself.")
+    plain, quoted = "", set()
+    for k, part in enumerate(expression.split("`")):
+        plain += " _quoted_ " if k % 2 else part
+        if k % 2:
+            quoted.add(part)
+    try:
+        tree = ast.parse(plain.strip(), mode="eval")
+    except SyntaxError as error:
+        raise ColumnError(
+            f"{data.path}: {expression!r} is no expression over obs columns ({error.msg}); write it as in "
+            "\"cell_type == 'B cell' and n_genes > 500\"."
+        ) from error
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - {"_quoted_"} | quoted
+    for name in sorted(names):
+        check_column(name, data.obs_columns, data.path)
+    return names
+
+
+def balance_classes(data: CellData, column: str, cells: np.ndarray | None) -> np.ndarray:
+    """float64 [data.n_cells]: weights under which the classes of an `obs` column are drawn equally often.
+
+    cells  bool [data.n_cells]: those that may be drawn. Raises ColumnError if one of them has no class.
+    """
+    codes, _ = pd.factorize(data.read_column(column))
+    mask = np.ones(data.n_cells, bool) if cells is None else cells
+    if (missing := (codes < 0) & mask).any():
+        raise ColumnError(
+            f"{data.path}: obs column {column!r} has missing values (first: cell {int(np.argmax(missing)):,}), so not "
+            "every cell has a class to balance: fill them in, or leave those cells out with an expression."
+        )
+    sizes = np.bincount(codes[mask], minlength=1)
+    return np.where(mask, 1.0 / np.maximum(sizes, 1)[codes], 0.0)
+
+
+class Draws:
+    """How often each cell is visited when cells are drawn by weight: as often an epoch as cells may be drawn in all.
+
+    Systematic sampling (Madow 1949): each cell is drawn its expected number of times, rounded down or up at random,
+    so the rare are repeated and the common take turns from epoch to epoch; an epoch always has the same length.
+    """
+
+    def __init__(self, weights: np.ndarray, cells: np.ndarray | None) -> None:
+        weights = np.where(cells, weights, 0.0) if cells is not None else np.asarray(weights, np.float64)
+        if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+            raise ValueError("weights must be finite, not negative, and not all zero")
+        self.n_cells = len(weights) if cells is None else int(cells.sum())
+        self._edges = np.concatenate([[0.0], np.cumsum(weights)])
+        self._edges *= self.n_cells / self._edges[-1]
+        self._edges[-1] = self.n_cells
+
+    def count(self, start: int, stop: int, seed: int, epoch: int) -> np.ndarray:
+        """int64 [stop - start]: how often each of these cells is visited in the epoch."""
+        offset = np.random.default_rng([seed, epoch, 2]).random()
+        return np.diff(np.floor(self._edges[start : stop + 1] + offset).astype(np.int64))

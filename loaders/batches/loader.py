@@ -1,0 +1,278 @@
+"""Minibatches from cells on disk: an ordinary PyTorch IterableDataset that can stop and go on at any minibatch."""
+
+import itertools
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from atlasvi.loaders.batches.batch import Batch, lay_out
+from atlasvi.loaders.batches.cell_selection import Draws, balance_classes, choose_cells
+from atlasvi.loaders.batches.epoch_order import EpochPlan, Part, plan_epoch, plan_minibatches
+from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes
+from atlasvi.loaders.errors import DamagedChunkError
+from atlasvi.loaders.rows.block_rows import Rows, copy_cells
+from atlasvi.loaders.rows.buffers import Buffers
+
+READY_CELLS = 2**12  # put together before they are asked for
+MOST_THREADS = 4
+
+log = logging.getLogger(__name__)
+
+
+class BatchLoader(IterableDataset):
+    """Minibatches of `batch_size` cells, each cell of the epoch once; the last may be smaller, none is dropped.
+
+    data        a cell store or source, as a path or as `open_cells` opened it
+    batch_size  cells in a minibatch, over all ranks
+    seed        of the order; (seed, epoch) fixes it, whatever the threads, the ranks and the restarts
+    codes       covariates: names of obs columns, or name -> int or float [data.n_cells]
+    genes       names of the genes wanted, in the order wanted; None takes all
+    cells       which cells to visit: bool [data.n_cells], or an expression over obs ("cell_type == 'B cell'")
+    weights     float [data.n_cells] that cells are drawn by, the rare ones several times; an epoch is as long as ever
+    balance     an obs column whose classes are drawn equally often
+    shuffle     False keeps the order of the data
+    rank, world_size  this process takes the rank-th share of each minibatch
+    threads     that read and assemble in the background; None: one a core, at most 4
+    damaged     'stop' at a block that does not match its checksum, or 'skip' it: `lost_cells` then counts what is lost
+
+    Iterating yields what is left of the current epoch, from the cursor on, and then moves to the next epoch. Counts are
+    read and assembled by background threads; `num_workers` of a DataLoader around this must be 0. Memory: two groups of
+    blocks and a few minibatches, about 200 MB from a cell store, whatever the number of cells.
+    """
+
+    def __init__(
+        self,
+        data: CellData | str | Path,
+        batch_size: int,
+        seed: int,
+        *,
+        codes: Mapping[str, np.ndarray] | Sequence[str] | None = None,
+        genes: Sequence[str] | None = None,
+        cells: np.ndarray | str | None = None,
+        weights: np.ndarray | None = None,
+        balance: str | None = None,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        threads: int | None = None,
+        damaged: Literal["stop", "skip"] = "stop",
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}: it must be at least 0 and below world_size, {world_size}")
+        if weights is not None and balance is not None:
+            raise ValueError("give weights or balance, not both: balance is a choice of weights")
+        if damaged not in ("stop", "skip"):
+            raise ValueError(f"damaged is {damaged!r}: choose 'stop' or 'skip'")
+        self.data = open_cells(data) if isinstance(data, (str, Path)) else data
+        if genes is not None:
+            self.data = select_genes(self.data, genes)
+        self.batch_size, self.seed, self.shuffle, self.damaged = batch_size, seed, shuffle, damaged
+        self.rank, self.world_size = rank, world_size
+        self.categories: dict[str, list[Any]] = {}  # of covariates given by name: what each code stands for
+        self._codes = self._read_codes(codes or {})
+        self._cells = choose_cells(self.data, cells) if isinstance(cells, str) else cells
+        for name, values in {**self._codes, "cells": self._cells, "weights": weights}.items():
+            if values is not None and len(values) != self.data.n_cells:
+                raise ValueError(f"{name} has {len(values):,} values for {self.data.n_cells:,} cells: give one a cell")
+        if balance is not None:
+            weights = balance_classes(self.data, balance, self._cells)
+        self._draws = None if weights is None else Draws(weights, self._cells)
+        self._threads = threads or min(os.cpu_count() or 1, MOST_THREADS)
+        self._buffers = Buffers(_allocate_pinned if torch.cuda.is_available() else np.empty)
+        self._block_cells = self._count_block_cells(0)
+        self.n_cells = int(self._block_cells.sum())
+        self._epoch, self._batch = 0, 0
+        self._lost: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        """Minibatches an epoch, the same on every rank."""
+        return -(-self.n_cells // self.batch_size)
+
+    @property
+    def lost_cells(self) -> int:
+        """Cells left out so far because their block was damaged; 0 unless `damaged` is 'skip'."""
+        return sum(self._lost.values())
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Set the cursor: the next iteration begins at minibatch `start_batch` of `epoch`."""
+        self._epoch, self._batch = epoch, start_batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next minibatch is, and what the order depends on."""
+        order = {"seed": self.seed, "batch_size": self.batch_size, "n_cells": self.n_cells}
+        return {"epoch": self._epoch, "batch": self._batch, **order}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where `state_dict` was taken, on any number of ranks. Raises ValueError if the order is another one."""
+        for name, now in self.state_dict().items():
+            if name not in ("epoch", "batch") and state.get(name, now) != now:
+                raise ValueError(f"the state was taken with {name}={state[name]}, and this loader has {name}={now}")
+        self.set_epoch(state["epoch"], state["batch"])
+
+    def __iter__(self) -> Iterator[Batch]:
+        if get_worker_info() is not None:
+            raise RuntimeError("BatchLoader reads with threads of its own: set num_workers=0, or iterate it directly")
+        if self._draws is not None:
+            self._block_cells = self._count_block_cells(self._epoch)
+        plan = plan_epoch(self._block_cells, self.data.group_blocks, self.seed if self.shuffle else None, self._epoch)
+        workers = ThreadPoolExecutor(self._threads, thread_name_prefix="atlasvi-loader")
+        try:
+            for batch in self._stream(plan, workers):
+                self._batch += 1
+                # under several ranks a share may be empty: all must take the same number of steps
+                if len(batch) or self.world_size > 1:
+                    yield batch
+        finally:  # also when the consumer breaks off
+            workers.shutdown(wait=True, cancel_futures=True)
+        self.set_epoch(self._epoch + 1)
+
+    def _stream(self, plan: EpochPlan, workers: Executor) -> Iterator[Batch]:
+        """Minibatches from the cursor on; blocks are read while the minibatches before theirs are put together."""
+        # the next group is read from the middle of this one on: both are in memory then, however late it began
+        group_cells = plan.n_cells * self.data.group_blocks // max(len(plan.blocks), 1)
+        n_planned, n_ready = (max(cells // self.batch_size, 2) for cells in (group_cells // 2, READY_CELLS))
+        planned: deque[list[tuple[Future[Block], np.ndarray]]] = deque()
+        ready: deque[Future[Batch]] = deque()
+        blocks: dict[tuple[int, int], Future[Block]] = {}
+        for parts in plan_minibatches(plan, self.batch_size, self._batch, self.rank, self.world_size):
+            if parts:  # blocks of groups that are over are let go of, once their minibatches are put together
+                blocks = {key: block for key, block in blocks.items() if key[0] >= parts[0].group}
+            planned.append([(self._submit(part, blocks, plan.epoch, workers), part.cells) for part in parts])
+            if len(planned) > n_planned:
+                ready.append(workers.submit(self._assemble, planned.popleft()))
+            if len(ready) > n_ready:
+                yield ready.popleft().result()
+        ready.extend(workers.submit(self._assemble, parts) for parts in planned)
+        planned.clear()
+        while ready:
+            yield ready.popleft().result()
+
+    def _submit(
+        self, part: Part, blocks: dict[tuple[int, int], Future["Block"]], epoch: int, workers: Executor
+    ) -> Future["Block"]:
+        """The block of a part, to be read by a worker if it is not yet."""
+        key = part.group, part.block
+        if key not in blocks:
+            blocks[key] = workers.submit(self._read_block, part.block, epoch)
+        return blocks[key]
+
+    def _read_block(self, block: int, epoch: int) -> "Block":
+        start, stop = self.data.block_starts[block], self.data.block_starts[block + 1]
+        try:
+            rows = self.data.read_block(block)
+        except DamagedChunkError as error:
+            if self.damaged == "stop":
+                raise
+            if block not in self._lost:
+                self._lost[block] = int(self._block_cells[block])
+                log.warning("%s: %d cells left out: %s", self.data.path, self._lost[block], error)
+            return Block(None, None)
+        if self._draws is not None:
+            return Block(rows, np.repeat(np.arange(len(rows)), self._draws.count(start, stop, self.seed, epoch)))
+        return Block(rows, None if self._cells is None else np.flatnonzero(self._cells[start:stop]))
+
+    def _assemble(self, parts: "list[tuple[Future[Block], np.ndarray]]") -> Batch:
+        """The minibatch of the chosen cells of each block."""
+        read = [(block.result(), cells) for block, cells in parts]
+        pieces = [
+            (block.rows, cells if block.visited is None else block.visited[cells])
+            for block, cells in read
+            if block.rows is not None
+        ]
+        lengths = [rows.lengths[cells] for rows, cells in pieces]
+        ends = np.zeros(1 + sum(map(len, lengths)), np.int64)
+        np.cumsum(np.concatenate([*lengths, np.zeros(0, np.int32)]), out=ends[1:])
+        counts_dtype = np.result_type(np.uint8, *(rows.counts.dtype for rows, _ in pieces))
+        if counts_dtype.kind == "f":  # numbers of the normal likelihood
+            counts_dtype = np.dtype(np.float32)
+        elif counts_dtype.itemsize == 4:
+            counts_dtype = np.dtype(np.int32)  # torch computes little with uint32
+        index_dtype = np.result_type(np.uint16, *(rows.indices.dtype for rows, _ in pieces))
+        n_cells, n_counts = len(ends) - 1, int(ends[-1])
+        memory, arrays = lay_out(
+            {
+                "indptr": ((n_cells + 1,), np.dtype(np.int32)),
+                "library": ((n_cells,), np.dtype(np.float32)),
+                "rows": ((n_cells,), np.dtype(np.int64)),
+                **{f"codes/{name}": ((n_cells, *v.shape[1:]), _wide_type(v)) for name, v in self._codes.items()},
+                "indices": ((n_counts,), index_dtype),
+                "counts": ((n_counts,), counts_dtype),
+            },
+            lambda n_bytes: self._buffers.take(n_bytes, np.uint8),
+        )
+        numbers, at = arrays["rows"], 0
+        for rows, cells in pieces:
+            copy_cells(
+                rows.starts, rows.lengths, rows.indices, rows.counts, cells, at, ends, arrays["indices"],
+                arrays["counts"], arrays["library"],
+            )  # fmt: skip
+            np.add(cells, rows.first, out=numbers[at : at + len(cells)])
+            at += len(cells)
+        arrays["indptr"][:] = ends
+        for name, values in self._codes.items():
+            arrays[f"codes/{name}"][:] = values[numbers]
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        codes = {name: tensors.pop(f"codes/{name}") for name in self._codes}
+        return Batch(**tensors, n_genes=len(self.data.genes), codes=codes, memory=torch.from_numpy(memory))
+
+    def _count_block_cells(self, epoch: int) -> np.ndarray:
+        """int64 [blocks]: visits of cells in each block."""
+        edges = self.data.block_starts
+        if self._draws is not None:
+            draws = self._draws
+            return np.array([draws.count(a, b, self.seed, epoch).sum() for a, b in itertools.pairwise(edges)], np.int64)
+        if self._cells is None:
+            return np.diff(edges)
+        return np.array([np.count_nonzero(self._cells[a:b]) for a, b in itertools.pairwise(edges)], np.int64)
+
+    def _read_codes(self, codes: Mapping[str, np.ndarray] | Sequence[str]) -> dict[str, np.ndarray]:
+        """The covariates of all cells; those given by name are read, numbers as they are and all else as categories."""
+        if isinstance(codes, Mapping):
+            return {name: _narrow(np.asarray(values)) for name, values in codes.items()}
+        read: dict[str, np.ndarray] = {}
+        for name in [codes] if isinstance(codes, str) else codes:
+            column = self.data.read_column(name)
+            if pd.api.types.is_float_dtype(column.dtype):
+                read[name] = column.to_numpy(np.float32)
+            else:
+                if not isinstance(column.dtype, pd.CategoricalDtype):
+                    column = column.astype("category")
+                read[name], self.categories[name] = column.cat.codes.to_numpy(), list(column.cat.categories)
+        return read
+
+
+@dataclass
+class Block:
+    """A block that was read: its rows, None if it is damaged; which of them are visited, None for all in order."""
+
+    rows: Rows | None
+    visited: np.ndarray | None
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """Codes in the narrowest type that holds them: they are kept for all cells."""
+    if values.dtype.kind not in "iu" or not len(values):
+        return values
+    return values.astype(np.result_type(np.min_scalar_type(values.min()), np.min_scalar_type(values.max())))
+
+
+def _wide_type(values: np.ndarray) -> np.dtype:
+    """The dtype of codes as torch indexes with them, and of numbers as it computes with them."""
+    return np.dtype(np.float32 if values.dtype.kind == "f" else np.int64)
+
+
+def _allocate_pinned(length: int, dtype: np.dtype) -> np.ndarray:
+    """Memory that a GPU copies from while the CPU does something else."""
+    return torch.empty(length * dtype.itemsize, dtype=torch.uint8, pin_memory=True).numpy().view(dtype)

@@ -1,0 +1,245 @@
+"""The cell store: shuffled counts as a plain AnnData Zarr v3, read in blocks straight from its shards.
+
+    STORE/                   attributes `atlasvi`: what this is, format version, sizes, how X is cut
+      X/                     CSR: data (narrowest unsigned), indices (uint16 where genes allow, as gaps), indptr
+      obs/                   all columns of the sources, `source` and `source_row`
+      var/                   gene names and columns
+      uns/atlasvi/           block_starts [blocks + 1], gene_totals [genes], gene_cells [genes],
+                             library/<obs column> [categories, 3]: cells, sum and sum of squares of log library
+      manifest.json          bytes and crc32c of every file, written last; stores of atlasvi 0.1 to 0.3 have none
+
+A block is a run of 32 inner chunks and the rows that start in it; only its last row reaches into the next chunk, so
+an epoch decodes about 1/32 of the chunks twice. Each inner chunk carries its own crc32c: finer than a checksum a block,
+and every Zarr reader checks it.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import zarr
+
+from atlasvi.loaders.arrays.array_checks import check_group_codecs
+from atlasvi.loaders.arrays.shards import Layout, ShardReader
+from atlasvi.loaders.cells.store_checks import (
+    MOST_BLOCK,
+    MOST_CHUNK,
+    check_attributes,
+    check_block_starts,
+    check_layout,
+    check_lengths,
+    check_written,
+    name_missing_chunks,
+)
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import DamagedChunkError, SourceError
+from atlasvi.loaders.identity import cell_keys
+from atlasvi.loaders.outputs import remove_leftovers
+from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.rows.buffers import Buffers
+from atlasvi.loaders.rows.row_checks import check_four_byte_counts, check_genes, check_pointers
+from atlasvi.loaders.store_files import KIND, check_manifest, read_attributes
+from atlasvi.loaders.tables.store_tables import TableReader
+from atlasvi.loaders.zarr_warnings import quiet_zarr
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 3
+VERSION_WITHOUT_MASKS = 2  # of a store whose tables have no nullable columns: older readers know all of it
+CHUNK = 2**17  # elements: large enough that decoding, not Python, takes the time
+BLOCK_CHUNKS = 32  # one more is read for the end of the last cell: 3% of an epoch is decoded twice
+SHARD_BLOCKS = 8
+INDPTR_LAYOUT = Layout(np.dtype("<i8"), chunk=2**12, shard=2**20, delta=True, compressor="zstd")
+GROUP_BLOCKS = 2
+ATTRIBUTES: dict[str, type] = {
+    **dict.fromkeys(("n_cells", "n_genes", "nnz", "largest_count", "chunk", "block_chunks", "shard_blocks"), int),
+    "counts_dtype": str,
+    "indices_dtype": str,
+    "codecs": dict,
+    "profile": str,
+    "sources": list,
+    "source_sizes": list,
+}
+PROFILES: dict[str, dict[str, tuple[str, int]]] = {
+    # compressor and level of counts and of gaps between gene indices; times and sizes are of a stored count, one thread
+    # counts: 0.43 ns, 3.6 bits (plain lz4, which looks less for matches, takes 0.65 ns, 4.9 bits); gaps: 0.1 ns, 8.1
+    "fast": {"counts": ("lz4hc", 1), "indices": ("lz4", 5)},
+    # counts: 1.1 ns, 2.4 bits; gaps: 0.7 ns, 5.6 bits
+    "small": {"counts": ("zstd", 2), "indices": ("zstd", 1)},
+}
+
+
+def check_version(attributes: dict, path: str | Path, newest: int) -> None:
+    """Raises SourceError for a format that is newer than this code, or for none."""
+    check_attributes(attributes, path, {"format_version": int})
+    if attributes["format_version"] > newest:
+        raise SourceError(
+            f"{path}: this {attributes['kind']} is of format {attributes['format_version']}, and this atlasvi reads up "
+            f"to {newest}: upgrade it (pip install --upgrade atlasvi)."
+        )
+
+
+def layouts(attributes: dict) -> tuple[Layout, Layout]:
+    """How `data` and `indices` of X are cut and coded, from the attributes of the store."""
+    chunk = attributes["chunk"]
+    shard = chunk * attributes["block_chunks"] * attributes["shard_blocks"]
+    counts, indices = attributes["codecs"]["counts"], attributes["codecs"]["indices"]
+    return (
+        Layout(np.dtype(attributes["counts_dtype"]), chunk, shard, False, *counts),
+        Layout(np.dtype(attributes["indices_dtype"]), chunk, shard, True, *indices),
+    )
+
+
+class CellStore:
+    """A finished cell store, opened for reading; `CellData` for the loader. Safe to read from several threads."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        remove_leftovers(path)
+        attributes = read_attributes(path)
+        if attributes is None or attributes.get("kind") != KIND:
+            raise SourceError(f"{path} is not a cell store (make one with: atlasvi ingest SRC... --out STORE).")
+        check_version(attributes, path, FORMAT_VERSION)
+        if attributes["format_version"] < VERSION_WITHOUT_MASKS:
+            raise SourceError(
+                f"{path}: this cell store was made by an earlier draft of atlasvi: ingest its sources again."
+            )
+        check_attributes(attributes, path, ATTRIBUTES)
+        self.attributes = attributes
+        with reading(self.path), quiet_zarr():
+            self._open(Path(path))
+
+    def _open(self, path: Path) -> None:
+        from anndata.io import read_elem
+
+        has_manifest = check_manifest(path, self.attributes)
+        # Not by its consolidated metadata: those copies may say anything, and zarr misreads names that differ by case.
+        root = cast(Any, zarr.open_group(path, mode="r", use_consolidated=False))
+        check_group_codecs(root)
+        self.n_cells: int = self.attributes["n_cells"]
+        self.nnz: int = self.attributes["nnz"]
+        self.source_sizes: list[int] = self.attributes["source_sizes"]
+        self.var: pd.DataFrame = read_elem(root["var"])
+        self._obs = TableReader(root["obs"], self.path)
+        self.obs_columns = self._obs.columns
+        self.statistics: dict = read_elem(root["uns/atlasvi"])
+        self.block_starts: np.ndarray = self.statistics["block_starts"]
+        self.group_blocks = GROUP_BLOCKS
+        self.mixing = (
+            "shuffled as a whole when the store was written, so neighbouring cells are strangers; "
+            f"{GROUP_BLOCKS} blocks of them are mixed at a time"
+        )
+        self._buffers = Buffers()
+        data, indices = layouts(self.attributes)
+        self._block_elements = data.chunk * self.attributes["block_chunks"]
+        if not (0 < data.chunk <= MOST_CHUNK and 0 < self._block_elements <= MOST_BLOCK):
+            raise SourceError(f"{path}: its blocks of {self._block_elements:,} counts are damaged: copy it again.")
+        if len(self.var) != self.attributes["n_genes"]:
+            raise SourceError(
+                f"{path}: it is damaged: var has {len(self.var):,} genes, and X {self.attributes['n_genes']:,}: copy "
+                "it again, or ingest it again."
+            )
+        for name, length, layout in (
+            ("data", self.nnz, data),
+            ("indices", self.nnz, indices),
+            ("indptr", self.n_cells + 1, INDPTR_LAYOUT),
+        ):
+            check_layout(self.path, root["X"][name], length, layout)
+        n_blocks = max(-(-self.nnz // self._block_elements), 1)
+        check_block_starts(self.path, self.block_starts, self.n_cells, n_blocks)
+        check_lengths(self.path, root["obs"], self.n_cells)
+        self._unsure: dict[str, str] = {}  # columns that may have lost values, and a file that is missing
+        if not has_manifest:
+            self._check_chunks(root)
+        self._data = ShardReader(path / "X" / "data", data, self.nnz, self._buffers)
+        self._indices = ShardReader(path / "X" / "indices", indices, self.nnz, self._buffers)
+        self._indptr = ShardReader(path / "X" / "indptr", INDPTR_LAYOUT, self.n_cells + 1, self._buffers)
+
+    def _check_chunks(self, root: Any) -> None:
+        """Raise SourceError for what an older store, which has no list of its files, has lost.
+
+        Zarr does not write chunks that are full of zeros. So names and rows of sources must be there; how many cells a
+        category has was counted when the store was made; of other columns nobody can tell.
+        """
+        for name in ("var/_index", "obs/_index", *["obs/source_row"] * (max(self.source_sizes) > 1)):
+            check_written(self.path, root[name])
+        counted = self.statistics["library"]
+        for name in self.obs_columns:
+            element = root[f"obs/{name}"]
+            lost = next(name_missing_chunks(element["codes"] if name in counted else element), None)
+            if lost is not None and name in counted:
+                codes = self._obs.read_column(name).cat.codes.to_numpy()
+                found = np.bincount(codes[codes >= 0], minlength=len(counted[name]))
+                if (found < counted[name][:, 0]).any():  # cells without counts were not counted
+                    raise SourceError(f"{lost} is missing: {self.path} was copied in part: copy it again.")
+            elif lost is not None:
+                self._unsure[name] = lost
+
+    @property
+    def genes(self) -> pd.Index:
+        """Gene names, in the order of the columns."""
+        return self.var.index
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources that the cells came from, in the order given."""
+        return self.attributes["sources"]
+
+    def read_block(self, block: int) -> Rows:
+        """The counts of one block.
+
+        Raises DamagedChunkError, naming the file, the block and the checksum, if they are damaged, SourceError if the
+        store was deleted, cut short or replaced.
+        """
+        start, stop = (int(edge) for edge in self.block_starts[block : block + 2])
+        try:
+            return self._read_rows(start, stop)
+        except DamagedChunkError as error:
+            raise DamagedChunkError(f"block {block} (cells {start:,} to {stop - 1:,}): {error}") from None
+        except SourceError:
+            raise
+        except (ValueError, MemoryError) as error:
+            raise DamagedChunkError(
+                f"block {block} (cells {start:,} to {stop - 1:,}): {self.path} is damaged ({error}): copy the store "
+                "again from where it came from, or ingest it again."
+            ) from None
+
+    def _read_rows(self, start: int, stop: int) -> Rows:
+        """Cells [start, stop) of one block, checked. Raises DamagedChunkError or ValueError if they are damaged."""
+        indptr, n_genes, chunk = self._indptr.read(start, stop + 1), len(self.var), self._data.layout.chunk
+        check_pointers(indptr, self.nnz, n_genes, self._block_elements + n_genes)
+        first, last = int(indptr[0]) // chunk, -(-int(indptr[-1]) // chunk)
+        indptr = indptr - first * chunk
+        low, high = int(indptr[0]), int(indptr[-1])
+        indices, counts = (
+            self._buffers.take((last - first) * chunk, array.layout.dtype) for array in (self._indices, self._data)
+        )
+        descents = self._indices.read_chunks(first, last, indices, low, high)
+        self._data.read_chunks(first, last, counts)
+        check_genes(indptr, indices, n_genes, descents)
+        check_four_byte_counts(counts[low:high])
+        return Rows(start, indptr[:-1], np.diff(indptr).astype(np.int32), indices, counts)
+
+    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
+        """`obs` of cells [start, stop)."""
+        return self._obs.read(start, stop)
+
+    def read_column(self, name: str) -> pd.Series:
+        """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
+        if name in self._unsure:
+            log.warning(
+                "%s: %s is not there: its values are zero, or were lost in a copy", self.path, self._unsure[name]
+            )
+        return self._obs.read_column(name)
+
+    def split_keys(self, start: int, stop: int) -> np.ndarray:
+        """uint64 [stop - start]: a hash of each cell's identity, the same as that of the source it came from."""
+        source = self._obs.read_column("source", start, stop).cat.codes.to_numpy()
+        return cell_keys(source, self._obs.read_column("source_row", start, stop).to_numpy())
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for array in (self._data, self._indices, self._indptr):
+            array.close()

@@ -1,0 +1,167 @@
+"""An AnnData in memory seen as cells in blocks: what `open_cells` is to a file."""
+
+import copy
+import os
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
+from atlasvi.loaders.identity import cell_keys
+from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.rows.buffers import Buffers
+from atlasvi.loaders.rows.count_checks import check_counts
+from atlasvi.loaders.rows.narrowing import narrow_rows
+from atlasvi.loaders.sources.open_source import check_gene_names
+from atlasvi.loaders.tables.store_tables import check_column, to_storable
+
+if TYPE_CHECKING:
+    import anndata
+
+BLOCK_CELLS = 2**15
+NAME = "the AnnData"  # what errors call it
+
+
+class MemoryObs:
+    """`obs` of an AnnData, as columns are read from files."""
+
+    def __init__(self, adata: "anndata.AnnData") -> None:
+        self.adata, self.path, self.n_cells = adata, NAME, adata.n_obs
+        self.obs_columns = [str(name) for name in adata.obs]
+
+    def read_column(self, name: str) -> pd.Series:
+        """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
+        check_column(name, self.obs_columns, NAME)
+        places = [place for place, there in enumerate(self.obs_columns) if there == name]
+        if len(places) > 1:
+            raise ColumnError(f"{NAME}: obs has {len(places)} columns called {name!r}: give them different names.")
+        return self.adata.obs.iloc[:, places[0]].reset_index(drop=True)
+
+    def read_names(self) -> pd.Index:
+        """Names of all cells."""
+        return self.adata.obs_names
+
+
+def list_layers(adata: "anndata.AnnData") -> list[str]:
+    """Names of the layers, without X, which anndata lists there since 0.13, under None."""
+    return [name for name in adata.layers if name is not None]
+
+
+class MemoryCells(MemoryObs):
+    """Cells of an AnnData: `CellData` for the loader, shuffled as a whole, empty cells kept.
+
+    adata  X (or the layer) dense, CSR or CSC of any type; its counts are copied once, into the narrowest types
+    layer  which matrix holds the counts; None: X
+    fractions  numbers that are not whole are taken as they are (see `check_counts`)
+    Raises CountsError where they are no counts, ColumnError if the layer is not there, GeneError if gene names repeat.
+    """
+
+    def __init__(self, adata: "anndata.AnnData", layer: str | None = None, fractions: bool = False) -> None:
+        super().__init__(adata)
+        self.layer, self._fractions = layer, fractions
+        if layer is not None and layer not in adata.layers:
+            raise ColumnError(
+                f"{NAME}: there is no layer {layer!r} (it has: {', '.join(list_layers(adata)) or 'none'})."
+            )
+        matrix = _take_matrix(adata, layer)
+        if matrix is None:
+            raise SourceError(
+                f"{NAME}: X is empty: name the layer that holds the counts (it has: {', '.join(list_layers(adata))})."
+            )
+        self.var = adata.var.copy(deep=False)  # renaming the AnnData's genes must not rename those that were read
+        check_gene_names(NAME, self.var)
+        self.source_sizes = [self.n_cells]
+        self._seen = _fingerprint(adata, layer, matrix)
+        self._rows = self._narrow(matrix)
+        self.block_starts = np.append(np.arange(0, self.n_cells, BLOCK_CELLS), self.n_cells)
+        self.group_blocks = max(len(self.block_starts) - 1, 1)  # without a cell there is no block
+        self.mixing = "shuffled as a whole in memory"
+
+    @property
+    def genes(self) -> pd.Index:
+        """Gene names, in the order of the columns."""
+        return self.var.index
+
+    def look_again(self) -> "MemoryCells | None":
+        """These counts with the columns that obs has now; None if the AnnData has other counts or genes by now."""
+        now = _fingerprint(self.adata, self.layer, _take_matrix(self.adata, self.layer))
+        if now is None or now != self._seen or not self.genes.equals(self.adata.var_names):
+            return None
+        same = copy.copy(self)
+        MemoryObs.__init__(same, self.adata)
+        return same
+
+    def count_genes(self) -> np.ndarray:
+        """int32 [cells]: how many genes each cell has a count of."""
+        return self._rows.lengths
+
+    def read_block(self, block: int) -> Rows:
+        """The counts of one block; nothing is copied."""
+        start, stop = (int(edge) for edge in self.block_starts[block : block + 2])
+        rows = self._rows
+        return Rows(start, rows.starts[start:stop], rows.lengths[start:stop], rows.indices, rows.counts)
+
+    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
+        """`obs` of cells [start, stop), with `source` and `source_row` as files have them."""
+        obs = to_storable(self.adata.obs.iloc[start:stop], f"{NAME}: obs", aside=True)
+        source = pd.Categorical.from_codes(np.zeros(len(obs), int), [NAME])
+        return obs.assign(source=source, source_row=np.arange(start, start + len(obs)))
+
+    def split_keys(self, start: int, stop: int) -> np.ndarray:
+        """uint64 [stop - start]: a hash of each cell's place."""
+        return cell_keys(0, np.arange(start, stop))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _narrow(self, matrix: Any) -> Rows:
+        n_genes = len(self.var)
+        counts = sparse.csr_matrix(matrix[:] if not sparse.issparse(matrix) else matrix)
+        rows = narrow_rows(0, counts.indptr.astype(np.int64), counts.indices, counts.data, n_genes, Buffers())
+        if rows is not None:
+            return rows
+        try:
+            counts.check_format(full_check=True)  # compiled code would follow indices outside the matrix
+        except ValueError as error:
+            raise CountsError(
+                f"{NAME}: {self.layer or 'X'} is no proper sparse matrix ({error}): make it anew."
+            ) from None
+        if not counts.has_canonical_format:
+            counts = counts.copy()  # it may share the user's arrays, which stay as they are
+            counts.sum_duplicates()
+        names, layers = self.adata.obs_names, list_layers(self.adata)
+        places = self.layer or "X", [*layers, *["X"] * bool(layers)]
+        checked = check_counts(
+            counts, NAME, lambda row: str(names[row]), self.genes, *places, fractions=self._fractions
+        )
+        if (checked.data == 0).any():
+            checked = checked.copy()
+            checked.eliminate_zeros()
+        indices = checked.indices.astype(np.uint16 if n_genes <= 2**16 else np.int32)
+        return Rows.from_csr(0, checked.indptr, indices, checked.data)
+
+
+def _take_matrix(adata: "anndata.AnnData", layer: str | None) -> Any:
+    return adata.X if layer is None else adata.layers.get(layer)
+
+
+def _fingerprint(adata: "anndata.AnnData", layer: str | None, matrix: Any) -> tuple | None:
+    """What changes when the counts of an AnnData do; None where that can't be told (then they are read again)."""
+    if adata.isbacked and layer is None:
+        return str(adata.filename), os.stat(adata.filename).st_mtime_ns, adata.shape
+    if sparse.issparse(matrix):
+        parts = [matrix.data, matrix.indices, matrix.indptr]
+    elif isinstance(matrix, np.ndarray):
+        parts = [matrix]
+    else:
+        return None
+    if any(part.dtype.hasobject for part in parts):
+        return None
+    seen: list[Any] = [matrix.shape]
+    for part in parts:
+        flat = np.asarray(part).ravel(order="K")  # a view, where the array is contiguous
+        seen += [part.dtype, part.strides, google_crc32c.value(flat.view(np.uint8))]  # it takes any buffer
+    return tuple(seen)

@@ -1,0 +1,78 @@
+"""What a store's metadata must say before anything is read by it: types, sizes that fit, chunks that are there."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.storage import LocalStore
+
+from atlasvi.loaders.arrays.shards import Layout
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.tables.anndata_tables import column_length
+
+MOST_CHUNK, MOST_BLOCK = 2**24, 2**30  # elements; beyond these memory would be taken on the word of a damaged file
+
+
+def check_attributes(attributes: Mapping[str, Any], path: str | Path, expected: Mapping[str, type]) -> None:
+    """Raise SourceError if an attribute is missing or of another type, or a number is negative."""
+    for name, kind in expected.items():
+        value = attributes.get(name)
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
+            raise SourceError(
+                f"{path}/zarr.json is damaged: its attribute {name!r} is {value!r}: copy the store again from where it "
+                "came from, or make it again."
+            )
+
+
+def check_lengths(path: str, table: Any, n_rows: int) -> None:
+    """Raise SourceError unless all columns of a table of ours are there and of so many rows."""
+    for name in ["_index", *table.attrs["column-order"]]:
+        element = table[name]
+        if (found := column_length(element)) != n_rows:
+            raise SourceError(
+                f"{path}: obs column {name!r} has {found:,} rows for {n_rows:,} cells: the store is damaged: "
+                "copy it again, or make it again."
+            )
+
+
+def check_layout(path: str, array: zarr.Array, length: int, layout: Layout) -> None:
+    """Raise SourceError unless an array is cut as its reader takes for granted."""
+    found = array.shape, array.dtype, array.chunks, array.shards
+    if found != ((length,), layout.dtype, (layout.chunk,), (layout.shard,)):
+        raise SourceError(
+            f"{path}: {array.path} has shape, type, chunks and shards {found}, and the store's attributes say "
+            f"otherwise ({length:,} of {layout.dtype}, {layout.chunk:,}, {layout.shard:,}): it is damaged: copy it "
+            "again."
+        )
+
+
+def check_block_starts(path: str, starts: np.ndarray, n_cells: int, n_blocks: int) -> None:
+    """Raise SourceError unless the blocks of a store are all of its cells, one after the other."""
+    # fewer than n_blocks where the last ones hold but the end of the last cell
+    fits = starts.ndim == 1 and starts.dtype.kind in "iu" and 2 <= len(starts) <= n_blocks + 1
+    if not fits or starts[0] != 0 or starts[-1] != n_cells or (starts[1:] < starts[:-1]).any():
+        raise SourceError(f"{path}: uns/atlasvi/block_starts is damaged: copy the store again, or make it again.")
+
+
+def name_missing_chunks(array: zarr.Array) -> Iterator[str]:
+    """Files of an array's chunks that are not there: full of zeros, or lost. Only on local disk, not for shards."""
+    store = array.store
+    if not isinstance(store, LocalStore) or not array.size:
+        return
+    folder = Path(str(store.root)) / array.path
+    counts = [-(-length // chunk) for length, chunk in zip(array.shape, array.shards or array.chunks)]
+    for place in np.ndindex(*counts):
+        name = array.metadata.encode_chunk_key(tuple(place))
+        if not (folder / name).exists():
+            yield str(folder / name)
+
+
+def check_written(path: str, array: zarr.Array) -> None:
+    """Raise SourceError if a chunk is missing of an array that no store has full of zeros (names, latents, weights).
+
+    For stores of older versions, which have no list of their files.
+    """
+    for name in name_missing_chunks(array):
+        raise SourceError(f"{name} is missing: {path} was copied in part: copy it again, or make it again.")

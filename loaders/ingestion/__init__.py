@@ -1,0 +1,4 @@
+"""Sources to one cell store: genes aligned, cells shuffled out of core, spread over processes, resumed after a kill.
+
+It may import `cells` and what `cells` may.
+"""

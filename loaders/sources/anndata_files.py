@@ -1,0 +1,281 @@
+"""AnnData files: .h5ad, and Zarr v2 or v3 as a folder or a zip. One implementation over h5py.Group and zarr.Group."""
+
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import zarr
+from zarr.storage import ZipStore
+
+from atlasvi.loaders.arrays.array_checks import Node, check_inside, check_stored, is_array
+from atlasvi.loaders.arrays.matrices import (
+    CompressedRows,
+    DenseRows,
+    Matrix,
+    SpooledColumns,
+    count_piece_rows,
+    read_narrow,
+)
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.sources.annbatch import Collection, name_datasets
+from atlasvi.loaders.sources.run_lengths import choose_run
+from atlasvi.loaders.sources.source_options import SourceSpec
+from atlasvi.loaders.tables.anndata_tables import open_table, read_text, to_str
+
+SAMPLE = 2**14  # values looked at to tell whether a matrix holds counts
+
+
+class AnnDataSource:
+    """Cells of an AnnData file, one matrix of it (`X`, a layer, or `raw`) by slices of rows.
+
+    Memory beside what is returned: `var`, the categories of `obs`, one chunk of each array, and for a CSC matrix one
+    bucket of spool.py. Use `open_h5ad` or `open_anndata_zarr`.
+    """
+
+    shuffled = False  # its authors' order
+
+    def __init__(self, spec: SourceSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None):
+        self.path = path = spec.path
+        self._close_root = close_root
+        for name in ("obs", "var"):
+            if name not in root:
+                raise SourceError(f"{path}: it has no {name}, so it is no AnnData file; write it with anndata.")
+        self.layers = name_layers(root)
+        self.layer = spec.layer or choose_layer(path, root, self.layers, spec.fill_missing)
+        where, var_key = find_matrix(path, root, self.layer, self.layers)
+        uns = root["uns"] if "uns" in root and not is_array(root["uns"]) else None
+        if where == "X":
+            check_not_minified(path, uns)
+        self.notes: list[str] = []
+        if spec.layer is None and self.layer != "X":
+            self.notes.append(f"{path}: the counts are those of {self.layer}, as X holds no whole numbers.")
+        for key in ("obs", var_key, where):
+            if zeros := check_stored(path, root, key, spec.fill_missing):
+                self.notes.append(f"{path}: chunks are not stored of {', '.join(zeros)}: taken for zeros.")
+        self._obs = open_table(path, "obs", root["obs"], uns)
+        var = open_table(path, var_key, root[var_key], uns)
+        self._matrix = open_matrix(path, where, root[where], scratch)
+        if self._matrix.shape != (self._obs.n_rows, var.n_rows):
+            raise SourceError(
+                f"{path}: {where} is {self._matrix.shape[0]} x {self._matrix.shape[1]} where obs has "
+                f"{self._obs.n_rows} rows and {var_key} {var.n_rows}; write the file anew with anndata."
+            )
+        self.n_cells, self.nnz = self._obs.n_rows, self._matrix.nnz
+        self.var: pd.DataFrame = var.read(0, var.n_rows)
+
+    def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
+        """Rows [start, stop) x all genes, as stored: canonical CSR, values not validated."""
+        with reading(self.path):
+            return self._matrix.read_rows(start, stop)
+
+    def read_narrow(self, start: int, stop: int) -> Rows | None:
+        """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked."""
+        with reading(self.path):
+            return read_narrow(self._matrix, start, stop)
+
+    def count_piece_cells(self) -> float:
+        """Cells that are decoded together."""
+        with reading(self.path):
+            return count_piece_rows(self._matrix)
+
+    def count_run_cells(self) -> int:
+        """Cells that are best read at a time, from a multiple of them on."""
+        return choose_run(self.count_piece_cells(), self.shuffled)
+
+    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
+        """Rows [start, stop) of obs, index the cell names; `read_obs(0, 0)` gives the columns and their types."""
+        with reading(self.path), quiet():
+            return self._obs.read(start, stop)
+
+    def close(self) -> None:
+        """Close the file and remove temporary ones."""
+        self._matrix.close()
+        self._close_root()
+
+
+def open_h5ad(spec: SourceSpec, scratch: str | Path | None = None) -> AnnDataSource:
+    """Open an .h5ad or .h5mu file. Raises SourceError where it can't be read as counts."""
+    with reading(spec.path):
+        file = h5py.File(spec.path, "r", locking="best-effort")  # folders on a network often know no locks
+        return _open(spec, file, file.close, scratch)
+
+
+def open_anndata_zarr(spec: SourceSpec, scratch: str | Path | None = None) -> "AnnDataSource | Collection":
+    """Open a Zarr folder of AnnData, MuData or SpatialData, a zip of one, or annbatch's collection of several."""
+    with reading(spec.path), quiet():
+        # Consolidated metadata is not needed: it may hold types (of uns) that this zarr does not know, or may deceive.
+        if Path(spec.path).is_dir():
+            root = zarr.open_group(spec.path, mode="r", use_consolidated=False)
+            if "obs" not in root and (names := name_datasets(root)):
+                return open_collection(spec, names, scratch)
+            return _open(spec, root, lambda: None, scratch)
+        inside = folder_in_zip(spec.path)
+        store = ZipStore(spec.path, mode="r")
+        return _open(spec, zarr.open_group(store, path=inside, mode="r", use_consolidated=False), store.close, scratch)
+
+
+def open_collection(spec: SourceSpec, names: list[str], scratch: str | Path | None) -> "Collection":
+    """Open the datasets of a collection as one source."""
+    parts: list[AnnDataSource] = []
+    try:
+        for name in names:
+            place = str(Path(spec.path) / name)
+            with reading(place):
+                group = zarr.open_group(place, mode="r", use_consolidated=False)
+                parts.append(AnnDataSource(replace(spec, path=place), group, lambda: None, scratch))
+        return Collection(spec.path, parts)
+    except BaseException:
+        for part in parts:
+            part.close()
+        raise
+
+
+def _open(spec: SourceSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None) -> AnnDataSource:
+    try:
+        return AnnDataSource(spec, find_anndata(spec, root), close_root, scratch)
+    except BaseException:
+        close_root()
+        raise
+
+
+def find_anndata(spec: SourceSpec, root: Node) -> Node:
+    """The AnnData in a file: the file itself, or one of several in MuData (a modality) or SpatialData (a table).
+
+    Raises SourceError where it is not clear which.
+    """
+    for folder, what in (("mod", "MuData"), ("tables", "SpatialData")):
+        if folder in root and not is_array(root[folder]) and "X" not in root:
+            names = sorted(str(name) for name in root[folder])
+            wanted = spec.measurement
+            if wanted is None:
+                genes = [name for name in names if name.lower() in ("rna", "gex", "gene_expression")] or names
+                wanted = genes[0] if len(genes) == 1 else None
+            if wanted not in names:
+                problem = "has several" if wanted is None else f"has no {wanted!r}"
+                raise SourceError(
+                    f"{spec.path}: {what}, which {problem} of these: {', '.join(names)}; say which holds the counts "
+                    f"with --measurement NAME, or {spec.path}::measurement=NAME"
+                )
+            return check_inside(spec.path, root, f"{folder}/{wanted}")
+    return root
+
+
+def folder_in_zip(path: str) -> str:
+    """Return the folder inside the zip that is the Zarr group: the top ('') or one below, where a folder was zipped."""
+    with zipfile.ZipFile(path) as archive:
+        roots = [name for name in archive.namelist() if name.split("/")[-1] in ("zarr.json", ".zgroup")]
+    if not roots:
+        raise SourceError(f"{path}: the zip holds no Zarr group; unpack it and pass the matrix inside.")
+    return min(roots, key=lambda name: name.count("/")).rpartition("/")[0]
+
+
+def name_layers(root: Node) -> list[str]:
+    """Return what `layer` may be: X if there is one, the layers, raw if there is one."""
+    names = ["X"] if has_matrix(root, "X") else []
+    if "layers" in root and not is_array(root["layers"]):
+        names += sorted(str(name) for name in root["layers"])  # Zarr lists in any order
+    if "raw" not in names and (has_matrix(root, "raw/X") or has_matrix(root, "raw.X")):
+        names.append("raw")
+    return names
+
+
+def has_matrix(root: Node, key: str) -> bool:
+    """Whether there is a matrix at `key`; what newer versions write for X = None is none."""
+    return key in root and to_str(root[key].attrs.get("encoding-type", "")) != "null"
+
+
+def choose_layer(path: str, root: Node, layers: list[str], fill_missing: bool) -> str:
+    """X, or raw where X holds no whole numbers and raw does (as in files of CELLxGENE).
+
+    Raises SourceError where there is no X.
+    """
+    if not layers:
+        raise SourceError(f"{path}: it has no X and no layers, so no counts; pass another file.")
+    if "X" not in layers:
+        raise SourceError(f"{path}: it has no X; pass --layer NAME (this file has: {', '.join(layers)}).")
+    if "raw" not in layers or are_whole(path, root, "X", fill_missing):
+        return "X"
+    where, _ = find_matrix(path, root, "raw", layers)
+    return "raw" if are_whole(path, root, where, fill_missing) else "X"
+
+
+def are_whole(path: str, root: Node, where: str, fill_missing: bool) -> bool:
+    """Whether the first stored values of a matrix are whole numbers, not negative."""
+    where = where if is_array(root[where]) else f"{where}/data"
+    if where not in root:
+        return True  # no matrix that is known here: opening it says so
+    check_stored(path, root, where, fill_missing)
+    values = root[where]
+    if values.dtype.kind not in "iufb":
+        return False
+    row_size = int(np.prod(values.shape[1:], dtype=object))
+    sample = np.asarray(values[: max(1, SAMPLE // max(row_size, 1))])
+    with np.errstate(invalid="ignore"):
+        return bool(((sample >= 0) & (np.floor(sample) == sample) & np.isfinite(sample)).all())
+
+
+def find_matrix(path: str, root: Node, layer: str, layers: list[str]) -> tuple[str, str]:
+    """Return where the matrix and its var are; 'raw' is raw unless a layer is called so."""
+    if layer not in layers:
+        raise SourceError(
+            f"{path}: it has no layer {layer!r} (this file has: {', '.join(layers)}). Where the files of one ingest "
+            f"differ, say for each where its counts are: {path}::layer=NAME"
+        )
+    if layer == "X":
+        return "X", "var"
+    if "layers" in root and layer in root["layers"]:
+        return f"layers/{layer}", "var"
+    return ("raw/X", "raw/var") if "raw" in root else ("raw.X", "raw.var")
+
+
+def check_not_minified(path: str, uns: Node | None) -> None:
+    """Raise SourceError for a file whose X was emptied by scVI's minification."""
+    if uns is None or "_scvi_adata_minify_type" not in uns:
+        return
+    kind = to_str(read_text(uns["_scvi_adata_minify_type"]))
+    if not kind.endswith("with_counts"):
+        raise SourceError(
+            f"{path}: it was minified by scVI ({kind}), so it has latent parameters and no counts; "
+            "pass the data that the model was trained on."
+        )
+
+
+def open_matrix(path: str, name: str, node: Node, scratch: str | Path | None) -> Matrix:
+    """Open the matrix `node`: dense, CSR or CSC as anndata (or h5sparse, before 0.7) stores them.
+
+    Raises SourceError where it is something else, or its parts do not fit each other.
+    """
+    if is_array(node):
+        if len(node.shape) != 2:
+            raise SourceError(f"{path}: {name} has {len(node.shape)} dimensions where a matrix has two.")
+        return DenseRows(path, name, node)
+    attrs = node.attrs
+    encoding = to_str(attrs.get("encoding-type", attrs.get("h5sparse_format", "")))
+    form = encoding.removesuffix("_matrix")
+    if form not in ("csr", "csc"):
+        raise SourceError(
+            f"{path}: {name} is stored as {encoding or 'an unknown group'!r}, no matrix that can be read here; "
+            "write it as CSR or dense with anndata."
+        )
+    n_rows, n_cols = (int(n) for n in attrs["shape" if "shape" in attrs else "h5sparse_shape"])
+    parts = node["data"], node["indices"], node["indptr"]
+    if form == "csr":
+        return CompressedRows(path, name, *parts, (n_rows, n_cols))
+    return SpooledColumns(path, name, *parts, (n_rows, n_cols), scratch)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what the libraries warn of on opening other people's files: types and codecs off Zarr's standard."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,254 @@
+"""Where counts come from: every format that can be read, recognised and opened behind one protocol."""
+
+from pathlib import Path
+from typing import Protocol
+
+import h5py
+import pandas as pd
+import scipy.sparse as sp
+
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import ColumnError, GeneError, SourceError
+from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.sources.anndata_files import open_anndata_zarr, open_h5ad
+from atlasvi.loaders.sources.matrix_market import find_mtx
+from atlasvi.loaders.sources.mtx_folder import open_mtx_folder
+from atlasvi.loaders.sources.soma import open_soma
+from atlasvi.loaders.sources.source_options import SourceSpec, parse_source
+from atlasvi.loaders.sources.tenx import open_tenx_h5
+from atlasvi.loaders.store_files import check_listed
+
+KNOWN = (
+    ".h5ad, .h5mu, a Zarr folder or .zarr.zip of AnnData, 10x .h5, a folder with an .mtx(.gz) and its lists of genes "
+    "and cells, a TileDB-SOMA experiment"
+)
+
+
+class Source(Protocol):
+    """Cells of one file or folder: counts and `obs` by slices of rows, genes at once.
+
+    Memory is bounded by what a call returns, plus `var`, plus about 200 MiB, whatever the size of the file.
+    """
+
+    path: str  # as the user gave it
+    n_cells: int
+    nnz: int | None  # stored entries where known cheaply: zeros, duplicates and features left out among them
+    layer: str  # what is read: X, or the name of a layer
+    layers: list[str]  # what `layer` may be here
+    var: pd.DataFrame  # index: gene names, str, unique, none missing
+    shuffled: bool  # whether its cells were put in random order when it was written
+    notes: list[str]  # what was chosen or believed when it was opened and a user should know, a sentence each
+
+    def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
+        """Rows [start, stop) x all genes in the stored type; sorted, no duplicates, no zeros; values not validated.
+
+        Raises SourceError where the file turns out to be damaged.
+        """
+        ...
+
+    def read_narrow(self, start: int, stop: int) -> Rows | None:
+        """The same rows as checked counts in the types of a minibatch, fast, past the library where the layout allows.
+
+        None where anything is odd about them or the layout: then `read_counts` puts it right, or its caller says what
+        is wrong.
+        """
+        ...
+
+    def count_run_cells(self) -> int:
+        """Cells that are best read at a time by `read_narrow`, from a multiple of them on."""
+        ...
+
+    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
+        """Rows [start, stop) of obs, index the cell names; every slice has the same types and categories."""
+        ...
+
+    def close(self) -> None:
+        """Close the file and remove temporary ones."""
+        ...
+
+
+def open_source(
+    path: str | Path,
+    *,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    measurement: str | None = None,
+    scratch: str | Path | None = None,
+) -> Source:
+    """Recognise what `path` is, open it, and check its genes.
+
+    path         may go on with options of its own, `PATH::layer=raw,gene_column=id` (see source_options.py)
+    layer        which matrix: AnnData: a layer's name, `raw` or `X` (default: X, or raw where X holds no whole numbers
+                 and raw does); SOMA: an X layer of the measurement; 10x .h5: a genome
+    gene_column  column of var that names the genes (default: its index; for 10x the gene ids)
+    measurement  SOMA's measurement, MuData's modality, SpatialData's table (default: RNA, or the only one); other
+                 formats have none
+    scratch      folder for temporary files (default: the system's), used for matrices that are not stored by rows
+
+    Raises SourceError where it can't be read as counts, GeneError where gene names are missing or repeated,
+    ColumnError where `gene_column` is not there, MissingDependencyError for SOMA without tiledbsoma.
+    """
+    return open_spec(parse_source(path, layer=layer, gene_column=gene_column, measurement=measurement), scratch)
+
+
+def open_spec(spec: SourceSpec, scratch: str | Path | None = None) -> Source:
+    """Recognise, open and check a source; see `open_source`."""
+    name = spec.path
+    kind = recognise(name)
+    source: Source
+    if kind == "h5ad":
+        source = open_h5ad(spec, scratch)
+    elif kind == "zarr":
+        check_listed(name)
+        source = open_anndata_zarr(spec, scratch)
+    elif kind == "tenx_h5":
+        source = open_tenx_h5(spec)
+    elif kind == "mtx":
+        source = open_mtx_folder(spec, scratch)
+    else:
+        source = open_soma(name, spec.layer, spec.measurement)
+    try:
+        source.var = name_genes(name, source.var, spec.gene_column)
+        if spec.gene_versions == "drop":
+            source.var = source.var.set_index(drop_versions(source.var.index))
+        if source.n_cells == 0 or len(source.var) == 0:
+            raise SourceError(
+                f"{name}: it is empty: {source.n_cells} cells x {len(source.var)} genes; pass a file with data."
+            )
+        check_gene_names(name, source.var)
+    except BaseException:
+        source.close()
+        raise
+    return source
+
+
+def recognise(path: str) -> str:
+    """Return the kind of source: h5ad, zarr, tenx_h5, mtx or soma; by content, the ending only where content is mute.
+
+    Raises SourceError, saying what to do instead, where it is none of them.
+    """
+    place = Path(path)
+    if "://" in path and not place.exists():
+        raise SourceError(f"{path}: remote addresses are not read; copy it to this machine first.")
+    with reading(path):
+        if place.is_dir():
+            return recognise_folder(path, place)
+        if not place.exists():
+            raise SourceError(f"{path}: there is no such file or folder; check the name.")
+        if place.stat().st_size == 0:
+            raise SourceError(f"{path}: the file is empty (0 bytes); copy it again, or write it anew.")
+        with open(place, "rb") as file:
+            start = file.read(64)
+        if h5py.is_hdf5(path):
+            return recognise_hdf5(path)
+    lower = place.name.lower()
+    if start.startswith(b"PK"):
+        return "zarr"
+    if lower.endswith((".mtx", ".mtx.gz")) or start.startswith(b"%%MatrixMarket"):
+        return "mtx"
+    raise SourceError(f"{path}: {explain_unknown(lower, start)}")
+
+
+def recognise_folder(path: str, folder: Path) -> str:
+    """Return the kind of a folder; where its counts lie in a folder below, say which."""
+    if (folder / "__tiledb_group.tdb").exists() or (folder / "__group").is_dir():
+        return "soma"
+    if any((folder / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")):
+        return "zarr"
+    if find_mtx(folder):
+        return "mtx"
+    below = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and find_mtx(entry)]
+    below += sorted(file for end in ("h5ad", "h5mu", "h5") for file in folder.glob(f"*.{end}"))
+    if below:
+        names = ", ".join(str(entry) for entry in below[:5]) + (", ..." if len(below) > 5 else "")
+        raise SourceError(f"{path}: the folder has no matrix of its own; pass what lies in it: {names}.")
+    raise SourceError(f"{path}: a folder of no known format; known are: {KNOWN}.")
+
+
+def recognise_hdf5(path: str) -> str:
+    """Return the kind of an HDF5 file by the groups in it."""
+    with h5py.File(path, "r", locking="best-effort") as file:
+        members = set(file)
+        if {"obs", "var", "mod"} & members:
+            return "h5ad"
+        if "matrix" in members and "row_attrs" in members:
+            raise SourceError(f"{path}: a loom file; convert it: anndata.io.read_loom(...).write_h5ad('counts.h5ad').")
+        if "barcode_idx" in members:
+            raise SourceError(f"{path}: a 10x molecule_info file; pass filtered_feature_bc_matrix.h5 beside it.")
+        if "assays" in members:
+            raise SourceError(f"{path}: an h5Seurat file; convert it to .h5ad (SeuratDisk::Convert).")
+        if "matrix" in members or any("indptr" in group for group in file.values() if isinstance(group, h5py.Group)):
+            return "tenx_h5"
+    found = ", ".join(sorted(members)[:6]) or "nothing"
+    raise SourceError(f"{path}: an HDF5 file of no known format (it holds: {found}); known are: {KNOWN}.")
+
+
+def explain_unknown(name: str, start: bytes) -> str:
+    """Say of a file that is no source what it seems to be and what to do, from its name and first bytes."""
+    if name.endswith((".tar.gz", ".tgz", ".tar", ".tar.bz2", ".7z", ".rar")):
+        return "an archive; unpack it and pass what is inside."
+    if name.endswith(".toml"):
+        return "a table of sources, which only ingest takes; pass one of its sources."
+    if name.endswith((".rds", ".rda", ".rdata", ".robj")):
+        return "an R file; write it as .h5ad from R (anndataR::write_h5ad or zellkonverter::writeH5AD)."
+    if name.endswith((".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".xlsx")):
+        return (
+            "a table of text; if it is a 10x file pass its folder, else write it as .h5ad "
+            "(anndata.io.read_csv(...).write_h5ad('counts.h5ad'))."
+        )
+    if name.endswith((".h5ad", ".h5", ".hdf5", ".loom", ".h5mu")):
+        return "by its name an HDF5 file, but its content is not: it is damaged or cut short; copy it again."
+    if name.endswith(".zip"):
+        return "by its name a zip, but its content is not: it is damaged or cut short; copy it again."
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return "a compressed file; unpack it (gunzip) and pass what is inside."
+    return f"no known format; known are: {KNOWN}."
+
+
+def name_genes(path: str, var: pd.DataFrame, gene_column: str | None) -> pd.DataFrame:
+    """Return `var` with the column `gene_column` as its index and the former index as a column.
+
+    Raises ColumnError naming the columns where it is not there.
+    """
+    if gene_column is None or gene_column == var.index.name:
+        return var
+    if gene_column not in var.columns:
+        raise ColumnError(f"{path}: var has no column {gene_column!r} to name genes by ({name_columns(var)}).")
+    former = var.index.name or "var_names"
+    if former not in var.columns:
+        var = var.assign(**{former: var.index.to_numpy()})
+    names = var.pop(gene_column) if gene_column != former else var[gene_column]
+    missing = names.isna().to_numpy()
+    text = names.astype(object).astype(str).to_numpy(dtype=object)
+    text[missing] = ""
+    return var.set_index(pd.Index(text, dtype=object, name=gene_column))
+
+
+def drop_versions(names: pd.Index) -> pd.Index:
+    """Gene names with the versions of Ensembl ids taken off: ENSG00000002586.20_PAR_Y becomes ENSG00000002586_PAR_Y."""
+    text = names.astype(str).str.replace(r"^(ENS[A-Z]*\d{11})\.\d+", r"\1", regex=True)
+    return pd.Index(text.to_numpy(dtype=object), dtype=object, name=names.name)
+
+
+def check_gene_names(path: str, var: pd.DataFrame) -> None:
+    """Raise GeneError where a gene has no name, or several have the same."""
+    names = var.index
+    blank = (names == "") | names.isna()
+    if blank.any():
+        raise GeneError(
+            f"{path}: {blank.sum()} of {len(names)} genes have no name (first: gene number {blank.argmax() + 1}); "
+            f"name them by another column with --gene-column ({name_columns(var)})."
+        )
+    repeated = names.duplicated()
+    if repeated.any():
+        first = names[repeated.argmax()]
+        raise GeneError(
+            f"{path}: {names[repeated].nunique()} gene names occur more than once (first: {first!r}, "
+            f"{(names == first).sum()} times); name the genes by another column with --gene-column "
+            f"({name_columns(var)}), or make the names unique (adata.var_names_make_unique()) and write the file anew."
+        )
+
+
+def name_columns(var: pd.DataFrame) -> str:
+    """What a message says of the columns of var."""
+    return f"there are: {', '.join(map(str, var.columns))}" if len(var.columns) else "var has no columns"

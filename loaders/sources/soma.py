@@ -1,0 +1,299 @@
+"""TileDB-SOMA experiments: one X layer of one measurement, by slices of rows.
+
+Rows are the cells of `obs` in the order of their soma_joinid; ids may have holes, of cells that were deleted.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from atlasvi.loaders.arrays.matrices import DENSE_BYTES
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import MissingDependencyError, SourceError
+from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.rows.buffers import Buffers
+from atlasvi.loaders.rows.csr import canonical_csr, csr_from_entries, to_numbers
+from atlasvi.loaders.rows.entries import MOST_ROWS, EntryBlock
+from atlasvi.loaders.rows.narrowing import VALUES
+from atlasvi.loaders.sources.run_lengths import FEWEST_CELLS, choose_run
+from atlasvi.loaders.tables.anndata_tables import make_frame
+
+# TileDB's defaults are 1 GiB a column and a budget of 10 GiB. Threads of its own gain nothing: the loader's read apart.
+# After each query it gives all free memory of the process back to the system, to take it again, page by page, for the
+# next: a third of the time.
+TILEDB_CONFIG: dict[str, str | float] = {
+    "soma.init_buffer_bytes": 24 * 2**20,
+    "sm.mem.total_budget": 2**28,
+    "sm.compute_concurrency_level": 1,
+    "sm.io_concurrency_level": 1,
+    "sm.mem.malloc_trim": "false",
+}
+
+COORDINATES = ("soma_dim_0", "soma_dim_1", "soma_data")
+LONGEST_RUN = 2**11  # rows of a space tile as tiledbsoma writes them: part of one takes as long as all of it
+MOST_VAR_IDS = 2**24
+
+# What tiledbsoma's own writers call the names of genes, then what the CELLxGENE Census and others do.
+GENE_NAMES = ("var_id", "feature_id", "gene_id", "gene_ids")
+
+
+class SomaSource:
+    """Cells of a TileDB-SOMA experiment. Use `open_soma`.
+
+    Memory beside what is returned: `var`, TileDB's buffers (4 MiB a column), and 16 bytes for each hole in the ids.
+    """
+
+    shuffled = False  # its authors' order
+
+    def __init__(self, path: str, experiment: Any, layer: str | None, measurement: str | None):
+        self.path = path
+        self.notes: list[str] = []
+        self._experiment = experiment
+        chosen = choose_measurement(path, list(experiment.ms), measurement)
+        part = experiment.ms[chosen]
+        self.layers = list(part["X"]) if "X" in part else []
+        self.layer = choose_layer(path, chosen, self.layers, layer)
+        self._x = part["X"][self.layer]
+        self._obs = experiment.obs
+        self._runs = IdRuns(read_ids(self._obs))
+        self.n_cells = self._runs.n_ids
+        self._is_dense = self._x.soma_type == "SOMADenseNDArray"
+        # TileDB's own count reads the coordinates of the whole array, 16 bytes an entry in memory (2.3: seen).
+        self.nnz: int | None = None
+
+        var = read_frame(part.var, None, None)
+        # None where nothing names the genes: then a column must be chosen, ids of rows being no names.
+        self.var = index_by(var, GENE_NAMES, [None] * len(var))
+        self._var_ids = var["soma_joinid"].to_numpy()
+        self._columns = None  # int32 [ids]: the column of each soma_joinid of var
+        if len(self._var_ids) and int(self._var_ids.max()) < MOST_VAR_IDS:
+            self._columns = np.full(int(self._var_ids.max()) + 1, -1, np.int32)
+            self._columns[self._var_ids] = np.arange(len(self._var_ids))
+        self._buffers = Buffers()
+        if self._is_dense and (len(self._var_ids) != self._x.shape[1] or self.n_cells != self._x.shape[0]):
+            raise SourceError(
+                f"{path}: X is {self._x.shape[0]} x {self._x.shape[1]} where obs has {self.n_cells} rows and var "
+                f"{len(self._var_ids)}; write the experiment anew."
+            )
+
+    def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
+        """Rows [start, stop) x all genes, as stored: canonical CSR, values not validated."""
+        with reading(self.path), quiet():
+            n_genes = len(self._var_ids)
+            if start >= stop:
+                return sp.csr_matrix((0, n_genes), dtype=self._x.schema.field("soma_data").type.to_pandas_dtype())
+            if self._is_dense:
+                return self._read_dense(start, stop)
+            rows, cols, values = self._read_entries(start, stop)
+            data, indices, indptr = csr_from_entries(rows, cols, values, stop - start, n_genes)
+            return canonical_csr(data, indices, indptr, n_genes)
+
+    def read_narrow(self, start: int, stop: int) -> Rows | None:
+        """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked (see rows/narrowing.py)."""
+        with reading(self.path), quiet():
+            low, high = self._runs.to_id(start), self._runs.to_id(stop - 1)
+            if self._is_dense or self._columns is None or high - low != stop - 1 - start or stop - start > MOST_ROWS:
+                return None
+            block = EntryBlock(low, stop - start, self._columns, len(self._var_ids), self._buffers)
+            for table in self._x.read((slice(low, high),)).tables():
+                row_ids, column_ids, values = (table[name].to_numpy() for name in COORDINATES)
+                if values.dtype not in VALUES or not block.add(row_ids, column_ids, values):
+                    return None
+            return block.to_rows(start)
+
+    def count_run_cells(self) -> int:
+        """Cells that are best read at a time, from a multiple of them on."""
+        if self._is_dense:
+            return choose_run(1.0, self.shuffled)
+        dimensions = json.loads(self._x.schema_config_options().dims)
+        extent = int(dimensions["soma_dim_0"].get("tile", LONGEST_RUN))
+        return max(min(extent, LONGEST_RUN), FEWEST_CELLS)
+
+    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
+        """Rows [start, stop) of obs, index obs_id; numbers that may be missing have pandas' nullable types."""
+        with reading(self.path), quiet():
+            # A row is read even for none, because types and categories come with rows.
+            first = min(start, self.n_cells - 1)
+            low, high = self._runs.to_id(first), self._runs.to_id(max(stop - 1, first))
+            obs = read_frame(self._obs, low, high)
+            return index_by(obs, ("obs_id",), obs["soma_joinid"].astype(str)).iloc[: stop - start]
+
+    def close(self) -> None:
+        """Close the experiment."""
+        self._experiment.close()
+
+    def _read_entries(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        low, high = self._runs.to_id(start), self._runs.to_id(stop - 1)
+        rows, cols, values = [], [], []
+        for table in self._x.read((slice(low, high),)).tables():
+            row, row_known = self._runs.to_row(table["soma_dim_0"].to_numpy())
+            col = np.searchsorted(self._var_ids, table["soma_dim_1"].to_numpy())
+            col = np.minimum(col, len(self._var_ids) - 1)
+            # Entries of deleted cells and genes stay in X; obs and var say what there is.
+            known = row_known & (self._var_ids[col] == table["soma_dim_1"].to_numpy())
+            rows.append((row - start)[known])
+            cols.append(col[known].astype(np.int32))
+            values.append(to_numbers(table["soma_data"].to_numpy(), self.path, "X")[known])
+        if not rows:
+            return np.empty(0, np.int64), np.empty(0, np.int32), self.read_counts(0, 0).data
+        return np.concatenate(rows), np.concatenate(cols), np.concatenate(values)
+
+    def _read_dense(self, start: int, stop: int) -> sp.csr_matrix:
+        n_genes = len(self._var_ids)
+        step = max(1, DENSE_BYTES // (8 * n_genes))
+        bands = []
+        for low in range(start, stop, step):
+            high = min(low + step, stop)
+            tile = self._x.read((slice(low, high - 1), slice(0, n_genes - 1))).to_numpy()
+            bands.append(sp.csr_matrix(to_numbers(tile, self.path, "X")))
+        matrix = bands[0] if len(bands) == 1 else sp.vstack(bands, format="csr")
+        return canonical_csr(matrix.data, matrix.indices, matrix.indptr, n_genes)
+
+
+def open_soma(path: str, layer: str | None = None, measurement: str | None = None) -> SomaSource:
+    """Open a TileDB-SOMA experiment, for one X layer (default: data, raw, or the only one) of one measurement.
+
+    Raises SourceError where it can't be read as counts, MissingDependencyError without tiledbsoma.
+    """
+    try:
+        with quiet():
+            import tiledbsoma
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{path}: to read a TileDB-SOMA experiment install tiledbsoma: pip install 'atlasvi[soma]'."
+        ) from error
+    with reading(path), quiet():
+        opened = tiledbsoma.open(path, context=tiledbsoma.SOMATileDBContext(tiledb_config=dict(TILEDB_CONFIG)))
+        if opened.soma_type != "SOMAExperiment":
+            opened.close()
+            raise SourceError(
+                f"{path}: a {opened.soma_type}, not a SOMAExperiment; pass the experiment's folder above it."
+            )
+        try:
+            return SomaSource(path, opened, layer, measurement)
+        except BaseException:
+            opened.close()
+            raise
+
+
+def choose_measurement(path: str, names: list[str], wanted: str | None) -> str:
+    """Return the measurement to read: `wanted`, else RNA, else the only one."""
+    if not names:
+        raise SourceError(f"{path}: it has no measurement, so no counts; copy the experiment again, or write it anew.")
+    if wanted is None:
+        wanted = "RNA" if "RNA" in names else names[0] if len(names) == 1 else None
+    if wanted is None or wanted not in names:
+        what = "several measurements and no RNA" if wanted is None else f"no measurement {wanted!r}"
+        raise SourceError(f"{path}: it has {what}; choose one of: {', '.join(names)}.")
+    return wanted
+
+
+def choose_layer(path: str, measurement: str, names: list[str], wanted: str | None) -> str:
+    """Return the X layer to read: `wanted`, else data, else raw (CELLxGENE's Census), else the only one."""
+    if wanted is None:
+        usual = [name for name in ("data", "raw") if name in names]
+        wanted = usual[0] if usual else names[0] if len(names) == 1 else None
+    if wanted is None or wanted not in names:
+        if not names:
+            raise SourceError(f"{path}: measurement {measurement} has no X, so no counts; choose another measurement.")
+        what = f"no layer {wanted!r}" if wanted is not None else "several layers and none called data or raw"
+        raise SourceError(
+            f"{path}: measurement {measurement} has {what}; pass --layer with one of: {', '.join(names)}."
+        )
+    return wanted
+
+
+class IdRuns:
+    """Rows and soma_joinids of cells: ids ascend with the rows, in runs of consecutive ones.
+
+    pieces  the ids, in pieces in any order
+    """
+
+    def __init__(self, pieces: Iterator[np.ndarray]):
+        firsts, lasts = [], []
+        for ids in pieces:
+            if len(ids):
+                ids = np.sort(ids)
+                breaks = np.flatnonzero(np.diff(ids) != 1)
+                firsts.append(ids[np.append(0, breaks + 1)])
+                lasts.append(ids[np.append(breaks, len(ids) - 1)])
+        first = np.concatenate([np.empty(0, np.int64), *firsts])
+        last = np.concatenate([np.empty(0, np.int64), *lasts])
+        order = np.argsort(first)
+        first, last = first[order], last[order]
+        joined = np.append(True, first[1:] != last[:-1] + 1) if len(first) else np.empty(0, bool)
+        self._first = first[joined]
+        lengths = np.append(last[np.flatnonzero(joined)[1:] - 1], last[-1:]) - self._first + 1
+        self._row = np.concatenate([[0], np.cumsum(lengths)])
+
+    @property
+    def n_ids(self) -> int:
+        """Number of cells."""
+        return int(self._row[-1])
+
+    def to_id(self, row: int) -> int:
+        """Return the id of the cell in a row."""
+        run = min(int(np.searchsorted(self._row, row, side="right")) - 1, len(self._first) - 1)
+        return int(self._first[run] + row - self._row[run])
+
+    def to_row(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of ids, and a mask of those that there are."""
+        run = np.maximum(np.searchsorted(self._first, ids, side="right") - 1, 0)
+        offset = ids - self._first[run]
+        return self._row[run] + offset, (offset >= 0) & (offset < self._row[run + 1] - self._row[run])
+
+
+def read_ids(frame: Any) -> Iterator[np.ndarray]:
+    """Yield the soma_joinids of a dataframe, some at a time."""
+    for table in frame.read(column_names=["soma_joinid"]):
+        yield table["soma_joinid"].to_numpy()
+
+
+def read_frame(frame: Any, low: int | None, high: int | None) -> pd.DataFrame:
+    """Read the rows of a SOMA dataframe with ids low to high (both included; None: all), by ascending id.
+
+    Text is object (None where missing); integers and booleans that may be missing have pandas' nullable types, the
+    same in every slice.
+    """
+    if low is None:
+        table = frame.read().concat()
+    elif tuple(frame.index_column_names) == ("soma_joinid",):
+        table = frame.read((slice(low, high),)).concat()
+    else:
+        table = frame.read(value_filter=f"soma_joinid >= {low} and soma_joinid <= {high}").concat()
+    nullable = {f.name for f in table.schema if f.nullable}
+    columns = {}
+    for name in table.column_names:
+        column = table[name]
+        kind = str(column.type)
+        if name in nullable and (kind in NULLABLE or kind == "bool"):
+            columns[name] = pd.array(column.to_pylist(), dtype=NULLABLE.get(kind, "boolean"))
+        elif kind in ("string", "large_string"):
+            columns[name] = np.array(column.to_pylist(), dtype=object)
+        else:
+            columns[name] = column.to_pandas().array
+    return pd.DataFrame(columns).sort_values("soma_joinid", ignore_index=True)
+
+
+NULLABLE = {f"{sign}int{bits}": f"{'UI' if sign else 'I'}nt{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
+
+def index_by(frame: pd.DataFrame, keys: tuple[str, ...], fallback: Any) -> pd.DataFrame:
+    """Return the frame without soma_joinid, with the first of `keys` that it has (else `fallback`) as index of text."""
+    key = next((key for key in keys if key in frame), None)
+    columns = {str(name): frame[name].array for name in frame if name not in (key, "soma_joinid")}
+    return make_frame(columns, fallback if key is None else frame[key], key)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence tiledbsoma's notes on its own coming versions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,170 @@
+"""Cells x genes of 10x Genomics and alike, and 10x's .h5 (legacy, one group a genome; version 3; probes).
+
+Genes are named by their ids, since symbols repeat; `--gene-column gene_symbols` chooses symbols where they don't.
+Of files that also hold antibodies or guides only the features of type "Gene Expression" are read, as scanpy does.
+"""
+
+from collections.abc import Callable
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from atlasvi.loaders.arrays.array_checks import Node, check_stored, is_array
+from atlasvi.loaders.arrays.matrices import CompressedRows, Matrix, count_piece_rows, read_narrow
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.sources.gene_lists import GENES
+from atlasvi.loaders.sources.run_lengths import choose_run
+from atlasvi.loaders.sources.source_options import SourceSpec
+from atlasvi.loaders.tables.anndata_tables import make_frame, read_text
+
+
+class TenxSource:
+    """Cells x genes of 10x output. Use `open_tenx_h5` or `open_mtx_folder`.
+
+    matrix     cells x all features
+    features   one row a feature, index the ids; with the columns feature_types and genome where the files have them
+    genome     keep the genes of this one alone
+    """
+
+    shuffled = False  # its authors' order
+
+    def __init__(
+        self,
+        path: str,
+        matrix: Matrix,
+        features: pd.DataFrame,
+        read_obs: Callable[[int, int], pd.DataFrame],
+        close: Callable[[], None],
+        layers: list[str],
+        genome: str | None = None,
+    ):
+        self.path, self.layer, self.layers = path, "matrix", layers
+        self.notes: list[str] = []
+        self.n_cells = matrix.shape[0]
+        self._matrix, self._read_obs, self._close = matrix, read_obs, close
+        kept = keep_genes(path, features, genome)
+        self._kept = None if kept.all() else np.flatnonzero(kept)
+        self.var = features[kept]
+        self.nnz = matrix.nnz  # with those of features left out
+
+    def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
+        """Rows [start, stop) x genes, as stored: canonical CSR, values not validated."""
+        with reading(self.path):
+            rows = self._matrix.read_rows(start, stop)
+        if self._kept is not None:
+            rows = rows[:, self._kept]
+            rows.sort_indices()
+        return rows
+
+    def read_narrow(self, start: int, stop: int) -> Rows | None:
+        """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked."""
+        if self._kept is not None:
+            return None
+        with reading(self.path):
+            return read_narrow(self._matrix, start, stop)
+
+    def count_piece_cells(self) -> float:
+        """Cells that are decoded together."""
+        with reading(self.path):
+            return count_piece_rows(self._matrix)
+
+    def count_run_cells(self) -> int:
+        """Cells that are best read at a time, from a multiple of them on."""
+        return choose_run(self.count_piece_cells(), self.shuffled)
+
+    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
+        """Rows [start, stop): index the barcodes; probe files have the column filtered_barcodes."""
+        with reading(self.path):
+            return self._read_obs(start, stop)
+
+    def close(self) -> None:
+        """Close the files and remove temporary ones."""
+        self._matrix.close()
+        self._close()
+
+
+def keep_genes(path: str, features: pd.DataFrame, genome: str | None) -> np.ndarray:
+    """Return which features are genes (of `genome` where it is given), as a mask.
+
+    Raises SourceError where none is.
+    """
+    kept = np.ones(len(features), dtype=bool)
+    if "feature_types" in features:
+        kept = (features["feature_types"] == GENES).to_numpy()
+        if not kept.any() and len(features):
+            types = ", ".join(map(str, features["feature_types"].unique()[:6]))
+            raise SourceError(
+                f"{path}: no feature is of type '{GENES}' (types there: {types}); pass a file with genes."
+            )
+    if genome is not None:
+        kept &= (features["genome"] == genome).to_numpy()
+    return kept
+
+
+def open_tenx_h5(spec: SourceSpec) -> TenxSource:
+    """Open a 10x .h5 file; its layer is a genome, needed only for a legacy file with several.
+
+    Raises SourceError where it can't be read as counts.
+    """
+    with reading(spec.path):
+        file = h5py.File(spec.path, "r", locking="best-effort")
+        try:
+            return _open_h5(spec, file)
+        except BaseException:
+            file.close()
+            raise
+
+
+def _open_h5(spec: SourceSpec, file: h5py.File) -> TenxSource:
+    path, layer = spec.path, spec.layer
+    groups = [name for name, node in file.items() if not is_array(node) and "indptr" in node]
+    if not groups:
+        raise SourceError(f"{path}: it has no matrix; it is damaged or no 10x .h5 file, copy it again.")
+    legacy = "features" not in file[groups[0]]
+    if legacy and len(groups) > 1 and layer is None:
+        raise SourceError(
+            f"{path}: it holds the genomes {', '.join(groups)}, each with its own matrix; "
+            "choose one with --layer GENOME."
+        )
+    chosen: str = layer if layer is not None and layer in groups else groups[0]
+    check_stored(path, file, chosen, spec.fill_missing)
+    group = file[chosen]
+    features = read_features(group)
+    genomes = groups if legacy else list(features["genome"].unique()) if "genome" in features else []
+    if layer is not None and layer not in genomes:
+        raise SourceError(f"{path}: it has no genome {layer!r} (this file has: {', '.join(genomes) or 'none'}).")
+
+    n_features, n_cells = (int(n) for n in group["shape"][:])
+    if len(features) != n_features or group["barcodes"].shape[0] != n_cells:
+        raise SourceError(
+            f"{path}: its shape is {n_features} features x {n_cells} barcodes, but it lists {len(features)} and "
+            f"{group['barcodes'].shape[0]}: it is damaged, copy it again."
+        )
+    # Columns of features x barcodes compressed are rows of cells x features compressed.
+    matrix = CompressedRows(path, group.name, group["data"], group["indices"], group["indptr"], (n_cells, n_features))
+
+    def read_obs(start: int, stop: int) -> pd.DataFrame:
+        columns = {c: read_text(group[c], start, stop) for c in ("filtered_barcodes",) if c in group}
+        return make_frame(columns, read_text(group["barcodes"], start, stop), None)
+
+    return TenxSource(path, matrix, features, read_obs, file.close, genomes, None if legacy else layer)
+
+
+def read_features(group: Node) -> pd.DataFrame:
+    """Return the features of a 10x matrix group: index gene_ids (probe_ids in probe files), and what else is known."""
+    if "features" not in group:
+        symbols = {"gene_symbols": read_text(group["gene_names"])} if "gene_names" in group else {}
+        return make_frame(symbols, read_text(group["genes"]), "gene_ids")
+    features = group["features"]
+    names = {"name": "gene_symbols", "feature_type": "feature_types", "gene_id": "gene_ids"}
+    n_features = features["id"].shape[0]
+    columns = {
+        names.get(key, key): read_text(node)
+        for key, node in features.items()
+        if key not in ("id", "_all_tag_keys") and is_array(node) and node.shape == (n_features,)
+    }
+    return make_frame(columns, read_text(features["id"]), "probe_ids" if "gene_ids" in columns else "gene_ids")

@@ -1,0 +1,52 @@
+"""Which folders are stores of ours, and whether all the files are there that were written."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.manifest import MANIFEST, check_files, names_below, read_manifest
+
+KIND = "cell store"
+READ_WHEN_OPENED = names_below(("var", "uns"))
+
+
+def read_attributes(path: str | Path) -> dict | None:
+    """The `atlasvi` attributes of a folder that this project wrote, else None."""
+    try:
+        attributes = json.loads((Path(path) / "zarr.json").read_text())["attributes"]["atlasvi"]
+        return attributes if isinstance(attributes, dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_cell_store(path: str | Path) -> bool:
+    """Whether `path` is a finished cell store (of any version)."""
+    attributes = read_attributes(path)
+    return attributes is not None and attributes.get("kind") == KIND
+
+
+def check_manifest(path: Path, attributes: Mapping[str, Any]) -> bool:
+    """Compare a store with its list of files (sizes, and checksums of metadata); whether it has one.
+
+    Raises SourceError if a file is missing or damaged, the list itself included; older stores have none.
+    """
+    files = read_manifest(path)
+    if files is None:
+        if attributes.get("manifest"):
+            raise SourceError(f"{path / MANIFEST} is missing: copy the store again from where it came from.")
+        return False
+    check_files(path, files, READ_WHEN_OPENED)
+    return True
+
+
+def check_listed(path: str | Path) -> None:
+    """Compare a cell store that is read as a source with its list of files; any other source has none, which is fine.
+
+    Zarr reads a chunk that is missing as zeros. Raises SourceError if a file is missing or damaged.
+    """
+    if is_cell_store(path):
+        with reading(str(path)):
+            check_manifest(Path(path), read_attributes(path) or {})

@@ -1,0 +1,355 @@
+"""Tables of cells or genes written in pieces: as records for the buckets on disk, then as AnnData's encoding in Zarr.
+
+A record holds a table's columns as plain arrays: `obs/NAME` the values (text as objects, None where missing;
+categoricals as codes, -1 where missing), and `mask/NAME` where a column's type keeps apart which values are missing.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import ColumnError
+from atlasvi.loaders.outputs import sync_file
+from atlasvi.loaders.tables.column_names import INDEX, find_storable_names, set_reserved_aside
+from atlasvi.loaders.tables.merged_columns import TEXT, convert_column, is_masked, join_dtypes
+from atlasvi.loaders.zarr_warnings import quiet_zarr
+
+STRING = pd.StringDtype("python")  # text of which some is missing, kept with a mask
+MASKED = {"b": "nullable-boolean", "i": "nullable-integer", "u": "nullable-integer", "O": "nullable-string-array"}
+CHUNK_ROWS = 2**16
+MOST_CATEGORIES = 10_000  # text with more distinct values stays text
+
+
+def check_column(name: str, columns: Sequence[str], path: str) -> None:
+    """Raises ColumnError, naming the columns that are there, if `name` is not one of them."""
+    if name not in columns:
+        there = ", ".join(columns) or "none"
+        raise ColumnError(f"{path}: obs has no column {name!r} (it has: {there}).")
+
+
+def obs_to_record(obs: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Columns as arrays, categoricals as int32 codes; the index as `obs/_index`."""
+    record = {f"obs/{INDEX}": np.asarray(obs.index, object)}
+    for name, column in obs.items():
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            record[f"obs/{name}"] = column.cat.codes.to_numpy(np.int32)
+        elif is_masked(column.dtype):
+            plain = cast(Any, column.dtype).numpy_dtype
+            record[f"obs/{name}"] = column.to_numpy(plain, na_value=plain.type())
+            record[f"mask/{name}"] = column.isna().to_numpy()
+        else:
+            record[f"obs/{name}"] = column.to_numpy()
+    return record
+
+
+class TextColumns:
+    """Finds the text columns that have few distinct values, so that they can be written as categoricals."""
+
+    def __init__(self, dtypes: Mapping[str, object]) -> None:
+        self.values: dict[str, set[str]] = {name: set() for name, dtype in dtypes.items() if dtype == TEXT}
+        self.crowded: set[str] = set()
+        self.missing: set[str] = set()  # columns that miss some
+
+    def see(self, record: Mapping[str, np.ndarray]) -> None:
+        """Take note of the values in one record."""
+        for name in self.values:
+            self._add(name, record[f"obs/{name}"])
+
+    def _add(self, name: str, values: Iterable[str | None]) -> None:
+        found = set(values)
+        if None in found:
+            self.missing.add(name)
+        if name not in self.crowded:
+            self.values[name].update(value for value in found if value is not None)
+        if len(self.values[name]) > MOST_CATEGORIES:
+            self.crowded.add(name)
+            self.values[name].clear()
+
+    def to_json(self) -> dict[str, Any]:
+        """What was seen; the values of crowded columns are left out."""
+        values = {name: list(values) for name, values in self.values.items()}
+        return {"values": values, "crowded": sorted(self.crowded), "missing": sorted(self.missing)}
+
+    def add_json(self, seen: Mapping[str, Any]) -> None:
+        """Take note of what another one saw."""
+        self.missing.update(seen["missing"])
+        self.crowded.update(seen["crowded"])
+        for name, values in seen["values"].items():
+            self._add(name, values)
+
+    def resolve(self, dtypes: Mapping[str, object], n_rows: int) -> dict[str, object]:
+        """`dtypes` with CategoricalDtype where a text column repeats its values or misses some (as AnnData does).
+
+        Of more than MOST_CATEGORIES values it stays text, with a mask where it misses some.
+        """
+        resolved = dict(dtypes)
+        for name, values in self.values.items():
+            if name in self.crowded:
+                resolved[name] = STRING if name in self.missing else TEXT
+            elif len(values) <= n_rows / 2 or name in self.missing:
+                resolved[name] = pd.CategoricalDtype(pd.Index(sorted(values), dtype=object))
+        return resolved
+
+
+class TableReader:
+    """Slices of a table that `TableWriter` wrote."""
+
+    def __init__(self, group: zarr.Group, path: str) -> None:
+        self._group = cast(Any, group)
+        self._path = path
+        self.columns: list[str] = list(self._group.attrs["column-order"])
+        self._index = self._group[self._group.attrs["_index"]]
+        self.n_rows: int = self._index.shape[0]
+
+    def read(self, start: int, stop: int) -> pd.DataFrame:
+        """Rows [start, stop), all columns; the index holds cell names."""
+        with reading(self._path):
+            columns = {name: self._read_slice(name, start, stop) for name in self.columns}
+            return pd.DataFrame(columns, index=self.read_names(start, stop))
+
+    def read_names(self, start: int, stop: int) -> pd.Index:
+        """Cell names of rows [start, stop)."""
+        with reading(self._path):
+            return pd.Index(np.asarray(self._index[start:stop], object))
+
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One column of rows [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        check_column(name, self.columns, self._path)
+        with reading(self._path):
+            return pd.Series(self._read_slice(name, start, self.n_rows if stop is None else stop))
+
+    def _read_slice(self, name: str, start: int, stop: int) -> Any:
+        element = self._group[name]
+        if not isinstance(element, zarr.Group):
+            return _to_objects(element[start:stop])
+        parts = cast(Any, element)
+        if "codes" in parts:
+            categories = pd.Index(_to_objects(parts["categories"][:]))
+            return pd.Categorical.from_codes(
+                parts["codes"][start:stop], categories, ordered=bool(element.attrs["ordered"])
+            )
+        values, mask = _to_objects(parts["values"][start:stop]), np.asarray(parts["mask"][start:stop])
+        if values.dtype == TEXT:
+            values[mask] = None
+            return values
+        return (pd.arrays.BooleanArray if values.dtype == bool else pd.arrays.IntegerArray)(values, mask)
+
+
+def _to_objects(values: Any) -> np.ndarray:
+    """Text as objects, all else as it is."""
+    array = np.asarray(values)
+    return array.astype(object) if array.dtype.kind in "UTO" else array
+
+
+class TableWriter:
+    """Appends records of a table to a group in AnnData's dataframe encoding; memory is one chunk a column.
+
+    Instead of appending, any process may `place_rows` in what this has made.
+    dtypes  of the columns; STRING is text of which some may be missing
+    """
+
+    def __init__(
+        self, root: zarr.Group, name: str, n_rows: int, dtypes: Mapping[str, object], chunk_rows: int = CHUNK_ROWS
+    ) -> None:
+        self.group = root.create_group(
+            name,
+            attributes={
+                "encoding-type": "dataframe",
+                "encoding-version": "0.2.0",
+                "_index": INDEX,
+                "column-order": list(dtypes),
+            },
+        )
+        self.dtypes, self._n_rows, self._chunk_rows = dict(dtypes), n_rows, chunk_rows
+        self._arrays = {f"obs/{INDEX}": self._create(self.group, INDEX, TEXT)}
+        for column, dtype in dtypes.items():
+            self._arrays.update(self._create_column(column, dtype))
+
+    def _create(self, group: zarr.Group, name: str, dtype: np.dtype) -> "AppendedArray":
+        return AppendedArray(group, name, self._n_rows, dtype, chunk_rows=self._chunk_rows)
+
+    def _create_column(self, name: str, dtype: Any) -> dict[str, "AppendedArray"]:
+        """The arrays of a column, by what records call them."""
+        if isinstance(dtype, pd.CategoricalDtype):
+            group = _create_group(self.group, name, "categorical", "0.2.0", ordered=bool(dtype.ordered))
+            categories = _to_objects(dtype.categories.to_numpy())
+            AppendedArray(group, "categories", len(categories), categories.dtype).append(categories)
+            codes = np.int8 if len(categories) < 2**7 else np.int16 if len(categories) < 2**15 else np.int32
+            return {f"obs/{name}": self._create(group, "codes", np.dtype(codes))}
+        if dtype == STRING or is_masked(dtype):
+            plain = TEXT if dtype == STRING else dtype.numpy_dtype
+            group = _create_group(self.group, name, MASKED[plain.kind], "0.1.0")
+            arrays = self._create(group, "values", plain), self._create(group, "mask", np.dtype(bool))
+            return dict(zip((f"obs/{name}", f"mask/{name}"), arrays))
+        create_parents(self.group, name)
+        return {f"obs/{name}": self._create(self.group, name, np.dtype(dtype))}
+
+    def append(self, record: Mapping[str, np.ndarray]) -> None:
+        """Add the columns of a record."""
+        for name, array in self._arrays.items():
+            kind, _, column = name.partition("/")
+            if kind == "mask" and self.dtypes[column] == STRING:
+                array.append(_find_missing_text(record[f"obs/{column}"]))
+                continue
+            values = record[name]
+            dtype = self.dtypes.get(column)
+            if isinstance(dtype, pd.CategoricalDtype) and values.dtype == TEXT:
+                values = dtype.categories.get_indexer(pd.Index(values, dtype=object))
+            array.append(_fill_missing_text(values))
+
+
+def write_table(root: zarr.Group, name: str, table: pd.DataFrame) -> None:
+    """Write a whole table of any types. Raises ColumnError where two of its columns have one name."""
+    plain = to_storable(table, name)
+    dtypes: dict[str, object] = dict(plain.dtypes)
+    for column, dtype in dtypes.items():
+        if dtype == TEXT and plain[column].isna().any():
+            dtypes[column] = STRING
+    TableWriter(root, name, len(plain), dtypes).append(obs_to_record(plain))
+
+
+def to_storable(table: pd.DataFrame, what: str, aside: bool = False) -> pd.DataFrame:
+    """A table with the types that `join_dtypes` gives, and names that a store can hold.
+
+    what   the table is called in errors
+    aside  rename columns that ours would overwrite
+    Raises ColumnError where two of its columns have one name.
+    """
+    names = [str(name) for name in table]
+    if len(set(names)) < len(names):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ColumnError(f"{what} has several columns called {repeated!r}: give them different names.")
+    before = set_reserved_aside(names) if aside else {}
+    names = [before.get(name, name) for name in names]
+    storable = find_storable_names(names)
+    renamed = table.set_axis([storable.get(name, name) for name in names], axis=1)
+    columns = {name: convert_column(renamed, name, join_dtypes([renamed[name].dtype])) for name in renamed}
+    return pd.DataFrame(columns, index=table.index.astype(str))
+
+
+def place_rows(group: zarr.Group, start: int, record: Mapping[str, np.ndarray]) -> None:
+    """Write the columns of a record at the rows from `start` on of a table that `TableWriter` made.
+
+    Whole chunks, or processes would overwrite what others write. Categorical columns come as codes.
+    """
+    for name in [INDEX, *cast(Any, group.attrs["column-order"])]:
+        values, element = record[f"obs/{name}"], cast(Any, group[name])
+        stop = start + len(values)
+        if hasattr(element, "shape"):
+            element[start:stop] = _fill_missing_text(values)
+        elif "codes" in element:
+            element["codes"][start:stop] = values
+        else:
+            mask = _find_missing_text(values) if values.dtype == TEXT else record[f"mask/{name}"]
+            element["values"][start:stop], element["mask"][start:stop] = _fill_missing_text(values), mask
+
+
+def has_masks(root: zarr.Group, tables: Sequence[str] = ("obs", "var")) -> bool:
+    """Whether a column of these tables is kept with a mask, which the first versions of our formats did not know."""
+    groups = (cast(Any, root[name]) for name in tables)
+    columns = (group[name] for group in groups for name in group.attrs["column-order"])
+    return any(column.attrs["encoding-type"] in MASKED.values() for column in columns)
+
+
+def unmask_complete_text(group: zarr.Group, folder: Path) -> None:
+    """Turn text columns that were written with a mask into plain ones, where nothing turned out to be missing.
+
+    folder  of the group. AnnData reads plain text in every version, and writes masked text only if it is told to.
+    """
+    for name in cast(Any, group.attrs["column-order"]):
+        element = cast(Any, group[name])
+        if element.attrs["encoding-type"] != MASKED["O"] or any(
+            element["mask"][at : at + CHUNK_ROWS].any() for at in range(0, element["mask"].shape[0], CHUNK_ROWS)
+        ):
+            continue
+        place = folder.joinpath(*Path(name).parts)
+        aside = place.with_name(f".{os.getpid()}.values")
+        os.rename(place / "values", aside)
+        shutil.rmtree(place)
+        os.rename(aside, place)
+
+
+def consolidate_metadata(path: Path) -> None:
+    """Write the metadata of a finished store into its root, in an order that Zarr reads well.
+
+    zarr-python (up to 3.3.0) orders names without regard to case, and then misreads groups that differ by case alone.
+    """
+    with quiet_zarr():
+        zarr.consolidate_metadata(str(path))
+    root = json.loads((path / "zarr.json").read_text())
+    members = root["consolidated_metadata"]["metadata"]
+    root["consolidated_metadata"]["metadata"] = dict(sorted(members.items(), key=lambda item: item[0].split("/")))
+    temporary = path / ".zarr.json.unfinished"
+    temporary.write_text(json.dumps(root, indent=2))
+    sync_file(temporary)
+    os.replace(temporary, path / "zarr.json")
+
+
+def _create_group(parent: zarr.Group, name: str, encoding: str, version: str, **more: Any) -> zarr.Group:
+    create_parents(parent, name)
+    return parent.create_group(name, attributes={"encoding-type": encoding, "encoding-version": version, **more})
+
+
+def create_parents(group: zarr.Group, name: str) -> None:
+    """Groups on the way to a column whose name holds slashes."""
+    for segment in name.replace("\\", "/").split("/")[:-1]:
+        group = group.require_group(segment)
+
+
+def _find_missing_text(values: np.ndarray) -> np.ndarray:
+    return np.array([value is None for value in values], bool)
+
+
+def _fill_missing_text(values: np.ndarray) -> np.ndarray:
+    """Text that can be stored: what is missing has no value, and a mask says so."""
+    return np.where(_find_missing_text(values), "", values) if values.dtype == TEXT else values
+
+
+class AppendedArray:
+    """An array of known length in a Zarr group, filled by appending rows; written in whole chunks of `chunk_rows`.
+
+    Complete once `length` rows were appended. dtype object means text; `trailing` is the shape of one row.
+    """
+
+    def __init__(
+        self,
+        group: zarr.Group,
+        name: str,
+        length: int,
+        dtype: np.dtype,
+        trailing: tuple[int, ...] = (),
+        chunk_rows: int = CHUNK_ROWS,
+    ) -> None:
+        text, self._chunk_rows = dtype == TEXT, chunk_rows
+        self.length, self._written, self._pending, self._waiting = length, 0, list[np.ndarray](), 0
+        self._array = group.create_array(
+            name,
+            shape=(length, *trailing),
+            chunks=(max(min(chunk_rows, length), 1), *trailing),
+            dtype=str if text else dtype,
+            compressors=[ZstdCodec(), Crc32cCodec()],  # any Zarr reader compares the checksum
+            attributes={"encoding-type": "string-array" if text else "array", "encoding-version": "0.2.0"},
+            config={"write_empty_chunks": True},  # so that a chunk that is not there was lost, whatever it held
+        )
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add rows; whole chunks go to disk at once, the rest when `length` is reached."""
+        self._pending.append(rows)
+        self._waiting += len(rows)
+        if self._waiting >= self._chunk_rows or self._written + self._waiting == self.length:
+            values = np.concatenate(self._pending)
+            done = len(values)
+            if self._written + done < self.length:
+                done -= done % self._chunk_rows
+            self._array[self._written : self._written + done] = values[:done]
+            self._written += done
+            self._pending, self._waiting = [values[done:].copy()], len(values) - done

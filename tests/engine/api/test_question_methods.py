@@ -1,0 +1,282 @@
+"""What a model is asked: each answer against the plain formula, or in distribution where it is drawn."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atlasvi.engine import SCVI
+from atlasvi.engine.queries.draw_comparison import Test as Comparison
+from atlasvi.engine.queries.draw_comparison import compare_draws, control_fdr, describe_draws, estimate_pseudocounts
+from atlasvi.engine.queries.latents import log_density, mix_posteriors
+from atlasvi.engine.queries.minified_queries import QueryError
+from atlasvi.engine.queries.question_cells import in_order
+from atlasvi.kernels.reference import nb_log_prob
+from tests.engine.api.test_scvi import N_GENES, make_adata, make_model
+
+
+@pytest.fixture(scope="module")
+def model() -> SCVI:
+    return make_model(make_adata(), epochs=60, use_batch_norm="none")
+
+
+def decode_at_mean(model: SCVI, batch: int | None = None) -> np.ndarray:
+    """Shares at the posterior mean of all cells."""
+    (posterior,) = model.ask().read_posteriors(model.module, None, 1000)
+    with torch.no_grad():
+        return model.module.decode(posterior.qzm, posterior.codes, transform_batch=batch).shares.numpy()
+
+
+@given(st.lists(st.integers(0, 9), max_size=20))
+def test_cells_in_any_order_are_read_ascending_and_put_back(numbers: list[int]):
+    numbers = np.array(numbers, np.int64)
+    wanted, places = in_order(numbers, 10)
+    read = np.arange(10) if wanted is None else wanted
+    assert np.array_equal(read if places is None else read[places], numbers)
+
+
+def test_expression_is_decoded_at_draws_of_the_posterior_as_batches_and_genes_are_asked(model: SCVI):
+    def distance(got: pd.DataFrame, expected: np.ndarray) -> float:
+        return float(np.abs(got.to_numpy() / expected - 1).mean())
+
+    many = model.get_normalized_expression(n_samples=200)
+    as_b = model.get_normalized_expression(n_samples=200, transform_batch="b")
+    assert distance(many, decode_at_mean(model)) < 0.1
+    assert distance(as_b, decode_at_mean(model, 1)) < 0.1
+    both = model.get_normalized_expression(n_samples=100, transform_batch=["a", "b"], gene_list=["g3", "g1"])
+    assert both.columns.tolist() == ["g1", "g3"]
+    expected = (decode_at_mean(model, 0) + decode_at_mean(model, 1)) / 2
+    assert distance(both, expected[:, [1, 3]]) < 0.15
+    counts = model.get_normalized_expression(library_size="latent")
+    np.testing.assert_allclose(counts.sum(1), model.adata.X.sum(1).A1, rtol=1e-4)
+    some = model.get_normalized_expression(indices=[7, 3, 7], n_samples=2, return_mean=False)
+    assert some.shape == (2, 3, N_GENES)
+    assert model.get_normalized_expression(indices=[7, 3]).index.tolist() == ["c0_7", "c0_3"]
+    mask = np.arange(model.adata.n_obs) < 5
+    assert model.get_normalized_expression(indices=mask, return_numpy=True).shape == (5, N_GENES)
+
+
+@pytest.mark.parametrize("weights", ["uniform", "importance"])
+def test_draws_of_a_population_are_draws_of_its_cells(model: SCVI, weights: str):
+    cells = np.flatnonzero(model.adata.obs.cell_type == "B")
+    options = {"max_cells": 20, "n_mc_samples": 10} if weights == "importance" else {}
+    drawn = model.get_normalized_expression(indices=cells, n_samples_overall=200, weights=weights, **options)
+    assert drawn.shape == (200, N_GENES)
+    np.testing.assert_allclose(drawn.mean(0), decode_at_mean(model)[cells].mean(0), rtol=0.4, atol=0.003)
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
+@pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-cell"])
+def test_counts_drawn_have_the_mean_and_variance_of_the_likelihood(likelihood: str, dispersion: str):
+    adata = make_adata(30)
+    SCVI.setup_anndata(adata, batch_key="batch")
+    model = SCVI(adata, n_hidden=8, gene_likelihood=likelihood, dispersion=dispersion)
+    model.is_trained = True
+    many = model.get_likelihood_parameters(n_samples=300)
+    assert many["mean"].shape == (300, 30, N_GENES)
+    assert ("dropout" in many) == (likelihood == "zinb")
+    assert ("dispersions" in many) == (likelihood != "poisson")
+    if likelihood != "poisson":
+        assert many["dispersions"].shape[-2:] == (30, N_GENES)
+    mean = model.get_likelihood_parameters(n_samples=300, give_mean=True)
+    assert all(values.shape == (30, N_GENES) for values in mean.values())
+    expected = (many["mean"] * (1 - many.get("dropout", 0))).mean(0)
+    pytest.importorskip("sparse")
+    counts = model.posterior_predictive_sample(n_samples=300)
+    assert counts.shape == (30, N_GENES, 300)
+    dense = counts.todense()
+    assert (dense == np.round(dense)).all()
+    assert dense.mean() == pytest.approx(expected.mean(), rel=0.1)
+    assert model.posterior_predictive_sample(gene_list=["g2"]).shape == (30, 1)
+
+
+def test_bounds_are_in_order_and_the_marginal_likelihood_is_what_sampling_says(model: SCVI):
+    elbo = model.get_elbo(return_mean=False)
+    assert elbo.shape == (model.adata.n_obs,)
+    some = np.arange(20)
+    marginal = model.get_marginal_ll(indices=some, n_mc_samples=200, return_mean=False)
+    assert marginal.mean() > torch.stack([model.get_elbo(indices=some) for _ in range(20)]).mean()
+    (posterior,) = model.ask().read_posteriors(model.module, some[:1], 10)
+    normal, n, generator = torch.distributions.Normal(posterior.qzm, posterior.qzv.sqrt()), 2000, torch.Generator()
+    counts = posterior.counts.to_dense().expand(n, -1)
+    plain = []
+    for seed in range(9):  # now and then one draw weighs more than all others: medians
+        noise = torch.randn(n, len(posterior.qzm[0]), generator=generator.manual_seed(seed))
+        z = normal.mean + normal.stddev * noise
+        with torch.no_grad():
+            expression = model.module.decode(
+                z, {"batch": posterior.codes["batch"].expand(n)}, posterior.library.expand(n)
+            )
+            log_weight = nb_log_prob(counts, expression.mean, expression.theta).sum(1)
+            log_weight += torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1) - normal.log_prob(z).sum(1)
+        plain.append(log_weight.logsumexp(0).item() - math.log(n))
+    ours = [model.get_marginal_ll(indices=some[:1], n_mc_samples=n, return_mean=False).item() for _ in range(9)]
+    assert np.median(ours) == pytest.approx(np.median(plain), abs=0.3)
+
+
+def test_marker_genes_are_found_and_statistics_are_those_of_the_counts(model: SCVI):
+    adata, markers = model.adata, {"B": range(8), "NK": range(8, 16), "T": range(16, 24)}
+    for mode, by in (("vanilla", "bayes_factor"), ("change", "lfc_mean")):
+        table = model.differential_expression(groupby="cell_type", mode=mode)
+        for kind, genes in markers.items():
+            one = table[table.group1 == kind]
+            assert set(one.nlargest(8, by).index) == {f"g{k}" for k in genes}
+            inside = (adata.obs.cell_type == kind).to_numpy()
+            one = one.loc[adata.var_names]
+            np.testing.assert_allclose(one.raw_mean1, adata.X[inside].mean(0).A1, rtol=1e-5)
+            np.testing.assert_allclose(one.raw_mean2, adata.X[~inside].mean(0).A1, rtol=1e-5)
+            np.testing.assert_allclose(one.non_zeros_proportion1, (adata.X[inside] != 0).mean(0).A1)
+            scaled = adata.X.multiply(1e4 / adata.X.sum(1)).tocsr()
+            np.testing.assert_allclose(one.raw_normalized_mean2, scaled[~inside].mean(0).A1, rtol=1e-5)
+
+
+def test_groups_are_said_in_every_way(model: SCVI):
+    adata = model.adata
+    inside = (adata.obs.cell_type == "B").to_numpy()
+    ways = [
+        {"groupby": "cell_type", "group1": "B", "group2": "T"},
+        {"idx1": inside, "idx2": (adata.obs.cell_type == "T").to_numpy()},
+        {"idx1": np.flatnonzero(inside), "idx2": "cell_type == 'T'"},
+        {"idx1": "cell_type == 'B'", "idx2": "cell_type == 'T'", "batch_correction": True},
+        {"groupby": "cell_type", "group1": ["B"], "group2": "T", "subset_idx": "batch == 'a'"},
+        {"groupby": "cell_type", "group1": ["B"], "group2": "T", "use_permutation": True, "m_permutation": 500},
+    ]
+    tables = [model.differential_expression(mode="change", n_samples_overall=1000, **way).sort_index() for way in ways]
+    for table in tables[1:]:
+        assert np.corrcoef(table.lfc_mean, tables[0].lfc_mean)[0, 1] > 0.99
+    assert "comparison" not in tables[1]
+    with pytest.raises(QueryError, match="there are: B, NK, T"):
+        model.differential_expression(groupby="cell_type", group1="C")
+    with pytest.raises(QueryError, match="nothing to compare"):
+        model.differential_expression(idx1=np.zeros(adata.n_obs, bool))
+    with pytest.raises(ValueError, match="batch_correction=True"):
+        model.differential_expression(groupby="cell_type", batchid1=["a"], batchid2=["a"])
+
+
+@pytest.mark.filterwarnings("ignore:Determinant has increased")  # few cells
+def test_options_of_differential_expression(model: SCVI):
+    pytest.importorskip("sklearn")
+    table = model.differential_expression(
+        groupby="cell_type",
+        group1="B",
+        mode="change",
+        delta=None,
+        fdr_target=0.1,
+        filter_outlier_cells=True,
+        weights="importance",
+        importance_weighting_kwargs={"max_cells": 10, "n_mc_samples": 5, "truncation": True},
+        n_samples_overall=200,
+        cred_interval_lvls=[0.9],
+        test_mode="two",
+        all_stats=False,
+    )
+    assert table["is_de_fdr_0.1"].dtype == bool
+    assert (table["lfc_confidence_interval_0.9_min"]).le(table["lfc_confidence_interval_0.9_max"]).all()
+    assert "raw_mean1" not in table
+
+
+def test_effect_sizes_of_known_draws():
+    rng = np.random.default_rng(0)
+    first = rng.gamma(2, 1e-3, (4000, 3))
+    second = first[rng.permutation(4000)] * np.array([1.0, 0.5, 4.0])
+    batches = np.full(4000, np.nan)
+    test = Comparison(mode="change", pseudocounts=1e-9)
+    said = compare_draws(first, batches, second, batches, test, None, torch.Generator())
+    np.testing.assert_allclose(said["lfc_mean"], [0, 1, -2], atol=0.1)
+    assert said["pseudocounts"] == 1e-9
+    unseen = np.array([True, True, False])
+    assert estimate_pseudocounts(first, second, unseen, ~unseen) == pytest.approx(second[:, 2].max() / 3)
+    assert estimate_pseudocounts(first, second, unseen & False, unseen & False) == 1e-10
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(0.01, 0.5))
+def test_no_larger_set_of_genes_keeps_the_false_discovery_rate(probabilities: list[float], target: float):
+    ordered = np.sort(probabilities)[::-1]
+    n = int(control_fdr(ordered, target).sum())
+    assert n == 0 or (1 - ordered[:n]).mean() <= target + 1e-12
+    assert all((1 - ordered[:k]).mean() > target for k in range(n + 1, len(ordered) + 1))
+
+
+def test_intervals_are_the_narrowest():
+    draws = np.concatenate([np.linspace(0, 1, 90), np.linspace(5, 50, 10)])[:, None]
+    said = describe_draws(draws, [0.8])
+    assert said["confidence_interval_0.8_max"] - said["confidence_interval_0.8_min"] < 1
+
+
+def test_correlations_are_of_genes_that_go_together(model: SCVI):
+    for kind in ("spearman", "pearson"):
+        matrix = model.get_feature_correlation_matrix(correlation_type=kind, transform_batch=["a", "b"])
+        assert matrix.index.tolist() == model.run.genes
+        assert np.allclose(np.diag(matrix), 1)
+        assert matrix.loc["g0", "g1"] > matrix.loc["g0", "g9"]
+    with pytest.raises(ValueError, match="'spearman' or 'pearson'"):
+        model.get_feature_correlation_matrix(correlation_type="kendall")
+
+
+def test_cells_are_likely_where_their_sample_is(model: SCVI):
+    table = model.differential_abundance(sample_key="cell_type")
+    assert model.adata.obsm["da_log_probs"] is not None
+    own = [table.loc[cell, kind] for cell, kind in model.adata.obs.cell_type.items()]
+    assert np.mean(own) > np.mean(table.to_numpy())
+    some = model.differential_abundance(adata_sub=model.adata[:5].copy(), sample_key="cell_type", num_cells_posterior=9)
+    assert some.shape[0] == 5
+
+
+@pytest.mark.parametrize("dof", [None, 3.0])
+def test_the_density_of_a_mixture_is_the_same_in_slices(dof: float | None, monkeypatch):
+    from atlasvi.engine.queries import latents
+
+    generator = torch.Generator().manual_seed(0)
+    z, qzm = (torch.randn(n, 3, generator=generator) for n in (7, 50))
+    qzv = torch.rand(50, 3, generator=generator) + 0.1
+    monkeypatch.setattr(latents, "ELEMENTS", 7 * 3 * 8)
+    torch.testing.assert_close(log_density(z, qzm, qzv, dof), mix_posteriors(qzm, qzv, dof).log_prob(z))
+
+
+def test_a_latent_library_an_ln_latent_and_embedded_batches_are_asked_too():
+    adata = make_adata(60)
+    model = make_model(
+        adata, use_observed_lib_size=False, latent_distribution="ln", batch_representation="embedding", embedding_dim=3
+    )
+    mean = model.get_latent_representation(mc_samples=200)
+    assert np.allclose(mean.sum(1), 1, atol=1e-4)
+    assert not np.allclose(model.get_latent_representation(return_dist=True)[0].sum(1), 1)
+    library = model.get_latent_library_size()
+    assert library.shape == (60, 1)
+    assert (library > 0).all()
+    vectors = model.get_batch_representation()
+    assert vectors.shape == (60, 3)
+    assert len(np.unique(vectors, axis=0)) == 2
+    assert model.get_marginal_ll(indices=[0, 1], n_mc_samples=5) < 0
+    assert isinstance(model.get_normalized_expression(library_size="latent", n_samples=2), pd.DataFrame)
+    with pytest.raises(ValueError, match="can't be minified"):
+        model.minify_adata()
+    observed = make_model(adata)
+    with pytest.raises(RuntimeError, match="give_mean=False"):
+        observed.get_latent_library_size()
+    assert np.array_equal(observed.get_latent_library_size(give_mean=False)[:, 0], adata.X.sum(1).A1)
+    with pytest.raises(QueryError, match="no vectors of batches"):
+        observed.get_batch_representation()
+
+
+@pytest.mark.slow
+def test_fold_changes_are_those_of_scvi_tools_from_the_same_weights(shared: Path):
+    """`tests/golden/differential.npz` is what scvi-tools 1.5.1 said (benchmarks/peers_differential.py, seed 0)."""
+    import anndata
+
+    with np.load(Path(__file__).parents[2] / "golden" / "differential.npz") as file:
+        expected = dict(zip(file["groups"].tolist(), file["lfc_mean"]))
+    cells = anndata.read_h5ad(shared / "data" / "onek1k.h5ad")
+    model = SCVI.load(shared / "scvi_models" / "onek1k_seed", cells)
+    table = model.differential_expression(groupby="cell_type", mode="change", all_stats=False)
+    for group, theirs in expected.items():
+        ours = table.loc[table["group1"] == group, "lfc_mean"].loc[model.run.genes].to_numpy()
+        assert np.corrcoef(ours, theirs)[0, 1] > 0.99, group
+        largest = [set(np.argsort(-np.abs(changes))[:100].tolist()) for changes in (ours, theirs)]
+        assert len(largest[0] & largest[1]) >= 95, group

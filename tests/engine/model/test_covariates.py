@@ -1,0 +1,149 @@
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from atlasvi.engine.model.covariates import Setup, find_categories, learn_setup, to_category
+from atlasvi.loaders.cells.open_cells import CellData, open_cells
+from atlasvi.loaders.errors import ColumnError
+
+OBS = pd.DataFrame(
+    {
+        "donor": pd.Categorical(["x", "y", "x", "y"], categories=["unused", "y", "x"]),
+        "sex": [1, 2, 1, 1],
+        "sick": [True, False, False, True],
+        "age": [30.0, 4.5, 61.0, 30.0],
+        "factor": [0.5, 1.0, 2.0, 1.0],
+        "zero": [1.0, 0.0, 1.0, 1.0],
+        "endless": [1.0, np.inf, 1.0, 1.0],
+        "gaps": [1.0, np.nan, 1.0, 1.0],
+    },
+    index=list("abcd"),
+)
+
+
+def open_obs(folder: Path, obs: pd.DataFrame = OBS) -> CellData:
+    path = folder / f"{len(list(folder.iterdir()))}.h5ad"
+    anndata.AnnData(np.ones((len(obs), 2), np.float32), obs, pd.DataFrame(index=["g", "h"])).write_h5ad(path)
+    return open_cells(path)
+
+
+def test_a_setup_is_learned_from_the_columns_and_reads_their_codes(tmp_path: Path):
+    data = open_obs(tmp_path)
+    setup = learn_setup(
+        data,
+        batch_key="donor",
+        labels_key="sick",
+        size_factor_key="factor",
+        categorical_covariate_keys=["sex", "sick"],
+        continuous_covariate_keys=["age", "sex"],
+    )
+    assert setup.batch_categories == ["y", "x"]  # unused ones left out, the order kept
+    assert setup.categorical_covariates == {"sex": [1, 2], "sick": [False, True]}
+    assert setup.category_dtypes == {"sex": "int64", "sick": "bool"}
+    assert setup.sizes == {
+        "n_batches": 2,
+        "n_labels": 2,
+        "n_categories": (2, 2),
+        "n_continuous": 2,
+        "use_size_factor": True,
+    }
+    codes = setup.read_codes(data, labels=True)
+    assert codes["batch"].tolist() == [1, 0, 1, 0]
+    assert codes["labels"].tolist() == [1, 0, 0, 1]
+    assert codes["categories"].tolist() == [[0, 1], [1, 0], [0, 0], [0, 1]]
+    assert codes["continuous"].tolist() == [[30, 1], [4.5, 2], [61, 1], [30, 1]]
+    assert codes["size_factor"].tolist() == [0.5, 1, 2, 1]
+    assert "labels" not in setup.read_codes(data)
+
+
+def test_codes_of_other_data_are_those_of_the_model(tmp_path: Path):
+    setup = learn_setup(open_obs(tmp_path), batch_key="donor", categorical_covariate_keys=["sex"])
+    fewer = OBS.assign(donor=["x"] * 4, sex=pd.Categorical([2, 2, 1, 1]))
+    codes = setup.read_codes(open_obs(tmp_path, fewer))
+    assert codes["batch"].tolist() == [1] * 4
+    assert codes["categories"].tolist() == [[1], [1], [0], [0]]
+    with pytest.raises(ColumnError, match=r"'sex' holds '3', which is none of the categories .*\(1, 2\)"):
+        setup.read_codes(open_obs(tmp_path, OBS.assign(sex=[1, 3, 1, 1])))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"size_factor_key": "zero"}, r"'zero' holds 0 \(cell 1\): a size factor is above 0"),
+        ({"continuous_covariate_keys": ["donor"]}, "'donor' is not numeric"),
+        ({"continuous_covariate_keys": ["gaps"]}, r"'gaps' has missing values \(1 cells, first: cell 1\)"),
+        ({"continuous_covariate_keys": ["endless"]}, r"'endless' holds inf \(cell 1\)"),
+        ({"categorical_covariate_keys": ["nowhere"]}, "no column 'nowhere'"),
+    ],
+)
+def test_columns_that_do_not_do_are_named(tmp_path: Path, keys: dict, message: str):
+    data = open_obs(tmp_path)
+    with pytest.raises(ColumnError, match=message):
+        learn_setup(data, **keys).read_codes(data)
+
+
+def test_a_model_without_covariates_asks_for_nothing(tmp_path: Path):
+    assert Setup().read_codes(open_obs(tmp_path)) == {}
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "places"),
+    [
+        ([1, 2], [1.0, np.int8(2), np.float32(3)], [0, 1, None]),
+        ([0.5, 3.0], [3, "3", "3.0", "0.5"], [1, 1, None, 0]),
+        (["1", "b"], [1, 1.0, "b", True], [0, 0, 1, None]),
+        ([False, True], ["True", True, "unassigned"], [1, 1, None]),
+        ([2**60 + 1], [2**60, float(2**60)], [None, None]),
+        ([float(np.float32(0.1))], [np.float32(0.1), 0.1], [0, None]),
+        ([1, "1"], ["1", 1], [1, 0]),
+    ],
+)
+def test_categories_are_found_by_value(known, asked, places):
+    assert find_categories(known, [to_category(value) for value in asked]) == places
+
+
+@pytest.mark.parametrize(
+    ("values", "categories", "dtype"),
+    [
+        (pd.array([1, 2, 1, 2], "Int64"), [1, 2], "int64"),
+        (pd.array([True, False, True, True], "boolean"), [False, True], "bool"),
+        (pd.Categorical(np.array([0.1, 0.5, 0.1, 0.5], np.float32)), [float(np.float32(0.1)), 0.5], "float32"),
+    ],
+)
+def test_categories_keep_their_values_in_files(tmp_path: Path, values, categories, dtype):
+    setup = learn_setup(open_obs(tmp_path, OBS.assign(x=values)), batch_key="x")
+    assert (setup.batch_categories, setup.category_dtypes) == (categories, {"x": dtype})
+    assert Setup.from_saved(json.loads(json.dumps(asdict(setup)))) == setup
+
+
+def test_setups_of_the_first_files_which_wrote_numbers_as_text_are_read():
+    old = {
+        "batch_key": "donor",
+        "batch_categories": ["1", "2"],
+        "labels_key": "type",
+        "labels_categories": ["1", "T"],
+        "categorical_covariates": {"sick": ["False", "True"], "dose": ["0.1", "3.0"]},
+        "category_dtypes": {"donor": "int64", "sick": "bool", "dose": "float32"},
+    }
+    setup = Setup.from_saved(old)
+    assert (setup.batch_categories, setup.labels_categories) == ([1, 2], ["1", "T"])
+    assert setup.categorical_covariates == {"sick": [False, True], "dose": [float(np.float32(0.1)), 3.0]}
+    assert Setup.from_saved({"batch_key": None, "batch_categories": None, "labels_key": None}) == Setup()
+
+
+def test_a_query_adds_what_is_new_and_a_mixed_key_has_no_type_of_its_own(tmp_path: Path):
+    setup = learn_setup(open_obs(tmp_path), batch_key="sex", categorical_covariate_keys=["sick"])
+    more = learn_setup(
+        open_obs(tmp_path, OBS.assign(sex=[2.0, 1.5, 3.0, 1.0], sick=["True", "no", "no", "maybe"])),
+        batch_key="sex",
+        categorical_covariate_keys=["sick"],
+    )
+    extended = setup.extend(more.batch_categories, [], more.categorical_covariates, 4)
+    assert extended.batch_categories == [1, 2, 1.5, 3.0]
+    assert extended.categorical_covariates == {"sick": [False, True, "maybe", "no"]}
+    assert extended.category_dtypes == {"sex": "int64"}

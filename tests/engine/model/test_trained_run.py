@@ -1,0 +1,106 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from atlasvi.engine.model.covariates import Setup
+from atlasvi.engine.model.trained_run import TrainedRun, load_run
+from atlasvi.engine.model.vae import VAE, ModelSettings
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.manifest import write_json, write_manifest
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The directory of a finished run."""
+    model = VAE(ModelSettings(n_genes=5, n_batches=2, n_hidden=8, n_latent=3), torch.Generator().manual_seed(0)).eval()
+    run = TrainedRun(model, list("vwxyz"), Setup("donor", ["d1", "d2"], "type", ["B", "T"]), {"epochs": 3})
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_json(folder / "config.json", {"data": "cells.h5ad"})
+    write_json(folder / "result.json", run.result)
+    run.save(folder)
+    return folder
+
+
+def test_a_run_is_read_back_ready_for_inference(saved: Path):
+    run = load_run(saved)
+    assert (run.genes, run.result) == (list("vwxyz"), {"epochs": 3})
+    assert run.setup == Setup("donor", ["d1", "d2"], "type", ["B", "T"])
+    assert run.path == saved
+    assert not run.model.training
+    z, codes = torch.ones(2, 3), {"batch": torch.tensor([0, 1])}
+    drawn = VAE(run.model.settings, torch.Generator().manual_seed(0)).eval()
+    assert torch.equal(run.model.shares(z, codes), drawn.shares(z, codes))
+
+
+def test_a_run_that_is_not_finished_says_how_to_go_on(saved: Path):
+    (saved / "model.pt").unlink()
+    with pytest.raises(SourceError, match=r"not finished: go on with .*--resume"):
+        load_run(saved)
+
+
+def test_what_is_no_run_is_said(tmp_path: Path):
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(SourceError, match="is not a run directory"):
+            load_run(place)
+
+
+@pytest.mark.parametrize("file", ["model.pt", "result.json"])
+def test_a_damaged_run_is_said(saved: Path, file: str):
+    (saved / file).write_bytes((saved / file).read_bytes()[:-20])
+    with pytest.raises(SourceError, match="damaged"):
+        load_run(saved)
+
+
+def test_a_model_file_runs_no_code_when_it_is_read(saved: Path):
+    class RunsCommand:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {saved / 'ran'}",)
+
+    torch.save({"settings": RunsCommand()}, saved / "model.pt")
+    with pytest.raises(SourceError, match="damaged"):
+        load_run(saved)
+    assert not (saved / "ran").exists()
+
+
+def test_a_bit_flipped_anywhere_in_the_weights_is_noticed_also_in_runs_of_older_versions(saved: Path):
+    """torch itself compares no checksum: tensors of `model.pt` would have other values."""
+    whole = (saved / "model.pt").read_bytes()
+    weights = load_run(saved).model.state_dict()["encoder.first.weight"]
+    at = whole.index(weights.numpy().tobytes())
+    (saved / "model.pt").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(SourceError, match=r"model\.pt: it is damaged .*CRC-32.*copy it again"):
+        load_run(saved)
+
+
+def test_what_torch_says_of_a_pickle_is_not_shown(saved: Path):
+    torch.save({"settings": Path("x")}, saved / "model.pt")
+    with pytest.raises(SourceError, match="besides tensors and plain values") as raised:
+        load_run(saved)
+    assert "weights_only" not in str(raised.value)
+
+
+@pytest.mark.parametrize("file", ["config.json", "result.json", "metrics.jsonl", "model.pt"])
+def test_a_finished_run_notices_what_is_missing_or_changed(saved: Path, file: str):
+    (saved / "metrics.jsonl").write_text('{"kind": "epoch", "epoch": 0}\n')
+    write_manifest(saved, ("config.json", "metrics.jsonl", "result.json", "model.pt"))
+    load_run(saved)
+    content = bytearray((saved / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (saved / file).write_bytes(content)
+    with pytest.raises(SourceError, match=rf"{file}.*damaged"):
+        load_run(saved)
+    if file != "model.pt":  # without it a run is one that is not finished
+        (saved / file).unlink()
+        with pytest.raises(SourceError, match=rf"{file} is missing"):
+            load_run(saved)
+
+
+@pytest.mark.parametrize("change", [{"batch_key": None}, {"batch_categories": ["d1"]}, {"batch_categories": []}])
+def test_a_model_that_names_other_batches_than_it_tells_apart_is_refused(saved: Path, change: dict):
+    content = torch.load(saved / "model.pt", weights_only=True)
+    torch.save({**content, **change}, saved / "model.pt")
+    with pytest.raises(SourceError, match=r"model\.pt is damaged: its model tells 2 batches apart, and it names 1"):
+        load_run(saved)

@@ -1,0 +1,77 @@
+"""Answers as files; the questions themselves are tested with what answers them, in test_posterior.py."""
+
+import csv
+import gzip
+import sys
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from atlasvi.engine.queries.minified_queries import guard_formula, write_table
+
+HOSTILE = ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\r=1", "\n=1", "＝1+1"]
+HARMLESS = ["CD3E", "a\r\n=1", 'a,b"c\td', "HLA-A", "AAAC-1", "-1.5", "+3", "-1e-5", "a=b", "'=1", "", " =1", "7SK"]
+VALUES = np.array([[-1.5, 2.0]], np.float32)
+
+
+def answer(cell: str) -> Iterator[tuple[pd.Index, np.ndarray]]:
+    return iter([(pd.Index([cell]), VALUES)])
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_a_spreadsheet_would_run_as_a_formula_becomes_text(name: str):
+    assert guard_formula(name) == f"'{name}"
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_other_names_and_numbers_stay_as_they_are(name: str):
+    assert guard_formula(name) == name
+
+
+@pytest.mark.parametrize("file", ["a.csv", "a.tsv", "a.csv.gz", "a.tsv.gz"])
+def test_names_are_guarded_in_text_and_values_stay_numbers(tmp_path: Path, file: str):
+    for name in [*HOSTILE, *HARMLESS]:
+        assert write_table(answer(name), [name, "g2"], tmp_path / file) == 1
+        with (gzip.open if file.endswith("gz") else open)(tmp_path / file, "rt", newline="") as text:
+            rows = list(csv.reader(text, delimiter="\t" if ".tsv" in file else ","))
+        assert rows == [["cell", guard_formula(name), "g2"], [guard_formula(name), "-1.5", "2"]]
+        (tmp_path / file).unlink()
+
+
+def test_an_archive_holds_names_as_they_are(tmp_path: Path):
+    write_table(answer("=1+1"), ["@gene", "g2"], tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as archive:
+        assert archive["cells"].tolist() == ["=1+1"]
+        assert archive["columns"].tolist() == ["@gene", "g2"]
+        assert np.array_equal(archive["values"], VALUES)
+
+
+class Screen(StringIO):
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+def test_only_a_terminal_gets_escapes_instead_of_control_characters(monkeypatch):
+    for is_terminal, shown in ((True, r"\x1b[2Jc"), (False, "\x1b[2Jc")):
+        screen = Screen(is_terminal)
+        monkeypatch.setattr(sys, "stdout", screen)
+        write_table(answer("\x1b[2Jc"), ["g1", "g2"], None)
+        assert list(csv.reader(screen.getvalue().splitlines())) == [["cell", "g1", "g2"], [shown, "-1.5", "2"]]
+
+
+def test_nothing_is_computed_for_a_place_that_cannot_be_written(tmp_path: Path):
+    def fail() -> Iterator[tuple[pd.Index, np.ndarray]]:
+        raise AssertionError("computed in vain")
+        yield
+
+    for name in ("none/a.csv", "none/a.npz", "a.xlsx"):
+        with pytest.raises((OSError, ValueError), match=name):
+            write_table(fail(), ["g1"], tmp_path / name)

@@ -1,0 +1,118 @@
+from pathlib import Path
+
+import pytest
+
+from atlasvi.engine.training.settings import (
+    SettingError,
+    Settings,
+    heuristic_epochs,
+    parse_settings,
+    resolve_schedule,
+    resolve_settings,
+)
+from atlasvi.loaders.errors import AtlasviError
+
+
+def test_the_defaults_are_the_model_card_and_scvi_tools_optimizer():
+    settings = resolve_settings()
+    assert (settings.n_hidden, settings.n_latent, settings.n_layers, settings.dropout_rate) == (128, 20, 3, 0.05)
+    assert (settings.learning_rate, settings.adam_eps, settings.weight_decay) == (1e-3, 0.01, 1e-6)
+    assert (settings.batch_size, settings.validation_fraction, settings.early_stopping_patience) == (128, 0.1, 45)
+
+
+def test_values_are_read_as_what_they_look_like():
+    assert parse_settings(["n_latent=10", "learning_rate=1e-4", "early_stopping=false", "keep=last"]) == {
+        "n_latent": 10,
+        "learning_rate": 1e-4,
+        "early_stopping": False,
+        "keep": "last",
+    }
+
+
+@pytest.mark.parametrize("assignment", ["n_latent", "", "n_latent:10"])
+def test_an_assignment_without_an_equals_sign_is_explained(assignment: str):
+    with pytest.raises(SettingError, match="KEY=VALUE"):
+        parse_settings([assignment])
+
+
+def test_every_setting_can_be_set_from_text():
+    for name, field in Settings.model_fields.items():
+        if name == "freezing":  # comes with the model that a run starts from
+            continue
+        value = field.default if field.default is not None else 3
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        assert getattr(resolve_settings(None, parse_settings([f"{name}={text}"])), name) == value
+
+
+def test_what_comes_later_wins_and_none_changes_nothing(tmp_path: Path):
+    file = tmp_path / "run.toml"
+    file.write_text("n_latent = 12\nkl_warmup_epochs = 5\n")
+    settings = resolve_settings(file, {"n_latent": 14, "epochs": None}, {"epochs": 7})
+    assert (settings.n_latent, settings.kl_warmup_epochs, settings.epochs) == (14, 5, 7)
+
+
+def test_an_unknown_key_is_named_with_those_that_are_near():
+    with pytest.raises(SettingError, match=r"no setting 'kl_warmup'; did you mean .*kl_warmup_epochs"):
+        resolve_settings(None, {"kl_warmup": 5})
+    with pytest.raises(SettingError, match="no setting 'zzz'; there are: n_hidden, n_latent"):
+        resolve_settings(None, {"zzz": 5})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("n_latent", 0), ("n_latent", "many"), ("learning_rate", -1), ("dropout_rate", 1.0), ("keep", "first")],
+)
+def test_a_value_that_cannot_be_is_named_with_its_key(key: str, value: object):
+    with pytest.raises(SettingError, match=f"{key} = {value!r}"):
+        resolve_settings(None, {key: value})
+
+
+def test_a_config_file_that_cannot_be_read_is_named(tmp_path: Path):
+    with pytest.raises(SettingError, match=r"nowhere\.toml"):
+        resolve_settings(tmp_path / "nowhere.toml")
+    (tmp_path / "broken.toml").write_text("n_latent = = 3")
+    with pytest.raises(SettingError, match=r"broken.toml: not a TOML file"):
+        resolve_settings(tmp_path / "broken.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(AtlasviError, match=r"binary.toml"):
+        resolve_settings(tmp_path / "binary.toml")
+
+
+def test_settings_do_not_change_once_they_are_resolved():
+    with pytest.raises(ValueError, match="frozen"):
+        resolve_settings().n_latent = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "epochs"), [(1, 400), (20_000, 400), (40_000, 200), (20_259, 395), (10**6, 8), (10**8, 1)]
+)
+def test_the_number_of_epochs_follows_scvi_tools(n_cells: int, epochs: int):
+    assert heuristic_epochs(n_cells) == epochs
+
+
+def warmup(n_train: int = 1_000, **given: int) -> tuple[int | None, int | None]:
+    """Epochs and steps of the KL warm-up of a run over so many cells, 128 a minibatch: 8 steps an epoch."""
+    resolved = resolve_schedule(Settings(**given), n_train)
+    return resolved.kl_warmup_epochs, resolved.kl_warmup_steps
+
+
+@pytest.mark.parametrize("epochs", [4, 5, 8, 100, 400, 2_000])
+def test_a_run_of_more_than_three_epochs_warms_up_by_epochs_over_half_of_them(epochs: int):
+    assert warmup(epochs=epochs) == (min(400, epochs // 2), None)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_a_run_of_few_epochs_warms_up_by_steps_over_all_of_them(epochs: int):
+    assert warmup(epochs=epochs) == (0, 8 * epochs)
+    assert warmup(epochs=epochs, accumulate=3) == (0, 3 * epochs)
+    assert warmup(epochs=epochs, max_steps=5) == (0, 5)
+    assert warmup(10**8)[1] == warmup(10**8, epochs=1)[1] == 781_250  # an atlas gets one epoch
+
+
+def test_a_warm_up_that_was_asked_for_stays_as_it_is():
+    assert warmup(epochs=1, kl_warmup_epochs=0) == (0, None)
+    assert warmup(epochs=1, kl_warmup_epochs=1) == (1, None)
+    assert warmup(epochs=1, kl_warmup_steps=3) == warmup(epochs=100, kl_warmup_steps=3) == (0, 3)
+    assert warmup(epochs=100, kl_warmup_epochs=7, kl_warmup_steps=3) == (7, 3)
+    saved = resolve_schedule(Settings(epochs=2), 1_000)
+    assert resolve_schedule(Settings.model_validate(saved.model_dump()), 1_000) == saved  # a run that is resumed

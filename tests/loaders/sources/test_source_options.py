@@ -1,0 +1,166 @@
+"""Each source says for itself how it is read: behind its path, or in a table of sources."""
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.ingestion.ingest import ingest
+from atlasvi.loaders.sources.open_source import open_source
+from atlasvi.loaders.sources.source_options import SourceSpec, list_sources, parse_source
+from tests.loaders.sources.test_mtx_folder import CELLS, GENES, lines, matrix_text, write
+
+COUNTS = sp.csr_matrix(np.array([[1, 0, 2, 3], [0, 4, 0, 1], [5, 0, 0, 2]], np.float32))
+
+
+def annotated(genes: list[str] = GENES, **columns) -> ad.AnnData:
+    var = pd.DataFrame(columns, index=genes)
+    return ad.AnnData(COUNTS.copy(), pd.DataFrame(index=[f"c{k}" for k in range(3)]), var)
+
+
+def test_options_stand_behind_the_path():
+    spec = parse_source("a.h5ad::layer=raw, gene_column=id", gene_column="other", measurement="RNA")
+    assert spec == SourceSpec("a.h5ad", layer="raw", gene_column="id", measurement="RNA")
+    assert parse_source("a.h5ad") == SourceSpec("a.h5ad")
+    assert parse_source("s3://bucket/a.zarr").path == "s3://bucket/a.zarr"
+
+
+@pytest.mark.parametrize("text", ["a.h5ad", "a.h5ad::layer=raw counts", "a.zarr::gene_column=id,missing_chunks=zeros"])
+def test_a_source_is_written_as_it_was_given_and_from_the_root_for_other_processes(tmp_path, monkeypatch, text):
+    assert str(parse_source(text)) == text
+    assert parse_source(text).make_absolute() == parse_source(text)  # there is no such file
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / parse_source(text).path).touch()
+    assert str(parse_source(text).make_absolute()) == f"{tmp_path}/{text}"
+
+
+def test_a_path_that_holds_the_mark_itself_is_a_path(tmp_path):
+    annotated().write_h5ad(tmp_path / "a::layer=b.h5ad")
+    assert open_source(tmp_path / "a::layer=b.h5ad").layer == "X"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.h5ad::lair=raw", "lair = 'raw' is no option of a source; there are: layer, gene_column"),
+        ("a.h5ad::layer", "'layer' is no option; write PATH::OPTION=VALUE"),
+        ("a.h5ad::missing_chunks=yes", "missing_chunks is 'yes'; it can be refuse or zeros"),
+    ],
+)
+def test_what_is_no_option_is_refused(text, message):
+    with pytest.raises(SourceError, match=message):
+        parse_source(text)
+
+
+def write_four(folder: Path) -> list[str]:
+    """Counts in raw beside a normalised X, in X alone, under symbols with ids in a column, and in a 10x folder."""
+    norm = annotated(symbol=list("ABCD"))
+    norm.raw = norm.copy()
+    norm.X = norm.X * np.float32(0.37)
+    norm.write_h5ad(folder / "norm.h5ad")
+    annotated(symbol=list("ABCD")).write_h5ad(folder / "plain.h5ad")
+    annotated(list("ABCD"), id=[f"{gene}" for gene in GENES]).write_h5ad(folder / "symbols.h5ad")
+    write(folder / "10x", matrix__mtx=matrix_text(), genes__tsv=lines(GENES), barcodes__tsv=lines(CELLS))
+    return [str(folder / name) for name in ("norm.h5ad", "plain.h5ad", "symbols.h5ad::gene_column=id", "10x")]
+
+
+def assert_joined(store: Path, n_sources: int = 4) -> None:
+    joined = ad.read_zarr(store)
+    assert joined.var_names.tolist() == GENES
+    assert joined.n_obs == 3 * n_sources
+    rows = joined[joined.obs["source"].astype(str).str.endswith(".h5ad")]
+    order = rows.obs["source_row"].to_numpy()
+    assert (rows.X.toarray() == COUNTS.toarray()[order]).all()
+
+
+def test_counts_in_raw_or_x_and_genes_under_two_names_are_ingested_together(tmp_path):
+    report = ingest(write_four(tmp_path), tmp_path / "store", workers=1)
+    assert_joined(tmp_path / "store")
+    assert any("the counts are those of raw, as X holds no whole numbers" in note for note in report.notes)
+    assert "Genes that all sources have: 4 of 4." in report.notes
+
+
+def test_a_table_of_sources_says_the_same_with_paths_from_its_folder(tmp_path):
+    write_four(tmp_path)
+    (tmp_path / "sources.toml").write_text(
+        '[[source]]\npath = "norm.h5ad"\nlayer = "raw"\n[[source]]\npath = "symbols.h5ad"\ngene_column = "id"\n'
+    )
+    ingest(tmp_path / "sources.toml", tmp_path / "store", workers=1)
+    assert_joined(tmp_path / "store", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"has entries \[\[source\]\]"),
+        ("[[source]]\nlayer = 'raw'\n", r"an entry \[\[source\]\] has no path"),
+        ("[[source]]\npath = 'a'\nlayer = 1\n", "layer = 1 is no option of a source"),
+        ("[[source]]\npath = 'a'\nlayr = 'b'\n", "layr = 'b' is no option of a source"),
+        ("not toml", "can't be read as TOML"),
+        ("[[source]]\npath = 'a'\n[other]\n", "nothing else"),
+    ],
+)
+def test_a_table_that_can_not_be_read_says_why(tmp_path, text, message):
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(SourceError, match=message):
+        list_sources([tmp_path / "s.toml"])
+
+
+def test_x_is_read_where_raw_holds_no_counts_either(tmp_path):
+    adata = annotated()
+    adata.X = adata.X * np.float32(0.5)
+    adata.raw = adata.copy()
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    source = open_source(tmp_path / "a.h5ad")
+    assert (source.layer, source.notes) == ("X", [])
+
+
+def test_a_layer_that_one_source_lacks_is_answered_with_how_to_say_it_for_each(tmp_path):
+    annotated().write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(SourceError, match=r"it has no layer 'raw' \(this file has: X\)\. .*a.h5ad::layer=NAME"):
+        open_source(tmp_path / "a.h5ad", layer="raw")
+
+
+def test_versions_of_ensembl_ids_are_dropped_if_asked_for(tmp_path):
+    names = ["ENSG00000141510.16", "ENSG00000002586.20_PAR_Y", "ENSMUSG00000051951.6", "RP11-34P13.7"]
+    annotated(names).write_h5ad(tmp_path / "a.h5ad")
+    source = open_source(f"{tmp_path / 'a.h5ad'}::gene_versions=drop")
+    expected = ["ENSG00000141510", "ENSG00000002586_PAR_Y", "ENSMUSG00000051951", "RP11-34P13.7"]
+    assert source.var.index.tolist() == expected
+
+
+def write_multimodal(path: Path, folder: str, names: list[str]) -> Path:
+    import h5py
+    import zarr
+    from anndata.io import write_elem
+
+    root = h5py.File(path, "w") if path.suffix == ".h5mu" else zarr.open_group(path, mode="w", zarr_format=3)
+    group = root.create_group(folder)
+    for k, name in enumerate(names):
+        adata = annotated()
+        adata.X = adata.X * (k + 1)
+        write_elem(group, name, adata)
+    if path.suffix == ".h5mu":  # as MuData writes: tables of all modalities beside them
+        write_elem(root, "obs", annotated().obs)
+        write_elem(root, "var", annotated().var)
+        root.close()
+    return path
+
+
+@pytest.mark.parametrize(("name", "folder"), [("a.h5mu", "mod"), ("a.zarr", "mod"), ("a.zarr", "tables")])
+def test_of_mudata_and_spatialdata_one_modality_or_table_is_read(tmp_path, name, folder):
+    path = write_multimodal(tmp_path / name, folder, ["prot", "rna"])
+    assert (open_source(path).read_counts(0, 3) != COUNTS * 2).nnz == 0
+    assert (open_source(path, measurement="prot").read_counts(0, 3) != COUNTS).nnz == 0
+    with pytest.raises(SourceError, match=r"has no 'atac' of these: prot, rna; say .* --measurement NAME"):
+        open_source(path, measurement="atac")
+
+
+def test_of_several_tables_one_must_be_named(tmp_path):
+    path = write_multimodal(tmp_path / "a.zarr", "tables", ["one", "two"])
+    with pytest.raises(SourceError, match="SpatialData, which has several of these: one, two"):
+        open_source(path)
