@@ -60,7 +60,7 @@ def minify(
     Raises GeneError, ColumnError if the data lacks genes or columns that the model takes, or holds batches (or other
     categories) that it was not trained on, OutputError if `out` exists or can't be written.
     """
-    with join_ranks(rank_timeout_s) as ranks, stop_on_signals():
+    with join_ranks(rank_timeout_s) as ranks, stop_on_signals(), ExitStack() as ours:
         ranks.note("opening the model and the data")
         if not isinstance(run, TrainedRun):
             run = open_model(run)
@@ -69,6 +69,7 @@ def minify(
             usual = {"layer": run.setup.layer, "fractions": run.model.settings.gene_likelihood == "normal"}
             options = {**usual, **{name: value for name, value in (options or {}).items() if value is not None}}
             data = open_cells(data, **options)
+            ours.callback(data.close)
         elif dask is not None:
             raise ValueError("over a Dask cluster each worker opens the data: give its path, and `options`")
         data = select_genes(data, run.genes)

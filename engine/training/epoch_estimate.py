@@ -4,7 +4,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def plan_epoch_time(
     On a CPU ranks are taken to share this machine's cores. Raises what `train` raises for bad input, SettingError if
     the network is not said.
     """
-    with join_ranks() as group:
+    with join_ranks() as group, ExitStack() as ours:
         if group.reduces and group.world_size != n_ranks:
             raise SettingError(
                 f"plan: launched as {group.world_size} ranks and asked about {n_ranks}: make them the same."
@@ -93,6 +93,7 @@ def plan_epoch_time(
             raise SettingError("plan: say how fast the network between the devices is: --network GBPS.")
         if isinstance(data, (str, Path)):
             data = open_cells(data)
+            ours.callback(data.close)
         ranks = group if group.reduces else Ranks(0, n_ranks)
         keys = {"batch_key": batch_key, "labels_key": None, "seed": 0, "split_column": None}
         resolved = resolve_settings(None, {"accumulate": 1, **(settings or {})})

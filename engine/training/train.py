@@ -6,6 +6,7 @@ evidence lower bound, so it is negative and larger is better: -(reconstruction_l
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def train(
     and a checkpoint is written, RankError if another rank failed.
     """
     out = Path(out)
-    with join_ranks(rank_timeout_s) as ranks, stop_on_signals() as signals:
+    with join_ranks(rank_timeout_s) as ranks, stop_on_signals() as signals, ExitStack() as ours:
         overrides = {
             **(settings or {}),
             **{k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None},
@@ -81,6 +82,7 @@ def train(
         ranks.note("opening the data")
         if isinstance(data, (str, Path)):
             data = open_cells(data, fractions=resolved.gene_likelihood == "normal")
+            ours.callback(data.close)
         keys: dict[str, Any] = {
             "batch_key": batch_key,
             "labels_key": labels_key,

@@ -1,3 +1,4 @@
+import tempfile
 from pathlib import Path
 
 import anndata
@@ -6,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse
 
 from atlasvi.engine.minified import minify_parts
 from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, write_minified_h5ad
@@ -276,3 +278,20 @@ def test_a_path_is_opened_as_the_data_of_the_run_was(tmp_path: Path):
     minify(tmp_path / "run", tmp_path / "cells.h5ad", tmp_path / "by-path.mini")
     latents = [MinifiedStore(tmp_path / name).read_latent(0, 60)[0] for name in ("opened.mini", "by-path.mini")]
     assert np.array_equal(*latents)
+
+
+def test_what_fails_leaves_no_temporary_files_of_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A matrix that is not stored by rows is sorted into temporary files, which go with what was opened."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    counts = sparse.random(60, 12, 0.5, "csc", np.float32, np.random.default_rng(0))
+    counts.data = np.ceil(counts.data * 5)
+    anndata.AnnData(counts, var=pd.DataFrame(index=GENES[:12])).write_h5ad(tmp_path / "cells.h5ad")
+    other = anndata.AnnData(counts.tocsr(), obs=pd.DataFrame({"batch": ["a", "b"] * 30}, index=map(str, range(60))))
+    other.var_names = GENES[:12]
+    other.write_h5ad(tmp_path / "other.h5ad")
+    settings = {"n_hidden": 8, "n_latent": 2, "n_layers": 1}
+    run = train(tmp_path / "other.h5ad", tmp_path / "run", batch_key="batch", epochs=1, settings=settings)
+    with pytest.raises(ColumnError, match="batch"):
+        minify(run, tmp_path / "cells.h5ad", tmp_path / "mini")
+    assert list((tmp_path / "temporary").glob("atlasvi*")) == []
