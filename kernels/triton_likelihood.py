@@ -184,7 +184,7 @@ def nonzeros_kernel(
         g = tl.load(genes + k, mask=inside, other=0).to(tl.int32)
         x = tl.load(counts + k, mask=inside, other=1).to(tl.float32)
         logit = tl.load(marked + g, mask=inside, other=0.0)
-        tl.debug_barrier()  # the compiler may have one thread load a value and another write on it
+        tl.debug_barrier()  # nothing else keeps another thread from writing a mark before this one loads the logit
         tl.store(marked + g, ((k - begin).to(tl.int32) + FIRST_MARK).to(tl.float32, bitcast=True), mask=inside)
         mean, e = mean_of(logit, offset, cell_library * scale, cell_library, SOFTMAX)
         if SOFTMAX:
@@ -224,7 +224,6 @@ def nonzeros_kernel(
         g = tl.load(genes + k, mask=inside, other=0).to(tl.int32)
         x = tl.load(counts + k, mask=inside, other=16).to(tl.float64)
         logit32 = tl.load(by_logit + k, mask=inside, other=0.0)
-        tl.debug_barrier()  # as above
         logit = logit32.to(tl.float64)
         if SOFTMAX:
             log_mean = (logit * LOG2E - tl.cast(offset, tl.float64)) / LOG2E + exact_scale

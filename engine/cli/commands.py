@@ -228,13 +228,10 @@ def train(
 ) -> None:
     """Train scVI on a cell store or straight from a source."""
     from atlasvi.engine.distributed.ranks import join_ranks
-    from atlasvi.engine.training.settings import parse_settings, resolve_settings
+    from atlasvi.engine.training.settings import parse_settings
     from atlasvi.engine.training.train import train as run
 
-    given = parse_settings(settings or [])
-    fractions = resolve_settings(config, given).gene_likelihood == "normal"
-    opened = closing(_open(data, layer, gene_column, measurement, empty_cells, fractions))
-    with join_ranks(rank_timeout), opened as cells:
+    with join_ranks(rank_timeout), closing(_open(data, layer, gene_column, measurement, empty_cells)) as cells:
         run(
             cells,
             out,
@@ -249,7 +246,7 @@ def train(
             seed=seed,
             split_column=split_column,
             config=config,
-            settings=given,
+            settings=parse_settings(settings or []),
             start=start,
             resume=resume,
             profile=profile,
@@ -423,23 +420,12 @@ def query_info(context: typer.Context) -> None:
 
 
 def _open(
-    data: str,
-    layer: str | None,
-    gene_column: str | None,
-    measurement: str | None,
-    empty_cells: str,
-    fractions: bool = False,
+    data: str, layer: str | None, gene_column: str | None, measurement: str | None, empty_cells: str
 ) -> "CellData":
     from atlasvi.loaders.cells.open_cells import open_cells
 
-    return open_cells(
-        data,
-        layer=layer,
-        gene_column=gene_column,
-        measurement=measurement,
-        keep_empty=empty_cells == "keep",
-        fractions=fractions,
-    )
+    keep_empty = empty_cells == "keep"
+    return open_cells(data, layer=layer, gene_column=gene_column, measurement=measurement, keep_empty=keep_empty)
 
 
 def _check_command(context: typer.Context, command: list[str]) -> None:

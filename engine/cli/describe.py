@@ -32,9 +32,8 @@ def describe(path: str | Path) -> Iterator[str]:
     if (Path(path) / "model.pt").is_file():
         return _describe_model(path)
     if is_scvi_minified(path):
-        from atlasvi.engine.minified.minified_by_scvi_tools import (
-            ScviMinified,  # and with it torch, which takes seconds
-        )
+        # and with it torch, which takes seconds
+        from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
 
         return describe_minified_store(ScviMinified(path))
     return _describe_source(path)

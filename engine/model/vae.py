@@ -1,9 +1,9 @@
 """scVI: an encoder q(z | x, covariates), a decoder to gene proportions, a likelihood of the counts.
 
 As scvi-tools 1.5.1 defines it; same weights, same numbers. Three things are stored otherwise than there, and
-`scvi_weights` translates: the one-hot columns of each layer are parameters of their own; the first layer's weight is
-transposed, [genes, hidden], so that sparse counts meet contiguous rows; and parameters that the settings never use are
-left out.
+`scvi_tools.weights` translates: the one-hot columns of each layer are parameters of their own; the first layer's weight
+is transposed, [genes, hidden], so that sparse counts meet contiguous rows; and parameters that the settings never use
+are left out.
 """
 
 import math

@@ -20,7 +20,7 @@ from atlasvi.engine.training.settings import SettingError, resolve_settings
 from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.batches.batch import Batch
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
-from atlasvi.loaders.cells.open_cells import CellData, open_cells
+from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells
 
 WARM_UP = 6  # steps: kernels are compiled, memory is taken
 LATENCY_S = 50e-6  # of a message between machines; an all-reduce of n ranks sends 2 (n - 1), one after the other
@@ -97,6 +97,7 @@ def plan_epoch_time(
         ranks = group if group.reduces else Ranks(0, n_ranks)
         keys = {"batch_key": batch_key, "labels_key": None, "seed": 0, "split_column": None}
         resolved = resolve_settings(None, {"accumulate": 1, **(settings or {})})
+        data = allow_fractions(data, resolved.gene_likelihood == "normal")
         trainer = Trainer(
             data, Path("plan"), learn_setup(data, batch_key=batch_key), keys, resolved, device, ranks=ranks
         )

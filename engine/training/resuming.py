@@ -15,7 +15,7 @@ from atlasvi.engine.model.trained_run import CONFIG, MODEL, TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.training.checkpoint import CheckpointError, list_checkpoints, read_newest_checkpoint
 from atlasvi.engine.training.settings import SettingError, Settings
-from atlasvi.loaders.cells.open_cells import CellData, select_genes
+from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, select_genes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.manifest import read_json
@@ -119,6 +119,7 @@ def prepare_start(
         state.update(run.state)
     elif run.path is not None:
         state.update(_read_last_state(run))
+    data = allow_fractions(data, run.model.settings.gene_likelihood == "normal")
     return (
         select_genes(data, run.genes),
         run.setup,

@@ -23,7 +23,7 @@ from atlasvi.engine.training.checkpoint import (
 from atlasvi.engine.training.resuming import explain_taken, merge_saved, prepare_start, read_saved
 from atlasvi.engine.training.settings import SettingError, resolve_settings
 from atlasvi.engine.training.training_loop import Trainer, launch_id
-from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes
+from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells, select_genes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.manifest import write_json
@@ -81,7 +81,7 @@ def train(
         resolved = resolve_settings(config, overrides)
         ranks.note("opening the data")
         if isinstance(data, (str, Path)):
-            data = open_cells(data, fractions=resolved.gene_likelihood == "normal")
+            data = open_cells(data)
             ours.callback(data.close)
         keys: dict[str, Any] = {
             "batch_key": batch_key,
@@ -96,6 +96,7 @@ def train(
         if resume := ranks.from_first(lambda: resume or _is_ours(out, ranks), "the start"):
             remove_leftovers(out)
             saved = ranks.from_first(lambda: read_saved(out), "the configuration")
+            data = allow_fractions(data, saved["settings"].get("gene_likelihood") == "normal")
             if saved.get("genes"):
                 data = select_genes(data, saved["genes"])
             asked, resolved = merge_saved(out, saved, asked, resolved, data)
@@ -116,6 +117,7 @@ def train(
             data, setup, resolved, first = prepare_start(start, data, keys, resolved)
             asked["genes"] = [str(gene) for gene in data.genes]  # those of the model, whatever else the data has
         else:
+            data = allow_fractions(data, resolved.gene_likelihood == "normal")
             setup = learn_setup(data, **{key: asked[key] for key in keys})
         trainer = Trainer(data, out, setup, asked, resolved, device, profile, ranks)
         if not resume:

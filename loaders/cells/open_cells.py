@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,6 +118,11 @@ class SourceCells:
         """uint64 [stop - start]: a hash of each cell's identity."""
         return cell_keys(0, np.arange(start, stop))
 
+    def allow_fractions(self) -> "SourceCells":
+        """The same cells, with numbers that are not whole taken as they are, for the normal likelihood."""
+        joined = JoinedSources(self._joined.sources, fractions=True)
+        return SourceCells(joined, replace(self.spec, values="numbers"), self.keep_empty)
+
     def close(self) -> None:
         """Let go of the file."""
         self._joined.sources[0].close()
@@ -195,6 +201,11 @@ def add_column(data: CellData, name: str, values: Sequence[Any]) -> CellData:
     seen.obs_columns = [*data.obs_columns, name]
     seen.read_column = lambda asked: pd.Series(values) if asked == name else data.read_column(asked)
     return seen
+
+
+def allow_fractions(data: CellData, allowed: bool = True) -> CellData:
+    """The same cells; those of a source with numbers that are not whole taken as they are, if they are `allowed`."""
+    return data.allow_fractions() if allowed and isinstance(data, SourceCells) else data
 
 
 def open_cells(

@@ -67,7 +67,7 @@ class JoinedSources:
         self.offsets = np.cumsum([0] + [source.n_cells for source in sources])
 
     def _join_obs(self) -> None:
-        """Find the columns of obs: `dtypes`, of each one (see obs_columns.py), and what each source calls it."""
+        """Find the columns of obs: `dtypes`, of each one (see merged_columns.py), and what each source calls it."""
         heads = [source.read_obs(0, 0) for source in self.sources]
         aside = [set_reserved_aside(head) for head in heads]
         names = [[before.get(name, name) for name in head] for head, before in zip(heads, aside)]

@@ -1,5 +1,6 @@
 """The normal likelihood takes numbers that are no counts: in memory, from files, on the command line and resumed."""
 
+import signal
 from pathlib import Path
 
 import anndata
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 
 from atlasvi.engine import SCVI, load_run, minify, train
 from atlasvi.engine.cli.commands import app
+from atlasvi.engine.distributed.signals import TrainingInterrupted
 from atlasvi.loaders import ingest, open_cells
 from atlasvi.loaders.errors import CountsError, SourceError
+from tests.engine.training.test_train import assert_same_run, at_step
 
 SETTINGS = {"gene_likelihood": "normal", "n_hidden": 8, "n_latent": 3, "n_layers": 1, "batch_size": 32}
 
@@ -58,6 +61,8 @@ def test_a_file_gives_the_latents_of_the_anndata_and_a_run_of_it_is_minified_by_
     minify(tmp_path / "run", path, tmp_path / "mini")
     run = train(path, tmp_path / "again", batch_key="batch", epochs=1, settings=SETTINGS)
     assert np.isfinite(run.result["train"]["elbo"])
+    further = train(path, tmp_path / "further", epochs=1, start=run)
+    assert further.model.settings.gene_likelihood == "normal"
     values = open_cells(path, fractions=True).read_block(0).to_csr()[2]
     assert values.dtype == np.float32
     assert np.array_equal(values, logged.X.data)
@@ -69,3 +74,17 @@ def test_a_cell_store_keeps_whole_counts_alone(logged: anndata.AnnData, tmp_path
     with pytest.raises(SourceError, match="keeps whole counts"):
         ingest(f"{tmp_path / 'logged.h5ad'}::values=numbers", tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+def test_a_stopped_run_goes_on_without_being_told_its_likelihood_again(
+    logged: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "logged.h5ad"
+    logged.write_h5ad(path)
+    schedule = {"batch_key": "batch", "epochs": 3, "settings": SETTINGS}
+    whole = train(path, tmp_path / "whole", **schedule)
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(TrainingInterrupted):
+            train(path, tmp_path / "run", **schedule)
+    assert_same_run(whole, train(path, tmp_path / "run", resume=True))
