@@ -1,5 +1,6 @@
 """A minibatch of cells as it goes to the model: sparse counts, library sizes, covariate codes."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,16 +19,16 @@ def lay_out(
 
     take  called with the number of bytes; returns uint8 [bytes]
     """
-    starts, end = {}, 0
-    for name, (shape, dtype) in wanted.items():
-        starts[name] = end
-        end += -(-int(np.prod(shape)) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+    spans, end = [], 0
+    for shape, dtype in wanted.values():
+        n_bytes = math.prod(shape) * dtype.itemsize
+        spans.append((end, end + n_bytes))
+        end += -(-n_bytes // ALIGNMENT) * ALIGNMENT
     memory = take(end)
-    arrays = {}
-    for name, (shape, dtype) in wanted.items():
-        stop = starts[name] + int(np.prod(shape)) * dtype.itemsize
-        arrays[name] = memory[starts[name] : stop].view(dtype).reshape(shape)
-    return memory, arrays
+    return memory, {
+        name: memory[start:stop].view(dtype).reshape(shape)
+        for (name, (shape, dtype)), (start, stop) in zip(wanted.items(), spans)
+    }
 
 
 @dataclass

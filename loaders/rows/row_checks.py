@@ -5,6 +5,7 @@ arrays and genes beyond the last one would be followed into memory of something 
 """
 
 import numpy as np
+from numba import njit
 
 MOST_COUNT = 2**31 - 1  # minibatches hold counts of four bytes as int32
 
@@ -25,15 +26,25 @@ def check_genes(indptr: np.ndarray, genes: np.ndarray, n_genes: int, descents: i
     descents  how many of the genes from indptr[0] to indptr[-1], the first left out, are not above the one before: so
               many that the decoder has counted on its way. If all of these are at the beginning of rows, rows ascend
     """
-    filled = np.flatnonzero(indptr[1:] > indptr[:-1])
-    if not len(filled):
-        return
-    firsts, lasts = indptr[filled], indptr[filled + 1] - 1
-    between_rows = np.count_nonzero(genes[firsts[1:]] <= genes[firsts[1:] - 1])
+    between_rows, smallest, largest = look_at_edges(indptr, genes)
     if descents != between_rows:
         raise ValueError("the gene indices of a row do not ascend")
-    if genes[firsts].min() < 0 or genes[lasts].max() >= n_genes:
+    if smallest < 0 or largest >= n_genes:
         raise ValueError(f"a gene index is outside 0 to {n_genes - 1:,}")
+
+
+@njit(nogil=True, cache=True)
+def look_at_edges(indptr: np.ndarray, genes: np.ndarray) -> tuple[int, int, int]:
+    """Of rows with counts: how many first genes are not above the last one before, the smallest first, largest last."""
+    n_descents, smallest, largest, last = 0, 0, -1, -1
+    for begin, end in zip(indptr[:-1], indptr[1:]):
+        if begin == end:
+            continue
+        first = int(genes[begin])
+        n_descents += begin > indptr[0] and first <= last
+        last = int(genes[end - 1])
+        smallest, largest = min(smallest, first), max(largest, last)
+    return n_descents, smallest, largest
 
 
 def check_four_byte_counts(counts: np.ndarray) -> None:
