@@ -87,7 +87,7 @@ class Bench:
         peers_python = str(peers / "bin" / "python")
         self._programs = {
             "ours": [sys.executable, str(HERE / "loader_runs.py")],
-            "peer": [peers_python, str(HERE / "peers_loaders.py")],
+            "peer": [peers_python, str(HERE / "peers" / "loaders.py")],
             "script": [peers_python, str(self.peers_script)],
         }
 

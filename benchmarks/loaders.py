@@ -6,7 +6,7 @@ DIR holds atlas*.h5ad (../shared/peers/make_atlas.py writes them); what is missi
 fast.store and small.store, annbatch's collection annbatch.zarr and, from atlas0.h5ad, the SOMA experiment soma (these
 two by the peers' own script, --peers-scripts). VENV is the peers' environment (setup.sh beside that script makes it).
 
-Every measurement is a process of its own, ours (loader_runs.py) and the peers' (peers_loaders.py) in turn, round after
+Every measurement is a process of its own, ours (loader_runs.py) and the peers' (peers/loaders.py) in turn, round after
 round. A process goes through one epoch to warm up and then through at least two; its figure is their median, and that
 of a row the median of its processes; the same rule and the same code (measured_process.py) for both sides. Memory is
 the peak of the process above what it held when everything was imported; that of an ingest is the sum over its

@@ -142,7 +142,7 @@ def test_every_ratio_is_of_rows_that_there_are(report):
 
 
 def test_the_peers_side_imports_nothing_of_ours():
-    for name in ("peers_loaders.py", "measured_process.py"):
+    for name in ("peers/loaders.py", "measured_process.py"):
         assert "import atlasvi" not in (text := (ROOT / "benchmarks" / name).read_text())
         assert "from atlasvi" not in text
 
