@@ -8,7 +8,7 @@ usage: python loaders.py annbatch COLLECTION SECONDS CHUNK PRELOAD      minibatc
        python loaders.py tiledbsoma-ml EXPERIMENT SECONDS
        python loaders.py versions
 
-Settings are those of the peers' script (../shared/peers/loaders.py), which also builds what is read here.
+plain_loaders.py, which measures the same settings without our code, also builds what is read here.
 """
 
 import platform
