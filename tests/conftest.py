@@ -21,6 +21,7 @@ if torch is not None:
     # As many processes test as there are cores, and in each a second thread would mostly wait for the first. What
     # several threads compute is tested in tests/kernels, and where a test sets their number.
     torch.set_num_threads(1)
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # numba in scanpy shares the threads of torch and sets their number
 
 if torch is not None and not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which the first Triton test does
