@@ -1,5 +1,6 @@
 """atlasvi.loaders: counts on disk -> sparse minibatches. In the order in which data meets it:
 
+DataSpec         where data is and how it is read                 sources/data_spec.py
 open_source      any file of counts, read by slices of rows      sources/ (open_source, anndata_files, tenx, soma ...)
 ingest           sources -> a cell store, shuffled out of core   ingestion/ingest.py
 open_cells       a cell store, or a source, as blocks of cells   cells/open_cells.py, cells/cell_store.py
@@ -31,10 +32,12 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.loaders.errors import AtlasviError as AtlasviError
     from atlasvi.loaders.ingestion.ingest import IngestReport as IngestReport
     from atlasvi.loaders.ingestion.ingest import ingest as ingest
+    from atlasvi.loaders.sources.data_spec import DataSpec as DataSpec
     from atlasvi.loaders.sources.open_source import Source as Source
     from atlasvi.loaders.sources.open_source import open_source as open_source
 
 _PLACES = {
+    "DataSpec": "atlasvi.loaders.sources.data_spec",
     "open_source": "atlasvi.loaders.sources.open_source",
     "Source": "atlasvi.loaders.sources.open_source",
     "ingest": "atlasvi.loaders.ingestion.ingest",

@@ -29,7 +29,7 @@ from atlasvi.engine.minified.minify import MinifyReport, minify
 from atlasvi.engine.model.covariates import learn_setup
 from atlasvi.engine.model.library_prior import measure_library
 from atlasvi.engine.model.model_options import Freezing, ModelSettings
-from atlasvi.engine.model.trained_run import MODEL, TrainedRun
+from atlasvi.engine.model.trained_run import MODEL, RUN_FORMAT, TrainedRun
 from atlasvi.engine.model.vae import VAE as Model
 from atlasvi.engine.queries.latents import read_latents
 from atlasvi.engine.queries.minified_queries import QueryError
@@ -64,6 +64,8 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.manifest import write_manifest
 from atlasvi.loaders.outputs import write_folder_aside
+from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.store_files import check_version
 
 if TYPE_CHECKING:
     import anndata
@@ -119,7 +121,8 @@ class SCVI(Questions, ModelViews):
             if any(value is not None for value in asked.values()):
                 raise SettingError("An AnnData is set up by SCVI.setup_anndata(adata, ...), not by arguments of SCVI.")
             asked = read_setup(adata)
-        data = open_counts(adata, asked.pop("layer"), gene_likelihood)
+        like = DataSpec("", layer=layer, values="numbers" if gene_likelihood == "normal" else None)
+        data = open_counts(adata, like, asked.pop("layer"))
         setup = learn_setup(data, **asked, one_batch=True)
         if (embedding := kwargs.pop("batch_embedding_kwargs", None)) is not None:
             kwargs.update(embedding)
@@ -145,7 +148,8 @@ class SCVI(Questions, ModelViews):
             found = measure_library(data, setup.read_codes(data).get("batch"), settings.n_batches)
             for buffer, values in zip((model.library_log_means, model.library_log_vars), found):
                 buffer.copy_(torch.from_numpy(values))
-        self._begin(TrainedRun(model, [str(gene) for gene in data.genes], setup), adata, seed)
+        run = TrainedRun(model, [str(gene) for gene in data.genes], setup, data=data.spec)
+        self._begin(run, adata, seed)
         self._cells = CountedCells(data, self.run.genes, setup)
 
     def _begin(self, run: TrainedRun, adata: Any, seed: int, device: str = "auto") -> None:
@@ -322,7 +326,10 @@ class SCVI(Questions, ModelViews):
             write_scvi_model(run, result / f"{prefix}{MODEL}", {"is_trained_": self.is_trained, **indices})
             self.to_device(self.device)
             split = {name: torch.from_numpy(part) for name, part in parts.items()}
-            torch.save({"state": self.run.state, "split": split}, result / f"{prefix}{STATE}")
+            content = {"format_version": RUN_FORMAT, "state": self.run.state, "split": split}
+            if self.run.data is not None:
+                content["data"] = self.run.data.to_record()
+            torch.save(content, result / f"{prefix}{STATE}")
             if save_anndata:
                 assert self.adata is not None
                 self.adata.write_h5ad(result / f"{prefix}adata.h5ad", **anndata_write_kwargs)
@@ -351,7 +358,8 @@ class SCVI(Questions, ModelViews):
         folder, prefix = Path(dir_path), prefix or ""
         if is_minified_store(folder):
             store = MinifiedStore(folder)
-            run = TrainedRun(store.model(), [str(gene) for gene in store.genes], store.setup)
+            genes = [str(gene) for gene in store.genes]
+            run = TrainedRun(store.model(), genes, store.setup, data=DataSpec.from_record(store.attributes["data"]))
             adata = store if adata is None else adata
         else:
             run = load_scvi_tools(folder / f"{prefix}{MODEL}") if prefix else open_model(folder)
@@ -361,6 +369,8 @@ class SCVI(Questions, ModelViews):
             state = folder / f"{prefix}{STATE}"
             content = load_tensors(state)
             with reading(str(state)):
+                check_version(str(state), "model", content, RUN_FORMAT)
+                run.data = DataSpec.from_record(content["data"]) if "data" in content else None
                 run.state = content["state"]
                 check_state(run.state or {})
                 parts = {name: part.numpy() for name, part in content["split"].items()}
@@ -400,7 +410,7 @@ class SCVI(Questions, ModelViews):
         Raises GeneError if it has none of them.
         """
         reference = _open_reference(reference_model)
-        counts = open_counts(data, reference.setup.layer, reference.model.settings.gene_likelihood)
+        counts = open_counts(data, reference.like, reference.setup.layer)
         cells, missing = align_genes(counts, reference.genes)
         report_genes(cells.path, len(reference.genes), missing)
         return cells
@@ -432,7 +442,7 @@ class SCVI(Questions, ModelViews):
         reference = _open_reference(reference_model)
         if inplace_subset_query_vars:
             adata._inplace_subset_var(reference.genes)
-        counts = open_counts(adata, reference.setup.layer, reference.model.settings.gene_likelihood)
+        counts = open_counts(adata, reference.like, reference.setup.layer)
         data = select_genes(counts, reference.genes)
         freezing = Freezing(
             unfrozen=unfrozen,

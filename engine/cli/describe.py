@@ -14,6 +14,7 @@ from atlasvi.engine.terminal import count
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.manifest import read_json
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.open_source import open_source
 from atlasvi.loaders.store_files import is_cell_store
 
@@ -102,10 +103,13 @@ def _describe_columns(columns: dict[str, pd.Series]) -> Iterator[str]:
 def _describe_run(run: Path) -> Iterator[str]:
     config = read_json(run / "config.json")
     yield f"{run}: run"
-    yield from (f"  {name}: {value}" for name, value in config.items() if not isinstance(value, (dict, list)))
+    with reading(str(run / "config.json")):
+        spec = DataSpec.from_record(config["data"])
+    values = {**config, "data": spec}
+    yield from (f"  {name}: {value}" for name, value in values.items() if not isinstance(value, (dict, list)))
     result = run / "result.json"
     if not result.is_file():
-        yield f"  not finished: go on with atlasvi train {shlex.quote(str(config.get('data')))} --out {run} --resume"
+        yield f"  not finished: go on with atlasvi train {shlex.quote(str(spec))} --out {run} --resume"
         return
     outcome = read_json(result)
     with reading(str(result)):

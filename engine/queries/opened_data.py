@@ -19,6 +19,7 @@ from atlasvi.loaders.cells.memory_cells import NAME, MemoryCells, MemoryObs, lis
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
+from atlasvi.loaders.sources.data_spec import DataSpec
 
 SETUP = "_atlasvi_setup"  # in uns: what setup_anndata was told; it goes with copies, subsets and files
 KEYS = (
@@ -91,21 +92,20 @@ def read_anndata(path: str | Path) -> Any:
         return anndata.read_zarr(path) if Path(path).is_dir() else anndata.read_h5ad(path)
 
 
-def open_counts(data: Any, layer: str | None = None, gene_likelihood: str = "nb") -> CellData:
-    """An AnnData, a cell store or any source (as a path or opened) as cells with counts.
+def open_counts(data: Any, like: DataSpec, layer: str | None = None) -> CellData:
+    """An AnnData, a cell store or any source (as a path, as a DataSpec, or opened) as cells with counts.
 
-    layer            of an AnnData or a source: which matrix
-    gene_likelihood  of the model: 'normal' takes numbers that are no counts
+    like   the options of a path that it does not say itself; whether values of an AnnData may be fractions
+    layer  of an AnnData: which matrix
     Raises SourceError for minified data.
     """
-    fractions = gene_likelihood == "normal"
     if is_anndata(data):
         if is_minified_anndata(data, layer):
             raise SourceError(f"{NAME}: it is minified, so it has no counts: give the data that was minified.")
-        cells = MemoryCells(data, layer, fractions)
+        cells = MemoryCells(data, layer, like.takes_fractions)
         check_emptied(cells)
         return cells
-    return open_cells(data, layer=layer, fractions=fractions) if isinstance(data, (str, Path)) else data
+    return open_cells(data, like=like) if isinstance(data, (DataSpec, str, Path)) else data
 
 
 def open_asked(data: Any, run: TrainedRun) -> AskedCells:
@@ -123,7 +123,7 @@ def open_asked(data: Any, run: TrainedRun) -> AskedCells:
     if isinstance(data, MinifiedStore | MinifiedAnnData):
         _check_model(data, run)
         return MinifiedCells(data, run.setup)
-    counts = open_counts(data, run.setup.layer, run.model.settings.gene_likelihood)
+    counts = open_counts(data, run.like, run.setup.layer)
     return CountedCells(counts, run.genes, run.setup)
 
 

@@ -21,6 +21,7 @@ from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.batches.batch import Batch
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells
+from atlasvi.loaders.sources.data_spec import DataSpec
 
 WARM_UP = 6  # steps: kernels are compiled, memory is taken
 LATENCY_S = 50e-6  # of a message between machines; an all-reduce of n ranks sends 2 (n - 1), one after the other
@@ -66,7 +67,7 @@ class Plan:
 
 
 def plan_epoch_time(
-    data: CellData | str | Path,
+    data: CellData | DataSpec | str | Path,
     n_ranks: int,
     network_gbps: float | None = None,
     *,
@@ -91,7 +92,7 @@ def plan_epoch_time(
             )
         if not group.reduces and n_ranks > 1 and network_gbps is None:
             raise SettingError("plan: say how fast the network between the devices is: --network GBPS.")
-        if isinstance(data, (str, Path)):
+        if isinstance(data, (DataSpec, str, Path)):
             data = open_cells(data)
             ours.callback(data.close)
         ranks = group if group.reduces else Ranks(0, n_ranks)

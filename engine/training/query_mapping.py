@@ -86,7 +86,7 @@ def map_query(reference: TrainedRun, data: CellData, freezing: Freezing, generat
         for name, values in zip(("library_log_means", "library_log_vars"), found):
             getattr(model, name)[settings.n_batches :] = torch.from_numpy(values)[settings.n_batches :]
     known = {"n_batches": settings.n_batches, "n_categories": settings.n_categories}
-    return TrainedRun(model, reference.genes, setup, freezing=freezing.model_copy(update=known))
+    return TrainedRun(model, reference.genes, setup, freezing=freezing.model_copy(update=known), data=data.spec)
 
 
 def extend_setup(setup: Setup, data: CellData) -> Setup:

@@ -22,7 +22,7 @@ from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.library_prior import measure_library
 from atlasvi.engine.model.model_options import ModelOptions, ModelSettings
 from atlasvi.engine.model.noise import INITIAL_WEIGHTS, TRAINING_NOISE, seed_draws, share_noise
-from atlasvi.engine.model.trained_run import CONFIG, METRICS, MODEL, RESULT, TrainedRun, lock_run
+from atlasvi.engine.model.trained_run import CONFIG, METRICS, MODEL, RESULT, RUN_FORMAT, TrainedRun, lock_run
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.terminal import count
 from atlasvi.engine.training.checkpoint import (
@@ -43,7 +43,7 @@ from atlasvi.engine.training.evaluation import (
 from atlasvi.engine.training.freezing import group_parameters
 from atlasvi.engine.training.profiling import StepProfiler, record_function
 from atlasvi.engine.training.progress import RunLog, SilentLog
-from atlasvi.engine.training.resuming import fingerprint, name_data, resume_command
+from atlasvi.engine.training.resuming import fingerprint, resume_command
 from atlasvi.engine.training.schedule import MEASURES, costs, epochs_since_best, rate_on_plateau, weigh_kl
 from atlasvi.engine.training.settings import SettingError, Settings, resolve_schedule
 from atlasvi.engine.training.splits import Split, split_by_column, split_by_hash
@@ -119,7 +119,8 @@ class Trainer:
         self.epochs = self.settings.epochs
         self.config = {
             "atlasvi": _version("atlasvi"),
-            "data": name_data(data),
+            "format_version": RUN_FORMAT,
+            "data": data.spec.to_record(),
             **fingerprint(data),
             **asked,
             "setup": asdict(setup),
@@ -214,6 +215,7 @@ class Trainer:
             self.setup,
             result,
             self.out,
+            data=self.data.spec,
         )
         if self.ranks.is_first:
             write_json(self.out / RESULT, result)

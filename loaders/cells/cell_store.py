@@ -40,7 +40,8 @@ from atlasvi.loaders.outputs import remove_leftovers
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.rows.buffers import Buffers
 from atlasvi.loaders.rows.row_checks import check_four_byte_counts, check_genes, check_pointers
-from atlasvi.loaders.store_files import KIND, check_manifest, read_attributes
+from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.store_files import KIND, check_manifest, check_version, read_attributes
 from atlasvi.loaders.tables.store_tables import TableReader
 from atlasvi.loaders.zarr_warnings import quiet_zarr
 
@@ -71,16 +72,6 @@ PROFILES: dict[str, dict[str, tuple[str, int]]] = {
 }
 
 
-def check_version(attributes: dict, path: str | Path, newest: int) -> None:
-    """Raises SourceError for a format that is newer than this code, or for none."""
-    check_attributes(attributes, path, {"format_version": int})
-    if attributes["format_version"] > newest:
-        raise SourceError(
-            f"{path}: this {attributes['kind']} is of format {attributes['format_version']}, and this atlasvi reads up "
-            f"to {newest}: upgrade it (pip install --upgrade atlasvi)."
-        )
-
-
 def layouts(attributes: dict) -> tuple[Layout, Layout]:
     """How `data` and `indices` of X are cut and coded, from the attributes of the store."""
     chunk = attributes["chunk"]
@@ -95,13 +86,22 @@ def layouts(attributes: dict) -> tuple[Layout, Layout]:
 class CellStore:
     """A finished cell store, opened for reading; `CellData` for the loader. Safe to read from several threads."""
 
-    def __init__(self, path: str | Path) -> None:
+    layer: str | None = None  # of AnnData: the counts are in X
+
+    def __init__(self, path: str | Path, spec: DataSpec | None = None) -> None:
         self.path = str(path)
+        self.spec = spec or DataSpec(self.path)
+        if given := set(self.spec.options) & {"layer", "gene_column", "measurement", "gene_versions"}:
+            raise SourceError(
+                f"{path}: a cell store holds the counts and genes that ingest chose, so {sorted(given)[0]} can't be "
+                "chosen again: leave it out, or ingest the sources with it."
+            )
         remove_leftovers(path)
         attributes = read_attributes(path)
         if attributes is None or attributes.get("kind") != KIND:
             raise SourceError(f"{path} is not a cell store (make one with: atlasvi ingest SRC... --out STORE).")
-        check_version(attributes, path, FORMAT_VERSION)
+        check_attributes(attributes, path, {"format_version": int})
+        check_version(str(path), KIND, attributes, FORMAT_VERSION)
         if attributes["format_version"] < VERSION_WITHOUT_MASKS:
             raise SourceError(
                 f"{path}: this cell store was made by an earlier draft of atlasvi: ingest its sources again."

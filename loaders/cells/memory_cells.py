@@ -15,6 +15,7 @@ from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.rows.buffers import Buffers
 from atlasvi.loaders.rows.count_checks import check_counts
 from atlasvi.loaders.rows.narrowing import narrow_rows
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.open_source import check_gene_names
 from atlasvi.loaders.tables.store_tables import check_column, to_storable
 
@@ -61,7 +62,7 @@ class MemoryCells(MemoryObs):
 
     def __init__(self, adata: "anndata.AnnData", layer: str | None = None, fractions: bool = False) -> None:
         super().__init__(adata)
-        self.layer, self._fractions = layer, fractions
+        self.layer, self.spec = layer, DataSpec(NAME, layer=layer, values="numbers" if fractions else None)
         if layer is not None and layer not in adata.layers:
             raise ColumnError(
                 f"{NAME}: there is no layer {layer!r} (it has: {', '.join(list_layers(adata)) or 'none'})."
@@ -135,7 +136,7 @@ class MemoryCells(MemoryObs):
         names, layers = self.adata.obs_names, list_layers(self.adata)
         places = self.layer or "X", [*layers, *["X"] * bool(layers)]
         checked = check_counts(
-            counts, NAME, lambda row: str(names[row]), self.genes, *places, fractions=self._fractions
+            counts, NAME, lambda row: str(names[row]), self.genes, *places, fractions=self.spec.takes_fractions
         )
         if (checked.data == 0).any():
             checked = checked.copy()

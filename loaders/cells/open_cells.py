@@ -4,22 +4,21 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
 
 from atlasvi.loaders.cells.cell_store import CellStore
-from atlasvi.loaders.errors import GeneError
+from atlasvi.loaders.errors import GeneError, SourceError
 from atlasvi.loaders.identity import cell_keys
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.rows.chosen_genes import GeneChoice
 from atlasvi.loaders.rows.count_checks import check_no_empty_cells
-from atlasvi.loaders.sources.anndata_files import AnnDataSource
+from atlasvi.loaders.sources.data_spec import ANNDATA_FORMATS, DataSpec, parse_source
 from atlasvi.loaders.sources.joined import JoinedSources
-from atlasvi.loaders.sources.open_source import open_spec
+from atlasvi.loaders.sources.open_source import open_spec, recognise
 from atlasvi.loaders.sources.run_lengths import count_mixed_runs, describe_mixing
-from atlasvi.loaders.sources.source_options import SourceSpec, parse_source
 from atlasvi.loaders.store_files import is_cell_store
 from atlasvi.loaders.tables.store_tables import check_column
 
@@ -30,6 +29,8 @@ class CellData(Protocol):
     Cells [block_starts[b], block_starts[b + 1]) make block b; `group_blocks` blocks at a time are mixed when shuffling.
     """
 
+    spec: DataSpec  # how they were opened
+    layer: str | None  # of AnnData that the counts are in, as scvi-tools knows it; None: X, or it is no AnnData
     path: str
     n_cells: int
     var: pd.DataFrame
@@ -70,12 +71,12 @@ class SourceCells:
     reads faster. (A collection of annbatch is shuffled too.)
     """
 
-    def __init__(self, joined: JoinedSources, spec: SourceSpec, keep_empty: bool = False) -> None:
-        self._joined, self.spec, self.keep_empty, source = joined, spec, keep_empty, joined.sources[0]
-        self._source = source
+    def __init__(self, joined: JoinedSources, spec: DataSpec) -> None:
+        self._joined, self.spec, self._source = joined, spec, joined.sources[0]
+        source = self._source
         self.path, self.n_cells, self.var = source.path, joined.n_cells, joined.var
-        of_anndata = isinstance(source, AnnDataSource) and source.layer not in ("X", "raw", "raw/X")
-        self.layer = source.layer if of_anndata else None  # that AnnData has the counts in
+        is_layer = spec.format in ANNDATA_FORMATS and source.layer not in ("X", "raw", "raw/X")
+        self.layer = source.layer if is_layer else None
         self.obs_columns = [*joined.dtypes, "source", "source_row"]
         self.source_sizes = [joined.n_cells]
         run = source.count_run_cells()
@@ -98,7 +99,7 @@ class SourceCells:
             rows = Rows.from_csr(start, counts.indptr, indices, counts.data)
         else:
             row_nnz = rows.lengths
-        if not self.keep_empty:
+        if self.spec.empty_cells != "keep":
             check_no_empty_cells(row_nnz, self.path, start, self._joined.name_cells(0, start))
         return rows
 
@@ -120,8 +121,7 @@ class SourceCells:
 
     def allow_fractions(self) -> "SourceCells":
         """The same cells, with numbers that are not whole taken as they are, for the normal likelihood."""
-        joined = JoinedSources(self._joined.sources, fractions=True)
-        return SourceCells(joined, replace(self.spec, values="numbers"), self.keep_empty)
+        return SourceCells(JoinedSources(self._joined.sources, fractions=True), replace(self.spec, values="numbers"))
 
     def close(self) -> None:
         """Let go of the file."""
@@ -143,7 +143,7 @@ class SelectedGenes:
         )
         self.read_obs, self.read_column = data.read_obs, data.read_column
         self.split_keys, self.close = data.split_keys, data.close
-        self.spec, self.keep_empty = getattr(data, "spec", None), getattr(data, "keep_empty", False)
+        self.spec, self.layer = data.spec, data.layer
 
     @property
     def mixing(self) -> str:
@@ -168,8 +168,8 @@ def select_genes(data: CellData, genes: Sequence[str]) -> CellData:
     if missing := wanted[~wanted.isin(data.genes)].tolist():
         raise GeneError(
             f"{data.path}: {len(missing)} of the {len(wanted):,} genes of the model are not there "
-            f"(first: {missing[0]!r}): give the data that the model was trained on, or --gene-column if genes go by "
-            "another name here."
+            f"(first: {missing[0]!r}): give the data that the model was trained on, or, if genes go by another name "
+            "here, the column of var that has the model's: PATH::gene_column=NAME."
         )
     return SelectedGenes(data, wanted)
 
@@ -209,20 +209,25 @@ def allow_fractions(data: CellData, allowed: bool = True) -> CellData:
 
 
 def open_cells(
-    path: str | Path,
+    data: DataSpec | str | Path,
     *,
     layer: str | None = None,
     gene_column: str | None = None,
     measurement: str | None = None,
-    keep_empty: bool = False,
-    fractions: bool = False,
+    empty_cells: Literal["refuse", "keep"] | None = None,
+    values: Literal["counts", "numbers"] | None = None,
+    like: DataSpec | None = None,
 ) -> CellData:
-    """A cell store or any source, ready to be trained on; the options are for sources (see `open_source`).
+    """A cell store or any source, ready to be trained on. What the options mean `open_source` and `DataSpec` say.
 
-    fractions  numbers that are not whole are taken as they are, for the normal likelihood
+    like  what other data was opened with: an option that is not given here is as it was there, where it applies
+    Raises SourceError if it can't be opened, or if an option is given that a cell store does not have.
     """
-    if is_cell_store(path):
-        return CellStore(path)
-    values = "numbers" if fractions else None
-    spec = parse_source(path, layer=layer, gene_column=gene_column, measurement=measurement, values=values)
-    return SourceCells(JoinedSources([open_spec(spec)], fractions=spec.values == "numbers"), spec, keep_empty)
+    options = {"layer": layer, "gene_column": gene_column, "measurement": measurement}
+    spec = parse_source(data, **options, empty_cells=empty_cells, values=values)
+    if is_cell_store(spec.path):
+        return CellStore(spec.path, spec)
+    spec = spec.fill_from(like or DataSpec(spec.path), recognise(spec.path))
+    if spec.empty_cells == "drop":
+        raise SourceError(f"{spec.path}: only ingest drops cells without counts: keep them, or ingest it first.")
+    return SourceCells(JoinedSources([open_spec(spec)], fractions=spec.takes_fractions), spec)

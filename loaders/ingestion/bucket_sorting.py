@@ -71,11 +71,12 @@ class _Unit:
     def add(self, piece: Piece) -> None:
         """Take the cells of a piece; raises CountsError on an empty one if those are refused."""
         row_nnz = np.diff(piece.counts.indptr).astype(np.int32)
-        if self.job.empty_cells == "refuse":
+        empty_cells = self.job.sources[piece.source]["empty_cells"]
+        if empty_cells == "refuse":
             path = self.joined.sources[piece.source].path
             check_no_empty_cells(piece.source_nnz, path, piece.start, self.joined.name_cells(piece.source, piece.start))
         record = {"keys": mix64(piece.keys, self.job.seed), "row_nnz": row_nnz, **obs_to_record(piece.obs)}
-        if self.job.empty_cells == "drop":
+        if empty_cells == "drop":
             record = {name: values[row_nnz > 0] for name, values in record.items()}
         self.text.see(record)
         self.pieces.append((record, piece.counts.indices.astype(self.index_dtype), piece.counts.data))

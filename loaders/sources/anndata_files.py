@@ -27,8 +27,8 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.annbatch import Collection, name_datasets
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.run_lengths import choose_run
-from atlasvi.loaders.sources.source_options import SourceSpec
 from atlasvi.loaders.tables.anndata_tables import open_table, read_text, to_str
 
 SAMPLE = 2**14  # values looked at to tell whether a matrix holds counts
@@ -43,7 +43,7 @@ class AnnDataSource:
 
     shuffled = False  # its authors' order
 
-    def __init__(self, spec: SourceSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None):
+    def __init__(self, spec: DataSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None):
         self.path = path = spec.path
         self._close_root = close_root
         for name in ("obs", "var"):
@@ -102,14 +102,14 @@ class AnnDataSource:
         self._close_root()
 
 
-def open_h5ad(spec: SourceSpec, scratch: str | Path | None = None) -> AnnDataSource:
+def open_h5ad(spec: DataSpec, scratch: str | Path | None = None) -> AnnDataSource:
     """Open an .h5ad or .h5mu file. Raises SourceError where it can't be read as counts."""
     with reading(spec.path):
         file = h5py.File(spec.path, "r", locking="best-effort")  # folders on a network often know no locks
         return _open(spec, file, file.close, scratch)
 
 
-def open_anndata_zarr(spec: SourceSpec, scratch: str | Path | None = None) -> "AnnDataSource | Collection":
+def open_anndata_zarr(spec: DataSpec, scratch: str | Path | None = None) -> "AnnDataSource | Collection":
     """Open a Zarr folder of AnnData, MuData or SpatialData, a zip of one, or annbatch's collection of several."""
     with reading(spec.path), quiet():
         # Consolidated metadata is not needed: it may hold types (of uns) that this zarr does not know, or may deceive.
@@ -123,7 +123,7 @@ def open_anndata_zarr(spec: SourceSpec, scratch: str | Path | None = None) -> "A
         return _open(spec, zarr.open_group(store, path=inside, mode="r", use_consolidated=False), store.close, scratch)
 
 
-def open_collection(spec: SourceSpec, names: list[str], scratch: str | Path | None) -> "Collection":
+def open_collection(spec: DataSpec, names: list[str], scratch: str | Path | None) -> "Collection":
     """Open the datasets of a collection as one source."""
     parts: list[AnnDataSource] = []
     try:
@@ -139,7 +139,7 @@ def open_collection(spec: SourceSpec, names: list[str], scratch: str | Path | No
         raise
 
 
-def _open(spec: SourceSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None) -> AnnDataSource:
+def _open(spec: DataSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None) -> AnnDataSource:
     try:
         return AnnDataSource(spec, find_anndata(spec, root), close_root, scratch)
     except BaseException:
@@ -147,7 +147,7 @@ def _open(spec: SourceSpec, root: Node, close_root: Callable[[], None], scratch:
         raise
 
 
-def find_anndata(spec: SourceSpec, root: Node) -> Node:
+def find_anndata(spec: DataSpec, root: Node) -> Node:
     """The AnnData in a file: the file itself, or one of several in MuData (a modality) or SpatialData (a table).
 
     Raises SourceError where it is not clear which.

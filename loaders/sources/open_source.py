@@ -11,10 +11,10 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError, GeneError, SourceError
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.anndata_files import open_anndata_zarr, open_h5ad
+from atlasvi.loaders.sources.data_spec import DataSpec, parse_source
 from atlasvi.loaders.sources.matrix_market import find_mtx
 from atlasvi.loaders.sources.mtx_folder import open_mtx_folder
 from atlasvi.loaders.sources.soma import open_soma
-from atlasvi.loaders.sources.source_options import SourceSpec, parse_source
 from atlasvi.loaders.sources.tenx import open_tenx_h5
 from atlasvi.loaders.store_files import check_listed
 
@@ -77,10 +77,10 @@ def open_source(
 ) -> Source:
     """Recognise what `path` is, open it, and check its genes.
 
-    path         may go on with options of its own, `PATH::layer=raw,gene_column=id` (see source_options.py)
+    path         may go on with options of its own, `PATH::layer=raw,gene_column=id` (see data_spec.py)
     layer        which matrix: AnnData: a layer's name, `raw` or `X` (default: X, or raw where X holds no whole numbers
                  and raw does); SOMA: an X layer of the measurement; 10x .h5: a genome
-    gene_column  column of var that names the genes (default: its index; for 10x the gene ids)
+    gene_column  column of var that names the genes (default: its index, `_index`; for 10x the gene ids)
     measurement  SOMA's measurement, MuData's modality, SpatialData's table (default: RNA, or the only one); other
                  formats have none
     scratch      folder for temporary files (default: the system's), used for matrices that are not stored by rows
@@ -91,10 +91,10 @@ def open_source(
     return open_spec(parse_source(path, layer=layer, gene_column=gene_column, measurement=measurement), scratch)
 
 
-def open_spec(spec: SourceSpec, scratch: str | Path | None = None) -> Source:
+def open_spec(spec: DataSpec, scratch: str | Path | None = None) -> Source:
     """Recognise, open and check a source; see `open_source`."""
     name = spec.path
-    kind = recognise(name)
+    kind = spec.format or recognise(name)
     source: Source
     if kind == "h5ad":
         source = open_h5ad(spec, scratch)
@@ -210,7 +210,7 @@ def name_genes(path: str, var: pd.DataFrame, gene_column: str | None) -> pd.Data
 
     Raises ColumnError naming the columns where it is not there.
     """
-    if gene_column is None or gene_column == var.index.name:
+    if gene_column in (None, var.index.name) or (gene_column == "_index" and "_index" not in var.columns):
         return var
     if gene_column not in var.columns:
         raise ColumnError(f"{path}: var has no column {gene_column!r} to name genes by ({name_columns(var)}).")

@@ -8,13 +8,13 @@ import scipy.sparse as sp
 
 from atlasvi.loaders.arrays.matrices import is_spooled
 from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.open_source import Source, open_spec
-from atlasvi.loaders.sources.source_options import SourceSpec
 
 MOST_OPEN = 64  # sources; systems let a process open 256 (macOS) or 1,024 files (Linux), and a source may need several
 
 
-def open_many(specs: list[SourceSpec], scratch: str | Path | None = None) -> list[Source]:
+def open_many(specs: list[DataSpec], scratch: str | Path | None = None) -> list[Source]:
     """Open sources, at most MOST_OPEN of them at a time. Equal tables of genes are held once."""
     opened: list[Source] = []
     recent: OrderedDict[int, ReopenedSource] = OrderedDict()
@@ -37,9 +37,7 @@ class ReopenedSource:
     recent  the open ones, the one that was read last at the end: shared by all of an ingest
     """
 
-    def __init__(
-        self, spec: SourceSpec, scratch: str | Path | None, recent: "OrderedDict[int, ReopenedSource]"
-    ) -> None:
+    def __init__(self, spec: DataSpec, scratch: str | Path | None, recent: "OrderedDict[int, ReopenedSource]") -> None:
         self._spec, self._scratch, self._recent = spec, scratch, recent
         self._source: Source | None = None
         source = self._open()

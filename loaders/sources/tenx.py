@@ -16,9 +16,9 @@ from atlasvi.loaders.arrays.matrices import CompressedRows, Matrix, count_piece_
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.gene_lists import GENES
 from atlasvi.loaders.sources.run_lengths import choose_run
-from atlasvi.loaders.sources.source_options import SourceSpec
 from atlasvi.loaders.tables.anndata_tables import make_frame, read_text
 
 
@@ -105,7 +105,7 @@ def keep_genes(path: str, features: pd.DataFrame, genome: str | None) -> np.ndar
     return kept
 
 
-def open_tenx_h5(spec: SourceSpec) -> TenxSource:
+def open_tenx_h5(spec: DataSpec) -> TenxSource:
     """Open a 10x .h5 file; its layer is a genome, needed only for a legacy file with several.
 
     Raises SourceError where it can't be read as counts.
@@ -119,7 +119,7 @@ def open_tenx_h5(spec: SourceSpec) -> TenxSource:
             raise
 
 
-def _open_h5(spec: SourceSpec, file: h5py.File) -> TenxSource:
+def _open_h5(spec: DataSpec, file: h5py.File) -> TenxSource:
     path, layer = spec.path, spec.layer
     groups = [name for name, node in file.items() if not is_array(node) and "indptr" in node]
     if not groups:

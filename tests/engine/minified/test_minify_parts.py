@@ -248,6 +248,6 @@ def test_processes_in_other_folders_open_the_data_with_the_options_of_its_path(r
     )
     monkeypatch.chdir(tmp_path)
     minify(run, "cells.h5ad::layer=counts", tmp_path / "mini")
-    assert jobs[0].job.data == f"{tmp_path / 'cells.h5ad'}::layer=counts"
+    assert jobs[0].job.data == {"path": str(tmp_path / "cells.h5ad"), "layer": "counts", "format": "h5ad"}
     attributes = json.loads((tmp_path / "mini" / "zarr.json").read_text())["attributes"]["atlasvi"]
-    assert attributes["data"] == "cells.h5ad::layer=counts"
+    assert attributes["data"] == {"path": "cells.h5ad", "layer": "counts", "format": "h5ad"}

@@ -11,8 +11,8 @@ import pandas as pd
 
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.sources import reopened_sources as reopened
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.reopened_sources import open_many
-from atlasvi.loaders.sources.source_options import SourceSpec
 from tests.loaders.conftest import make_counts
 
 
@@ -29,7 +29,7 @@ def write_many(folder: Path, n: int) -> list[Path]:
 def test_sources_are_closed_and_opened_again_and_read_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(reopened, "MOST_OPEN", 2)
     paths = write_many(tmp_path / "in", 5)
-    opened = open_many([SourceSpec(str(path)) for path in paths])
+    opened = open_many([DataSpec(str(path)) for path in paths])
     for k in (4, 0, 2, 0, 3):
         assert (opened[k].read_counts(0, 3) != make_counts(3, 6, seed=k)).nnz == 0
         assert opened[k].read_obs(0, 1).index.tolist() == [f"c{k}_0"]
