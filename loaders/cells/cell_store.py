@@ -40,6 +40,7 @@ from atlasvi.loaders.outputs import remove_leftovers
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.rows.buffers import Buffers
 from atlasvi.loaders.rows.row_checks import check_four_byte_counts, check_genes, check_pointers
+from atlasvi.loaders.sources.source_options import SourceSpec
 from atlasvi.loaders.store_files import KIND, check_manifest, read_attributes
 from atlasvi.loaders.tables.store_tables import TableReader
 from atlasvi.loaders.zarr_warnings import quiet_zarr
@@ -93,10 +94,14 @@ def layouts(attributes: dict) -> tuple[Layout, Layout]:
 
 
 class CellStore:
-    """A finished cell store, opened for reading; `CellData` for the loader. Safe to read from several threads."""
+    """A finished cell store, opened for reading, as `Cells`."""
+
+    keep_empty = False  # it has the cells that ingest kept
+    layer = None  # counts are in X
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
+        self.spec = SourceSpec(self.path)
         remove_leftovers(path)
         attributes = read_attributes(path)
         if attributes is None or attributes.get("kind") != KIND:
@@ -226,6 +231,10 @@ class CellStore:
         """`obs` of cells [start, stop)."""
         return self._obs.read(start, stop)
 
+    def read_names(self, start: int = 0, stop: int | None = None) -> pd.Index:
+        """Names of cells [start, stop), or of all."""
+        return self._obs.read_names(start, self.n_cells if stop is None else stop)
+
     def read_column(self, name: str) -> pd.Series:
         """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
         if name in self._unsure:
@@ -239,7 +248,11 @@ class CellStore:
         source = self._obs.read_column("source", start, stop).cat.codes.to_numpy()
         return cell_keys(source, self._obs.read_column("source_row", start, stop).to_numpy())
 
+    def allow_fractions(self) -> "CellStore":
+        """The same: a store holds whole counts."""
+        return self
+
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for array in (self._data, self._indices, self._indptr):
             array.close()

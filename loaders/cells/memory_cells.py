@@ -16,6 +16,7 @@ from atlasvi.loaders.rows.buffers import Buffers
 from atlasvi.loaders.rows.count_checks import check_counts
 from atlasvi.loaders.rows.narrowing import narrow_rows
 from atlasvi.loaders.sources.open_source import check_gene_names
+from atlasvi.loaders.sources.source_options import SourceSpec
 from atlasvi.loaders.tables.store_tables import check_column, to_storable
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ class MemoryObs:
             raise ColumnError(f"{NAME}: obs has {len(places)} columns called {name!r}: give them different names.")
         return self.adata.obs.iloc[:, places[0]].reset_index(drop=True)
 
-    def read_names(self) -> pd.Index:
-        """Names of all cells."""
-        return self.adata.obs_names
+    def read_names(self, start: int = 0, stop: int | None = None) -> pd.Index:
+        """Names of cells [start, stop), or of all."""
+        return self.adata.obs_names[start:stop]
 
 
 def list_layers(adata: "anndata.AnnData") -> list[str]:
@@ -51,7 +52,7 @@ def list_layers(adata: "anndata.AnnData") -> list[str]:
 
 
 class MemoryCells(MemoryObs):
-    """Cells of an AnnData: `CellData` for the loader, shuffled as a whole, empty cells kept.
+    """Cells of an AnnData as `Cells`: shuffled as a whole, empty cells kept.
 
     adata  X (or the layer) dense, CSR or CSC of any type; its counts are copied once, into the narrowest types
     layer  which matrix holds the counts; None: X
@@ -59,9 +60,12 @@ class MemoryCells(MemoryObs):
     Raises CountsError where they are no counts, ColumnError if the layer is not there, GeneError if gene names repeat.
     """
 
+    keep_empty = True
+
     def __init__(self, adata: "anndata.AnnData", layer: str | None = None, fractions: bool = False) -> None:
         super().__init__(adata)
         self.layer, self._fractions = layer, fractions
+        self.spec = SourceSpec(NAME, layer=layer, values="numbers" if fractions else "counts")
         if layer is not None and layer not in adata.layers:
             raise ColumnError(
                 f"{NAME}: there is no layer {layer!r} (it has: {', '.join(list_layers(adata)) or 'none'})."
@@ -113,6 +117,10 @@ class MemoryCells(MemoryObs):
     def split_keys(self, start: int, stop: int) -> np.ndarray:
         """uint64 [stop - start]: a hash of each cell's place."""
         return cell_keys(0, np.arange(start, stop))
+
+    def allow_fractions(self) -> "MemoryCells":
+        """The same cells, with numbers that are not whole taken as they are."""
+        return self if self._fractions else MemoryCells(self.adata, self.layer, fractions=True)
 
     def close(self) -> None:
         """Nothing is open."""
