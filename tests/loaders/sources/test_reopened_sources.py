@@ -50,7 +50,9 @@ def test_a_store_is_the_same_whether_its_sources_stay_open(tmp_path, monkeypatch
 
 def test_more_sources_than_a_process_may_open_files_are_ingested(tmp_path):
     paths = write_many(tmp_path / "in", 70)
-    program = "import sys; from atlasvi.loaders import ingest; print(ingest(sys.argv[2:], sys.argv[1]).n_cells)"
+    program = (
+        "import sys; from atlasvi.loaders import ingest; print(ingest(sys.argv[2:], sys.argv[1], workers=1).n_cells)"
+    )
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
