@@ -1,7 +1,6 @@
 """scVI with scvi-tools' face: set up, train, ask, save, load, minify, map new data; in memory or out of core."""
 
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -63,7 +62,7 @@ from atlasvi.loaders.cells.open_cells import CellData, add_column, align_genes, 
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.manifest import write_manifest
-from atlasvi.loaders.outputs import write_folder_aside
+from atlasvi.loaders.outputs import write_files_aside, write_folder_aside
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_version
 
@@ -72,6 +71,7 @@ if TYPE_CHECKING:
 
 SPLIT = "_atlasvi_part"  # the column that training takes the split from
 KEPT_STATE = ("optimizer", "epoch", "step", "history")  # of a checkpoint, besides the weights
+ADATA = "adata.h5ad"
 STATE = "atlasvi.pt"  # beside a saved model: what scvi-tools does not keep, so that training goes on
 
 
@@ -310,34 +310,39 @@ class SCVI(Questions, ModelViews):
         Raises OutputError if the directory exists and is not to be overwritten, or can't be written.
         """
         folder, prefix = Path(os.path.abspath(dir_path)), prefix or ""  # '.' has no name
-        if folder.exists() and not (overwrite and folder.is_dir()):
+        if os.path.lexists(folder) and not (overwrite and folder.is_dir()):
             raise OutputError(f"{folder} exists already: choose another place, or give overwrite=True (of a folder).")
         if save_anndata and self.adata is None:
             raise OutputError(f"{folder}: the model has no AnnData to save: its data is on disk already.")
-        written = folder / f".{prefix}new" if folder.exists() else folder
-        if written != folder:
-            shutil.rmtree(written, ignore_errors=True)  # of a process that was killed
-        with write_folder_aside(written) as scratch:
-            result = scratch / "result"
-            result.mkdir()
-            parts = {name: part for name in PARTS if (part := self._find_part(name)) is not None}
-            indices = {f"{name}_indices_": parts.get(name) for name in PARTS}
+        if folder.is_dir():
+            # the model first and its list last: in between, `check_saved` sees that the others are not of this model
+            order = [f"{prefix}{name}" for name in (MODEL, STATE, ADATA, SAVED)]
+            with write_files_aside(folder, order) as result:
+                self._write(result, prefix, save_anndata, anndata_write_kwargs)
+        else:
+            with write_folder_aside(folder) as scratch:
+                result = scratch / "result"
+                result.mkdir()
+                self._write(result, prefix, save_anndata, anndata_write_kwargs)
+
+    def _write(self, folder: Path, prefix: str, with_anndata: bool, write_options: Mapping[str, Any]) -> None:
+        """Write the files of `save` into a folder."""
+        parts = {name: part for name in PARTS if (part := self._find_part(name)) is not None}
+        indices = {f"{name}_indices_": parts.get(name) for name in PARTS}
+        try:
             run = TrainedRun(self.run.model.cpu(), self.run.genes, self.run.setup)
-            write_scvi_model(run, result / f"{prefix}{MODEL}", {"is_trained_": self.is_trained, **indices})
+            write_scvi_model(run, folder / f"{prefix}{MODEL}", {"is_trained_": self.is_trained, **indices})
+        finally:
             self.to_device(self.device)
-            split = {name: torch.from_numpy(part) for name, part in parts.items()}
-            content = {"format_version": RUN_FORMAT, "state": self.run.state, "split": split}
-            if self.run.data is not None:
-                content["data"] = self.run.data.to_record()
-            torch.save(content, result / f"{prefix}{STATE}")
-            if save_anndata:
-                assert self.adata is not None
-                self.adata.write_h5ad(result / f"{prefix}adata.h5ad", **anndata_write_kwargs)
-            write_manifest(result, list_name=f"{prefix}{SAVED}")
-        if written != folder:
-            for file in written.iterdir():
-                os.replace(file, folder / file.name)
-            shutil.rmtree(written)
+        split = {name: torch.from_numpy(part) for name, part in parts.items()}
+        content = {"format_version": RUN_FORMAT, "state": self.run.state, "split": split}
+        if self.run.data is not None:
+            content["data"] = self.run.data.to_record()
+        torch.save(content, folder / f"{prefix}{STATE}")
+        if with_anndata:
+            assert self.adata is not None
+            self.adata.write_h5ad(folder / f"{prefix}{ADATA}", **write_options)
+        write_manifest(folder, list_name=f"{prefix}{SAVED}")
 
     @classmethod
     def load(
@@ -374,7 +379,7 @@ class SCVI(Questions, ModelViews):
                 run.state = content["state"]
                 check_state(run.state or {})
                 parts = {name: part.numpy() for name, part in content["split"].items()}
-        if adata is None and (saved := folder / f"{prefix}adata.h5ad").is_file():
+        if adata is None and (saved := folder / f"{prefix}{ADATA}").is_file():
             adata = read_anndata(saved)
         where = "cpu" if accelerator == "cpu" else str(device)
         model = cls._of_run(run, adata, seed, where)

@@ -31,7 +31,7 @@ from atlasvi.loaders.cells.store_checks import check_attributes, check_lengths, 
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.manifest import Files, check_files, hash_file, write_manifest
-from atlasvi.loaders.outputs import remove_leftovers, sync_file, sync_folder, write_file_aside
+from atlasvi.loaders.outputs import remove_leftovers, sync_file, write_file_aside
 from atlasvi.loaders.store_files import check_manifest, check_version, read_attributes
 from atlasvi.loaders.tables.merged_columns import TEXT
 from atlasvi.loaders.tables.store_tables import (
@@ -137,7 +137,7 @@ def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> Fil
         for file in (folder / chunk, folder / chunk / "0"):
             if file.is_file():
                 sync_file(file)
-                sync_folder(file.parent)
+                sync_file(file.parent)
                 files[str(file.relative_to(path))] = hash_file(file)
     return files
 

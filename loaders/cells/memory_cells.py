@@ -41,9 +41,9 @@ class MemoryObs:
             raise ColumnError(f"{NAME}: obs has {len(places)} columns called {name!r}: give them different names.")
         return self.adata.obs.iloc[:, places[0]].reset_index(drop=True)
 
-    def read_names(self) -> pd.Index:
-        """Names of all cells."""
-        return self.adata.obs_names
+    def read_names(self, start: int = 0, stop: int | None = None) -> pd.Index:
+        """Names of cells [start, stop), or of all."""
+        return self.adata.obs_names[start:stop]
 
 
 def list_layers(adata: "anndata.AnnData") -> list[str]:
@@ -52,7 +52,7 @@ def list_layers(adata: "anndata.AnnData") -> list[str]:
 
 
 class MemoryCells(MemoryObs):
-    """Cells of an AnnData: `CellData` for the loader, shuffled as a whole, empty cells kept.
+    """Cells of an AnnData as `Cells`: shuffled as a whole, empty cells kept.
 
     adata  X (or the layer) dense, CSR or CSC of any type; its counts are copied once, into the narrowest types
     layer  which matrix holds the counts; None: X
@@ -114,6 +114,10 @@ class MemoryCells(MemoryObs):
     def split_keys(self, start: int, stop: int) -> np.ndarray:
         """uint64 [stop - start]: a hash of each cell's place."""
         return cell_keys(0, np.arange(start, stop))
+
+    def allow_fractions(self) -> "MemoryCells":
+        """The same cells, with numbers that are not whole taken as they are."""
+        return self if self.spec.takes_fractions else MemoryCells(self.adata, self.layer, fractions=True)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -21,7 +21,7 @@ import numpy as np
 from atlasvi.loaders.identity import mix64
 from atlasvi.loaders.ingestion.ingest_job import Job, open_once, reading_unfinished
 from atlasvi.loaders.manifest import read_json, write_json
-from atlasvi.loaders.outputs import sync_folder
+from atlasvi.loaders.outputs import sync_file
 from atlasvi.loaders.rows.block_rows import gather_rows
 from atlasvi.loaders.rows.count_checks import check_no_empty_cells, narrowest_unsigned
 from atlasvi.loaders.sources.joined import JoinedSources, Piece
@@ -105,7 +105,7 @@ class _Unit:
         """Write what is left, and the summary that says the unit is done."""
         if self.pieces:
             self.write()
-        sync_folder(self.folder)
+        sync_file(self.folder)
         self.summary["text"] = self.text.to_json()
         write_json(self.folder / f"{self.number:06d}.json", self.summary)
 

@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from atlasvi.loaders.arrays.matrices import is_spooled
 from atlasvi.loaders.cells.cell_store import PROFILES, CellStore
 from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
 from atlasvi.loaders.ingestion import bucket_sorting as sorting
@@ -209,7 +208,7 @@ def _shuffle(
         write_json(scratch / sorting.PLAN, plan)
     sizes = [stop - start for _, start, stop in plan["units"]]
     # a matrix that is put in order at the first read is better put in order once than by each process
-    here = any(is_spooled(source) for source in joined.sources)
+    here = any(source.spooled for source in joined.sources)
     _run(sorting.sort_unit, sizes, scratch, workers, "reading", progress, here)
     summaries = list(sorting.read_summaries(scratch / sorting.FOLDER))
     n_cells, nnz, n_empty = (sum(summary[name] for summary in summaries) for name in ("cells", "nnz", "empty"))

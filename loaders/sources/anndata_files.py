@@ -15,14 +15,7 @@ import zarr
 from zarr.storage import ZipStore
 
 from atlasvi.loaders.arrays.array_checks import Node, check_inside, check_stored, is_array
-from atlasvi.loaders.arrays.matrices import (
-    CompressedRows,
-    DenseRows,
-    Matrix,
-    SpooledColumns,
-    count_piece_rows,
-    read_narrow,
-)
+from atlasvi.loaders.arrays.matrices import CompressedRows, DenseRows, Matrix, SpooledColumns
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.rows.block_rows import Rows
@@ -44,8 +37,8 @@ class AnnDataSource:
     shuffled = False  # its authors' order
 
     def __init__(self, spec: DataSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None):
-        self.path = path = spec.path
-        self._close_root = close_root
+        self.spec, self.path, self._close_root = spec, spec.path, close_root
+        path = spec.path
         for name in ("obs", "var"):
             if name not in root:
                 raise SourceError(f"{path}: it has no {name}, so it is no AnnData file; write it with anndata.")
@@ -63,7 +56,9 @@ class AnnDataSource:
                 self.notes.append(f"{path}: chunks are not stored of {', '.join(zeros)}: taken for zeros.")
         self._obs = open_table(path, "obs", root["obs"], uns)
         var = open_table(path, var_key, root[var_key], uns)
+        self.anndata_layer = self.layer if where == f"layers/{self.layer}" else None
         self._matrix = open_matrix(path, where, root[where], scratch)
+        self.spooled = self._matrix.spooled
         if self._matrix.shape != (self._obs.n_rows, var.n_rows):
             raise SourceError(
                 f"{path}: {where} is {self._matrix.shape[0]} x {self._matrix.shape[1]} where obs has "
@@ -80,12 +75,12 @@ class AnnDataSource:
     def read_narrow(self, start: int, stop: int) -> Rows | None:
         """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked."""
         with reading(self.path):
-            return read_narrow(self._matrix, start, stop)
+            return self._matrix.read_narrow(start, stop)
 
     def count_piece_cells(self) -> float:
         """Cells that are decoded together."""
         with reading(self.path):
-            return count_piece_rows(self._matrix)
+            return self._matrix.count_piece_rows()
 
     def count_run_cells(self) -> int:
         """Cells that are best read at a time, from a multiple of them on."""
@@ -132,7 +127,7 @@ def open_collection(spec: DataSpec, names: list[str], scratch: str | Path | None
             with reading(place):
                 group = zarr.open_group(place, mode="r", use_consolidated=False)
                 parts.append(AnnDataSource(replace(spec, path=place), group, lambda: None, scratch))
-        return Collection(spec.path, parts)
+        return Collection(spec, parts)
     except BaseException:
         for part in parts:
             part.close()

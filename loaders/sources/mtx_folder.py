@@ -57,7 +57,7 @@ def open_mtx_folder(spec: DataSpec, scratch: str | Path | None = None) -> TenxSo
 
         spooled = (cells.n_entries, genes.n_entries)
         matrix = RowSpool(entries, spooled, header.n_entries, header.value_dtype, scratch)
-        return TenxSource(path, matrix, features, CellList(cells, lines).read_obs, lines.close, [])
+        return TenxSource(spec, matrix, features, CellList(cells, lines).read_obs, lines.close, [])
 
 
 def find_parts(path: str) -> tuple[Path, Path, Path]:
