@@ -60,6 +60,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     from atlasvi.engine.model.covariates import learn_setup
     from atlasvi.engine.model.noise import draw_dropout, draw_normal
     from atlasvi.engine.simulation import simulate
+    from atlasvi.engine.training.run_parts import prepare_run
     from atlasvi.engine.training.settings import resolve_settings
     from atlasvi.engine.training.training_loop import Trainer
     from atlasvi.loaders.cells.open_cells import open_cells
@@ -72,17 +73,19 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     settings = resolve_settings(None, {"batch_size": options.batch, "validation_fraction": 0})
     with join_ranks() as group:
         trainers = [
-            Trainer(data, folder / "run", learn_setup(data, batch_key="batch"), asked, settings, "cpu", ranks=ranks)
+            Trainer(
+                prepare_run(data, folder / "run", learn_setup(data, batch_key="batch"), asked, settings, "cpu", ranks)
+            )
             for ranks in (Ranks(), group)
         ]
         batches = list(islice(trainers[0].loaders["train"], 4))
 
         def time_steps(trainer: Trainer) -> float:
-            trainer.model.train()
+            trainer.parts.model.train()
             began = time.perf_counter()
             for batch in islice(batches * STEPS_A_ROUND, STEPS_A_ROUND):
-                trainer._compute_gradients(batch, 0, 1.0, None).cpu()
-                trainer.optimizer.step()
+                trainer.step.take(batch, number=0, step=0, kl_weight=1.0)
+                trainer.step.update()
             return (time.perf_counter() - began) / STEPS_A_ROUND * 1e3
 
         for trainer in trainers:

@@ -50,8 +50,7 @@ class ModelViews:
     def history(self) -> dict[str, pd.DataFrame]:
         """Metrics by name, each a table with a row an epoch.
 
-        `train_loss` and `validation_loss` are missing where one KL weight does not tell them: with a latent library,
-        or a warm-up by steps.
+        `train_loss` and `validation_loss` are missing with a warm-up by steps: no single KL weight is that of an epoch.
         """
         return show_history((self.run.state or {}).get("history", ()))
 

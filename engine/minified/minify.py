@@ -66,7 +66,7 @@ def minify(
             run = open_model(run)
         spec = parse_source(data if isinstance(data, (str, Path)) else data.path)
         if isinstance(data, (str, Path)):  # as the run's data was opened, where nothing else is said
-            usual = {"layer": run.setup.layer, "fractions": run.model.settings.gene_likelihood == "normal"}
+            usual = {"layer": run.setup.layer, "fractions": run.model.settings.likelihood.takes_fractions}
             options = {**usual, **{name: value for name, value in (options or {}).items() if value is not None}}
             data = open_cells(data, **options)
             ours.callback(data.close)

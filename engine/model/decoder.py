@@ -28,7 +28,7 @@ class Decoder(nn.Module):
         )
         self.logits = linear(hidden, genes)
         self.log_theta = linear(hidden, genes) if settings.decodes_theta else None
-        self.dropout = linear(hidden, genes) if settings.gene_likelihood == "zinb" else None
+        self.dropout = linear(hidden, genes) if settings.likelihood.has_dropout else None
 
     def hide(self, z: Tensor, given: Covariates) -> Tensor:
         """The last hidden state float32 [..., cells, hidden] of z [..., cells, latent]."""

@@ -11,6 +11,7 @@ import zarr
 from atlasvi.engine.minified.minified_anndata import TYPE_KEY, MinifiedAnnData, check_emptied, is_minified_anndata
 from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, open_root
 from atlasvi.engine.model.covariates import Setup, learn_setup
+from atlasvi.engine.model.likelihoods import takes_fractions
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries.question_cells import AskedCells, CountedCells, MinifiedCells
 from atlasvi.engine.training.settings import SettingError
@@ -98,7 +99,7 @@ def open_counts(data: Any, layer: str | None = None, gene_likelihood: str = "nb"
     gene_likelihood  of the model: 'normal' takes numbers that are no counts
     Raises SourceError for minified data.
     """
-    fractions = gene_likelihood == "normal"
+    fractions = takes_fractions(gene_likelihood)
     if is_anndata(data):
         if is_minified_anndata(data, layer):
             raise SourceError(f"{NAME}: it is minified, so it has no counts: give the data that was minified.")

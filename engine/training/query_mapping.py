@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from atlasvi.engine.model.covariates import Setup, learn_setup
 from atlasvi.engine.model.layers import Layer
-from atlasvi.engine.model.library_prior import measure_library
+from atlasvi.engine.model.library_prior import fill_library_prior
 from atlasvi.engine.model.model_options import Freezing
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
@@ -82,9 +82,7 @@ def map_query(reference: TrainedRun, data: CellData, freezing: Freezing, generat
     codes = setup.read_codes(data)  # all columns that the model takes, so that none is missed only when it trains
     model = extend_model(reference.model, setup, generator)
     if settings.has_latent_library:
-        found = measure_library(data, codes.get("batch"), model.settings.n_batches)
-        for name, values in zip(("library_log_means", "library_log_vars"), found):
-            getattr(model, name)[settings.n_batches :] = torch.from_numpy(values)[settings.n_batches :]
+        fill_library_prior(model, data, codes, first=settings.n_batches)
     known = {"n_batches": settings.n_batches, "n_categories": settings.n_categories}
     return TrainedRun(model, reference.genes, setup, freezing=freezing.model_copy(update=known))
 

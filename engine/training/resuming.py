@@ -119,7 +119,7 @@ def prepare_start(
         state.update(run.state)
     elif run.path is not None:
         state.update(_read_last_state(run))
-    data = allow_fractions(data, run.model.settings.gene_likelihood == "normal")
+    data = allow_fractions(data, run.model.settings.likelihood.takes_fractions)
     return (
         select_genes(data, run.genes),
         run.setup,

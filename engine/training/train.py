@@ -13,6 +13,7 @@ from typing import Any
 from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.model.covariates import Setup, learn_setup
+from atlasvi.engine.model.likelihoods import takes_fractions
 from atlasvi.engine.model.trained_run import CONFIG, MODEL, TrainedRun, load_run
 from atlasvi.engine.terminal import say
 from atlasvi.engine.training.checkpoint import (
@@ -21,8 +22,9 @@ from atlasvi.engine.training.checkpoint import (
     write_checkpoint,
 )
 from atlasvi.engine.training.resuming import explain_taken, merge_saved, prepare_start, read_saved
+from atlasvi.engine.training.run_parts import launch_id, prepare_run
 from atlasvi.engine.training.settings import SettingError, resolve_settings
-from atlasvi.engine.training.training_loop import Trainer, launch_id
+from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells, select_genes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError
@@ -96,7 +98,7 @@ def train(
         if resume := ranks.from_first(lambda: resume or _is_ours(out, ranks), "the start"):
             remove_leftovers(out)
             saved = ranks.from_first(lambda: read_saved(out), "the configuration")
-            data = allow_fractions(data, saved["settings"].get("gene_likelihood") == "normal")
+            data = allow_fractions(data, takes_fractions(saved["settings"].get("gene_likelihood")))
             if saved.get("genes"):
                 data = select_genes(data, saved["genes"])
             asked, resolved = merge_saved(out, saved, asked, resolved, data)
@@ -117,11 +119,12 @@ def train(
             data, setup, resolved, first = prepare_start(start, data, keys, resolved)
             asked["genes"] = [str(gene) for gene in data.genes]  # those of the model, whatever else the data has
         else:
-            data = allow_fractions(data, resolved.gene_likelihood == "normal")
+            data = allow_fractions(data, resolved.likelihood.takes_fractions)
             setup = learn_setup(data, **{key: asked[key] for key in keys})
-        trainer = Trainer(data, out, setup, asked, resolved, device, profile, ranks)
+        parts = prepare_run(data, out, setup, asked, resolved, device, ranks)
+        trainer = Trainer(parts, profile)
         if not resume:
-            trainer.check_watched()
+            parts.check_watched()
         if resume:
             ranks.note("reading the checkpoint")
             content = ranks.bytes_from_first(lambda: read_newest_content(out / "checkpoints")[1], "the checkpoint")
@@ -131,13 +134,13 @@ def train(
             with reading(f"{start.path if isinstance(start, TrainedRun) else start}"):
                 trainer.begin_from(first)
         else:
-            trainer.measure_library()
+            parts.measure_library()
         if ranks.is_first and not resume:
             ranks.note("making the run directory")
             with write_folder_aside(out) as scratch:  # with a checkpoint in it, so that there always is a last good one
                 (scratch / "result").mkdir()
-                write_json(scratch / "result" / CONFIG, trainer.config)
-                write_checkpoint(scratch / "result" / "checkpoints", 0, trainer.state(0), resolved.checkpoints_kept)
+                write_json(scratch / "result" / CONFIG, parts.config)
+                write_checkpoint(scratch / "result" / "checkpoints", 0, trainer.save_state(), resolved.checkpoints_kept)
         return trainer.run(signals)
 
 

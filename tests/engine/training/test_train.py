@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,18 @@ import torch
 
 from atlasvi.engine.distributed.signals import TrainingInterrupted
 from atlasvi.engine.model.covariates import Setup
+from atlasvi.engine.model.loss_terms import LossTerms
 from atlasvi.engine.model.noise import EVALUATION_NOISE, seed_draws
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.training.checkpoint import list_checkpoints, read_newest_checkpoint, write_checkpoint
-from atlasvi.engine.training.evaluation import INFORMATIVE_KL
+from atlasvi.engine.training.evaluation import INFORMATIVE_KL, Evaluation
 from atlasvi.engine.training.progress import RunLog
+from atlasvi.engine.training.run_parts import prepare_run
 from atlasvi.engine.training.settings import SettingError, resolve_settings
 from atlasvi.engine.training.train import train
-from atlasvi.engine.training.training_loop import Trainer, TrainingError
+from atlasvi.engine.training.training_error import TrainingError
+from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.cells.open_cells import open_cells, select_genes
 from atlasvi.loaders.errors import ColumnError, CountsError, OutputError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
@@ -118,14 +122,14 @@ def test_reported_losses_weigh_each_cell_the_same_whatever_minibatch_it_was_in(c
     run = train(cells, tmp_path / "run", split_column="split", epochs=1, settings=SMALL)
     asked = {"batch_key": None, "labels_key": None, "split_column": "split", "seed": 0}
     settings = resolve_settings(None, {**SMALL, "epochs": 1})
-    trainer = Trainer(open_cells(cells), tmp_path / "other", Setup(), asked, settings, "cpu")
-    trainer.model.load_state_dict(run.model.state_dict())
-    trainer.model.eval()
+    parts = prepare_run(open_cells(cells), tmp_path / "other", Setup(), asked, settings, "cpu")
+    parts.model.load_state_dict(run.model.state_dict())
+    parts.model.eval()
     per_cell, generator = [], torch.Generator()
     with torch.no_grad():
-        for number, batch in enumerate(trainer.loaders["validation"]):
-            seed_draws(generator, trainer.seed, EVALUATION_NOISE, number)
-            per_cell.append(trainer.model(batch, generator)[0])
+        for number, batch in enumerate(parts.loaders["validation"]):
+            seed_draws(generator, parts.seed, EVALUATION_NOISE, number)
+            per_cell.append(parts.model(batch, generator)[0])
     assert [len(part) for part in per_cell] == [32, 18]
     mean = torch.cat(per_cell).double().mean().item()
     assert run.result["validation"]["reconstruction_loss"] == pytest.approx(mean, rel=1e-9)
@@ -192,9 +196,11 @@ def test_the_best_weights_are_kept_and_the_last_reported_beside_them(cells: Path
     losses = iter([5.0, 3.0, 4.0, 6.0])
     measured = Trainer._evaluate
 
-    def evaluate(trainer: Trainer, part: str, most: int | None = None) -> dict:
+    def evaluate(trainer: Trainer, part: str, most: int | None = None) -> Evaluation:
         found = measured(trainer, part, most)
-        return {**found, "elbo": -loss} if part == "validation" and (loss := next(losses, None)) else found
+        if part == "validation" and (loss := next(losses, None)):
+            return replace(found, terms=LossTerms(torch.tensor([1.0, loss, 0.0, 0.0], dtype=torch.float64)))
+        return found
 
     monkeypatch.setattr(Trainer, "_evaluate", evaluate)
     best = train(cells, tmp_path / "best", epochs=4, settings=SMALL)
@@ -335,6 +341,7 @@ def test_a_run_stopped_in_a_validation_resumes_there_in_a_new_process_and_trains
     whole = train(cells, tmp_path / "whole", **SCHEDULE)
     program = f"""
 import os, signal
+from atlasvi.engine.training.training_error import TrainingError
 from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.engine.training.train import train
 evaluate = Trainer._evaluate
