@@ -18,7 +18,7 @@ import torch
 
 from atlasvi.engine.distributed.signals import TrainingInterrupted
 from atlasvi.engine.model.covariates import Setup
-from atlasvi.engine.model.loss_terms import LossTerms
+from atlasvi.engine.model.loss_terms import CellLosses, LossTerms
 from atlasvi.engine.model.noise import EVALUATION_NOISE, seed_draws
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
@@ -483,9 +483,9 @@ def test_nan_stops_with_step_terms_and_the_last_good_checkpoint_intact(
             calls.append(0)
             if len(calls) == step:
                 if cause == "loss":
-                    return reconstruction * torch.nan, kl, kl_library
+                    return CellLosses(reconstruction * torch.nan, kl, kl_library)
                 reconstruction.register_hook(lambda grad: grad * torch.nan)
-        return reconstruction, kl, kl_library
+        return CellLosses(reconstruction, kl, kl_library)
 
     calls: list[int] = []
     monkeypatch.setattr(VAE, "forward", poisoned)
