@@ -26,7 +26,7 @@ from gpu_inputs import choose_device, describe_machine, draw_adata, wait, write_
 from gpu_kernels import append_profile
 
 from atlasvi.engine import SCVI, minify
-from atlasvi.engine.model.covariates import learn_setup
+from atlasvi.engine.model.covariates import SetupKeys, learn_setup
 from atlasvi.engine.model.noise import TRAINING_NOISE, seed_draws
 from atlasvi.engine.training.run_parts import prepare_run
 from atlasvi.engine.training.settings import Settings
@@ -107,7 +107,8 @@ def prepare_step(
     """The trainer's own step number n, on one of a few minibatches that are on the device already."""
     resolved = Settings.model_validate({**SETTINGS, **settings, "batch_size": size, "epochs": 1})
     asked = {"seed": 0, "split_column": None}
-    parts = prepare_run(data, work / "step", learn_setup(data, batch_key="batch"), asked, resolved, device.type)
+    setup = learn_setup(data, SetupKeys(batch_key="batch"))
+    parts = prepare_run(data, work / "step", setup, asked, resolved, device.type)
     of_run = Trainer(parts).step
     with contextlib.closing(iter(DeviceFeeder(parts.loaders["train"], device))) as batches:  # type: ignore[type-var]
         kept = [batch for batch in itertools.islice(batches, 8) if len(batch) == size]

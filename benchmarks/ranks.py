@@ -57,7 +57,7 @@ def main() -> None:
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Times in ms and ratios."""
     from atlasvi.engine.distributed.ranks import Ranks, join_ranks
-    from atlasvi.engine.model.covariates import learn_setup
+    from atlasvi.engine.model.covariates import SetupKeys, learn_setup
     from atlasvi.engine.model.noise import draw_dropout, draw_normal
     from atlasvi.engine.simulation import simulate
     from atlasvi.engine.training.run_parts import prepare_run
@@ -72,10 +72,9 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     asked = {"seed": 0, "split_column": None}
     settings = resolve_settings(None, {"batch_size": options.batch, "validation_fraction": 0})
     with join_ranks() as group:
+        setup = learn_setup(data, SetupKeys(batch_key="batch"))
         trainers = [
-            Trainer(
-                prepare_run(data, folder / "run", learn_setup(data, batch_key="batch"), asked, settings, "cpu", ranks)
-            )
+            Trainer(prepare_run(data, folder / "run", setup, asked, settings, "cpu", ranks))
             for ranks in (Ranks(), group)
         ]
         batches = list(islice(trainers[0].loaders["train"], 4))

@@ -26,7 +26,7 @@ from atlasvi.engine.distributed.signals import TrainingInterrupted
 from atlasvi.engine.minified.minified_anndata import WITH_COUNTS, minify_anndata
 from atlasvi.engine.minified.minified_store import MINIFY_TYPE, MinifiedStore, is_minified_store
 from atlasvi.engine.minified.minify import MinifyReport, minify
-from atlasvi.engine.model.covariates import learn_setup
+from atlasvi.engine.model.covariates import SetupKeys, learn_setup
 from atlasvi.engine.model.library_prior import fill_library_prior
 from atlasvi.engine.model.model_options import Freezing, ModelSettings
 from atlasvi.engine.model.trained_run import MODEL, TrainedRun
@@ -122,7 +122,7 @@ class SCVI(Questions, ModelViews):
                 raise SettingError("An AnnData is set up by SCVI.setup_anndata(adata, ...), not by arguments of SCVI.")
             asked = read_setup(adata)
         data = open_counts(adata, asked.pop("layer"), gene_likelihood)
-        setup = learn_setup(data, **asked, one_batch=True)
+        setup = learn_setup(data, SetupKeys.from_asked(asked), one_batch=True)
         if (embedding := kwargs.pop("batch_embedding_kwargs", None)) is not None:
             kwargs.update(embedding)
         if "var_activation" in kwargs:

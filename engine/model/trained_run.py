@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class TrainedRun:
 
     def save(self, folder: Path) -> None:
         """Write the model into a run directory, whole or not at all."""
-        content = {"genes": self.genes, **asdict(self.setup)}
+        content = {"genes": self.genes, **self.setup.to_saved()}
         buffer = io.BytesIO()
         weights = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
         torch.save({**content, "settings": self.model_settings, "weights": weights}, buffer)
@@ -73,12 +73,12 @@ def load_run(path: str | Path) -> TrainedRun:
         if len(genes) != model.settings.n_genes:
             raise SourceError(f"{folder / MODEL} is damaged: it names {len(genes):,} of its genes: copy it again.")
         setup = Setup.from_saved(content)
-        n_batches = 1 if setup.batch_key is None else setup.sizes["n_batches"]
+        batch_key, n_batches = setup.keys.batch_key, setup.sizes["n_batches"]
         # a model may be saved without any setup, to decode with
-        if (setup.batch_key or setup.batch_categories) and n_batches != model.settings.n_batches:
+        if batch_key is not None and n_batches != model.settings.n_batches:
             raise SourceError(
                 f"{folder / MODEL} is damaged: its model tells {model.settings.n_batches:,} batches apart, and it "
-                f"names {n_batches:,} (column {setup.batch_key!r} of obs): copy it again."
+                f"names {n_batches:,} (column {batch_key!r} of obs): copy it again."
             )
         return TrainedRun(model, genes, setup, result, folder)
 

@@ -13,7 +13,7 @@ import torch
 
 from atlasvi.engine.distributed.gradient_sums import plan_buckets
 from atlasvi.engine.distributed.ranks import Ranks, join_ranks
-from atlasvi.engine.model.covariates import learn_setup
+from atlasvi.engine.model.covariates import SetupKeys, learn_setup
 from atlasvi.engine.terminal import count
 from atlasvi.engine.training.run_parts import RunParts, prepare_run
 from atlasvi.engine.training.settings import SettingError, resolve_settings
@@ -95,10 +95,11 @@ def plan_epoch_time(
             data = open_cells(data)
             ours.callback(data.close)
         ranks = group if group.reduces else Ranks(0, n_ranks)
-        keys = {"batch_key": batch_key, "labels_key": None, "seed": 0, "split_column": None}
+        asked = {"seed": 0, "split_column": None}
         resolved = resolve_settings(None, {"accumulate": 1, **(settings or {})})
         data = allow_fractions(data, resolved.likelihood.takes_fractions)
-        parts = prepare_run(data, Path("plan"), learn_setup(data, batch_key=batch_key), keys, resolved, device, ranks)
+        setup = learn_setup(data, SetupKeys(batch_key=batch_key))
+        parts = prepare_run(data, Path("plan"), setup, asked, resolved, device, ranks)
         parts.measure_library()
         threads = torch.get_num_threads()
         if parts.device.type == "cpu" and not group.reduces:

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,17 +93,8 @@ def extend_setup(setup: Setup, data: CellData) -> Setup:
 
     Labels may be missing from the data, unless the model's dispersion needs them when it reads them.
     """
-
-    labels_key = setup.labels_key if setup.labels_key in data.obs_columns else None
-    found = learn_setup(
-        data,
-        batch_key=setup.batch_key,
-        labels_key=labels_key,
-        categorical_covariate_keys=list(setup.categorical_covariates),
-        one_batch=True,
-    )
-
-    return setup.extend(found.batch_categories, found.labels_categories, found.categorical_covariates, data.n_cells)
+    labels_key = setup.keys.labels_key if setup.keys.labels_key in data.obs_columns else None
+    return setup.extend(learn_setup(data, replace(setup.keys, labels_key=labels_key), one_batch=True))
 
 
 @torch.no_grad()

@@ -105,11 +105,7 @@ def prepare_start(
     """
     run = start if isinstance(start, TrainedRun) else open_model(start)
     options = {name: getattr(run.model.settings, name) for name in ModelOptions.model_fields}
-    has = {
-        **{name: getattr(run.setup, name) for name in ("batch_key", "labels_key", "size_factor_key")},
-        "categorical_covariate_keys": list(run.setup.categorical_covariates) or None,
-        "continuous_covariate_keys": run.setup.continuous_covariate_keys or None,
-    }
+    has = run.setup.keys.as_asked()
     given = {name: getattr(settings, name) for name in settings.model_fields_set & options.keys()}
     for name, value in {**{key: value for key, value in keys.items() if value is not None}, **given}.items():
         if value != (was := {**has, **options}[name]):

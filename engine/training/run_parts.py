@@ -5,7 +5,7 @@ Everything is checked here, and nothing is written. Knows nothing of steps and e
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ def prepare_run(
         "data": name_data(data),
         **fingerprint(data),
         **asked,
-        "setup": asdict(setup),
+        "setup": setup.to_saved(),
         "device": str(chosen),
         "kernels": kernels,
         "launch": launch_id(),

@@ -12,7 +12,7 @@ from typing import Any
 
 from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
-from atlasvi.engine.model.covariates import Setup, learn_setup
+from atlasvi.engine.model.covariates import Setup, SetupKeys, learn_setup
 from atlasvi.engine.model.likelihoods import takes_fractions
 from atlasvi.engine.model.trained_run import CONFIG, MODEL, TrainedRun, load_run
 from atlasvi.engine.terminal import say
@@ -85,14 +85,14 @@ def train(
         if isinstance(data, (str, Path)):
             data = open_cells(data)
             ours.callback(data.close)
-        keys: dict[str, Any] = {
-            "batch_key": batch_key,
-            "labels_key": labels_key,
-            "size_factor_key": size_factor_key,
-            "categorical_covariate_keys": list(categorical_covariate_keys or ()) or None,
-            "continuous_covariate_keys": list(continuous_covariate_keys or ()) or None,
-        }
-        asked: dict[str, Any] = {**keys, "seed": seed, "split_column": split_column}
+        keys = SetupKeys(
+            batch_key=batch_key,
+            labels_key=labels_key,
+            size_factor_key=size_factor_key,
+            categorical_covariate_keys=tuple(categorical_covariate_keys or ()),
+            continuous_covariate_keys=tuple(continuous_covariate_keys or ()),
+        )
+        asked: dict[str, Any] = {**keys.as_asked(), "seed": seed, "split_column": split_column}
         if seed is not None and seed < 0:
             raise SettingError(f"seed {seed}: give a whole number from 0.")
         if resume := ranks.from_first(lambda: resume or _is_ours(out, ranks), "the start"):
@@ -116,11 +116,11 @@ def train(
             with reading(str(out / CONFIG)):
                 setup = Setup.from_saved(saved["setup"])
         elif start is not None:
-            data, setup, resolved, first = prepare_start(start, data, keys, resolved)
+            data, setup, resolved, first = prepare_start(start, data, keys.as_asked(), resolved)
             asked["genes"] = [str(gene) for gene in data.genes]  # those of the model, whatever else the data has
         else:
             data = allow_fractions(data, resolved.likelihood.takes_fractions)
-            setup = learn_setup(data, **{key: asked[key] for key in keys})
+            setup = learn_setup(data, SetupKeys.from_asked(asked))
         parts = prepare_run(data, out, setup, asked, resolved, device, ranks)
         trainer = Trainer(parts, profile)
         if not resume:

@@ -210,7 +210,7 @@ def test_query_data_is_set_up_by_being_loaded(model: SCVI):
     query = make_adata(60, seed=1, batches="xy")
     SCVI.load_query_data(query, model)
     own = SCVI(query, n_hidden=8)
-    assert own.run.setup.batch_key == "batch"
+    assert own.run.setup.keys.batch_key == "batch"
     assert own.run.setup.batch_categories == ["x", "y"]
 
 
