@@ -25,8 +25,9 @@ from atlasvi.engine.distributed.signals import TrainingInterrupted
 from atlasvi.engine.minified.minified_anndata import WITH_COUNTS, minify_anndata
 from atlasvi.engine.minified.minified_store import MINIFY_TYPE, MinifiedStore, is_minified_store
 from atlasvi.engine.minified.minify import MinifyReport, minify
-from atlasvi.engine.model.covariates import learn_setup
-from atlasvi.engine.model.library_prior import measure_library
+from atlasvi.engine.model.covariates import SetupKeys, learn_setup
+from atlasvi.engine.model.library_prior import fill_library_prior
+from atlasvi.engine.model.likelihoods import takes_fractions
 from atlasvi.engine.model.model_options import Freezing, ModelSettings
 from atlasvi.engine.model.trained_run import MODEL, RUN_FORMAT, TrainedRun
 from atlasvi.engine.model.vae import VAE as Model
@@ -53,11 +54,13 @@ from atlasvi.engine.scvi_tools.model_directories import (
 )
 from atlasvi.engine.scvi_tools.registry import SCVI_DEFAULTS, name_activation
 from atlasvi.engine.torch_files import load_tensors
-from atlasvi.engine.training.checkpoint import CheckpointError, check_state, read_newest_checkpoint
+from atlasvi.engine.training.checkpoint import CheckpointError, read_newest_checkpoint
 from atlasvi.engine.training.query_mapping import align_anndata, map_query, report_genes
+from atlasvi.engine.training.run_parts import choose_device
+from atlasvi.engine.training.run_state import check_state
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.engine.training.train import train
-from atlasvi.engine.training.training_loop import TrainingError, choose_device
+from atlasvi.engine.training.training_error import TrainingError
 from atlasvi.loaders.cells.open_cells import CellData, add_column, align_genes, select_genes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError
@@ -121,9 +124,9 @@ class SCVI(Questions, ModelViews):
             if any(value is not None for value in asked.values()):
                 raise SettingError("An AnnData is set up by SCVI.setup_anndata(adata, ...), not by arguments of SCVI.")
             asked = read_setup(adata)
-        like = DataSpec("", layer=layer, values="numbers" if gene_likelihood == "normal" else None)
+        like = DataSpec("", layer=layer, values="numbers" if takes_fractions(gene_likelihood) else None)
         data = open_counts(adata, like, asked.pop("layer"))
-        setup = learn_setup(data, **asked, one_batch=True)
+        setup = learn_setup(data, SetupKeys.from_asked(asked), one_batch=True)
         if (embedding := kwargs.pop("batch_embedding_kwargs", None)) is not None:
             kwargs.update(embedding)
         if "var_activation" in kwargs:
@@ -145,9 +148,7 @@ class SCVI(Questions, ModelViews):
             raise SettingError(f"SCVI: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
         model = Model(settings, Generator().manual_seed(seed)).eval()
         if settings.has_latent_library:
-            found = measure_library(data, setup.read_codes(data).get("batch"), settings.n_batches)
-            for buffer, values in zip((model.library_log_means, model.library_log_vars), found):
-                buffer.copy_(torch.from_numpy(values))
+            fill_library_prior(model, data, setup.read_codes(data))
         run = TrainedRun(model, [str(gene) for gene in data.genes], setup, data=data.spec)
         self._begin(run, adata, seed)
         self._cells = CountedCells(data, self.run.genes, setup)

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +67,8 @@ def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[s
     sizes = f"{count(store.n_cells, 'cell')} x {count(len(store.genes), 'gene')}"
     yield f"  {sizes}, {count(store.n_latent, 'latent dimension')}, no counts"
     yield f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes a cell"
-    batch = store.setup.batch_key or "none" if isinstance(store, MinifiedStore) or store.has_model else "see its model"
+    known = isinstance(store, MinifiedStore) or store.has_model
+    batch = store.setup.keys.batch_key or "none" if known else "see its model"
     yield f"  batch: {batch}; order: {order}"
     yield from _describe_table(store.obs)
 
@@ -79,7 +79,7 @@ def _describe_model(path: str | Path) -> Iterator[str]:
     run = load_scvi_tools(path)
     yield f"{path}: a model of scvi-tools, {count(len(run.genes), 'gene')}"
     yield from (f"  {name}: {value}" for name, value in run.model_settings.items() if name != "n_genes")
-    keys = {name: value for name, value in asdict(run.setup).items() if name.endswith("_key") and value}
+    keys = {name: value for name, value in run.setup.keys.as_asked().items() if name.endswith("_key") and value}
     yield from (f"  {name}: {value}" for name, value in keys.items())
 
 

@@ -4,7 +4,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
@@ -146,7 +146,7 @@ def _finish(scratch: Path, opened: Opened) -> None:
     run, data, job = opened.run, opened.data, opened.job
     model = {
         "model": run.model_settings,
-        "setup": asdict(run.setup),
+        "setup": run.setup.to_saved(),
         "order": "source" if job.source_order else "as trained",
         "data": data.spec.to_record(),
     }

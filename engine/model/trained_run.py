@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class TrainedRun:
     def like(self) -> DataSpec:
         """How data at a path is opened for the model, where the path does not say it: as what it was trained on was."""
         known = self.data or DataSpec("", layer=self.setup.layer)
-        values = "numbers" if self.model.settings.gene_likelihood == "normal" else None
+        values = "numbers" if self.model.settings.likelihood.takes_fractions else None
         return replace(known, values=values)
 
     @property
@@ -63,7 +63,7 @@ class TrainedRun:
 
     def save(self, folder: Path) -> None:
         """Write the model into a run directory, whole or not at all."""
-        content = {"format_version": RUN_FORMAT, "genes": self.genes, **asdict(self.setup)}
+        content = {"format_version": RUN_FORMAT, "genes": self.genes, **self.setup.to_saved()}
         if self.data is not None:
             content["data"] = self.data.to_record()
         buffer = io.BytesIO()
@@ -90,12 +90,12 @@ def load_run(path: str | Path) -> TrainedRun:
         if len(genes) != model.settings.n_genes:
             raise SourceError(f"{folder / MODEL} is damaged: it names {len(genes):,} of its genes: copy it again.")
         setup = Setup.from_saved(content)
-        n_batches = 1 if setup.batch_key is None else setup.sizes["n_batches"]
+        batch_key, n_batches = setup.keys.batch_key, setup.sizes["n_batches"]
         # a model may be saved without any setup, to decode with
-        if (setup.batch_key or setup.batch_categories) and n_batches != model.settings.n_batches:
+        if batch_key is not None and n_batches != model.settings.n_batches:
             raise SourceError(
                 f"{folder / MODEL} is damaged: its model tells {model.settings.n_batches:,} batches apart, and it "
-                f"names {n_batches:,} (column {setup.batch_key!r} of obs): copy it again."
+                f"names {n_batches:,} (column {batch_key!r} of obs): copy it again."
             )
         return TrainedRun(model, genes, setup, result, folder, data=data)
 

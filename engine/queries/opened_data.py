@@ -10,7 +10,7 @@ import zarr
 
 from atlasvi.engine.minified.minified_anndata import TYPE_KEY, MinifiedAnnData, check_emptied, is_minified_anndata
 from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, open_root
-from atlasvi.engine.model.covariates import Setup, learn_setup
+from atlasvi.engine.model.covariates import KEYS, Setup, SetupKeys, learn_setup
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries.question_cells import AskedCells, CountedCells, MinifiedCells
 from atlasvi.engine.training.settings import SettingError
@@ -22,14 +22,7 @@ from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
 from atlasvi.loaders.sources.data_spec import DataSpec
 
 SETUP = "_atlasvi_setup"  # in uns: what setup_anndata was told; it goes with copies, subsets and files
-KEYS = (
-    "layer",
-    "batch_key",
-    "labels_key",
-    "size_factor_key",
-    "categorical_covariate_keys",
-    "continuous_covariate_keys",
-)
+KEPT = ("layer", *KEYS)
 
 
 def is_anndata(data: Any) -> bool:
@@ -38,13 +31,12 @@ def is_anndata(data: Any) -> bool:
 
 
 def write_setup(adata: Any, asked: Mapping[str, Any]) -> None:
-    """Keep in `uns` what the model is told of an AnnData (see `KEYS`), once it is found to be there.
+    """Keep in `uns` what the model is told of an AnnData (see `KEPT`), once it is found to be there.
 
     Raises ColumnError if a layer or column is not there, has missing values, or is no number where one is asked for.
     """
     obs = MemoryObs(adata)
-    columns = {name: value for name, value in asked.items() if name != "layer"}
-    learn_setup(obs, **columns, one_batch=True).read_codes(obs)
+    learn_setup(obs, SetupKeys.from_asked(asked), one_batch=True).read_codes(obs)
     if (layer := asked["layer"]) is not None and layer not in adata.layers:
         layers = ", ".join(list_layers(adata)) or "none"
         raise ColumnError(f"{NAME}: there is no layer {layer!r} (it has: {layers}).")
@@ -57,10 +49,7 @@ def keep_setup(adata: Any, setup: Setup) -> None:
     A view stays one: writing into it would make it a copy that the caller does not have.
     """
     if not adata.is_view and SETUP not in adata.uns:
-        kept = {
-            **{name: getattr(setup, name) for name in KEYS if hasattr(setup, name)},
-            "categorical_covariate_keys": list(setup.categorical_covariates),
-        }
+        kept = {"layer": setup.layer, **setup.keys.as_asked()}
         adata.uns[SETUP] = {name: value for name, value in kept.items() if value}
 
 
@@ -69,7 +58,7 @@ def read_setup(adata: Any) -> dict[str, Any]:
     if SETUP not in adata.uns:
         raise SettingError("The AnnData is not set up: call SCVI.setup_anndata(adata, batch_key=...) first.")
     kept = adata.uns[SETUP]
-    asked = {name: kept.get(name) for name in KEYS}
+    asked = {name: kept.get(name) for name in KEPT}
     return {
         name: list(value) if name.endswith("_keys") and value is not None else value for name, value in asked.items()
     }

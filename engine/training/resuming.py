@@ -116,11 +116,7 @@ def prepare_start(
     Raises SettingError if keys or options of the model are given that are not the run's, GeneError if genes lack.
     """
     options = {name: getattr(run.model.settings, name) for name in ModelOptions.model_fields}
-    has = {
-        **{name: getattr(run.setup, name) for name in ("batch_key", "labels_key", "size_factor_key")},
-        "categorical_covariate_keys": list(run.setup.categorical_covariates) or None,
-        "continuous_covariate_keys": run.setup.continuous_covariate_keys or None,
-    }
+    has = run.setup.keys.as_asked()
     given = {name: getattr(settings, name) for name in settings.model_fields_set & options.keys()}
     for name, value in {**{key: value for key, value in keys.items() if value is not None}, **given}.items():
         if value != (was := {**has, **options}[name]):
@@ -130,7 +126,7 @@ def prepare_start(
         state.update(run.state)
     elif run.path is not None:
         state.update(_read_last_state(run))
-    data = allow_fractions(data, run.model.settings.gene_likelihood == "normal")
+    data = allow_fractions(data, run.model.settings.likelihood.takes_fractions)
     return (
         select_genes(data, run.genes),
         run.setup,

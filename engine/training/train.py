@@ -12,7 +12,8 @@ from typing import Any
 
 from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
-from atlasvi.engine.model.covariates import Setup, learn_setup
+from atlasvi.engine.model.covariates import Setup, SetupKeys, learn_setup
+from atlasvi.engine.model.likelihoods import takes_fractions
 from atlasvi.engine.model.trained_run import CONFIG, MODEL, TrainedRun, load_run
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.terminal import say
@@ -28,8 +29,9 @@ from atlasvi.engine.training.resuming import (
     read_data_spec,
     read_saved,
 )
+from atlasvi.engine.training.run_parts import launch_id, prepare_run
 from atlasvi.engine.training.settings import SettingError, resolve_settings
-from atlasvi.engine.training.training_loop import Trainer, launch_id
+from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells, select_genes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError
@@ -89,14 +91,14 @@ def train(
             **{k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None},
         }
         resolved = resolve_settings(config, overrides)
-        keys: dict[str, Any] = {
-            "batch_key": batch_key,
-            "labels_key": labels_key,
-            "size_factor_key": size_factor_key,
-            "categorical_covariate_keys": list(categorical_covariate_keys or ()) or None,
-            "continuous_covariate_keys": list(continuous_covariate_keys or ()) or None,
-        }
-        asked: dict[str, Any] = {**keys, "seed": seed, "split_column": split_column}
+        keys = SetupKeys(
+            batch_key=batch_key,
+            labels_key=labels_key,
+            size_factor_key=size_factor_key,
+            categorical_covariate_keys=tuple(categorical_covariate_keys or ()),
+            continuous_covariate_keys=tuple(continuous_covariate_keys or ()),
+        )
+        asked: dict[str, Any] = {**keys.as_asked(), "seed": seed, "split_column": split_column}
         if seed is not None and seed < 0:
             raise SettingError(f"seed {seed}: give a whole number from 0.")
         like, saved = None, dict[str, Any]()  # how the data was opened before, and the configuration of a run to resume
@@ -116,7 +118,7 @@ def train(
             data = open_cells(data, like=like)
             ours.callback(data.close)
         if resume:
-            data = allow_fractions(data, saved["settings"].get("gene_likelihood") == "normal")
+            data = allow_fractions(data, takes_fractions(saved["settings"].get("gene_likelihood")))
             if saved.get("genes"):
                 data = select_genes(data, saved["genes"])
             asked, resolved = merge_saved(out, saved, asked, resolved, data)
@@ -130,14 +132,15 @@ def train(
             with reading(str(out / CONFIG)):
                 setup = Setup.from_saved(saved["setup"])
         elif isinstance(start, TrainedRun):
-            data, setup, resolved, first = prepare_start(start, data, keys, resolved)
+            data, setup, resolved, first = prepare_start(start, data, keys.as_asked(), resolved)
             asked["genes"] = [str(gene) for gene in data.genes]  # those of the model, whatever else the data has
         else:
-            data = allow_fractions(data, resolved.gene_likelihood == "normal")
-            setup = learn_setup(data, **{key: asked[key] for key in keys})
-        trainer = Trainer(data, out, setup, asked, resolved, device, profile, ranks)
+            data = allow_fractions(data, resolved.likelihood.takes_fractions)
+            setup = learn_setup(data, SetupKeys.from_asked(asked))
+        parts = prepare_run(data, out, setup, asked, resolved, device, ranks)
+        trainer = Trainer(parts, profile)
         if not resume:
-            trainer.check_watched()
+            parts.check_watched()
         if resume:
             ranks.note("reading the checkpoint")
             content = ranks.bytes_from_first(lambda: read_newest_content(out / "checkpoints")[1], "the checkpoint")
@@ -147,13 +150,13 @@ def train(
             with reading(str(start.path)):
                 trainer.begin_from(first)
         else:
-            trainer.measure_library()
+            parts.measure_library()
         if ranks.is_first and not resume:
             ranks.note("making the run directory")
             with write_folder_aside(out) as scratch:  # with a checkpoint in it, so that there always is a last good one
                 (scratch / "result").mkdir()
-                write_json(scratch / "result" / CONFIG, trainer.config)
-                write_checkpoint(scratch / "result" / "checkpoints", 0, trainer.state(0), resolved.checkpoints_kept)
+                write_json(scratch / "result" / CONFIG, parts.config)
+                write_checkpoint(scratch / "result" / "checkpoints", 0, trainer.save_state(), resolved.checkpoints_kept)
         return trainer.run(signals)
 
 

@@ -35,7 +35,7 @@ def run() -> TrainedRun:
     """A model with drawn weights: what minify does not depend on how good it is."""
     settings = ModelSettings(n_genes=30, n_batches=2, n_hidden=16, n_latent=3, n_layers=2)
     model = VAE(settings, torch.Generator().manual_seed(0)).eval()
-    return TrainedRun(model, GENES, Setup("batch", ["a", "b"]))
+    return TrainedRun(model, GENES, Setup.from_saved({"batch_key": "batch", "batch_categories": ["a", "b"]}))
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ import pytest
 from atlasvi.engine.distributed.signals import EXIT_RESUMABLE
 from atlasvi.engine.training import checkpoint
 from atlasvi.engine.training.checkpoint import list_checkpoints, read_newest_checkpoint
+from atlasvi.engine.training.step import Step
 from atlasvi.engine.training.train import train
-from atlasvi.engine.training.training_loop import Trainer
+from atlasvi.loaders.batches.batch import Batch
 from atlasvi.loaders.ingestion.ingest import ingest
 from tests.engine.distributed.rank_processes import Rank, end_ranks, start_ranks, wait_until
 from tests.engine.training.test_train import SMALL, assert_same_run, write_cells
@@ -36,20 +37,20 @@ def cells(tmp_path: Path) -> Path:
 
 def train_with_fault(cells: Path, out: Path, options: dict[str, Any], faulty_rank: int, fault: str) -> None:
     """Train; in step FAULTY_STEP that rank throws, hangs, or kills or stops itself."""
-    compute = Trainer._compute_gradients
+    take = Step.take
 
-    def fail(self: Trainer, *rest: Any) -> Any:
-        if self.step + 1 == FAULTY_STEP and self.ranks.rank == faulty_rank:
-            self.ranks.note(f"step {self.step + 1}")
+    def fail(self: Step, batch: Batch, number: int, step: int, *rest: Any) -> Any:
+        if step + 1 == FAULTY_STEP and self.ranks.rank == faulty_rank:
+            self.ranks.note(f"step {step + 1}")
             if fault == "throws":
                 raise ValueError("this rank has a bug")
             if fault == "hangs":
                 time.sleep(600)
             if fault.startswith("SIG"):
                 os.kill(os.getpid(), getattr(signal, fault))
-        return compute(self, *rest)
+        return take(self, batch, number, step, *rest)
 
-    Trainer._compute_gradients = fail  # type: ignore[method-assign]
+    Step.take = fail  # type: ignore[method-assign]
     train(cells, out, **options)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,19 @@ import torch
 from atlasvi.engine.distributed.signals import TrainingInterrupted
 from atlasvi.engine.model import trained_run
 from atlasvi.engine.model.covariates import Setup
+from atlasvi.engine.model.loss_terms import CellLosses, LossTerms
 from atlasvi.engine.model.noise import EVALUATION_NOISE, seed_draws
 from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.training import checkpoint, training_loop
+from atlasvi.engine.training import checkpoint, run_parts
 from atlasvi.engine.training.checkpoint import list_checkpoints, read_newest_checkpoint, write_checkpoint
-from atlasvi.engine.training.evaluation import INFORMATIVE_KL
+from atlasvi.engine.training.evaluation import INFORMATIVE_KL, Evaluation
 from atlasvi.engine.training.progress import RunLog
+from atlasvi.engine.training.run_parts import prepare_run
 from atlasvi.engine.training.settings import SettingError, resolve_settings
 from atlasvi.engine.training.train import train
-from atlasvi.engine.training.training_loop import Trainer, TrainingError
+from atlasvi.engine.training.training_error import TrainingError
+from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.cells.open_cells import open_cells, select_genes
 from atlasvi.loaders.errors import ColumnError, CountsError, OutputError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
@@ -120,14 +124,14 @@ def test_reported_losses_weigh_each_cell_the_same_whatever_minibatch_it_was_in(c
     run = train(cells, tmp_path / "run", split_column="split", epochs=1, settings=SMALL)
     asked = {"batch_key": None, "labels_key": None, "split_column": "split", "seed": 0}
     settings = resolve_settings(None, {**SMALL, "epochs": 1})
-    trainer = Trainer(open_cells(cells), tmp_path / "other", Setup(), asked, settings, "cpu")
-    trainer.model.load_state_dict(run.model.state_dict())
-    trainer.model.eval()
+    parts = prepare_run(open_cells(cells), tmp_path / "other", Setup(), asked, settings, "cpu")
+    parts.model.load_state_dict(run.model.state_dict())
+    parts.model.eval()
     per_cell, generator = [], torch.Generator()
     with torch.no_grad():
-        for number, batch in enumerate(trainer.loaders["validation"]):
-            seed_draws(generator, trainer.seed, EVALUATION_NOISE, number)
-            per_cell.append(trainer.model(batch, generator)[0])
+        for number, batch in enumerate(parts.loaders["validation"]):
+            seed_draws(generator, parts.seed, EVALUATION_NOISE, number)
+            per_cell.append(parts.model(batch, generator)[0])
     assert [len(part) for part in per_cell] == [32, 18]
     mean = torch.cat(per_cell).double().mean().item()
     assert run.result["validation"]["reconstruction_loss"] == pytest.approx(mean, rel=1e-9)
@@ -194,9 +198,11 @@ def test_the_best_weights_are_kept_and_the_last_reported_beside_them(cells: Path
     losses = iter([5.0, 3.0, 4.0, 6.0])
     measured = Trainer._evaluate
 
-    def evaluate(trainer: Trainer, part: str, most: int | None = None) -> dict:
+    def evaluate(trainer: Trainer, part: str, most: int | None = None) -> Evaluation:
         found = measured(trainer, part, most)
-        return {**found, "elbo": -loss} if part == "validation" and (loss := next(losses, None)) else found
+        if part == "validation" and (loss := next(losses, None)):
+            return replace(found, terms=LossTerms(torch.tensor([1.0, loss, 0.0, 0.0], dtype=torch.float64)))
+        return found
 
     monkeypatch.setattr(Trainer, "_evaluate", evaluate)
     best = train(cells, tmp_path / "best", epochs=4, settings=SMALL)
@@ -337,6 +343,7 @@ def test_a_run_stopped_in_a_validation_resumes_there_in_a_new_process_and_trains
     whole = train(cells, tmp_path / "whole", **SCHEDULE)
     program = f"""
 import os, signal
+from atlasvi.engine.training.training_error import TrainingError
 from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.engine.training.train import train
 evaluate = Trainer._evaluate
@@ -438,7 +445,7 @@ def test_a_resumed_run_opens_its_data_with_the_options_that_it_was_started_with(
 @pytest.mark.parametrize("name", ["config.json", "checkpoints", "model.pt"])
 def test_a_run_of_a_newer_format_is_refused(cells: Path, tmp_path: Path, monkeypatch, name: str):
     monkeypatch.setattr(trained_run, "RUN_FORMAT", 3)
-    for module in (checkpoint, training_loop):
+    for module in (checkpoint, run_parts):
         monkeypatch.setattr(module, "RUN_FORMAT", 3)
     run = train(cells, tmp_path / "run", **SCHEDULE)
     monkeypatch.undo()
@@ -518,9 +525,9 @@ def test_nan_stops_with_step_terms_and_the_last_good_checkpoint_intact(
             calls.append(0)
             if len(calls) == step:
                 if cause == "loss":
-                    return reconstruction * torch.nan, kl, kl_library
+                    return CellLosses(reconstruction * torch.nan, kl, kl_library)
                 reconstruction.register_hook(lambda grad: grad * torch.nan)
-        return reconstruction, kl, kl_library
+        return CellLosses(reconstruction, kl, kl_library)
 
     calls: list[int] = []
     monkeypatch.setattr(VAE, "forward", poisoned)
