@@ -65,7 +65,7 @@ def evaluate(
             n_cells = min(loader.batch_size, loader.n_cells - number * loader.batch_size)
             terms_here = step.evaluate(batch, number, n_cells)
             here = np.array([stop_asked(), *kl_by_dimension, *terms_here.values])
-            stop, *found = ranks.sum(here, f"minibatch {number + 1} of {part} cells")
+            stop, *found = ranks.sum(here, f"minibatch {number + 1} of {part} cells").tolist()
             if stop:
                 raise StopAskedError
             dimensions += found[: model.n_latent]
