@@ -32,7 +32,8 @@ def correlate_genes(
     if correlation_type not in ("spearman", "pearson"):
         raise ValueError(f"correlation_type {correlation_type!r}: choose 'spearman' or 'pearson'")
     if not model.settings.likelihood.has_dispersion:
-        raise ValueError("a Poisson model has no dispersion, from which correlations would be drawn")
+        name = model.settings.gene_likelihood
+        raise ValueError(f"the likelihood {name!r} has no dispersion, from which correlations would be drawn")
 
     def take(expression: Expression, posterior: Posterior) -> Tensor:
         assert expression.theta is not None

@@ -124,7 +124,7 @@ def _measure(parts: RunParts, network_gbps: float | None, seconds: float) -> Pla
 
     def validate(batch: Batch) -> None:
         with torch.inference_mode():
-            of_step.evaluate(batch, number=0, n_cells=loader.batch_size).values.tolist()
+            of_step.evaluate(batch, number=0, n_cells=loader.batch_size)
 
     for batch in kept:
         step(batch)

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from atlasvi.engine.distributed.batch_norm import evaluating_norms
 from atlasvi.engine.distributed.data_parallel import DataParallel
 from atlasvi.engine.distributed.ranks import Ranks
-from atlasvi.engine.model.loss_terms import LossTerms
+from atlasvi.engine.model.loss_terms import CellLosses, LossTerms, sum_terms
 from atlasvi.engine.model.noise import EVALUATION_NOISE, TRAINING_NOISE, Noise, seed_draws, share_noise
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.training.cuda_graph import DelayedRead, GraphedStep, can_be_captured
@@ -99,13 +99,13 @@ class Step:
         return _unpack(self._delayed.take())
 
     def evaluate(self, batch: Batch, number: int, n_cells: int) -> LossTerms:
-        """The terms of a minibatch without gradients, on the device, of this rank's cells alone.
+        """The terms of a minibatch without gradients, of this rank's cells alone.
 
         number   which says what noise is drawn; n_cells: of the whole minibatch, all ranks together
         The cells are added up in float64: what is reported of a model has all its digits.
         """
         noise = self._share(self._evaluation_noise, EVALUATION_NOISE, number, n_cells)
-        return LossTerms.of_cells(self.model(batch, noise), torch.float64)
+        return LossTerms(*sum_terms(self.model(batch, noise), torch.float64).tolist())
 
     def _compute_gradients(self, batch: Batch, number: int, step: int, kl_weight: float, stop: bool) -> None:
         """The loss is the mean over the cells of the whole step, all ranks and accumulated minibatches together; with
@@ -120,7 +120,7 @@ class Step:
         with self._parallel.accumulating(is_last):
             with evaluating_norms(self.model) if n_here < 2 else nullcontext():  # one cell has no variance
                 losses = self._parallel(batch, noise, n_step)
-            sums = _pack(LossTerms.of_cells(losses), stop)
+            sums = _pack(losses, stop)
             if place == 0:
                 self._optimizer.zero_grad(set_to_none=True)
             else:
@@ -139,7 +139,7 @@ class Step:
         self._optimizer.zero_grad(set_to_none=True)
         losses.loss(kl_weight, len(batch)).backward()
         self._optimizer.step()
-        return _pack(LossTerms.of_cells(losses), stop=False)
+        return _pack(losses, stop=False)
 
     def _share(self, generator: Generator, purpose: int, number: int, n_cells: int) -> Noise:
         """This rank's noise for a minibatch of `n_cells`."""
@@ -147,10 +147,10 @@ class Step:
         return share_noise(generator, n_cells, self.ranks.rank, self.ranks.world_size)
 
 
-def _pack(terms: LossTerms, stop: bool) -> Tensor:
+def _pack(losses: CellLosses, stop: bool) -> Tensor:
     """The terms and how many ranks are to stop, float64, to be added up over ranks in one call."""
-    return F.pad(terms.values, (0, 1), value=float(stop))
+    return F.pad(sum_terms(losses), (0, 1), value=float(stop))
 
 
 def _unpack(sums: list[float] | None) -> StepTerms | None:
-    return None if sums is None else StepTerms(LossTerms(torch.tensor(sums[:-1], dtype=torch.float64)), sums[-1] > 0)
+    return None if sums is None else StepTerms(LossTerms(*sums[:-1]), sums[-1] > 0)

@@ -30,7 +30,7 @@ def train_and_record(cells: Path, out: Path, options: dict[str, Any]) -> None:
 
     def record(self: Trainer, found: StepTerms | None, kl_weight: float) -> bool:
         if found is not None:
-            losses.append([found.terms.mean("reconstruction"), found.terms.mean("kl")])
+            losses.append([found.terms.means()[name] for name in ("reconstruction_loss", "kl")])
         return count(self, found, kl_weight)
 
     Trainer._count = record  # type: ignore[method-assign]
