@@ -14,6 +14,7 @@ from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.errors import AtlasviError, SourceError
 from atlasvi.loaders.manifest import MANIFEST, find_damage, read_manifest, write_manifest
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import is_cell_store
 
 SLICE_CELLS = 2**16
@@ -70,7 +71,7 @@ def _read_all(path: Path) -> Iterator[str]:
         return _read_minified(MinifiedStore(path))
     if path.is_dir() and ((path / CONFIG).is_file() or (path / MODEL).is_file()):
         return _read_run(path)
-    return _read_cells(CellStore(path) if is_cell_store(path) else open_cells(path, keep_empty=True))
+    return _read_cells(open_cells(path, like=DataSpec(str(path), empty_cells="keep")))
 
 
 def _read_cells(data: CellData) -> Iterator[str]:

@@ -2,10 +2,9 @@
 
 import sys
 from collections.abc import Iterable
-from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -14,9 +13,7 @@ from typer.core import TyperGroup
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.terminal import count, explain_errors, say, show_progress
 from atlasvi.loaders.errors import SourceError
-
-if TYPE_CHECKING:
-    from atlasvi.loaders.cells.open_cells import CellData
+from atlasvi.loaders.sources.data_spec import parse_source
 
 app = typer.Typer(
     name="atlasvi",
@@ -64,6 +61,9 @@ app.add_typer(query_app, name="query")
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Name genes by this column of var instead of its index.")]
 Measurement = Annotated[str | None, typer.Option(help="Which measurement (TileDB-SOMA), modality or table.")]
+EmptyCells = Annotated[
+    Literal["refuse", "keep"] | None, typer.Option(help="Cells without counts; refused if not said.")
+]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
 Where = Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only cells of which obs says so.")]
 CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names, by commas, or @FILE with one a line.")]
@@ -224,33 +224,32 @@ def train(
     layer: Layer = None,
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
-    empty_cells: Annotated[Literal["refuse", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
+    empty_cells: EmptyCells = None,
 ) -> None:
     """Train scVI on a cell store or straight from a source."""
-    from atlasvi.engine.distributed.ranks import join_ranks
     from atlasvi.engine.training.settings import parse_settings
     from atlasvi.engine.training.train import train as run
 
-    with join_ranks(rank_timeout), closing(_open(data, layer, gene_column, measurement, empty_cells)) as cells:
-        run(
-            cells,
-            out,
-            batch_key=batch_key,
-            labels_key=labels_key,
-            size_factor_key=size_factor_key,
-            categorical_covariate_keys=_names(categorical_covariate_keys),
-            continuous_covariate_keys=_names(continuous_covariate_keys),
-            epochs=epochs,
-            batch_size=batch_size,
-            device=device,
-            seed=seed,
-            split_column=split_column,
-            config=config,
-            settings=parse_settings(settings or []),
-            start=start,
-            resume=resume,
-            profile=profile,
-        )
+    run(
+        parse_source(data, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells),
+        out,
+        batch_key=batch_key,
+        labels_key=labels_key,
+        size_factor_key=size_factor_key,
+        categorical_covariate_keys=_names(categorical_covariate_keys),
+        continuous_covariate_keys=_names(continuous_covariate_keys),
+        epochs=epochs,
+        batch_size=batch_size,
+        device=device,
+        seed=seed,
+        split_column=split_column,
+        config=config,
+        settings=parse_settings(settings or []),
+        start=start,
+        resume=resume,
+        profile=profile,
+        rank_timeout_s=rank_timeout,
+    )
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -307,23 +306,22 @@ def minify(
     layer: Layer = None,
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
-    empty_cells: Annotated[Literal["refuse", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
+    empty_cells: EmptyCells = None,
 ) -> None:
     """Encode every cell and keep its posterior; drop the counts. After a kill the same command goes on."""
     from atlasvi.engine.cli.describe import folder_bytes
     from atlasvi.engine.distributed.ranks import join_ranks
     from atlasvi.engine.minified.minify import minify as run_minify
 
-    options = {"layer": layer, "gene_column": gene_column, "measurement": measurement}
+    spec = parse_source(data, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells)
     with join_ranks(rank_timeout) as ranks, show_progress() as progress:
         report = run_minify(
             run,
-            data,
+            spec,
             out,
             source_order=source_order,
             batch_size=batch_size,
             device=device,
-            options={**options, "keep_empty": empty_cells == "keep"},
             dask=dask,
             progress=progress,
         )
@@ -417,15 +415,6 @@ def query_info(context: typer.Context) -> None:
     from atlasvi.engine.cli.describe import describe_minified_store
 
     _print_lines(describe_minified_store(context.obj()))
-
-
-def _open(
-    data: str, layer: str | None, gene_column: str | None, measurement: str | None, empty_cells: str
-) -> "CellData":
-    from atlasvi.loaders.cells.open_cells import open_cells
-
-    keep_empty = empty_cells == "keep"
-    return open_cells(data, layer=layer, gene_column=gene_column, measurement=measurement, keep_empty=keep_empty)
 
 
 def _check_command(context: typer.Context, command: list[str]) -> None:

@@ -120,6 +120,11 @@ class ScviMinified:
         """The model, ready to decode."""
         return self.run.model
 
+    @property
+    def obs_columns(self) -> list[str]:
+        """Columns of obs."""
+        return self.obs.columns
+
     def read_column(self, name: str) -> pd.Series:
         """One obs column of all cells. Raises ColumnError, naming those that are there."""
         return self.obs.read_column(name)

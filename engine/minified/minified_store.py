@@ -27,13 +27,12 @@ import zarr
 
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.loaders.arrays.array_checks import check_group_codecs
-from atlasvi.loaders.cells.cell_store import check_version
 from atlasvi.loaders.cells.store_checks import check_attributes, check_lengths, check_written, name_missing_chunks
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.manifest import Files, check_files, hash_file, write_manifest
-from atlasvi.loaders.outputs import remove_leftovers, sync_file, sync_folder, write_file_aside
-from atlasvi.loaders.store_files import check_manifest, read_attributes
+from atlasvi.loaders.outputs import remove_leftovers, sync_file, write_file_aside
+from atlasvi.loaders.store_files import check_manifest, check_version, read_attributes
 from atlasvi.loaders.tables.merged_columns import TEXT
 from atlasvi.loaders.tables.store_tables import (
     STRING,
@@ -138,7 +137,7 @@ def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> Fil
         for file in (folder / chunk, folder / chunk / "0"):
             if file.is_file():
                 sync_file(file)
-                sync_folder(file.parent)
+                sync_file(file.parent)
                 files[str(file.relative_to(path))] = hash_file(file)
     return files
 
@@ -187,7 +186,8 @@ class MinifiedStore:
         attributes = read_attributes(path)
         if attributes is None or attributes.get("kind") != KIND:
             raise SourceError(f"{path} is not a minified store (make one with: atlasvi minify RUN DATA --out MINI).")
-        check_version(attributes, path, FORMAT_VERSION)
+        check_attributes(attributes, path, {"format_version": int})
+        check_version(self.path, KIND, attributes, FORMAT_VERSION)
         check_attributes(attributes, path, ATTRIBUTES)
         self.attributes: dict[str, Any] = attributes
         with reading(self.path), quiet_zarr():

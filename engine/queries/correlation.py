@@ -5,8 +5,9 @@ from typing import Literal
 import numpy as np
 from torch import Generator, Tensor
 
+from atlasvi.engine.model.likelihoods import draw_gamma
 from atlasvi.engine.model.vae import VAE, Expression
-from atlasvi.engine.queries.expression import Batches, decode_cells, draw_gamma
+from atlasvi.engine.queries.expression import Batches, decode_cells
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, Posterior
 
 
@@ -30,8 +31,9 @@ def correlate_genes(
     """
     if correlation_type not in ("spearman", "pearson"):
         raise ValueError(f"correlation_type {correlation_type!r}: choose 'spearman' or 'pearson'")
-    if model.settings.gene_likelihood == "poisson":
-        raise ValueError("a Poisson model has no dispersion, from which correlations would be drawn")
+    if not model.settings.likelihood.has_dispersion:
+        name = model.settings.gene_likelihood
+        raise ValueError(f"the likelihood {name!r} has no dispersion, from which correlations would be drawn")
 
     def take(expression: Expression, posterior: Posterior) -> Tensor:
         assert expression.theta is not None

@@ -11,7 +11,6 @@ from torch import Generator, Tensor
 from atlasvi.engine.model.vae import VAE, Expression
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, Posterior, in_order
 
-MOST_RATE = 1e8  # of a Poisson draw; larger ones overflow (scvi-tools' max_poisson_rate)
 Batches = Sequence[int | None]
 """Codes of batches to decode cells as if they were of, one after the other; None: the batch that each has."""
 
@@ -183,7 +182,7 @@ def likelihood_parameters(
     values = decode_cells(model, cells, generator, take, numbers=numbers, n_samples=n_samples, batch_size=batch_size)
     parts = [values[..., at : at + n_genes] for at in range(0, values.shape[-1], n_genes)]
     said = {"mean": parts.pop(0)}
-    if settings.gene_likelihood == "zinb":
+    if settings.likelihood.has_dropout:
         said["dropout"] = parts.pop()
     if parts:
         same = not settings.decodes_theta and parts[0].ndim == 3
@@ -206,7 +205,7 @@ def predictive_counts(
     """Counts float32 [cells, genes] drawn from the posterior predictive, or [samples, cells, genes]."""
 
     def take(expression: Expression, posterior: Posterior) -> Tensor:
-        return draw_counts(expression, generator, normal=model.settings.gene_likelihood == "normal")[..., columns]
+        return model.settings.likelihood.sample(expression, generator)[..., columns]
 
     return decode_cells(
         model,
@@ -218,25 +217,3 @@ def predictive_counts(
         n_samples=n_samples,
         batch_size=batch_size,
     )
-
-
-def draw_counts(expression: Expression, generator: Generator, normal: bool = False) -> Tensor:
-    """One draw of the likelihood for each cell and gene; the negative binomial as a Poisson of a gamma's draw."""
-    mean, theta = expression.mean, expression.theta
-    if normal:
-        assert theta is not None
-        return mean + theta * torch.empty_like(mean).normal_(generator=generator)
-    rate = mean
-    if theta is not None:
-        theta = theta.expand_as(mean).contiguous()
-        rate = draw_gamma(theta, theta / mean, generator)
-    counts = torch.poisson(rate.clamp(max=MOST_RATE), generator=generator)
-    if expression.dropout is not None:
-        kept = torch.empty_like(mean).uniform_(generator=generator) >= torch.sigmoid(expression.dropout)
-        counts = counts * kept
-    return counts
-
-
-def draw_gamma(shape: Tensor, rate: Tensor, generator: Generator) -> Tensor:
-    """A draw of gammas of mean shape / rate."""
-    return torch._standard_gamma(shape, generator=generator) / rate
