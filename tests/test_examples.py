@@ -1,29 +1,38 @@
 """The examples of the README run as they are shown."""
 
 import re
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from atlasvi.engine import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(script: str, *arguments: object) -> str:
-    command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs an example in this process, which has imported what it imports; returns what it prints."""
+
+    def run(script: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capsys.readouterr()
+        runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_the_quickstart_runs(tmp_path: Path):
+def test_the_quickstart_runs(run: Callable[..., str], tmp_path: Path):
     said = run("quickstart.py", tmp_path)
     assert "held-out ELBO, nats a cell: -" in said
     assert "mean expression of two genes" in said
 
 
-def test_any_model_is_trained_from_a_file_of_counts(tmp_path: Path):
+def test_any_model_is_trained_from_a_file_of_counts(run: Callable[..., str], tmp_path: Path):
     simulate(tmp_path / "atlas.h5ad", n_cells=3_000, n_genes=100, n_batches=2, n_types=3, seed=0)
     said = run("any_model.py", tmp_path / "atlas.h5ad", "cell_type").splitlines()
     assert len(said) == 3
@@ -39,7 +48,7 @@ def test_the_readme_shows_the_quickstart_as_it_is():
     assert all(line in plain for line in lines)
 
 
-def test_the_demo_ends_with_a_picture_and_says_what_was_made(tmp_path: Path):
+def test_the_demo_ends_with_a_picture_and_says_what_was_made(run: Callable[..., str], tmp_path: Path):
     said = run("demo.py", "--out", tmp_path / "demo", "--cells", 600, "--genes", 80, "--epochs", 2)
     assert "$ atlasvi train" in said
     assert "The model of 600 cells x 80 genes" in said

@@ -34,7 +34,7 @@ def device_of(backend: str) -> str:
 
 @pytest.mark.parametrize(("likelihood", "dispersion"), [("nb", "gene"), ("zinb", "gene-batch"), ("nb", "gene-cell")])
 def test_likelihoods(backend: str, likelihood: str, dispersion: str):
-    case = make_case(likelihood, dispersion, True, 20, 40, 0)
+    case = make_case(likelihood, dispersion, True, 6, 20, 0)
     exact = run(case, backend)
     case = case.to(device_of(backend))
     case.cells, case.library, case.weights = spread_cells(case.cells), spread(case.library), spread(case.weights)
