@@ -7,7 +7,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlasvi.loaders.arrays.shards import OPEN_SHARDS, Layout, ShardReader, ShardWriter, create_sharded
+from atlasvi.loaders.arrays.shard_writing import ShardWriter, create_sharded
+from atlasvi.loaders.arrays.shards import OPEN_SHARDS, Layout, ShardReader
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 
 

@@ -17,7 +17,8 @@ from atlasvi.loaders.ingestion import bucket_sorting as sorting
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.sources.open_source import open_source
 from atlasvi.loaders.tables import store_tables as tables
-from atlasvi.loaders.tables.store_tables import TextColumns, consolidate_metadata, place_rows, unmask_complete_text
+from atlasvi.loaders.tables.records import TextColumns
+from atlasvi.loaders.tables.store_tables import consolidate_metadata, place_rows, unmask_complete_text
 from tests.loaders.tables.test_merged_columns import columns, to_plain
 
 N = 6
