@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from atlasvi.loaders.errors import OutputError
+from atlasvi.loaders.errors import AtlasviError, OutputError
 
 UNFINISHED = ".unfinished"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -122,8 +122,9 @@ def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda
                 yield scratch
                 publish(scratch / "result", out)
         except BaseException as error:
-            interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
-            kept = kept or ((interrupted or getattr(error, "keeps_work", False)) and goes_on(scratch))
+            again = isinstance(error, (KeyboardInterrupt, SystemExit))
+            again = again or (isinstance(error, AtlasviError) and error.keeps_work)
+            kept = kept or (again and goes_on(scratch))
             raise
         finally:
             if not kept:

@@ -17,6 +17,7 @@ import numpy as np
 from numcodecs import blosc
 
 from atlasvi.loaders.arrays.decoding import decode_chunks
+from atlasvi.loaders.arrays.file_bytes import read_into
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.rows.buffers import Buffers
 
@@ -113,7 +114,7 @@ class ShardReader:
         if (index[1:, 0] != ends[:-1]).any():
             raise _misplaced(shard.path)  # `ShardWriter` writes chunk after chunk
         coded = self._buffers.take(int(ends[-1]) - begin, np.uint8)
-        if os.preadv(shard.handle, [coded.data], begin) != len(coded):
+        if not read_into(shard.handle, begin, coded):
             raise SourceError(f"{shard.path} is cut short: copy the store again, or ingest it again.")
         return coded
 

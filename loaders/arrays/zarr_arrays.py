@@ -20,6 +20,7 @@ from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
 from zarr.storage import LocalStore
 
 from atlasvi.loaders.arrays.decoding import decode_chunks
+from atlasvi.loaders.arrays.file_bytes import read_into
 from atlasvi.loaders.arrays.missing_chunks import find_missing_chunks
 from atlasvi.loaders.arrays.shards import CHUNK_MISSING, OpenShards, identify
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
@@ -228,12 +229,8 @@ def read_zstd_size(frame: np.ndarray) -> int | None:
 
 
 def _read_bytes(handle: int, path: Path, offset: int, out: np.ndarray) -> None:
-    at = 0
-    while at < len(out):  # one call reads at most 2 GiB
-        n = os.preadv(handle, [out[at:].data], offset + at)
-        if n == 0:
-            raise SourceError(f"{path} is damaged or cut short: copy it again.")
-        at += n
+    if not read_into(handle, offset, out):
+        raise SourceError(f"{path} is damaged or cut short: copy it again.")
 
 
 def _damaged(path: Path, chunk: int, what: str) -> DamagedChunkError:

@@ -17,12 +17,13 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from atlasvi.loaders.arrays.file_bytes import read_into
 from atlasvi.loaders.identity import mix64
 from atlasvi.loaders.ingestion.ingest_job import IngestJob, open_ingests
 from atlasvi.loaders.jobs import Parts, reading_unfinished
 from atlasvi.loaders.manifest import read_json
 from atlasvi.loaders.outputs import sync_file
-from atlasvi.loaders.rows.block_rows import gather_rows
+from atlasvi.loaders.rows.block_rows import choose_index_dtype, gather_rows
 from atlasvi.loaders.rows.count_checks import check_no_empty_cells, narrowest_unsigned
 from atlasvi.loaders.sources.joined import JoinedSources, Piece
 from atlasvi.loaders.tables.merged_columns import TEXT
@@ -67,7 +68,7 @@ class _Unit:
 
     def __init__(self, folder: Path, number: int, n_buckets: int, job: IngestJob, joined: JoinedSources) -> None:
         self.folder, self.number, self.n_buckets, self.job, self.joined = folder, number, n_buckets, job, joined
-        self.index_dtype = np.dtype(np.uint16 if len(joined.var) <= 2**16 else np.int32)
+        self.index_dtype = choose_index_dtype(len(joined.var))
         self.text = TextColumns(joined.dtypes)
         self.pieces: list[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]] = []
         self.held = 0
@@ -238,7 +239,7 @@ class Part:
     def _read(self, out: np.ndarray, offset: int) -> np.ndarray:
         """Fill `out` with what the file holds from `offset` on."""
         with open(self.path, "rb", buffering=0) as file:
-            if os.preadv(file.fileno(), [out.view(np.uint8).data], offset) != out.nbytes:
+            if not read_into(file.fileno(), offset, out):
                 raise OSError("it is cut short")
         return out
 

@@ -27,7 +27,7 @@ from atlasvi.loaders.ingestion.ingest_job import IngestJob
 from atlasvi.loaders.jobs import reading_unfinished
 from atlasvi.loaders.manifest import read_json, write_json, write_manifest
 from atlasvi.loaders.outputs import write_whole
-from atlasvi.loaders.rows.block_rows import gather_rows
+from atlasvi.loaders.rows.block_rows import choose_index_dtype, gather_rows
 from atlasvi.loaders.tables.store_tables import (
     AppendedArray,
     TableWriter,
@@ -57,7 +57,7 @@ def plan_store(
         "nnz": int(nnz_starts[-1]),
         "largest_count": largest,
         "counts_dtype": np.min_scalar_type(largest).newbyteorder("<").str,
-        "indices_dtype": "<u2" if n_genes <= 2**16 else "<i4",
+        "indices_dtype": choose_index_dtype(n_genes).newbyteorder("<").str,
         "chunk": cell_store.CHUNK,
         "block_chunks": cell_store.BLOCK_CHUNKS,
         "shard_blocks": cell_store.SHARD_BLOCKS,
