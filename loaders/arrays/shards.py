@@ -7,10 +7,13 @@ for each inner chunk, then the crc32c of that index.
 """
 
 import os
+import resource
 import threading
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import google_crc32c
 import numpy as np
@@ -22,7 +25,7 @@ from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.rows.buffers import Buffers
 
 CHUNK_MISSING = 2**64 - 1
-OPEN_SHARDS = 32  # of an array, kept open; an atlas has thousands, a process may open about a thousand files
+OPEN_SHARDS = 96  # kept open, over all arrays; an atlas has thousands, a process may open about a thousand files
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,13 @@ class OpenShard:
 
 
 class OpenShards:
-    """The shards of one array that were read last, at most OPEN_SHARDS of them open; for several threads."""
+    """The shards of one array, of which those stay open that were read last; for several threads.
+
+    All arrays of the process share `most_open`, as a source may be of many arrays.
+    """
+
+    most_open = min(OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
+    _arrays: ClassVar[weakref.WeakSet["OpenShards"]] = weakref.WeakSet()  # that have opened a shard
 
     def __init__(self, n_chunks: int) -> None:
         self._n_chunks, self._lock = n_chunks, threading.Lock()
@@ -185,9 +194,10 @@ class OpenShards:
     def take(self, number: int, path: Path) -> OpenShard:
         """A shard by its number, opened at its path if it is not open. Raises FileNotFoundError, SourceError."""
         with self._lock:
+            self._arrays.add(self)
             shard = self._shards.pop(number, None) or OpenShard(path, self._n_chunks)
             self._shards[number] = shard
-            if len(self._shards) > OPEN_SHARDS:
+            while len(self._shards) > max(self.most_open // len(self._arrays), 1):
                 self._shards.popitem(last=False)  # closed once nobody reads from it
         return shard
 
@@ -195,6 +205,7 @@ class OpenShards:
         """Close all of them."""
         with self._lock:
             self._shards.clear()
+            self._arrays.discard(self)
 
 
 def _misplaced(path: Path) -> DamagedChunkError:
