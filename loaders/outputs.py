@@ -100,7 +100,7 @@ def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda
     remove_leftovers(out)
     check_output_free(out)
     scratch = name_scratch(out)
-    with _making_parents(out):
+    with making_parents(out):
         try:
             scratch.mkdir(exist_ok=True)
             lock = os.open(scratch, os.O_RDONLY)
@@ -212,7 +212,7 @@ def _beside(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _making_parents(out: Path) -> Iterator[None]:
+def making_parents(out: Path) -> Iterator[None]:
     """The folders that lead to `out` are made; where the block fails, those made here that are empty are removed."""
     made: list[Path] = []
     try:

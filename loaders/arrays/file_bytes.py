@@ -1,8 +1,15 @@
-"""Bytes of a file read into memory that is there already, by several threads through one handle."""
+"""Files read through handles that stay open: how many may be open, and their bytes read into memory that is there."""
 
 import os
+import resource
 
 import numpy as np
+
+
+def share_of_files(part: int, most: int) -> int:
+    """One in `part` of the files that this process may open (`ulimit -n`), at least 1 and at most `most`."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return most if limit == resource.RLIM_INFINITY else max(min(limit // part, most), 1)
 
 
 def read_into(handle: int, offset: int, out: np.ndarray) -> bool:

@@ -7,7 +7,6 @@ for each inner chunk, then the crc32c of that index.
 """
 
 import os
-import resource
 import threading
 import weakref
 from collections import OrderedDict
@@ -20,7 +19,7 @@ import numpy as np
 from numcodecs import blosc
 
 from atlasvi.loaders.arrays.decoding import decode_chunks
-from atlasvi.loaders.arrays.file_bytes import read_into
+from atlasvi.loaders.arrays.file_bytes import read_into, share_of_files
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.rows.buffers import Buffers
 
@@ -184,7 +183,7 @@ class OpenShards:
     All arrays of the process share `most_open`, as a source may be of many arrays.
     """
 
-    most_open = min(OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
+    most_open = share_of_files(8, OPEN_SHARDS)
     _arrays: ClassVar[weakref.WeakSet["OpenShards"]] = weakref.WeakSet()  # that have opened a shard
 
     def __init__(self, n_chunks: int) -> None:
