@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from atlasvi.loaders.errors import AtlasviError, OutputError
+from atlasvi.loaders.errors import OutputError
 
 UNFINISHED = ".unfinished"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -122,8 +122,7 @@ def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda
                 yield scratch
                 publish(scratch / "result", out)
         except BaseException as error:
-            again = isinstance(error, (KeyboardInterrupt, SystemExit))
-            again = again or (isinstance(error, AtlasviError) and error.keeps_work)
+            again = isinstance(error, (KeyboardInterrupt, SystemExit)) or getattr(error, "keeps_work", False)
             kept = kept or (again and goes_on(scratch))
             raise
         finally:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from atlasvi.loaders.errors import OutputError
+from atlasvi.loaders.errors import OutputError, WorkerError
 from atlasvi.loaders.outputs import (
     remove_leftovers,
     remove_unfinished,
@@ -157,3 +157,20 @@ def test_unfinished_work_of_another_command_in_a_folder_is_left_alone(tmp_path: 
     (tmp_path / ".config.json.1.unfinished").write_text("half, of an older version")
     remove_unfinished(tmp_path)
     assert os.listdir(tmp_path) == [".mini.unfinished"]
+
+
+class Stopped(BaseException):
+    """As a signal raises: none of our errors, and the work is to stay."""
+
+    keeps_work = True
+
+
+@pytest.mark.parametrize("error", [Stopped(), WorkerError("a worker died"), KeyboardInterrupt()])
+def test_work_that_another_attempt_can_use_is_left(tmp_path: Path, error: BaseException):
+    with pytest.raises(type(error)), write_folder_aside(tmp_path / "out", lambda scratch: True) as scratch:
+        (scratch / "part").write_text("done")
+        raise error
+    assert (tmp_path / ".out.unfinished" / "part").read_text() == "done"
+    with pytest.raises(ValueError, match="bad"), write_folder_aside(tmp_path / "out", lambda scratch: True):
+        raise ValueError("bad")
+    assert list(tmp_path.iterdir()) == []
