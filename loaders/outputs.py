@@ -152,12 +152,13 @@ def remove_leftovers(out: str | Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the files that killed processes left of `write_whole` in a folder that no other process writes to.
+    """Remove the files that killed processes left of `write_whole` in a folder.
 
-    Folders stay: they are the unfinished work of another command, which goes on with it.
+    Those of a process that runs stay, and so do folders: they are the work of a command that goes on with it.
     """
     for left in folder.glob(".*"):
-        if UNFINISHED in left.name and not left.is_dir():
+        _, mark, process = left.name.rpartition(UNFINISHED)  # the first versions wrote the process before the mark
+        if mark and not left.is_dir() and not (process and _is_running(process.removeprefix("-"))):
             left.unlink(missing_ok=True)
 
 
