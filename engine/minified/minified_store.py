@@ -34,8 +34,8 @@ from atlasvi.loaders.manifest import Files, check_files, hash_file, write_manife
 from atlasvi.loaders.outputs import remove_leftovers, sync_file, write_file_aside
 from atlasvi.loaders.store_files import check_manifest, check_version, read_attributes
 from atlasvi.loaders.tables.merged_columns import TEXT
+from atlasvi.loaders.tables.records import STRING
 from atlasvi.loaders.tables.store_tables import (
-    STRING,
     AppendedArray,
     TableReader,
     TableWriter,
