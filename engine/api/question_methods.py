@@ -1,11 +1,12 @@
 """What a model is asked, by scvi-tools' names and defaults: each a thin shell over the file that answers it.
 
 `adata` is the data asked about: None for the model's own, an AnnData (its genes are found by name, and it may be
-minified), or a cell store, minified store or any source, as a path or opened. `indices` are numbers of cells in any
-order, or a mask. Draws come from the generator of the model, seeded when it was made.
+minified), or a cell store, minified store or any source, as a path or opened. `indices` choose cells: indices in any
+order, a mask, or a condition or expression over obs (see `find_cells`). Draws come from the generator of the model,
+seeded when it was made.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from numbers import Real
 from typing import Any, Literal
@@ -16,18 +17,18 @@ import torch
 from torch import Generator, Tensor
 
 from atlasvi.engine.api.training_arguments import explain_argument
-from atlasvi.engine.model.covariates import find_categories, to_category
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries import abundance, correlation, differential, expression, latents
 from atlasvi.engine.queries import model_fit as likelihoods
+from atlasvi.engine.queries.cell_choice import Where, find_cells
 from atlasvi.engine.queries.importance_weights import weigh_draws
-from atlasvi.engine.queries.minified_queries import QueryError
+from atlasvi.engine.queries.model_names import find_batch, find_batches
 from atlasvi.engine.queries.opened_data import is_anndata
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, need_counts, number_cells
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, QueryError, need_counts
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.errors import GeneError, MissingDependencyError
 
-Indices = Sequence[int] | np.ndarray | None
+Indices = Where | None
 Batches = str | int | float | Sequence[Any] | None
 
 
@@ -89,7 +90,7 @@ class Questions:
         weights          'importance' chooses those by how many cells they explain
         """
         cells, numbers = self._choose(adata, indices)
-        columns, batches = self._find_genes(gene_list), self._find_batches(transform_batch)
+        columns, batches = self._find_genes(gene_list), find_batches(self.run, transform_batch)
         size = batch_size or BATCH_SIZE
         if not (library_size == "latent" or isinstance(library_size, Real)):
             raise QueryError(f"library_size {library_size!r}: give counts a cell, or 'latent' for each cell's own.")
@@ -99,21 +100,19 @@ class Questions:
             return self._sample_overall(
                 cells, numbers, columns, batches, library_size, n_samples_overall, weights, importance_weighting_kwargs
             )
-        values = expression.normalized_expression(
+        values = expression.decode_cells(
             self._model,
             cells,
             self.generator,
+            expression.decode_expression(self._model, columns, library_size, return_mean and n_samples > 1),
             numbers=numbers,
-            columns=columns,
             transform_batch=batches,
-            library_size=library_size,
             n_samples=n_samples,
-            return_mean=return_mean,
             batch_size=size,
         )
         if return_numpy or values.ndim == 3:
             return values
-        return pd.DataFrame(values, index=cells.read_names()[numbers], columns=self._genes[columns])
+        return pd.DataFrame(values, index=cells.read_names(numbers), columns=self._genes[columns])
 
     def _sample_overall(
         self,
@@ -192,16 +191,16 @@ class Questions:
                 "posterior_predictive_sample needs sparse: pip install 'atlasvi[statistics]'."
             ) from None
         cells, numbers = self._choose(adata, indices)
-        columns, batches = self._find_genes(gene_list), self._find_batches(transform_batch)
+        columns, batches = self._find_genes(gene_list), find_batches(self.run, transform_batch)
         step = max(batch_size or BATCH_SIZE, BATCH_SIZE)
         parts = []
         for at in range(0, len(numbers), step):  # dense a step at a time
-            counts = expression.predictive_counts(
+            counts = expression.decode_cells(
                 self._model,
                 cells,
                 self.generator,
+                expression.decode_counts(self._model, self.generator, columns),
                 numbers=numbers[at : at + step],
-                columns=columns,
                 transform_batch=batches,
                 n_samples=n_samples,
                 batch_size=batch_size or BATCH_SIZE,
@@ -215,8 +214,8 @@ class Questions:
         groupby: str | None = None,
         group1: Sequence[Any] | str | None = None,
         group2: Any = None,
-        idx1: differential.Where | None = None,
-        idx2: differential.Where | None = None,
+        idx1: Where | None = None,
+        idx2: Where | None = None,
         mode: Literal["vanilla", "change"] = "vanilla",
         delta: float | None = 0.25,
         batch_size: int | None = None,
@@ -229,7 +228,7 @@ class Questions:
         weights: Literal["uniform", "importance"] | None = "uniform",
         filter_outlier_cells: bool = False,
         importance_weighting_kwargs: dict[str, Any] | None = None,
-        subset_idx: differential.Where | None = None,
+        subset_idx: Where | None = None,
         **kwargs: Any,
     ) -> pd.DataFrame:
         """Genes that differ between groups of cells: a table of genes a comparison, one below the other.
@@ -289,7 +288,7 @@ class Questions:
             numbers=numbers,
             n_samples=n_samples,
             rna_size_factor=rna_size_factor,
-            transform_batch=self._find_batches(transform_batch),
+            transform_batch=find_batches(self.run, transform_batch),
             correlation_type=correlation_type,
             batch_size=max(batch_size, BATCH_SIZE),
         )
@@ -353,8 +352,8 @@ class Questions:
             raise QueryError(
                 "This model has no vectors of batches: it was not made with batch_representation='embedding'."
             )
-        codes = self.run.setup.read_codes(cells).get("batch", np.zeros(cells.n_cells, np.int64))
-        return table.detach().cpu().numpy()[codes[numbers]]
+        codes = cells.take_codes(numbers).get("batch", np.zeros(len(numbers), np.int64))
+        return table.detach().cpu().numpy()[codes]
 
     def get_aggregated_posterior(
         self,
@@ -414,7 +413,7 @@ class Questions:
     def _choose(self, adata: Any, indices: Indices, or_none: bool = False) -> tuple[AskedCells, np.ndarray]:
         """The cells, and the numbers of those asked for. Raises QueryError if there is none, unless that is allowed."""
         cells = self.ask(adata)
-        numbers = number_cells(indices, cells.n_cells, cells.path)
+        numbers = find_cells(cells, indices)
         if not len(numbers) and not or_none:
             raise QueryError(f"{cells.path}: no cell is asked for: indices is empty, or the data has no cells.")
         return cells, numbers
@@ -428,17 +427,5 @@ class Questions:
             raise GeneError(f"None of the {len(names)} genes of gene_list is in the model (first: {list(names)[:1]}).")
         return columns
 
-    def _find_batches(self, names: Batches) -> list[int | None]:
-        """Codes of batches by their names, None being the batch that each cell has."""
-        several = isinstance(names, Iterable) and not isinstance(names, str)
-        return [None if name is None else self._find_batch(name) for name in (names if several else [names])]  # type: ignore[union-attr]
-
     def _find_some_batches(self, names: Sequence[Any] | None) -> list[int] | None:
-        return None if names is None else [self._find_batch(name) for name in names]
-
-    def _find_batch(self, name: Any) -> int:
-        known = self.run.setup.batch_categories or [0]
-        place = find_categories(known, [to_category(name)])[0]
-        if place is None:
-            raise QueryError(f"There is no batch {name!r}: the model knows {', '.join(map(str, known[:20]))}.")
-        return place
+        return None if names is None else [find_batch(self.run, name) for name in names]

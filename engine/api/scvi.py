@@ -32,7 +32,6 @@ from atlasvi.engine.model.model_options import Freezing, ModelSettings
 from atlasvi.engine.model.trained_run import MODEL, TrainedRun
 from atlasvi.engine.model.vae import VAE as Model
 from atlasvi.engine.queries.latents import read_latents
-from atlasvi.engine.queries.minified_queries import QueryError
 from atlasvi.engine.queries.opened_data import (
     is_anndata,
     keep_setup,
@@ -43,7 +42,7 @@ from atlasvi.engine.queries.opened_data import (
     reopen_asked,
     write_setup,
 )
-from atlasvi.engine.queries.question_cells import AskedCells, CountedCells
+from atlasvi.engine.queries.question_cells import AskedCells, CountedCells, QueryError
 from atlasvi.engine.scvi_tools.model_directories import (
     PARTS,
     SAVED,
@@ -351,7 +350,7 @@ class SCVI(Questions, ModelViews):
         folder, prefix = Path(dir_path), prefix or ""
         if is_minified_store(folder):
             store = MinifiedStore(folder)
-            run = TrainedRun(store.model(), [str(gene) for gene in store.genes], store.setup)
+            run = store.run
             adata = store if adata is None else adata
         else:
             run = load_scvi_tools(folder / f"{prefix}{MODEL}") if prefix else open_model(folder)

@@ -7,13 +7,11 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.engine.api.training_arguments import show_history
-from atlasvi.engine.minified.minified_anndata import TYPE_KEY
-from atlasvi.engine.minified.minified_store import MINIFY_TYPE
+from atlasvi.engine.minified.kept_posterior import MINIFIED, MINIFY_TYPE
 from atlasvi.engine.model.trained_run import MODEL, TrainedRun
 from atlasvi.engine.model.vae import VAE as Model
-from atlasvi.engine.queries.minified_queries import QueryError
 from atlasvi.engine.queries.opened_data import open_asked
-from atlasvi.engine.queries.question_cells import AskedCells, MinifiedCells
+from atlasvi.engine.queries.question_cells import AskedCells, MinifiedCells, QueryError
 from atlasvi.engine.scvi_tools.model_directories import open_model, read_registry
 from atlasvi.engine.scvi_tools.registry import write_registry
 from atlasvi.engine.terminal import count, say
@@ -92,7 +90,7 @@ class ModelViews:
     def minified_data_type(self) -> str | None:
         """How the model's data was minified; None if it was not."""
         if self._adata is not None:
-            return self._adata.uns.get(TYPE_KEY)
+            return self._adata.uns.get(MINIFIED)
         return MINIFY_TYPE if isinstance(self._cells, MinifiedCells) else None
 
     def get_var_names(self) -> np.ndarray:

@@ -105,7 +105,7 @@ def _read_minified(store: MinifiedStore) -> Iterator[str]:
     for start in range(0, store.n_cells, SLICE_CELLS):
         stop = min(start + SLICE_CELLS, store.n_cells)
         qzm, qzv = store.read_latent(start, stop)
-        library = store.obs.read(start, stop)[LIBRARY].to_numpy()
+        library = store.read_column(LIBRARY, start, stop).to_numpy()
         for name, fine in (("qzm", np.isfinite(qzm)), ("qzv", qzv > 0), (LIBRARY, library >= 0)):
             if not fine.all():
                 cell = start + int(np.argwhere(~fine)[0][0])

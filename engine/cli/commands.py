@@ -379,7 +379,9 @@ def query_latent(
     out: Out = None,
 ) -> None:
     """Posterior mean of the latent of each cell."""
-    from atlasvi.engine.queries.minified_queries import choose_cells, read_latent, write_table
+    from atlasvi.engine.queries.answer_tables import write_table
+    from atlasvi.engine.queries.cell_choice import choose_cells
+    from atlasvi.engine.queries.minified_queries import read_latent
 
     store = context.obj()
     chosen = choose_cells(store, _names(cells), where or [], limit)
@@ -402,7 +404,9 @@ def query_expression(
     out: Out = None,
 ) -> None:
     """Decoded, normalised expression of chosen genes in chosen cells."""
-    from atlasvi.engine.queries.minified_queries import choose_cells, read_expression, write_table
+    from atlasvi.engine.queries.answer_tables import write_table
+    from atlasvi.engine.queries.cell_choice import choose_cells
+    from atlasvi.engine.queries.minified_queries import read_expression
 
     store = context.obj()
     chosen = choose_cells(store, _names(cells), where or [], limit)

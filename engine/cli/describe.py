@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, is_scvi_minified
+from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, read_minify_type
 from atlasvi.engine.terminal import count
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.damage import reading
@@ -31,7 +31,7 @@ def describe(path: str | Path) -> Iterator[str]:
         return _describe_run(Path(path))
     if (Path(path) / "model.pt").is_file():
         return _describe_model(path)
-    if is_scvi_minified(path):
+    if read_minify_type(path) is not None:
         # and with it torch, which takes seconds
         from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
 

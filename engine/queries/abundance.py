@@ -17,6 +17,7 @@ def differential_abundance(
     generator: Generator,
     sample_key: str,
     *,
+    numbers: np.ndarray | None = None,
     num_cells_posterior: int | None = None,
     dof: float | None = None,
     batch_size: int = BATCH_SIZE,
@@ -25,20 +26,22 @@ def differential_abundance(
 
     cells        all cells: those of a sample make its aggregated posterior
     sample_key   obs column of the samples; cells where it is missing are of none
+    numbers      int64: indices of some of the `asked` cells; None: all of them
     num_cells_posterior  of a sample, at most so many, chosen at random
     dof          see `mix_posteriors`
     Returns float32 [asked cells, samples], nats. Raises ColumnError if the column is not there.
     """
-    z = torch.from_numpy(represent_cells(model, asked, generator, np.arange(asked.n_cells), batch_size=batch_size))
+    rows = np.arange(asked.n_cells) if numbers is None else numbers
+    z = torch.from_numpy(represent_cells(model, asked, generator, rows, batch_size=batch_size))
     column, samples = cells.read_column(sample_key), asked.read_column(sample_key).dropna().unique()
     where = generator.device
-    found = np.empty((asked.n_cells, len(samples)), np.float32)
+    found = np.empty((len(rows), len(samples)), np.float32)
     for k, sample in enumerate(samples):
-        numbers = np.flatnonzero((column == sample).fillna(False).to_numpy(bool))
-        if num_cells_posterior is not None and num_cells_posterior < len(numbers):
-            order = torch.randperm(len(numbers), generator=generator, device=where)[:num_cells_posterior]
-            numbers = np.sort(numbers[order.cpu().numpy()])
-        qzm, qzv = (torch.from_numpy(part).to(where) for part in read_latents(model, cells, numbers, batch_size))
+        members = np.flatnonzero((column == sample).fillna(False).to_numpy(bool))
+        if num_cells_posterior is not None and num_cells_posterior < len(members):
+            order = torch.randperm(len(members), generator=generator, device=where)[:num_cells_posterior]
+            members = np.sort(members[order.cpu().numpy()])
+        qzm, qzv = (torch.from_numpy(part).to(where) for part in read_latents(model, cells, members, batch_size))
         for at in range(0, len(z), batch_size):
             found[at : at + batch_size, k] = log_density(z[at : at + batch_size].to(where), qzm, qzv, dof).cpu()
-    return pd.DataFrame(found, index=asked.read_names(), columns=samples)
+    return pd.DataFrame(found, index=asked.read_names(numbers), columns=samples)

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from torch import Generator, Tensor
 
-from atlasvi.engine.model.vae import VAE, Expression
+from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.expression import Batches, decode_cells, draw_gamma
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, Posterior
 
@@ -16,6 +16,7 @@ def correlate_genes(
     generator: Generator,
     *,
     numbers: np.ndarray,
+    columns: np.ndarray | slice = slice(None),
     n_samples: int = 10,
     rna_size_factor: float = 1000,
     transform_batch: Batches = (None,),
@@ -24,6 +25,7 @@ def correlate_genes(
 ) -> np.ndarray:
     """Correlation float64 [genes, genes], the mean over the batches that cells are decoded as.
 
+    columns          of the genes
     rna_size_factor  library size at which rates are drawn: from a gamma of inverse dispersion theta
     Memory is that of all draws, float32 [samples * cells, genes]: ask of a sample of cells.
     Raises ValueError for another correlation, or a model without a dispersion (Poisson).
@@ -33,10 +35,12 @@ def correlate_genes(
     if model.settings.gene_likelihood == "poisson":
         raise ValueError("a Poisson model has no dispersion, from which correlations would be drawn")
 
-    def take(expression: Expression, posterior: Posterior) -> Tensor:
+    def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
+        expression = model.decode(z, posterior.codes, library, transform_batch=batch)
         assert expression.theta is not None
         rate = rna_size_factor * expression.shares
-        theta = expression.theta.expand_as(rate).contiguous()
+        theta = expression.theta.expand_as(rate)[..., columns].contiguous()
+        rate = rate[..., columns]
         return draw_gamma(theta, theta / rate, generator)
 
     matrices = []
@@ -45,7 +49,7 @@ def correlate_genes(
             model,
             cells,
             generator,
-            take,
+            decode,
             numbers=numbers,
             transform_batch=(batch,),
             n_samples=n_samples,

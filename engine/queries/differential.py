@@ -17,19 +17,16 @@ import torch
 from torch import Generator
 
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.queries.cell_choice import Where, find_cells
 from atlasvi.engine.queries.count_statistics import CountStatistics, count_statistics
 from atlasvi.engine.queries.draw_comparison import Test, compare_draws, control_fdr, draw_integers
 from atlasvi.engine.queries.expression import Drawn, decode_drawn, draw_posterior
 from atlasvi.engine.queries.importance_weights import weigh_draws
 from atlasvi.engine.queries.latents import read_latents
-from atlasvi.engine.queries.minified_queries import QueryError
-from atlasvi.engine.queries.question_cells import AskedCells, CountedCells, number_cells
-from atlasvi.loaders.batches.cell_selection import choose_cells
+from atlasvi.engine.queries.question_cells import AskedCells, CountedCells, QueryError
 from atlasvi.loaders.errors import MissingDependencyError
 
 PASS_BYTES = 2**28  # of draws and of sums of counts: how many comparisons share a pass
-Where = Sequence[int] | Sequence[bool] | np.ndarray | str
-"""Cells: their numbers, a mask, or an expression over obs."""
 
 
 @dataclass
@@ -164,9 +161,9 @@ def _compare(
     """int64 [cells]: a label of each cell; the comparisons as masks over labels (the last: cells of no group)."""
     if idx1 is not None:
         labels = np.full(cells.n_cells, 2)
-        labels[_find(cells, idx1)] = 0
+        labels[find_cells(cells, idx1)] = 0
         if idx2 is not None:
-            labels[_find(cells, idx2)] = 1
+            labels[find_cells(cells, idx2)] = 1
         two = np.array([False, True, idx2 is None])
         return labels, [Comparison("idx1", "idx2", np.array([True, False, False]), two)]
     if isinstance(group2, list | tuple | set | np.ndarray | pd.Index | pd.Series):
@@ -178,7 +175,7 @@ def _compare(
     column = cells.read_column(groupby)
     if subset_idx is not None:
         inside = np.zeros(cells.n_cells, bool)
-        inside[_find(cells, subset_idx)] = True
+        inside[find_cells(cells, subset_idx)] = True
         column = column.astype(str).where(inside, "other")
     column = column.astype("category").cat.remove_unused_categories()  # a category without cells is no group
     there = column.cat.categories
@@ -203,12 +200,6 @@ def _compare(
         )
         for g1 in wanted
     ]
-
-
-def _find(cells: AskedCells, where: Where) -> np.ndarray:
-    if isinstance(where, str):
-        return np.flatnonzero(choose_cells(cells, where))
-    return number_cells(where, cells.n_cells, cells.path)
 
 
 class _Sampling:

@@ -1,14 +1,31 @@
 """Latents of cells: parameters of q(z | x), their means, draws, what they come to together."""
 
+from collections.abc import Iterator
+
 import numpy as np
+import pandas as pd
 import torch
 from torch import Generator, Tensor
 
 from atlasvi.engine.model.noise import draw_normal
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, in_order
+from atlasvi.engine.queries.cell_choice import in_order
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, name_cells
 
 ELEMENTS = 2**22  # of cells x components x latent that densities are computed for at a time
+
+
+def slice_latents(
+    model: VAE | None, cells: AskedCells, chosen: np.ndarray | None = None, batch_size: int = BATCH_SIZE
+) -> Iterator[tuple[pd.Index, np.ndarray, np.ndarray]]:
+    """(names, qzm, qzv) of the chosen cells, some cells at a time, in their order; latents float32 [cells, latent].
+
+    model   may be None for minified cells
+    chosen  int64, ascending indices; None: all
+    """
+    both = (np.stack(parts, axis=1) for parts in cells.read_latents(model, chosen, batch_size))
+    for names, latents in name_cells(cells, chosen, both):
+        yield names, latents[:, 0], latents[:, 1]
 
 
 @torch.inference_mode()
@@ -20,10 +37,10 @@ def read_latents(
     n_cells = cells.n_cells if wanted is None else len(wanted)
     latents = tuple(np.empty((n_cells, model.n_latent), np.float32) for _ in range(2))
     at = 0
-    for posterior in cells.read_posteriors(model, wanted, batch_size):
-        for out, part in zip(latents, (posterior.qzm, posterior.qzv)):
-            out[at : at + len(posterior)] = part.cpu().numpy()
-        at += len(posterior)
+    for parts in cells.read_latents(model, wanted, batch_size):
+        for out, part in zip(latents, parts):
+            out[at : at + len(part)] = part
+        at += len(parts[0])
     qzm, qzv = latents
     return (qzm, qzv) if places is None else (qzm[places], qzv[places])
 

@@ -7,7 +7,8 @@ import torch
 from torch import Generator, Tensor
 
 from atlasvi.engine.model.vae import VAE, CellLosses
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells, Posterior, in_order
+from atlasvi.engine.queries.cell_choice import in_order
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells, Posterior
 
 
 @torch.inference_mode()

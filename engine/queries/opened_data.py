@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import pandas as pd
 import zarr
 
-from atlasvi.engine.minified.minified_anndata import TYPE_KEY, MinifiedAnnData, check_emptied, is_minified_anndata
-from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, open_root
+from atlasvi.engine.minified.kept_posterior import MINIFY_TYPE, KeptPosterior
+from atlasvi.engine.minified.minified_anndata import MinifiedAnnData, check_emptied, is_minified_anndata
+from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
+from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, open_root, read_minify_type
 from atlasvi.engine.model.covariates import Setup, learn_setup
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries.question_cells import AskedCells, CountedCells, MinifiedCells
@@ -109,20 +110,14 @@ def open_counts(data: Any, layer: str | None = None, gene_likelihood: str = "nb"
 
 
 def open_asked(data: Any, run: TrainedRun) -> AskedCells:
-    """The same, or minified data: a minified store, a minified AnnData or its file, asked by the model of `run`.
+    """The same, or minified data, asked by the model of `run`: a minified store, or data that scvi-tools minified, as a
+    path, as an AnnData, or opened by `open_minified`.
 
     Raises SourceError for minified data of another model, as far as its genes and latents tell.
     """
-    if isinstance(data, (str, Path)):
-        if is_minified_store(data):
-            data = MinifiedStore(data)
-        elif _is_minified_file(data):
-            data = read_anndata(data)
-    if is_anndata(data) and is_minified_anndata(data, run.setup.layer):
-        data = MinifiedAnnData(data)
-    if isinstance(data, MinifiedStore | MinifiedAnnData):
-        _check_model(data, run)
-        return MinifiedCells(data, run.setup)
+    if (kept := _open_kept(data, run)) is not None:
+        kept.check_model(run)
+        return MinifiedCells(kept, run.setup)
     counts = open_counts(data, run.setup.layer, run.model.settings.gene_likelihood)
     return CountedCells(counts, run.genes, run.setup)
 
@@ -143,22 +138,12 @@ def reopen_asked(adata: Any, run: TrainedRun, known: AskedCells | None) -> Asked
         raise CountsError(f"{error} It was changed after the model was made.") from None
 
 
-def _check_model(data: MinifiedStore | MinifiedAnnData, run: TrainedRun) -> None:
-    missing = pd.Index(run.genes).difference(data.genes, sort=False)
-    if len(missing) or data.n_latent != run.model.n_latent:
-        lacking = f"; gene {missing[0]!r} is missing" if len(missing) else ""
-        raise SourceError(
-            f"{data.path}: it has {len(data.genes):,} genes and {data.n_latent} latent dimensions, the model "
-            f"{len(run.genes):,} and {run.model.n_latent}{lacking}: ask the model that it was minified with."
-        )
-
-
-def _is_minified_file(path: str | Path) -> bool:
-    """Whether it is an AnnData, in HDF5 or Zarr, that says that it is minified."""
-    try:
-        if Path(path).is_dir():
-            return f"uns/{TYPE_KEY}" in zarr.open_group(path, mode="r")
-        with h5py.File(path) as file:
-            return f"uns/{TYPE_KEY}" in file
-    except (OSError, ValueError):
-        return False
+def _open_kept(data: Any, run: TrainedRun) -> KeptPosterior | None:
+    """Minified data of any kind; None if it is not minified, or has kept its counts."""
+    if isinstance(data, (str, Path)):
+        if is_minified_store(data):
+            return MinifiedStore(data)
+        return ScviMinified(data, run) if read_minify_type(data) == MINIFY_TYPE else None
+    if is_anndata(data) and is_minified_anndata(data, run.setup.layer):
+        return MinifiedAnnData(data)
+    return data if isinstance(data, KeptPosterior) else None

@@ -10,7 +10,7 @@ import torch
 from atlasvi.engine import SCVI
 from atlasvi.engine.cli.checking import DamageError, check
 from atlasvi.engine.distributed.signals import TrainingInterrupted
-from atlasvi.engine.queries.minified_queries import QueryError
+from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.engine.training.training_loop import Trainer, TrainingError
 from atlasvi.loaders.errors import GeneError, OutputError, SourceError

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlasvi.engine.queries.minified_queries import guard_formula, write_table
+from atlasvi.engine.queries.answer_tables import guard_formula, write_table
 
 HOSTILE = ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\r=1", "\n=1", "＝1+1"]
 HARMLESS = ["CD3E", "a\r\n=1", 'a,b"c\td', "HLA-A", "AAAC-1", "-1.5", "+3", "-1e-5", "a=b", "'=1", "", " =1", "7SK"]
