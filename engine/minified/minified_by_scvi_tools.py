@@ -30,7 +30,10 @@ def open_minified(path: str | Path, model: TrainedRun | str | Path | None = None
     if is_minified_store(path) or not Path(path).exists():
         return MinifiedStore(path)
     if (what := _name_other(Path(path))) is not None:
-        raise SourceError(f"{path} is {what}, and no minified data: make some with atlasvi minify RUN DATA --out MINI.")
+        raise SourceError(
+            f"{path} is {what}, and no minified data: make some with atlasvi minify RUN DATA --out MINI, or name a "
+            "model and the cells to ask: atlasvi query RUN DATA ..."
+        )
     return ScviMinified(path, model)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Generator
 
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.queries.cell_choice import sample_cells
 from atlasvi.engine.queries.latents import log_density, read_latents, represent_cells
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells
 
@@ -38,9 +39,8 @@ def differential_abundance(
     found = np.empty((len(rows), len(samples)), np.float32)
     for k, sample in enumerate(samples):
         members = np.flatnonzero((column == sample).fillna(False).to_numpy(bool))
-        if num_cells_posterior is not None and num_cells_posterior < len(members):
-            order = torch.randperm(len(members), generator=generator, device=where)[:num_cells_posterior]
-            members = np.sort(members[order.cpu().numpy()])
+        if num_cells_posterior is not None:
+            members = sample_cells(members, num_cells_posterior, generator)
         qzm, qzv = (torch.from_numpy(part).to(where) for part in read_latents(model, cells, members, batch_size))
         for at in range(0, len(z), batch_size):
             found[at : at + batch_size, k] = log_density(z[at : at + batch_size].to(where), qzm, qzv, dof).cpu()

@@ -20,11 +20,17 @@ Rows = Iterator[tuple[object, Iterable[object]]]
 
 
 def write_table(
-    slices: Iterator[tuple[pd.Index, np.ndarray]], columns: Sequence[str], out: Path | None, *, precision: int = 6
+    slices: Iterator[tuple[pd.Index, np.ndarray]],
+    columns: Sequence[str],
+    out: Path | None,
+    *,
+    index: str = "cell",
+    precision: int = 6,
 ) -> int:
     """Write slices of (cell names, values [cells, columns]) to a file, or to standard output as CSV; returns the rows.
 
-    out  .csv or .tsv (streamed; .gz too), or .npz with `cells`, `columns`, `values`
+    out    .csv or .tsv (streamed; .gz too), or .npz with `cells`, `columns`, `values`
+    index  what a row is, if it is not a cell: the first column and the array in .npz are called after it
     In text, names that a spreadsheet would run as formulas are guarded (see `guard_formula`); .npz has them unchanged.
     Raises QueryError for another ending, OutputError if `out` exists or can't be written.
     """
@@ -33,11 +39,11 @@ def write_table(
         parts = list(slices)
         values = np.concatenate([part for _, part in parts]) if parts else np.empty((0, len(columns)), np.float32)
         names = np.array([str(name) for index, _ in parts for name in index], str)
-        _save_arrays(file, {"cells": names, "columns": np.array(columns, str), "values": values})
+        _save_arrays(file, {f"{index}s": names, "columns": np.array(columns, str), "values": values})
         return len(values)
 
     rows = ((name, row) for names, values in slices for name, row in zip(names, values.tolist()))
-    return _write_answer(rows, ["cell", *columns], out, write_arrays, precision)
+    return _write_answer(rows, [index, *columns], out, write_arrays, precision)
 
 
 def write_frame(table: pd.DataFrame, index: str, out: Path | None, *, precision: int = 6) -> int:

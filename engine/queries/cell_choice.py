@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Generator
 
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.model.covariates import Category, find_categories, to_category
@@ -46,6 +48,14 @@ def choose_cells(
     if names is not None:
         chosen &= _find_names(cells, names)
     return np.flatnonzero(chosen)[:limit]
+
+
+def sample_cells(indices: np.ndarray, n: int, generator: Generator) -> np.ndarray:
+    """int64, ascending: at most n of these cells, at random."""
+    if len(indices) > n:
+        order = torch.randperm(len(indices), generator=generator, device=generator.device)[:n]
+        indices = indices[order.cpu().numpy()]
+    return np.sort(indices)
 
 
 def find_cells(cells: AskedCells, where: Where | None) -> np.ndarray:

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.expression import Batches, decode_cells, draw_gamma
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, Posterior
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, Posterior, QueryError
 
 
 def correlate_genes(
@@ -28,12 +28,14 @@ def correlate_genes(
     columns          of the genes
     rna_size_factor  library size at which rates are drawn: from a gamma of inverse dispersion theta
     Memory is that of all draws, float32 [samples * cells, genes]: ask of a sample of cells.
-    Raises ValueError for another correlation, or a model without a dispersion (Poisson).
+    Raises QueryError for another correlation, or a model without a dispersion (Poisson).
     """
     if correlation_type not in ("spearman", "pearson"):
-        raise ValueError(f"correlation_type {correlation_type!r}: choose 'spearman' or 'pearson'")
+        raise QueryError(f"correlation_type {correlation_type!r}: choose 'spearman' or 'pearson'.")
+    if not len(numbers):
+        raise QueryError(f"{cells.path}: no cell is asked for.")
     if model.settings.gene_likelihood == "poisson":
-        raise ValueError("a Poisson model has no dispersion, from which correlations would be drawn")
+        raise QueryError("A Poisson model has no dispersion, from which correlations would be drawn.")
 
     def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
         expression = model.decode(z, posterior.codes, library, transform_batch=batch)

@@ -67,7 +67,7 @@ def differential_expression(
     all_stats    statistics of the counts too
     weights      'importance' chooses draws that explain many cells of their group (slow: for small groups)
     filter_outlier_cells  groups without the cells far from their others in latent space (needs scikit-learn)
-    Raises QueryError or ValueError for groups that are not there or empty, ColumnError for a column that is not.
+    Raises QueryError for groups that are not there or empty, ColumnError for a column that is not.
     """
     labels, comparisons = _compare(cells, groupby, group1, group2, idx1, idx2, subset_idx)
     for comparison in comparisons:
@@ -171,7 +171,7 @@ def _compare(
             "group2 is one group, or None for the rest: for several together give masks over the cells, idx1 and idx2."
         )
     if groupby is None:
-        raise ValueError("say which cells to compare: groupby (and group1, group2), or idx1 (and idx2)")
+        raise QueryError("Say which cells to compare: groupby (and group1, group2), or idx1 (and idx2).")
     column = cells.read_column(groupby)
     if subset_idx is not None:
         inside = np.zeros(cells.n_cells, bool)
@@ -183,7 +183,7 @@ def _compare(
     labels[labels < 0] = len(there)
     if group1 is None:
         if len(there) < 2:
-            raise ValueError(f"{cells.path}: obs column {groupby!r} has {len(there)} group(s): nothing to compare.")
+            raise QueryError(f"{cells.path}: obs column {groupby!r} has {len(there)} group(s): nothing to compare.")
         group1 = there.tolist()
     wanted = [group1] if isinstance(group1, str) or not isinstance(group1, Sequence | np.ndarray | pd.Index) else group1
 

@@ -135,6 +135,34 @@ def slice_expression(
     return name_cells(cells, chosen, decode_batches(run.model, cells, generator, decode, chosen, **options))
 
 
+def slice_counts(
+    run: TrainedRun,
+    cells: AskedCells,
+    chosen: np.ndarray | None,
+    generator: Generator,
+    *,
+    genes: Sequence[str] | None = None,
+    transform_batch: Any = None,
+    n_samples: int = 1,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[tuple[pd.Index, np.ndarray]]:
+    """(names, counts float32 [cells, genes]) drawn from the posterior predictive of the chosen cells.
+
+    n_samples  draws a cell. Of several, each cell has as many rows, and the first column says which draw each is.
+    The rest is as for `slice_expression`.
+    """
+    decode = decode_counts(run.model, generator, find_genes(run, genes, cells.path))
+    batches = find_batches(run, transform_batch)
+    options: dict[str, Any] = {"transform_batch": batches, "n_samples": n_samples, "batch_size": batch_size}
+    parts = decode_batches(run.model, cells, generator, decode, chosen, **options)
+    if n_samples == 1:
+        yield from name_cells(cells, chosen, parts)
+        return
+    for names, draws in name_cells(cells, chosen, (draws.swapaxes(0, 1) for draws in parts)):
+        which = np.tile(np.arange(n_samples, dtype=np.float32), len(names))[:, None]
+        yield names.repeat(n_samples), np.concatenate([which, draws.reshape(len(which), -1)], axis=1)
+
+
 def _read_library_size(text: float | str) -> Any:
     if text in ("observed", "latent"):
         return text

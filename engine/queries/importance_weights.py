@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from atlasvi.engine.model.vae import VAE, Expression
+from atlasvi.engine.queries.cell_choice import sample_cells
 from atlasvi.engine.queries.expression import Drawn, decode_drawn
 from atlasvi.engine.queries.model_fit import log_normal, marginal_log_likelihood
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells
@@ -35,10 +36,7 @@ def weigh_draws(
     truncation  weights are at least their mean
     n_mc_samples  for the marginal likelihood of the anchors
     """
-    anchors = np.sort(numbers)
-    if len(numbers) > max_cells:
-        chosen = torch.randperm(len(numbers), generator=generator, device=generator.device)[:max_cells].cpu().numpy()
-        anchors = np.sort(numbers[chosen])
+    anchors = sample_cells(numbers, max_cells, generator)
     log_px = marginal_log_likelihood(model, cells, generator, anchors, n_mc_samples)
     posteriors = list(cells.read_posteriors(model, np.unique(anchors), BATCH_SIZE))
     places = torch.from_numpy(np.searchsorted(np.unique(anchors), anchors)).to(posteriors[0].qzm.device)

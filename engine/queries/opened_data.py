@@ -19,7 +19,7 @@ from atlasvi.loaders.arrays.array_checks import check_group_codecs, check_stored
 from atlasvi.loaders.cells.memory_cells import NAME, MemoryCells, MemoryObs, list_layers
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.damage import reading
-from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
+from atlasvi.loaders.errors import AtlasviError, ColumnError, CountsError, SourceError
 
 SETUP = "_atlasvi_setup"  # in uns: what setup_anndata was told; it goes with copies, subsets and files
 KEYS = (
@@ -119,7 +119,12 @@ def open_asked(data: Any, run: TrainedRun) -> AskedCells:
         kept.check_model(run)
         return MinifiedCells(kept, run.setup)
     counts = open_counts(data, run.setup.layer, run.model.settings.gene_likelihood)
-    return CountedCells(counts, run.genes, run.setup)
+    try:
+        return CountedCells(counts, run.genes, run.setup)
+    except AtlasviError:
+        if counts is not data:
+            counts.close()
+        raise
 
 
 def reopen_asked(adata: Any, run: TrainedRun, known: AskedCells | None) -> AskedCells:

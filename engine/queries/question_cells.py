@@ -230,7 +230,10 @@ def name_cells(
 def need_counts(cells: AskedCells, question: str) -> CountedCells:
     """The cells, whose counts a question needs. Raises QueryError where they are gone."""
     if not isinstance(cells, CountedCells):
-        raise QueryError(f"{cells.path}: {question} needs the counts, and minified data has none: ask the full data.")
+        raise QueryError(
+            f"{cells.path}: {question} needs the counts, and minified data has none: ask the full data "
+            "(atlasvi query MINI DATA ..., where DATA has the counts)."
+        )
     return cells
 
 

@@ -1,0 +1,359 @@
+"""`atlasvi query`: one command a question, each a thin shell over the function that answers it.
+
+A further question is a function of a model and cells in `engine/queries/`, and a command here.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import typer
+from typer.core import TyperGroup
+
+from atlasvi.engine.cli.arguments import Seed, print_lines, split_names
+from atlasvi.engine.terminal import count, say
+
+if TYPE_CHECKING:
+    from atlasvi.engine.queries.opened_question import OpenedQuestion
+
+GROUP_OPTIONS = ("--model", "--device")
+
+
+class QueryGroup(TyperGroup):
+    """Takes its options wherever they stand, and DATA between MINI or RUN and the command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, the options of the group first: a group reads its options before all else."""
+        moved: list[str] = []
+        rest: list[str] = []
+        given = iter(args)
+        for argument in given:
+            if argument in GROUP_OPTIONS and (value := next(given, None)) is not None:
+                moved += [argument, value]
+            else:
+                (moved if argument.startswith(tuple(f"{name}=" for name in GROUP_OPTIONS)) else rest).append(argument)
+        if len(rest) > 2 and rest[1] not in self.commands and not rest[2].startswith("-"):
+            moved += ["--data", rest.pop(1)]
+        return super().parse_args(ctx, [*moved, *rest])
+
+
+query_app = typer.Typer(cls=QueryGroup, no_args_is_help=True)
+
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COLUMN=VALUE|EXPRESSION",
+        help="Only cells of which obs says so; an expression is as in \"cell_type == 'B cell' and n_genes > 500\".",
+    ),
+]
+CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names, by commas, or @FILE with one a line.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many cells.", min=1)]
+Genes = Annotated[str | None, typer.Option(help="Gene names, by commas, or @FILE with one a line.")]
+TransformBatch = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="Decode as this batch; of several, by commas, the mean.")
+]
+Out = Annotated[Path | None, typer.Option(help="Write to .csv, .tsv (.gz) or .npz instead of the screen.")]
+
+
+@query_app.callback()
+def open_question(
+    context: typer.Context,
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="MINI|RUN [DATA]",
+            help="A minified store, or minified data of scvi-tools; or a run or model, and DATA, the cells to ask: a "
+            "cell store, any source (PATH::layer=NAME), or minified data.",
+        ),
+    ],
+    data: Annotated[str | None, typer.Option(help="The same as DATA.", hidden=True)] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Of minified data of scvi-tools, if it is not in the same folder.")
+    ] = None,
+    device: Annotated[Literal["cpu", "cuda", "auto"], typer.Option(help="Where to compute.")] = "cpu",
+) -> None:
+    """Ask a model about cells: minified ones, which need no counts, or those of DATA."""
+    from atlasvi.engine.queries.opened_question import OpenedQuestion
+
+    def open_it() -> OpenedQuestion:
+        asked = OpenedQuestion(place, data, model, device)
+        context.call_on_close(asked.close)
+        return asked
+
+    context.obj = open_it
+    context.meta["places"] = place, data
+
+
+@query_app.command("info")
+def query_info(context: typer.Context) -> None:
+    """What the minified data holds; with DATA, what both are."""
+    from atlasvi.engine.cli.describe import describe, describe_minified_store
+
+    places = context.meta["places"]
+    if places[1] is None:
+        print_lines(describe_minified_store(context.obj().kept))
+    else:
+        for place in places:
+            print_lines(describe(place))
+
+
+@query_app.command("latent")
+def query_latent(
+    context: typer.Context,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    variance: Annotated[bool, typer.Option("--variance", help="The variance of q(z | x) too.")] = False,
+    out: Out = None,
+) -> None:
+    """Posterior mean of the latent of each cell."""
+    from atlasvi.engine.queries.latents import slice_latents
+
+    asked = context.obj()
+    slices = (
+        (index, np.concatenate([qzm, qzv], axis=1) if variance else qzm)
+        for index, qzm, qzv in slice_latents(asked.encoder, asked.cells, _choose(asked, cells, where, limit))
+    )
+    n_latent = asked.cells.kept.n_latent if asked.encoder is None else asked.encoder.n_latent
+    names = [f"z{k}" for k in range(n_latent)] + [f"var{k}" for k in range(n_latent)] * variance
+    _write(slices, names, out)
+
+
+@query_app.command("expression")
+def query_expression(
+    context: typer.Context,
+    genes: Genes = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    library_size: Annotated[
+        str, typer.Option(help="Counts a cell is scaled to; 'observed': its own; 'latent': what the model infers.")
+    ] = "1",
+    transform_batch: TransformBatch = None,
+    n_samples: Annotated[int, typer.Option(help="Mean of so many draws of z; 0: at its posterior mean.", min=0)] = 0,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Decoded, normalised expression of chosen genes in chosen cells."""
+    from atlasvi.engine.queries.expression import slice_expression
+
+    asked, wanted = context.obj(), split_names(genes)
+    slices = slice_expression(
+        asked.run,
+        asked.cells,
+        _choose(asked, cells, where, limit),
+        asked.make_generator(seed),
+        genes=wanted,
+        transform_batch=split_names(transform_batch),
+        library_size=library_size,
+        n_samples=n_samples,
+    )
+    _write(slices, asked.run.genes if wanted is None else wanted, out)
+
+
+@query_app.command("sample")
+def query_sample(
+    context: typer.Context,
+    genes: Genes = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    transform_batch: TransformBatch = None,
+    n_samples: Annotated[int, typer.Option(help="Draws a cell; of several, a row each.", min=1)] = 1,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Counts drawn from the posterior predictive."""
+    from atlasvi.engine.queries.answer_tables import write_table
+    from atlasvi.engine.queries.expression import slice_counts
+
+    asked, wanted = context.obj(), split_names(genes)
+    slices = slice_counts(
+        asked.run,
+        asked.cells,
+        _choose(asked, cells, where, limit),
+        asked.make_generator(seed),
+        genes=wanted,
+        transform_batch=split_names(transform_batch),
+        n_samples=n_samples,
+    )
+    names = asked.run.genes if wanted is None else wanted
+    rows = write_table(slices, ["sample"] * (n_samples > 1) + names, out)
+    _say_written(rows, out, "row" if n_samples > 1 else "cell")
+
+
+@query_app.command("differential")
+def query_differential(
+    context: typer.Context,
+    groupby: Annotated[str | None, typer.Option(metavar="COLUMN", help="obs column of the groups to compare.")] = None,
+    group1: Annotated[str | None, typer.Option(help="Groups, by commas (default: each).")] = None,
+    group2: Annotated[str | None, typer.Option(help="With this group (default: with the rest).")] = None,
+    idx1: Annotated[
+        str | None, typer.Option(metavar="EXPRESSION", help="Or cells by obs, as --where takes them elsewhere,")
+    ] = None,
+    idx2: Annotated[str | None, typer.Option(metavar="EXPRESSION", help="with these (default: with the rest).")] = None,
+    mode: Annotated[
+        Literal["vanilla", "change"], typer.Option(help="Whether a gene is higher, or by how much it changes.")
+    ] = "vanilla",
+    delta: Annotated[float, typer.Option(help="mode change: a log2 fold change within it is none.", min=0)] = 0.25,
+    fdr: Annotated[float, typer.Option(help="mode change: false discovery rate of the genes called.", min=0)] = 0.05,
+    batch_correction: Annotated[
+        bool, typer.Option("--batch-correction", help="Decode both groups as each of the batches in turn.")
+    ] = False,
+    n_samples: Annotated[int, typer.Option(help="Draws of each group.", min=1)] = 5_000,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Genes that differ between groups of cells; with counts, their statistics too."""
+    from atlasvi.engine.queries.answer_tables import write_frame
+    from atlasvi.engine.queries.differential import differential_expression
+    from atlasvi.engine.queries.draw_comparison import Test
+    from atlasvi.engine.queries.question_cells import CountedCells
+
+    asked = context.obj()
+    test = Test(mode, delta, use_observed_batches=not batch_correction, n_samples_overall=n_samples)
+    table = differential_expression(
+        asked.run.model,
+        asked.cells,
+        pd.Index(asked.run.genes),
+        asked.make_generator(seed),
+        test,
+        n_batches=asked.run.model.settings.n_batches,
+        groupby=groupby,
+        group1=split_names(group1),
+        group2=group2,
+        idx1=idx1,
+        idx2=idx2,
+        all_stats=isinstance(asked.cells, CountedCells),
+        fdr_target=fdr,
+    )
+    _say_written(write_frame(table, "gene", out), out, "row")
+
+
+@query_app.command("abundance")
+def query_abundance(
+    context: typer.Context,
+    sample_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of the samples.")],
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    most_cells: Annotated[int | None, typer.Option(help="Of a sample, at most so many, at random.", min=1)] = None,
+    dof: Annotated[
+        float | None, typer.Option(help="Student's t of so many degrees of freedom about each cell, not normals.")
+    ] = None,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """How likely each cell's latent is among the cells of each sample, in nats."""
+    from atlasvi.engine.queries.abundance import differential_abundance
+
+    asked = context.obj()
+    table = differential_abundance(
+        asked.run.model,
+        asked.cells,
+        asked.cells,
+        asked.make_generator(seed),
+        sample_key,
+        numbers=_choose(asked, cells, where, limit),
+        num_cells_posterior=most_cells,
+        dof=dof,
+    )
+    _write(iter([(table.index, table.to_numpy())]), list(map(str, table.columns)), out)
+
+
+@query_app.command("elbo")
+def query_elbo(
+    context: typer.Context,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    marginal: Annotated[
+        int, typer.Option(metavar="N", help="The marginal log-likelihood too, by so many samples.", min=0)
+    ] = 0,
+    mean: Annotated[bool, typer.Option("--mean", help="The mean over the cells alone.")] = False,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """ELBO, reconstruction error and KL of each cell, in nats. Needs DATA with counts."""
+    from atlasvi.engine.queries.model_fit import FIT_COLUMNS, slice_fit
+    from atlasvi.engine.queries.question_cells import name_cells, need_counts
+
+    asked = context.obj()
+    counted, chosen = need_counts(asked.cells, "the ELBO"), _choose(asked, cells, where, limit)
+    parts = slice_fit(asked.run.model, counted, asked.make_generator(seed), chosen, marginal)
+    columns = FIT_COLUMNS if marginal else FIT_COLUMNS[:-1]
+    if mean:
+        _write(iter([(pd.Index(["mean"]), _average(parts)[None])]), columns, out, "row")
+    else:
+        _write(name_cells(asked.cells, chosen, parts), columns, out)
+
+
+@query_app.command("correlation")
+def query_correlation(
+    context: typer.Context,
+    genes: Genes = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    method: Annotated[Literal["spearman", "pearson"], typer.Option(help="Of ranks, or of values.")] = "spearman",
+    transform_batch: TransformBatch = None,
+    n_samples: Annotated[int, typer.Option(help="Draws a cell.", min=1)] = 10,
+    most_cells: Annotated[
+        int, typer.Option(help="At most so many cells, at random: all their draws are in memory.", min=2)
+    ] = 1_000,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Correlations between genes, in counts a cell drawn without the noise of counting."""
+    from atlasvi.engine.queries.cell_choice import sample_cells
+    from atlasvi.engine.queries.correlation import correlate_genes
+    from atlasvi.engine.queries.model_names import find_batches, find_genes
+
+    asked, wanted = context.obj(), split_names(genes)
+    generator, chosen = asked.make_generator(seed), _choose(asked, cells, where, limit)
+    matrix = correlate_genes(
+        asked.run.model,
+        asked.cells,
+        generator,
+        numbers=sample_cells(np.arange(asked.cells.n_cells) if chosen is None else chosen, most_cells, generator),
+        columns=find_genes(asked.run, wanted, asked.cells.path),
+        n_samples=n_samples,
+        transform_batch=find_batches(asked.run, split_names(transform_batch)),
+        correlation_type=method,
+    )
+    names = asked.run.genes if wanted is None else wanted
+    _write(iter([(pd.Index(names), matrix)]), names, out, "gene")
+
+
+def _choose(
+    asked: "OpenedQuestion", names: str | None, where: list[str] | None, limit: int | None
+) -> np.ndarray | None:
+    """int64, ascending: indices of the cells that are asked about; None: all."""
+    from atlasvi.engine.queries.cell_choice import choose_cells
+
+    if names is None and not where and limit is None:
+        return None
+    return choose_cells(asked.cells, split_names(names), where or [], limit)
+
+
+def _average(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """The mean over all rows of arrays [rows, columns]."""
+    sums, n = np.zeros(1), 0
+    for part in parts:
+        sums, n = sums + part.sum(0, dtype=np.float64), n + len(part)
+    return sums / n
+
+
+def _write(
+    slices: Iterator[tuple[pd.Index, np.ndarray]], columns: Iterable[str], out: Path | None, index: str = "cell"
+) -> None:
+    from atlasvi.engine.queries.answer_tables import write_table
+
+    _say_written(write_table(slices, list(columns), out, index=index), out, index)
+
+
+def _say_written(rows: int, out: Path | None, noun: str) -> None:
+    if out is not None:
+        say(f"{out}: {count(rows, noun)}.")
