@@ -21,9 +21,11 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries import abundance, correlation, differential, expression, latents
 from atlasvi.engine.queries import model_fit as likelihoods
 from atlasvi.engine.queries.cell_choice import Where, find_cells
-from atlasvi.engine.queries.importance_weights import weigh_draws
+from atlasvi.engine.queries.likelihood_parameters import likelihood_parameters
 from atlasvi.engine.queries.model_names import find_batch, find_batches
 from atlasvi.engine.queries.opened_data import is_anndata
+from atlasvi.engine.queries.population import population_expression
+from atlasvi.engine.queries.predictive_counts import decode_counts
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, QueryError, need_counts
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.errors import GeneError, MissingDependencyError
@@ -97,8 +99,16 @@ class Questions:
         if n_samples_overall is not None:
             if n_samples != 1:
                 raise ValueError("give n_samples or n_samples_overall, not both")
-            return self._sample_overall(
-                cells, numbers, columns, batches, library_size, n_samples_overall, weights, importance_weighting_kwargs
+            return population_expression(
+                self._model,
+                cells,
+                self.generator,
+                numbers,
+                n_samples_overall,
+                columns=columns,
+                transform_batch=batches,
+                library_size=library_size,
+                importance=importance_weighting_kwargs if weights == "importance" else None,
             )
         values = expression.decode_cells(
             self._model,
@@ -114,39 +124,6 @@ class Questions:
             return values
         return pd.DataFrame(values, index=cells.read_names(numbers), columns=self._genes[columns])
 
-    def _sample_overall(
-        self,
-        cells: AskedCells,
-        numbers: np.ndarray,
-        columns: np.ndarray | slice,
-        batches: Sequence[int | None],
-        library_size: float | Literal["latent"],
-        n: int,
-        weights: str | None,
-        importance: dict[str, Any],
-    ) -> np.ndarray:
-        if weights == "importance":
-            if len(batches) > 1:
-                raise NotImplementedError("importance weights are of one batch, not of a mean over several")
-            known = need_counts(cells, "weights='importance'")
-            pool = np.tile(numbers, n // len(numbers) + 1)
-            drawn = expression.draw_posterior(self._model, cells, self.generator, pool)
-            shares = weigh_draws(self._model, known, self.generator, numbers, drawn, **importance)
-            drawn = drawn.take(differential.choose_weighed(shares, n, self.generator))
-        else:
-            chosen = torch.randint(len(numbers), (n,), generator=self.generator, device=self.generator.device)
-            drawn = expression.draw_posterior(self._model, cells, self.generator, numbers[chosen.cpu().numpy()])
-        latent = library_size == "latent"
-        decoded = []
-        for batch in batches:
-            parts = (
-                (part.mean if latent else part.shares)[:, columns].cpu().numpy()
-                for part in expression.decode_drawn(self._model, drawn, batch)
-            )
-            decoded.append(np.concatenate(list(parts)))
-        values = np.mean(decoded, axis=0) if len(decoded) > 1 else decoded[0]
-        return values if library_size == "latent" else values * np.float32(library_size)
-
     def get_likelihood_parameters(
         self,
         adata: Any = None,
@@ -160,7 +137,7 @@ class Questions:
         give_mean  over the draws
         """
         cells, numbers = self._choose(adata, indices)
-        return expression.likelihood_parameters(
+        return likelihood_parameters(
             self._model,
             cells,
             self.generator,
@@ -199,7 +176,7 @@ class Questions:
                 self._model,
                 cells,
                 self.generator,
-                expression.decode_counts(self._model, self.generator, columns),
+                decode_counts(self._model, self.generator, columns),
                 numbers=numbers[at : at + step],
                 transform_batch=batches,
                 n_samples=n_samples,
@@ -347,13 +324,7 @@ class Questions:
     ) -> np.ndarray:
         """The vector of each cell's batch, float32 [cells, embedding]. Raises QueryError where batches are one-hot."""
         cells, numbers = self._choose(adata, indices, or_none=True)
-        table = self._model.batch_embedding
-        if table is None:
-            raise QueryError(
-                "This model has no vectors of batches: it was not made with batch_representation='embedding'."
-            )
-        codes = cells.take_codes(numbers).get("batch", np.zeros(len(numbers), np.int64))
-        return table.detach().cpu().numpy()[codes]
+        return latents.batch_vectors(self._model, cells, numbers)
 
     def get_aggregated_posterior(
         self,

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import pandas as pd
 import typer
 from typer.core import TyperGroup
 
 from atlasvi.engine.cli.arguments import Seed, print_lines, split_names
 from atlasvi.engine.terminal import count, say
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # pandas takes half a second, and `--help` does without
+    import pandas as pd
+
     from atlasvi.engine.queries.opened_question import OpenedQuestion
 
 GROUP_OPTIONS = ("--model", "--device")
@@ -133,24 +134,82 @@ def query_expression(
     ] = "1",
     transform_batch: TransformBatch = None,
     n_samples: Annotated[int, typer.Option(help="Mean of so many draws of z; 0: at its posterior mean.", min=0)] = 0,
+    n_samples_overall: Annotated[
+        int | None, typer.Option(help="So many draws of all these cells together, a row each.", min=1)
+    ] = None,
+    weights: Annotated[
+        Literal["uniform", "importance"],
+        typer.Option(help="Which of those draws: any, or those that explain many cells."),
+    ] = "uniform",
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
     """Decoded, normalised expression of chosen genes in chosen cells."""
     from atlasvi.engine.queries.expression import slice_expression
+    from atlasvi.engine.queries.population import slice_population
 
     asked, wanted = context.obj(), split_names(genes)
-    slices = slice_expression(
-        asked.run,
-        asked.cells,
-        _choose(asked, cells, where, limit),
-        asked.make_generator(seed),
-        genes=wanted,
-        transform_batch=split_names(transform_batch),
-        library_size=library_size,
-        n_samples=n_samples,
-    )
+    options: dict[str, Any] = {
+        "genes": wanted,
+        "transform_batch": split_names(transform_batch),
+        "library_size": library_size,
+    }
+    model_and_cells = asked.run, asked.cells, _choose(asked, cells, where, limit), asked.make_generator(seed)
+    if n_samples_overall is None:
+        slices = slice_expression(*model_and_cells, **options, n_samples=n_samples)
+    else:
+        slices = slice_population(*model_and_cells, n_samples_overall, **options, weights=weights)
+    names = asked.run.genes if wanted is None else wanted
+    _write(slices, names, out, "cell" if n_samples_overall is None else "draw")
+
+
+@query_app.command("parameters")
+def query_parameters(
+    context: typer.Context,
+    parameter: Annotated[Literal["mean", "dispersions", "dropout"], typer.Option(help="Which one.")] = "mean",
+    genes: Genes = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    transform_batch: TransformBatch = None,
+    out: Out = None,
+) -> None:
+    """A parameter of the likelihood of the counts, at the posterior mean of each cell."""
+    from atlasvi.engine.queries.likelihood_parameters import slice_parameter
+
+    asked, wanted = context.obj(), split_names(genes)
+    chosen, batches = _choose(asked, cells, where, limit), split_names(transform_batch)
+    slices = slice_parameter(asked.run, asked.cells, chosen, parameter, wanted, batches)
     _write(slices, asked.run.genes if wanted is None else wanted, out)
+
+
+@query_app.command("library")
+def query_library(
+    context: typer.Context, cells: CellNames = None, where: Where = None, limit: Limit = None, out: Out = None
+) -> None:
+    """Library size of each cell: observed, or where the model infers it its posterior mean."""
+    from atlasvi.engine.queries.latents import slice_library
+    from atlasvi.engine.queries.question_cells import name_cells
+
+    asked = context.obj()
+    chosen = _choose(asked, cells, where, limit)
+    _write(name_cells(asked.cells, chosen, slice_library(asked.run.model, asked.cells, chosen)), ["library"], out)
+
+
+@query_app.command("batch-vectors")
+def query_batch_vectors(
+    context: typer.Context, cells: CellNames = None, where: Where = None, limit: Limit = None, out: Out = None
+) -> None:
+    """The vector of each cell's batch, of a model that embeds batches."""
+    from atlasvi.engine.queries.latents import batch_vectors
+    from atlasvi.engine.queries.obs_rows import slice_cells
+
+    asked = context.obj()
+    parts = (
+        (asked.cells.read_names(here), batch_vectors(asked.run.model, asked.cells, here))
+        for _, here in slice_cells(_choose(asked, cells, where, limit), asked.cells.n_cells)
+    )
+    _write(parts, [f"v{k}" for k in range(asked.run.model.settings.embedding_dim)], out)
 
 
 @query_app.command("sample")
@@ -167,7 +226,7 @@ def query_sample(
 ) -> None:
     """Counts drawn from the posterior predictive."""
     from atlasvi.engine.queries.answer_tables import write_table
-    from atlasvi.engine.queries.expression import slice_counts
+    from atlasvi.engine.queries.predictive_counts import slice_counts
 
     asked, wanted = context.obj(), split_names(genes)
     slices = slice_counts(
@@ -207,6 +266,8 @@ def query_differential(
     out: Out = None,
 ) -> None:
     """Genes that differ between groups of cells; with counts, their statistics too."""
+    import pandas as pd
+
     from atlasvi.engine.queries.answer_tables import write_frame
     from atlasvi.engine.queries.differential import differential_expression
     from atlasvi.engine.queries.draw_comparison import Test
@@ -277,6 +338,8 @@ def query_elbo(
     out: Out = None,
 ) -> None:
     """ELBO, reconstruction error and KL of each cell, in nats. Needs DATA with counts."""
+    import pandas as pd
+
     from atlasvi.engine.queries.model_fit import FIT_COLUMNS, slice_fit
     from atlasvi.engine.queries.question_cells import name_cells, need_counts
 
@@ -306,10 +369,13 @@ def query_correlation(
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
-    """Correlations between genes, in counts a cell drawn without the noise of counting."""
+    """Correlations between genes, in expression that is drawn without the noise of counting."""
+    import pandas as pd
+
     from atlasvi.engine.queries.cell_choice import sample_cells
     from atlasvi.engine.queries.correlation import correlate_genes
     from atlasvi.engine.queries.model_names import find_batches, find_genes
+    from atlasvi.engine.queries.question_cells import take_chosen
 
     asked, wanted = context.obj(), split_names(genes)
     generator, chosen = asked.make_generator(seed), _choose(asked, cells, where, limit)
@@ -317,7 +383,7 @@ def query_correlation(
         asked.run.model,
         asked.cells,
         generator,
-        numbers=sample_cells(np.arange(asked.cells.n_cells) if chosen is None else chosen, most_cells, generator),
+        numbers=sample_cells(take_chosen(chosen, 0, asked.cells.n_cells), most_cells, generator),
         columns=find_genes(asked.run, wanted, asked.cells.path),
         n_samples=n_samples,
         transform_batch=find_batches(asked.run, split_names(transform_batch)),
@@ -347,7 +413,7 @@ def _average(parts: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _write(
-    slices: Iterator[tuple[pd.Index, np.ndarray]], columns: Iterable[str], out: Path | None, index: str = "cell"
+    slices: "Iterator[tuple[pd.Index, np.ndarray]]", columns: Iterable[str], out: Path | None, index: str = "cell"
 ) -> None:
     from atlasvi.engine.queries.answer_tables import write_table
 

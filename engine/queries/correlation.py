@@ -6,7 +6,8 @@ import numpy as np
 from torch import Generator, Tensor
 
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.queries.expression import Batches, decode_cells, draw_gamma
+from atlasvi.engine.queries.expression import Batches, decode_cells
+from atlasvi.engine.queries.predictive_counts import draw_gamma
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, Posterior, QueryError
 
 

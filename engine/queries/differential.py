@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Generator
 
 from atlasvi.engine.model.vae import VAE
@@ -21,8 +20,8 @@ from atlasvi.engine.queries.cell_choice import Where, find_cells
 from atlasvi.engine.queries.count_statistics import CountStatistics, count_statistics
 from atlasvi.engine.queries.draw_comparison import Test, compare_draws, control_fdr, draw_integers
 from atlasvi.engine.queries.expression import Drawn, decode_drawn, draw_posterior
-from atlasvi.engine.queries.importance_weights import weigh_draws
 from atlasvi.engine.queries.latents import read_latents
+from atlasvi.engine.queries.population import draw_weighed
 from atlasvi.engine.queries.question_cells import AskedCells, CountedCells, QueryError
 from atlasvi.loaders.errors import MissingDependencyError
 
@@ -227,8 +226,9 @@ class _Sampling:
 
     def add(self, numbers: np.ndarray, batches: Sequence[int] | range) -> None:
         """A population: the cells with these numbers, decoded as each of the batches in turn."""
+        model, cells, generator = self.model, self.cells, self.generator
         if self.filter_outliers:
-            numbers = drop_outliers(self.model, self.cells, numbers)
+            numbers = drop_outliers(model, cells, numbers)
         as_batches: list[int | None] = [None] if self.test.use_observed_batches else list(batches)
         n = int(self.test.n_samples_overall / len(as_batches))
         if n == 0:
@@ -237,17 +237,9 @@ class _Sampling:
         self._populations.append([(batch, n) for batch in as_batches])
         for _ in as_batches:
             if self.importance is None:
-                self._chosen.append(numbers[draw_integers(len(numbers), n, self.generator)])
+                self._chosen.append(numbers[draw_integers(len(numbers), n, generator)])
             else:
-                self._weighed.append(self._draw_weighed(numbers, n))
-
-    def _draw_weighed(self, numbers: np.ndarray, n: int) -> Drawn:
-        if not isinstance(self.cells, CountedCells):
-            raise QueryError(f"{self.cells.path}: importance weights need the counts, and minified data has none.")
-        assert self.importance is not None
-        drawn = draw_posterior(self.model, self.cells, self.generator, np.tile(numbers, n // len(numbers) + 1))
-        shares = weigh_draws(self.model, self.cells, self.generator, numbers, drawn, **self.importance)
-        return drawn.take(choose_weighed(shares, n, self.generator))
+                self._weighed.append(draw_weighed(model, cells, generator, numbers, n, **self.importance))
 
     def draw(self) -> None:
         """Draw all that was chosen, in one pass over the cells."""
@@ -269,13 +261,6 @@ class _Sampling:
             shares.extend(part.shares.cpu().numpy() for part in decode_drawn(self.model, drawn, batch))
             batches.append(np.full(n, np.nan if batch is None else batch))
         return np.concatenate(shares), np.concatenate(batches)
-
-
-def choose_weighed(probabilities: np.ndarray, n: int, generator: Generator) -> torch.Tensor:
-    """int64 [n]: numbers drawn with these probabilities, with replacement."""
-    edges = np.cumsum(probabilities)
-    uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64).cpu().numpy()
-    return torch.from_numpy(np.searchsorted(edges / edges[-1], uniform, side="right").clip(max=len(edges) - 1))
 
 
 def drop_outliers(model: VAE, cells: AskedCells, numbers: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Decoded expression: what the model says a cell expresses, its likelihood's parameters, counts drawn from it."""
+"""Decoded expression: what the model says a cell expresses. And the decoding that other questions share."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,8 @@ from atlasvi.engine.queries.cell_choice import in_order
 from atlasvi.engine.queries.model_names import find_batches, find_genes
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, Posterior, QueryError, name_cells
 
-MOST_RATE = 1e8  # of a Poisson draw; larger ones overflow (scvi-tools' max_poisson_rate)
 Batches = Sequence[int | None]
 """Codes of batches to decode cells as if they were of, one after the other; None: the batch that each has."""
-
-
 Decode = Callable[[Posterior, Tensor, Tensor, int | None], Tensor]
 """(cells, z, library, batch to decode as) -> [cells, columns], or [samples, cells, columns] of several samples."""
 
@@ -128,42 +125,15 @@ def slice_expression(
     n_samples        draws a cell, of which the mean is taken; 0: at the mean of its posterior, without a generator
     Raises GeneError if a gene is not there, QueryError for another library size or an unknown batch.
     """
-    size = _read_library_size(library_size)
+    size = read_library_size(library_size)
     decode = decode_expression(run.model, find_genes(run, genes, cells.path), size, mean_of_samples=n_samples > 1)
     batches = find_batches(run, transform_batch)
     options: dict[str, Any] = {"transform_batch": batches, "n_samples": n_samples, "batch_size": batch_size}
     return name_cells(cells, chosen, decode_batches(run.model, cells, generator, decode, chosen, **options))
 
 
-def slice_counts(
-    run: TrainedRun,
-    cells: AskedCells,
-    chosen: np.ndarray | None,
-    generator: Generator,
-    *,
-    genes: Sequence[str] | None = None,
-    transform_batch: Any = None,
-    n_samples: int = 1,
-    batch_size: int = BATCH_SIZE,
-) -> Iterator[tuple[pd.Index, np.ndarray]]:
-    """(names, counts float32 [cells, genes]) drawn from the posterior predictive of the chosen cells.
-
-    n_samples  draws a cell. Of several, each cell has as many rows, and the first column says which draw each is.
-    The rest is as for `slice_expression`.
-    """
-    decode = decode_counts(run.model, generator, find_genes(run, genes, cells.path))
-    batches = find_batches(run, transform_batch)
-    options: dict[str, Any] = {"transform_batch": batches, "n_samples": n_samples, "batch_size": batch_size}
-    parts = decode_batches(run.model, cells, generator, decode, chosen, **options)
-    if n_samples == 1:
-        yield from name_cells(cells, chosen, parts)
-        return
-    for names, draws in name_cells(cells, chosen, (draws.swapaxes(0, 1) for draws in parts)):
-        which = np.tile(np.arange(n_samples, dtype=np.float32), len(names))[:, None]
-        yield names.repeat(n_samples), np.concatenate([which, draws.reshape(len(which), -1)], axis=1)
-
-
-def _read_library_size(text: float | str) -> Any:
+def read_library_size(text: float | str) -> Any:
+    """A library size as `decode_expression` takes it. Raises QueryError for what is none."""
     if text in ("observed", "latent"):
         return text
     try:
@@ -234,74 +204,3 @@ def decode_drawn(
         part = drawn.take(slice(at, at + batch_size))
         codes = {name: values.to(device) for name, values in part.codes.items()}
         yield model.decode(part.z.to(device), codes, part.library.to(device), transform_batch=transform_batch)
-
-
-def likelihood_parameters(
-    model: VAE,
-    cells: AskedCells,
-    generator: Generator,
-    *,
-    numbers: np.ndarray,
-    n_samples: int = 1,
-    give_mean: bool = False,
-    batch_size: int = BATCH_SIZE,
-) -> dict[str, np.ndarray]:
-    """`mean` and where the likelihood has them `dispersions` and `dropout` (probability of a zero that is no draw).
-
-    All float32 [cells, genes], or [samples, cells, genes] of several samples that are not averaged; dispersions keep
-    the shape [cells, genes] where they do not depend on z.
-    """
-    settings, n_genes = model.settings, model.settings.n_genes
-
-    def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
-        expression = model.decode(z, posterior.codes, library, transform_batch=batch)
-        parts = [expression.mean]
-        if expression.theta is not None:
-            parts.append(expression.theta.expand_as(expression.mean))
-        if expression.dropout is not None:
-            parts.append(torch.sigmoid(expression.dropout))
-        values = torch.cat(parts, dim=-1)
-        return values.mean(0) if n_samples > 1 and give_mean else values
-
-    values = decode_cells(model, cells, generator, decode, numbers=numbers, n_samples=n_samples, batch_size=batch_size)
-    parts = [values[..., at : at + n_genes] for at in range(0, values.shape[-1], n_genes)]
-    said = {"mean": parts.pop(0)}
-    if settings.gene_likelihood == "zinb":
-        said["dropout"] = parts.pop()
-    if parts:
-        same = not settings.decodes_theta and parts[0].ndim == 3
-        said["dispersions"] = parts[0][0] if same else parts[0]
-    return said
-
-
-def decode_counts(model: VAE, generator: Generator, columns: np.ndarray | slice = slice(None)) -> Decode:
-    """Counts drawn from the posterior predictive, float32 [..., cells, genes]."""
-    normal = model.settings.gene_likelihood == "normal"
-
-    def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
-        expression = model.decode(z, posterior.codes, library, transform_batch=batch)
-        return draw_counts(expression, generator, normal=normal)[..., columns]
-
-    return decode
-
-
-def draw_counts(expression: Expression, generator: Generator, normal: bool = False) -> Tensor:
-    """One draw of the likelihood for each cell and gene; the negative binomial as a Poisson of a gamma's draw."""
-    mean, theta = expression.mean, expression.theta
-    if normal:
-        assert theta is not None
-        return mean + theta * torch.empty_like(mean).normal_(generator=generator)
-    rate = mean
-    if theta is not None:
-        theta = theta.expand_as(mean).contiguous()
-        rate = draw_gamma(theta, theta / mean, generator)
-    counts = torch.poisson(rate.clamp(max=MOST_RATE), generator=generator)
-    if expression.dropout is not None:
-        kept = torch.empty_like(mean).uniform_(generator=generator) >= torch.sigmoid(expression.dropout)
-        counts = counts * kept
-    return counts
-
-
-def draw_gamma(shape: Tensor, rate: Tensor, generator: Generator) -> Tensor:
-    """A draw of gammas of mean shape / rate."""
-    return torch._standard_gamma(shape, generator=generator) / rate

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from atlasvi.engine.model.noise import draw_normal
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.cell_choice import in_order
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, name_cells
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, QueryError, name_cells
 
 ELEMENTS = 2**22  # of cells x components x latent that densities are computed for at a time
 
@@ -98,6 +98,23 @@ def latent_library(
             parts.append((posterior.qlm + posterior.qlv / 2).exp())
     library = torch.cat(parts).cpu().numpy()[:, None]
     return library if places is None else library[places]
+
+
+@torch.inference_mode()
+def slice_library(
+    model: VAE, cells: AskedCells, chosen: np.ndarray | None = None, batch_size: int = BATCH_SIZE
+) -> Iterator[np.ndarray]:
+    """Library size of the chosen cells, float32 [cells, 1], a minibatch at a time: observed, or its posterior mean."""
+    for posterior in cells.read_posteriors(model, chosen, batch_size):
+        yield posterior.mean(model)[1].cpu().numpy()[:, None]
+
+
+def batch_vectors(model: VAE, cells: AskedCells, numbers: np.ndarray) -> np.ndarray:
+    """The vector of each cell's batch, float32 [cells, embedding]. Raises QueryError where batches are one-hot."""
+    if model.batch_embedding is None:
+        raise QueryError("This model has no vectors of batches: it was not made with batch_representation='embedding'.")
+    codes = cells.take_codes(numbers).get("batch", np.zeros(len(numbers), np.int64))
+    return model.batch_embedding.detach().cpu().numpy()[codes]
 
 
 def mix_posteriors(qzm: Tensor, qzv: Tensor, dof: float | None = 3.0) -> torch.distributions.MixtureSameFamily:

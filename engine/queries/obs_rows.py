@@ -62,11 +62,13 @@ class ObsRows:
         return self._kept[name][1]
 
 
-def slice_cells(cells: np.ndarray | None, n_cells: int, size: int = SLICE_CELLS) -> Iterator[tuple[int, np.ndarray]]:
+def slice_cells(cells: np.ndarray | None, n_cells: int, size: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """(start, indices of the chosen cells in [start, start + size)) for each slice that holds some of them.
 
     cells  int64, ascending; None: all n_cells are chosen
+    size   cells of a slice; None: SLICE_CELLS
     """
+    size = size or SLICE_CELLS
     if cells is None:
         for start in range(0, n_cells, size):
             yield start, np.arange(start, min(start + size, n_cells))
