@@ -76,9 +76,10 @@ def open_question(
     device: Annotated[Literal["cpu", "cuda", "auto"], typer.Option(help="Where to compute.")] = "cpu",
 ) -> None:
     """Ask a model about cells: minified ones, which need no counts, or those of DATA."""
-    from atlasvi.engine.queries.opened_question import OpenedQuestion
 
-    def open_it() -> OpenedQuestion:
+    def open_it() -> "OpenedQuestion":
+        from atlasvi.engine.queries.opened_question import OpenedQuestion  # and torch, which `--help` does without
+
         asked = OpenedQuestion(place, data, model, device)
         context.call_on_close(asked.close)
         return asked
@@ -133,13 +134,15 @@ def query_expression(
         str, typer.Option(help="Counts a cell is scaled to; 'observed': its own; 'latent': what the model infers.")
     ] = "1",
     transform_batch: TransformBatch = None,
-    n_samples: Annotated[int, typer.Option(help="Mean of so many draws of z; 0: at its posterior mean.", min=0)] = 0,
+    n_samples: Annotated[
+        int, typer.Option(help="The mean over N draws of z; 0 decodes at its posterior mean.", metavar="N", min=0)
+    ] = 0,
     n_samples_overall: Annotated[
-        int | None, typer.Option(help="So many draws of all these cells together, a row each.", min=1)
+        int | None, typer.Option(metavar="N", help="N draws from all these cells together, one row each.", min=1)
     ] = None,
     weights: Annotated[
         Literal["uniform", "importance"],
-        typer.Option(help="Which of those draws: any, or those that explain many cells."),
+        typer.Option(help="How those draws are chosen; importance: by how many cells each explains."),
     ] = "uniform",
     seed: Seed = 0,
     out: Out = None,
@@ -187,7 +190,7 @@ def query_parameters(
 def query_library(
     context: typer.Context, cells: CellNames = None, where: Where = None, limit: Limit = None, out: Out = None
 ) -> None:
-    """Library size of each cell: observed, or where the model infers it its posterior mean."""
+    """Library size of each cell: as observed, or its posterior mean if the model infers it."""
     from atlasvi.engine.queries.latents import slice_library
     from atlasvi.engine.queries.question_cells import name_cells
 
@@ -220,7 +223,7 @@ def query_sample(
     where: Where = None,
     limit: Limit = None,
     transform_batch: TransformBatch = None,
-    n_samples: Annotated[int, typer.Option(help="Draws a cell; of several, a row each.", min=1)] = 1,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws a cell; several make one row each.", min=1)] = 1,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
@@ -248,20 +251,26 @@ def query_differential(
     context: typer.Context,
     groupby: Annotated[str | None, typer.Option(metavar="COLUMN", help="obs column of the groups to compare.")] = None,
     group1: Annotated[str | None, typer.Option(help="Groups, by commas (default: each).")] = None,
-    group2: Annotated[str | None, typer.Option(help="With this group (default: with the rest).")] = None,
+    group2: Annotated[str | None, typer.Option(help="The group to compare them with (default: the rest).")] = None,
     idx1: Annotated[
-        str | None, typer.Option(metavar="EXPRESSION", help="Or cells by obs, as --where takes them elsewhere,")
+        str | None,
+        typer.Option(metavar="EXPRESSION", help="Instead of groups: cells, by COLUMN=VALUE or an expression over obs."),
     ] = None,
-    idx2: Annotated[str | None, typer.Option(metavar="EXPRESSION", help="with these (default: with the rest).")] = None,
+    idx2: Annotated[
+        str | None, typer.Option(metavar="EXPRESSION", help="The cells to compare them with (default: the rest).")
+    ] = None,
     mode: Annotated[
-        Literal["vanilla", "change"], typer.Option(help="Whether a gene is higher, or by how much it changes.")
+        Literal["vanilla", "change"],
+        typer.Option(help="vanilla: is a gene higher in the first group; change: by how much it changes."),
     ] = "vanilla",
-    delta: Annotated[float, typer.Option(help="mode change: a log2 fold change within it is none.", min=0)] = 0.25,
-    fdr: Annotated[float, typer.Option(help="mode change: false discovery rate of the genes called.", min=0)] = 0.05,
+    delta: Annotated[
+        float, typer.Option(help="Of mode change: log2 fold changes below it count as none.", min=0)
+    ] = 0.25,
+    fdr: Annotated[float, typer.Option(help="Of mode change: expected share of false discoveries.", min=0)] = 0.05,
     batch_correction: Annotated[
         bool, typer.Option("--batch-correction", help="Decode both groups as each of the batches in turn.")
     ] = False,
-    n_samples: Annotated[int, typer.Option(help="Draws of each group.", min=1)] = 5_000,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws of each group.", min=1)] = 5_000,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
@@ -300,9 +309,12 @@ def query_abundance(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
-    most_cells: Annotated[int | None, typer.Option(help="Of a sample, at most so many, at random.", min=1)] = None,
+    max_cells: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Describe each sample by at most N of its cells, chosen at random.", min=1),
+    ] = None,
     dof: Annotated[
-        float | None, typer.Option(help="Student's t of so many degrees of freedom about each cell, not normals.")
+        float | None, typer.Option(help="Use Student's t with so many degrees of freedom for each cell, not a normal.")
     ] = None,
     seed: Seed = 0,
     out: Out = None,
@@ -318,7 +330,7 @@ def query_abundance(
         asked.make_generator(seed),
         sample_key,
         numbers=_choose(asked, cells, where, limit),
-        num_cells_posterior=most_cells,
+        num_cells_posterior=max_cells,
         dof=dof,
     )
     _write(iter([(table.index, table.to_numpy())]), list(map(str, table.columns)), out)
@@ -331,9 +343,9 @@ def query_elbo(
     where: Where = None,
     limit: Limit = None,
     marginal: Annotated[
-        int, typer.Option(metavar="N", help="The marginal log-likelihood too, by so many samples.", min=0)
+        int, typer.Option(metavar="N", help="The marginal log-likelihood too, from N samples a cell.", min=0)
     ] = 0,
-    mean: Annotated[bool, typer.Option("--mean", help="The mean over the cells alone.")] = False,
+    mean: Annotated[bool, typer.Option("--mean", help="Only the mean over the cells.")] = False,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
@@ -362,9 +374,9 @@ def query_correlation(
     limit: Limit = None,
     method: Annotated[Literal["spearman", "pearson"], typer.Option(help="Of ranks, or of values.")] = "spearman",
     transform_batch: TransformBatch = None,
-    n_samples: Annotated[int, typer.Option(help="Draws a cell.", min=1)] = 10,
-    most_cells: Annotated[
-        int, typer.Option(help="At most so many cells, at random: all their draws are in memory.", min=2)
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws a cell.", min=1)] = 10,
+    max_cells: Annotated[
+        int, typer.Option(metavar="N", help="At most N cells, chosen at random: memory holds all their draws.", min=2)
     ] = 1_000,
     seed: Seed = 0,
     out: Out = None,
@@ -383,7 +395,7 @@ def query_correlation(
         asked.run.model,
         asked.cells,
         generator,
-        numbers=sample_cells(take_chosen(chosen, 0, asked.cells.n_cells), most_cells, generator),
+        numbers=sample_cells(take_chosen(chosen, 0, asked.cells.n_cells), max_cells, generator),
         columns=find_genes(asked.run, wanted, asked.cells.path),
         n_samples=n_samples,
         transform_batch=find_batches(asked.run, split_names(transform_batch)),

@@ -101,7 +101,7 @@ def test_draws_are_those_of_scvi_from_the_same_seed(folder: Path):
     np.testing.assert_allclose(table, theirs, rtol=1e-4, atol=1e-5)
     model.generator.manual_seed(10)
     theirs = model.differential_abundance(sample_key="donor", num_cells_posterior=9)
-    table = ask(folder, *places, "abundance", "--sample-key", "donor", "--most-cells", 9, "--seed", 10)
+    table = ask(folder, *places, "abundance", "--sample-key", "donor", "--max-cells", 9, "--seed", 10)
     assert table.columns.tolist() == [str(name) for name in theirs]
     np.testing.assert_allclose(table, theirs, rtol=1e-4)
 
