@@ -7,13 +7,13 @@ import pandas as pd
 import zarr
 
 from atlasvi.engine.minified.kept_posterior import LATENTS, LIBRARY, KeptPosterior, find_name
-from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, open_root, read_minify_type
-from atlasvi.engine.model.trained_run import CONFIG, MODEL, TrainedRun
+from atlasvi.engine.minified.minified_store import MinifiedStore, open_root, read_minify_type
+from atlasvi.engine.minified.places import name_place
+from atlasvi.engine.model.trained_run import MODEL, TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.loaders.arrays.array_checks import check_group_codecs, check_stored
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.store_files import is_cell_store
 from atlasvi.loaders.tables.anndata_tables import Table, open_table
 from atlasvi.loaders.tables.store_tables import check_column
 
@@ -27,23 +27,14 @@ def open_minified(path: str | Path, model: TrainedRun | str | Path | None = None
            without which all but the model can be asked
     Raises SourceError if it is neither, or is damaged.
     """
-    if is_minified_store(path) or not Path(path).exists():
+    if not Path(path).exists() or (what := name_place(path)) == "minified store":
         return MinifiedStore(path)
-    if (what := _name_other(Path(path))) is not None:
+    if what in ("cell store", "run", "model"):
         raise SourceError(
-            f"{path} is {what}, and no minified data: make some with atlasvi minify RUN DATA --out MINI, or name a "
+            f"{path} is a {what}, and no minified data: make some with atlasvi minify RUN DATA --out MINI, or name a "
             "model and the cells to ask: atlasvi query RUN DATA ..."
         )
     return ScviMinified(path, model)
-
-
-def _name_other(path: Path) -> str | None:
-    """What else of ours `path` is; None if it is none of that."""
-    if (path / CONFIG).is_file():
-        return "a run"
-    if (path / MODEL).is_file():
-        return "a model"
-    return "a cell store" if is_cell_store(path) else None
 
 
 class ScviMinified(KeptPosterior):

@@ -7,7 +7,7 @@ from torch import Generator
 
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
-from atlasvi.engine.minified.minified_store import is_minified_store, read_minify_type
+from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.opened_data import open_asked
@@ -33,7 +33,7 @@ class OpenedQuestion:
     ) -> None:
         self.kept: KeptPosterior | None = None
         self._device, self._run = choose_device(device), None
-        if data is None or is_minified_store(place) or read_minify_type(place) is not None:
+        if data is None or name_place(place) in ("minified store", "minified data"):
             self.kept = open_minified(place, model)
         if data is None:
             assert self.kept is not None

@@ -149,7 +149,7 @@ def test_minified_data_of_another_model_is_refused(model: SCVI, tmp_path):
     with pytest.raises(ValueError, match="the model has 40 and 4, whose gene 'g30' is missing"):
         model.get_latent_representation(other.adata)
     for asked in (wider.adata, tmp_path / "wider.h5ad"):
-        with pytest.raises(ValueError, match="40 genes and 6 latent dimensions, the model 40 and 4"):
+        with pytest.raises(ValueError, match="40 genes and 6 latent dimensions, the model has 40 and 4"):
             model.get_latent_representation(asked)
 
 
