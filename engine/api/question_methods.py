@@ -26,7 +26,7 @@ from atlasvi.engine.queries.model_names import find_batch, find_batches
 from atlasvi.engine.queries.opened_data import is_anndata
 from atlasvi.engine.queries.population import population_expression
 from atlasvi.engine.queries.predictive_counts import decode_counts
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, QueryError, need_counts
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, need_counts
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.errors import GeneError, MissingDependencyError
 
@@ -41,7 +41,7 @@ class Questions:
     generator: Generator
     adata: Any  # the AnnData, None where the data is of another kind
 
-    def ask(self, adata: Any = None) -> AskedCells:
+    def ask(self, adata: Any = None) -> QuestionCells:
         """The cells of `adata`, None being the model's own, as questions are asked of them."""
         raise NotImplementedError
 
@@ -115,7 +115,7 @@ class Questions:
             cells,
             self.generator,
             expression.decode_expression(self._model, columns, library_size, return_mean and n_samples > 1),
-            numbers=numbers,
+            indices=numbers,
             transform_batch=batches,
             n_samples=n_samples,
             batch_size=size,
@@ -141,7 +141,7 @@ class Questions:
             self._model,
             cells,
             self.generator,
-            numbers=numbers,
+            indices=numbers,
             n_samples=n_samples or 1,
             give_mean=bool(give_mean),
             batch_size=batch_size or BATCH_SIZE,
@@ -177,7 +177,7 @@ class Questions:
                 cells,
                 self.generator,
                 decode_counts(self._model, self.generator, columns),
-                numbers=numbers[at : at + step],
+                indices=numbers[at : at + step],
                 transform_batch=batches,
                 n_samples=n_samples,
                 batch_size=batch_size or BATCH_SIZE,
@@ -262,7 +262,7 @@ class Questions:
             self._model,
             cells,
             self.generator,
-            numbers=numbers,
+            indices=numbers,
             n_samples=n_samples,
             rna_size_factor=rna_size_factor,
             transform_batch=find_batches(self.run, transform_batch),
@@ -381,7 +381,7 @@ class Questions:
     def _genes(self) -> pd.Index:
         return pd.Index(self.run.genes)
 
-    def _choose(self, adata: Any, indices: Indices, or_none: bool = False) -> tuple[AskedCells, np.ndarray]:
+    def _choose(self, adata: Any, indices: Indices, or_none: bool = False) -> tuple[QuestionCells, np.ndarray]:
         """The cells, and the numbers of those asked for. Raises QueryError if there is none, unless that is allowed."""
         cells = self.ask(adata)
         numbers = find_cells(cells, indices)

@@ -35,14 +35,14 @@ from atlasvi.engine.queries.latents import read_latents
 from atlasvi.engine.queries.opened_data import (
     is_anndata,
     keep_setup,
-    open_asked,
     open_counts,
+    open_question_cells,
     read_anndata,
     read_setup,
-    reopen_asked,
+    reopen_question_cells,
     write_setup,
 )
-from atlasvi.engine.queries.question_cells import AskedCells, CountedCells, QueryError
+from atlasvi.engine.queries.question_cells import CountedCells, QueryError, QuestionCells
 from atlasvi.engine.scvi_tools.model_directories import (
     PARTS,
     SAVED,
@@ -81,7 +81,7 @@ class SCVI(Questions, ModelViews):
     Further options: those of `ModelOptions`. Raises SettingError for one that is not known, or without a setup.
     """
 
-    _cells: AskedCells | None
+    _cells: QuestionCells | None
 
     def __init__(
         self,
@@ -500,25 +500,25 @@ class SCVI(Questions, ModelViews):
     @adata.setter
     def adata(self, adata: Any) -> None:
         """Other data of the same genes and columns, of any kind. Raises what `load` raises for data."""
-        cells = None if adata is None else open_asked(adata, self.run)
+        cells = None if adata is None else open_question_cells(adata, self.run)
         if cells is not None and is_anndata(adata):  # of data on disk, columns are read once they are needed
             self.run.setup.read_codes(cells)
         self._cells, self._adata = cells, adata if is_anndata(adata) else None
 
-    def ask(self, adata: Any = None) -> AskedCells:
+    def ask(self, adata: Any = None) -> QuestionCells:
         """The cells of `adata` (None: the model's own) as questions are asked of them."""
         if not self.is_trained:
             warnings.warn("the model is not trained: what it says means little", UserWarning, stacklevel=4)
         if adata is not None and adata is not self._adata:
-            return open_asked(adata, self.run)
+            return open_question_cells(adata, self.run)
         if (cells := self._open_own()) is None:
             raise QueryError("The model has no data of its own: say which data to ask, adata=...")
         return cells
 
-    def _open_own(self) -> AskedCells | None:
+    def _open_own(self) -> QuestionCells | None:
         """The model's own data: of an AnnData the cells, counts and columns that it has now."""
         if self._adata is not None:
-            self._cells = reopen_asked(self._adata, self.run, self._cells)
+            self._cells = reopen_question_cells(self._adata, self.run, self._cells)
         return self._cells
 
     def to_device(self, device: Any) -> None:

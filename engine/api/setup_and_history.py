@@ -10,8 +10,8 @@ from atlasvi.engine.api.training_arguments import show_history
 from atlasvi.engine.minified.kept_posterior import MINIFIED, MINIFY_TYPE
 from atlasvi.engine.model.trained_run import MODEL, TrainedRun
 from atlasvi.engine.model.vae import VAE as Model
-from atlasvi.engine.queries.opened_data import open_asked
-from atlasvi.engine.queries.question_cells import AskedCells, MinifiedCells, QueryError
+from atlasvi.engine.queries.opened_data import open_question_cells
+from atlasvi.engine.queries.question_cells import MinifiedCells, QueryError, QuestionCells
 from atlasvi.engine.scvi_tools.model_directories import open_model, read_registry
 from atlasvi.engine.scvi_tools.registry import write_registry
 from atlasvi.engine.terminal import count, say
@@ -37,7 +37,7 @@ class ModelViews:
     run: TrainedRun
     is_trained: bool
     _adata: "anndata.AnnData | None"
-    _cells: AskedCells | None
+    _cells: QuestionCells | None
 
     @property
     def module(self) -> Model:
@@ -140,7 +140,7 @@ class ModelViews:
         setup, shown = self.run.setup, 0 if hide_state_registries else 8
         lines = [f"SCVI of {count(len(self.run.genes), 'gene')}; counts in {setup.layer or 'X'}"]
         if adata is not None:
-            cells = open_asked(adata, self.run)
+            cells = open_question_cells(adata, self.run)
             setup.read_codes(cells)
             lines.append(f"{cells.path}: {count(cells.n_cells, 'cell')}")
         for name, key, known in (

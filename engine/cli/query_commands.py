@@ -329,7 +329,7 @@ def query_abundance(
         asked.cells,
         asked.make_generator(seed),
         sample_key,
-        numbers=_choose(asked, cells, where, limit),
+        indices=_choose(asked, cells, where, limit),
         num_cells_posterior=max_cells,
         dof=dof,
     )
@@ -395,7 +395,7 @@ def query_correlation(
         asked.run.model,
         asked.cells,
         generator,
-        numbers=sample_cells(take_chosen(chosen, 0, asked.cells.n_cells), max_cells, generator),
+        indices=sample_cells(take_chosen(chosen, 0, asked.cells.n_cells), max_cells, generator),
         columns=find_genes(asked.run, wanted, asked.cells.path),
         n_samples=n_samples,
         transform_batch=find_batches(asked.run, split_names(transform_batch)),

@@ -12,7 +12,7 @@ from torch import Generator
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.model.covariates import Category, find_categories, to_category
 from atlasvi.engine.queries.obs_rows import SLICE_CELLS, slice_cells
-from atlasvi.engine.queries.question_cells import AskedCells, MinifiedCells, QueryError
+from atlasvi.engine.queries.question_cells import MinifiedCells, QueryError, QuestionCells
 from atlasvi.loaders.batches.cell_selection import choose_cells as evaluate_expression
 from atlasvi.loaders.tables.store_tables import check_column
 
@@ -21,7 +21,7 @@ Where = Sequence[int] | Sequence[bool] | np.ndarray | str
 
 
 def choose_cells(
-    cells: AskedCells | KeptPosterior,
+    cells: QuestionCells | KeptPosterior,
     names: Sequence[str] | None = None,
     where: Where | Sequence[str] = (),
     limit: int | None = None,
@@ -58,7 +58,7 @@ def sample_cells(indices: np.ndarray, n: int, generator: Generator) -> np.ndarra
     return np.sort(indices)
 
 
-def find_cells(cells: AskedCells, where: Where | None) -> np.ndarray:
+def find_cells(cells: QuestionCells, where: Where | None) -> np.ndarray:
     """int64 indices of the cells that are chosen by one of these; None chooses all.
 
     COLUMN=VALUE  the value of an obs column; VALUE may be several, separated by commas
@@ -67,7 +67,7 @@ def find_cells(cells: AskedCells, where: Where | None) -> np.ndarray:
     Raises ColumnError or QueryError if a column, a value or a cell is not there.
     """
     if not isinstance(where, str):
-        return number_cells(where, cells.n_cells, cells.path)
+        return _find_indices(where, cells.n_cells, cells.path)
     column, equals, wanted = where.partition("=")
     if column in cells.obs_columns:
         if not equals and not pd.api.types.is_bool_dtype(cells.read_column(column, 0, 1).dtype):
@@ -90,12 +90,12 @@ def _is_expression(text: str) -> bool:
     return True
 
 
-def _read_slices(cells: AskedCells, column: str) -> Iterator[tuple[int, pd.Series]]:
+def _read_slices(cells: QuestionCells, column: str) -> Iterator[tuple[int, pd.Series]]:
     for start in range(0, cells.n_cells, SLICE_CELLS):
         yield start, cells.read_column(column, start, min(start + SLICE_CELLS, cells.n_cells))
 
 
-def _list_values(cells: AskedCells, column: str) -> list[Category]:
+def _list_values(cells: QuestionCells, column: str) -> list[Category]:
     """The values that occur in a column."""
     found: dict[Category, None] = {}
     for _, part in _read_slices(cells, column):
@@ -103,7 +103,7 @@ def _list_values(cells: AskedCells, column: str) -> list[Category]:
     return list(found)
 
 
-def _find_values(cells: AskedCells, column: str, wanted: str, there: list[Category]) -> np.ndarray:
+def _find_values(cells: QuestionCells, column: str, wanted: str, there: list[Category]) -> np.ndarray:
     """Indices of the cells of which a column has one of the wanted values."""
     # the whole text first: a value may hold a comma of its own
     accepted = [wanted] if wanted in map(str, there) else [value.strip() for value in wanted.split(",")]
@@ -122,7 +122,7 @@ def _find_values(cells: AskedCells, column: str, wanted: str, there: list[Catego
     return np.concatenate(parts)
 
 
-def _find_names(cells: AskedCells, names: Sequence[str]) -> np.ndarray:
+def _find_names(cells: QuestionCells, names: Sequence[str]) -> np.ndarray:
     wanted, found, mask = set(names), set(), np.zeros(cells.n_cells, bool)
     for start, indices in slice_cells(None, cells.n_cells):
         here = cells.read_names(indices)
@@ -138,35 +138,35 @@ def name_some(values: Sequence[str], n: int = 8) -> str:
     return ", ".join(map(str, values[:n])) + (", ..." if len(values) > n else "")
 
 
-def number_cells(indices: Any, n_cells: int, path: str) -> np.ndarray:
+def _find_indices(chosen: Any, n_cells: int, path: str) -> np.ndarray:
     """int64 indices of cells that were chosen by indices in any order, or by a mask; None chooses all.
 
     Raises QueryError if an index is outside, or a mask is of another length.
     """
-    if indices is None:
+    if chosen is None:
         return np.arange(n_cells)
-    numbers = np.asarray(indices).ravel()
-    if numbers.dtype == bool:
-        if len(numbers) != n_cells:
-            raise QueryError(f"{path}: the mask has {len(numbers):,} values for {n_cells:,} cells: give one a cell.")
-        return np.flatnonzero(numbers)
-    if len(numbers) and numbers.dtype.kind not in "iu":
+    indices = np.asarray(chosen).ravel()
+    if indices.dtype == bool:
+        if len(indices) != n_cells:
+            raise QueryError(f"{path}: the mask has {len(indices):,} values for {n_cells:,} cells: give one a cell.")
+        return np.flatnonzero(indices)
+    if len(indices) and indices.dtype.kind not in "iu":
         raise QueryError(
-            f"{path}: cells are asked for by their numbers or a mask, not by {numbers[0]!r}: "
-            "adata.obs_names.get_indexer(names) gives the numbers of names."
+            f"{path}: cells are chosen by their indices or by a mask, not by {indices[0]!r}: "
+            "adata.obs_names.get_indexer(names) gives the indices of names."
         )
-    numbers = numbers.astype(np.int64)
-    if len(numbers) and not (numbers.min() >= -n_cells and numbers.max() < n_cells):
-        raise QueryError(f"{path}: there is no cell {numbers[np.argmax(np.abs(numbers))]}: it has {n_cells:,}.")
-    return numbers % max(n_cells, 1)
+    indices = indices.astype(np.int64)
+    if len(indices) and not (indices.min() >= -n_cells and indices.max() < n_cells):
+        raise QueryError(f"{path}: there is no cell {indices[np.argmax(np.abs(indices))]}: it has {n_cells:,}.")
+    return indices % max(n_cells, 1)
 
 
-def in_order(numbers: np.ndarray, n_cells: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What to read for cells in any order, some maybe twice: (numbers ascending, None for all; where each one is).
+def in_order(indices: np.ndarray, n_cells: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What to read for cells in any order, some maybe twice: (indices ascending, None for all; where each cell is).
 
-    The places are None if they are in order already.
+    The places are None if the cells are in order already.
     """
-    unique, places = np.unique(numbers, return_inverse=True)
-    if len(unique) == len(numbers) and (places == np.arange(len(places))).all():
+    unique, places = np.unique(indices, return_inverse=True)
+    if len(unique) == len(indices) and (places == np.arange(len(places))).all():
         return (None if len(unique) == n_cells else unique), None
     return unique, places

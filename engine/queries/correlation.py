@@ -8,15 +8,15 @@ from torch import Generator, Tensor
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.expression import Batches, decode_cells
 from atlasvi.engine.queries.predictive_counts import draw_gamma
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, Posterior, QueryError
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells
 
 
 def correlate_genes(
     model: VAE,
-    cells: AskedCells,
+    cells: QuestionCells,
     generator: Generator,
     *,
-    numbers: np.ndarray,
+    indices: np.ndarray,
     columns: np.ndarray | slice = slice(None),
     n_samples: int = 10,
     rna_size_factor: float = 1000,
@@ -33,7 +33,7 @@ def correlate_genes(
     """
     if correlation_type not in ("spearman", "pearson"):
         raise QueryError(f"correlation_type {correlation_type!r}: choose 'spearman' or 'pearson'.")
-    if not len(numbers):
+    if not len(indices):
         raise QueryError(f"{cells.path}: no cell is asked for.")
     if model.settings.gene_likelihood == "poisson":
         raise QueryError("A Poisson model has no dispersion, from which correlations would be drawn.")
@@ -53,7 +53,7 @@ def correlate_genes(
             cells,
             generator,
             decode,
-            numbers=numbers,
+            indices=indices,
             transform_batch=(batch,),
             n_samples=n_samples,
             batch_size=batch_size,

@@ -22,7 +22,7 @@ from atlasvi.engine.queries.draw_comparison import Test, compare_draws, control_
 from atlasvi.engine.queries.expression import Drawn, decode_drawn, draw_posterior
 from atlasvi.engine.queries.latents import read_latents
 from atlasvi.engine.queries.population import draw_weighed
-from atlasvi.engine.queries.question_cells import AskedCells, CountedCells, QueryError
+from atlasvi.engine.queries.question_cells import CountedCells, QueryError, QuestionCells
 from atlasvi.loaders.errors import MissingDependencyError
 
 PASS_BYTES = 2**28  # of draws and of sums of counts: how many comparisons share a pass
@@ -40,7 +40,7 @@ class Comparison:
 
 def differential_expression(
     model: VAE,
-    cells: AskedCells,
+    cells: QuestionCells,
     genes: pd.Index,
     generator: Generator,
     test: Test,
@@ -121,7 +121,7 @@ def merge_labels(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], n
 
 def _compare_some(
     model: VAE,
-    cells: AskedCells,
+    cells: QuestionCells,
     generator: Generator,
     test: Test,
     comparisons: Sequence[Comparison],
@@ -149,7 +149,7 @@ def _compare_some(
 
 
 def _compare(
-    cells: AskedCells,
+    cells: QuestionCells,
     groupby: str | None,
     group1: Sequence[Any] | str | None,
     group2: Any,
@@ -207,7 +207,7 @@ class _Sampling:
     def __init__(
         self,
         model: VAE,
-        cells: AskedCells,
+        cells: QuestionCells,
         generator: Generator,
         test: Test,
         weights: str | None,
@@ -224,11 +224,11 @@ class _Sampling:
         self._drawn: Drawn | None = None
         self._weighed: list[Drawn] = []
 
-    def add(self, numbers: np.ndarray, batches: Sequence[int] | range) -> None:
-        """A population: the cells with these numbers, decoded as each of the batches in turn."""
+    def add(self, indices: np.ndarray, batches: Sequence[int] | range) -> None:
+        """A population: the cells with these indices, decoded as each of the batches in turn."""
         model, cells, generator = self.model, self.cells, self.generator
         if self.filter_outliers:
-            numbers = drop_outliers(model, cells, numbers)
+            indices = drop_outliers(model, cells, indices)
         as_batches: list[int | None] = [None] if self.test.use_observed_batches else list(batches)
         n = int(self.test.n_samples_overall / len(as_batches))
         if n == 0:
@@ -237,9 +237,9 @@ class _Sampling:
         self._populations.append([(batch, n) for batch in as_batches])
         for _ in as_batches:
             if self.importance is None:
-                self._chosen.append(numbers[draw_integers(len(numbers), n, generator)])
+                self._chosen.append(indices[draw_integers(len(indices), n, generator)])
             else:
-                self._weighed.append(draw_weighed(model, cells, generator, numbers, n, **self.importance))
+                self._weighed.append(draw_weighed(model, cells, generator, indices, n, **self.importance))
 
     def draw(self) -> None:
         """Draw all that was chosen, in one pass over the cells."""
@@ -263,7 +263,7 @@ class _Sampling:
         return np.concatenate(shares), np.concatenate(batches)
 
 
-def drop_outliers(model: VAE, cells: AskedCells, numbers: np.ndarray) -> np.ndarray:
+def drop_outliers(model: VAE, cells: QuestionCells, indices: np.ndarray) -> np.ndarray:
     """Cells of a population without those far from the others in latent space, by a robust covariance."""
     try:
         from sklearn.covariance import EllipticEnvelope
@@ -271,12 +271,12 @@ def drop_outliers(model: VAE, cells: AskedCells, numbers: np.ndarray) -> np.ndar
         raise MissingDependencyError(
             "filter_outlier_cells needs scikit-learn: pip install 'atlasvi[statistics]'."
         ) from None
-    latents = read_latents(model, cells, numbers)[0]
+    latents = read_latents(model, cells, indices)[0]
     try:
-        return numbers[EllipticEnvelope(random_state=0).fit_predict(latents) == 1]
+        return indices[EllipticEnvelope(random_state=0).fit_predict(latents) == 1]
     except ValueError:
         warnings.warn("the covariance of a group could not be estimated: all its cells stay", stacklevel=3)
-        return numbers
+        return indices
 
 
 def _hardly_seen(

@@ -13,7 +13,7 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE, Expression
 from atlasvi.engine.queries.cell_choice import in_order
 from atlasvi.engine.queries.model_names import find_batches, find_genes
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, Posterior, QueryError, name_cells
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells, name_cells
 
 Batches = Sequence[int | None]
 """Codes of batches to decode cells as if they were of, one after the other; None: the batch that each has."""
@@ -24,7 +24,7 @@ Decode = Callable[[Posterior, Tensor, Tensor, int | None], Tensor]
 @torch.inference_mode()
 def decode_batches(
     model: VAE,
-    cells: AskedCells,
+    cells: QuestionCells,
     generator: Generator | None,
     decode: Decode,
     chosen: np.ndarray | None,
@@ -54,17 +54,17 @@ def decode_batches(
 
 def decode_cells(
     model: VAE,
-    cells: AskedCells,
+    cells: QuestionCells,
     generator: Generator | None,
     decode: Decode,
     *,
-    numbers: np.ndarray,
+    indices: np.ndarray,
     transform_batch: Batches = (None,),
     n_samples: int = 1,
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
-    """The same of all of `numbers` (int64, in any order) together: [..., cells, columns]; memory is that of it."""
-    wanted, places = in_order(numbers, cells.n_cells)
+    """The same of all of `indices` (int64, in any order) together: [..., cells, columns]; memory is that of it."""
+    wanted, places = in_order(indices, cells.n_cells)
     out, at = np.empty(0, np.float32), 0
     options: dict[str, Any] = {"transform_batch": transform_batch, "n_samples": n_samples, "batch_size": batch_size}
     for values in decode_batches(model, cells, generator, decode, wanted, **options):
@@ -106,7 +106,7 @@ def decode_expression(
 
 def slice_expression(
     run: TrainedRun,
-    cells: AskedCells,
+    cells: QuestionCells,
     chosen: np.ndarray | None = None,
     generator: Generator | None = None,
     *,
@@ -168,11 +168,11 @@ class Drawn:
 
 @torch.inference_mode()
 def draw_posterior(
-    model: VAE, cells: AskedCells, generator: Generator, numbers: np.ndarray, batch_size: int = BATCH_SIZE
+    model: VAE, cells: QuestionCells, generator: Generator, indices: np.ndarray, batch_size: int = BATCH_SIZE
 ) -> Drawn:
-    """A draw for each of `numbers` (int64, in any order, a cell as often as wanted), in one pass over the cells."""
-    order = np.argsort(numbers, kind="stable")
-    unique, n_draws = np.unique(numbers, return_counts=True)
+    """A draw for each of `indices` (int64, in any order, a cell as often as wanted), in one pass over the cells."""
+    order = np.argsort(indices, kind="stable")
+    unique, n_draws = np.unique(indices, return_counts=True)
     parts: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
     at = 0
     for posterior in cells.read_posteriors(model, unique, batch_size):

@@ -21,7 +21,7 @@ def weigh_draws(
     model: VAE,
     cells: CountedCells,
     generator: Generator,
-    numbers: np.ndarray,
+    indices: np.ndarray,
     drawn: Drawn,
     *,
     max_cells: int = 1024,
@@ -30,13 +30,13 @@ def weigh_draws(
 ) -> np.ndarray:
     """Probabilities float64 [draws], summing to 1, that draws be chosen with; as scvi-tools' get_importance_weights.
 
-    numbers     int64: the population
+    indices     int64: the population
     drawn       draws of its posterior
     max_cells   anchors: cells of the population, chosen at random, that the draws are to explain
     truncation  weights are at least their mean
     n_mc_samples  for the marginal likelihood of the anchors
     """
-    anchors = sample_cells(numbers, max_cells, generator)
+    anchors = sample_cells(indices, max_cells, generator)
     log_px = marginal_log_likelihood(model, cells, generator, anchors, n_mc_samples)
     posteriors = list(cells.read_posteriors(model, np.unique(anchors), BATCH_SIZE))
     places = torch.from_numpy(np.searchsorted(np.unique(anchors), anchors)).to(posteriors[0].qzm.device)

@@ -12,15 +12,15 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE, Expression
 from atlasvi.engine.queries.expression import decode_batches, decode_cells
 from atlasvi.engine.queries.model_names import find_batches, find_genes
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, Posterior, QueryError, name_cells
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells, name_cells
 
 
 def likelihood_parameters(
     model: VAE,
-    cells: AskedCells,
+    cells: QuestionCells,
     generator: Generator,
     *,
-    numbers: np.ndarray,
+    indices: np.ndarray,
     n_samples: int = 1,
     give_mean: bool = False,
     batch_size: int = BATCH_SIZE,
@@ -37,7 +37,7 @@ def likelihood_parameters(
         values = torch.cat([parameters[name] for name in names], dim=-1)
         return values.mean(0) if n_samples > 1 and give_mean else values
 
-    values = decode_cells(model, cells, generator, decode, numbers=numbers, n_samples=n_samples, batch_size=batch_size)
+    values = decode_cells(model, cells, generator, decode, indices=indices, n_samples=n_samples, batch_size=batch_size)
     said = {name: values[..., k * n_genes : (k + 1) * n_genes] for k, name in enumerate(names)}
     if not model.settings.decodes_theta and values.ndim == 3 and "dispersions" in said:
         said["dispersions"] = said["dispersions"][0]  # the same in all samples
@@ -62,7 +62,7 @@ def _take_parameters(expression: Expression) -> dict[str, Tensor]:
 
 def slice_parameter(
     run: TrainedRun,
-    cells: AskedCells,
+    cells: QuestionCells,
     chosen: np.ndarray | None,
     name: str,
     genes: Sequence[str] | None = None,

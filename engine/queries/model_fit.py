@@ -48,10 +48,10 @@ def slice_marginal_log_likelihood(
 
 
 def cell_losses(
-    model: VAE, cells: CountedCells, generator: Generator, numbers: np.ndarray, batch_size: int = BATCH_SIZE
+    model: VAE, cells: CountedCells, generator: Generator, indices: np.ndarray, batch_size: int = BATCH_SIZE
 ) -> CellLosses:
     """The terms of the loss of the cells with these indices, in any order, float32 [cells] on the CPU."""
-    wanted, places = in_order(numbers, cells.n_cells)
+    wanted, places = in_order(indices, cells.n_cells)
     parts = zip(*slice_losses(model, cells, generator, wanted, batch_size))
     return CellLosses(*(_put_back(torch.cat(term), places) for term in parts))
 
@@ -60,12 +60,12 @@ def marginal_log_likelihood(
     model: VAE,
     cells: CountedCells,
     generator: Generator,
-    numbers: np.ndarray,
+    indices: np.ndarray,
     n_samples: int = 1000,
     batch_size: int = BATCH_SIZE,
 ) -> Tensor:
     """log p(x) of the cells with these indices, in any order, float32 [cells] on the CPU."""
-    wanted, places = in_order(numbers, cells.n_cells)
+    wanted, places = in_order(indices, cells.n_cells)
     parts = slice_marginal_log_likelihood(model, cells, generator, wanted, n_samples, batch_size)
     return _put_back(torch.cat(list(parts)), places)
 

@@ -13,7 +13,7 @@ from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
 from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, open_root, read_minify_type
 from atlasvi.engine.model.covariates import Setup, learn_setup
 from atlasvi.engine.model.trained_run import TrainedRun
-from atlasvi.engine.queries.question_cells import AskedCells, CountedCells, MinifiedCells
+from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QuestionCells
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.arrays.array_checks import check_group_codecs, check_stored
 from atlasvi.loaders.cells.memory_cells import NAME, MemoryCells, MemoryObs, list_layers
@@ -109,7 +109,7 @@ def open_counts(data: Any, layer: str | None = None, gene_likelihood: str = "nb"
     return open_cells(data, layer=layer, fractions=fractions) if isinstance(data, (str, Path)) else data
 
 
-def open_asked(data: Any, run: TrainedRun) -> AskedCells:
+def open_question_cells(data: Any, run: TrainedRun) -> QuestionCells:
     """The same, or minified data, asked by the model of `run`: a minified store, or data that scvi-tools minified, as a
     path, as an AnnData, or opened by `open_minified`.
 
@@ -127,7 +127,7 @@ def open_asked(data: Any, run: TrainedRun) -> AskedCells:
         raise
 
 
-def reopen_asked(adata: Any, run: TrainedRun, known: AskedCells | None) -> AskedCells:
+def reopen_question_cells(adata: Any, run: TrainedRun, known: QuestionCells | None) -> QuestionCells:
     """The AnnData of a model as it is now. Its counts are read again only if they changed since `known` was opened.
 
     Raises CountsError, saying so, if they no longer are counts.
@@ -138,7 +138,7 @@ def reopen_asked(adata: Any, run: TrainedRun, known: AskedCells | None) -> Asked
     if isinstance(source, MemoryCells) and (cells := source.look_again()) is not None:
         return CountedCells(cells, run.genes, run.setup)
     try:
-        return open_asked(adata, run)
+        return open_question_cells(adata, run)
     except CountsError as error:
         raise CountsError(f"{error} It was changed after the model was made.") from None
 

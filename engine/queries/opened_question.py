@@ -10,8 +10,8 @@ from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
 from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.queries.opened_data import open_asked
-from atlasvi.engine.queries.question_cells import AskedCells, CountedCells, MinifiedCells
+from atlasvi.engine.queries.opened_data import open_question_cells
+from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QuestionCells
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.training.training_loop import choose_device
 
@@ -23,10 +23,10 @@ class OpenedQuestion:
     data    cells to ask: a cell store, any source, or minified data
     model   a run or a model, for minified data of scvi-tools that has none beside it
     device  'cpu', 'cuda' or 'auto': where to encode and decode
-    Raises SourceError where something is none of these or is damaged, and what `open_asked` raises.
+    Raises SourceError where something is none of these or is damaged, and what `open_question_cells` raises.
     """
 
-    cells: AskedCells
+    cells: QuestionCells
 
     def __init__(
         self, place: str | Path, data: str | None = None, model: str | Path | None = None, device: str = "cpu"
@@ -40,7 +40,7 @@ class OpenedQuestion:
             self.cells = MinifiedCells(self.kept)
         else:
             self._run = open_model(place) if self.kept is None else self.kept.run
-            self.cells = open_asked(data, self._run)
+            self.cells = open_question_cells(data, self._run)
 
     @cached_property
     def run(self) -> TrainedRun:

@@ -14,14 +14,14 @@ from atlasvi.engine.queries.draw_comparison import draw_integers
 from atlasvi.engine.queries.expression import Batches, Drawn, decode_drawn, draw_posterior, read_library_size
 from atlasvi.engine.queries.importance_weights import weigh_draws
 from atlasvi.engine.queries.model_names import find_batches, find_genes
-from atlasvi.engine.queries.question_cells import AskedCells, QueryError, need_counts, take_chosen
+from atlasvi.engine.queries.question_cells import QueryError, QuestionCells, need_counts, take_chosen
 
 
 def population_expression(
     model: VAE,
-    cells: AskedCells,
+    cells: QuestionCells,
     generator: Generator,
-    numbers: np.ndarray,
+    indices: np.ndarray,
     n: int,
     *,
     columns: np.ndarray | slice = slice(None),
@@ -31,17 +31,17 @@ def population_expression(
 ) -> np.ndarray:
     """Normalised expression float32 [n, genes] at n draws of the posterior of these cells together.
 
-    numbers       int64: indices of the cells
+    indices       int64: of the cells
     columns, transform_batch, library_size  as for `decode_expression` and `decode_batches`
     importance    options of `weigh_draws`, to choose draws by how many cells they explain; None: at random
     Raises QueryError for importance weights of minified cells, or over several batches.
     """
     if importance is None:
-        drawn = draw_posterior(model, cells, generator, numbers[draw_integers(len(numbers), n, generator)])
+        drawn = draw_posterior(model, cells, generator, indices[draw_integers(len(indices), n, generator)])
     elif len(transform_batch) > 1:
         raise QueryError("Importance weights are of one batch, not of a mean over several.")
     else:
-        drawn = draw_weighed(model, cells, generator, numbers, n, **importance)
+        drawn = draw_weighed(model, cells, generator, indices, n, **importance)
     own_library = library_size in ("latent", "observed")  # of a draw there is but one
     decoded = []
     for batch in transform_batch:
@@ -53,7 +53,7 @@ def population_expression(
 
 def slice_population(
     run: TrainedRun,
-    cells: AskedCells,
+    cells: QuestionCells,
     chosen: np.ndarray | None,
     generator: Generator,
     n: int,
@@ -67,14 +67,14 @@ def slice_population(
 
     The arguments are those of `slice_expression`. Raises what that raises, QueryError for no cells.
     """
-    numbers = take_chosen(chosen, 0, cells.n_cells)
-    if not len(numbers):
+    indices = take_chosen(chosen, 0, cells.n_cells)
+    if not len(indices):
         raise QueryError(f"{cells.path}: no cell is asked for.")
     values = population_expression(
         run.model,
         cells,
         generator,
-        numbers,
+        indices,
         n,
         columns=find_genes(run, genes, cells.path),
         transform_batch=find_batches(run, transform_batch),
@@ -85,15 +85,15 @@ def slice_population(
 
 
 def draw_weighed(
-    model: VAE, cells: AskedCells, generator: Generator, numbers: np.ndarray, n: int, **options: Any
+    model: VAE, cells: QuestionCells, generator: Generator, indices: np.ndarray, n: int, **options: Any
 ) -> Drawn:
     """n draws of the posterior of these cells, chosen by importance weights (`options`: those of `weigh_draws`).
 
     Raises QueryError for minified cells.
     """
     counted = need_counts(cells, "weights='importance'")
-    drawn = draw_posterior(model, counted, generator, np.tile(numbers, n // len(numbers) + 1))
-    shares = weigh_draws(model, counted, generator, numbers, drawn, **options)
+    drawn = draw_posterior(model, counted, generator, np.tile(indices, n // len(indices) + 1))
+    shares = weigh_draws(model, counted, generator, indices, drawn, **options)
     return drawn.take(choose_weighed(shares, n, generator))
 
 

@@ -12,14 +12,14 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE, Expression
 from atlasvi.engine.queries.expression import Decode, decode_batches
 from atlasvi.engine.queries.model_names import find_batches, find_genes
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, Posterior, name_cells
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QuestionCells, name_cells
 
 MOST_RATE = 1e8  # of a Poisson draw; larger ones overflow (scvi-tools' max_poisson_rate)
 
 
 def slice_counts(
     run: TrainedRun,
-    cells: AskedCells,
+    cells: QuestionCells,
     chosen: np.ndarray | None,
     generator: Generator,
     *,

@@ -77,7 +77,7 @@ class Posterior:
         return normal, draw(self.qlm, self.qlv).exp()
 
 
-class AskedCells(Protocol):
+class QuestionCells(Protocol):
     """Cells that have covariates and names and, minibatch by minibatch, what a model knows of them.
 
     Cells are chosen by their indices, int64, ascending, each once; None chooses all.
@@ -218,7 +218,7 @@ def take_chosen(cells: np.ndarray | None, start: int, stop: int) -> np.ndarray:
 
 
 def name_cells(
-    cells: AskedCells, chosen: np.ndarray | None, parts: Iterator[np.ndarray]
+    cells: QuestionCells, chosen: np.ndarray | None, parts: Iterator[np.ndarray]
 ) -> Iterator[tuple[pd.Index, np.ndarray]]:
     """Values of the chosen cells, some cells at a time, with the names of these cells."""
     at = 0
@@ -227,7 +227,7 @@ def name_cells(
         at += len(values)
 
 
-def need_counts(cells: AskedCells, question: str) -> CountedCells:
+def need_counts(cells: QuestionCells, question: str) -> CountedCells:
     """The cells, whose counts a question needs. Raises QueryError where they are gone."""
     if not isinstance(cells, CountedCells):
         raise QueryError(

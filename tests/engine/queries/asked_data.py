@@ -24,7 +24,7 @@ def make_forms(folder: Path, **options: Any) -> SCVI:
 
 
 def open_form(folder: Path, form: str) -> Any:
-    """What SCVI and `open_asked` take as data: `minified` and `counts` say where the cells are."""
+    """What SCVI and `open_question_cells` take as data: `minified` and `counts` say where the cells are."""
     return {
         "minified store": lambda: folder / "x.mini",
         "minified store, opened": lambda: open_minified(folder / "x.mini"),

@@ -79,7 +79,7 @@ def test_text_that_holds_an_equals_sign_and_truth_values_are_found(cells):
         ("n_counts >", ColumnError, "is no expression over obs columns"),
         ([60], QueryError, "there is no cell 60"),
         (np.ones(3, bool), QueryError, "the mask has 3 values for 60 cells"),
-        ([0.5], QueryError, "by their numbers or a mask"),
+        ([0.5], QueryError, "by their indices or by a mask"),
     ],
 )
 def test_what_chooses_no_cells_is_said_in_a_sentence(cells, where, error, message):

@@ -1,6 +1,5 @@
 """Values of chosen cells from obs are those of the whole column, in whatever slices they are read."""
 
-
 import anndata
 import numpy as np
 import pandas as pd

@@ -11,7 +11,7 @@ from atlasvi.engine import SCVI, MinifiedStore
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.queries import obs_rows, question_cells
 from atlasvi.engine.queries.latents import read_latents
-from atlasvi.engine.queries.opened_data import open_asked
+from atlasvi.engine.queries.opened_data import open_question_cells
 from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells
 from atlasvi.loaders.errors import ColumnError, SourceError
 from atlasvi.loaders.tables.store_tables import TableReader
@@ -102,7 +102,7 @@ def test_a_batch_that_the_model_does_not_know_hinders_the_cells_of_it_alone(fold
     factors[50] = np.nan
     adata.obs["percent_mito"], adata.obs["batch"] = factors, "a"
     setup = {**vars(model.run.setup), "continuous_covariate_keys": ["percent_mito"]}
-    cells = CountedCells(open_asked(adata, model.run).source, model.run.genes, type(model.run.setup)(**setup))
+    cells = CountedCells(open_question_cells(adata, model.run).source, model.run.genes, type(model.run.setup)(**setup))
     assert cells.take_codes(np.array([49, 51]))["continuous"].shape == (2, 1)
     with pytest.raises(ColumnError, match=r"missing values \(1 cells, first: cell 50\)"):
         cells.take_codes(np.array([50, 51]))
