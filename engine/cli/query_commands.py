@@ -3,7 +3,7 @@
 A further question is a function of a model and cells in `engine/queries/`, and a command here.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -154,7 +154,7 @@ def query_expression(
     asked, wanted = context.obj(), split_names(genes)
     options: dict[str, Any] = {
         "genes": wanted,
-        "transform_batch": split_names(transform_batch),
+        "transform_batch": _split_batches(asked, transform_batch),
         "library_size": library_size,
     }
     model_and_cells = asked.run, asked.cells, _choose(asked, cells, where, limit), asked.make_generator(seed)
@@ -181,7 +181,7 @@ def query_parameters(
     from atlasvi.engine.queries.likelihood_parameters import slice_parameter
 
     asked, wanted = context.obj(), split_names(genes)
-    chosen, batches = _choose(asked, cells, where, limit), split_names(transform_batch)
+    chosen, batches = _choose(asked, cells, where, limit), _split_batches(asked, transform_batch)
     slices = slice_parameter(asked.run, asked.cells, chosen, parameter, wanted, batches)
     _write(slices, asked.run.genes if wanted is None else wanted, out)
 
@@ -238,7 +238,7 @@ def query_sample(
         _choose(asked, cells, where, limit),
         asked.make_generator(seed),
         genes=wanted,
-        transform_batch=split_names(transform_batch),
+        transform_batch=_split_batches(asked, transform_batch),
         n_samples=n_samples,
     )
     names = asked.run.genes if wanted is None else wanted
@@ -283,6 +283,10 @@ def query_differential(
     from atlasvi.engine.queries.question_cells import CountedCells
 
     asked = context.obj()
+
+    def list_groups() -> Iterable[Any]:
+        return () if groupby is None else asked.cells.read_column(groupby).unique()
+
     test = Test(mode, delta, use_observed_batches=not batch_correction, n_samples_overall=n_samples)
     table = differential_expression(
         asked.run.model,
@@ -292,7 +296,7 @@ def query_differential(
         test,
         n_batches=asked.run.model.settings.n_batches,
         groupby=groupby,
-        group1=split_names(group1),
+        group1=None if group1 is None else _split_known(group1, list_groups),
         group2=group2,
         idx1=idx1,
         idx2=idx2,
@@ -398,7 +402,7 @@ def query_correlation(
         indices=sample_cells(take_chosen(chosen, 0, asked.cells.n_cells), max_cells, generator),
         columns=find_genes(asked.run, wanted, asked.cells.path),
         n_samples=n_samples,
-        transform_batch=find_batches(asked.run, split_names(transform_batch)),
+        transform_batch=find_batches(asked.run, _split_batches(asked, transform_batch)),
         correlation_type=method,
     )
     names = asked.run.genes if wanted is None else wanted
@@ -414,6 +418,17 @@ def _choose(
     if names is None and not where and limit is None:
         return None
     return choose_cells(asked.cells, split_names(names), where or [], limit)
+
+
+def _split_known(text: str, list_known: Callable[[], Iterable[Any]]) -> list[str]:
+    """Names separated by commas; or the whole text where it is one of the known names, which may hold commas."""
+    if "," in text and text in map(str, list_known()):
+        return [text]
+    return split_names(text) or []
+
+
+def _split_batches(asked: "OpenedQuestion", text: str | None) -> list[str] | None:
+    return None if text is None else _split_known(text, lambda: asked.run.setup.batch_categories)
 
 
 def _average(parts: Iterable[np.ndarray]) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from torch import Generator
 
+from atlasvi.engine.model.covariates import find_categories, to_category
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.cell_choice import Where, find_cells
 from atlasvi.engine.queries.count_statistics import CountStatistics, count_statistics
@@ -187,11 +188,12 @@ def _compare(
     wanted = [group1] if isinstance(group1, str) or not isinstance(group1, Sequence | np.ndarray | pd.Index) else group1
 
     def mark(group: Any) -> np.ndarray:
-        if group not in there:
+        place = find_categories([to_category(value) for value in there], [to_category(group)])[0]
+        if place is None:
             raise QueryError(
                 f"{cells.path}: no cell has {groupby} = {group!r} (there are: {', '.join(map(str, there))})."
             )
-        return np.append(there == group, False)
+        return np.append(np.arange(len(there)) == place, False)
 
     return labels, [
         Comparison(

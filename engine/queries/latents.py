@@ -113,7 +113,7 @@ def batch_vectors(model: VAE, cells: QuestionCells, indices: np.ndarray) -> np.n
     """The vector of each cell's batch, float32 [cells, embedding]. Raises QueryError where batches are one-hot."""
     if model.batch_embedding is None:
         raise QueryError("This model has no vectors of batches: it was not made with batch_representation='embedding'.")
-    codes = cells.take_codes(indices).get("batch", np.zeros(len(indices), np.int64))
+    codes = cells.read_codes(cells.setup, indices).get("batch", np.zeros(len(indices), np.int64))
     return model.batch_embedding.detach().cpu().numpy()[codes]
 
 

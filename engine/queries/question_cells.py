@@ -93,7 +93,14 @@ class QuestionCells(Protocol):
     def read_names(self, cells: np.ndarray | None = None) -> pd.Index:
         """Names of the cells with these indices, in any order; None: of all cells."""
 
-    def take_codes(self, cells: np.ndarray) -> dict[str, np.ndarray]:
+    @property
+    def setup(self) -> Setup:
+        """The columns of obs that the model takes. Raises SourceError where no model is known."""
+
+    def take_column(self, name: str, cells: np.ndarray) -> pd.Series:
+        """Values of one column [len(cells)] of the cells with these indices, in any order."""
+
+    def read_codes(self, setup: Setup, cells: np.ndarray, labels: bool = False) -> dict[str, np.ndarray]:
         """Covariates of the cells with these indices, in any order, as `Setup.read_codes` gives them."""
 
     def read_latents(
@@ -116,11 +123,12 @@ class CountedCells(ObsRows):
 
     def __init__(self, data: CellData, genes: list[str], setup: Setup) -> None:
         super().__init__(data.path, data.n_cells, open_obs(data))
-        self.source, self.data, self.setup = data, select_genes(data, genes), setup
+        self.source, self.data, self._setup = data, select_genes(data, genes), setup
 
-    def take_codes(self, cells: np.ndarray) -> dict[str, np.ndarray]:
-        """Covariates of the cells with these indices, in any order."""
-        return self.read_codes(self.setup, cells)
+    @property
+    def setup(self) -> Setup:
+        """The columns of obs that the model takes."""
+        return self._setup
 
     def read_batches(
         self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
@@ -173,10 +181,6 @@ class MinifiedCells(ObsRows):
     def setup(self) -> Setup:
         """The columns of obs that the model takes. Raises SourceError where no model is known."""
         return self.kept.setup if self._setup is None else self._setup
-
-    def take_codes(self, cells: np.ndarray) -> dict[str, np.ndarray]:
-        """Covariates of the cells with these indices, in any order."""
-        return self.read_codes(self.setup, cells)
 
     def read_latents(
         self, model: VAE | None = None, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE

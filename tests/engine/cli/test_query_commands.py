@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from atlasvi.engine import SCVI
+from tests.engine.api.test_scvi import make_adata, make_model
 from tests.engine.distributed.rank_processes import run_command
 from tests.engine.queries.asked_data import make_forms
 
@@ -147,6 +148,24 @@ def test_groups_are_compared_by_expressions_and_without_counts(folder: Path, tmp
         assert file["gene"].shape == file["lfc_mean"].shape == (120,)
         assert file["is_de_fdr_0.05"].dtype == bool
         assert set(file["group1"]) == {"B", "NK", "T"}
+
+
+def test_groups_and_batches_are_found_by_text_whatever_they_are(folder: Path, tmp_path: Path):
+    table = ask(folder, "x.mini", "differential", "--groupby", "donor", "--group1", "1", "--n-samples", 50)
+    assert table["comparison"].unique().tolist() == ["1 vs Rest"]  # numbers in obs
+    adata = make_adata(60)
+    adata.obs["batch"] = adata.obs["batch"].cat.rename_categories({"a": "one, two"})
+    adata.obs["kind"] = pd.Categorical(["T, naive", "B"] * 30)
+    make_model(adata, epochs=1).save(tmp_path / "model")
+    adata.write_h5ad(tmp_path / "commas.h5ad")
+    places = tmp_path / "model", tmp_path / "commas.h5ad"
+    as_one = ask(folder, *places, "expression", "--transform-batch", "one, two", "--limit", 3)
+    assert "There is no batch 'one'" in refuse(folder, *places, "expression", "--transform-batch", "b,one, two")
+    model = SCVI.load(*places)
+    theirs = model.get_normalized_expression(indices=range(3), transform_batch="one, two", n_samples=400)
+    np.testing.assert_allclose(as_one, theirs, rtol=0.1)
+    table = ask(folder, *places, "differential", "--groupby", "kind", "--group1", "T, naive", "--n-samples", 50)
+    assert table["comparison"].unique().tolist() == ["T, naive vs Rest"]
 
 
 def test_names_of_groups_and_genes_are_no_formulas_for_a_spreadsheet(folder: Path, tmp_path: Path):

@@ -103,9 +103,9 @@ def test_a_batch_that_the_model_does_not_know_hinders_the_cells_of_it_alone(fold
     adata.obs["percent_mito"], adata.obs["batch"] = factors, "a"
     setup = {**vars(model.run.setup), "continuous_covariate_keys": ["percent_mito"]}
     cells = CountedCells(open_question_cells(adata, model.run).source, model.run.genes, type(model.run.setup)(**setup))
-    assert cells.take_codes(np.array([49, 51]))["continuous"].shape == (2, 1)
+    assert cells.read_codes(cells.setup, np.array([49, 51]))["continuous"].shape == (2, 1)
     with pytest.raises(ColumnError, match=r"missing values \(1 cells, first: cell 50\)"):
-        cells.take_codes(np.array([50, 51]))
+        cells.read_codes(cells.setup, np.array([50, 51]))
 
 
 def test_cells_of_a_file_that_were_joined_to_minified_ones_are_named(folder: Path, tmp_path: Path):
