@@ -1,5 +1,6 @@
 """Values of chosen cells from obs, read in slices that hold some of them: an atlas has more cells than a question."""
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 from atlasvi.engine.minified.kept_posterior import ObsTable
 from atlasvi.engine.minified.minified_anndata import AnnDataObs
 from atlasvi.engine.model.covariates import Setup
+from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.memory_cells import MemoryCells
 from atlasvi.loaders.cells.open_cells import CellData
 from atlasvi.loaders.errors import ColumnError
@@ -116,8 +118,22 @@ class _CellDataObs:
         return self._kept[1]
 
 
+class _WholeColumns(_CellDataObs):
+    """The same, columns read as a whole, each once."""
+
+    def __init__(self, data: CellData) -> None:
+        super().__init__(data)
+        self._read_column = functools.cache(data.read_column)
+
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        return self._read_column(name).iloc[start:stop].reset_index(drop=True)
+
+
 def open_obs(data: CellData) -> ObsTable:
     """obs of cells that have counts, in memory or on disk."""
     if isinstance(data, MemoryCells):  # whose `read_obs` names columns as a store would
         return AnnDataObs(data.adata)
-    return _CellDataObs(data)
+    # an older store, without a list of its files, says only of whole columns that values may have been lost in a copy
+    is_unsure = isinstance(data, CellStore) and not data.attributes.get("manifest")
+    return (_WholeColumns if is_unsure else _CellDataObs)(data)

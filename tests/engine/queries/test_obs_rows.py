@@ -1,5 +1,9 @@
 """Values of chosen cells from obs are those of the whole column, in whatever slices they are read."""
 
+import json
+import shutil
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -73,6 +77,23 @@ def test_a_column_that_is_not_there_is_said_with_those_that_are(opened: dict[str
         for read in (rows.read_column, lambda name, rows=rows: rows.take_column(name, np.array([1]))):
             with pytest.raises(ColumnError, match="obs has no column 'none'"):
                 read("none")
+
+
+def test_an_older_store_says_that_a_column_may_have_lost_values(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    obs = pd.DataFrame({"count": np.arange(1, N + 1)}, index=[f"c{k}" for k in range(N)])
+    anndata.AnnData(np.ones((N, 2), np.float32), obs).write_h5ad(tmp_path / "cells.h5ad")
+    ingest(tmp_path / "cells.h5ad", tmp_path / "old.store")
+    (tmp_path / "old.store" / "manifest.json").unlink()
+    metadata = tmp_path / "old.store" / "zarr.json"
+    content = json.loads(metadata.read_text())
+    del content["attributes"]["atlasvi"]["manifest"]
+    metadata.write_text(json.dumps(content))
+    shutil.rmtree(tmp_path / "old.store" / "obs" / "count" / "c")
+    cells = open_cells(tmp_path / "old.store")
+    rows = ObsRows(cells.path, cells.n_cells, open_obs(cells))
+    for _ in range(2):
+        assert plain(rows.take_column("count", np.array([3, 1]))) == [0, 0]
+    assert [record.getMessage().count("or were lost in a copy") for record in caplog.records] == [1]
 
 
 @pytest.mark.parametrize("cells", [None, [], [0, 3, 4, 9, 22], [8, 9]])
