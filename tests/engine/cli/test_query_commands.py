@@ -12,7 +12,7 @@ import pytest
 from atlasvi.engine import SCVI
 from tests.engine.api.test_scvi import make_adata, make_model
 from tests.engine.distributed.rank_processes import run_command
-from tests.engine.queries.asked_data import make_forms
+from tests.engine.queries.forms_of_cells import make_forms
 
 
 @pytest.fixture(scope="module")

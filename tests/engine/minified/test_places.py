@@ -1,8 +1,7 @@
 from pathlib import Path
 
-
 from atlasvi.engine.minified.places import name_place
-from tests.engine.queries.asked_data import make_forms
+from tests.engine.queries.forms_of_cells import make_forms
 
 
 def test_what_a_path_holds_is_told_by_what_is_in_it(tmp_path: Path):

@@ -14,7 +14,7 @@ from atlasvi.engine.queries.opened_data import open_counts
 from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QueryError
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.loaders.errors import ColumnError
-from tests.engine.queries.asked_data import make_forms
+from tests.engine.queries.forms_of_cells import make_forms
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from atlasvi.engine.queries.opened_data import open_question_cells
 from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells
 from atlasvi.loaders.errors import ColumnError, SourceError
 from atlasvi.loaders.tables.store_tables import TableReader
-from tests.engine.queries.asked_data import COUNTED, MINIFIED, make_forms, open_form
+from tests.engine.queries.forms_of_cells import COUNTED, MINIFIED, make_forms, open_form
 
 
 @pytest.fixture(scope="module")
