@@ -136,17 +136,19 @@ def train(note: Callable[[str], None], store: Path, out: Path, options: dict[str
     """Train; `log` gets, a line each, the cells of every step of this rank and the checkpoints that are on disk."""
     from atlasvi.engine.distributed.ranks import join_ranks
     from atlasvi.engine.training import checkpoint
+    from atlasvi.engine.training.step import Step
     from atlasvi.engine.training.train import train as run
     from atlasvi.engine.training.training_loop import Trainer
 
     attempt = time.time()
-    compute, evaluate, write = Trainer._compute_gradients, Trainer._evaluate, checkpoint.write_checkpoint
+    take, evaluate, write = Step.take, Trainer._evaluate, checkpoint.write_checkpoint
 
-    def compute_noting(self: Trainer, batch: Any, *rest: Any) -> Any:
+    def take_noting(self: Step, batch: Any, number: int, step: int, *rest: Any) -> Any:
         note("epoch")
-        seen = {"attempt": attempt, "epoch": self.epoch, "step": self.step, "cells": batch.rows.tolist()}
+        epoch = self._loader.state_dict()["epoch"]
+        seen = {"attempt": attempt, "epoch": epoch, "step": step, "cells": batch.rows.tolist()}
         _append(log.with_suffix(f".{self.ranks.rank}"), seen)
-        return compute(self, batch, *rest)
+        return take(self, batch, number, step, *rest)
 
     def evaluate_noting(self: Trainer, *rest: Any) -> Any:
         note("validation")
@@ -158,7 +160,7 @@ def train(note: Callable[[str], None], store: Path, out: Path, options: dict[str
         _append(log.with_suffix(".committed"), {"step": step})
         return path
 
-    Trainer._compute_gradients, Trainer._evaluate = compute_noting, evaluate_noting  # type: ignore[method-assign]
+    Step.take, Trainer._evaluate = take_noting, evaluate_noting  # type: ignore[method-assign]
     checkpoint.write_checkpoint = write_noting
     resume = (out / "config.json").is_file()
     with join_ranks(TIMEOUT_S):

@@ -26,8 +26,9 @@ from gpu_inputs import choose_device, describe_machine, draw_adata, wait, write_
 from gpu_kernels import append_profile
 
 from atlasvi.engine import SCVI, minify
-from atlasvi.engine.model.covariates import learn_setup
+from atlasvi.engine.model.covariates import SetupKeys, learn_setup
 from atlasvi.engine.model.noise import TRAINING_NOISE, seed_draws
+from atlasvi.engine.training.run_parts import prepare_run
 from atlasvi.engine.training.settings import Settings
 from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.kernels import choose_backend
@@ -106,18 +107,20 @@ def prepare_step(
     """The trainer's own step number n, on one of a few minibatches that are on the device already."""
     resolved = Settings.model_validate({**SETTINGS, **settings, "batch_size": size, "epochs": 1})
     asked = {"seed": 0, "split_column": None}
-    trainer = Trainer(data, work / "step", learn_setup(data, batch_key="batch"), asked, resolved, device.type)
-    with contextlib.closing(iter(DeviceFeeder(trainer.loaders["train"], device))) as batches:  # type: ignore[type-var]
+    setup = learn_setup(data, SetupKeys(batch_key="batch"))
+    parts = prepare_run(data, work / "step", setup, asked, resolved, device.type)
+    of_run = Trainer(parts).step
+    with contextlib.closing(iter(DeviceFeeder(parts.loaders["train"], device))) as batches:  # type: ignore[type-var]
         kept = [batch for batch in itertools.islice(batches, 8) if len(batch) == size]
-    trainer.model.train()
+    parts.model.train()
     weight = torch.ones((), device=device)
 
     def step(number: int) -> object:
         batch = kept[number % len(kept)]
-        seed_draws(trainer._noise, trainer.seed, TRAINING_NOISE, number)
-        if trainer._graphed is not None:
-            return trainer._graphed(batch, 1.0, ("rate",))
-        return trainer._do_step(batch, weight)
+        seed_draws(of_run._noise, parts.seed, TRAINING_NOISE, number)
+        if of_run._graph is not None:
+            return of_run._graph(batch, 1.0, ("rate",))
+        return of_run._take_alone(batch, weight)
 
     return step
 

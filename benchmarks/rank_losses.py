@@ -74,24 +74,26 @@ def main() -> None:
 def record(note: Any, counts: Path, out: Path, asked: dict[str, Any], change: float, smooth: bool) -> None:
     """Train; `losses.json` beside `out` gets the means of each step, reconstruction and KL."""
     from atlasvi.engine.distributed.ranks import join_ranks
+    from atlasvi.engine.training.step import StepTerms
     from atlasvi.engine.training.train import train
     from atlasvi.engine.training.training_loop import Trainer
 
     losses: list[list[float]] = []
-    check, make = Trainer._check_finite, Trainer.__init__
+    count, make = Trainer._count, Trainer.__init__
 
-    def note_losses(self: Trainer, means: np.ndarray, kl_weight: float) -> None:
-        check(self, means, kl_weight)
-        losses.append(means.tolist())
+    def note_losses(self: Trainer, found: StepTerms | None, kl_weight: float) -> bool:
+        if found is not None:
+            losses.append([found.terms.mean("reconstruction"), found.terms.mean("kl")])
+        return count(self, found, kl_weight)
 
     def make_changed(self: Trainer, *arguments: Any, **options: Any) -> None:
         make(self, *arguments, **options)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for weight in self.model.parameters():
+            for weight in self.parts.model.parameters():
                 weight *= 1 + change * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
 
-    Trainer._check_finite, Trainer.__init__ = note_losses, make_changed  # type: ignore[method-assign]
+    Trainer._count, Trainer.__init__ = note_losses, make_changed  # type: ignore[method-assign]
     if smooth:
         torch.nn.functional.relu = torch.nn.functional.softplus
     with join_ranks() as ranks:

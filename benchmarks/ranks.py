@@ -57,9 +57,10 @@ def main() -> None:
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Times in ms and ratios."""
     from atlasvi.engine.distributed.ranks import Ranks, join_ranks
-    from atlasvi.engine.model.covariates import learn_setup
+    from atlasvi.engine.model.covariates import SetupKeys, learn_setup
     from atlasvi.engine.model.noise import draw_dropout, draw_normal
     from atlasvi.engine.simulation import simulate
+    from atlasvi.engine.training.run_parts import prepare_run
     from atlasvi.engine.training.settings import resolve_settings
     from atlasvi.engine.training.training_loop import Trainer
     from atlasvi.loaders.cells.open_cells import open_cells
@@ -71,18 +72,19 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     asked = {"seed": 0, "split_column": None}
     settings = resolve_settings(None, {"batch_size": options.batch, "validation_fraction": 0})
     with join_ranks() as group:
+        setup = learn_setup(data, SetupKeys(batch_key="batch"))
         trainers = [
-            Trainer(data, folder / "run", learn_setup(data, batch_key="batch"), asked, settings, "cpu", ranks=ranks)
+            Trainer(prepare_run(data, folder / "run", setup, asked, settings, "cpu", ranks))
             for ranks in (Ranks(), group)
         ]
         batches = list(islice(trainers[0].loaders["train"], 4))
 
         def time_steps(trainer: Trainer) -> float:
-            trainer.model.train()
+            trainer.parts.model.train()
             began = time.perf_counter()
             for batch in islice(batches * STEPS_A_ROUND, STEPS_A_ROUND):
-                trainer._compute_gradients(batch, 0, 1.0, None).cpu()
-                trainer.optimizer.step()
+                trainer.step.take(batch, number=0, step=0, kl_weight=1.0)
+                trainer.step.update()
             return (time.perf_counter() - began) / STEPS_A_ROUND * 1e3
 
         for trainer in trainers:

@@ -3,7 +3,7 @@
 SCVI             all of it with scvi-tools' face                   api/scvi.py
 simulate         an atlas of known truth                           simulation.py
 ingest           count files -> a cell store                       atlasvi.loaders
-train            a cell store -> a run directory                   training/train.py (training_loop, settings, splits)
+train            a cell store -> a run directory                   training/train.py (run_parts, training_loop, step)
 load_run         a run directory -> a model                        model/trained_run.py
 load_scvi_tools  a model that scvi-tools saved -> a model          scvi_tools/model_directories.py
 save_scvi_tools  a model -> a directory that scvi-tools opens      scvi_tools/model_directories.py

@@ -110,9 +110,16 @@ def read_manifest(folder: Path, list_name: str = MANIFEST) -> Files | None:
     if not (folder / list_name).exists():
         return None
     files = read_json(folder / list_name).get("files")
-    if not isinstance(files, dict):
-        raise SourceError(f"{folder / list_name} is damaged (it lists no files): copy it again.")
+    if not isinstance(files, dict) or not all(map(_is_entry, files.values())):
+        raise SourceError(
+            f"{folder / list_name} is damaged (it does not list files with their sizes and checksums): copy it again."
+        )
     return {name: (size, checksum) for name, (size, checksum) in files.items()}
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether it is a size and a checksum."""
+    return isinstance(value, list) and len(value) == 2 and type(value[0]) is int and isinstance(value[1], str)
 
 
 def check_files(folder: Path, files: Files, compared: Callable[[str], bool]) -> None:

@@ -1,7 +1,6 @@
 """scVI with scvi-tools' face: set up, train, ask, save, load, minify, map new data; in memory or out of core."""
 
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,10 +25,11 @@ from atlasvi.engine.distributed.signals import TrainingInterrupted
 from atlasvi.engine.minified.minified_anndata import WITH_COUNTS, minify_anndata
 from atlasvi.engine.minified.minified_store import MINIFY_TYPE, MinifiedStore, is_minified_store
 from atlasvi.engine.minified.minify import MinifyReport, minify
-from atlasvi.engine.model.covariates import learn_setup
-from atlasvi.engine.model.library_prior import measure_library
+from atlasvi.engine.model.covariates import SetupKeys, learn_setup
+from atlasvi.engine.model.library_prior import fill_library_prior
+from atlasvi.engine.model.likelihoods import takes_fractions
 from atlasvi.engine.model.model_options import Freezing, ModelSettings
-from atlasvi.engine.model.trained_run import MODEL, TrainedRun
+from atlasvi.engine.model.trained_run import MODEL, RUN_FORMAT, TrainedRun
 from atlasvi.engine.model.vae import VAE as Model
 from atlasvi.engine.queries.latents import read_latents
 from atlasvi.engine.queries.opened_data import (
@@ -53,22 +53,27 @@ from atlasvi.engine.scvi_tools.model_directories import (
 )
 from atlasvi.engine.scvi_tools.registry import SCVI_DEFAULTS, name_activation
 from atlasvi.engine.torch_files import load_tensors
-from atlasvi.engine.training.checkpoint import CheckpointError, check_state, read_newest_checkpoint
+from atlasvi.engine.training.checkpoint import CheckpointError, read_newest_checkpoint
 from atlasvi.engine.training.query_mapping import align_anndata, map_query, report_genes
+from atlasvi.engine.training.run_parts import choose_device
+from atlasvi.engine.training.run_state import check_state
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.engine.training.train import train
-from atlasvi.engine.training.training_loop import TrainingError, choose_device
+from atlasvi.engine.training.training_error import TrainingError
 from atlasvi.loaders.cells.open_cells import CellData, add_column, align_genes, select_genes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.manifest import write_manifest
-from atlasvi.loaders.outputs import write_folder_aside
+from atlasvi.loaders.outputs import write_files_aside, write_folder_aside
+from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.store_files import check_version
 
 if TYPE_CHECKING:
     import anndata
 
 SPLIT = "_atlasvi_part"  # the column that training takes the split from
 KEPT_STATE = ("optimizer", "epoch", "step", "history")  # of a checkpoint, besides the weights
+ADATA = "adata.h5ad"
 STATE = "atlasvi.pt"  # beside a saved model: what scvi-tools does not keep, so that training goes on
 
 
@@ -118,8 +123,9 @@ class SCVI(Questions, ModelViews):
             if any(value is not None for value in asked.values()):
                 raise SettingError("An AnnData is set up by SCVI.setup_anndata(adata, ...), not by arguments of SCVI.")
             asked = read_setup(adata)
-        data = open_counts(adata, asked.pop("layer"), gene_likelihood)
-        setup = learn_setup(data, **asked, one_batch=True)
+        like = DataSpec("", layer=layer, values="numbers" if takes_fractions(gene_likelihood) else None)
+        data = open_counts(adata, like, asked.pop("layer"))
+        setup = learn_setup(data, SetupKeys.from_asked(asked), one_batch=True)
         if (embedding := kwargs.pop("batch_embedding_kwargs", None)) is not None:
             kwargs.update(embedding)
         if "var_activation" in kwargs:
@@ -141,10 +147,9 @@ class SCVI(Questions, ModelViews):
             raise SettingError(f"SCVI: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
         model = Model(settings, Generator().manual_seed(seed)).eval()
         if settings.has_latent_library:
-            found = measure_library(data, setup.read_codes(data).get("batch"), settings.n_batches)
-            for buffer, values in zip((model.library_log_means, model.library_log_vars), found):
-                buffer.copy_(torch.from_numpy(values))
-        self._begin(TrainedRun(model, [str(gene) for gene in data.genes], setup), adata, seed)
+            fill_library_prior(model, data, setup.read_codes(data))
+        run = TrainedRun(model, [str(gene) for gene in data.genes], setup, data=data.spec)
+        self._begin(run, adata, seed)
         self._cells = CountedCells(data, self.run.genes, setup)
 
     def _begin(self, run: TrainedRun, adata: Any, seed: int, device: str = "auto") -> None:
@@ -305,31 +310,39 @@ class SCVI(Questions, ModelViews):
         Raises OutputError if the directory exists and is not to be overwritten, or can't be written.
         """
         folder, prefix = Path(os.path.abspath(dir_path)), prefix or ""  # '.' has no name
-        if folder.exists() and not (overwrite and folder.is_dir()):
+        if os.path.lexists(folder) and not (overwrite and folder.is_dir()):
             raise OutputError(f"{folder} exists already: choose another place, or give overwrite=True (of a folder).")
         if save_anndata and self.adata is None:
             raise OutputError(f"{folder}: the model has no AnnData to save: its data is on disk already.")
-        written = folder / f".{prefix}new" if folder.exists() else folder
-        if written != folder:
-            shutil.rmtree(written, ignore_errors=True)  # of a process that was killed
-        with write_folder_aside(written) as scratch:
-            result = scratch / "result"
-            result.mkdir()
-            parts = {name: part for name in PARTS if (part := self._find_part(name)) is not None}
-            indices = {f"{name}_indices_": parts.get(name) for name in PARTS}
+        if folder.is_dir():
+            # the model first and its list last: in between, `check_saved` sees that the others are not of this model
+            order = [f"{prefix}{name}" for name in (MODEL, STATE, ADATA, SAVED)]
+            with write_files_aside(folder, order) as result:
+                self._write(result, prefix, save_anndata, anndata_write_kwargs)
+        else:
+            with write_folder_aside(folder) as scratch:
+                result = scratch / "result"
+                result.mkdir()
+                self._write(result, prefix, save_anndata, anndata_write_kwargs)
+
+    def _write(self, folder: Path, prefix: str, with_anndata: bool, write_options: Mapping[str, Any]) -> None:
+        """Write the files of `save` into a folder."""
+        parts = {name: part for name in PARTS if (part := self._find_part(name)) is not None}
+        indices = {f"{name}_indices_": parts.get(name) for name in PARTS}
+        try:
             run = TrainedRun(self.run.model.cpu(), self.run.genes, self.run.setup)
-            write_scvi_model(run, result / f"{prefix}{MODEL}", {"is_trained_": self.is_trained, **indices})
+            write_scvi_model(run, folder / f"{prefix}{MODEL}", {"is_trained_": self.is_trained, **indices})
+        finally:
             self.to_device(self.device)
-            split = {name: torch.from_numpy(part) for name, part in parts.items()}
-            torch.save({"state": self.run.state, "split": split}, result / f"{prefix}{STATE}")
-            if save_anndata:
-                assert self.adata is not None
-                self.adata.write_h5ad(result / f"{prefix}adata.h5ad", **anndata_write_kwargs)
-            write_manifest(result, list_name=f"{prefix}{SAVED}")
-        if written != folder:
-            for file in written.iterdir():
-                os.replace(file, folder / file.name)
-            shutil.rmtree(written)
+        split = {name: torch.from_numpy(part) for name, part in parts.items()}
+        content = {"format_version": RUN_FORMAT, "state": self.run.state, "split": split}
+        if self.run.data is not None:
+            content["data"] = self.run.data.to_record()
+        torch.save(content, folder / f"{prefix}{STATE}")
+        if with_anndata:
+            assert self.adata is not None
+            self.adata.write_h5ad(folder / f"{prefix}{ADATA}", **write_options)
+        write_manifest(folder, list_name=f"{prefix}{SAVED}")
 
     @classmethod
     def load(
@@ -360,10 +373,12 @@ class SCVI(Questions, ModelViews):
             state = folder / f"{prefix}{STATE}"
             content = load_tensors(state)
             with reading(str(state)):
+                check_version(str(state), "model", content, RUN_FORMAT)
+                run.data = DataSpec.from_record(content["data"]) if "data" in content else None
                 run.state = content["state"]
                 check_state(run.state or {})
                 parts = {name: part.numpy() for name, part in content["split"].items()}
-        if adata is None and (saved := folder / f"{prefix}adata.h5ad").is_file():
+        if adata is None and (saved := folder / f"{prefix}{ADATA}").is_file():
             adata = read_anndata(saved)
         where = "cpu" if accelerator == "cpu" else str(device)
         model = cls._of_run(run, adata, seed, where)
@@ -399,7 +414,7 @@ class SCVI(Questions, ModelViews):
         Raises GeneError if it has none of them.
         """
         reference = _open_reference(reference_model)
-        counts = open_counts(data, reference.setup.layer, reference.model.settings.gene_likelihood)
+        counts = open_counts(data, reference.like, reference.setup.layer)
         cells, missing = align_genes(counts, reference.genes)
         report_genes(cells.path, len(reference.genes), missing)
         return cells
@@ -431,7 +446,7 @@ class SCVI(Questions, ModelViews):
         reference = _open_reference(reference_model)
         if inplace_subset_query_vars:
             adata._inplace_subset_var(reference.genes)
-        counts = open_counts(adata, reference.setup.layer, reference.model.settings.gene_likelihood)
+        counts = open_counts(adata, reference.like, reference.setup.layer)
         data = select_genes(counts, reference.genes)
         freezing = Freezing(
             unfrozen=unfrozen,

@@ -8,6 +8,7 @@ import pandas as pd
 
 from atlasvi.engine.api.training_arguments import show_history
 from atlasvi.engine.minified.kept_posterior import MINIFIED, MINIFY_TYPE
+from atlasvi.engine.model.covariates import KINDS
 from atlasvi.engine.model.trained_run import MODEL, TrainedRun
 from atlasvi.engine.model.vae import VAE as Model
 from atlasvi.engine.queries.opened_data import open_question_cells
@@ -48,8 +49,7 @@ class ModelViews:
     def history(self) -> dict[str, pd.DataFrame]:
         """Metrics by name, each a table with a row an epoch.
 
-        `train_loss` and `validation_loss` are missing where one KL weight does not tell them: with a latent library,
-        or a warm-up by steps.
+        `train_loss` and `validation_loss` are missing with a warm-up by steps: no single KL weight is that of an epoch.
         """
         return show_history((self.run.state or {}).get("history", ()))
 
@@ -143,18 +143,14 @@ class ModelViews:
             cells = open_question_cells(adata, self.run)
             setup.read_codes(cells)
             lines.append(f"{cells.path}: {count(cells.n_cells, 'cell')}")
-        for name, key, known in (
-            ("batch", setup.batch_key, setup.batch_categories),
-            ("labels", setup.labels_key, setup.labels_categories),
-            *(("category", key, known) for key, known in setup.categorical_covariates.items()),
-        ):
-            if key is not None:
-                some = ", ".join(map(str, known[:shown])) + (", ..." if len(known) > shown else "")
-                known_count = count(len(known), "category", "categories")
-                lines.append(f"{name}: obs column {key!r}, {known_count}" + (f" ({some})" if shown else ""))
-        lines += [f"continuous: obs column {key!r}" for key in setup.continuous_covariate_keys]
-        if setup.size_factor_key is not None:
-            lines.append(f"size factor: obs column {setup.size_factor_key!r}")
+        for kind in KINDS:
+            for column in setup.columns(kind):
+                line = f"{kind.title}: obs column {column!r}"
+                if kind.noun is not None:
+                    known = setup.categories[kind.code][column]
+                    some = ", ".join(map(str, known[:shown])) + (", ..." if len(known) > shown else "")
+                    line += f", {count(len(known), 'category', 'categories')}" + (f" ({some})" if shown else "")
+                lines.append(line)
         _print(lines)
 
     def __repr__(self) -> str:

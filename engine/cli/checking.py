@@ -16,6 +16,7 @@ from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.errors import AtlasviError, SourceError
 from atlasvi.loaders.manifest import MANIFEST, find_damage, read_manifest, write_manifest
+from atlasvi.loaders.sources.data_spec import DataSpec
 
 SLICE_CELLS = 2**16
 STORES = ("cell store", "minified store")
@@ -69,7 +70,7 @@ def _read_all(path: Path) -> Iterator[str]:
         return _read_minified(MinifiedStore(path))
     if kind in ("run", "model"):
         return _read_run(path)
-    return _read_cells(CellStore(path) if kind == "cell store" else open_cells(path, keep_empty=True))
+    return _read_cells(open_cells(path, like=DataSpec(str(path), empty_cells="keep")))
 
 
 def _read_cells(data: CellData) -> Iterator[str]:

@@ -1,10 +1,9 @@
 """The command line: each command is a thin shell over a function that Python callers use."""
 
 import sys
-from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,9 +11,7 @@ from atlasvi.engine.cli.arguments import Seed, print_lines, split_names
 from atlasvi.engine.cli.query_commands import query_app
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.terminal import count, explain_errors, say, show_progress
-
-if TYPE_CHECKING:
-    from atlasvi.loaders.cells.open_cells import CellData
+from atlasvi.loaders.sources.data_spec import parse_source
 
 app = typer.Typer(
     name="atlasvi",
@@ -45,6 +42,9 @@ app.add_typer(query_app, name="query")
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Name genes by this column of var instead of its index.")]
 Measurement = Annotated[str | None, typer.Option(help="Which measurement (TileDB-SOMA), modality or table.")]
+EmptyCells = Annotated[
+    Literal["refuse", "keep"] | None, typer.Option(help="Cells without counts; refused if not said.")
+]
 RankTimeout = Annotated[
     float, typer.Option(metavar="SECONDS", help="Of many processes: one that hangs for so long ends all.", min=1)
 ]
@@ -200,33 +200,32 @@ def train(
     layer: Layer = None,
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
-    empty_cells: Annotated[Literal["refuse", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
+    empty_cells: EmptyCells = None,
 ) -> None:
     """Train scVI on a cell store or straight from a source."""
-    from atlasvi.engine.distributed.ranks import join_ranks
     from atlasvi.engine.training.settings import parse_settings
     from atlasvi.engine.training.train import train as run
 
-    with join_ranks(rank_timeout), closing(_open(data, layer, gene_column, measurement, empty_cells)) as cells:
-        run(
-            cells,
-            out,
-            batch_key=batch_key,
-            labels_key=labels_key,
-            size_factor_key=size_factor_key,
-            categorical_covariate_keys=split_names(categorical_covariate_keys),
-            continuous_covariate_keys=split_names(continuous_covariate_keys),
-            epochs=epochs,
-            batch_size=batch_size,
-            device=device,
-            seed=seed,
-            split_column=split_column,
-            config=config,
-            settings=parse_settings(settings or []),
-            start=start,
-            resume=resume,
-            profile=profile,
-        )
+    run(
+        parse_source(data, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells),
+        out,
+        batch_key=batch_key,
+        labels_key=labels_key,
+        size_factor_key=size_factor_key,
+        categorical_covariate_keys=split_names(categorical_covariate_keys),
+        continuous_covariate_keys=split_names(continuous_covariate_keys),
+        epochs=epochs,
+        batch_size=batch_size,
+        device=device,
+        seed=seed,
+        split_column=split_column,
+        config=config,
+        settings=parse_settings(settings or []),
+        start=start,
+        resume=resume,
+        profile=profile,
+        rank_timeout_s=rank_timeout,
+    )
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -283,23 +282,22 @@ def minify(
     layer: Layer = None,
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
-    empty_cells: Annotated[Literal["refuse", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
+    empty_cells: EmptyCells = None,
 ) -> None:
     """Encode every cell and keep its posterior; drop the counts. After a kill the same command goes on."""
     from atlasvi.engine.cli.describe import folder_bytes
     from atlasvi.engine.distributed.ranks import join_ranks
     from atlasvi.engine.minified.minify import minify as run_minify
 
-    options = {"layer": layer, "gene_column": gene_column, "measurement": measurement}
+    spec = parse_source(data, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells)
     with join_ranks(rank_timeout) as ranks, show_progress() as progress:
         report = run_minify(
             run,
-            data,
+            spec,
             out,
             source_order=source_order,
             batch_size=batch_size,
             device=device,
-            options={**options, "keep_empty": empty_cells == "keep"},
             dask=dask,
             progress=progress,
         )
@@ -331,15 +329,6 @@ def export(
         save_scvi_tools(open_model(path), out)
         opens = "scvi.model.SCVI.load(..., adata)"
     say(f"{out}: open it with {opens}.")
-
-
-def _open(
-    data: str, layer: str | None, gene_column: str | None, measurement: str | None, empty_cells: str
-) -> "CellData":
-    from atlasvi.loaders.cells.open_cells import open_cells
-
-    keep_empty = empty_cells == "keep"
-    return open_cells(data, layer=layer, gene_column=gene_column, measurement=measurement, keep_empty=keep_empty)
 
 
 def _check_command(context: typer.Context, command: list[str]) -> None:

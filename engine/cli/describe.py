@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from atlasvi.engine.terminal import count
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.manifest import read_json
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.open_source import open_source
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[s
     sizes = f"{count(store.n_cells, 'cell')} x {count(len(store.genes), 'gene')}"
     yield f"  {sizes}, {count(store.n_latent, 'latent dimension')}, no counts"
     yield f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes a cell"
-    batch = store.setup.batch_key or "none" if isinstance(store, MinifiedStore) or store.has_model else "see its model"
+    known = isinstance(store, MinifiedStore) or store.has_model
+    batch = store.setup.keys.batch_key or "none" if known else "see its model"
     yield f"  batch: {batch}; order: {order}"
     yield from _describe_table(store.obs)
 
@@ -79,7 +80,7 @@ def _describe_model(path: str | Path) -> Iterator[str]:
     run = load_scvi_tools(path)
     yield f"{path}: a model of scvi-tools, {count(len(run.genes), 'gene')}"
     yield from (f"  {name}: {value}" for name, value in run.model_settings.items() if name != "n_genes")
-    keys = {name: value for name, value in asdict(run.setup).items() if name.endswith("_key") and value}
+    keys = {name: value for name, value in run.setup.keys.as_asked().items() if name.endswith("_key") and value}
     yield from (f"  {name}: {value}" for name, value in keys.items())
 
 
@@ -103,10 +104,13 @@ def _describe_columns(columns: dict[str, pd.Series]) -> Iterator[str]:
 def _describe_run(run: Path) -> Iterator[str]:
     config = read_json(run / "config.json")
     yield f"{run}: run"
-    yield from (f"  {name}: {value}" for name, value in config.items() if not isinstance(value, (dict, list)))
+    with reading(str(run / "config.json")):
+        spec = DataSpec.from_record(config["data"])
+    values = {**config, "data": spec}
+    yield from (f"  {name}: {value}" for name, value in values.items() if not isinstance(value, (dict, list)))
     result = run / "result.json"
     if not result.is_file():
-        yield f"  not finished: go on with atlasvi train {shlex.quote(str(config.get('data')))} --out {run} --resume"
+        yield f"  not finished: go on with atlasvi train {shlex.quote(str(spec))} --out {run} --resume"
         return
     outcome = read_json(result)
     with reading(str(result)):

@@ -28,13 +28,13 @@ import zarr
 from atlasvi.engine.minified.kept_posterior import LATENTS, LIBRARY, MINIFIED, MINIFY_TYPE, KeptPosterior
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.loaders.arrays.array_checks import check_group_codecs
-from atlasvi.loaders.cells.cell_store import check_version
 from atlasvi.loaders.cells.store_checks import check_attributes, check_lengths, check_written, name_missing_chunks
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.manifest import Files, check_files, hash_file, write_manifest
-from atlasvi.loaders.outputs import remove_leftovers, sync_file, sync_folder, write_file_aside
-from atlasvi.loaders.store_files import check_manifest, read_attributes
+from atlasvi.loaders.outputs import remove_leftovers, sync_file, write_file_aside
+from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.store_files import check_manifest, check_version, read_attributes
 from atlasvi.loaders.tables.anndata_tables import read_text, to_str
 from atlasvi.loaders.tables.merged_columns import TEXT
 from atlasvi.loaders.tables.store_tables import (
@@ -138,7 +138,7 @@ def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> Fil
         for file in (folder / chunk, folder / chunk / "0"):
             if file.is_file():
                 sync_file(file)
-                sync_folder(file.parent)
+                sync_file(file.parent)
                 files[str(file.relative_to(path))] = hash_file(file)
     return files
 
@@ -187,7 +187,8 @@ class MinifiedStore(KeptPosterior):
         attributes = read_attributes(path)
         if attributes is None or attributes.get("kind") != KIND:
             raise SourceError(f"{path} is not a minified store (make one with: atlasvi minify RUN DATA --out MINI).")
-        check_version(attributes, path, FORMAT_VERSION)
+        check_attributes(attributes, path, {"format_version": int})
+        check_version(self.path, KIND, attributes, FORMAT_VERSION)
         check_attributes(attributes, path, ATTRIBUTES)
         self.attributes: dict[str, Any] = attributes
         with reading(self.path), quiet_zarr():
@@ -248,7 +249,9 @@ class MinifiedStore(KeptPosterior):
         """The model that the store holds, with its genes and its setup."""
         from atlasvi.engine.model.trained_run import TrainedRun  # and with it torch, as `model` does
 
-        return TrainedRun(self.model(), [str(gene) for gene in self.genes], self.setup)
+        with reading(self.path):
+            data = DataSpec.from_record(self.attributes["data"]) if "data" in self.attributes else None
+        return TrainedRun(self.model(), [str(gene) for gene in self.genes], self.setup, data=data)
 
     def model(self) -> "VAE":
         """The model, ready to decode."""

@@ -2,11 +2,10 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
@@ -15,13 +14,13 @@ from atlasvi.engine.minified.minified_store import LIBRARY, create_minified, fin
 from atlasvi.engine.minified.minify_parts import ENCODED, ORDERED, MinifyJob, Opened, load_job
 from atlasvi.engine.model.trained_run import RESULT, TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
-from atlasvi.engine.training.resuming import fingerprint, name_data
+from atlasvi.engine.training.resuming import fingerprint
 from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes
 from atlasvi.loaders.ingestion.ingest import Progress
 from atlasvi.loaders.ingestion.ingest_job import reading_unfinished
 from atlasvi.loaders.manifest import hash_files, write_json
 from atlasvi.loaders.outputs import write_folder_aside
-from atlasvi.loaders.sources.source_options import parse_source
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.workers import Workers, make_task
 
 
@@ -36,13 +35,12 @@ class MinifyReport:
 
 def minify(
     run: TrainedRun | str | Path,
-    data: CellData | str | Path,
+    data: CellData | DataSpec | str | Path,
     out: str | Path,
     *,
     source_order: bool = False,
     batch_size: int = 1024,
     device: str = "auto",
-    options: Mapping[str, Any] | None = None,
     dask: str | None = None,
     rank_timeout_s: float = RANK_TIMEOUT_S,
     progress: Progress = lambda stage, done, total: None,
@@ -50,9 +48,10 @@ def minify(
     """Write the posterior of every cell of `data` under the model of `run` to a new minified store at `out`.
 
     run           a finished run or its directory, or one that scvi-tools saved
-    data          a cell store or any source; it must have all genes of the model (others are left out)
+    data          a cell store or any source, as a path with options (PATH::layer=counts), as a DataSpec, or open; it
+                  must have all genes of the model (others are left out). Options that are not given are those that the
+                  run's data was opened with
     source_order  cells in the order of their sources instead of that of the store
-    options       what `open_cells` is to be told of `data`, where that is a path: layer, ...
     dask          address of a Dask scheduler whose workers do it; they must see `data` and `out` at the same paths
     Started by torchrun or `atlasvi launch`, all ranks call this alike, and each writes its own parts of the one store.
     After a kill, Ctrl-C or SIGTERM the same call goes on with the parts that were not finished, on any number of ranks.
@@ -64,18 +63,14 @@ def minify(
         ranks.note("opening the model and the data")
         if not isinstance(run, TrainedRun):
             run = open_model(run)
-        spec = parse_source(data if isinstance(data, (str, Path)) else data.path)
-        if isinstance(data, (str, Path)):  # as the run's data was opened, where nothing else is said
-            usual = {"layer": run.setup.layer, "fractions": run.model.settings.gene_likelihood == "normal"}
-            options = {**usual, **{name: value for name, value in (options or {}).items() if value is not None}}
-            data = open_cells(data, **options)
+        if isinstance(data, (DataSpec, str, Path)):
+            data = open_cells(data, like=run.like)
             ours.callback(data.close)
         elif dask is not None:
-            raise ValueError("over a Dask cluster each worker opens the data: give its path, and `options`")
+            raise ValueError("over a Dask cluster each worker opens the data: give its path, or a DataSpec")
         data = select_genes(data, run.genes)
         job = MinifyJob(
-            data=str(spec.make_absolute()),
-            options=dict(options or {}),
+            data=data.spec.make_absolute().to_record(),
             identity={**fingerprint(data), "weights_sha256": _hash_weights(run)},
             n_cells=data.n_cells,
             part_cells=minify_parts.choose_part_cells(data.n_cells, batch_size),
@@ -151,9 +146,9 @@ def _finish(scratch: Path, opened: Opened) -> None:
     run, data, job = opened.run, opened.data, opened.job
     model = {
         "model": run.model_settings,
-        "setup": asdict(run.setup),
+        "setup": run.setup.to_saved(),
         "order": "source" if job.source_order else "as trained",
-        "data": name_data(data),
+        "data": data.spec.to_record(),
     }
     written = minify_parts.read_written(scratch, ORDERED if job.source_order else ENCODED, job.n_parts)
     result = scratch / minify_parts.RESULT

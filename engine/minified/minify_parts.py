@@ -28,6 +28,7 @@ from atlasvi.loaders.ingestion.buckets import record_to_bytes, records_from_byte
 from atlasvi.loaders.ingestion.ingest_job import reading_unfinished
 from atlasvi.loaders.manifest import Files, read_json, write_json
 from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.tables.store_tables import obs_to_record
 
 JOB, RUN, RESULT, DONE, PIECES = "job.json", "run", "result", "done", "pieces"
@@ -42,13 +43,12 @@ TASK_PARTS = 4  # to a task of a cluster: a task reads somewhat beyond its end
 class MinifyJob:
     """What is to be done, as a file that every process reads.
 
-    data, options  what `open_cells` takes
-    identity       tells the data and the model from others
-    part_cells     cells of a part, a multiple of batch_size; the last may have fewer
+    data        how every process opens the data: the record of a DataSpec
+    identity    tells the data and the model from others
+    part_cells  cells of a part, a multiple of batch_size; the last may have fewer
     """
 
-    data: str
-    options: dict[str, Any]
+    data: dict[str, str]
     identity: dict[str, Any]
     n_cells: int
     part_cells: int
@@ -110,7 +110,7 @@ def open_job(scratch: str) -> Opened:
     if scratch not in _OPEN:
         job, run = load_job(Path(scratch)), load_run(Path(scratch) / RUN)
         assert job is not None
-        data = select_genes(open_cells(job.data, **job.options), run.genes)
+        data = select_genes(open_cells(DataSpec.from_record(job.data)), run.genes)
         keep_open(Path(scratch), Opened(job, run, data, run.setup.read_codes(data)))
     return _OPEN[scratch]
 

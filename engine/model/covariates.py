@@ -1,91 +1,172 @@
 """Which columns of `obs` a model takes, and the codes that they become."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
+from atlasvi.loaders.cells.cells_protocol import Columns
 from atlasvi.loaders.errors import ColumnError
 
 Category = str | int | float | bool
 
 
-class Columns(Protocol):
-    """What has columns of cells: a store, a source, a minified store."""
+@dataclass(frozen=True, kw_only=True)
+class SetupKeys:
+    """The columns of `obs` that a model takes, by what they are for: what `train` and `setup_anndata` are given."""
 
-    path: str
-    n_cells: int
+    batch_key: str | None = None
+    labels_key: str | None = None
+    size_factor_key: str | None = None
+    categorical_covariate_keys: tuple[str, ...] = ()
+    continuous_covariate_keys: tuple[str, ...] = ()
 
-    def read_column(self, name: str) -> pd.Series:
-        """One column of all cells. Raises ColumnError, naming those that are there."""
+    @classmethod
+    def from_asked(cls, asked: Mapping[str, Any]) -> Self:
+        """From the arguments of these names; others are left out, a list or None is fine where there may be several."""
+        values: dict[str, Any] = {key: asked.get(key) for key in KEYS}
+        for key in (kind.key for kind in KINDS if kind.several):
+            values[key] = tuple(values[key] or ())
+        return cls(**values)
+
+    def as_asked(self) -> dict[str, Any]:
+        """The arguments as they are kept in files: a list where there may be several, None where there is none."""
+        values = {key: getattr(self, key) for key in KEYS}
+        return {key: (list(value) or None) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+KEYS = tuple(each.name for each in fields(SetupKeys))
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What columns of `obs` can be for a model.
+
+    code   what becomes of the column is found in `Batch.codes` by this name
+    key    the field of SetupKeys that names its columns; `keys` if there may be several, side by side then
+    title  as it is shown to a person
+    noun   of its categories, in the plural; None: its columns hold numbers
+    positive  whether all numbers must be above 0
+    """
+
+    code: str
+    key: str
+    title: str
+    noun: str | None = None
+    positive: bool = False
+
+    @property
+    def several(self) -> bool:
+        """Whether there may be several columns."""
+        return self.key.endswith("_keys")
+
+    @property
+    def saved(self) -> str:
+        """The name under which files keep the categories."""
+        return "categorical_covariates" if self.several else f"{self.code}_categories"
+
+
+BATCH = Kind("batch", "batch_key", "batch", "batches")
+LABELS = Kind("labels", "labels_key", "labels", "labels")
+CATEGORIES = Kind("categories", "categorical_covariate_keys", "category", "categories")
+CONTINUOUS = Kind("continuous", "continuous_covariate_keys", "continuous")
+SIZE_FACTOR = Kind("size_factor", "size_factor_key", "size factor", positive=True)
+KINDS = (BATCH, LABELS, CATEGORIES, CONTINUOUS, SIZE_FACTOR)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What scvi-tools' setup_anndata is told of `obs`, and the categories found there, in the order of their codes.
+    """The columns that a model takes, and the categories found there, in the order of their codes.
 
     Categories are text, numbers and truth values as obs holds them; what is none of these (dates, intervals) is text.
     They are compared by value: 1, 1.0 and np.int8(1) are one category.
 
-    categorical_covariates  key -> categories, of each covariate besides the batch
-    category_dtypes  of keys whose categories are all numbers or all truth values: 'int64', 'float32', 'bool', ...
+    categories       of each kind that has them, by its code: column -> categories
+    category_dtypes  of columns whose categories are all numbers or all truth values: 'int64', 'float32', 'bool', ...
     layer            where the counts were; None: X
     n_cells          cells that the model was set up with
     """
 
-    batch_key: str | None = None
-    batch_categories: list[Category] = field(default_factory=list)
-    labels_key: str | None = None
-    labels_categories: list[Category] = field(default_factory=list)
-    size_factor_key: str | None = None
-    categorical_covariates: dict[str, list[Category]] = field(default_factory=dict)
-    continuous_covariate_keys: list[str] = field(default_factory=list)
+    keys: SetupKeys = SetupKeys()
+    categories: dict[str, dict[str, list[Category]]] = field(default_factory=dict)
     category_dtypes: dict[str, str] = field(default_factory=dict)
     layer: str | None = None
     n_cells: int = 0
 
     @classmethod
     def from_saved(cls, content: Mapping[str, Any]) -> Self:
-        """A setup from its fields as a file of any version keeps them: the first ones wrote numbers as text."""
+        """A setup from its fields as a file of any version keeps them: the first ones wrote numbers as text.
+
+        Raises ValueError for categories of a column that is not named.
+        """
         dtypes = content.get("category_dtypes") or {}
 
-        def restore(key: str | None, categories: Sequence[Any] | None) -> list[Category]:
-            return [_parse(value, dtypes[key]) if key in dtypes else value for value in categories or ()]
+        def restore(column: str, known: Sequence[Any] | None) -> list[Category]:
+            return [_parse(value, dtypes[column]) if column in dtypes else value for value in known or ()]
 
-        named = {
-            f"{name}_categories": restore(content.get(f"{name}_key"), content.get(f"{name}_categories"))
-            for name in ("batch", "labels")
-        }
-        further = {key: restore(key, known) for key, known in (content.get("categorical_covariates") or {}).items()}
-        return cls(**{**content, **named, "categorical_covariates": further})
+        asked = {CATEGORIES.key: list(content.get(CATEGORIES.saved) or ()), **content}
+        keys, categories = SetupKeys.from_asked(asked), {}
+        for kind in KINDS:
+            known, columns = content.get(kind.saved) or (), _columns(keys, kind)
+            if kind.noun is None or not (known or columns):
+                continue
+            if not columns:
+                raise ValueError(f"it holds {kind.noun} and names no column of them")
+            by_column = known if isinstance(known, Mapping) else {columns[0]: known}
+            categories[kind.code] = {column: restore(column, by_column[column]) for column in columns}
+        others = {name: content[name] for name in ("category_dtypes", "layer", "n_cells") if name in content}
+        return cls(keys=keys, categories=categories, **others)
 
-    def extend(
-        self, batches: list[Category], labels: list[Category], covariates: Mapping[str, list[Category]], n_cells: int
-    ) -> Self:
-        """The setup with the categories of further data that it does not know, sorted, after those that it does."""
+    def to_saved(self) -> dict[str, Any]:
+        """Plain values, as files keep them."""
+        saved: dict[str, Any] = {}
+        for kind in KINDS:
+            known = self.categories.get(kind.code, {})
+            if kind.noun is None or not kind.several:
+                saved[kind.key] = list(self.columns(kind)) if kind.several else getattr(self.keys, kind.key)
+            if kind.noun is not None:
+                saved[kind.saved] = dict(known) if kind.several else next(iter(known.values()), [])
+        return {**saved, **{name: getattr(self, name) for name in ("category_dtypes", "layer", "n_cells")}}
+
+    def columns(self, kind: Kind) -> tuple[str, ...]:
+        """The columns of a kind."""
+        return _columns(self.keys, kind)
+
+    @property
+    def batch_categories(self) -> list[Category]:
+        """The batches; none without a batch key."""
+        return next(iter(self.categories.get(BATCH.code, {}).values()), [])
+
+    @property
+    def labels_categories(self) -> list[Category]:
+        """The labels; none without a labels key."""
+        return next(iter(self.categories.get(LABELS.code, {}).values()), [])
+
+    @property
+    def categorical_covariates(self) -> dict[str, list[Category]]:
+        """The categories of each categorical covariate besides the batch, by its column."""
+        return self.categories.get(CATEGORIES.code, {})
+
+    def extend(self, found: "Setup") -> Self:
+        """The setup with the categories of further data that it does not know, sorted, after those that it does.
+
+        found  the setup learned from that data; a column that it leaves out adds nothing
+        """
 
         def add(known: list[Category], there: list[Category]) -> list[Category]:
             new = [value for value, place in zip(there, find_categories(known, there)) if place is None]
             return [*known, *sorted(new, key=lambda value: (isinstance(value, str), value))]
 
-        batches, labels = add(self.batch_categories, batches), add(self.labels_categories, labels)
-        further = {key: add(known, covariates[key]) for key, known in self.categorical_covariates.items()}
-        known: dict[Any, list[Category]] = {self.batch_key: batches, self.labels_key: labels, **further}
-        dtypes = {
-            key: dtype
-            for key, dtype in self.category_dtypes.items()
-            if not any(isinstance(value, str) for value in known[key])
+        categories = {
+            code: {column: add(values, found.categories.get(code, {}).get(column, [])) for column, values in of.items()}
+            for code, of in self.categories.items()
         }
-        return replace(
-            self,
-            batch_categories=batches,
-            labels_categories=labels,
-            categorical_covariates=further,
-            category_dtypes=dtypes,
-            n_cells=n_cells,
-        )
+        by_column = [each for of in categories.values() for each in of.items()]
+        with_text = {column for column, known in by_column if any(isinstance(value, str) for value in known)}
+        dtypes = {column: dtype for column, dtype in self.category_dtypes.items() if column not in with_text}
+        return replace(self, categories=categories, category_dtypes=dtypes, n_cells=found.n_cells)
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -94,8 +175,8 @@ class Setup:
             "n_batches": max(len(self.batch_categories), 1),
             "n_labels": max(len(self.labels_categories), 1),
             "n_categories": tuple(len(categories) for categories in self.categorical_covariates.values()),
-            "n_continuous": len(self.continuous_covariate_keys),
-            "use_size_factor": self.size_factor_key is not None,
+            "n_continuous": len(self.columns(CONTINUOUS)),
+            "use_size_factor": bool(self.columns(SIZE_FACTOR)),
         }
 
     def read_codes(self, data: Columns, labels: bool = False) -> dict[str, np.ndarray]:
@@ -104,40 +185,28 @@ class Setup:
         Raises ColumnError if a column is not there, has missing values, or holds a category that the model does not
         know.
         """
+        left_out = [] if labels else [LABELS]
+        left_out += [BATCH] if len(self.batch_categories) < 2 else []
         codes: dict[str, np.ndarray] = {}
-        if self.batch_key is not None and len(self.batch_categories) > 1:
-            codes["batch"] = _read_codes(data, self.batch_key, self.batch_categories, "batches")
-        if labels and self.labels_key is not None:
-            codes["labels"] = _read_codes(data, self.labels_key, self.labels_categories, "labels")
-        if self.categorical_covariates:
-            columns = [
-                _read_codes(data, key, known, "categories") for key, known in self.categorical_covariates.items()
+        for kind in KINDS:
+            if kind in left_out or not self.columns(kind):
+                continue
+            read = [
+                _read_numbers(data, column, kind)
+                if kind.noun is None
+                else _read_codes(data, column, self.categories[kind.code][column], kind.noun)
+                for column in self.columns(kind)
             ]
-            codes["categories"] = np.stack(columns, axis=1)
-        if self.continuous_covariate_keys:
-            numbers = [_read_numbers(data, key) for key in self.continuous_covariate_keys]
-            codes["continuous"] = np.stack(numbers, axis=1)
-        if self.size_factor_key is not None:
-            codes["size_factor"] = factors = _read_numbers(data, self.size_factor_key)
-            if not (factors > 0).all():
-                cell = int(np.argmin(factors > 0))
-                raise ColumnError(
-                    f"{data.path}: obs column {self.size_factor_key!r} holds {factors[cell]:g} (cell {cell}): a size "
-                    "factor is above 0."
-                )
+            codes[kind.code] = np.stack(read, axis=1) if kind.several else read[0]
         return codes
 
 
-def learn_setup(
-    data: Columns,
-    *,
-    batch_key: str | None = None,
-    labels_key: str | None = None,
-    size_factor_key: str | None = None,
-    categorical_covariate_keys: Sequence[str] | None = None,
-    continuous_covariate_keys: Sequence[str] | None = None,
-    one_batch: bool = False,
-) -> Setup:
+def _columns(keys: SetupKeys, kind: Kind) -> tuple[str, ...]:
+    named = getattr(keys, kind.key)
+    return named if isinstance(named, tuple) else () if named is None else (named,)
+
+
+def learn_setup(data: Columns, keys: SetupKeys, *, one_batch: bool = False) -> Setup:
     """The setup of a model to be trained on `data`: its categories are those found there, unused ones left out.
 
     one_batch  a single batch is no error: others may come with new data
@@ -146,31 +215,26 @@ def learn_setup(
     """
     dtypes: dict[str, str] = {}
 
-    def learn(key: str) -> list[Category]:
-        found = _read_column(data, key).cat.categories
+    def learn(column: str) -> list[Category]:
+        found = _read_column(data, column).cat.categories
         categories = [to_category(value) for value in found]
         if not any(isinstance(value, str) for value in categories) and getattr(found.dtype, "kind", "O") in "iufb":
-            dtypes[key] = {"boolean": "bool"}.get(found.dtype.name, found.dtype.name.lower())
+            dtypes[column] = {"boolean": "bool"}.get(found.dtype.name, found.dtype.name.lower())
         return categories
 
-    batches = [] if batch_key is None else learn(batch_key)
-    if len(batches) == 1 and not one_batch:
+    categories = {
+        kind.code: {column: learn(column) for column in _columns(keys, kind)}
+        for kind in KINDS
+        if kind.noun is not None and _columns(keys, kind)
+    }
+    layer = getattr(data, "layer", None)
+    setup = Setup(keys=keys, categories=categories, category_dtypes=dtypes, layer=layer, n_cells=data.n_cells)
+    if len(setup.batch_categories) == 1 and not one_batch:
         raise ColumnError(
-            f"{data.path}: obs column {batch_key!r} has one value ({str(batches[0])!r}), so there are no batches to "
-            "correct for: leave --batch-key out, or name another column."
+            f"{data.path}: obs column {keys.batch_key!r} has one value ({str(setup.batch_categories[0])!r}), so there "
+            "are no batches to correct for: leave --batch-key out, or name another column."
         )
-    return Setup(
-        batch_key,
-        batches,
-        labels_key,
-        [] if labels_key is None else learn(labels_key),
-        size_factor_key,
-        {key: learn(key) for key in categorical_covariate_keys or ()},
-        list(continuous_covariate_keys or ()),
-        dtypes,
-        getattr(data, "layer", None),
-        data.n_cells,
-    )
+    return setup
 
 
 def _read_column(data: Columns, key: str) -> pd.Series:
@@ -236,8 +300,8 @@ def _parse(value: Any, dtype: str) -> Category:
         return value
 
 
-def _read_numbers(data: Columns, key: str) -> np.ndarray:
-    """float32 value of each cell. Raises ColumnError for what is no finite number."""
+def _read_numbers(data: Columns, key: str, kind: Kind) -> np.ndarray:
+    """float32 value of each cell. Raises ColumnError for what is no finite number, or not above 0 where it must be."""
     values = data.read_column(key)
     _check_complete(data, key, values)
     if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype.kind not in "iufb":
@@ -249,6 +313,11 @@ def _read_numbers(data: Columns, key: str) -> np.ndarray:
     if not np.isfinite(numbers).all():
         cell = int(np.argmin(np.isfinite(numbers)))
         raise ColumnError(f"{data.path}: obs column {key!r} holds {values.iloc[cell]} (cell {cell}): mend those cells.")
+    if kind.positive and not (numbers > 0).all():
+        cell = int(np.argmin(numbers > 0))
+        raise ColumnError(
+            f"{data.path}: obs column {key!r} holds {numbers[cell]:g} (cell {cell}): a {kind.title} is above 0."
+        )
     return numbers
 
 

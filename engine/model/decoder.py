@@ -13,14 +13,7 @@ class Decoder(nn.Module):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        shape = LayerShape(
-            1 if settings.embeds_batch else settings.n_batches,
-            settings.n_categories,
-            settings.deeply_inject_covariates,
-            0.0,
-            settings.use_batch_norm in ("decoder", "both"),
-            settings.use_layer_norm in ("decoder", "both"),
-        )
+        shape = LayerShape.of_part(settings, "decoder")
         hidden, genes = settings.n_hidden, settings.n_genes
         self.layers = nn.ModuleList(
             Layer(hidden if k else settings.n_latent + settings.n_numbers, hidden, shape, first=k == 0)
@@ -28,7 +21,7 @@ class Decoder(nn.Module):
         )
         self.logits = linear(hidden, genes)
         self.log_theta = linear(hidden, genes) if settings.decodes_theta else None
-        self.dropout = linear(hidden, genes) if settings.gene_likelihood == "zinb" else None
+        self.dropout = linear(hidden, genes) if settings.likelihood.has_dropout else None
 
     def hide(self, z: Tensor, given: Covariates) -> Tensor:
         """The last hidden state float32 [..., cells, hidden] of z [..., cells, latent]."""

@@ -23,16 +23,8 @@ class Encoder(nn.Module):
 
     def __init__(self, settings: ModelSettings, n_layers: int, n_out: int) -> None:
         super().__init__()
-        told = settings.encode_covariates
-        shape = LayerShape(
-            settings.n_batches if told and not settings.embeds_batch else 1,
-            settings.n_categories if told else (),
-            settings.deeply_inject_covariates,
-            settings.dropout_rate,
-            settings.use_batch_norm in ("encoder", "both"),
-            settings.use_layer_norm in ("encoder", "both"),
-        )
-        hidden, numbers = settings.n_hidden, settings.n_numbers if told else 0
+        shape = LayerShape.of_part(settings, "encoder")
+        hidden, numbers = settings.n_hidden, settings.n_numbers if settings.encode_covariates else 0
         self.first = CountsLayer(settings.n_genes, numbers, hidden, shape, settings.log_variational)
         self.layers = nn.ModuleList(Layer(hidden, hidden, shape) for _ in range(n_layers - 1))
         self.mean, self.log_variance = linear(hidden, n_out), linear(hidden, n_out)

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from atlasvi.engine.model.model_options import ModelSettings
 from atlasvi.engine.model.noise import Noise, draw_dropout
 from atlasvi.kernels import GeneOrder, log1p_linear, norm_relu, take_columns
 from atlasvi.loaders.batches.batch import Batch
@@ -32,7 +34,7 @@ class LayerShape:
     """What all layers of an encoder or decoder have in common.
 
     n_batches, n_categories  one-hot inputs of each covariate, where there are more than one
-    deep  whether layers after the first are told them too
+    deep  whether layers after the first take them too
     """
 
     n_batches: int = 1
@@ -41,6 +43,19 @@ class LayerShape:
     dropout_rate: float = 0.0
     batch_norm: bool = False
     layer_norm: bool = True
+
+    @classmethod
+    def of_part(cls, settings: ModelSettings, part: Literal["encoder", "decoder"]) -> Self:
+        """The layers of a part of a model; the decoder always takes covariates, and has no dropout."""
+        takes_covariates = part == "decoder" or settings.encode_covariates
+        return cls(
+            settings.n_batches if takes_covariates and not settings.embeds_batch else 1,
+            settings.n_categories if takes_covariates else (),
+            settings.deeply_inject_covariates,
+            settings.dropout_rate if part == "encoder" else 0.0,
+            settings.use_batch_norm in (part, "both"),
+            settings.use_layer_norm in (part, "both"),
+        )
 
     def columns(self, first: bool) -> tuple[int, list[int]]:
         """One-hot inputs that a layer has: of the batch, of each further covariate; sizes of 1 say nothing."""

@@ -1,7 +1,11 @@
 """The prior of a latent library size: mean and variance of the log library in each batch, measured in one pass."""
 
-import numpy as np
+from collections.abc import Mapping
 
+import numpy as np
+import torch
+
+from atlasvi.engine.model.vae import VAE
 from atlasvi.loaders.batches.loader import BatchLoader
 from atlasvi.loaders.cells.open_cells import CellData
 
@@ -30,3 +34,14 @@ def measure_library(data: CellData, batch: np.ndarray | None, n_batches: int) ->
     means = np.where(there, means + guess, 0)
     variances = np.where(there & (variances > 1e-12), variances, 1)
     return means.astype(np.float32), variances.astype(np.float32)
+
+
+def fill_library_prior(model: VAE, data: CellData, codes: Mapping[str, np.ndarray], first: int = 0) -> None:
+    """Measure the prior and set it in a model with a latent library.
+
+    codes  covariates of all cells, as `Setup.read_codes` gives them
+    first  batch from which on it is set; those before keep theirs
+    """
+    found = measure_library(data, codes.get("batch"), model.settings.n_batches)
+    for buffer, values in zip((model.library_log_means, model.library_log_vars), found):
+        buffer[first:] = torch.from_numpy(values)[first:]

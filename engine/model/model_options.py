@@ -4,7 +4,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Likelihood = Literal["nb", "zinb", "poisson", "normal"]
+from atlasvi.engine.model.likelihoods import LIKELIHOODS, Likelihood, LikelihoodName
+
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
 Where = Literal["none", "encoder", "decoder", "both"]
 
@@ -20,7 +21,7 @@ class ModelOptions(BaseModel):
     """Hidden layers of the encoder, and of the decoder."""
     dropout_rate: float = Field(default=0.05, ge=0, lt=1)
     """In the encoder; the decoder has none."""
-    gene_likelihood: Likelihood = "nb"
+    gene_likelihood: LikelihoodName = "nb"
     dispersion: Dispersion = "gene"
     """One inverse dispersion a gene, or one for each batch, each label, each cell (decoded) too. For the normal
     likelihood it is the standard deviation; the Poisson has none."""
@@ -42,6 +43,11 @@ class ModelOptions(BaseModel):
     use_batch_norm: Where = "none"
     use_layer_norm: Where = "both"
     """Where both norms are used, batch norm comes first."""
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The likelihood of the counts."""
+        return LIKELIHOODS[self.gene_likelihood]
 
 
 class ModelSettings(ModelOptions):
@@ -83,14 +89,14 @@ class ModelSettings(ModelOptions):
     @property
     def theta_rows(self) -> int:
         """Rows of the dispersion's table: one, or one a batch or a label; 0 where there is no table."""
-        if self.gene_likelihood == "poisson" or self.dispersion == "gene-cell":
+        if not self.likelihood.has_dispersion or self.dispersion == "gene-cell":
             return 0
         return {"gene-batch": self.n_batches, "gene-label": self.n_labels}.get(self.dispersion, 1)
 
     @property
     def decodes_theta(self) -> bool:
         """Whether the decoder gives a dispersion for each cell and gene."""
-        return self.dispersion == "gene-cell" and self.gene_likelihood != "poisson"
+        return self.dispersion == "gene-cell" and self.likelihood.has_dispersion
 
 
 class Freezing(BaseModel):

@@ -8,7 +8,6 @@ are left out.
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +18,8 @@ from torch.profiler import record_function
 from atlasvi.engine.model.decoder import Decoder
 from atlasvi.engine.model.encoder import Encoder
 from atlasvi.engine.model.layers import Covariates, Layer
+from atlasvi.engine.model.likelihoods import Expression
+from atlasvi.engine.model.loss_terms import CellLosses
 from atlasvi.engine.model.model_options import ModelSettings
 from atlasvi.engine.model.noise import Noise, draw_normal
 from atlasvi.kernels import GeneOrder, Head, Precision, SparseCounts, decoder_nll, order_by_gene, take_columns
@@ -30,34 +31,6 @@ Codes = Mapping[str, Tensor]
 """Covariates of cells by name, as `Batch.codes` holds them: batch, labels int64 [cells]; categories int64 [cells,
 covariates]; continuous float32 [cells, covariates]; size_factor float32 [cells]. Those the model does not have may be
 missing; so may `batch` and `labels` where there is but one."""
-
-
-class CellLosses(NamedTuple):
-    """Terms of the loss of each cell, nats, float32 [cells].
-
-    reconstruction  negative log-likelihood of the counts, z (and the library) drawn once
-    kl              KL(q(z | x) || N(0, I)), which a warm-up weighs
-    kl_library      KL of the log library size to its batch's prior, never weighed; 0 where the library is observed
-    """
-
-    reconstruction: Tensor
-    kl: Tensor
-    kl_library: Tensor
-
-
-class Expression(NamedTuple):
-    """Parameters of the likelihood of each cell and gene; in scvi-tools px_scale, px_rate, px_r, px_dropout.
-
-    shares   [..., cells, genes], each gene's share of the library (with a size factor: softplus, no shares)
-    mean     [..., cells, genes], counts: library * shares
-    theta    [genes] or [..., cells, genes], inverse dispersion (normal: standard deviation); None for Poisson
-    dropout  [..., cells, genes], logits of a zero that is no draw; None unless zinb
-    """
-
-    shares: Tensor
-    mean: Tensor
-    theta: Tensor | None
-    dropout: Tensor | None
 
 
 class VAE(nn.Module):
@@ -195,11 +168,8 @@ class VAE(nn.Module):
         """
         library = (cells.library if library is None else library).to(z.dtype)
         settings = self.settings
-        if settings.gene_likelihood == "normal":
-            expression = self.decode(z, cells.codes, library)
-            assert expression.theta is not None
-            normal = torch.distributions.Normal(expression.mean, expression.theta, validate_args=False)
-            return -normal.log_prob(cells.to_dense()).sum(1)
+        if settings.likelihood.fused is None:
+            return -settings.likelihood.log_prob(cells.to_dense(), self.decode(z, cells.codes, library)).sum(1)
         head, theta_head, dropout = (
             None if part is None else Head(part.weight, part.bias)
             for part in (self.decoder.logits, self.decoder.log_theta, self.decoder.dropout)
@@ -217,7 +187,7 @@ class VAE(nn.Module):
             theta,
             theta_rows=rows,
             dropout=dropout,
-            likelihood=settings.gene_likelihood,
+            likelihood=settings.likelihood.fused,
             softmax=not settings.use_size_factor,
             expected_grad=1 / max(n_cells or len(cells), 1),
             precision=self.precision,

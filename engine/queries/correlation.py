@@ -5,9 +5,9 @@ from typing import Literal
 import numpy as np
 from torch import Generator, Tensor
 
+from atlasvi.engine.model.likelihoods import draw_gamma
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.expression import Batches, decode_cells
-from atlasvi.engine.queries.predictive_counts import draw_gamma
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells
 
 
@@ -35,7 +35,7 @@ def correlate_genes(
         raise QueryError(f"correlation_type {correlation_type!r}: choose 'spearman' or 'pearson'.")
     if not len(indices):
         raise QueryError(f"{cells.path}: no cell is asked for.")
-    if model.settings.gene_likelihood == "poisson":
+    if not model.settings.likelihood.has_dispersion:
         raise QueryError("A Poisson model has no dispersion, from which correlations would be drawn.")
 
     def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:

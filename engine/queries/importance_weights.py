@@ -11,7 +11,6 @@ from atlasvi.engine.queries.cell_choice import sample_cells
 from atlasvi.engine.queries.expression import Drawn, decode_drawn
 from atlasvi.engine.queries.model_fit import log_normal, marginal_log_likelihood
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells
-from atlasvi.kernels.reference import nb_log_prob, poisson_log_prob, zinb_log_prob
 
 ELEMENTS = 2**24  # of anchors x draws x genes that are held at a time
 
@@ -63,15 +62,5 @@ def weigh_draws(
 
 def _log_prob(model: VAE, expression: Expression, counts: Tensor, library: Tensor) -> Tensor:
     """log p(counts [genes] | z) of one cell for each draw [draws], at the cell's library."""
-    mean, theta = expression.shares * library, expression.theta
-    counts = counts.expand_as(mean)
-    likelihood = model.settings.gene_likelihood
-    if likelihood == "poisson":
-        return poisson_log_prob(counts, mean).sum(1)
-    assert theta is not None
-    if likelihood == "normal":
-        return log_normal(counts, mean, theta**2).sum(1)
-    if likelihood == "zinb":
-        assert expression.dropout is not None
-        return zinb_log_prob(counts, mean, theta, expression.dropout).sum(1)
-    return nb_log_prob(counts, mean, theta).sum(1)
+    mean = expression.shares * library
+    return model.settings.likelihood.log_prob(counts.expand_as(mean), expression._replace(mean=mean)).sum(1)

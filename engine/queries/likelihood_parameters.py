@@ -46,8 +46,8 @@ def likelihood_parameters(
 
 def name_parameters(model: VAE) -> list[str]:
     """Which of `mean`, `dispersions` and `dropout` the likelihood has."""
-    likelihood = model.settings.gene_likelihood
-    return ["mean"] + ["dispersions"] * (likelihood != "poisson") + ["dropout"] * (likelihood == "zinb")
+    likelihood = model.settings.likelihood
+    return ["mean"] + ["dispersions"] * likelihood.has_dispersion + ["dropout"] * likelihood.has_dropout
 
 
 def _take_parameters(expression: Expression) -> dict[str, Tensor]:

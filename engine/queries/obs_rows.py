@@ -84,7 +84,8 @@ class _ChosenCells:
     """Columns of chosen cells alone, as `Setup.read_codes` reads columns."""
 
     def __init__(self, rows: ObsRows, cells: np.ndarray) -> None:
-        self._rows, self._cells, self.path, self.n_cells = rows, cells, rows.path, len(cells)
+        self._rows, self._cells, self.obs_columns = rows, cells, rows.obs_columns
+        self.path, self.n_cells = rows.path, len(cells)
 
     def read_column(self, name: str) -> pd.Series:
         """One column of these cells. Raises ColumnError, naming those that are there."""
@@ -100,10 +101,7 @@ class _CellDataObs:
 
     def read_names(self, start: int, stop: int) -> pd.Index:
         """Names of cells [start, stop)."""
-        parts = [
-            self._read(at, min(at + SLICE_CELLS, stop)).index for at in range(start, max(stop, start + 1), SLICE_CELLS)
-        ]
-        return parts[0].append(parts[1:])
+        return self._data.read_names(start, stop)
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
         """One column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""

@@ -11,7 +11,7 @@ from atlasvi.engine.minified.kept_posterior import MINIFY_TYPE, KeptPosterior
 from atlasvi.engine.minified.minified_anndata import MinifiedAnnData, check_emptied, is_minified_anndata
 from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
 from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, open_root, read_minify_type
-from atlasvi.engine.model.covariates import Setup, learn_setup
+from atlasvi.engine.model.covariates import KEYS, Setup, SetupKeys, learn_setup
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QuestionCells
 from atlasvi.engine.training.settings import SettingError
@@ -20,16 +20,10 @@ from atlasvi.loaders.cells.memory_cells import NAME, MemoryCells, MemoryObs, lis
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import AtlasviError, ColumnError, CountsError, SourceError
+from atlasvi.loaders.sources.data_spec import DataSpec
 
 SETUP = "_atlasvi_setup"  # in uns: what setup_anndata was told; it goes with copies, subsets and files
-KEYS = (
-    "layer",
-    "batch_key",
-    "labels_key",
-    "size_factor_key",
-    "categorical_covariate_keys",
-    "continuous_covariate_keys",
-)
+KEPT = ("layer", *KEYS)
 
 
 def is_anndata(data: Any) -> bool:
@@ -38,13 +32,12 @@ def is_anndata(data: Any) -> bool:
 
 
 def write_setup(adata: Any, asked: Mapping[str, Any]) -> None:
-    """Keep in `uns` what the model is told of an AnnData (see `KEYS`), once it is found to be there.
+    """Keep in `uns` what the model is told of an AnnData (see `KEPT`), once it is found to be there.
 
     Raises ColumnError if a layer or column is not there, has missing values, or is no number where one is asked for.
     """
     obs = MemoryObs(adata)
-    columns = {name: value for name, value in asked.items() if name != "layer"}
-    learn_setup(obs, **columns, one_batch=True).read_codes(obs)
+    learn_setup(obs, SetupKeys.from_asked(asked), one_batch=True).read_codes(obs)
     if (layer := asked["layer"]) is not None and layer not in adata.layers:
         layers = ", ".join(list_layers(adata)) or "none"
         raise ColumnError(f"{NAME}: there is no layer {layer!r} (it has: {layers}).")
@@ -57,10 +50,7 @@ def keep_setup(adata: Any, setup: Setup) -> None:
     A view stays one: writing into it would make it a copy that the caller does not have.
     """
     if not adata.is_view and SETUP not in adata.uns:
-        kept = {
-            **{name: getattr(setup, name) for name in KEYS if hasattr(setup, name)},
-            "categorical_covariate_keys": list(setup.categorical_covariates),
-        }
+        kept = {"layer": setup.layer, **setup.keys.as_asked()}
         adata.uns[SETUP] = {name: value for name, value in kept.items() if value}
 
 
@@ -69,7 +59,7 @@ def read_setup(adata: Any) -> dict[str, Any]:
     if SETUP not in adata.uns:
         raise SettingError("The AnnData is not set up: call SCVI.setup_anndata(adata, batch_key=...) first.")
     kept = adata.uns[SETUP]
-    asked = {name: kept.get(name) for name in KEYS}
+    asked = {name: kept.get(name) for name in KEPT}
     return {
         name: list(value) if name.endswith("_keys") and value is not None else value for name, value in asked.items()
     }
@@ -92,21 +82,20 @@ def read_anndata(path: str | Path) -> Any:
         return anndata.read_zarr(path) if Path(path).is_dir() else anndata.read_h5ad(path)
 
 
-def open_counts(data: Any, layer: str | None = None, gene_likelihood: str = "nb") -> CellData:
-    """An AnnData, a cell store or any source (as a path or opened) as cells with counts.
+def open_counts(data: Any, like: DataSpec, layer: str | None = None) -> CellData:
+    """An AnnData, a cell store or any source (as a path, as a DataSpec, or opened) as cells with counts.
 
-    layer            of an AnnData or a source: which matrix
-    gene_likelihood  of the model: 'normal' takes numbers that are no counts
+    like   the options of a path that it does not say itself; whether values of an AnnData may be fractions
+    layer  of an AnnData: which matrix
     Raises SourceError for minified data.
     """
-    fractions = gene_likelihood == "normal"
     if is_anndata(data):
         if is_minified_anndata(data, layer):
             raise SourceError(f"{NAME}: it is minified, so it has no counts: give the data that was minified.")
-        cells = MemoryCells(data, layer, fractions)
+        cells = MemoryCells(data, layer, like.takes_fractions)
         check_emptied(cells)
         return cells
-    return open_cells(data, layer=layer, fractions=fractions) if isinstance(data, (str, Path)) else data
+    return open_cells(data, like=like) if isinstance(data, (DataSpec, str, Path)) else data
 
 
 def open_question_cells(data: Any, run: TrainedRun) -> QuestionCells:
@@ -118,7 +107,7 @@ def open_question_cells(data: Any, run: TrainedRun) -> QuestionCells:
     if (kept := _open_kept(data, run)) is not None:
         kept.check_model(run)
         return MinifiedCells(kept, run.setup)
-    counts = open_counts(data, run.setup.layer, run.model.settings.gene_likelihood)
+    counts = open_counts(data, run.like, run.setup.layer)
     try:
         return CountedCells(counts, run.genes, run.setup)
     except AtlasviError:

@@ -13,7 +13,7 @@ from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.opened_data import open_question_cells
 from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QuestionCells
 from atlasvi.engine.scvi_tools.model_directories import open_model
-from atlasvi.engine.training.training_loop import choose_device
+from atlasvi.engine.training.run_parts import choose_device
 
 
 class OpenedQuestion:

@@ -5,16 +5,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Generator, Tensor
 
 from atlasvi.engine.model.trained_run import TrainedRun
-from atlasvi.engine.model.vae import VAE, Expression
+from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.expression import Decode, decode_batches
 from atlasvi.engine.queries.model_names import find_batches, find_genes
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QuestionCells, name_cells
-
-MOST_RATE = 1e8  # of a Poisson draw; larger ones overflow (scvi-tools' max_poisson_rate)
 
 
 def slice_counts(
@@ -47,32 +44,9 @@ def slice_counts(
 
 def decode_counts(model: VAE, generator: Generator, columns: np.ndarray | slice = slice(None)) -> Decode:
     """Counts drawn from the posterior predictive, float32 [..., cells, genes]."""
-    normal = model.settings.gene_likelihood == "normal"
 
     def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
         expression = model.decode(z, posterior.codes, library, transform_batch=batch)
-        return draw_counts(expression, generator, normal=normal)[..., columns]
+        return model.settings.likelihood.sample(expression, generator)[..., columns]
 
     return decode
-
-
-def draw_counts(expression: Expression, generator: Generator, normal: bool = False) -> Tensor:
-    """One draw of the likelihood for each cell and gene; the negative binomial as a Poisson of a gamma's draw."""
-    mean, theta = expression.mean, expression.theta
-    if normal:
-        assert theta is not None
-        return mean + theta * torch.empty_like(mean).normal_(generator=generator)
-    rate = mean
-    if theta is not None:
-        theta = theta.expand_as(mean).contiguous()
-        rate = draw_gamma(theta, theta / mean, generator)
-    counts = torch.poisson(rate.clamp(max=MOST_RATE), generator=generator)
-    if expression.dropout is not None:
-        kept = torch.empty_like(mean).uniform_(generator=generator) >= torch.sigmoid(expression.dropout)
-        counts = counts * kept
-    return counts
-
-
-def draw_gamma(shape: Tensor, rate: Tensor, generator: Generator) -> Tensor:
-    """A draw of gammas of mean shape / rate."""
-    return torch._standard_gamma(shape, generator=generator) / rate

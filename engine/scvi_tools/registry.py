@@ -8,7 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atlasvi.engine.model.covariates import Category, Setup, to_category
+from atlasvi.engine.model.covariates import (
+    BATCH,
+    CATEGORIES,
+    CONTINUOUS,
+    LABELS,
+    Category,
+    Setup,
+    SetupKeys,
+    to_category,
+)
 from atlasvi.engine.model.model_options import ModelOptions, ModelSettings
 from atlasvi.engine.torch_files import PickledSoftplus
 from atlasvi.loaders.errors import SourceError
@@ -77,23 +86,21 @@ def read_setup(registry: Mapping[str, Any], file: str) -> Setup:
             dtypes[key] = values.dtype.name
         return [to_category(value) for value in values]
 
-    named: dict[str, list[Category]] = {"batch": [], "labels": []}
-    for name, categories in named.items():
-        if asked.get(f"{name}_key") is not None:
-            categories.extend(read_categories(asked[f"{name}_key"], states[name]["categorical_mapping"]))
     further = states.get("extra_categorical_covs", {})
-    return Setup(
-        asked.get("batch_key"),
-        named["batch"],
-        asked.get("labels_key"),
-        named["labels"],
-        asked.get("size_factor_key"),
-        {str(key): read_categories(key, further["mappings"][key]) for key in further.get("field_keys", ())},
-        [str(key) for key in states.get("extra_continuous_covs", {}).get("columns", ())],
-        dtypes,
-        asked.get("layer"),
-        int(states["X"].get("n_obs", 0)),
-    )
+    columns = [str(key) for key in further.get("field_keys", ())]
+    numbers = [str(key) for key in states.get("extra_continuous_covs", {}).get("columns", ())]
+    keys = SetupKeys.from_asked({**asked, CATEGORIES.key: columns, CONTINUOUS.key: numbers})
+    categories = {
+        kind.code: {column: read_categories(column, states[kind.code]["categorical_mapping"])}
+        for kind, column in ((BATCH, keys.batch_key), (LABELS, keys.labels_key))
+        if column is not None
+    }
+    if columns:
+        categories[CATEGORIES.code] = {
+            column: read_categories(column, further["mappings"][column]) for column in columns
+        }
+    n_cells = int(states["X"].get("n_obs", 0))
+    return Setup(keys=keys, categories=categories, category_dtypes=dtypes, layer=asked.get("layer"), n_cells=n_cells)
 
 
 def name_activation(given: Any, where: str) -> str:
@@ -123,29 +130,22 @@ def write_init_params(settings: ModelSettings) -> dict[str, Any]:
 
 def write_registry(setup: Setup, settings: ModelSettings, genes: list[str]) -> dict[str, Any]:
     """The registry of a model. It opens full data and, where the library is observed, minified data too."""
-    asked = {
-        "layer": setup.layer,
-        "batch_key": setup.batch_key,
-        "labels_key": setup.labels_key,
-        "size_factor_key": setup.size_factor_key,
-        "categorical_covariate_keys": list(setup.categorical_covariates) or None,
-        "continuous_covariate_keys": setup.continuous_covariate_keys or None,
-    }
+    keys = setup.keys
     counts = {"n_obs": setup.n_cells, "n_vars": len(genes), "column_names": np.array(genes, object)}
     place = "layers" if setup.layer else "X"
     fields = {"X": _field(place, setup.layer, counts, n_vars=len(genes), n_cells=setup.n_cells)}
     for name, key, categories in (
-        ("batch", setup.batch_key, setup.batch_categories),
-        ("labels", setup.labels_key, setup.labels_categories),
+        ("batch", keys.batch_key, setup.batch_categories),
+        ("labels", keys.labels_key, setup.labels_categories),
     ):
         mapping = np.zeros(1, np.int64) if key is None else _categories(setup, key, categories)
         state: dict[str, Any] = {"categorical_mapping": mapping, "original_key": key or f"_scvi_{name}"}
         fields[name] = _field("obs", f"_scvi_{name}", state, **{f"n_{name}": len(mapping)})
-    fields["size_factor"] = _field("obs", setup.size_factor_key, {}) if setup.size_factor_key else _empty_field()
+    fields["size_factor"] = _field("obs", keys.size_factor_key, {}) if keys.size_factor_key else _empty_field()
     further = {key: _categories(setup, key, names) for key, names in setup.categorical_covariates.items()}
     state = {"mappings": further, "field_keys": list(further), "n_cats_per_key": [len(m) for m in further.values()]}
     fields["extra_categorical_covs"] = _joint_field("extra_categorical_covs", state, len(further))
-    columns = {"columns": np.array(setup.continuous_covariate_keys, object)}
+    columns = {"columns": np.array(keys.continuous_covariate_keys, object)}
     fields["extra_continuous_covs"] = _joint_field("extra_continuous_covs", columns, len(columns["columns"]))
     if not settings.has_latent_library:
         for name in ("latent_qzm", "latent_qzv"):
@@ -156,7 +156,7 @@ def write_registry(setup: Setup, settings: ModelSettings, genes: list[str]) -> d
     return {
         "scvi_version": SCVI_VERSION,
         "model_name": "SCVI",
-        "setup_args": asked,
+        "setup_args": {"layer": setup.layer, **keys.as_asked()},
         "field_registries": fields,
         "setup_method_name": "setup_anndata",
     }

@@ -65,7 +65,7 @@ def _add_unused_parts(model: VAE) -> VAE:
     whole.library_encoder = whole.library_encoder or Encoder(settings, 1, 1)
     whole.decoder.log_theta = whole.decoder.log_theta or linear(hidden, genes)
     whole.decoder.dropout = whole.decoder.dropout or linear(hidden, genes)
-    if settings.gene_likelihood == "poisson":
+    if not settings.likelihood.has_dispersion:
         whole.log_theta = VAE(settings.model_copy(update={"gene_likelihood": "nb"})).log_theta
     whole.reset(Generator().manual_seed(0))
     whole.load_state_dict(model.state_dict(), strict=False)

@@ -3,18 +3,18 @@
 import hashlib
 import io
 import logging
-import math
 import re
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from atlasvi.engine.model.trained_run import RUN_FORMAT
 from atlasvi.engine.torch_files import load_tensors
 from atlasvi.loaders.errors import AtlasviError, SourceError
 from atlasvi.loaders.outputs import remove_unfinished, write_whole
+from atlasvi.loaders.store_files import check_version
 
 NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")  # the step, and the beginning of the content's sha256
 
@@ -73,7 +73,7 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save({"format_version": RUN_FORMAT, **state}, buffer)
     # not getbuffer: a view that an error keeps in a cycle crashes the garbage collector of Python 3.12.1
     content = buffer.getvalue()
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
@@ -142,41 +142,7 @@ def read_content(path: Path) -> bytes:
 
 
 def load_checkpoint(content: bytes) -> dict[str, Any]:
-    """The state in a checkpoint's content, on the CPU."""
-    return load_tensors("the checkpoint", content)
-
-
-def check_state(state: Mapping[str, Any]) -> None:
-    """Raise ValueError, saying where, unless what a state of training has is as training takes it for granted.
-
-    A file of which the checksum is right may still be written by anything. What is missing raises where it is needed.
-    """
-    numbers = ("epoch", "step", "batch", "first_epoch", "first_step")
-    fine = {name: type(state[name]) is int and 0 <= state[name] < 2**53 for name in numbers if name in state}
-    fine |= {name: _is_number(state[name]) for name in ("seconds", "epoch_seconds") if name in state}
-    fine |= {"stopped_early": isinstance(state.get("stopped_early", False), bool)}
-    fine |= {"sums": _are_numbers(state.get("sums", [0, 0, 0])) and len(state.get("sums", "abc")) == 3}
-    history = state.get("history", [])
-    fine |= {"history": isinstance(history, list) and all(_is_line(line) for line in history)}
-    best = state.get("best", {"elbo": 0.0, "epoch": 0, "weights": {}})
-    fine |= {"best": isinstance(best, dict) and _are_numbers([best.get("elbo"), best.get("epoch")])}
-    for name, is_fine in fine.items():
-        if not is_fine:
-            raise ValueError(f"{name} is {state[name]!r:.60}")
-    kept, weights = best["weights"], state.get("weights", {})
-    if kept and {name: value.shape for name, value in kept.items()} != {n: value.shape for n, value in weights.items()}:
-        raise ValueError("the best weights are not those of the model")
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and not math.isnan(value)
-
-
-def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(map(_is_number, values))
-
-
-def _is_line(line: Any) -> bool:
-    """Whether it is a line of metrics: `kind` and numbers, among them the cells of the epoch."""
-    named = isinstance(line, dict) and "n_cells" in line and all(isinstance(name, str) for name in line)
-    return named and all(type(value) in (int, float) for name, value in line.items() if name != "kind")
+    """The state in a checkpoint's content, on the CPU. Raises SourceError for a format newer than this code."""
+    state = load_tensors("the checkpoint", content)
+    check_version("the checkpoint", "checkpoint", state, RUN_FORMAT)
+    return state

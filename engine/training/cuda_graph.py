@@ -56,7 +56,7 @@ class StaticBatch:
 
 def can_be_captured(model: VAE, device: torch.device) -> bool:
     """Whether a step of this model never waits for the device: CUDA, fused kernels alone."""
-    fused = model.settings.gene_likelihood != "normal"
+    fused = model.settings.likelihood.fused is not None
     return device.type == "cuda" and fused and choose_backend(device, dtype=model.dtype) == "triton"
 
 

@@ -13,20 +13,21 @@ import torch
 
 from atlasvi.engine.distributed.gradient_sums import plan_buckets
 from atlasvi.engine.distributed.ranks import Ranks, join_ranks
-from atlasvi.engine.model.covariates import learn_setup
-from atlasvi.engine.model.noise import share_noise
+from atlasvi.engine.model.covariates import SetupKeys, learn_setup
 from atlasvi.engine.terminal import count
+from atlasvi.engine.training.run_parts import RunParts, prepare_run
 from atlasvi.engine.training.settings import SettingError, resolve_settings
-from atlasvi.engine.training.training_loop import Trainer
+from atlasvi.engine.training.step import Step
 from atlasvi.loaders.batches.batch import Batch
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells
+from atlasvi.loaders.sources.data_spec import DataSpec
 
 WARM_UP = 6  # steps: kernels are compiled, memory is taken
 LATENCY_S = 50e-6  # of a message between machines; an all-reduce of n ranks sends 2 (n - 1), one after the other
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Seconds of one rank; all but `reduce_s` and `epoch_s` measured here.
 
@@ -66,7 +67,7 @@ class Plan:
 
 
 def plan_epoch_time(
-    data: CellData | str | Path,
+    data: CellData | DataSpec | str | Path,
     n_ranks: int,
     network_gbps: float | None = None,
     *,
@@ -91,68 +92,64 @@ def plan_epoch_time(
             )
         if not group.reduces and n_ranks > 1 and network_gbps is None:
             raise SettingError("plan: say how fast the network between the devices is: --network GBPS.")
-        if isinstance(data, (str, Path)):
+        if isinstance(data, (DataSpec, str, Path)):
             data = open_cells(data)
             ours.callback(data.close)
         ranks = group if group.reduces else Ranks(0, n_ranks)
-        keys = {"batch_key": batch_key, "labels_key": None, "seed": 0, "split_column": None}
+        asked = {"seed": 0, "split_column": None}
         resolved = resolve_settings(None, {"accumulate": 1, **(settings or {})})
-        data = allow_fractions(data, resolved.gene_likelihood == "normal")
-        trainer = Trainer(
-            data, Path("plan"), learn_setup(data, batch_key=batch_key), keys, resolved, device, ranks=ranks
-        )
-        trainer.measure_library()
+        data = allow_fractions(data, resolved.likelihood.takes_fractions)
+        setup = learn_setup(data, SetupKeys(batch_key=batch_key))
+        parts = prepare_run(data, Path("plan"), setup, asked, resolved, device, ranks)
+        parts.measure_library()
         threads = torch.get_num_threads()
-        if trainer.device.type == "cpu" and not group.reduces:
+        if parts.device.type == "cpu" and not group.reduces:
             torch.set_num_threads(max((os.cpu_count() or 1) // n_ranks, 1))
         try:
-            return _measure(trainer, network_gbps, seconds / 4)
+            return _measure(parts, network_gbps, seconds / 4)
         finally:
             torch.set_num_threads(threads)
 
 
-def _measure(trainer: Trainer, network_gbps: float | None, seconds: float) -> Plan:
-    loader, ranks = trainer.loaders["train"], trainer.ranks
-    validation = trainer.loaders["validation"]
-    trainer.model.train()
-    sync = torch.cuda.synchronize if trainer.device.type == "cuda" else lambda: None
-    kept = list(itertools.islice(_cycle(trainer), WARM_UP))
+def _measure(parts: RunParts, network_gbps: float | None, seconds: float) -> Plan:
+    loader, validation, ranks = parts.loaders["train"], parts.loaders["validation"], parts.ranks
+    of_step = Step(parts.model, parts.optimizer, loader, ranks, parts.settings, parts.seed, may_capture=False)
+    parts.model.train()
+    sync = torch.cuda.synchronize if parts.device.type == "cuda" else lambda: None
+    kept = list(itertools.islice(_cycle(parts), WARM_UP))
 
     def step(batch: Batch) -> None:
-        sums = trainer._compute_gradients(batch, 0, 1.0, None)
-        sums.cpu()
-        trainer.optimizer.step()
+        of_step.take(batch, number=0, step=0, kl_weight=1.0)
+        of_step.update()
 
     def validate(batch: Batch) -> None:
-        noise = share_noise(trainer._noise, loader.batch_size, ranks.rank, ranks.world_size)
         with torch.inference_mode():
-            for losses in trainer.model(batch, noise):
-                losses.sum().item()
+            of_step.evaluate(batch, number=0, n_cells=loader.batch_size).values.tolist()
 
     for batch in kept:
         step(batch)
-    both_s = _time(step, _cycle(trainer), seconds, sync, ranks)
-    load_s = _time(lambda batch: None, _cycle(trainer), seconds, sync, ranks)
+    both_s = _time(step, _cycle(parts), seconds, sync, ranks)
+    load_s = _time(lambda batch: None, _cycle(parts), seconds, sync, ranks)
     step_s = _time(step, itertools.cycle(kept), seconds, sync, ranks)
-    trainer.model.eval()
+    parts.model.eval()
     validate_s = _time(validate, itertools.cycle(kept), seconds / 2, sync, ranks)
-    buckets = plan_buckets(list(trainer.model.parameters()), trainer.settings.compress_gradients)
+    buckets = plan_buckets(list(parts.model.parameters()), parts.settings.compress_gradients)
     times = [reckon_reduce(bucket.n_bytes, ranks.world_size, network_gbps) for bucket in buckets]
     # the last bucket is the first layer's, ready when the backward pass ends; the others have half of it to hide in
     exposed = 0.0 if ranks.reduces else times[-1] + max(sum(times[:-1]) - step_s / 2, 0.0)
     return Plan(
-        ranks.world_size,
-        loader.n_cells,
-        len(loader),
-        load_s,
-        step_s,
-        both_s,
-        max(validate_s, load_s),
-        len(validation),
-        sum(bucket.n_bytes for bucket in buckets) if ranks.world_size > 1 else 0,
-        sum(times),
-        exposed,
-        ranks.reduces,
+        n_ranks=ranks.world_size,
+        n_cells=loader.n_cells,
+        n_steps=len(loader),
+        load_s=load_s,
+        step_s=step_s,
+        both_s=both_s,
+        validate_s=max(validate_s, load_s),
+        n_validation_steps=len(validation),
+        reduce_bytes=sum(bucket.n_bytes for bucket in buckets) if ranks.world_size > 1 else 0,
+        reduce_s=sum(times),
+        exposed_s=exposed,
+        measured=ranks.reduces,
     )
 
 
@@ -163,13 +160,13 @@ def reckon_reduce(n_bytes: int, n_ranks: int, network_gbps: float | None) -> flo
     return 2 * (n_ranks - 1) * (n_bytes / n_ranks / (network_gbps * 1e9 / 8) + LATENCY_S)
 
 
-def _cycle(trainer: Trainer) -> Iterator[Batch]:
+def _cycle(parts: RunParts) -> Iterator[Batch]:
     """Full minibatches (this rank's share of each), epoch after epoch."""
-    loader = trainer.loaders["train"]
+    loader = parts.loaders["train"]
     whole = max(loader.n_cells // loader.batch_size, 1)
     for epoch in itertools.count():
         loader.set_epoch(epoch)
-        with closing(iter(DeviceFeeder(loader, trainer.device))) as batches:  # type: ignore[type-var]
+        with closing(iter(DeviceFeeder(loader, parts.device))) as batches:  # type: ignore[type-var]
             yield from itertools.islice(batches, whole)
 
 

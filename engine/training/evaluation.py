@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from atlasvi.engine.distributed.ranks import Ranks
-from atlasvi.engine.model.noise import EVALUATION_NOISE, seed_draws, share_noise
+from atlasvi.engine.model.loss_terms import LossTerms
 from atlasvi.engine.model.vae import VAE, kl_of_normals
 from atlasvi.engine.terminal import count
+from atlasvi.engine.training.step import Step
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.batches.loader import BatchLoader
 
@@ -23,49 +24,58 @@ class StopAskedError(Exception):
     """A signal has asked some rank to stop."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model comes to on some cells, all ranks together.
+
+    kl_by_dimension  of each latent dimension, nats a cell
+    """
+
+    terms: LossTerms
+    kl_by_dimension: list[float]
+
+    def report(self) -> dict[str, Any]:
+        """Plain values as a run's result holds them: MEASURES, n_cells, kl_by_dimension."""
+        n_cells = int(self.terms["n_cells"])
+        return {**self.terms.means(), "n_cells": n_cells, "kl_by_dimension": self.kl_by_dimension}
+
+
 def evaluate(
-    model: VAE,
+    step: Step,
     loader: BatchLoader,
-    device: torch.device,
-    ranks: Ranks,
-    seed: int,
     part: str,
     *,
     epoch: int = 0,
     most: int | None = None,
     stop_asked: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Losses over the cells of a loader, all ranks together: see `mean_losses`; and `kl_by_dimension`, nats a cell, of
-    each latent dimension. The loader is left where it was.
+) -> Evaluation:
+    """The terms of the loss over the cells of a loader, all ranks together. The loader is left where it was.
 
     part   what the cells are called where another rank waits or fails
     epoch  whose order is taken; most: cells after which to end (of a shuffled epoch, the first are a random sample)
     Raises StopAskedError on all ranks once `stop_asked` is true on one.
     """
+    model, ranks = step.model, step.ranks
     cursor, was_training = loader.state_dict(), model.training
     loader.set_epoch(epoch)
     model.eval()
-    generator, sums = torch.Generator(device), np.zeros(3 + model.n_latent)
+    terms, dimensions = LossTerms.zero(), np.zeros(model.n_latent)
     with torch.inference_mode(), _measure_kl(model) as kl_by_dimension:
-        for number, batch in enumerate(DeviceFeeder(loader, device)):
-            seed_draws(generator, seed, EVALUATION_NOISE, number)
+        for number, batch in enumerate(DeviceFeeder(loader, step.device)):
             n_cells = min(loader.batch_size, loader.n_cells - number * loader.batch_size)
-            noise = share_noise(generator, n_cells, ranks.rank, ranks.world_size)
-            reconstruction, kl, kl_library = model(batch, noise)
-            losses = reconstruction.double().sum().item(), (kl + kl_library).double().sum().item()
-            here = np.array([stop_asked(), len(batch), *losses, *kl_by_dimension])
-            found = ranks.sum(here, f"minibatch {number + 1} of {part} cells")
-            if found[0]:
+            values = step.evaluate(batch, number, n_cells).values.tolist()
+            here = np.array([stop_asked(), *kl_by_dimension, *values])
+            stop, *found = ranks.sum(here, f"minibatch {number + 1} of {part} cells")
+            if stop:
                 raise StopAskedError
-            sums += found[1:]
-            if most is not None and sums[0] >= most:
+            dimensions += found[: model.n_latent]
+            terms += LossTerms(torch.tensor(found[model.n_latent :], dtype=torch.float64))
+            if most is not None and terms["n_cells"] >= most:
                 break
             ranks.note(f"minibatch {number + 2} of {part} cells")
     model.train(was_training)
     loader.load_state_dict(cursor)
-    cells, reconstruction, kl, *dimensions = sums.tolist()
-    means = mean_losses(cells, reconstruction, kl)
-    return {**means, "kl_by_dimension": [total / max(cells, 1) for total in dimensions]}
+    return Evaluation(terms, (dimensions / max(terms["n_cells"], 1)).tolist())
 
 
 @contextmanager
@@ -83,17 +93,6 @@ def _measure_kl(model: VAE) -> Iterator[list[float]]:
         yield sums
     finally:
         handle.remove()
-
-
-def mean_losses(cells: float, reconstruction: float, kl: float) -> dict[str, Any]:
-    """Nats a cell, of sums over `cells` cells: reconstruction_loss, kl, elbo; and n_cells."""
-    cells = max(cells, 1)
-    return {
-        "reconstruction_loss": reconstruction / cells,
-        "kl": kl / cells,
-        "elbo": -(reconstruction + kl) / cells,
-        "n_cells": int(cells),
-    }
 
 
 def count_informative(kl_by_dimension: Sequence[float]) -> int:

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Generator, Tensor
 
 from atlasvi.engine.model.covariates import Setup, learn_setup
 from atlasvi.engine.model.layers import Layer
-from atlasvi.engine.model.library_prior import measure_library
+from atlasvi.engine.model.library_prior import fill_library_prior
 from atlasvi.engine.model.model_options import Freezing
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
@@ -82,11 +83,9 @@ def map_query(reference: TrainedRun, data: CellData, freezing: Freezing, generat
     codes = setup.read_codes(data)  # all columns that the model takes, so that none is missed only when it trains
     model = extend_model(reference.model, setup, generator)
     if settings.has_latent_library:
-        found = measure_library(data, codes.get("batch"), model.settings.n_batches)
-        for name, values in zip(("library_log_means", "library_log_vars"), found):
-            getattr(model, name)[settings.n_batches :] = torch.from_numpy(values)[settings.n_batches :]
+        fill_library_prior(model, data, codes, first=settings.n_batches)
     known = {"n_batches": settings.n_batches, "n_categories": settings.n_categories}
-    return TrainedRun(model, reference.genes, setup, freezing=freezing.model_copy(update=known))
+    return TrainedRun(model, reference.genes, setup, freezing=freezing.model_copy(update=known), data=data.spec)
 
 
 def extend_setup(setup: Setup, data: CellData) -> Setup:
@@ -94,17 +93,8 @@ def extend_setup(setup: Setup, data: CellData) -> Setup:
 
     Labels may be missing from the data, unless the model's dispersion needs them when it reads them.
     """
-
-    labels_key = setup.labels_key if setup.labels_key in data.obs_columns else None
-    found = learn_setup(
-        data,
-        batch_key=setup.batch_key,
-        labels_key=labels_key,
-        categorical_covariate_keys=list(setup.categorical_covariates),
-        one_batch=True,
-    )
-
-    return setup.extend(found.batch_categories, found.labels_categories, found.categorical_covariates, data.n_cells)
+    labels_key = setup.keys.labels_key if setup.keys.labels_key in data.obs_columns else None
+    return setup.extend(learn_setup(data, replace(setup.keys, labels_key=labels_key), one_batch=True))
 
 
 @torch.no_grad()

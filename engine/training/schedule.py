@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MEASURES = ("reconstruction_loss", "kl", "elbo")
+from atlasvi.engine.model.loss_terms import MEASURES
+
 METRICS = tuple(f"{part}_{name}" for part in ("train", "validation") for name in MEASURES)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from atlasvi.loaders.identity import mix64
 from atlasvi.loaders.ingestion.ingest_job import Job, open_once, reading_unfinished
 from atlasvi.loaders.manifest import read_json, write_json
-from atlasvi.loaders.outputs import sync_folder
+from atlasvi.loaders.outputs import sync_file
 from atlasvi.loaders.rows.block_rows import gather_rows
 from atlasvi.loaders.rows.count_checks import check_no_empty_cells, narrowest_unsigned
 from atlasvi.loaders.sources.joined import JoinedSources, Piece
@@ -71,11 +71,12 @@ class _Unit:
     def add(self, piece: Piece) -> None:
         """Take the cells of a piece; raises CountsError on an empty one if those are refused."""
         row_nnz = np.diff(piece.counts.indptr).astype(np.int32)
-        if self.job.empty_cells == "refuse":
+        empty_cells = self.job.sources[piece.source]["empty_cells"]
+        if empty_cells == "refuse":
             path = self.joined.sources[piece.source].path
             check_no_empty_cells(piece.source_nnz, path, piece.start, self.joined.name_cells(piece.source, piece.start))
         record = {"keys": mix64(piece.keys, self.job.seed), "row_nnz": row_nnz, **obs_to_record(piece.obs)}
-        if self.job.empty_cells == "drop":
+        if empty_cells == "drop":
             record = {name: values[row_nnz > 0] for name, values in record.items()}
         self.text.see(record)
         self.pieces.append((record, piece.counts.indices.astype(self.index_dtype), piece.counts.data))
@@ -104,7 +105,7 @@ class _Unit:
         """Write what is left, and the summary that says the unit is done."""
         if self.pieces:
             self.write()
-        sync_folder(self.folder)
+        sync_file(self.folder)
         self.summary["text"] = self.text.to_json()
         write_json(self.folder / f"{self.number:06d}.json", self.summary)
 

@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from atlasvi.loaders.arrays.matrices import is_spooled
 from atlasvi.loaders.cells.cell_store import PROFILES, CellStore
 from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
 from atlasvi.loaders.ingestion import bucket_sorting as sorting
@@ -36,8 +35,8 @@ from atlasvi.loaders.ingestion.ingest_job import (
 from atlasvi.loaders.manifest import read_json, write_json
 from atlasvi.loaders.outputs import write_folder_aside, write_whole
 from atlasvi.loaders.rows.block_rows import gather_rows
+from atlasvi.loaders.sources.data_spec import list_sources
 from atlasvi.loaders.sources.joined import JoinedSources, intersect
-from atlasvi.loaders.sources.source_options import list_sources
 from atlasvi.loaders.tables.store_tables import check_column
 from atlasvi.loaders.workers import Task, Workers, make_task
 
@@ -86,13 +85,14 @@ def ingest(
     """Write the cells of all sources, shuffled, to a new cell store at `out`.
 
     sources      files or folders that `open_source` knows, each with options of its own if need be
-                 (PATH::layer=raw,gene_column=id), or tables of sources (.toml; see source_options.py)
+                 (PATH::layer=raw,gene_column=id), or tables of sources (.toml; see data_spec.py)
     layer        where the counts are, if not in X
     genes        'union' or 'intersection' of the sources' genes, by name (or by `gene_column` of var); None: union, if
                  they share at least half of the genes of the source that has the fewest
     top_genes    keep only that many highly variable genes (seurat_v3), chosen within each value of `batch_key`
-    empty_cells  what to do with cells without counts: 'refuse' those that have none in their source (a cell that only
-                 the choice of genes left empty is kept and reported), 'drop' or 'keep' all that have none
+    empty_cells  what to do with cells without counts, where a source does not say it itself: 'refuse' those that have
+                 none in their source (a cell that only the choice of genes left empty is kept and reported), 'drop' or
+                 'keep' all that have none
     rounded      take fractions, as some tools estimate them, for counts: each rounded to the nearest whole number
     seed         of the order of the cells
     profile      'fast' to read, or 'small': two thirds of the size, at about half the speed
@@ -106,9 +106,9 @@ def ingest(
     paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}: choose one of {', '.join(PROFILES)}")
-    specs = list_sources(paths, layer=layer, gene_column=gene_column, measurement=measurement)
+    specs = list_sources(paths, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells)
     for spec in specs:
-        if spec.values != "counts":
+        if spec.takes_fractions:
             raise SourceError(
                 f"{spec.path}: a cell store keeps whole counts, and its option is values={spec.values}: train straight "
                 "from the source, or round with --round."
@@ -123,7 +123,6 @@ def ingest(
         rounded=rounded,
         top_genes=top_genes,
         batch_key=batch_key,
-        empty_cells=empty_cells,
         seed=seed,
         profile=profile,
     )
@@ -209,7 +208,7 @@ def _shuffle(
         write_json(scratch / sorting.PLAN, plan)
     sizes = [stop - start for _, start, stop in plan["units"]]
     # a matrix that is put in order at the first read is better put in order once than by each process
-    here = any(is_spooled(source) for source in joined.sources)
+    here = any(source.spooled for source in joined.sources)
     _run(sorting.sort_unit, sizes, scratch, workers, "reading", progress, here)
     summaries = list(sorting.read_summaries(scratch / sorting.FOLDER))
     n_cells, nnz, n_empty = (sum(summary[name] for summary in summaries) for name in ("cells", "nnz", "empty"))

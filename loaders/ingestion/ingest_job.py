@@ -13,9 +13,9 @@ import numpy as np
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.manifest import read_json, write_json
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.joined import JoinedSources
 from atlasvi.loaders.sources.reopened_sources import open_many
-from atlasvi.loaders.sources.source_options import SourceSpec
 
 SCRATCH_FORMAT = 2
 JOB, GENES = "job.json", "genes.npz"
@@ -29,13 +29,12 @@ class Job:
     """
 
     scratch_format: int
-    sources: list[dict[str, Any]]  # the fields of each SourceSpec
+    sources: list[dict[str, Any]]  # the fields of each DataSpec, empty_cells among them
     identities: list[list[int]]
     genes: str | None
     rounded: bool
     top_genes: int | None
     batch_key: str | None
-    empty_cells: str
     seed: int
     profile: str
 
@@ -73,7 +72,7 @@ def identify_source(path: str) -> list[int]:
 
 def open_sources(job: Job, scratch: Path) -> JoinedSources:
     """The sources of a job as one, over the genes that were chosen if they were."""
-    opened = open_many([SourceSpec(**fields) for fields in job.sources], scratch)
+    opened = open_many([DataSpec(**fields) for fields in job.sources], scratch)
     try:
         joined = JoinedSources(opened, job.genes, job.rounded)  # type: ignore[arg-type]
     except BaseException:

@@ -15,20 +15,13 @@ import zarr
 from zarr.storage import ZipStore
 
 from atlasvi.loaders.arrays.array_checks import Node, check_inside, check_stored, is_array
-from atlasvi.loaders.arrays.matrices import (
-    CompressedRows,
-    DenseRows,
-    Matrix,
-    SpooledColumns,
-    count_piece_rows,
-    read_narrow,
-)
+from atlasvi.loaders.arrays.matrices import CompressedRows, DenseRows, Matrix, SpooledColumns
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.annbatch import Collection, name_datasets
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.run_lengths import choose_run
-from atlasvi.loaders.sources.source_options import SourceSpec
 from atlasvi.loaders.tables.anndata_tables import open_table, read_text, to_str
 
 SAMPLE = 2**14  # values looked at to tell whether a matrix holds counts
@@ -43,9 +36,9 @@ class AnnDataSource:
 
     shuffled = False  # its authors' order
 
-    def __init__(self, spec: SourceSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None):
-        self.path = path = spec.path
-        self._close_root = close_root
+    def __init__(self, spec: DataSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None):
+        self.spec, self.path, self._close_root = spec, spec.path, close_root
+        path = spec.path
         for name in ("obs", "var"):
             if name not in root:
                 raise SourceError(f"{path}: it has no {name}, so it is no AnnData file; write it with anndata.")
@@ -63,7 +56,9 @@ class AnnDataSource:
                 self.notes.append(f"{path}: chunks are not stored of {', '.join(zeros)}: taken for zeros.")
         self._obs = open_table(path, "obs", root["obs"], uns)
         var = open_table(path, var_key, root[var_key], uns)
+        self.anndata_layer = self.layer if where == f"layers/{self.layer}" else None
         self._matrix = open_matrix(path, where, root[where], scratch)
+        self.spooled = self._matrix.spooled
         if self._matrix.shape != (self._obs.n_rows, var.n_rows):
             raise SourceError(
                 f"{path}: {where} is {self._matrix.shape[0]} x {self._matrix.shape[1]} where obs has "
@@ -80,12 +75,12 @@ class AnnDataSource:
     def read_narrow(self, start: int, stop: int) -> Rows | None:
         """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked."""
         with reading(self.path):
-            return read_narrow(self._matrix, start, stop)
+            return self._matrix.read_narrow(start, stop)
 
     def count_piece_cells(self) -> float:
         """Cells that are decoded together."""
         with reading(self.path):
-            return count_piece_rows(self._matrix)
+            return self._matrix.count_piece_rows()
 
     def count_run_cells(self) -> int:
         """Cells that are best read at a time, from a multiple of them on."""
@@ -102,14 +97,14 @@ class AnnDataSource:
         self._close_root()
 
 
-def open_h5ad(spec: SourceSpec, scratch: str | Path | None = None) -> AnnDataSource:
+def open_h5ad(spec: DataSpec, scratch: str | Path | None = None) -> AnnDataSource:
     """Open an .h5ad or .h5mu file. Raises SourceError where it can't be read as counts."""
     with reading(spec.path):
         file = h5py.File(spec.path, "r", locking="best-effort")  # folders on a network often know no locks
         return _open(spec, file, file.close, scratch)
 
 
-def open_anndata_zarr(spec: SourceSpec, scratch: str | Path | None = None) -> "AnnDataSource | Collection":
+def open_anndata_zarr(spec: DataSpec, scratch: str | Path | None = None) -> "AnnDataSource | Collection":
     """Open a Zarr folder of AnnData, MuData or SpatialData, a zip of one, or annbatch's collection of several."""
     with reading(spec.path), quiet():
         # Consolidated metadata is not needed: it may hold types (of uns) that this zarr does not know, or may deceive.
@@ -123,7 +118,7 @@ def open_anndata_zarr(spec: SourceSpec, scratch: str | Path | None = None) -> "A
         return _open(spec, zarr.open_group(store, path=inside, mode="r", use_consolidated=False), store.close, scratch)
 
 
-def open_collection(spec: SourceSpec, names: list[str], scratch: str | Path | None) -> "Collection":
+def open_collection(spec: DataSpec, names: list[str], scratch: str | Path | None) -> "Collection":
     """Open the datasets of a collection as one source."""
     parts: list[AnnDataSource] = []
     try:
@@ -132,14 +127,14 @@ def open_collection(spec: SourceSpec, names: list[str], scratch: str | Path | No
             with reading(place):
                 group = zarr.open_group(place, mode="r", use_consolidated=False)
                 parts.append(AnnDataSource(replace(spec, path=place), group, lambda: None, scratch))
-        return Collection(spec.path, parts)
+        return Collection(spec, parts)
     except BaseException:
         for part in parts:
             part.close()
         raise
 
 
-def _open(spec: SourceSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None) -> AnnDataSource:
+def _open(spec: DataSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None) -> AnnDataSource:
     try:
         return AnnDataSource(spec, find_anndata(spec, root), close_root, scratch)
     except BaseException:
@@ -147,7 +142,7 @@ def _open(spec: SourceSpec, root: Node, close_root: Callable[[], None], scratch:
         raise
 
 
-def find_anndata(spec: SourceSpec, root: Node) -> Node:
+def find_anndata(spec: DataSpec, root: Node) -> Node:
     """The AnnData in a file: the file itself, or one of several in MuData (a modality) or SpatialData (a table).
 
     Raises SourceError where it is not clear which.

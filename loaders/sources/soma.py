@@ -21,6 +21,7 @@ from atlasvi.loaders.rows.buffers import Buffers
 from atlasvi.loaders.rows.csr import canonical_csr, csr_from_entries, to_numbers
 from atlasvi.loaders.rows.entries import MOST_ROWS, EntryBlock
 from atlasvi.loaders.rows.narrowing import VALUES
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.run_lengths import FEWEST_CELLS, choose_run
 from atlasvi.loaders.tables.anndata_tables import make_frame
 
@@ -50,15 +51,18 @@ class SomaSource:
     """
 
     shuffled = False  # its authors' order
+    spooled = False
+    anndata_layer = None
 
-    def __init__(self, path: str, experiment: Any, layer: str | None, measurement: str | None):
-        self.path = path
+    def __init__(self, spec: DataSpec, experiment: Any):
+        self.spec, self.path = spec, spec.path
+        path = spec.path
         self.notes: list[str] = []
         self._experiment = experiment
-        chosen = choose_measurement(path, list(experiment.ms), measurement)
+        chosen = choose_measurement(path, list(experiment.ms), spec.measurement)
         part = experiment.ms[chosen]
         self.layers = list(part["X"]) if "X" in part else []
-        self.layer = choose_layer(path, chosen, self.layers, layer)
+        self.layer = choose_layer(path, chosen, self.layers, spec.layer)
         self._x = part["X"][self.layer]
         self._obs = experiment.obs
         self._runs = IdRuns(read_ids(self._obs))
@@ -156,11 +160,12 @@ class SomaSource:
         return canonical_csr(matrix.data, matrix.indices, matrix.indptr, n_genes)
 
 
-def open_soma(path: str, layer: str | None = None, measurement: str | None = None) -> SomaSource:
+def open_soma(spec: DataSpec) -> SomaSource:
     """Open a TileDB-SOMA experiment, for one X layer (default: data, raw, or the only one) of one measurement.
 
     Raises SourceError where it can't be read as counts, MissingDependencyError without tiledbsoma.
     """
+    path = spec.path
     try:
         with quiet():
             import tiledbsoma
@@ -176,7 +181,7 @@ def open_soma(path: str, layer: str | None = None, measurement: str | None = Non
                 f"{path}: a {opened.soma_type}, not a SOMAExperiment; pass the experiment's folder above it."
             )
         try:
-            return SomaSource(path, opened, layer, measurement)
+            return SomaSource(spec, opened)
         except BaseException:
             opened.close()
             raise

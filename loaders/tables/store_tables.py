@@ -18,7 +18,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError
-from atlasvi.loaders.outputs import sync_file
+from atlasvi.loaders.outputs import write_whole
 from atlasvi.loaders.tables.column_names import INDEX, find_storable_names, set_reserved_aside
 from atlasvi.loaders.tables.merged_columns import TEXT, convert_column, is_masked, join_dtypes
 from atlasvi.loaders.zarr_warnings import quiet_zarr
@@ -288,10 +288,7 @@ def consolidate_metadata(path: Path) -> None:
     root = json.loads((path / "zarr.json").read_text())
     members = root["consolidated_metadata"]["metadata"]
     root["consolidated_metadata"]["metadata"] = dict(sorted(members.items(), key=lambda item: item[0].split("/")))
-    temporary = path / ".zarr.json.unfinished"
-    temporary.write_text(json.dumps(root, indent=2))
-    sync_file(temporary)
-    os.replace(temporary, path / "zarr.json")
+    write_whole(path / "zarr.json", json.dumps(root, indent=2).encode())
 
 
 def _create_group(parent: zarr.Group, name: str, encoding: str, version: str, **more: Any) -> zarr.Group:

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from atlasvi.loaders.errors import OutputError
-from atlasvi.loaders.outputs import remove_leftovers, write_file_aside, write_folder_aside, write_whole
+from atlasvi.loaders.outputs import (
+    remove_leftovers,
+    remove_unfinished,
+    write_file_aside,
+    write_files_aside,
+    write_folder_aside,
+    write_whole,
+)
 
 
 def test_a_folder_appears_whole(tmp_path: Path):
@@ -92,3 +99,61 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path, monkeypatch
         write_whole(path, b"after")
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()])
+def test_only_the_folders_made_for_an_output_that_failed_are_removed(tmp_path: Path, error: BaseException):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(type(error)), write_folder_aside(tmp_path / "there" / "x" / "y" / "out"):
+        raise error
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    with pytest.raises(type(error)), write_folder_aside(tmp_path / "there" / "x" / "y" / "out"):
+        (tmp_path / "there" / "x" / "of somebody else").mkdir()
+        raise error
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["of somebody else", "there", "x"]
+
+
+def test_folders_of_an_output_that_is_gone_on_with_stay(tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt), write_folder_aside(tmp_path / "x" / "out", lambda scratch: True):
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".out.unfinished", "x"]
+
+
+def test_where_folders_can_not_be_made_it_is_said_and_none_is_left(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OutputError, match="can't be written there"),
+        write_folder_aside(tmp_path / "file" / "x" / "out"),
+    ):
+        pass
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_files_of_a_folder_are_replaced_in_order_and_others_stay(tmp_path: Path, monkeypatch):
+    for name in ("a", "b", "other"):
+        (tmp_path / name).write_text("old")
+    rename = os.rename
+
+    def rename_once(made: Path, out: Path) -> None:
+        rename(made, out)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", rename_once)
+    with pytest.raises(OutputError, match="disk is full"), write_files_aside(tmp_path, ["b", "a"]) as aside:
+        (aside / "a").write_text("new")
+        (aside / "b").write_text("new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "b": "new", "other": "old"}
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="bad"), write_files_aside(tmp_path, ["b", "a"]) as aside:
+        (aside / "a").write_text("new")
+        raise ValueError("bad")
+    assert (tmp_path / "a").read_text() == "old"
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def test_unfinished_work_of_another_command_in_a_folder_is_left_alone(tmp_path: Path):
+    (tmp_path / ".mini.unfinished" / "done").mkdir(parents=True)
+    (tmp_path / ".config.json.unfinished-1").write_text("half")
+    (tmp_path / ".config.json.1.unfinished").write_text("half, of an older version")
+    remove_unfinished(tmp_path)
+    assert os.listdir(tmp_path) == [".mini.unfinished"]

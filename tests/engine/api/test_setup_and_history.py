@@ -12,7 +12,8 @@ from atlasvi.engine.cli.checking import DamageError, check
 from atlasvi.engine.distributed.signals import TrainingInterrupted
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.settings import SettingError
-from atlasvi.engine.training.training_loop import Trainer, TrainingError
+from atlasvi.engine.training.training_error import TrainingError
+from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.errors import GeneError, OutputError, SourceError
 from tests.engine.api.test_scvi import make_adata, make_model
 
@@ -66,7 +67,7 @@ def test_an_interrupted_training_keeps_the_weights_and_the_history(monkeypatch: 
 
     def interrupt(self: Trainer, kl_weight: float) -> None:
         real(self, kl_weight)
-        if self.epoch == 5:
+        if self.state.epoch == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "_end_epoch", interrupt)
@@ -210,7 +211,7 @@ def test_query_data_is_set_up_by_being_loaded(model: SCVI):
     query = make_adata(60, seed=1, batches="xy")
     SCVI.load_query_data(query, model)
     own = SCVI(query, n_hidden=8)
-    assert own.run.setup.batch_key == "batch"
+    assert own.run.setup.keys.batch_key == "batch"
     assert own.run.setup.batch_categories == ["x", "y"]
 
 

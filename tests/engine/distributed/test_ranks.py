@@ -11,6 +11,7 @@ import torch
 from atlasvi.engine.distributed.gradient_sums import BUCKET_BYTES, GradientSum, plan_buckets
 from atlasvi.engine.distributed.ranks import Ranks, join_ranks
 from atlasvi.engine.training.checkpoint import list_checkpoints
+from atlasvi.engine.training.step import StepTerms
 from atlasvi.engine.training.train import train
 from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.manifest import read_json
@@ -26,19 +27,20 @@ def cells(tmp_path: Path) -> Path:
 def train_and_record(cells: Path, out: Path, options: dict[str, Any]) -> None:
     """Train, and write the losses of each step, the history and the weights that each rank sees."""
     losses: list[list[float]] = []
-    check = Trainer._check_finite
+    count = Trainer._count
 
-    def record(self: Trainer, means: np.ndarray, kl_weight: float) -> None:
-        check(self, means, kl_weight)
-        losses.append(means.tolist())
+    def record(self: Trainer, found: StepTerms | None, kl_weight: float) -> bool:
+        if found is not None:
+            losses.append([found.terms.mean("reconstruction"), found.terms.mean("kl")])
+        return count(self, found, kl_weight)
 
-    Trainer._check_finite = record  # type: ignore[method-assign]
+    Trainer._count = record  # type: ignore[method-assign]
     histories: list[list] = []
     end = Trainer._end_epoch
 
     def keep(self: Trainer, kl_weight: float) -> None:
         end(self, kl_weight)
-        histories[:] = [list(self.history)]
+        histories[:] = [list(self.state.history)]
 
     Trainer._end_epoch = keep  # type: ignore[method-assign]
     with join_ranks() as ranks:

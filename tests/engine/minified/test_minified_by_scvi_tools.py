@@ -31,7 +31,7 @@ def counts(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["plain", "old-1.0.4", "embedded", "factor"])
 def test_minified_data_as_one_file_answers_as_the_store_does(counts: Path, tmp_path: Path, name: str):
     """The file is laid out as scvi-tools' own; check_directories.py has scvi-tools open it."""
-    minify(MODELS / name, counts, tmp_path / "mini", options={"layer": "X"})  # where the model had its counts or not
+    minify(MODELS / name, f"{counts}::layer=X", tmp_path / "mini")  # where the model had its counts or not
     write_minified_h5ad(tmp_path / "mini", tmp_path / "mini.h5ad")
     store, file = open_minified(tmp_path / "mini"), open_minified(tmp_path / "mini.h5ad", MODELS / name)
     assert isinstance(store, MinifiedStore)

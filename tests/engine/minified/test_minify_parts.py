@@ -30,6 +30,8 @@ from tests.engine.training.test_train import write_cells
 
 PART_CELLS = 20
 
+SETUP = Setup.from_saved({"batch_key": "batch", "batch_categories": ["b1", "b2", "b3"]})
+
 
 @pytest.fixture
 def cells(tmp_path: Path) -> Path:
@@ -45,7 +47,11 @@ def run(tmp_path: Path) -> Path:
     settings = ModelSettings(n_genes=30, n_batches=3, n_hidden=16, n_latent=4, n_layers=2)
     model = VAE(settings, torch.Generator().manual_seed(0)).eval()
     (tmp_path / "run").mkdir()
-    TrainedRun(model, [f"g{k}" for k in range(30)], Setup("batch", ["b1", "b2", "b3"])).save(tmp_path / "run")
+    TrainedRun(
+        model,
+        [f"g{k}" for k in range(30)],
+        SETUP,
+    ).save(tmp_path / "run")
     for name in ("config.json", "result.json"):
         write_json(tmp_path / "run" / name, {})
     return tmp_path / "run"
@@ -114,7 +120,7 @@ def test_an_interrupted_minify_of_other_weights_or_data_is_not_gone_on_with(
     other = TrainedRun(
         VAE(settings, torch.Generator().manual_seed(1)).eval(),
         [f"g{k}" for k in range(30)],
-        Setup("batch", ["b1", "b2", "b3"]),
+        SETUP,
     )
     minify(other, cells, tmp_path / "mini", batch_size=10)
     minify(other, cells, tmp_path / "whole", batch_size=10)
@@ -248,6 +254,6 @@ def test_processes_in_other_folders_open_the_data_with_the_options_of_its_path(r
     )
     monkeypatch.chdir(tmp_path)
     minify(run, "cells.h5ad::layer=counts", tmp_path / "mini")
-    assert jobs[0].job.data == f"{tmp_path / 'cells.h5ad'}::layer=counts"
+    assert jobs[0].job.data == {"path": str(tmp_path / "cells.h5ad"), "layer": "counts", "format": "h5ad"}
     attributes = json.loads((tmp_path / "mini" / "zarr.json").read_text())["attributes"]["atlasvi"]
-    assert attributes["data"] == "cells.h5ad::layer=counts"
+    assert attributes["data"] == {"path": "cells.h5ad", "layer": "counts", "format": "h5ad"}

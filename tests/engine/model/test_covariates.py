@@ -1,5 +1,4 @@
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import anndata
@@ -7,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlasvi.engine.model.covariates import Setup, find_categories, learn_setup, to_category
+from atlasvi.engine.model.covariates import KEYS, KINDS, Setup, SetupKeys, find_categories, learn_setup, to_category
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.errors import ColumnError
 
@@ -34,14 +33,14 @@ def open_obs(folder: Path, obs: pd.DataFrame = OBS) -> CellData:
 
 def test_a_setup_is_learned_from_the_columns_and_reads_their_codes(tmp_path: Path):
     data = open_obs(tmp_path)
-    setup = learn_setup(
-        data,
+    keys = SetupKeys(
         batch_key="donor",
         labels_key="sick",
         size_factor_key="factor",
-        categorical_covariate_keys=["sex", "sick"],
-        continuous_covariate_keys=["age", "sex"],
+        categorical_covariate_keys=("sex", "sick"),
+        continuous_covariate_keys=("age", "sex"),
     )
+    setup = learn_setup(data, keys)
     assert setup.batch_categories == ["y", "x"]  # unused ones left out, the order kept
     assert setup.categorical_covariates == {"sex": [1, 2], "sick": [False, True]}
     assert setup.category_dtypes == {"sex": "int64", "sick": "bool"}
@@ -62,7 +61,7 @@ def test_a_setup_is_learned_from_the_columns_and_reads_their_codes(tmp_path: Pat
 
 
 def test_codes_of_other_data_are_those_of_the_model(tmp_path: Path):
-    setup = learn_setup(open_obs(tmp_path), batch_key="donor", categorical_covariate_keys=["sex"])
+    setup = learn_setup(open_obs(tmp_path), SetupKeys(batch_key="donor", categorical_covariate_keys=("sex",)))
     fewer = OBS.assign(donor=["x"] * 4, sex=pd.Categorical([2, 2, 1, 1]))
     codes = setup.read_codes(open_obs(tmp_path, fewer))
     assert codes["batch"].tolist() == [1] * 4
@@ -84,7 +83,7 @@ def test_codes_of_other_data_are_those_of_the_model(tmp_path: Path):
 def test_columns_that_do_not_do_are_named(tmp_path: Path, keys: dict, message: str):
     data = open_obs(tmp_path)
     with pytest.raises(ColumnError, match=message):
-        learn_setup(data, **keys).read_codes(data)
+        learn_setup(data, SetupKeys.from_asked(keys)).read_codes(data)
 
 
 def test_a_model_without_covariates_asks_for_nothing(tmp_path: Path):
@@ -116,9 +115,9 @@ def test_categories_are_found_by_value(known, asked, places):
     ],
 )
 def test_categories_keep_their_values_in_files(tmp_path: Path, values, categories, dtype):
-    setup = learn_setup(open_obs(tmp_path, OBS.assign(x=values)), batch_key="x")
+    setup = learn_setup(open_obs(tmp_path, OBS.assign(x=values)), SetupKeys(batch_key="x"))
     assert (setup.batch_categories, setup.category_dtypes) == (categories, {"x": dtype})
-    assert Setup.from_saved(json.loads(json.dumps(asdict(setup)))) == setup
+    assert Setup.from_saved(json.loads(json.dumps(setup.to_saved()))) == setup
 
 
 def test_setups_of_the_first_files_which_wrote_numbers_as_text_are_read():
@@ -137,13 +136,25 @@ def test_setups_of_the_first_files_which_wrote_numbers_as_text_are_read():
 
 
 def test_a_query_adds_what_is_new_and_a_mixed_key_has_no_type_of_its_own(tmp_path: Path):
-    setup = learn_setup(open_obs(tmp_path), batch_key="sex", categorical_covariate_keys=["sick"])
-    more = learn_setup(
-        open_obs(tmp_path, OBS.assign(sex=[2.0, 1.5, 3.0, 1.0], sick=["True", "no", "no", "maybe"])),
-        batch_key="sex",
-        categorical_covariate_keys=["sick"],
-    )
-    extended = setup.extend(more.batch_categories, [], more.categorical_covariates, 4)
+    keys = SetupKeys(batch_key="sex", categorical_covariate_keys=("sick",))
+    setup = learn_setup(open_obs(tmp_path), keys)
+    more = OBS.assign(sex=[2.0, 1.5, 3.0, 1.0], sick=["True", "no", "no", "maybe"])
+    extended = setup.extend(learn_setup(open_obs(tmp_path, more), keys))
     assert extended.batch_categories == [1, 2, 1.5, 3.0]
     assert extended.categorical_covariates == {"sick": [False, True, "maybe", "no"]}
     assert extended.category_dtypes == {"sex": "int64"}
+
+
+def test_each_kind_has_a_key_of_its_own_and_goes_into_files_and_back(tmp_path: Path):
+    assert sorted(kind.key for kind in KINDS) == sorted(KEYS)
+    for kind, column in zip(KINDS, ("donor", "sick", "sex", "age", "factor"), strict=True):
+        keys = SetupKeys.from_asked({kind.key: [column] if kind.several else column})
+        setup = learn_setup(open_obs(tmp_path), keys)
+        assert setup.columns(kind) == (column,)
+        assert Setup.from_saved(json.loads(json.dumps(setup.to_saved()))) == setup
+        assert SetupKeys.from_asked(json.loads(json.dumps(keys.as_asked()))) == keys
+
+
+def test_categories_without_the_name_of_their_column_are_refused():
+    with pytest.raises(ValueError, match="batches and names no column"):
+        Setup.from_saved({"batch_key": None, "batch_categories": ["a", "b"]})

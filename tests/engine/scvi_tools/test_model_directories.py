@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch import Tensor
 
-from atlasvi.engine.model.covariates import Setup
+from atlasvi.engine.model.covariates import Setup, SetupKeys
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import kl_of_normals
 from atlasvi.engine.scvi_tools.model_directories import load_scvi_tools, save_scvi_tools
@@ -119,16 +119,19 @@ def test_any_model_of_any_version_gives_its_numbers_also_when_written_again(fold
 def test_columns_and_categories_come_along_and_go_back_in_their_types(tmp_path: Path):
     run = load_scvi_tools(MODELS / "latent")
     assert run.setup == Setup(
-        "batch",
-        ["b0", "b1", "b2"],
-        "labels",
-        ["B", "T"],
-        None,
-        {"donor": ["d0", "d1", "d2", "d3"], "same": ["x"], "sex": [0, 1]},
-        ["age", "score"],
-        {"sex": "int64"},
-        None,
-        20,
+        keys=SetupKeys(
+            batch_key="batch",
+            labels_key="labels",
+            categorical_covariate_keys=("donor", "same", "sex"),
+            continuous_covariate_keys=("age", "score"),
+        ),
+        categories={
+            "batch": {"batch": ["b0", "b1", "b2"]},
+            "labels": {"labels": ["B", "T"]},
+            "categories": {"donor": ["d0", "d1", "d2", "d3"], "same": ["x"], "sex": [0, 1]},
+        },
+        category_dtypes={"sex": "int64"},
+        n_cells=20,
     )
     save_scvi_tools(run, tmp_path / "again")
     assert load_scvi_tools(tmp_path / "again").setup == run.setup
@@ -144,7 +147,7 @@ def test_columns_and_categories_come_along_and_go_back_in_their_types(tmp_path: 
 
 def test_the_layer_and_the_size_factor_come_along():
     run = load_scvi_tools(MODELS / "factor")
-    assert (run.setup.layer, run.setup.size_factor_key, run.setup.batch_categories) == ("counts", "factor", [0, 1])
+    assert (run.setup.layer, run.setup.keys.size_factor_key, run.setup.batch_categories) == ("counts", "factor", [0, 1])
     assert run.model.settings.use_size_factor
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,21 @@ import pytest
 import torch
 
 from atlasvi.engine.distributed.signals import TrainingInterrupted
+from atlasvi.engine.model import trained_run
 from atlasvi.engine.model.covariates import Setup
+from atlasvi.engine.model.loss_terms import CellLosses, LossTerms
 from atlasvi.engine.model.noise import EVALUATION_NOISE, seed_draws
-from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.training import checkpoint, run_parts
 from atlasvi.engine.training.checkpoint import list_checkpoints, read_newest_checkpoint, write_checkpoint
-from atlasvi.engine.training.evaluation import INFORMATIVE_KL
+from atlasvi.engine.training.evaluation import INFORMATIVE_KL, Evaluation
 from atlasvi.engine.training.progress import RunLog
+from atlasvi.engine.training.run_parts import prepare_run
 from atlasvi.engine.training.settings import SettingError, resolve_settings
 from atlasvi.engine.training.train import train
-from atlasvi.engine.training.training_loop import Trainer, TrainingError
+from atlasvi.engine.training.training_error import TrainingError
+from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.cells.open_cells import open_cells, select_genes
 from atlasvi.loaders.errors import ColumnError, CountsError, OutputError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
@@ -118,14 +124,14 @@ def test_reported_losses_weigh_each_cell_the_same_whatever_minibatch_it_was_in(c
     run = train(cells, tmp_path / "run", split_column="split", epochs=1, settings=SMALL)
     asked = {"batch_key": None, "labels_key": None, "split_column": "split", "seed": 0}
     settings = resolve_settings(None, {**SMALL, "epochs": 1})
-    trainer = Trainer(open_cells(cells), tmp_path / "other", Setup(), asked, settings, "cpu")
-    trainer.model.load_state_dict(run.model.state_dict())
-    trainer.model.eval()
+    parts = prepare_run(open_cells(cells), tmp_path / "other", Setup(), asked, settings, "cpu")
+    parts.model.load_state_dict(run.model.state_dict())
+    parts.model.eval()
     per_cell, generator = [], torch.Generator()
     with torch.no_grad():
-        for number, batch in enumerate(trainer.loaders["validation"]):
-            seed_draws(generator, trainer.seed, EVALUATION_NOISE, number)
-            per_cell.append(trainer.model(batch, generator)[0])
+        for number, batch in enumerate(parts.loaders["validation"]):
+            seed_draws(generator, parts.seed, EVALUATION_NOISE, number)
+            per_cell.append(parts.model(batch, generator)[0])
     assert [len(part) for part in per_cell] == [32, 18]
     mean = torch.cat(per_cell).double().mean().item()
     assert run.result["validation"]["reconstruction_loss"] == pytest.approx(mean, rel=1e-9)
@@ -192,9 +198,11 @@ def test_the_best_weights_are_kept_and_the_last_reported_beside_them(cells: Path
     losses = iter([5.0, 3.0, 4.0, 6.0])
     measured = Trainer._evaluate
 
-    def evaluate(trainer: Trainer, part: str, most: int | None = None) -> dict:
+    def evaluate(trainer: Trainer, part: str, most: int | None = None) -> Evaluation:
         found = measured(trainer, part, most)
-        return {**found, "elbo": -loss} if part == "validation" and (loss := next(losses, None)) else found
+        if part == "validation" and (loss := next(losses, None)):
+            return replace(found, terms=LossTerms(torch.tensor([1.0, loss, 0.0, 0.0], dtype=torch.float64)))
+        return found
 
     monkeypatch.setattr(Trainer, "_evaluate", evaluate)
     best = train(cells, tmp_path / "best", epochs=4, settings=SMALL)
@@ -335,6 +343,7 @@ def test_a_run_stopped_in_a_validation_resumes_there_in_a_new_process_and_trains
     whole = train(cells, tmp_path / "whole", **SCHEDULE)
     program = f"""
 import os, signal
+from atlasvi.engine.training.training_error import TrainingError
 from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.engine.training.train import train
 evaluate = Trainer._evaluate
@@ -400,15 +409,55 @@ def test_resuming_with_another_configuration_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("other", "what"),
-    [({"n_cells": 201}, "n_cells"), ({"n_genes": 31}, "n_genes"), ({"seed": 1}, "first_block_sha256")],
+    ("other", "sizes"), [({"n_cells": 201}, (201, 30)), ({"n_genes": 31}, (200, 31)), ({"seed": 1}, (200, 30))]
 )
-def test_resuming_on_other_data_is_refused(cells: Path, tmp_path: Path, monkeypatch, other: dict, what: str):
+def test_resuming_on_other_data_is_refused(cells: Path, tmp_path: Path, monkeypatch, other: dict, sizes: tuple):
     at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(TrainingInterrupted):
         train(cells, tmp_path / "run", **SCHEDULE)
-    with pytest.raises(SettingError, match=f"was started with {what} = "):
+    sentence = (
+        r"with .*cells.h5ad as it was then, of 200 cells and 30 genes; now it is .*other.h5ad, of {} cells and {}"
+    )
+    with pytest.raises(SettingError, match=sentence.format(*sizes)):
         train(write_cells(tmp_path / "other.h5ad", **other), tmp_path / "run", resume=True)
+
+
+def test_a_resumed_run_opens_its_data_with_the_options_that_it_was_started_with(
+    cells: Path, tmp_path: Path, monkeypatch
+):
+    table = anndata.read_h5ad(cells)
+    table.layers["counts"], table.X = table.X, table.X[::-1].copy()
+    table.var["symbol"] = [f"s{k}" for k in range(30)]
+    table.layers["counts"][3] = 0
+    table.write_h5ad(cells)
+    opened = f"{cells}::layer=counts,gene_column=symbol,empty_cells=keep"
+    whole = train(opened, tmp_path / "whole", **SCHEDULE)
+    at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(TrainingInterrupted):
+        train(opened, tmp_path / "run", **SCHEDULE)
+    with pytest.raises(SettingError, match=r"with .*layer=counts.* as it was then.*; now it is .*layer=X,gene_column"):
+        train(f"{cells}::layer=X", tmp_path / "run", resume=True)
+    assert_same_run(whole, train(cells, tmp_path / "run", resume=True))
+    further = train(cells, tmp_path / "further", start=tmp_path / "run", epochs=1)
+    assert (further.data, further.genes[0]) == (whole.data, "s0")
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoints", "model.pt"])
+def test_a_run_of_a_newer_format_is_refused(cells: Path, tmp_path: Path, monkeypatch, name: str):
+    monkeypatch.setattr(trained_run, "RUN_FORMAT", 3)
+    for module in (checkpoint, run_parts):
+        monkeypatch.setattr(module, "RUN_FORMAT", 3)
+    run = train(cells, tmp_path / "run", **SCHEDULE)
+    monkeypatch.undo()
+    sentence = r"this (run|model|checkpoint) is of format 3, and this atlasvi reads up to 2: upgrade it"
+    with pytest.raises(SourceError, match=sentence):
+        if name == "config.json":
+            train(cells, tmp_path / "run", resume=True)
+        elif name == "model.pt":
+            load_run(tmp_path / "run")
+        else:
+            assert run.path is not None
+            read_newest_checkpoint(run.path / "checkpoints")
 
 
 # bad input
@@ -476,9 +525,9 @@ def test_nan_stops_with_step_terms_and_the_last_good_checkpoint_intact(
             calls.append(0)
             if len(calls) == step:
                 if cause == "loss":
-                    return reconstruction * torch.nan, kl, kl_library
+                    return CellLosses(reconstruction * torch.nan, kl, kl_library)
                 reconstruction.register_hook(lambda grad: grad * torch.nan)
-        return reconstruction, kl, kl_library
+        return CellLosses(reconstruction, kl, kl_library)
 
     calls: list[int] = []
     monkeypatch.setattr(VAE, "forward", poisoned)
@@ -538,14 +587,15 @@ def test_how_to_go_on_is_a_command_that_opens_the_data_as_it_was_opened(cells: P
     table.var["symbol"] = [f"s{k}" for k in range(30)]
     table.X[3] = 0
     table.write_h5ad(tmp_path / "my cells.h5ad")
-    options = {"layer": "raw counts", "gene_column": "symbol", "keep_empty": True}
+    options = {"layer": "raw counts", "gene_column": "symbol", "empty_cells": "keep"}
     data = select_genes(open_cells(tmp_path / "my cells.h5ad", **options), ["s1", "s2"])
     monkeypatch.setenv("ATLASVI_LAUNCH", "atlasvi launch --nproc 1 --max-restarts 3 --")
     at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(TrainingInterrupted) as stopped:
         train(data, tmp_path / "run", device="cpu", **SCHEDULE)
-    opened = f"{tmp_path / 'my cells.h5ad'}::layer=raw counts,gene_column=symbol"
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == opened
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    assert kept == {"path": str(tmp_path / "my cells.h5ad"), **options, "format": "h5ad"}
+    opened = f"{tmp_path / 'my cells.h5ad'}::layer=raw counts,gene_column=symbol,empty_cells=keep"
     command = shlex.split(str(stopped.value).partition("Go on with: ")[2])
     assert command[:7] == ["atlasvi", "launch", "--nproc", "1", "--max-restarts", "3", "--"]
     assert command[7:] == [
@@ -553,7 +603,6 @@ def test_how_to_go_on_is_a_command_that_opens_the_data_as_it_was_opened(cells: P
         opened,
         "--out",
         str(tmp_path / "run"),
-        "--empty-cells=keep",
         "--device=cpu",
         "--resume",
     ]

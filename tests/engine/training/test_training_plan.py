@@ -72,7 +72,7 @@ def test_a_run_that_goes_on_from_another_can_itself_be_resumed(cells: Path, monk
 
     def stop(self: Trainer, kl_weight: float) -> None:
         end_epoch(self, kl_weight)
-        if self.epoch == 4:
+        if self.state.epoch == 4:
             raise TrainingInterrupted("here")
 
     monkeypatch.setattr(Trainer, "_end_epoch", stop)

@@ -205,7 +205,7 @@ def test_counts_of_any_size_many_genes_and_cells_without_counts_survive(write_h5
         counts[cell, 69_999 - cell] = (1, 256, 65_535, 65_536, 10**6)[cell % 5]
     path = write_h5ad("wide", counts.tocsr())
     ingest(path, tmp_path / "store", empty_cells="keep")
-    for data in (open_cells(path, keep_empty=True), open_cells(tmp_path / "store")):
+    for data in (open_cells(path, empty_cells="keep"), open_cells(tmp_path / "store")):
         rows = source_rows(data)
         for batch in BatchLoader(data, 7, seed=0):
             assert np.array_equal(batch.to_dense().numpy(), counts.tocsr()[rows[batch.rows.numpy()]].toarray())

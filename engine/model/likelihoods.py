@@ -1,0 +1,121 @@
+"""The likelihoods of counts that a model can have: one object each, in one table.
+
+Another likelihood is another entry of LIKELIHOODS, and its name in `LikelihoodName`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from atlasvi import kernels
+from atlasvi.kernels.reference import Likelihood as FusedName
+
+MOST_RATE = 1e8  # of a Poisson draw; larger ones overflow (scvi-tools' max_poisson_rate)
+
+LikelihoodName = Literal["nb", "zinb", "poisson", "normal"]
+"""As options and saved files name them."""
+
+
+class Expression(NamedTuple):
+    """Parameters of the likelihood of each cell and gene; in scvi-tools px_scale, px_rate, px_r, px_dropout.
+
+    shares   [..., cells, genes], each gene's share of the library (with a size factor: softplus, no shares)
+    mean     [..., cells, genes], counts: library * shares
+    theta    [genes] or [..., cells, genes], inverse dispersion (normal: standard deviation); None without dispersion
+    dropout  [..., cells, genes], logits of a zero that is no draw; None where the likelihood has none
+    """
+
+    shares: Tensor
+    mean: Tensor
+    theta: Tensor | None
+    dropout: Tensor | None
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A distribution of the counts of a cell and a gene.
+
+    log_prob         (counts float [..., genes], expression) -> log-probability in nats, elementwise, in plain torch
+    sample           (expression, generator) -> a draw for each cell and gene, float32
+    has_dispersion   whether it has the parameter theta; has_dropout: the logits of dropout
+    fused            its name in `kernels.decoder_nll`, which computes it with its gradients in one sweep; None: it is
+                     computed by `log_prob` over dense matrices
+    takes_fractions  whether the data may hold numbers that are no counts
+    """
+
+    log_prob: Callable[[Tensor, Expression], Tensor]
+    sample: Callable[[Expression, Generator], Tensor]
+    has_dispersion: bool = True
+    has_dropout: bool = False
+    fused: FusedName | None = None
+    takes_fractions: bool = False
+
+
+def takes_fractions(name: Any) -> bool:
+    """Whether the data of a model with this likelihood may hold numbers that are no counts; False for other names."""
+    return isinstance(name, str) and name in LIKELIHOODS and LIKELIHOODS[name].takes_fractions
+
+
+def draw_gamma(shape: Tensor, rate: Tensor, generator: Generator) -> Tensor:
+    """A draw of gammas of mean shape / rate."""
+    return torch._standard_gamma(shape, generator=generator) / rate
+
+
+def _theta(expression: Expression) -> Tensor:
+    assert expression.theta is not None
+    return expression.theta
+
+
+def _dropout(expression: Expression) -> Tensor:
+    assert expression.dropout is not None
+    return expression.dropout
+
+
+def _draw_poisson(rate: Tensor, generator: Generator) -> Tensor:
+    return torch.poisson(rate.clamp(max=MOST_RATE), generator=generator)
+
+
+def _nb_log_prob(counts: Tensor, expression: Expression) -> Tensor:
+    return kernels.nb_log_prob(counts, expression.mean, _theta(expression))
+
+
+def _draw_nb(expression: Expression, generator: Generator) -> Tensor:
+    """A Poisson of a gamma's draw."""
+    theta = _theta(expression).expand_as(expression.mean).contiguous()
+    return _draw_poisson(draw_gamma(theta, theta / expression.mean, generator), generator)
+
+
+def _zinb_log_prob(counts: Tensor, expression: Expression) -> Tensor:
+    return kernels.zinb_log_prob(counts, expression.mean, _theta(expression), _dropout(expression))
+
+
+def _draw_zinb(expression: Expression, generator: Generator) -> Tensor:
+    counts = _draw_nb(expression, generator)
+    kept = torch.empty_like(counts).uniform_(generator=generator) >= torch.sigmoid(_dropout(expression))
+    return counts * kept
+
+
+def _normal_log_prob(values: Tensor, expression: Expression) -> Tensor:
+    normal = torch.distributions.Normal(expression.mean, _theta(expression), validate_args=False)
+    return normal.log_prob(values)
+
+
+def _draw_values(expression: Expression, generator: Generator) -> Tensor:
+    mean = expression.mean
+    return mean + _theta(expression) * torch.empty_like(mean).normal_(generator=generator)
+
+
+LIKELIHOODS: dict[str, Likelihood] = {
+    "nb": Likelihood(_nb_log_prob, _draw_nb, fused="nb"),
+    "zinb": Likelihood(_zinb_log_prob, _draw_zinb, has_dropout=True, fused="zinb"),
+    "poisson": Likelihood(
+        lambda counts, expression: kernels.poisson_log_prob(counts, expression.mean),
+        lambda expression, generator: _draw_poisson(expression.mean, generator),
+        has_dispersion=False,
+        fused="poisson",
+    ),
+    "normal": Likelihood(_normal_log_prob, _draw_values, takes_fractions=True),
+}

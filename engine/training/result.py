@@ -1,0 +1,56 @@
+"""The result of a finished run: the losses of the weights that are kept, and how the run went.
+
+Knows the parts of a run and where it ended. Knows nothing of the steps that led there.
+"""
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from atlasvi.engine.training.evaluation import Evaluation, count_informative
+from atlasvi.engine.training.run_parts import PARTS, RunParts, find_version
+from atlasvi.engine.training.run_state import RunState
+
+
+def make_result(
+    parts: RunParts, state: RunState, n_bytes_reduced: int, evaluate: Callable[[str], Evaluation]
+) -> dict[str, Any]:
+    """Evaluate the weights that are kept, which become those of the model; plain values, as result.json holds them.
+
+    n_bytes_reduced  that a rank hands to the sum over ranks, once a step
+    evaluate  of a part of the cells, by its name
+    `last` tells of the last weights where others are kept.
+    """
+
+    def evaluate_all() -> dict[str, Any]:
+        return {part: evaluate(part).report() for part in PARTS if parts.loaders[part].n_cells}
+
+    best = state.best.epoch
+    keeps_best = parts.settings.keep == "best" and -1 < best < state.epoch - 1
+    last = {"last": evaluate_all()} if keeps_best else {}
+    if keeps_best:
+        parts.model.load_state_dict(state.best.weights)
+    trained = sum(line["n_cells"] for line in state.history[state.first_epoch :])
+    kept = evaluate_all()
+    device = torch.cuda.get_device_name() if parts.device.type == "cuda" else platform.processor() or "cpu"
+    return {
+        **kept,
+        **last,
+        "informative_latents": count_informative(kept["train"]["kl_by_dimension"]),
+        "kept_epoch": best if keeps_best else state.epoch - 1,
+        "best_epoch": best if best >= 0 else None,
+        "epochs": state.epoch,
+        "steps": state.step,
+        "stopped_early": state.stopped_early,
+        "seconds": state.seconds,
+        "cells_per_s": trained / max(state.seconds, 1e-9),
+        "seed": parts.seed,
+        "ranks": parts.ranks.world_size,
+        "bytes_reduced_a_step": n_bytes_reduced,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "kernels": parts.kernels,
+        "versions": {name: find_version(name) for name in ("atlasvi", "torch", "numpy")},
+    }

@@ -1,0 +1,208 @@
+"""What a run is made of before its first step: device, split, loaders, model, optimizer, configuration.
+
+Everything is checked here, and nothing is written. Knows nothing of steps and epochs, and of where a run is.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator
+
+from atlasvi.engine.distributed.batch_norm import share_batch_norm
+from atlasvi.engine.distributed.ranks import Ranks
+from atlasvi.engine.model.covariates import Setup
+from atlasvi.engine.model.library_prior import fill_library_prior
+from atlasvi.engine.model.model_options import ModelOptions, ModelSettings
+from atlasvi.engine.model.noise import INITIAL_WEIGHTS, seed_draws
+from atlasvi.engine.model.trained_run import RUN_FORMAT
+from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.training.freezing import group_parameters
+from atlasvi.engine.training.resuming import fingerprint
+from atlasvi.engine.training.settings import SettingError, Settings, resolve_schedule
+from atlasvi.engine.training.splits import split_by_column, split_by_hash
+from atlasvi.kernels import choose_backend
+from atlasvi.loaders.batches.loader import BatchLoader
+from atlasvi.loaders.cells.open_cells import CellData
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(kw_only=True)
+class RunParts:
+    """What a run is made of; `prepare_run` makes it.
+
+    out       the run directory, which need not be there yet
+    settings  as they were resolved; config: all that the run records of how it was started
+    kernels   the backend: see `kernels.choose_backend`
+    codes     covariates of all cells; loaders: of the cells of each of PARTS
+    """
+
+    data: CellData
+    out: Path
+    setup: Setup
+    settings: Settings
+    config: dict[str, Any]
+    seed: int
+    ranks: Ranks
+    device: torch.device
+    asked_device: str
+    kernels: str
+    codes: dict[str, np.ndarray]
+    loaders: dict[str, BatchLoader]
+    model: VAE
+    optimizer: torch.optim.Optimizer
+
+    def check_watched(self) -> None:
+        """Raises SettingError if training was asked to watch the losses of validation cells, and there are none."""
+        settings = self.settings
+        stops = settings.early_stopping and "early_stopping" in settings.model_fields_set  # not where it is the default
+        for name, asked, metric in (
+            ("early_stopping", stops, settings.early_stopping_monitor),
+            ("reduce_lr_on_plateau", settings.reduce_lr_on_plateau, settings.lr_scheduler_metric),
+        ):
+            if asked and metric.startswith("validation") and not self.loaders["validation"].n_cells:
+                raise SettingError(
+                    f"{name} watches {metric}, and no cell is held out to validate on: hold some out, or watch "
+                    f"{metric.replace('validation', 'train')}."
+                )
+
+    def measure_library(self) -> None:
+        """Set the prior of a latent library size, if there is one, from one pass over all cells."""
+        if self.model.settings.has_latent_library:
+            self.ranks.note("measuring library sizes")
+            fill_library_prior(self.model, self.data, self.codes)
+
+    def load(self, state: Mapping[str, Any], keep_rates: bool = False) -> None:
+        """Take the weights and the optimizer's moments (None: leave them) from the state of a checkpoint.
+
+        keep_rates  keep our learning rates and the like; else those of the checkpoint are taken
+        Raises ValueError if moments are not of the shape of their parameter: fused steps do not look.
+        """
+        self.model.load_state_dict(state["weights"])
+        if (saved := state["optimizer"]) is None:
+            return
+        groups = self.optimizer.state_dict()["param_groups"] if keep_rates else saved["param_groups"]
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+        for group in self.optimizer.param_groups:  # the run may have begun on another device
+            group["capturable"] = self.device.type == "cuda"
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                    raise ValueError(f"{name} of the optimizer is of shape {tuple(value.shape)}")
+
+
+def prepare_run(
+    data: CellData,
+    out: Path,
+    setup: Setup,
+    asked: Mapping[str, Any],
+    settings: Settings,
+    device: str,
+    ranks: Ranks | None = None,
+) -> RunParts:
+    """Everything that a run over one data set needs, the weights drawn.
+
+    asked   what else the configuration records; of it `seed` and `split_column` are used here
+    device  'auto', 'cpu' or 'cuda'
+    Raises SettingError, ColumnError and CountsError for what does not fit.
+    """
+    ranks, seed, chosen = ranks or Ranks(), int(asked["seed"]), choose_device(device)
+    dtype = torch.float64 if settings.precision == "float64" else torch.float32
+    kernels = choose_backend(chosen, dtype=dtype)
+    if settings.precision == "bf16" and kernels != "triton":
+        raise SettingError(f"Setting precision = 'bf16': the kernels for {chosen} have float32 and float64.")
+    codes = setup.read_codes(data, labels=settings.dispersion == "gene-label")
+    ranks.note("splitting the cells")
+    split = (
+        split_by_hash(data, settings.validation_fraction, seed)
+        if asked["split_column"] is None
+        else split_by_column(data, asked["split_column"], needs_validation=settings.validation_fraction > 0)
+    )
+    ranks.note("planning the epochs")
+    loaders = {
+        part: BatchLoader(
+            data,
+            settings.batch_size,
+            seed,
+            codes=codes,
+            cells=getattr(split, part),
+            shuffle=part == "train",
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+        for part in PARTS
+    }
+    settings = resolve_schedule(settings, loaders["train"].n_cells)
+    config = {
+        "atlasvi": find_version("atlasvi"),
+        "format_version": RUN_FORMAT,
+        "data": data.spec.to_record(),
+        **fingerprint(data),
+        **asked,
+        "setup": setup.to_saved(),
+        "device": str(chosen),
+        "kernels": kernels,
+        "launch": launch_id(),
+        "settings": settings.model_dump(),
+    }
+    ranks.note("making the model")
+    options = {name: getattr(settings, name) for name in ModelOptions.model_fields}
+    model = VAE(
+        ModelSettings(n_genes=len(data.genes), **setup.sizes, **options),
+        seed_draws(Generator(), seed, INITIAL_WEIGHTS, 0),
+    ).to(chosen, dtype)
+    if ranks.reduces:
+        share_batch_norm(model)
+    if settings.precision == "bf16":
+        model.precision = "bf16"
+    optimizer = getattr(torch.optim, settings.optimizer)(
+        group_parameters(model, settings.freezing, settings.weight_decay),
+        lr=settings.learning_rate,
+        eps=settings.adam_eps,
+        fused=True,
+        capturable=chosen.type == "cuda",
+    )
+    return RunParts(
+        data=data,
+        out=out,
+        setup=setup,
+        settings=settings,
+        config=config,
+        seed=seed,
+        ranks=ranks,
+        device=chosen,
+        asked_device=device,
+        kernels=kernels,
+        codes=codes,
+        loaders=loaders,
+        model=model,
+        optimizer=optimizer,
+    )
+
+
+def choose_device(device: str) -> torch.device:
+    """'auto' is CUDA where it is there. Raises SettingError if CUDA is asked for and is not there."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise SettingError(f"device {device!r}: choose auto, cpu or cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingError("device cuda was asked for, and torch sees no CUDA device here: use --device cpu or auto.")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def launch_id() -> str | None:
+    """Of torchrun's launch that this process is of, if any: restarts have it in common."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
+def find_version(package: str) -> str:
+    """The version of an installed package, or 'unknown'."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

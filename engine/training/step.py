@@ -1,0 +1,159 @@
+"""One minibatch: the terms of its loss and, in training, its gradients, alone or together with other ranks.
+
+Knows the model, its optimizer, the ranks and the seed of the noise. Knows nothing of epochs, logs and files.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from atlasvi.engine.distributed.gradient_sums import GradientSum
+from atlasvi.engine.distributed.ranks import Ranks
+from atlasvi.engine.model.loss_terms import LossTerms
+from atlasvi.engine.model.noise import EVALUATION_NOISE, TRAINING_NOISE, Noise, seed_draws, share_noise
+from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.training.cuda_graph import DelayedRead, GraphedStep, can_be_captured
+from atlasvi.engine.training.profiling import record_function
+from atlasvi.engine.training.settings import Settings
+from atlasvi.loaders.batches.batch import Batch
+from atlasvi.loaders.batches.loader import BatchLoader
+
+
+class StepTerms(NamedTuple):
+    """What an optimizer step came to, all its minibatches and ranks together; whether some rank is to stop."""
+
+    terms: LossTerms
+    stop: bool
+
+
+class Step:
+    """The optimizer steps of a model on the minibatches of a loader.
+
+    For each minibatch: `take` it; where it `ends` a step, look at the terms that `take` returned, then `update` the
+    weights. As a CUDA graph, `take` has updated the weights already, and returns the terms of the step before: the last
+    ones come from `take_last`.
+    """
+
+    def __init__(
+        self,
+        model: VAE,
+        optimizer: torch.optim.Optimizer,
+        loader: BatchLoader,
+        ranks: Ranks,
+        settings: Settings,
+        seed: int,
+        may_capture: bool = True,
+    ) -> None:
+        self.model, self.ranks, self._optimizer, self._loader, self._seed = model, ranks, optimizer, loader, seed
+        self._every, self.device = settings.accumulate, model.encoder.mean.weight.device
+        self._noise, self._evaluation_noise = Generator(self.device), Generator(self.device)
+        learned = (parameter for parameter in model.parameters() if parameter.requires_grad)
+        self._gradients = GradientSum(ranks, learned, settings.compress_gradients)
+        self._sums = torch.empty(0)  # of the minibatches of the running step: see `_pack`
+        alone = ranks.world_size == 1 and settings.accumulate == 1
+        self._graph = (
+            GraphedStep(self._take_alone, self._noise, self.device)
+            if settings.cuda_graph and may_capture and alone and can_be_captured(model, self.device)
+            else None
+        )
+        self._delayed = DelayedRead()
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether steps are replayed as a CUDA graph."""
+        return self._graph is not None
+
+    @property
+    def n_bytes_reduced(self) -> int:
+        """Bytes of gradients that this rank hands to the sum over ranks, once a step; 0 without a group."""
+        return self._gradients.n_bytes
+
+    def ends(self, number: int) -> bool:
+        """Whether minibatch `number` of an epoch is the last of its step."""
+        return (number + 1) % self._every == 0 or number + 1 == len(self._loader)
+
+    def take(self, batch: Batch, number: int, step: int, kl_weight: float, stop: bool = False) -> StepTerms | None:
+        """Forward and backward of minibatch `number` of an epoch, part of optimizer step `step` (both from 0).
+
+        stop  whether this rank is to stop: all ranks learn it with the terms
+        Returns the terms once they are known: of the whole step with its last minibatch; of a graph one step late.
+        """
+        if self._graph is not None:
+            seed_draws(self._noise, self._seed, TRAINING_NOISE, step)
+            rates = tuple(group["lr"] for group in self._optimizer.param_groups)  # baked into the graph
+            return _unpack(self._delayed.swap(self._graph(batch, kl_weight, rates)))
+        self._compute_gradients(batch, number, step, kl_weight, stop)
+        return _unpack(self._sums.cpu().tolist()) if self.ends(number) else None
+
+    def update(self) -> None:
+        """Change the weights by the gradients of the step."""
+        if self._graph is None:
+            with record_function("optimizer"):
+                self._optimizer.step()
+
+    def take_last(self) -> StepTerms | None:
+        """The terms that `take` has not returned yet, if any."""
+        return _unpack(self._delayed.take())
+
+    def evaluate(self, batch: Batch, number: int, n_cells: int) -> LossTerms:
+        """The terms of a minibatch without gradients, on the device, of this rank's cells alone.
+
+        number   which says what noise is drawn; n_cells: of the whole minibatch, all ranks together
+        The cells are added up in float64: what is reported of a model has all its digits.
+        """
+        noise = self._share(self._evaluation_noise, EVALUATION_NOISE, number, n_cells)
+        return LossTerms.of_cells(self.model(batch, noise), torch.float64)
+
+    def _compute_gradients(self, batch: Batch, number: int, step: int, kl_weight: float, stop: bool) -> None:
+        """The loss is the mean over the cells of the whole step, all ranks and accumulated minibatches together; with
+        its last minibatch, gradients and terms are added up over the ranks.
+        """
+        size, n_cells = self._loader.batch_size, self._loader.n_cells
+        place, is_last = number % self._every, self.ends(number)
+        n_step = min(self._every * size, n_cells - (number - place) * size)
+        self.ranks.note(f"step {step + 1}")
+        n_here = min(size, n_cells - number * size)
+        noise = self._share(self._noise, TRAINING_NOISE, step * self._every + place, n_here)
+        losses = self.model(batch, noise, n_step)
+        loss = losses.loss(kl_weight, n_step)
+        sums = _pack(LossTerms.of_cells(losses), stop)
+        if place == 0:
+            self._optimizer.zero_grad(set_to_none=True)
+        else:
+            sums += self._sums
+        self._sums = sums
+        summing = None
+        if is_last:
+            summing = self.ranks.start_sum(sums)
+            self._gradients.expect()
+        with record_function("backward"):
+            loss.backward()
+        if is_last:
+            self._gradients.wait()
+        if summing is not None:
+            with self.ranks.waiting(f"step {step + 1}"):
+                summing.wait()
+
+    def _take_alone(self, batch: Batch, kl_weight: Tensor) -> Tensor:
+        """A whole step of one process without device synchronisation, so that a CUDA graph can capture it."""
+        losses = self.model(batch, self._noise, len(batch))
+        self._optimizer.zero_grad(set_to_none=True)
+        losses.loss(kl_weight, len(batch)).backward()
+        self._optimizer.step()
+        return _pack(LossTerms.of_cells(losses), stop=False)
+
+    def _share(self, generator: Generator, purpose: int, number: int, n_cells: int) -> Noise:
+        """This rank's noise for a minibatch of `n_cells`."""
+        seed_draws(generator, self._seed, purpose, number)
+        return share_noise(generator, n_cells, self.ranks.rank, self.ranks.world_size)
+
+
+def _pack(terms: LossTerms, stop: bool) -> Tensor:
+    """The terms and how many ranks are to stop, float64, to be added up over ranks in one call."""
+    return F.pad(terms.values, (0, 1), value=float(stop))
+
+
+def _unpack(sums: list[float] | None) -> StepTerms | None:
+    return None if sums is None else StepTerms(LossTerms(torch.tensor(sums[:-1], dtype=torch.float64)), sums[-1] > 0)
