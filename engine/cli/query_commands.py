@@ -318,7 +318,8 @@ def query_abundance(
         typer.Option(metavar="N", help="Describe each sample by at most N of its cells, chosen at random.", min=1),
     ] = None,
     dof: Annotated[
-        float | None, typer.Option(help="Use Student's t with so many degrees of freedom for each cell, not a normal.")
+        float | None,
+        typer.Option(help="Use Student's t with so many degrees of freedom for each cell, not a normal.", min=0.01),
     ] = None,
     seed: Seed = 0,
     out: Out = None,

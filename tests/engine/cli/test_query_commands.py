@@ -194,6 +194,21 @@ def test_parameters_of_the_likelihood_are_those_that_it_has(folder: Path, tmp_pa
     assert "no vectors of batches" in refuse(folder, "x.mini", "batch-vectors")
 
 
+def test_data_is_opened_as_that_of_the_model_was_unless_its_path_says_otherwise(tmp_path: Path):
+    """Or else X would be encoded where a layer was trained on, without a word."""
+    adata = make_adata(60)
+    adata.layers["counts"], adata.X = adata.X.copy(), adata.X[::-1].copy()
+    SCVI.setup_anndata(adata, layer="counts", batch_key="batch")
+    model = SCVI(adata, n_hidden=8, n_latent=3)
+    model.train(max_epochs=1)
+    model.save(tmp_path / "model")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    expected = model.get_latent_representation()
+    np.testing.assert_allclose(ask(tmp_path, "model", "cells.h5ad", "latent"), expected, rtol=1e-4, atol=1e-5)
+    other = ask(tmp_path, "model", f"{tmp_path}/cells.h5ad::layer=X", "latent")
+    assert not np.allclose(other, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_info_says_what_both_are(folder: Path):
     said = run_command("query", folder / "x.mini", "info").stdout
     assert "60 cells x 40 genes, 4 latent dimensions" in said

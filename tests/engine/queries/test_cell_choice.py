@@ -10,9 +10,10 @@ import torch
 
 from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
 from atlasvi.engine.queries.cell_choice import choose_cells, find_cells, sample_cells
-from atlasvi.engine.queries.opened_data import open_counts
+from atlasvi.engine.queries.opened_data import open_question_cells
 from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QueryError
 from atlasvi.engine.scvi_tools.model_directories import open_model
+from atlasvi.loaders.cells.memory_cells import MemoryCells
 from atlasvi.loaders.errors import ColumnError
 from tests.engine.queries.forms_of_cells import make_forms
 
@@ -31,8 +32,8 @@ def cells(folder: Path) -> dict[str, CountedCells | MinifiedCells]:
     return {
         "store": MinifiedCells(open_minified(folder / "x.mini")),
         "file": MinifiedCells(open_minified(folder / "x.h5ad")),
-        "memory": CountedCells(open_counts(adata), model.genes, model.setup),
-        "source": CountedCells(open_counts(folder / "cells.h5ad"), model.genes, model.setup),
+        "memory": open_question_cells(adata, model),
+        "source": open_question_cells(folder / "cells.h5ad", model),
     }
 
 
@@ -58,7 +59,7 @@ def test_text_that_holds_an_equals_sign_and_truth_values_are_found(cells):
     adata = cells["memory"].source.adata
     adata.obs["sign"] = pd.Categorical(["=x", "a=b", "x"] * 20)
     adata.obs["odd"] = np.arange(60) % 2 == 1
-    asked = CountedCells(open_counts(adata), cells["memory"].source.genes.tolist(), cells["memory"].setup)
+    asked = CountedCells(MemoryCells(adata), adata.var_names.tolist(), cells["memory"].setup)
     third = np.arange(0, 60, 3)
     assert np.array_equal(choose_cells(asked, where="sign==x"), third)  # the value =x, as ever
     assert np.array_equal(choose_cells(asked, where="sign=='x'"), third + 2)

@@ -9,6 +9,7 @@ import pytest
 
 from atlasvi.engine import SCVI, MinifiedStore
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
+from atlasvi.engine.model.covariates import Setup, SetupKeys
 from atlasvi.engine.queries import obs_rows, question_cells
 from atlasvi.engine.queries.latents import read_latents
 from atlasvi.engine.queries.opened_data import open_question_cells
@@ -101,8 +102,8 @@ def test_a_batch_that_the_model_does_not_know_hinders_the_cells_of_it_alone(fold
     factors = adata.obs["percent_mito"].to_numpy().copy()
     factors[50] = np.nan
     adata.obs["percent_mito"], adata.obs["batch"] = factors, "a"
-    setup = {**vars(model.run.setup), "continuous_covariate_keys": ["percent_mito"]}
-    cells = CountedCells(open_question_cells(adata, model.run).source, model.run.genes, type(model.run.setup)(**setup))
+    setup = Setup(SetupKeys(continuous_covariate_keys=("percent_mito",)))
+    cells = CountedCells(open_question_cells(adata, model.run).source, model.run.genes, setup)
     assert cells.read_codes(cells.setup, np.array([49, 51]))["continuous"].shape == (2, 1)
     with pytest.raises(ColumnError, match=r"missing values \(1 cells, first: cell 50\)"):
         cells.read_codes(cells.setup, np.array([50, 51]))
