@@ -13,7 +13,8 @@ from atlasvi.loaders.errors import GeneError
 @pytest.fixture(scope="module")
 def run() -> TrainedRun:
     settings = ModelSettings(n_genes=3, n_batches=2, n_hidden=4, n_latent=2, n_layers=1)
-    return TrainedRun(
+    setup = Setup.from_saved({"batch_key": "batch", "batch_categories": [1, 2]})
+    return TrainedRun(VAE(settings, torch.Generator()), ["CD3E", "CD3D", "LYZ"], setup)
         VAE(settings, torch.Generator()),
         ["CD3E", "CD3D", "LYZ"],
         Setup.from_saved({"batch_key": "batch", "batch_categories": [1, 2]}),

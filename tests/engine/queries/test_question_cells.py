@@ -102,7 +102,7 @@ def test_a_batch_that_the_model_does_not_know_hinders_the_cells_of_it_alone(fold
     factors = adata.obs["percent_mito"].to_numpy().copy()
     factors[50] = np.nan
     adata.obs["percent_mito"], adata.obs["batch"] = factors, "a"
-    setup = Setup(SetupKeys(continuous_covariate_keys=("percent_mito",)))
+    setup = Setup(keys=SetupKeys(continuous_covariate_keys=("percent_mito",)))
     cells = CountedCells(open_question_cells(adata, model.run).source, model.run.genes, setup)
     assert cells.read_codes(cells.setup, np.array([49, 51]))["continuous"].shape == (2, 1)
     with pytest.raises(ColumnError, match=r"missing values \(1 cells, first: cell 50\)"):
