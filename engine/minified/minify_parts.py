@@ -25,6 +25,7 @@ from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes
 from atlasvi.loaders.jobs import Job, KeptOpen, Parts, reading_unfinished
 from atlasvi.loaders.manifest import Files
 from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.tables.records import obs_to_record, record_to_bytes, records_from_bytes
 
 RUN, RESULT, DONE, PIECES = "run", "result", "done", "pieces"

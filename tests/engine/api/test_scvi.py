@@ -15,7 +15,7 @@ from scipy import sparse
 
 from atlasvi.engine import SCVI
 from atlasvi.engine.minified.minified_store import is_minified_store
-from atlasvi.engine.queries.minified_queries import QueryError
+from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders import outputs
 from atlasvi.loaders.errors import ColumnError, CountsError, GeneError, OutputError, SourceError
