@@ -28,7 +28,7 @@ from atlasvi.loaders.manifest import write_json
 from tests.engine.distributed.rank_processes import end_ranks, run_ranks, start_ranks
 from tests.engine.training.test_train import write_cells
 
-PART_CELLS = 20
+PART_CELLS = 50  # of 400 cells
 
 SETUP = Setup.from_saved({"batch_key": "batch", "batch_categories": ["b1", "b2", "b3"]})
 
@@ -94,7 +94,7 @@ def test_ranks_write_the_store_that_one_process_writes(run, cells, tmp_path: Pat
 
 def test_what_was_encoded_before_a_signal_is_not_encoded_again(run, cells, tmp_path: Path, small_parts):
     minify(run, cells, tmp_path / "alone", source_order=True, batch_size=10)
-    ranks = start_ranks(minify_on_rank, 2, tmp_path / "said", run, cells, tmp_path / "mini", True, 15)
+    ranks = start_ranks(minify_on_rank, 2, tmp_path / "said", run, cells, tmp_path / "mini", True, 5)
     assert end_ranks(ranks) == [EXIT_RESUMABLE, EXIT_RESUMABLE]
     assert "rank 1" in ranks[0].said
     assert "stopped by SIGTERM" in ranks[0].said

@@ -179,9 +179,12 @@ def test_a_batch_is_made_dense_or_a_sparse_tensor(data: CellData):
 def test_any_model_is_trained_in_five_lines(data: CellData):
     model = torch.nn.Linear(len(data.genes), 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    before = model.weight.detach().clone()
     for batch in torch.utils.data.DataLoader(BatchLoader(data, 64, seed=0), batch_size=None):
         model(batch.to_dense()).square().mean().backward()
         optimizer.step()
+    assert model.weight.isfinite().all()
+    assert not torch.equal(model.weight, before)
 
 
 def test_workers_of_a_dataloader_are_refused(data: CellData):

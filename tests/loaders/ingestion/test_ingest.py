@@ -147,8 +147,17 @@ class Stop(KeyboardInterrupt):
     pass
 
 
-@pytest.mark.parametrize("stage", ["reading", "writing", "joining"])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("stage", "workers"),
+    [
+        ("reading", 1),
+        ("writing", 1),
+        ("joining", 1),
+        ("writing", 2),
+        pytest.param("reading", 2, marks=pytest.mark.slow),  # each starts four processes
+        pytest.param("joining", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_ingest_goes_on_with_what_was_not_finished(
     write_h5ad, tmp_path: Path, many_tasks, stage: str, workers: int
 ):
