@@ -83,7 +83,7 @@ def record(note: Any, counts: Path, out: Path, asked: dict[str, Any], change: fl
 
     def note_losses(self: Trainer, found: StepTerms | None, kl_weight: float) -> bool:
         if found is not None:
-            losses.append([found.terms.mean("reconstruction"), found.terms.mean("kl")])
+            losses.append([found.terms.means()[name] for name in ("reconstruction_loss", "kl")])
         return count(self, found, kl_weight)
 
     def make_changed(self: Trainer, *arguments: Any, **options: Any) -> None:

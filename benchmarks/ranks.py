@@ -107,7 +107,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
             "overhead": statistics.median(ratios),
             "least": min(ratios),
             "most": max(ratios),
-            "bytes": trainers[1]._gradients.n_bytes,
+            "bytes": trainers[1].step.n_bytes_reduced,
             "noise_ms": noise_ms,
         }
 

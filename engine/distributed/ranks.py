@@ -55,10 +55,13 @@ class Ranks:
         """Whether there is a group at all; torchrun makes one of a single process too."""
         return self._monitor is not None
 
-    def note(self, what: str) -> None:
-        """Say what the main thread begins, for the sentence that names it if it never ends."""
+    def note(self, what: str, waiting: bool = False) -> None:
+        """Record what the main thread begins, for the sentence that names it if it never ends.
+
+        waiting  whether it waits for other ranks
+        """
         if self._monitor is not None:
-            self._monitor.note(what)
+            self._monitor.note(what, waiting)
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:

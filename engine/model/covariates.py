@@ -65,7 +65,7 @@ class Kind:
     @property
     def saved(self) -> str:
         """The name under which files keep the categories."""
-        return "categorical_covariates" if self.several else f"{self.code}_categories"
+        return "categorical_covariates" if self.code == "categories" else f"{self.code}_categories"
 
 
 BATCH = Kind("batch", "batch_key", "batch", "batches")
@@ -106,8 +106,8 @@ class Setup:
         def restore(column: str, known: Sequence[Any] | None) -> list[Category]:
             return [_parse(value, dtypes[column]) if column in dtypes else value for value in known or ()]
 
-        asked = {CATEGORIES.key: list(content.get(CATEGORIES.saved) or ()), **content}
-        keys, categories = SetupKeys.from_asked(asked), {}
+        named = {kind.key: list(content.get(kind.saved) or ()) for kind in KINDS if kind.noun and kind.several}
+        keys, categories = SetupKeys.from_asked({**named, **content}), {}
         for kind in KINDS:
             known, columns = content.get(kind.saved) or (), _columns(keys, kind)
             if kind.noun is None or not (known or columns):

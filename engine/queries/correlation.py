@@ -29,14 +29,15 @@ def correlate_genes(
     columns          of the genes
     rna_size_factor  library size at which rates are drawn: from a gamma of inverse dispersion theta
     Memory is that of all draws, float32 [samples * cells, genes]: ask of a sample of cells.
-    Raises QueryError for another correlation, or a model without a dispersion (Poisson).
+    Raises QueryError for another correlation, a likelihood without a dispersion (Poisson), or no cells.
     """
     if correlation_type not in ("spearman", "pearson"):
         raise QueryError(f"correlation_type {correlation_type!r}: choose 'spearman' or 'pearson'.")
     if not len(indices):
         raise QueryError(f"{cells.path}: no cell is asked for.")
     if not model.settings.likelihood.has_dispersion:
-        raise QueryError("A Poisson model has no dispersion, from which correlations would be drawn.")
+        name = model.settings.gene_likelihood
+        raise QueryError(f"The likelihood {name!r} has no dispersion, from which correlations would be drawn.")
 
     def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
         expression = model.decode(z, posterior.codes, library, transform_batch=batch)

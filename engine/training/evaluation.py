@@ -36,7 +36,7 @@ class Evaluation:
 
     def report(self) -> dict[str, Any]:
         """Plain values as a run's result holds them: MEASURES, n_cells, kl_by_dimension."""
-        n_cells = int(self.terms["n_cells"])
+        n_cells = int(self.terms.n_cells)
         return {**self.terms.means(), "n_cells": n_cells, "kl_by_dimension": self.kl_by_dimension}
 
 
@@ -59,23 +59,23 @@ def evaluate(
     cursor, was_training = loader.state_dict(), model.training
     loader.set_epoch(epoch)
     model.eval()
-    terms, dimensions = LossTerms.zero(), np.zeros(model.n_latent)
+    terms, dimensions = LossTerms(), np.zeros(model.n_latent)
     with torch.inference_mode(), _measure_kl(model) as kl_by_dimension:
         for number, batch in enumerate(DeviceFeeder(loader, step.device)):
             n_cells = min(loader.batch_size, loader.n_cells - number * loader.batch_size)
-            values = step.evaluate(batch, number, n_cells).values.tolist()
-            here = np.array([stop_asked(), *kl_by_dimension, *values])
-            stop, *found = ranks.sum(here, f"minibatch {number + 1} of {part} cells")
+            terms_here = step.evaluate(batch, number, n_cells)
+            here = np.array([stop_asked(), *kl_by_dimension, *terms_here.values])
+            stop, *found = ranks.sum(here, f"minibatch {number + 1} of {part} cells").tolist()
             if stop:
                 raise StopAskedError
             dimensions += found[: model.n_latent]
-            terms += LossTerms(torch.tensor(found[model.n_latent :], dtype=torch.float64))
-            if most is not None and terms["n_cells"] >= most:
+            terms += LossTerms(*found[model.n_latent :])
+            if most is not None and terms.n_cells >= most:
                 break
             ranks.note(f"minibatch {number + 2} of {part} cells")
     model.train(was_training)
     loader.load_state_dict(cursor)
-    return Evaluation(terms, (dimensions / max(terms["n_cells"], 1)).tolist())
+    return Evaluation(terms, (dimensions / max(terms.n_cells, 1)).tolist())
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class RunState:
     epoch: int = 0
     step: int = 0
     batch: int = 0
-    terms: LossTerms = field(default_factory=LossTerms.zero)
+    terms: LossTerms = field(default_factory=LossTerms)
     epoch_seconds: float = 0.0
     history: History = field(default_factory=list)
     first_epoch: int = 0
@@ -75,7 +75,7 @@ class RunState:
         """Go to the beginning of the next epoch; `line` holds the metrics of this one."""
         self.history.append(line)
         self.epoch += 1
-        self.batch, self.terms, self.epoch_seconds = 0, LossTerms.zero(), 0.0
+        self.batch, self.terms, self.epoch_seconds = 0, LossTerms(), 0.0
 
 
 def check_state(state: Mapping[str, Any]) -> None:

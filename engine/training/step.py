@@ -3,15 +3,17 @@
 Knows the model, its optimizer, the ranks and the seed of the noise. Knows nothing of epochs, logs and files.
 """
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from atlasvi.engine.distributed.gradient_sums import GradientSum
+from atlasvi.engine.distributed.batch_norm import evaluating_norms
+from atlasvi.engine.distributed.data_parallel import DataParallel
 from atlasvi.engine.distributed.ranks import Ranks
-from atlasvi.engine.model.loss_terms import LossTerms
+from atlasvi.engine.model.loss_terms import CellLosses, LossTerms, sum_terms
 from atlasvi.engine.model.noise import EVALUATION_NOISE, TRAINING_NOISE, Noise, seed_draws, share_noise
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.training.cuda_graph import DelayedRead, GraphedStep, can_be_captured
@@ -49,8 +51,7 @@ class Step:
         self.model, self.ranks, self._optimizer, self._loader, self._seed = model, ranks, optimizer, loader, seed
         self._every, self.device = settings.accumulate, model.encoder.mean.weight.device
         self._noise, self._evaluation_noise = Generator(self.device), Generator(self.device)
-        learned = (parameter for parameter in model.parameters() if parameter.requires_grad)
-        self._gradients = GradientSum(ranks, learned, settings.compress_gradients)
+        self._parallel = DataParallel(model, ranks, settings.compress_gradients)
         self._sums = torch.empty(0)  # of the minibatches of the running step: see `_pack`
         alone = ranks.world_size == 1 and settings.accumulate == 1
         self._graph = (
@@ -68,7 +69,7 @@ class Step:
     @property
     def n_bytes_reduced(self) -> int:
         """Bytes of gradients that this rank hands to the sum over ranks, once a step; 0 without a group."""
-        return self._gradients.n_bytes
+        return self._parallel.n_bytes
 
     def ends(self, number: int) -> bool:
         """Whether minibatch `number` of an epoch is the last of its step."""
@@ -98,13 +99,13 @@ class Step:
         return _unpack(self._delayed.take())
 
     def evaluate(self, batch: Batch, number: int, n_cells: int) -> LossTerms:
-        """The terms of a minibatch without gradients, on the device, of this rank's cells alone.
+        """The terms of a minibatch without gradients, of this rank's cells alone.
 
         number   which says what noise is drawn; n_cells: of the whole minibatch, all ranks together
         The cells are added up in float64: what is reported of a model has all its digits.
         """
         noise = self._share(self._evaluation_noise, EVALUATION_NOISE, number, n_cells)
-        return LossTerms.of_cells(self.model(batch, noise), torch.float64)
+        return LossTerms(*sum_terms(self.model(batch, noise), torch.float64).tolist())
 
     def _compute_gradients(self, batch: Batch, number: int, step: int, kl_weight: float, stop: bool) -> None:
         """The loss is the mean over the cells of the whole step, all ranks and accumulated minibatches together; with
@@ -116,22 +117,18 @@ class Step:
         self.ranks.note(f"step {step + 1}")
         n_here = min(size, n_cells - number * size)
         noise = self._share(self._noise, TRAINING_NOISE, step * self._every + place, n_here)
-        losses = self.model(batch, noise, n_step)
-        loss = losses.loss(kl_weight, n_step)
-        sums = _pack(LossTerms.of_cells(losses), stop)
-        if place == 0:
-            self._optimizer.zero_grad(set_to_none=True)
-        else:
-            sums += self._sums
-        self._sums = sums
-        summing = None
-        if is_last:
-            summing = self.ranks.start_sum(sums)
-            self._gradients.expect()
-        with record_function("backward"):
-            loss.backward()
-        if is_last:
-            self._gradients.wait()
+        with self._parallel.accumulating(is_last):
+            with evaluating_norms(self.model) if n_here < 2 else nullcontext():  # one cell has no variance
+                losses = self._parallel(batch, noise, n_step)
+            sums = _pack(losses, stop)
+            if place == 0:
+                self._optimizer.zero_grad(set_to_none=True)
+            else:
+                sums += self._sums
+            self._sums = sums
+            summing = self.ranks.start_sum(sums) if is_last else None
+            with record_function("backward"):
+                self._parallel.backward(losses.loss(kl_weight, n_step))
         if summing is not None:
             with self.ranks.waiting(f"step {step + 1}"):
                 summing.wait()
@@ -142,7 +139,7 @@ class Step:
         self._optimizer.zero_grad(set_to_none=True)
         losses.loss(kl_weight, len(batch)).backward()
         self._optimizer.step()
-        return _pack(LossTerms.of_cells(losses), stop=False)
+        return _pack(losses, stop=False)
 
     def _share(self, generator: Generator, purpose: int, number: int, n_cells: int) -> Noise:
         """This rank's noise for a minibatch of `n_cells`."""
@@ -150,10 +147,10 @@ class Step:
         return share_noise(generator, n_cells, self.ranks.rank, self.ranks.world_size)
 
 
-def _pack(terms: LossTerms, stop: bool) -> Tensor:
+def _pack(losses: CellLosses, stop: bool) -> Tensor:
     """The terms and how many ranks are to stop, float64, to be added up over ranks in one call."""
-    return F.pad(terms.values, (0, 1), value=float(stop))
+    return F.pad(sum_terms(losses), (0, 1), value=float(stop))
 
 
 def _unpack(sums: list[float] | None) -> StepTerms | None:
-    return None if sums is None else StepTerms(LossTerms(torch.tensor(sums[:-1], dtype=torch.float64)), sums[-1] > 0)
+    return None if sums is None else StepTerms(LossTerms(*sums[:-1]), sums[-1] > 0)

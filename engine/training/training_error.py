@@ -35,7 +35,7 @@ def find_infinite_loss(terms: LossTerms, kl_weight: float) -> str | None:
     """What is wrong with the loss of a step; None where it is finite."""
     if terms.is_finite():
         return None
-    reconstruction, kl = terms.mean("reconstruction"), terms.mean("kl")
+    reconstruction, kl = terms.reconstruction / terms.n_cells, terms.kl / terms.n_cells
     found = f"reconstruction {reconstruction:g}, KL {kl:g} nats a cell, KL weight {kl_weight:g}"
     return f"the loss is not finite ({found})"
 

@@ -199,7 +199,7 @@ class Trainer:
             "learning_rate": self.parts.optimizer.param_groups[0]["lr"],
             **measures,
             **self._losses(kl_weight, parts),
-            "n_cells": int(state.terms["n_cells"]),
+            "n_cells": int(state.terms.n_cells),
             "cells_per_s": self._rate(),
             "seconds": time.monotonic() - (self._began or 0.0),
         }
@@ -250,7 +250,7 @@ class Trainer:
 
     def _rate(self) -> float:
         """Cells/s of the running epoch, waiting for data included."""
-        return self.state.terms["n_cells"] / max(self.state.epoch_seconds, 1e-9)
+        return self.state.terms.n_cells / max(self.state.epoch_seconds, 1e-9)
 
     def _losses(self, kl_weight: float, parts: Mapping[str, LossTerms]) -> dict[str, float]:
         """The loss itself of an epoch that had one KL weight throughout."""

@@ -244,7 +244,7 @@ def test_a_question_that_can_not_be_answered_is_refused_in_a_sentence(folder: Pa
 
 def test_a_poisson_model_has_no_correlations(tmp_path: Path):
     make_forms(tmp_path, gene_likelihood="poisson")
-    assert "A Poisson model has no dispersion" in refuse(tmp_path, "x.mini", "correlation")
+    assert "The likelihood 'poisson' has no dispersion" in refuse(tmp_path, "x.mini", "correlation")
 
 
 def test_a_matrix_stored_by_genes_leaves_no_sorted_copy_behind(folder: Path, tmp_path: Path, monkeypatch):

@@ -15,10 +15,6 @@ def run() -> TrainedRun:
     settings = ModelSettings(n_genes=3, n_batches=2, n_hidden=4, n_latent=2, n_layers=1)
     setup = Setup.from_saved({"batch_key": "batch", "batch_categories": [1, 2]})
     return TrainedRun(VAE(settings, torch.Generator()), ["CD3E", "CD3D", "LYZ"], setup)
-        VAE(settings, torch.Generator()),
-        ["CD3E", "CD3D", "LYZ"],
-        Setup.from_saved({"batch_key": "batch", "batch_categories": [1, 2]}),
-    )
 
 
 def test_genes_are_found_in_the_order_in_which_they_are_named(run: TrainedRun):
