@@ -233,6 +233,7 @@ def test_info_says_what_both_are(folder: Path):
         ("x.mini sample --genes g99", "no gene 'g99' in the model"),
         ("x.mini differential", "Say which cells to compare"),
         ("x.mini differential --groupby cell_type --group1 C", "no cell has cell_type = 'C' (there are: B, NK, T)"),
+        ("x.mini cells.h5ad elbo --mean --where cell_type=B --where cell_type=T", "No cell is asked for"),
         ("x.mini abundance --sample-key none", "obs has no column 'none'"),
         ("x.mini correlation --where n_counts>1e9", "holds for no cell"),
         ("x.mini latent --where n_counts>", "is no expression over obs columns"),
