@@ -37,8 +37,8 @@ from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_manifest, check_version, read_attributes
 from atlasvi.loaders.tables.anndata_tables import read_text, to_str
 from atlasvi.loaders.tables.merged_columns import TEXT
+from atlasvi.loaders.tables.records import STRING
 from atlasvi.loaders.tables.store_tables import (
-    STRING,
     AppendedArray,
     TableReader,
     TableWriter,

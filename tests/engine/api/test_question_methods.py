@@ -267,7 +267,7 @@ def test_a_latent_library_an_ln_latent_and_embedded_batches_are_asked_too():
 
 @pytest.mark.slow
 def test_fold_changes_are_those_of_scvi_tools_from_the_same_weights(shared: Path):
-    """`tests/golden/differential.npz` is what scvi-tools 1.5.1 said (benchmarks/peers_differential.py, seed 0)."""
+    """`tests/golden/differential.npz` is what scvi-tools 1.5.1 said (benchmarks/peers/differential.py, seed 0)."""
     import anndata
 
     with np.load(Path(__file__).parents[2] / "golden" / "differential.npz") as file:

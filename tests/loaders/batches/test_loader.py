@@ -179,9 +179,12 @@ def test_a_batch_is_made_dense_or_a_sparse_tensor(data: CellData):
 def test_any_model_is_trained_in_five_lines(data: CellData):
     model = torch.nn.Linear(len(data.genes), 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    before = model.weight.detach().clone()
     for batch in torch.utils.data.DataLoader(BatchLoader(data, 64, seed=0), batch_size=None):
         model(batch.to_dense()).square().mean().backward()
         optimizer.step()
+    assert model.weight.isfinite().all()
+    assert not torch.equal(model.weight, before)
 
 
 def test_workers_of_a_dataloader_are_refused(data: CellData):
@@ -224,6 +227,7 @@ def damaged(write_h5ad, tmp_path: Path, monkeypatch) -> CellData:
     return open_cells(tmp_path / "store")
 
 
+@pytest.mark.shard_reader
 def test_a_damaged_block_stops_the_loader_and_is_named(damaged: CellData):
     where = r"block 0 \(cells 0 to \d+\).*X/data/c/0: chunk 0"
     with pytest.raises(DamagedChunkError, match=rf"{where}.*its crc32c is [0-9a-f]{{8}}, written as [0-9a-f]{{8}}"):
@@ -240,6 +244,7 @@ def test_a_damaged_block_is_skipped_when_told_to_and_its_cells_are_counted(damag
     assert f"{lost} cells left out" in caplog.text
 
 
+@pytest.mark.shard_reader
 def test_a_store_replaced_or_deleted_while_it_is_read_is_noticed(write_h5ad, tmp_path: Path):
     other = tmp_path / "other"
     ingest(write_h5ad("b", make_counts(501, 40, seed=3)), other)
