@@ -11,6 +11,21 @@ from atlasvi.loaders.errors import SourceError
 
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
 
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COLUMN=VALUE|EXPRESSION",
+        help="Only cells of which obs says so; an expression is as in \"cell_type == 'B cell' and n_genes > 500\".",
+    ),
+]
+CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names, by commas, or @FILE with one a line.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many cells.", min=1)]
+Genes = Annotated[str | None, typer.Option(help="Gene names, by commas, or @FILE with one a line.")]
+TransformBatch = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="Decode as this batch; of several, by commas, the mean.")
+]
+Out = Annotated[Path | None, typer.Option(help="Write to .csv, .tsv (.gz) or .npz instead of the screen.")]
+
 
 def split_names(text: str | None) -> list[str] | None:
     """Names separated by commas, or the lines of a file given as @FILE."""

@@ -1,6 +1,7 @@
 """`atlasvi query`: one command a question, each a thin shell over the function that answers it.
 
-A further question is a function of a model and cells in `engine/queries/`, and a command here.
+A further question is a function of a model and cells in `engine/queries/`, and a command here. The file is long because
+each question has options of its own; there is nothing else in it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -9,9 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
-from typer.core import TyperGroup
 
-from atlasvi.engine.cli.arguments import Seed, print_lines, split_names
+from atlasvi.engine.cli.arguments import (
+    CellNames,
+    Genes,
+    Limit,
+    Out,
+    Seed,
+    TransformBatch,
+    Where,
+    print_lines,
+    split_names,
+)
+from atlasvi.engine.cli.query_group import QueryGroup
 from atlasvi.engine.terminal import count, say
 
 if TYPE_CHECKING:  # pandas takes half a second, and `--help` does without
@@ -19,43 +30,7 @@ if TYPE_CHECKING:  # pandas takes half a second, and `--help` does without
 
     from atlasvi.engine.queries.opened_question import OpenedQuestion
 
-GROUP_OPTIONS = ("--model", "--device")
-
-
-class QueryGroup(TyperGroup):
-    """Takes its options wherever they stand, and DATA between MINI or RUN and the command."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments, the options of the group first: a group reads its options before all else."""
-        moved: list[str] = []
-        rest: list[str] = []
-        given = iter(args)
-        for argument in given:
-            if argument in GROUP_OPTIONS and (value := next(given, None)) is not None:
-                moved += [argument, value]
-            else:
-                (moved if argument.startswith(tuple(f"{name}=" for name in GROUP_OPTIONS)) else rest).append(argument)
-        if len(rest) > 2 and rest[1] not in self.commands and not rest[2].startswith("-"):
-            moved += ["--data", rest.pop(1)]
-        return super().parse_args(ctx, [*moved, *rest])
-
-
 query_app = typer.Typer(cls=QueryGroup, no_args_is_help=True)
-
-Where = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="COLUMN=VALUE|EXPRESSION",
-        help="Only cells of which obs says so; an expression is as in \"cell_type == 'B cell' and n_genes > 500\".",
-    ),
-]
-CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names, by commas, or @FILE with one a line.")]
-Limit = Annotated[int | None, typer.Option(help="At most so many cells.", min=1)]
-Genes = Annotated[str | None, typer.Option(help="Gene names, by commas, or @FILE with one a line.")]
-TransformBatch = Annotated[
-    str | None, typer.Option(metavar="NAMES", help="Decode as this batch; of several, by commas, the mean.")
-]
-Out = Annotated[Path | None, typer.Option(help="Write to .csv, .tsv (.gz) or .npz instead of the screen.")]
 
 
 @query_app.callback()
@@ -162,7 +137,7 @@ def query_expression(
         slices = slice_expression(*model_and_cells, **options, n_samples=n_samples)
     else:
         slices = slice_population(*model_and_cells, n_samples_overall, **options, weights=weights)
-    names = asked.run.genes if wanted is None else wanted
+    names = wanted or asked.run.genes
     _write(slices, names, out, "cell" if n_samples_overall is None else "draw")
 
 
@@ -183,7 +158,7 @@ def query_parameters(
     asked, wanted = context.obj(), split_names(genes)
     chosen, batches = _choose(asked, cells, where, limit), _split_batches(asked, transform_batch)
     slices = slice_parameter(asked.run, asked.cells, chosen, parameter, wanted, batches)
-    _write(slices, asked.run.genes if wanted is None else wanted, out)
+    _write(slices, wanted or asked.run.genes, out)
 
 
 @query_app.command("library")
@@ -241,7 +216,7 @@ def query_sample(
         transform_batch=_split_batches(asked, transform_batch),
         n_samples=n_samples,
     )
-    names = asked.run.genes if wanted is None else wanted
+    names = wanted or asked.run.genes
     rows = write_table(slices, ["sample"] * (n_samples > 1) + names, out)
     _say_written(rows, out, "row" if n_samples > 1 else "cell")
 
@@ -406,7 +381,7 @@ def query_correlation(
         transform_batch=find_batches(asked.run, _split_batches(asked, transform_batch)),
         correlation_type=method,
     )
-    names = asked.run.genes if wanted is None else wanted
+    names = wanted or asked.run.genes
     _write(iter([(pd.Index(names), matrix)]), names, out, "gene")
 
 
@@ -433,10 +408,14 @@ def _split_batches(asked: "OpenedQuestion", text: str | None) -> list[str] | Non
 
 
 def _average(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """The mean over all rows of arrays [rows, columns]."""
+    """The mean over all rows of arrays [rows, columns]. Raises QueryError if there is none."""
+    from atlasvi.engine.queries.question_cells import QueryError
+
     sums, n = np.zeros(1), 0
     for part in parts:
         sums, n = sums + part.sum(0, dtype=np.float64), n + len(part)
+    if n == 0:
+        raise QueryError("No cell is asked for, so there is no mean.")
     return sums / n
 
 

@@ -29,7 +29,7 @@ def correlate_genes(
     columns          of the genes
     rna_size_factor  library size at which rates are drawn: from a gamma of inverse dispersion theta
     Memory is that of all draws, float32 [samples * cells, genes]: ask of a sample of cells.
-    Raises QueryError for another correlation, or a model without a dispersion (Poisson).
+    Raises QueryError for another correlation, a likelihood without a dispersion (Poisson), or no cells.
     """
     if correlation_type not in ("spearman", "pearson"):
         raise QueryError(f"correlation_type {correlation_type!r}: choose 'spearman' or 'pearson'.")

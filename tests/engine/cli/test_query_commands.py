@@ -233,6 +233,7 @@ def test_info_says_what_both_are(folder: Path):
         ("x.mini sample --genes g99", "no gene 'g99' in the model"),
         ("x.mini differential", "Say which cells to compare"),
         ("x.mini differential --groupby cell_type --group1 C", "no cell has cell_type = 'C' (there are: B, NK, T)"),
+        ("x.mini cells.h5ad elbo --mean --where cell_type=B --where cell_type=T", "No cell is asked for"),
         ("x.mini abundance --sample-key none", "obs has no column 'none'"),
         ("x.mini correlation --where n_counts>1e9", "holds for no cell"),
         ("x.mini latent --where n_counts>", "is no expression over obs columns"),
@@ -244,7 +245,7 @@ def test_a_question_that_can_not_be_answered_is_refused_in_a_sentence(folder: Pa
 
 def test_a_poisson_model_has_no_correlations(tmp_path: Path):
     make_forms(tmp_path, gene_likelihood="poisson")
-    assert "A Poisson model has no dispersion" in refuse(tmp_path, "x.mini", "correlation")
+    assert "The likelihood 'poisson' has no dispersion" in refuse(tmp_path, "x.mini", "correlation")
 
 
 def test_a_matrix_stored_by_genes_leaves_no_sorted_copy_behind(folder: Path, tmp_path: Path, monkeypatch):
