@@ -59,11 +59,6 @@ def _hash_json(values: Mapping[str, Any]) -> str:
     return f"{google_crc32c.value(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
-def hash_bytes(content: Any) -> str:
-    """crc32c of bytes (or of a contiguous array), as eight hexadecimal digits."""
-    return f"{google_crc32c.value(content):08x}"
-
-
 def hash_file(path: Path) -> tuple[int, str]:
     """Bytes and crc32c of a file."""
     size, checksum = 0, 0

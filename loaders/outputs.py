@@ -100,7 +100,7 @@ def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda
     remove_leftovers(out)
     check_output_free(out)
     scratch = name_scratch(out)
-    with _making_parents(out):
+    with making_parents(out):
         try:
             scratch.mkdir(exist_ok=True)
             lock = os.open(scratch, os.O_RDONLY)
@@ -122,8 +122,8 @@ def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda
                 yield scratch
                 publish(scratch / "result", out)
         except BaseException as error:
-            interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
-            kept = kept or ((interrupted or getattr(error, "keeps_work", False)) and goes_on(scratch))
+            again = isinstance(error, (KeyboardInterrupt, SystemExit)) or getattr(error, "keeps_work", False)
+            kept = kept or (again and goes_on(scratch))
             raise
         finally:
             if not kept:
@@ -152,12 +152,13 @@ def remove_leftovers(out: str | Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the files that killed processes left of `write_whole` in a folder that no other process writes to.
+    """Remove the files that killed processes left of `write_whole` in a folder.
 
-    Folders stay: they are the unfinished work of another command, which goes on with it.
+    Those of a process that runs stay, and so do folders: they are the work of a command that goes on with it.
     """
     for left in folder.glob(".*"):
-        if UNFINISHED in left.name and not left.is_dir():
+        _, mark, process = left.name.rpartition(UNFINISHED)  # the first versions wrote the process before the mark
+        if mark and not left.is_dir() and not (process and _is_running(process.removeprefix("-"))):
             left.unlink(missing_ok=True)
 
 
@@ -211,7 +212,7 @@ def _beside(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _making_parents(out: Path) -> Iterator[None]:
+def making_parents(out: Path) -> Iterator[None]:
     """The folders that lead to `out` are made; where the block fails, those made here that are empty are removed."""
     made: list[Path] = []
     try:

@@ -27,6 +27,13 @@ if torch is not None and not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which the first Triton test does
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("ATLASVI_READER") == "zarr":
+        for item in items:
+            if item.get_closest_marker("shard_reader"):
+                item.add_marker(pytest.mark.skip(reason="ATLASVI_READER=zarr: only the reader of shards notices it"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """`../shared` beside the checkout: real counts, reference models. A stranger's clone has none: skip, saying so."""

@@ -32,18 +32,17 @@ from atlasvi.engine.model.model_options import Freezing, ModelSettings
 from atlasvi.engine.model.trained_run import MODEL, RUN_FORMAT, TrainedRun
 from atlasvi.engine.model.vae import VAE as Model
 from atlasvi.engine.queries.latents import read_latents
-from atlasvi.engine.queries.minified_queries import QueryError
 from atlasvi.engine.queries.opened_data import (
     is_anndata,
     keep_setup,
-    open_asked,
     open_counts,
+    open_question_cells,
     read_anndata,
     read_setup,
-    reopen_asked,
+    reopen_question_cells,
     write_setup,
 )
-from atlasvi.engine.queries.question_cells import AskedCells, CountedCells
+from atlasvi.engine.queries.question_cells import CountedCells, QueryError, QuestionCells
 from atlasvi.engine.scvi_tools.model_directories import (
     PARTS,
     SAVED,
@@ -87,7 +86,7 @@ class SCVI(Questions, ModelViews):
     Further options: those of `ModelOptions`. Raises SettingError for one that is not known, or without a setup.
     """
 
-    _cells: AskedCells | None
+    _cells: QuestionCells | None
 
     def __init__(
         self,
@@ -364,8 +363,7 @@ class SCVI(Questions, ModelViews):
         folder, prefix = Path(dir_path), prefix or ""
         if is_minified_store(folder):
             store = MinifiedStore(folder)
-            genes = [str(gene) for gene in store.genes]
-            run = TrainedRun(store.model(), genes, store.setup, data=DataSpec.from_record(store.attributes["data"]))
+            run = store.run
             adata = store if adata is None else adata
         else:
             run = load_scvi_tools(folder / f"{prefix}{MODEL}") if prefix else open_model(folder)
@@ -517,25 +515,25 @@ class SCVI(Questions, ModelViews):
     @adata.setter
     def adata(self, adata: Any) -> None:
         """Other data of the same genes and columns, of any kind. Raises what `load` raises for data."""
-        cells = None if adata is None else open_asked(adata, self.run)
+        cells = None if adata is None else open_question_cells(adata, self.run)
         if cells is not None and is_anndata(adata):  # of data on disk, columns are read once they are needed
             self.run.setup.read_codes(cells)
         self._cells, self._adata = cells, adata if is_anndata(adata) else None
 
-    def ask(self, adata: Any = None) -> AskedCells:
+    def ask(self, adata: Any = None) -> QuestionCells:
         """The cells of `adata` (None: the model's own) as questions are asked of them."""
         if not self.is_trained:
             warnings.warn("the model is not trained: what it says means little", UserWarning, stacklevel=4)
         if adata is not None and adata is not self._adata:
-            return open_asked(adata, self.run)
+            return open_question_cells(adata, self.run)
         if (cells := self._open_own()) is None:
             raise QueryError("The model has no data of its own: say which data to ask, adata=...")
         return cells
 
-    def _open_own(self) -> AskedCells | None:
+    def _open_own(self) -> QuestionCells | None:
         """The model's own data: of an AnnData the cells, counts and columns that it has now."""
         if self._adata is not None:
-            self._cells = reopen_asked(self._adata, self.run, self._cells)
+            self._cells = reopen_question_cells(self._adata, self.run, self._cells)
         return self._cells
 
     def to_device(self, device: Any) -> None:

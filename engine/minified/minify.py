@@ -11,15 +11,15 @@ from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.minified import minify_parts
 from atlasvi.engine.minified.minified_store import LIBRARY, create_minified, finish_minified
-from atlasvi.engine.minified.minify_parts import ENCODED, ORDERED, MinifyJob, Opened, load_job
+from atlasvi.engine.minified.minify_parts import ENCODED, ORDERED, MinifyJob, Opened
 from atlasvi.engine.model.trained_run import RESULT, TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.training.resuming import fingerprint
 from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes
 from atlasvi.loaders.ingestion.ingest import Progress
-from atlasvi.loaders.ingestion.ingest_job import reading_unfinished
+from atlasvi.loaders.jobs import open_job_folder, reading_unfinished
 from atlasvi.loaders.manifest import hash_files, write_json
-from atlasvi.loaders.outputs import write_folder_aside
+from atlasvi.loaders.outputs import name_scratch
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.workers import Workers, make_task
 
@@ -80,13 +80,13 @@ def minify(
         )
         opened = Opened(job, run, data, run.setup.read_codes(data))
         with ExitStack() as open_until_done:
-            scratch = Path(out).absolute().parent / f".{Path(out).name}.unfinished"
+            scratch = name_scratch(Path(out).absolute())
             if ranks.is_first:
-                open_until_done.enter_context(write_folder_aside(out, lambda folder: load_job(folder) == job))
-                if load_job(scratch) != job:
+                open_until_done.enter_context(open_job_folder(out, job))
+                if MinifyJob.load(scratch) != job:
                     _prepare(scratch, opened)
             open_until_done.callback(minify_parts.forget, scratch)
-            minify_parts.keep_open(scratch, opened)
+            minify_parts.open_minifies.keep(scratch, opened)
             with Workers(1, dask) as workers:
                 _work(scratch, job, ranks, workers, dask is not None, progress)
             ranks.wait_for_all("the other ranks' parts")
@@ -102,7 +102,7 @@ def _prepare(scratch: Path, opened: Opened) -> None:
     weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
     sizes = data.n_cells, run.model.n_latent
     create_minified(scratch / minify_parts.RESULT, *sizes, data.var, dtypes, weights, job.part_cells, run.setup.layer)
-    write_json(scratch / minify_parts.CREATED, hash_files(scratch / minify_parts.RESULT))
+    minify_parts.list_created(scratch).finish(0, hash_files(scratch / minify_parts.RESULT))
     for name in (minify_parts.DONE, minify_parts.PIECES, minify_parts.RUN):
         (scratch / name).mkdir()
     run.save(scratch / minify_parts.RUN)
@@ -114,7 +114,7 @@ def _work(scratch: Path, job: MinifyJob, ranks: Ranks, workers: Workers, on_clus
     """Encode and, if asked, order: what is left of it, shared by the ranks or given to a cluster."""
     for stage in (ENCODED, ORDERED) if job.source_order else (ENCODED,):
         doing = "encoding" if stage == ENCODED else "ordering"
-        list_left = functools.partial(minify_parts.list_undone, scratch, stage, job.n_parts)
+        list_left = functools.partial(minify_parts.list_parts(scratch, stage).list_undone, job.n_parts)
         left = ranks.from_first(list_left, "the parts")
 
         def tell(doing: str = doing, list_left: Callable[[], list[int]] = list_left) -> None:

@@ -203,7 +203,8 @@ class Setup:
 
 def _columns(keys: SetupKeys, kind: Kind) -> tuple[str, ...]:
     named = getattr(keys, kind.key)
-    return named if isinstance(named, tuple) else () if named is None else (named,)
+    columns = named if isinstance(named, tuple) else () if named is None else (named,)
+    return columns if kind.noun is None else tuple(dict.fromkeys(columns))  # named twice, it is one covariate
 
 
 def learn_setup(data: Columns, keys: SetupKeys, *, one_batch: bool = False) -> Setup:

@@ -3,6 +3,7 @@
 Knows the model, its optimizer, the ranks and the seed of the noise. Knows nothing of epochs, logs and files.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -75,17 +76,19 @@ class Step:
         """Whether minibatch `number` of an epoch is the last of its step."""
         return (number + 1) % self._every == 0 or number + 1 == len(self._loader)
 
-    def take(self, batch: Batch, number: int, step: int, kl_weight: float, stop: bool = False) -> StepTerms | None:
+    def take(
+        self, batch: Batch, number: int, step: int, kl_weight: float, stop_asked: Callable[[], bool] = lambda: False
+    ) -> StepTerms | None:
         """Forward and backward of minibatch `number` of an epoch, part of optimizer step `step` (both from 0).
 
-        stop  whether this rank is to stop: all ranks learn it with the terms
+        stop_asked  whether this rank is to stop: all ranks learn it with the terms
         Returns the terms once they are known: of the whole step with its last minibatch; of a graph one step late.
         """
         if self._graph is not None:
             seed_draws(self._noise, self._seed, TRAINING_NOISE, step)
             rates = tuple(group["lr"] for group in self._optimizer.param_groups)  # baked into the graph
             return _unpack(self._delayed.swap(self._graph(batch, kl_weight, rates)))
-        self._compute_gradients(batch, number, step, kl_weight, stop)
+        self._compute_gradients(batch, number, step, kl_weight, stop_asked)
         return _unpack(self._sums.cpu().tolist()) if self.ends(number) else None
 
     def update(self) -> None:
@@ -107,7 +110,9 @@ class Step:
         noise = self._share(self._evaluation_noise, EVALUATION_NOISE, number, n_cells)
         return LossTerms(*sum_terms(self.model(batch, noise), torch.float64).tolist())
 
-    def _compute_gradients(self, batch: Batch, number: int, step: int, kl_weight: float, stop: bool) -> None:
+    def _compute_gradients(
+        self, batch: Batch, number: int, step: int, kl_weight: float, stop_asked: Callable[[], bool]
+    ) -> None:
         """The loss is the mean over the cells of the whole step, all ranks and accumulated minibatches together; with
         its last minibatch, gradients and terms are added up over the ranks.
         """
@@ -120,7 +125,7 @@ class Step:
         with self._parallel.accumulating(is_last):
             with evaluating_norms(self.model) if n_here < 2 else nullcontext():  # one cell has no variance
                 losses = self._parallel(batch, noise, n_step)
-            sums = _pack(losses, stop)
+            sums = _pack(losses, stop_asked())
             if place == 0:
                 self._optimizer.zero_grad(set_to_none=True)
             else:

@@ -146,7 +146,7 @@ class Trainer:
         feeder = DeviceFeeder(self.loaders["train"], self.parts.device)
         for batch in _mark_waits(feeder):
             done, kl_weight = feeder.state_dict()["batch"], self._kl_weight()
-            found = step.take(batch, done - 1, state.step, kl_weight, bool(self.signals.caught))
+            found = step.take(batch, done - 1, state.step, kl_weight, self._stop_asked)
             if not step.ends(done - 1):
                 continue
             stop = self._count(found, kl_weight)
@@ -156,7 +156,7 @@ class Trainer:
             self._profiler.step()
             state.epoch_seconds = time.monotonic() - began
             self.log.step(state.epoch, done, state.step, _name("train", state.terms.means()), self._rate())
-            if stop or (self.signals.caught and not self.ranks.reduces):
+            if stop or (self._stop_asked() and not self.ranks.reduces):
                 self._interrupt()
             self._checkpoint_if_due()
             if state.step - state.first_step == self.settings.max_steps:
@@ -175,6 +175,10 @@ class Trainer:
             raise explain_failure(self.parts.out, self.state.epoch, number, wrong)
         self.state.terms += found.terms
         return found.stop
+
+    def _stop_asked(self) -> bool:
+        """Whether a signal has asked this rank to stop."""
+        return bool(self.signals.caught)
 
     def _check_weights(self) -> None:
         if wrong := find_infinite_weights(self.parts.model):
@@ -267,7 +271,7 @@ class Trainer:
             part,
             epoch=self.epochs if part == "train" else 0,
             most=most,
-            stop_asked=lambda: bool(self.signals.caught),
+            stop_asked=self._stop_asked,
         )
 
     def checkpoint(self) -> None:

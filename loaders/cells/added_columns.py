@@ -23,14 +23,13 @@ from atlasvi.loaders.outputs import explain_full_disk, publish, write_whole
 from atlasvi.loaders.store_files import read_attributes
 from atlasvi.loaders.tables.column_names import RESERVED, find_storable_names
 from atlasvi.loaders.tables.merged_columns import convert_column, is_masked, join_dtypes
+from atlasvi.loaders.tables.records import TextColumns, obs_to_record
 from atlasvi.loaders.tables.store_tables import (
     TableReader,
     TableWriter,
-    TextColumns,
     consolidate_metadata,
     create_parents,
     has_masks,
-    obs_to_record,
 )
 
 SCRATCH = ".added.unfinished"  # in the store

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
 from atlasvi.loaders.identity import cell_keys
-from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.rows.block_rows import Rows, choose_index_dtype
 from atlasvi.loaders.rows.buffers import Buffers
 from atlasvi.loaders.rows.count_checks import check_counts
 from atlasvi.loaders.rows.narrowing import narrow_rows
@@ -145,7 +145,7 @@ class MemoryCells(MemoryObs):
         if (checked.data == 0).any():
             checked = checked.copy()
             checked.eliminate_zeros()
-        indices = checked.indices.astype(np.uint16 if n_genes <= 2**16 else np.int32)
+        indices = checked.indices.astype(choose_index_dtype(n_genes))
         return Rows.from_csr(0, checked.indptr, indices, checked.data)
 
 

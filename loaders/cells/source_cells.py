@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.loaders.identity import cell_keys
-from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.rows.block_rows import Rows, choose_index_dtype
 from atlasvi.loaders.rows.count_checks import check_no_empty_cells
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.joined import JoinedSources
@@ -49,7 +49,7 @@ class SourceCells:
         rows = self._source.read_narrow(start, stop)
         if rows is None:  # something is odd: the careful way puts it right or says what it is
             counts, row_nnz = self._joined.read_counts(0, start, stop)
-            indices = counts.indices.astype(np.uint16 if len(self.var) <= 2**16 else np.int32)
+            indices = counts.indices.astype(choose_index_dtype(len(self.var)))
             rows = Rows.from_csr(start, counts.indptr, indices, counts.data)
         else:
             row_nnz = rows.lengths

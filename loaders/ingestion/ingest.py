@@ -23,17 +23,15 @@ from atlasvi.loaders.ingestion import store_writer
 from atlasvi.loaders.ingestion.ingest_job import (
     GENES,
     SCRATCH_FORMAT,
-    Job,
-    forget,
+    IngestJob,
     identify_source,
-    keep_open,
-    load_job,
+    open_ingests,
     open_sources,
-    reading_unfinished,
     restrict_genes,
 )
-from atlasvi.loaders.manifest import read_json, write_json
-from atlasvi.loaders.outputs import write_folder_aside, write_whole
+from atlasvi.loaders.jobs import open_job_folder
+from atlasvi.loaders.manifest import write_json
+from atlasvi.loaders.outputs import write_whole
 from atlasvi.loaders.rows.block_rows import gather_rows
 from atlasvi.loaders.sources.data_spec import list_sources
 from atlasvi.loaders.sources.joined import JoinedSources, intersect
@@ -115,7 +113,7 @@ def ingest(
             )
     if dask:  # processes of a cluster run in other folders
         specs = [spec.make_absolute() for spec in specs]
-    job = Job(
+    job = IngestJob(
         scratch_format=SCRATCH_FORMAT,
         sources=[asdict(spec) for spec in specs],
         identities=[identify_source(spec.path) if os.path.exists(spec.path) else [] for spec in specs],
@@ -126,7 +124,7 @@ def ingest(
         seed=seed,
         profile=profile,
     )
-    with write_folder_aside(out, lambda scratch: load_job(scratch) == job) as scratch:
+    with open_job_folder(out, job) as scratch:
         joined = open_sources(job, scratch)
         try:
             batches = read_batches(joined, batch_key) if batch_key is not None else None
@@ -137,11 +135,11 @@ def ingest(
                 write_whole(scratch / GENES, content.getvalue())
                 restrict_genes(joined, scratch)
             job.save(scratch)
-            keep_open(job, joined, scratch)
+            open_ingests.keep(scratch, (job, joined))
             with Workers(workers, dask) as crew:
                 return _shuffle(job, joined, scratch, str(out), crew, progress)
         finally:
-            forget(scratch)
+            open_ingests.forget(scratch)
             for source in joined.sources:
                 source.close()
 
@@ -194,30 +192,27 @@ def read_batches(joined: JoinedSources, name: str) -> pd.Index:
 
 
 def _shuffle(
-    job: Job, joined: JoinedSources, scratch: Path, out: str, workers: Workers, progress: Progress
+    job: IngestJob, joined: JoinedSources, scratch: Path, out: str, workers: Workers, progress: Progress
 ) -> IngestReport:
     """The two passes, on the workers; units and buckets that an earlier run finished are not done again."""
     folders = [scratch / sorting.FOLDER, scratch / store_writer.FOLDER]
     for folder in folders:
         folder.mkdir(exist_ok=True)
-    if (scratch / sorting.PLAN).exists():
-        with reading_unfinished(scratch / sorting.PLAN):
-            plan = read_json(scratch / sorting.PLAN)
-    else:
-        plan = sorting.plan_units(joined, _plan_buckets(joined))
-        write_json(scratch / sorting.PLAN, plan)
+    if not (scratch / sorting.PLAN).exists():
+        write_json(scratch / sorting.PLAN, sorting.plan_units(joined, _plan_buckets(joined)))
+    plan = sorting.read_plan(scratch)
     sizes = [stop - start for _, start, stop in plan["units"]]
     # a matrix that is put in order at the first read is better put in order once than by each process
     here = any(source.spooled for source in joined.sources)
     _run(sorting.sort_unit, sizes, scratch, workers, "reading", progress, here)
-    summaries = list(sorting.read_summaries(scratch / sorting.FOLDER))
+    summaries = sorting.read_summaries(scratch)
     n_cells, nnz, n_empty = (sum(summary[name] for summary in summaries) for name in ("cells", "nnz", "empty"))
     largest = max(summary["largest"] for summary in summaries)
     if nnz == 0:
         raise CountsError(
             f"{', '.join(joined.paths)}: no cell has a count in the genes used: there is nothing to store."
         )
-    cell_starts, nnz_starts = sorting.count_buckets(sorting.open_parts(str(scratch)), plan["n_buckets"])
+    cell_starts, nnz_starts = sorting.count_buckets(sorting.open_parts(scratch), plan["n_buckets"])
     source_sizes = dict(zip(joined.paths, (source.n_cells for source in joined.sources)))
     attributes = store_writer.plan_store(scratch, len(joined.var), largest, source_sizes, nnz_starts, job.profile)
     sizes = np.diff(cell_starts).tolist()

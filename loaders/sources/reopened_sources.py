@@ -1,36 +1,29 @@
 """Many sources with few files open: each is closed while others are read, and opened again when it is needed."""
 
-import resource
 from collections import OrderedDict
 from pathlib import Path
 
 import pandas as pd
 import scipy.sparse as sp
 
+from atlasvi.loaders.arrays.file_bytes import share_of_files
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.open_source import open_spec
 from atlasvi.loaders.sources.source_protocol import Source
 
 MOST_OPEN = 64  # sources: more do not make it faster
-FILES_A_SOURCE = 4  # of the files that a process may open, one in so many is a source
-
-
-def choose_most_open() -> int:
-    """How many sources may be open at a time: MOST_OPEN, or fewer where the system lets a process open few files.
-
-    Usual limits are 256 (macOS) and 1,024 (Linux); a source may need several files, and libraries, workers and the
-    output need some too.
-    """
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return MOST_OPEN if limit == resource.RLIM_INFINITY else max(min(MOST_OPEN, limit // FILES_A_SOURCE), 1)
+FILES_A_SOURCE = 4  # a source may need several files, and libraries and the output need some of the process's too
 
 
 def open_many(specs: list[DataSpec], scratch: str | Path | None = None) -> list[Source]:
-    """Open sources, at most `choose_most_open()` of them at a time. Equal tables of genes are held once."""
+    """Open sources, at most MOST_OPEN of them at a time, fewer where the process may open few files.
+
+    Equal tables of genes are held once.
+    """
     opened: list[Source] = []
     recent: OrderedDict[int, ReopenedSource] = OrderedDict()
-    most = choose_most_open()
+    most = share_of_files(FILES_A_SOURCE, MOST_OPEN)
     many = len(specs) > most
     try:
         for spec in specs:

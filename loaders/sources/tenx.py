@@ -18,11 +18,11 @@ from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.gene_lists import GENES
-from atlasvi.loaders.sources.run_lengths import choose_run
+from atlasvi.loaders.sources.matrix_source import MatrixSource
 from atlasvi.loaders.tables.anndata_tables import make_frame, read_text
 
 
-class TenxSource:
+class TenxSource(MatrixSource):
     """Cells x genes of 10x output. Use `open_tenx_h5` or `open_mtx_folder`.
 
     matrix     cells x all features
@@ -30,7 +30,6 @@ class TenxSource:
     genome     keep the genes of this one alone
     """
 
-    shuffled = False  # its authors' order
     anndata_layer = None
 
     def __init__(
@@ -43,19 +42,16 @@ class TenxSource:
         layers: list[str],
         genome: str | None = None,
     ):
-        self.spec, self.path, self.layer, self.layers = spec, spec.path, "matrix", layers
-        self.notes: list[str] = []
-        self.n_cells, self.spooled = matrix.shape[0], matrix.spooled
-        self._matrix, self._read_obs, self._close = matrix, read_obs, close
+        super().__init__(spec, matrix)
+        self.layer, self.layers = "matrix", layers
+        self._read_obs, self._close = read_obs, close
         kept = keep_genes(spec.path, features, genome)
         self._kept = None if kept.all() else np.flatnonzero(kept)
         self.var = features[kept]
-        self.nnz = matrix.nnz  # with those of features left out
 
     def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
         """Rows [start, stop) x genes, as stored: canonical CSR, values not validated."""
-        with reading(self.path):
-            rows = self._matrix.read_rows(start, stop)
+        rows = super().read_counts(start, stop)
         if self._kept is not None:
             rows = rows[:, self._kept]
             rows.sort_indices()
@@ -63,19 +59,7 @@ class TenxSource:
 
     def read_narrow(self, start: int, stop: int) -> Rows | None:
         """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked."""
-        if self._kept is not None:
-            return None
-        with reading(self.path):
-            return self._matrix.read_narrow(start, stop)
-
-    def count_piece_cells(self) -> float:
-        """Cells that are decoded together."""
-        with reading(self.path):
-            return self._matrix.count_piece_rows()
-
-    def count_run_cells(self) -> int:
-        """Cells that are best read at a time, from a multiple of them on."""
-        return choose_run(self.count_piece_cells(), self.shuffled)
+        return super().read_narrow(start, stop) if self._kept is None else None
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop): index the barcodes; probe files have the column filtered_barcodes."""

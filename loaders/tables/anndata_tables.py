@@ -35,7 +35,7 @@ def open_table(path: str, name: str, node: Node, uns: Node | None = None) -> "Ta
             raise SourceError(
                 f"{path}: {name} is no table but an array of {node.dtype}; write the file anew with anndata."
             )
-        return RecordTable(path, name, node, uns)
+        return RecordTable(node, uns)
     return ColumnTable(path, name, node)
 
 
@@ -79,7 +79,7 @@ class ColumnTable:
 class RecordTable:
     """A table stored as one compound dataset (anndata 0.5 and 0.6)."""
 
-    def __init__(self, path: str, name: str, array: Node, uns: Node | None):
+    def __init__(self, array: Node, uns: Node | None):
         self.n_rows = int(array.shape[0])
         self._array = array
         self._index_field, *self._fields = array.dtype.names

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from atlasvi.loaders.errors import OutputError
+from atlasvi.loaders.errors import OutputError, WorkerError
 from atlasvi.loaders.outputs import (
     remove_leftovers,
     remove_unfinished,
@@ -14,6 +14,11 @@ from atlasvi.loaders.outputs import (
     write_folder_aside,
     write_whole,
 )
+
+
+def end_process() -> str:
+    """The number of a process that has ended."""
+    return subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_a_folder_appears_whole(tmp_path: Path):
@@ -79,8 +84,7 @@ def test_what_a_killed_process_left_of_a_finished_output_is_removed_by_the_next_
 
 
 def test_a_file_that_a_killed_process_left_beside_its_output_is_removed(tmp_path: Path):
-    ended = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
-    (tmp_path / f".a.csv.unfinished-{ended}").write_text("half")
+    (tmp_path / f".a.csv.unfinished-{end_process()}").write_text("half")
     (tmp_path / ".a.csv.unfinished-1").write_text("of a process that runs")
     with write_file_aside(tmp_path / "a.csv") as temporary:
         temporary.write_text("whole")
@@ -153,7 +157,25 @@ def test_files_of_a_folder_are_replaced_in_order_and_others_stay(tmp_path: Path,
 
 def test_unfinished_work_of_another_command_in_a_folder_is_left_alone(tmp_path: Path):
     (tmp_path / ".mini.unfinished" / "done").mkdir(parents=True)
-    (tmp_path / ".config.json.unfinished-1").write_text("half")
+    (tmp_path / ".latents.csv.unfinished-1").write_text("half, of a process that runs")
+    (tmp_path / f".config.json.unfinished-{end_process()}").write_text("half")
     (tmp_path / ".config.json.1.unfinished").write_text("half, of an older version")
     remove_unfinished(tmp_path)
-    assert os.listdir(tmp_path) == [".mini.unfinished"]
+    assert sorted(os.listdir(tmp_path)) == [".latents.csv.unfinished-1", ".mini.unfinished"]
+
+
+class Stopped(BaseException):
+    """As a signal raises: none of our errors, and the work is to stay."""
+
+    keeps_work = True
+
+
+@pytest.mark.parametrize("error", [Stopped(), WorkerError("a worker died"), KeyboardInterrupt()])
+def test_work_that_another_attempt_can_use_is_left(tmp_path: Path, error: BaseException):
+    with pytest.raises(type(error)), write_folder_aside(tmp_path / "out", lambda scratch: True) as scratch:
+        (scratch / "part").write_text("done")
+        raise error
+    assert (tmp_path / ".out.unfinished" / "part").read_text() == "done"
+    with pytest.raises(ValueError, match="bad"), write_folder_aside(tmp_path / "out", lambda scratch: True):
+        raise ValueError("bad")
+    assert list(tmp_path.iterdir()) == []

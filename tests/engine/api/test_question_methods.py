@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlasvi.engine import SCVI
+from atlasvi.engine.queries.cell_choice import in_order
 from atlasvi.engine.queries.draw_comparison import Test as Comparison
 from atlasvi.engine.queries.draw_comparison import compare_draws, control_fdr, describe_draws, estimate_pseudocounts
 from atlasvi.engine.queries.latents import log_density, mix_posteriors
-from atlasvi.engine.queries.minified_queries import QueryError
-from atlasvi.engine.queries.question_cells import in_order
+from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.kernels.reference import nb_log_prob
 from tests.engine.api.test_scvi import N_GENES, make_adata, make_model
 

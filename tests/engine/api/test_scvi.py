@@ -15,7 +15,7 @@ from scipy import sparse
 
 from atlasvi.engine import SCVI
 from atlasvi.engine.minified.minified_store import is_minified_store
-from atlasvi.engine.queries.minified_queries import QueryError
+from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders import outputs
 from atlasvi.loaders.errors import ColumnError, CountsError, GeneError, OutputError, SourceError
@@ -279,14 +279,15 @@ def test_damage_of_the_data_that_was_saved_with_a_model_is_said_in_a_sentence(
         SCVI.load(tmp_path / "model")
 
 
+def read_weight(model: SCVI) -> torch.Tensor:
+    return next(iter(model.run.model.state_dict().values()))
+
+
 def test_a_process_killed_while_it_replaces_a_model_leaves_one_that_is_loaded_and_saved_again(
     adata: anndata.AnnData, model: SCVI, tmp_path: Path, monkeypatch
 ):
     make_model(adata, epochs=1).save(tmp_path / "old", save_anndata=True)
     rename, names = os.rename, ["model.pt", "atlasvi.pt", "adata.h5ad", "atlasvi.json"]
-
-    def read_weight(loaded: SCVI) -> torch.Tensor:
-        return next(iter(loaded.run.model.state_dict().values()))
 
     for kill_at in range(len(names)):
         folder, renamed = tmp_path / str(kill_at), list[str]()

@@ -18,7 +18,10 @@ from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.engine.model.vae import VAE, ModelSettings
-from atlasvi.engine.queries.minified_queries import QueryError, choose_cells, read_expression, read_latent, write_table
+from atlasvi.engine.queries.answer_tables import write_table
+from atlasvi.engine.queries.cell_choice import choose_cells
+from atlasvi.engine.queries.minified_queries import read_expression, read_latent
+from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.batches.loader import BatchLoader
 from atlasvi.loaders.cells.added_columns import add_obs_columns
@@ -124,9 +127,9 @@ def test_an_output_that_exists_is_untouched(run, counts, tmp_path):
 
 
 def test_latents_come_in_slices_of_the_cells_asked_for(run, counts, mini, monkeypatch):
-    from atlasvi.engine.queries import minified_queries as queries
+    from atlasvi.engine.queries import question_cells
 
-    monkeypatch.setattr(queries, "SLICE_CELLS", 40)
+    monkeypatch.setattr(question_cells, "SLICE_CELLS", 40)
     qzm, qzv, _ = posterior(run, counts)
     cells = np.array([3, 50, 149])
     parts = list(read_latent(mini, cells))

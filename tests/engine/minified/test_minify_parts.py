@@ -163,7 +163,7 @@ def test_a_flipped_bit_of_the_model_is_noticed_by_the_processes_that_open_it(run
     model.write_bytes(content)
     minify_parts.forget(scratch)
     with pytest.raises(SourceError, match="damaged"):
-        minify_parts.open_job(str(scratch.absolute()))
+        minify_parts.open_minifies.get(scratch)
 
 
 def interrupt_minify(run: Path, cells: Path, tmp_path: Path, source_order: bool) -> tuple[Path, Path]:
@@ -248,10 +248,9 @@ def test_processes_in_other_folders_open_the_data_with_the_options_of_its_path(r
     source = anndata.read_h5ad(write_cells(tmp_path / "cells.h5ad"))
     source.layers["counts"], source.X = source.X, source.X * 0.5
     source.write_h5ad(tmp_path / "cells.h5ad")
-    jobs, keep_open = [], minify_parts.keep_open
-    monkeypatch.setattr(
-        minify_parts, "keep_open", lambda scratch, opened: jobs.append(opened) or keep_open(scratch, opened)
-    )
+    jobs, kept = [], minify_parts.open_minifies
+    keep = kept.keep
+    monkeypatch.setattr(kept, "keep", lambda scratch, opened: jobs.append(opened) or keep(scratch, opened))
     monkeypatch.chdir(tmp_path)
     minify(run, "cells.h5ad::layer=counts", tmp_path / "mini")
     assert jobs[0].job.data == {"path": str(tmp_path / "cells.h5ad"), "layer": "counts", "format": "h5ad"}

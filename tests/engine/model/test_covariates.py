@@ -158,3 +158,10 @@ def test_each_kind_has_a_key_of_its_own_and_goes_into_files_and_back(tmp_path: P
 def test_categories_without_the_name_of_their_column_are_refused():
     with pytest.raises(ValueError, match="batches and names no column"):
         Setup.from_saved({"batch_key": None, "batch_categories": ["a", "b"]})
+
+
+def test_a_categorical_covariate_that_is_named_twice_is_one(tmp_path: Path):
+    data = open_obs(tmp_path)
+    setup = learn_setup(data, SetupKeys(categorical_covariate_keys=("sex", "sex")))
+    assert setup.sizes["n_categories"] == (2,)
+    assert setup.read_codes(data)["categories"].shape == (4, 1)

@@ -79,7 +79,7 @@ def test_what_a_graph_captures_is_what_a_step_does(prepare: Prepare):
 def test_a_stop_that_a_rank_asks_for_comes_with_the_terms(prepare: Prepare):
     parts, step = prepare(accumulate=2)
     first, second = list(parts.loaders["train"])[:2]
-    step.take(first, 0, 0, 1.0, stop=True)
+    step.take(first, 0, 0, 1.0, stop_asked=lambda: True)
     assert step.take(second, 1, 0, 1.0).stop
     assert not step.take(first, 0, 1, 1.0)
     assert not step.take(second, 1, 1, 1.0).stop

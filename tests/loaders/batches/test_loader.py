@@ -227,6 +227,7 @@ def damaged(write_h5ad, tmp_path: Path, monkeypatch) -> CellData:
     return open_cells(tmp_path / "store")
 
 
+@pytest.mark.shard_reader
 def test_a_damaged_block_stops_the_loader_and_is_named(damaged: CellData):
     where = r"block 0 \(cells 0 to \d+\).*X/data/c/0: chunk 0"
     with pytest.raises(DamagedChunkError, match=rf"{where}.*its crc32c is [0-9a-f]{{8}}, written as [0-9a-f]{{8}}"):
@@ -243,6 +244,7 @@ def test_a_damaged_block_is_skipped_when_told_to_and_its_cells_are_counted(damag
     assert f"{lost} cells left out" in caplog.text
 
 
+@pytest.mark.shard_reader
 def test_a_store_replaced_or_deleted_while_it_is_read_is_noticed(write_h5ad, tmp_path: Path):
     other = tmp_path / "other"
     ingest(write_h5ad("b", make_counts(501, 40, seed=3)), other)

@@ -415,3 +415,9 @@ def test_a_killed_ingest_leaves_nothing_that_looks_like_a_store(write_h5ad, tmp_
     subprocess.run(command, check=not (tmp_path / "store").exists(), stdout=subprocess.DEVNULL)
     assert len(anndata.read_zarr(tmp_path / "store")) == 20_000
     assert sorted(os.listdir(tmp_path)) == ["a.h5ad", "store"]
+
+
+def test_an_ingest_that_fails_leaves_none_of_the_folders_that_it_made(tmp_path: Path):
+    with pytest.raises(SourceError, match="no such file"):
+        ingest(tmp_path / "gone.h5ad", tmp_path / "x" / "y" / "store")
+    assert list(tmp_path.iterdir()) == []

@@ -59,12 +59,6 @@ def test_every_format_answers_all_of_the_protocol(tmp_path: Path, monkeypatch, k
     source.close()
 
 
-def test_fewer_sources_are_open_where_a_process_may_open_few_files(monkeypatch):
-    for limit, most in ((1024, 64), (256, 64), (128, 32), (36, 9), (3, 1), (reopened.resource.RLIM_INFINITY, 64)):
-        monkeypatch.setattr(reopened.resource, "getrlimit", lambda which, limit=limit: (limit, limit))
-        assert reopened.choose_most_open() == most
-
-
 def test_a_source_that_is_not_there_leaves_none_open(tmp_path: Path):
     named = write_kind("csr", tmp_path)
     with pytest.raises(ValueError, match="no such file"):

@@ -1,0 +1,25 @@
+"""How the words after `atlasvi query` are read."""
+
+from typing import Any
+
+from typer.core import TyperGroup
+
+GROUP_OPTIONS = ("--model", "--device")
+
+
+class QueryGroup(TyperGroup):
+    """Takes its options wherever they stand, and DATA between MINI or RUN and the command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, the options of the group first: a group reads its options before all else."""
+        moved: list[str] = []
+        rest: list[str] = []
+        given = iter(args)
+        for argument in given:
+            if argument in GROUP_OPTIONS and (value := next(given, None)) is not None:
+                moved += [argument, value]
+            else:
+                (moved if argument.startswith(tuple(f"{name}=" for name in GROUP_OPTIONS)) else rest).append(argument)
+        if len(rest) > 2 and rest[1] not in self.commands and not rest[2].startswith("-"):
+            moved += ["--data", rest.pop(1)]
+        return super().parse_args(ctx, [*moved, *rest])
