@@ -9,6 +9,12 @@ import atlasvi.engine  # noqa: F401  before any test imports torch: sets how its
 
 from hypothesis import settings  # isort: skip
 
+# Read when torch and numba are imported, also by the processes that tests start. As many processes test as there are
+# cores, and in each a second thread would mostly wait for the first. What several threads compute is tested in
+# tests/kernels, and where a test sets their number. numba in scanpy shares torch's threads, and sets their number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+
 try:
     import torch
 except ImportError:  # what needs no torch is tested without (.ci/newest says where and why)
@@ -16,12 +22,6 @@ except ImportError:  # what needs no torch is tested without (.ci/newest says wh
 
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
-
-if torch is not None:
-    # As many processes test as there are cores, and in each a second thread would mostly wait for the first. What
-    # several threads compute is tested in tests/kernels, and where a test sets their number.
-    torch.set_num_threads(1)
-    os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # numba in scanpy shares the threads of torch and sets their number
 
 if torch is not None and not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which the first Triton test does
