@@ -55,13 +55,13 @@ class LossTerms:
 
     @classmethod
     def from_saved(cls, state: Mapping[str, Any]) -> Self:
-        """From the state that a checkpoint of any version holds."""
-        known = {**state.get("terms", {}), **dict(zip(TERMS, state["sums"]))}
+        """From the state that a checkpoint of any version holds: those of format 1 keep a list of the first three."""
+        known = state["terms"] if "terms" in state else dict(zip(TERMS, state["sums"]))
         return cls(**{name: known.get(name, math.nan) for name in TERMS})
 
     def to_saved(self) -> dict[str, Any]:
-        """As a checkpoint keeps them: by name; and the first three in a list, which alone older versions read."""
-        return {"sums": list(self.values[:3]), "terms": asdict(self)}
+        """As a checkpoint keeps them: by name."""
+        return {"terms": asdict(self)}
 
     @property
     def values(self) -> tuple[float, ...]:
