@@ -20,6 +20,7 @@ CELLS, GENES, TYPES, BATCHES = 100_000, 20_000, 30, 12
 
 def main(out, n_files=2):
     """Draw and write the files, each by slices of 5,000 cells."""
+    Path(out).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     base = rng.lognormal(0, 2.2, GENES)
     profiles = base[None] * rng.lognormal(0, 0.8, (TYPES, GENES))
