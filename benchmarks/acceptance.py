@@ -1,12 +1,13 @@
 """Does training reach scvi-tools' held-out loss on real counts?
 
 usage: python benchmarks/acceptance.py --counts onek1k.h5ad [--batch-key indiv] [--seeds 0 1 2] [--nproc N] [--json F]
+       [--peers VENV]
 
 The main job from the command line: every fifth row (0, 5, 10, ...) is held out through --split-column, model card
 settings, batch size 128, 40 epochs, KL warm-up over 40. Prints the held-out reconstruction loss in nats a cell (summed
 over genes, z sampled once, the last epoch's weights) of each seed and its mean. On OneK1K's subset (7,811 cells x 1,000
-genes, batch `indiv`), scvi-tools 1.5.1 gets 338.12, 339.95, 339.23 on the same split. With --nproc, as
-many ranks share each minibatch.
+genes, batch `indiv`; peers/make_onek1k.py writes it), scvi-tools 1.5.1 gets 338.12, 339.95, 339.23 on the same split;
+with --peers it is trained again, by peers/acceptance.py. With --nproc, as many ranks share each minibatch.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 
+HERE = Path(__file__).resolve().parent
 SCVI_TOOLS = [338.12, 339.95, 339.23]
 
 
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--nproc", type=int, default=1)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--peers", type=Path, help="the peers' virtual environment: scvi-tools' losses, too")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -54,6 +57,7 @@ def main() -> None:
                 "--batch-size", 128, "--seed", seed, *schedule,
             )  # fmt: skip
             results.append(json.loads((run / "result.json").read_text()))
+    theirs = [measure_peer(options, seed) for seed in options.seeds] if options.peers else SCVI_TOOLS
 
     shape = f"{cells.n_obs:,} cells x {cells.n_vars:,} genes"
     print(f"{options.counts.name}: {shape}, {options.epochs} epochs, batch 128, {options.nproc} rank(s)")
@@ -69,10 +73,19 @@ def main() -> None:
         )
     losses = [result["validation"]["reconstruction_loss"] for result in results]
     print(f"\nmean held-out reconstruction: {np.mean(losses):.2f} nats a cell", end="")
-    print(f" (scvi-tools 1.5.1: {np.mean(SCVI_TOOLS):.2f})" if "onek1k" in options.counts.name else "")
+    of_peer = f" (scvi-tools: {', '.join(f'{loss:.2f}' for loss in theirs)}, mean {np.mean(theirs):.2f})"
+    print(of_peer if options.peers or "onek1k" in options.counts.name else "")
     if options.json:
-        summary = {"mean": float(np.mean(losses)), "scvi_tools": SCVI_TOOLS, "seeds": options.seeds, "results": results}
+        summary = {"mean": float(np.mean(losses)), "scvi_tools": theirs, "seeds": options.seeds, "results": results}
         options.json.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def measure_peer(options: argparse.Namespace, seed: int) -> float:
+    """The held-out reconstruction loss of scvi-tools, trained in its own environment."""
+    command = [options.peers / "bin" / "python", HERE / "peers" / "acceptance.py", options.counts, options.batch_key]
+    command += [seed, options.epochs]
+    run = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=True)
+    return float(run.stdout.split()[-1])
 
 
 def atlasvi(*arguments: object) -> None:

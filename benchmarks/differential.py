@@ -50,7 +50,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         for seed in (0, 1):
             out = Path(scratch) / f"{seed}.csv"
-            command = [options.peers / "bin" / "python", HERE / "peers_differential.py", options.model, options.h5ad]
+            script = HERE / "peers" / "differential.py"
+            command = [options.peers / "bin" / "python", script, options.model, options.h5ad]
             command += [options.groupby, options.samples, seed, out]
             run = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
             seconds[f"scvi-tools {seed}"] = float(run.stdout.split()[-1])

@@ -9,7 +9,7 @@ minutes; what a part has found is kept when it, or another, fails:
     checks    gpu_checks.py: every option of the kernels against float64
     kernels   gpu_kernels.py: kernels beside the roofline and plain torch
     training  gpu_training.py: the step alone, from disk, and the questions asked afterwards
-    peers     gpu_peers.py: scvi-tools on the same card
+    peers     peers/gpu.py: scvi-tools on the same card
 
 Counts are random with genes of unlike frequency, 5% not zero; held-out losses are of the real counts of --counts.
 Writes a JSON file and a log for each part, profiles.txt and table.md into DIR; prints the table last. Its status is 1
@@ -75,7 +75,7 @@ def run_parts(options: argparse.Namespace, store: Path) -> dict[str, int | str]:
         "checks": [HERE / "gpu_checks.py", *common],
         "kernels": [HERE / "gpu_kernels.py", *common],
         "training": [HERE / "gpu_training.py", *common, "--store", store],
-        "peers": [HERE / "gpu_peers.py", *common, *(["--counts", options.counts] if options.counts else [])],
+        "peers": [HERE / "peers" / "gpu.py", *common, *(["--counts", options.counts] if options.counts else [])],
     }
     if importlib.util.find_spec("xdist"):
         commands["tests"] += ["-n", str(min(os.cpu_count() or 1, 8))]

@@ -11,7 +11,7 @@ import itertools
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +49,20 @@ def main() -> None:
     errors: dict[str, float] = {}
     shapes = list(itertools.product(SHAPES[:1] if options.quick else SHAPES, (1,) if options.quick else (1, 2)))
     tasks = [(*shape, device, seed, option) for option in [*OPTIONS, None] for shape, seed in shapes]
-    with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 8)) as pool:  # they compile
-        for found_errors in pool.starmap(check, tasks) if device.type == "cuda" else itertools.starmap(check, tasks):
-            for name, error in found_errors.items():
-                errors[name] = max(errors.get(name, 0.0), error if np.isfinite(error) else np.inf)
+    for found_errors in check_all(tasks, device):
+        for name, error in found_errors.items():
+            errors[name] = max(errors.get(name, 0.0), error if np.isfinite(error) else np.inf)
     found = {"machine": describe_machine(device), "errors": errors}
     (options.out / "checks.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def check_all(tasks: list[tuple], device: torch.device) -> Iterator[dict[str, float]]:
+    """`check` of each task: for a GPU in several processes, since most of the time goes to compiling."""
+    if device.type != "cuda":
+        yield from itertools.starmap(check, tasks)
+        return
+    with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 8)) as pool:
+        yield from pool.starmap(check, tasks)
 
 
 def check(

@@ -46,7 +46,7 @@ def main() -> int:
             for backend in ("cpu", "torch"):
                 said.setdefault(f"{what} {backend}", []).append(ours(what, *size, backend))
         if options.peers:
-            peer = run_json([str(options.peers / "bin" / "python"), str(HERE / "peers_kernels.py"), *size])
+            peer = run_json([str(options.peers / "bin" / "python"), str(HERE / "peers" / "kernels.py"), *size])
             said.setdefault("scvi-tools eager", []).append(peer["eager"])
             if peer["compiled"]["ms"] is not None:
                 said.setdefault("scvi-tools compiled", []).append(peer["compiled"])

@@ -13,7 +13,7 @@ class Row:
     """One line of the comparison.
 
     command      the words of the process that measures it, {names} standing for places (`Bench.places`)
-    kind         epochs; ingest; order (which cells the minibatches hold); large; script (the peers' own script)
+    kind         epochs; ingest; order (which cells the minibatches hold); large; script (peers/plain_loaders.py)
     every_round  or in the first round only
     """
 
@@ -73,22 +73,21 @@ class Bench:
     """Where things are, and which process measures a row.
 
     atlas    folder of atlas*.h5ad, where BUILT goes; `work` a folder for what is deleted again
-    peers    the peers' virtual environment, `peers_script` the script in `peers_scripts` that builds their formats
+    peers    the peers' virtual environment
     seconds  that a process measures epochs for, at least
     """
 
-    def __init__(self, atlas: Path, work: Path, peers: Path, peers_scripts: Path, seconds: float) -> None:
+    def __init__(self, atlas: Path, work: Path, peers: Path, seconds: float) -> None:
         self.sources = sorted(atlas.glob("atlas*.h5ad"))
         self.work, self.out, self.order = work, work / "out", work / "order.npz"
-        self.peers_script = peers_scripts / "loaders.py"
         self.places = {name: str(atlas / place) for name, place in BUILT.items()}
         self.places |= {"atlas": str(atlas), "h5ad": str(self.sources[0]), "seconds": str(seconds)}
         self.places |= {"out": str(self.out), "order": str(self.order)}
         peers_python = str(peers / "bin" / "python")
         self._programs = {
             "ours": [sys.executable, str(HERE / "loader_runs.py")],
-            "peer": [peers_python, str(HERE / "peers_loaders.py")],
-            "script": [peers_python, str(self.peers_script)],
+            "peer": [peers_python, str(HERE / "peers" / "loaders.py")],
+            "script": [peers_python, str(HERE / "peers" / "plain_loaders.py")],
         }
 
     def command(self, words: str, sources: list[Path] | None = None) -> list[str]:

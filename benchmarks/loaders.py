@@ -2,11 +2,11 @@
 
     python benchmarks/loaders.py --atlas DIR --peers VENV --json FILE [--plots DIR] [--quick] [--only ROW,...]
 
-DIR holds atlas*.h5ad (../shared/peers/make_atlas.py writes them); what is missing is built beside them: our stores
-fast.store and small.store, annbatch's collection annbatch.zarr and, from atlas0.h5ad, the SOMA experiment soma (these
-two by the peers' own script, --peers-scripts). VENV is the peers' environment (setup.sh beside that script makes it).
+DIR holds atlas*.h5ad (peers/make_atlas.py writes them); what is missing is built beside them: our stores fast.store and
+small.store, annbatch's collection annbatch.zarr and, from atlas0.h5ad, the SOMA experiment soma (these two by
+peers/plain_loaders.py). VENV is the peers' environment (peers/README.md says how to make it).
 
-Every measurement is a process of its own, ours (loader_runs.py) and the peers' (peers_loaders.py) in turn, round after
+Every measurement is a process of its own, ours (loader_runs.py) and the peers' (peers/loaders.py) in turn, round after
 round. A process goes through one epoch to warm up and then through at least two; its figure is their median, and that
 of a row the median of its processes; the same rule and the same code (measured_process.py) for both sides. Memory is
 the peak of the process above what it held when everything was imported; that of an ingest is the sum over its
@@ -41,7 +41,7 @@ from loader_report import (
     summarise_epochs,
     summarise_ingests,
 )
-from loader_rows import BUILT, HERE, ROWS, TITLES, Bench, Row
+from loader_rows import BUILT, ROWS, TITLES, Bench, Row
 from measured_process import list_files
 from processes import RunError, run, run_json
 
@@ -65,7 +65,7 @@ def main() -> int:
     names = choose_rows(options)
     work = Path(tempfile.mkdtemp(prefix="loaders-", dir=options.atlas))
     try:
-        bench = Bench(options.atlas, work, options.peers, options.peers_scripts, options.seconds)
+        bench = Bench(options.atlas, work, options.peers, options.seconds)
         figures = measure_rows(names, bench, options)
     finally:
         shutil.rmtree(work)
@@ -90,7 +90,6 @@ def read_options() -> argparse.Namespace:
         "--atlas", type=Path, required=True, help="folder of atlas*.h5ad; what is built goes there, too"
     )
     parser.add_argument("--peers", type=Path, required=True, help="the peers' virtual environment")
-    parser.add_argument("--peers-scripts", type=Path, default=HERE.parents[1] / "shared" / "peers")
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--plots", type=Path, help="folder for PNGs (needs matplotlib)")
     parser.add_argument("--rounds", type=int, default=3)
@@ -103,9 +102,9 @@ def read_options() -> argparse.Namespace:
     options = parser.parse_args()
     options.atlas, options.peers = options.atlas.resolve(), options.peers.absolute()
     if not sorted(options.atlas.glob("atlas*.h5ad")):
-        parser.error(f"{options.atlas} holds no atlas*.h5ad: write them with make_atlas.py of the peers' scripts.")
+        parser.error(f"{options.atlas} holds no atlas*.h5ad: write them with benchmarks/peers/make_atlas.py.")
     if not (options.peers / "bin" / "python").exists():
-        parser.error(f"{options.peers} is no virtual environment: make it with setup.sh of the peers' scripts.")
+        parser.error(f"{options.peers} is no virtual environment: benchmarks/peers/README.md says how to make it.")
     if options.quick:
         options.rounds = 1
     options.notes = []
@@ -188,10 +187,8 @@ def build_missing(needed: set[str], bench: Bench, rebuild: bool) -> dict[str, st
         try:
             if ours:
                 run(bench.command(f"ours ingest {{{need}}} {need} {{sources}}"))
-            elif bench.peers_script.exists():
-                run(bench.command("script annbatch {atlas}" if need == "annbatch" else "script tiledbsoma-ml {atlas}"))
             else:
-                raise RunError(f"{bench.peers_script} is not there: say where with --peers-scripts.")
+                run(bench.command("script annbatch {atlas}" if need == "annbatch" else "script tiledbsoma-ml {atlas}"))
             finished = True
         except RunError as error:
             unbuilt[need] = f"building {place.name}: {error}"
@@ -244,10 +241,10 @@ def link_copies(bench: Bench) -> list[Path]:
 
 
 def read_script(said: str, tag: str) -> dict:
-    """The median of what the peers' script says of a configuration, its first epoch left out."""
+    """The median of what peers/plain_loaders.py prints of a configuration, its first epoch left out."""
     found = re.findall(rf"^{re.escape(tag)}.*?: (\d+) cells/s, ([\d.]+) CPU s", said, re.M)[1:]
     if not found:
-        raise RunError(f"the peers' script said nothing of {tag!r}")
+        raise RunError(f"peers/plain_loaders.py printed nothing of {tag!r}")
     rates, cpu = ([float(value) for value in values] for values in zip(*found))
     return {
         "cells_per_s": statistics.median(rates),

@@ -2,7 +2,7 @@
 
     python benchmarks/training.py --peers VENV --json FILE [--only 20000x1024,...] [--rounds N] [--work DIR]
 
-Random counts as ../shared/peers/scvi_training.py draws them (5% dense at 20,000 genes, 10% at 3,000; 12 batches),
+Random counts as peers/training.py draws them (5% dense at 20,000 genes, 10% at 3,000; 12 batches),
 model-card settings, all cores. Ours reads a cell store of the same counts, which is written first and not timed. Every
 measurement is a process of its own, ours and theirs in turn; a figure is the median over the rounds. At 20,000 x 1,024
 two stronger settings of the peer are measured too: compiled, and with its C allocator told to keep its memory. Ratios,
@@ -39,7 +39,6 @@ def main() -> int:
     """Measure, print the table, write JSON; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", type=Path, required=True, help="the peers' virtual environment")
-    parser.add_argument("--peers-scripts", type=Path, default=HERE.parents[1] / "shared" / "peers")
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--only", help=f"cases, comma between them: {', '.join(CASES)}")
     parser.add_argument("--rounds", type=int, default=3)
@@ -63,9 +62,8 @@ def measure(case: str, work: Path, options: argparse.Namespace) -> dict[str, lis
     script = str(HERE / "training_runs.py")
     if not store.exists():
         run([sys.executable, script, "store", str(store), str(genes), str(OUR_CELLS[genes]), str(DENSITY[genes])])
-    theirs = str(options.peers_scripts / "scvi_training.py")
-    peer = [str(options.peers / "bin" / "python"), theirs, str(genes), str(PEER_CELLS[genes]), str(batch)]
-    peer.append(str(DENSITY[genes]))
+    peer = [str(options.peers / "bin" / "python"), str(HERE / "peers" / "training.py")]
+    peer += [str(genes), str(PEER_CELLS[genes]), str(batch), str(DENSITY[genes])]
     sides: dict[str, list[dict]] = {}
     for number in range(options.rounds):
         print(f"{case}: round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
@@ -76,24 +74,17 @@ def measure(case: str, work: Path, options: argparse.Namespace) -> dict[str, lis
             keep = ["env", *(f"{name}={value}" for name, value in KEEP_MEMORY.items()), *peer]
             sides.setdefault("peer, allocator kept", []).append(read_peer(run(keep)))
             try:
-                sides.setdefault("peer, compiled", []).append(read_peer(run(compiled(peer))))
+                sides.setdefault("peer, compiled", []).append(read_peer(run([*peer, "compile"])))
             except RunError as error:  # needs a C++ compiler
                 print(f"{case}: the compiled peer failed: {error}", file=sys.stderr)
     return {name: said for name, said in sides.items() if said}
-
-
-def compiled(command: list[str]) -> list[str]:
-    """The peer's script with plan_kwargs={"compile": True} in its call of train(), and nothing else changed."""
-    python, script, *arguments = command
-    source = Path(script).read_text().replace("max_epochs=1,", 'max_epochs=1, plan_kwargs={"compile": True},')
-    return [python, "-c", source, *arguments]
 
 
 def read_peer(said: str) -> dict:
     """Cells a second and memory of the measured run, from the peer script's output."""
     found = re.search(r"measured: (\d+) cells/s.*?([\d.]+) GB", said)
     if found is None:
-        raise RunError(f"scvi_training.py said no figures: {said[-200:]!r}")
+        raise RunError(f"peers/training.py printed no figures: {said[-200:]!r}")
     return {"cells_per_s": float(found[1]), "peak_mb": 1e3 * float(found[2])}
 
 

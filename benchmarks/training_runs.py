@@ -22,7 +22,7 @@ from atlasvi.engine import ingest, train
 
 
 def write_store(store: str, genes: str, cells: str, density: str) -> None:
-    """A cell store of random counts in 12 batches, drawn as ../shared/peers/scvi_training.py draws them."""
+    """A cell store of random counts in 12 batches, drawn as peers/training.py draws them."""
     rng = np.random.default_rng(0)
     counts = sp.random(
         int(cells), int(genes), float(density), format="csr", dtype=np.float32, random_state=0,

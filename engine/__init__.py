@@ -11,7 +11,8 @@ minify           run + data -> the posterior of every cell         minified/mini
 open_minified    a minified store, or minified data of scvi-tools  minified/minified_by_scvi_tools.py
 write_minified_h5ad  a minified store -> one file                  minified/minified_store.py
 MinifiedStore    a minified store, opened                          minified/minified_store.py
-read_latent, read_expression, choose_cells  questions to it        queries/minified_queries.py
+read_latent, read_expression  questions to it                      queries/minified_queries.py
+choose_cells     which of its cells are asked about                queries/cell_choice.py
 draw_latent      a picture of the latent space                     queries/latent_picture.py
 
 Subpackages, each importing those after it alone: cli, api, queries, minified, training, scvi_tools, distributed, model.
@@ -36,8 +37,8 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.minified.minified_store import write_minified_h5ad as write_minified_h5ad
     from atlasvi.engine.minified.minify import minify as minify
     from atlasvi.engine.model.trained_run import load_run as load_run
+    from atlasvi.engine.queries.cell_choice import choose_cells as choose_cells
     from atlasvi.engine.queries.latent_picture import draw_latent as draw_latent
-    from atlasvi.engine.queries.minified_queries import choose_cells as choose_cells
     from atlasvi.engine.queries.minified_queries import read_expression as read_expression
     from atlasvi.engine.queries.minified_queries import read_latent as read_latent
     from atlasvi.engine.scvi_tools.model_directories import load_scvi_tools as load_scvi_tools
@@ -60,7 +61,7 @@ _PLACES = {
     "MinifiedStore": "atlasvi.engine.minified.minified_store",
     "read_latent": "atlasvi.engine.queries.minified_queries",
     "read_expression": "atlasvi.engine.queries.minified_queries",
-    "choose_cells": "atlasvi.engine.queries.minified_queries",
+    "choose_cells": "atlasvi.engine.queries.cell_choice",
     "draw_latent": "atlasvi.engine.queries.latent_picture",
 }
 

@@ -1,8 +1,11 @@
 """atlasvi.loaders: counts on disk -> sparse minibatches. In the order in which data meets it:
 
+DataSpec         where data is and how it is read                 sources/data_spec.py
 open_source      any file of counts, read by slices of rows      sources/ (open_source, anndata_files, tenx, soma ...)
+Source           what all of them can be asked                   sources/source_protocol.py
 ingest           sources -> a cell store, shuffled out of core   ingestion/ingest.py
 open_cells       a cell store, or a source, as blocks of cells   cells/open_cells.py, cells/cell_store.py
+Cells            what all cells in blocks can be asked           cells/cells_protocol.py
 add_obs_columns  columns made after a store was, into its obs    cells/added_columns.py
 MemoryCells      an AnnData in memory, as such blocks            cells/memory_cells.py
 BatchLoader      cells -> minibatches, for any PyTorch model     batches/loader.py (epoch_order, cell_selection)
@@ -25,21 +28,25 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.loaders.batches.loader import BatchLoader as BatchLoader
     from atlasvi.loaders.cells.added_columns import add_obs_columns as add_obs_columns
     from atlasvi.loaders.cells.cell_store import CellStore as CellStore
+    from atlasvi.loaders.cells.cells_protocol import Cells as Cells
     from atlasvi.loaders.cells.memory_cells import MemoryCells as MemoryCells
     from atlasvi.loaders.cells.open_cells import CellData as CellData
     from atlasvi.loaders.cells.open_cells import open_cells as open_cells
     from atlasvi.loaders.errors import AtlasviError as AtlasviError
     from atlasvi.loaders.ingestion.ingest import IngestReport as IngestReport
     from atlasvi.loaders.ingestion.ingest import ingest as ingest
-    from atlasvi.loaders.sources.open_source import Source as Source
+    from atlasvi.loaders.sources.data_spec import DataSpec as DataSpec
     from atlasvi.loaders.sources.open_source import open_source as open_source
+    from atlasvi.loaders.sources.source_protocol import Source as Source
 
 _PLACES = {
+    "DataSpec": "atlasvi.loaders.sources.data_spec",
     "open_source": "atlasvi.loaders.sources.open_source",
-    "Source": "atlasvi.loaders.sources.open_source",
+    "Source": "atlasvi.loaders.sources.source_protocol",
     "ingest": "atlasvi.loaders.ingestion.ingest",
     "IngestReport": "atlasvi.loaders.ingestion.ingest",
     "open_cells": "atlasvi.loaders.cells.open_cells",
+    "Cells": "atlasvi.loaders.cells.cells_protocol",
     "CellData": "atlasvi.loaders.cells.open_cells",
     "CellStore": "atlasvi.loaders.cells.cell_store",
     "add_obs_columns": "atlasvi.loaders.cells.added_columns",

@@ -59,11 +59,6 @@ def _hash_json(values: Mapping[str, Any]) -> str:
     return f"{google_crc32c.value(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
-def hash_bytes(content: Any) -> str:
-    """crc32c of bytes (or of a contiguous array), as eight hexadecimal digits."""
-    return f"{google_crc32c.value(content):08x}"
-
-
 def hash_file(path: Path) -> tuple[int, str]:
     """Bytes and crc32c of a file."""
     size, checksum = 0, 0
@@ -110,9 +105,16 @@ def read_manifest(folder: Path, list_name: str = MANIFEST) -> Files | None:
     if not (folder / list_name).exists():
         return None
     files = read_json(folder / list_name).get("files")
-    if not isinstance(files, dict):
-        raise SourceError(f"{folder / list_name} is damaged (it lists no files): copy it again.")
+    if not isinstance(files, dict) or not all(map(_is_entry, files.values())):
+        raise SourceError(
+            f"{folder / list_name} is damaged (it does not list files with their sizes and checksums): copy it again."
+        )
     return {name: (size, checksum) for name, (size, checksum) in files.items()}
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether it is a size and a checksum."""
+    return isinstance(value, list) and len(value) == 2 and type(value[0]) is int and isinstance(value[1], str)
 
 
 def check_files(folder: Path, files: Files, compared: Callable[[str], bool]) -> None:

@@ -28,6 +28,21 @@ def is_cell_store(path: str | Path) -> bool:
     return attributes is not None and attributes.get("kind") == KIND
 
 
+def check_version(path: str, kind: str, content: Mapping[str, Any], newest: int) -> None:
+    """Raise SourceError if `content` says that it is of a newer format than this code knows.
+
+    What says nothing is of format 1: runs, models and checkpoints of the first versions.
+    """
+    found = content.get("format_version", 1)
+    if type(found) is not int or found < 0:
+        raise SourceError(f"{path} is damaged: its format_version is {found!r:.60}: copy it again.")
+    if found > newest:
+        raise SourceError(
+            f"{path}: this {kind} is of format {found}, and this atlasvi reads up to {newest}: upgrade it "
+            "(pip install --upgrade atlasvi)."
+        )
+
+
 def check_manifest(path: Path, attributes: Mapping[str, Any]) -> bool:
     """Compare a store with its list of files (sizes, and checksums of metadata); whether it has one.
 

@@ -1,4 +1,4 @@
-"""Warnings of zarr and anndata that nobody who uses a store can do anything about."""
+"""Warnings of the libraries that nobody who reads a store or a source can do anything about."""
 
 import contextlib
 import warnings
@@ -16,4 +16,12 @@ def quiet_zarr() -> Iterator[None]:
         warnings.filterwarnings(
             "ignore", message="Object at manifest.json is not recognized"
         )  # beside Zarr's own files
+        yield
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without any warning: of other people's files they are about types off a standard, or about coming releases."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         yield

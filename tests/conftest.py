@@ -11,15 +11,27 @@ from hypothesis import settings  # isort: skip
 
 try:
     import torch
-except ImportError:  # what needs no torch is tested without (.ci/run says where and why)
+except ImportError:  # what needs no torch is tested without (.ci/newest says where and why)
     torch = None
-    collect_ignore = ["loaders/test_feeder.py", "loaders/test_loader.py", "loaders/test_selection.py"]
 
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
 
+if torch is not None:
+    # As many processes test as there are cores, and in each a second thread would mostly wait for the first. What
+    # several threads compute is tested in tests/kernels, and where a test sets their number.
+    torch.set_num_threads(1)
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # numba in scanpy shares the threads of torch and sets their number
+
 if torch is not None and not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which the first Triton test does
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("ATLASVI_READER") == "zarr":
+        for item in items:
+            if item.get_closest_marker("shard_reader"):
+                item.add_marker(pytest.mark.skip(reason="ATLASVI_READER=zarr: only the reader of shards notices it"))
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +41,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared data folder {folder}")
     return folder
+
+
+def _only_check(handle: int) -> None:
+    os.fstat(handle)  # raises for a handle that is not open, as fsync does
+
+
+os.fsync = _only_check  # else the suite waits for the disk tens of thousands of times; no test cuts the power
 
 
 @pytest.fixture(autouse=True)

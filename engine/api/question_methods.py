@@ -1,11 +1,12 @@
 """What a model is asked, by scvi-tools' names and defaults: each a thin shell over the file that answers it.
 
 `adata` is the data asked about: None for the model's own, an AnnData (its genes are found by name, and it may be
-minified), or a cell store, minified store or any source, as a path or opened. `indices` are numbers of cells in any
-order, or a mask. Draws come from the generator of the model, seeded when it was made.
+minified), or a cell store, minified store or any source, as a path or opened. `indices` choose cells: indices in any
+order, a mask, or a condition or expression over obs (see `find_cells`). Draws come from the generator of the model,
+seeded when it was made.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from numbers import Real
 from typing import Any, Literal
@@ -16,18 +17,20 @@ import torch
 from torch import Generator, Tensor
 
 from atlasvi.engine.api.training_arguments import explain_argument
-from atlasvi.engine.model.covariates import find_categories, to_category
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries import abundance, correlation, differential, expression, latents
 from atlasvi.engine.queries import model_fit as likelihoods
-from atlasvi.engine.queries.importance_weights import weigh_draws
-from atlasvi.engine.queries.minified_queries import QueryError
+from atlasvi.engine.queries.cell_choice import Where, find_cells
+from atlasvi.engine.queries.likelihood_parameters import likelihood_parameters
+from atlasvi.engine.queries.model_names import find_batch, find_batches
 from atlasvi.engine.queries.opened_data import is_anndata
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, need_counts, number_cells
+from atlasvi.engine.queries.population import population_expression
+from atlasvi.engine.queries.predictive_counts import decode_counts
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, need_counts
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.errors import GeneError, MissingDependencyError
 
-Indices = Sequence[int] | np.ndarray | None
+Indices = Where | None
 Batches = str | int | float | Sequence[Any] | None
 
 
@@ -38,7 +41,7 @@ class Questions:
     generator: Generator
     adata: Any  # the AnnData, None where the data is of another kind
 
-    def ask(self, adata: Any = None) -> AskedCells:
+    def ask(self, adata: Any = None) -> QuestionCells:
         """The cells of `adata`, None being the model's own, as questions are asked of them."""
         raise NotImplementedError
 
@@ -89,64 +92,37 @@ class Questions:
         weights          'importance' chooses those by how many cells they explain
         """
         cells, numbers = self._choose(adata, indices)
-        columns, batches = self._find_genes(gene_list), self._find_batches(transform_batch)
+        columns, batches = self._find_genes(gene_list), find_batches(self.run, transform_batch)
         size = batch_size or BATCH_SIZE
         if not (library_size == "latent" or isinstance(library_size, Real)):
             raise QueryError(f"library_size {library_size!r}: give counts a cell, or 'latent' for each cell's own.")
         if n_samples_overall is not None:
             if n_samples != 1:
                 raise ValueError("give n_samples or n_samples_overall, not both")
-            return self._sample_overall(
-                cells, numbers, columns, batches, library_size, n_samples_overall, weights, importance_weighting_kwargs
+            return population_expression(
+                self._model,
+                cells,
+                self.generator,
+                numbers,
+                n_samples_overall,
+                columns=columns,
+                transform_batch=batches,
+                library_size=library_size,
+                importance=importance_weighting_kwargs if weights == "importance" else None,
             )
-        values = expression.normalized_expression(
+        values = expression.decode_cells(
             self._model,
             cells,
             self.generator,
-            numbers=numbers,
-            columns=columns,
+            expression.decode_expression(self._model, columns, library_size, return_mean and n_samples > 1),
+            indices=numbers,
             transform_batch=batches,
-            library_size=library_size,
             n_samples=n_samples,
-            return_mean=return_mean,
             batch_size=size,
         )
         if return_numpy or values.ndim == 3:
             return values
-        return pd.DataFrame(values, index=cells.read_names()[numbers], columns=self._genes[columns])
-
-    def _sample_overall(
-        self,
-        cells: AskedCells,
-        numbers: np.ndarray,
-        columns: np.ndarray | slice,
-        batches: Sequence[int | None],
-        library_size: float | Literal["latent"],
-        n: int,
-        weights: str | None,
-        importance: dict[str, Any],
-    ) -> np.ndarray:
-        if weights == "importance":
-            if len(batches) > 1:
-                raise NotImplementedError("importance weights are of one batch, not of a mean over several")
-            known = need_counts(cells, "weights='importance'")
-            pool = np.tile(numbers, n // len(numbers) + 1)
-            drawn = expression.draw_posterior(self._model, cells, self.generator, pool)
-            shares = weigh_draws(self._model, known, self.generator, numbers, drawn, **importance)
-            drawn = drawn.take(differential.choose_weighed(shares, n, self.generator))
-        else:
-            chosen = torch.randint(len(numbers), (n,), generator=self.generator, device=self.generator.device)
-            drawn = expression.draw_posterior(self._model, cells, self.generator, numbers[chosen.cpu().numpy()])
-        latent = library_size == "latent"
-        decoded = []
-        for batch in batches:
-            parts = (
-                (part.mean if latent else part.shares)[:, columns].cpu().numpy()
-                for part in expression.decode_drawn(self._model, drawn, batch)
-            )
-            decoded.append(np.concatenate(list(parts)))
-        values = np.mean(decoded, axis=0) if len(decoded) > 1 else decoded[0]
-        return values if library_size == "latent" else values * np.float32(library_size)
+        return pd.DataFrame(values, index=cells.read_names(numbers), columns=self._genes[columns])
 
     def get_likelihood_parameters(
         self,
@@ -161,11 +137,11 @@ class Questions:
         give_mean  over the draws
         """
         cells, numbers = self._choose(adata, indices)
-        return expression.likelihood_parameters(
+        return likelihood_parameters(
             self._model,
             cells,
             self.generator,
-            numbers=numbers,
+            indices=numbers,
             n_samples=n_samples or 1,
             give_mean=bool(give_mean),
             batch_size=batch_size or BATCH_SIZE,
@@ -192,16 +168,16 @@ class Questions:
                 "posterior_predictive_sample needs sparse: pip install 'atlasvi[statistics]'."
             ) from None
         cells, numbers = self._choose(adata, indices)
-        columns, batches = self._find_genes(gene_list), self._find_batches(transform_batch)
+        columns, batches = self._find_genes(gene_list), find_batches(self.run, transform_batch)
         step = max(batch_size or BATCH_SIZE, BATCH_SIZE)
         parts = []
         for at in range(0, len(numbers), step):  # dense a step at a time
-            counts = expression.predictive_counts(
+            counts = expression.decode_cells(
                 self._model,
                 cells,
                 self.generator,
-                numbers=numbers[at : at + step],
-                columns=columns,
+                decode_counts(self._model, self.generator, columns),
+                indices=numbers[at : at + step],
                 transform_batch=batches,
                 n_samples=n_samples,
                 batch_size=batch_size or BATCH_SIZE,
@@ -215,8 +191,8 @@ class Questions:
         groupby: str | None = None,
         group1: Sequence[Any] | str | None = None,
         group2: Any = None,
-        idx1: differential.Where | None = None,
-        idx2: differential.Where | None = None,
+        idx1: Where | None = None,
+        idx2: Where | None = None,
         mode: Literal["vanilla", "change"] = "vanilla",
         delta: float | None = 0.25,
         batch_size: int | None = None,
@@ -229,7 +205,7 @@ class Questions:
         weights: Literal["uniform", "importance"] | None = "uniform",
         filter_outlier_cells: bool = False,
         importance_weighting_kwargs: dict[str, Any] | None = None,
-        subset_idx: differential.Where | None = None,
+        subset_idx: Where | None = None,
         **kwargs: Any,
     ) -> pd.DataFrame:
         """Genes that differ between groups of cells: a table of genes a comparison, one below the other.
@@ -286,10 +262,10 @@ class Questions:
             self._model,
             cells,
             self.generator,
-            numbers=numbers,
+            indices=numbers,
             n_samples=n_samples,
             rna_size_factor=rna_size_factor,
-            transform_batch=self._find_batches(transform_batch),
+            transform_batch=find_batches(self.run, transform_batch),
             correlation_type=correlation_type,
             batch_size=max(batch_size, BATCH_SIZE),
         )
@@ -348,13 +324,7 @@ class Questions:
     ) -> np.ndarray:
         """The vector of each cell's batch, float32 [cells, embedding]. Raises QueryError where batches are one-hot."""
         cells, numbers = self._choose(adata, indices, or_none=True)
-        table = self._model.batch_embedding
-        if table is None:
-            raise QueryError(
-                "This model has no vectors of batches: it was not made with batch_representation='embedding'."
-            )
-        codes = self.run.setup.read_codes(cells).get("batch", np.zeros(cells.n_cells, np.int64))
-        return table.detach().cpu().numpy()[codes[numbers]]
+        return latents.batch_vectors(self._model, cells, numbers)
 
     def get_aggregated_posterior(
         self,
@@ -411,10 +381,10 @@ class Questions:
     def _genes(self) -> pd.Index:
         return pd.Index(self.run.genes)
 
-    def _choose(self, adata: Any, indices: Indices, or_none: bool = False) -> tuple[AskedCells, np.ndarray]:
+    def _choose(self, adata: Any, indices: Indices, or_none: bool = False) -> tuple[QuestionCells, np.ndarray]:
         """The cells, and the numbers of those asked for. Raises QueryError if there is none, unless that is allowed."""
         cells = self.ask(adata)
-        numbers = number_cells(indices, cells.n_cells, cells.path)
+        numbers = find_cells(cells, indices)
         if not len(numbers) and not or_none:
             raise QueryError(f"{cells.path}: no cell is asked for: indices is empty, or the data has no cells.")
         return cells, numbers
@@ -428,17 +398,5 @@ class Questions:
             raise GeneError(f"None of the {len(names)} genes of gene_list is in the model (first: {list(names)[:1]}).")
         return columns
 
-    def _find_batches(self, names: Batches) -> list[int | None]:
-        """Codes of batches by their names, None being the batch that each cell has."""
-        several = isinstance(names, Iterable) and not isinstance(names, str)
-        return [None if name is None else self._find_batch(name) for name in (names if several else [names])]  # type: ignore[union-attr]
-
     def _find_some_batches(self, names: Sequence[Any] | None) -> list[int] | None:
-        return None if names is None else [self._find_batch(name) for name in names]
-
-    def _find_batch(self, name: Any) -> int:
-        known = self.run.setup.batch_categories or [0]
-        place = find_categories(known, [to_category(name)])[0]
-        if place is None:
-            raise QueryError(f"There is no batch {name!r}: the model knows {', '.join(map(str, known[:20]))}.")
-        return place
+        return None if names is None else [find_batch(self.run, name) for name in names]

@@ -1,7 +1,6 @@
 """scVI with scvi-tools' face: set up, train, ask, save, load, minify, map new data; in memory or out of core."""
 
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,22 +27,22 @@ from atlasvi.engine.minified.minified_store import MINIFY_TYPE, MinifiedStore, i
 from atlasvi.engine.minified.minify import MinifyReport, minify
 from atlasvi.engine.model.covariates import SetupKeys, learn_setup
 from atlasvi.engine.model.library_prior import fill_library_prior
+from atlasvi.engine.model.likelihoods import takes_fractions
 from atlasvi.engine.model.model_options import Freezing, ModelSettings
-from atlasvi.engine.model.trained_run import MODEL, TrainedRun
+from atlasvi.engine.model.trained_run import MODEL, RUN_FORMAT, TrainedRun
 from atlasvi.engine.model.vae import VAE as Model
 from atlasvi.engine.queries.latents import read_latents
-from atlasvi.engine.queries.minified_queries import QueryError
 from atlasvi.engine.queries.opened_data import (
     is_anndata,
     keep_setup,
-    open_asked,
     open_counts,
+    open_question_cells,
     read_anndata,
     read_setup,
-    reopen_asked,
+    reopen_question_cells,
     write_setup,
 )
-from atlasvi.engine.queries.question_cells import AskedCells, CountedCells
+from atlasvi.engine.queries.question_cells import CountedCells, QueryError, QuestionCells
 from atlasvi.engine.scvi_tools.model_directories import (
     PARTS,
     SAVED,
@@ -65,13 +64,16 @@ from atlasvi.loaders.cells.open_cells import CellData, add_column, align_genes, 
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.manifest import write_manifest
-from atlasvi.loaders.outputs import write_folder_aside
+from atlasvi.loaders.outputs import write_files_aside, write_folder_aside
+from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.store_files import check_version
 
 if TYPE_CHECKING:
     import anndata
 
 SPLIT = "_atlasvi_part"  # the column that training takes the split from
 KEPT_STATE = ("optimizer", "epoch", "step", "history")  # of a checkpoint, besides the weights
+ADATA = "adata.h5ad"
 STATE = "atlasvi.pt"  # beside a saved model: what scvi-tools does not keep, so that training goes on
 
 
@@ -84,7 +86,7 @@ class SCVI(Questions, ModelViews):
     Further options: those of `ModelOptions`. Raises SettingError for one that is not known, or without a setup.
     """
 
-    _cells: AskedCells | None
+    _cells: QuestionCells | None
 
     def __init__(
         self,
@@ -121,7 +123,8 @@ class SCVI(Questions, ModelViews):
             if any(value is not None for value in asked.values()):
                 raise SettingError("An AnnData is set up by SCVI.setup_anndata(adata, ...), not by arguments of SCVI.")
             asked = read_setup(adata)
-        data = open_counts(adata, asked.pop("layer"), gene_likelihood)
+        like = DataSpec("", layer=layer, values="numbers" if takes_fractions(gene_likelihood) else None)
+        data = open_counts(adata, like, asked.pop("layer"))
         setup = learn_setup(data, SetupKeys.from_asked(asked), one_batch=True)
         if (embedding := kwargs.pop("batch_embedding_kwargs", None)) is not None:
             kwargs.update(embedding)
@@ -145,7 +148,8 @@ class SCVI(Questions, ModelViews):
         model = Model(settings, Generator().manual_seed(seed)).eval()
         if settings.has_latent_library:
             fill_library_prior(model, data, setup.read_codes(data))
-        self._begin(TrainedRun(model, [str(gene) for gene in data.genes], setup), adata, seed)
+        run = TrainedRun(model, [str(gene) for gene in data.genes], setup, data=data.spec)
+        self._begin(run, adata, seed)
         self._cells = CountedCells(data, self.run.genes, setup)
 
     def _begin(self, run: TrainedRun, adata: Any, seed: int, device: str = "auto") -> None:
@@ -306,31 +310,39 @@ class SCVI(Questions, ModelViews):
         Raises OutputError if the directory exists and is not to be overwritten, or can't be written.
         """
         folder, prefix = Path(os.path.abspath(dir_path)), prefix or ""  # '.' has no name
-        if folder.exists() and not (overwrite and folder.is_dir()):
+        if os.path.lexists(folder) and not (overwrite and folder.is_dir()):
             raise OutputError(f"{folder} exists already: choose another place, or give overwrite=True (of a folder).")
         if save_anndata and self.adata is None:
             raise OutputError(f"{folder}: the model has no AnnData to save: its data is on disk already.")
-        written = folder / f".{prefix}new" if folder.exists() else folder
-        if written != folder:
-            shutil.rmtree(written, ignore_errors=True)  # of a process that was killed
-        with write_folder_aside(written) as scratch:
-            result = scratch / "result"
-            result.mkdir()
-            parts = {name: part for name in PARTS if (part := self._find_part(name)) is not None}
-            indices = {f"{name}_indices_": parts.get(name) for name in PARTS}
+        if folder.is_dir():
+            # the model first and its list last: in between, `check_saved` sees that the others are not of this model
+            order = [f"{prefix}{name}" for name in (MODEL, STATE, ADATA, SAVED)]
+            with write_files_aside(folder, order) as result:
+                self._write(result, prefix, save_anndata, anndata_write_kwargs)
+        else:
+            with write_folder_aside(folder) as scratch:
+                result = scratch / "result"
+                result.mkdir()
+                self._write(result, prefix, save_anndata, anndata_write_kwargs)
+
+    def _write(self, folder: Path, prefix: str, with_anndata: bool, write_options: Mapping[str, Any]) -> None:
+        """Write the files of `save` into a folder."""
+        parts = {name: part for name in PARTS if (part := self._find_part(name)) is not None}
+        indices = {f"{name}_indices_": parts.get(name) for name in PARTS}
+        try:
             run = TrainedRun(self.run.model.cpu(), self.run.genes, self.run.setup)
-            write_scvi_model(run, result / f"{prefix}{MODEL}", {"is_trained_": self.is_trained, **indices})
+            write_scvi_model(run, folder / f"{prefix}{MODEL}", {"is_trained_": self.is_trained, **indices})
+        finally:
             self.to_device(self.device)
-            split = {name: torch.from_numpy(part) for name, part in parts.items()}
-            torch.save({"state": self.run.state, "split": split}, result / f"{prefix}{STATE}")
-            if save_anndata:
-                assert self.adata is not None
-                self.adata.write_h5ad(result / f"{prefix}adata.h5ad", **anndata_write_kwargs)
-            write_manifest(result, list_name=f"{prefix}{SAVED}")
-        if written != folder:
-            for file in written.iterdir():
-                os.replace(file, folder / file.name)
-            shutil.rmtree(written)
+        split = {name: torch.from_numpy(part) for name, part in parts.items()}
+        content = {"format_version": RUN_FORMAT, "state": self.run.state, "split": split}
+        if self.run.data is not None:
+            content["data"] = self.run.data.to_record()
+        torch.save(content, folder / f"{prefix}{STATE}")
+        if with_anndata:
+            assert self.adata is not None
+            self.adata.write_h5ad(folder / f"{prefix}{ADATA}", **write_options)
+        write_manifest(folder, list_name=f"{prefix}{SAVED}")
 
     @classmethod
     def load(
@@ -351,7 +363,7 @@ class SCVI(Questions, ModelViews):
         folder, prefix = Path(dir_path), prefix or ""
         if is_minified_store(folder):
             store = MinifiedStore(folder)
-            run = TrainedRun(store.model(), [str(gene) for gene in store.genes], store.setup)
+            run = store.run
             adata = store if adata is None else adata
         else:
             run = load_scvi_tools(folder / f"{prefix}{MODEL}") if prefix else open_model(folder)
@@ -361,10 +373,12 @@ class SCVI(Questions, ModelViews):
             state = folder / f"{prefix}{STATE}"
             content = load_tensors(state)
             with reading(str(state)):
+                check_version(str(state), "model", content, RUN_FORMAT)
+                run.data = DataSpec.from_record(content["data"]) if "data" in content else None
                 run.state = content["state"]
                 check_state(run.state or {})
                 parts = {name: part.numpy() for name, part in content["split"].items()}
-        if adata is None and (saved := folder / f"{prefix}adata.h5ad").is_file():
+        if adata is None and (saved := folder / f"{prefix}{ADATA}").is_file():
             adata = read_anndata(saved)
         where = "cpu" if accelerator == "cpu" else str(device)
         model = cls._of_run(run, adata, seed, where)
@@ -400,7 +414,7 @@ class SCVI(Questions, ModelViews):
         Raises GeneError if it has none of them.
         """
         reference = _open_reference(reference_model)
-        counts = open_counts(data, reference.setup.layer, reference.model.settings.gene_likelihood)
+        counts = open_counts(data, reference.like, reference.setup.layer)
         cells, missing = align_genes(counts, reference.genes)
         report_genes(cells.path, len(reference.genes), missing)
         return cells
@@ -432,7 +446,7 @@ class SCVI(Questions, ModelViews):
         reference = _open_reference(reference_model)
         if inplace_subset_query_vars:
             adata._inplace_subset_var(reference.genes)
-        counts = open_counts(adata, reference.setup.layer, reference.model.settings.gene_likelihood)
+        counts = open_counts(adata, reference.like, reference.setup.layer)
         data = select_genes(counts, reference.genes)
         freezing = Freezing(
             unfrozen=unfrozen,
@@ -501,25 +515,25 @@ class SCVI(Questions, ModelViews):
     @adata.setter
     def adata(self, adata: Any) -> None:
         """Other data of the same genes and columns, of any kind. Raises what `load` raises for data."""
-        cells = None if adata is None else open_asked(adata, self.run)
+        cells = None if adata is None else open_question_cells(adata, self.run)
         if cells is not None and is_anndata(adata):  # of data on disk, columns are read once they are needed
             self.run.setup.read_codes(cells)
         self._cells, self._adata = cells, adata if is_anndata(adata) else None
 
-    def ask(self, adata: Any = None) -> AskedCells:
+    def ask(self, adata: Any = None) -> QuestionCells:
         """The cells of `adata` (None: the model's own) as questions are asked of them."""
         if not self.is_trained:
             warnings.warn("the model is not trained: what it says means little", UserWarning, stacklevel=4)
         if adata is not None and adata is not self._adata:
-            return open_asked(adata, self.run)
+            return open_question_cells(adata, self.run)
         if (cells := self._open_own()) is None:
             raise QueryError("The model has no data of its own: say which data to ask, adata=...")
         return cells
 
-    def _open_own(self) -> AskedCells | None:
+    def _open_own(self) -> QuestionCells | None:
         """The model's own data: of an AnnData the cells, counts and columns that it has now."""
         if self._adata is not None:
-            self._cells = reopen_asked(self._adata, self.run, self._cells)
+            self._cells = reopen_question_cells(self._adata, self.run, self._cells)
         return self._cells
 
     def to_device(self, device: Any) -> None:

@@ -7,14 +7,12 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.engine.api.training_arguments import show_history
-from atlasvi.engine.minified.minified_anndata import TYPE_KEY
-from atlasvi.engine.minified.minified_store import MINIFY_TYPE
+from atlasvi.engine.minified.kept_posterior import MINIFIED, MINIFY_TYPE
 from atlasvi.engine.model.covariates import KINDS
 from atlasvi.engine.model.trained_run import MODEL, TrainedRun
 from atlasvi.engine.model.vae import VAE as Model
-from atlasvi.engine.queries.minified_queries import QueryError
-from atlasvi.engine.queries.opened_data import open_asked
-from atlasvi.engine.queries.question_cells import AskedCells, MinifiedCells
+from atlasvi.engine.queries.opened_data import open_question_cells
+from atlasvi.engine.queries.question_cells import MinifiedCells, QueryError, QuestionCells
 from atlasvi.engine.scvi_tools.model_directories import open_model, read_registry
 from atlasvi.engine.scvi_tools.registry import write_registry
 from atlasvi.engine.terminal import count, say
@@ -40,7 +38,7 @@ class ModelViews:
     run: TrainedRun
     is_trained: bool
     _adata: "anndata.AnnData | None"
-    _cells: AskedCells | None
+    _cells: QuestionCells | None
 
     @property
     def module(self) -> Model:
@@ -92,7 +90,7 @@ class ModelViews:
     def minified_data_type(self) -> str | None:
         """How the model's data was minified; None if it was not."""
         if self._adata is not None:
-            return self._adata.uns.get(TYPE_KEY)
+            return self._adata.uns.get(MINIFIED)
         return MINIFY_TYPE if isinstance(self._cells, MinifiedCells) else None
 
     def get_var_names(self) -> np.ndarray:
@@ -142,7 +140,7 @@ class ModelViews:
         setup, shown = self.run.setup, 0 if hide_state_registries else 8
         lines = [f"SCVI of {count(len(self.run.genes), 'gene')}; counts in {setup.layer or 'X'}"]
         if adata is not None:
-            cells = open_asked(adata, self.run)
+            cells = open_question_cells(adata, self.run)
             setup.read_codes(cells)
             lines.append(f"{cells.path}: {count(cells.n_cells, 'cell')}")
         for kind in KINDS:

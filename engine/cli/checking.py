@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from atlasvi.engine.minified.minified_store import LIBRARY, MinifiedStore, is_minified_store
-from atlasvi.engine.model.trained_run import CONFIG, MODEL
+from atlasvi.engine.minified.kept_posterior import LIBRARY
+from atlasvi.engine.minified.minified_store import MinifiedStore
+from atlasvi.engine.minified.places import name_place
+from atlasvi.engine.model.trained_run import MODEL
 from atlasvi.engine.scvi_tools.model_directories import SAVED, open_model
 from atlasvi.engine.terminal import count
 from atlasvi.engine.training.checkpoint import list_checkpoints, read_content
@@ -14,9 +16,10 @@ from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.errors import AtlasviError, SourceError
 from atlasvi.loaders.manifest import MANIFEST, find_damage, read_manifest, write_manifest
-from atlasvi.loaders.store_files import is_cell_store
+from atlasvi.loaders.sources.data_spec import DataSpec
 
 SLICE_CELLS = 2**16
+STORES = ("cell store", "minified store")
 NO_LIST = (
     "it has no list of its files (an older atlasvi wrote it, or another program), so chunks that are gone may be taken "
     "for zeros, and only what carries a checksum of its own is compared"
@@ -42,7 +45,7 @@ def check(path: str | Path, renew: bool = False) -> Iterator[str]:
             damage.append(str(error))
     if renew and files is not None:
         there = [name for name in files if (place / name).is_file()]
-        write_manifest(place, None if _is_store(place) else there, list_name=list_name)
+        write_manifest(place, None if name_place(place) in STORES else there, list_name=list_name)
         files = read_manifest(place, list_name)
         yield f"{path}: the list of its files was written anew ({len(files or {}):,} files)"
     elif files is not None:
@@ -60,17 +63,14 @@ def check(path: str | Path, renew: bool = False) -> Iterator[str]:
     yield f"{path}: nothing is damaged"
 
 
-def _is_store(path: Path) -> bool:
-    return is_cell_store(path) or is_minified_store(path)
-
-
 def _read_all(path: Path) -> Iterator[str]:
     """Decode everything; lines on what was read. Raises what reading raises."""
-    if is_minified_store(path):
+    kind = name_place(path)
+    if kind == "minified store":
         return _read_minified(MinifiedStore(path))
-    if path.is_dir() and ((path / CONFIG).is_file() or (path / MODEL).is_file()):
+    if kind in ("run", "model"):
         return _read_run(path)
-    return _read_cells(CellStore(path) if is_cell_store(path) else open_cells(path, keep_empty=True))
+    return _read_cells(open_cells(path, like=DataSpec(str(path), empty_cells="keep")))
 
 
 def _read_cells(data: CellData) -> Iterator[str]:
@@ -105,7 +105,7 @@ def _read_minified(store: MinifiedStore) -> Iterator[str]:
     for start in range(0, store.n_cells, SLICE_CELLS):
         stop = min(start + SLICE_CELLS, store.n_cells)
         qzm, qzv = store.read_latent(start, stop)
-        library = store.obs.read(start, stop)[LIBRARY].to_numpy()
+        library = store.read_column(LIBRARY, start, stop).to_numpy()
         for name, fine in (("qzm", np.isfinite(qzm)), ("qzv", qzv > 0), (LIBRARY, library >= 0)):
             if not fine.all():
                 cell = start + int(np.argwhere(~fine)[0][0])

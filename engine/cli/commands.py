@@ -1,22 +1,17 @@
 """The command line: each command is a thin shell over a function that Python callers use."""
 
 import sys
-from collections.abc import Iterable
-from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 import typer
-from typer.core import TyperGroup
 
+from atlasvi.engine.cli.arguments import Seed, print_lines, split_names
+from atlasvi.engine.cli.query_commands import query_app
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.terminal import count, explain_errors, say, show_progress
-from atlasvi.loaders.errors import SourceError
-
-if TYPE_CHECKING:
-    from atlasvi.loaders.cells.open_cells import CellData
+from atlasvi.loaders.sources.data_spec import parse_source
 
 app = typer.Typer(
     name="atlasvi",
@@ -42,36 +37,17 @@ def _options(
     """The options of atlasvi itself; the help of the app is above."""
 
 
-class QueryGroup(TyperGroup):
-    """Takes --model wherever it stands: before MINI, after it, or after the command."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments, --model and its value first: a group reads its options before all else."""
-        moved: list[str] = []
-        rest: list[str] = []
-        given = iter(args)
-        for argument in given:
-            if argument == "--model" and (value := next(given, None)) is not None:
-                moved += [argument, value]
-            else:
-                (moved if argument.startswith("--model=") else rest).append(argument)
-        return super().parse_args(ctx, [*moved, *rest])
-
-
-query_app = typer.Typer(cls=QueryGroup, no_args_is_help=True, help="Ask a minified store; nothing needs the counts.")
 app.add_typer(query_app, name="query")
 
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Name genes by this column of var instead of its index.")]
 Measurement = Annotated[str | None, typer.Option(help="Which measurement (TileDB-SOMA), modality or table.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
-Where = Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only cells of which obs says so.")]
-CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names, by commas, or @FILE with one a line.")]
-Limit = Annotated[int | None, typer.Option(help="At most so many cells.", min=1)]
+EmptyCells = Annotated[
+    Literal["refuse", "keep"] | None, typer.Option(help="Cells without counts; refused if not said.")
+]
 RankTimeout = Annotated[
     float, typer.Option(metavar="SECONDS", help="Of many processes: one that hangs for so long ends all.", min=1)
 ]
-Out = Annotated[Path | None, typer.Option(help="Write to .csv, .tsv (.gz) or .npz instead of the screen.")]
 
 
 @app.command()
@@ -149,7 +125,7 @@ def ingest(
         f"(largest {report.largest_count:,}), {size / 1e6:,.1f} MB, "
         f"{size / report.n_cells:,.0f} bytes a cell.",
     )
-    _print_lines(report.notes)
+    print_lines(report.notes)
     for before, after in report.renamed_columns.items():
         say(f"obs column {_shorten(before)!r} is called {_shorten(after)!r} in the store, which can't hold its name.")
     if report.dropped_cells:
@@ -172,8 +148,8 @@ def annotate_obs(
     """Add columns to obs of a finished store: clusters, labels, quality measures."""
     from atlasvi.loaders.cells.added_columns import add_obs_columns, read_table
 
-    added = add_obs_columns(store, read_table(table, key, _names(columns)), partial=partial, replace=replace)
-    _print_lines([f"{store}: obs has {', '.join(added)} now."])
+    added = add_obs_columns(store, read_table(table, key, split_names(columns)), partial=partial, replace=replace)
+    print_lines([f"{store}: obs has {', '.join(added)} now."])
 
 
 @app.command()
@@ -183,7 +159,7 @@ def info(
     """Say what a file or folder is and what it holds."""
     from atlasvi.engine.cli.describe import describe
 
-    _print_lines(describe(path))
+    print_lines(describe(path))
 
 
 @app.command()
@@ -196,7 +172,7 @@ def check(
     """Compare every checksum and decode everything; status 1 if something is damaged."""
     from atlasvi.engine.cli.checking import check as run
 
-    _print_lines(run(path, renew))
+    print_lines(run(path, renew))
 
 
 @app.command()
@@ -224,33 +200,32 @@ def train(
     layer: Layer = None,
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
-    empty_cells: Annotated[Literal["refuse", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
+    empty_cells: EmptyCells = None,
 ) -> None:
     """Train scVI on a cell store or straight from a source."""
-    from atlasvi.engine.distributed.ranks import join_ranks
     from atlasvi.engine.training.settings import parse_settings
     from atlasvi.engine.training.train import train as run
 
-    with join_ranks(rank_timeout), closing(_open(data, layer, gene_column, measurement, empty_cells)) as cells:
-        run(
-            cells,
-            out,
-            batch_key=batch_key,
-            labels_key=labels_key,
-            size_factor_key=size_factor_key,
-            categorical_covariate_keys=_names(categorical_covariate_keys),
-            continuous_covariate_keys=_names(continuous_covariate_keys),
-            epochs=epochs,
-            batch_size=batch_size,
-            device=device,
-            seed=seed,
-            split_column=split_column,
-            config=config,
-            settings=parse_settings(settings or []),
-            start=start,
-            resume=resume,
-            profile=profile,
-        )
+    run(
+        parse_source(data, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells),
+        out,
+        batch_key=batch_key,
+        labels_key=labels_key,
+        size_factor_key=size_factor_key,
+        categorical_covariate_keys=split_names(categorical_covariate_keys),
+        continuous_covariate_keys=split_names(continuous_covariate_keys),
+        epochs=epochs,
+        batch_size=batch_size,
+        device=device,
+        seed=seed,
+        split_column=split_column,
+        config=config,
+        settings=parse_settings(settings or []),
+        start=start,
+        resume=resume,
+        profile=profile,
+        rank_timeout_s=rank_timeout,
+    )
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -291,7 +266,7 @@ def plan(
             data, gpus, network, batch_key=batch_key, device=device, settings=asked, seconds=seconds
         )
         if ranks.is_first:
-            _print_lines(describe_plan(found))
+            print_lines(describe_plan(found))
 
 
 @app.command()
@@ -307,23 +282,22 @@ def minify(
     layer: Layer = None,
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
-    empty_cells: Annotated[Literal["refuse", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
+    empty_cells: EmptyCells = None,
 ) -> None:
     """Encode every cell and keep its posterior; drop the counts. After a kill the same command goes on."""
     from atlasvi.engine.cli.describe import folder_bytes
     from atlasvi.engine.distributed.ranks import join_ranks
     from atlasvi.engine.minified.minify import minify as run_minify
 
-    options = {"layer": layer, "gene_column": gene_column, "measurement": measurement}
+    spec = parse_source(data, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells)
     with join_ranks(rank_timeout) as ranks, show_progress() as progress:
         report = run_minify(
             run,
-            data,
+            spec,
             out,
             source_order=source_order,
             batch_size=batch_size,
             device=device,
-            options={**options, "keep_empty": empty_cells == "keep"},
             dask=dask,
             progress=progress,
         )
@@ -357,77 +331,6 @@ def export(
     say(f"{out}: open it with {opens}.")
 
 
-@query_app.callback()
-def open_minified(
-    context: typer.Context,
-    mini: Annotated[str, typer.Argument(metavar="MINI", help="A minified store, or minified data of scvi-tools.")],
-    model: Annotated[Path | None, typer.Option(help="Of scvi-tools' data, if it is not in the same folder.")] = None,
-) -> None:
-    """Ask a minified store; nothing needs the counts."""
-    from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
-
-    context.obj = lambda: open_minified(mini, model)
-
-
-@query_app.command("latent")
-def query_latent(
-    context: typer.Context,
-    cells: CellNames = None,
-    where: Where = None,
-    limit: Limit = None,
-    variance: Annotated[bool, typer.Option("--variance", help="The variance of q(z | x) too.")] = False,
-    out: Out = None,
-) -> None:
-    """Posterior mean of the latent of each cell."""
-    from atlasvi.engine.queries.minified_queries import choose_cells, read_latent, write_table
-
-    store = context.obj()
-    chosen = choose_cells(store, _names(cells), where or [], limit)
-    names = [f"z{k}" for k in range(store.n_latent)] + [f"var{k}" for k in range(store.n_latent)] * variance
-    slices = (
-        (index, np.concatenate([qzm, qzv], axis=1) if variance else qzm)
-        for index, qzm, qzv in read_latent(store, chosen)
-    )
-    _say_written(write_table(slices, names, out), out)
-
-
-@query_app.command("expression")
-def query_expression(
-    context: typer.Context,
-    genes: Annotated[str | None, typer.Option(help="Gene names, by commas, or @FILE with one a line.")] = None,
-    cells: CellNames = None,
-    where: Where = None,
-    limit: Limit = None,
-    library_size: Annotated[str, typer.Option(help="Counts a cell is scaled to; 'observed': its own.")] = "1",
-    out: Out = None,
-) -> None:
-    """Decoded, normalised expression of chosen genes in chosen cells."""
-    from atlasvi.engine.queries.minified_queries import choose_cells, read_expression, write_table
-
-    store = context.obj()
-    chosen = choose_cells(store, _names(cells), where or [], limit)
-    wanted = _names(genes)
-    columns = list(store.genes) if wanted is None else wanted
-    _say_written(write_table(read_expression(store, wanted, chosen, library_size), columns, out), out)
-
-
-@query_app.command("info")
-def query_info(context: typer.Context) -> None:
-    """What the store holds."""
-    from atlasvi.engine.cli.describe import describe_minified_store
-
-    _print_lines(describe_minified_store(context.obj()))
-
-
-def _open(
-    data: str, layer: str | None, gene_column: str | None, measurement: str | None, empty_cells: str
-) -> "CellData":
-    from atlasvi.loaders.cells.open_cells import open_cells
-
-    keep_empty = empty_cells == "keep"
-    return open_cells(data, layer=layer, gene_column=gene_column, measurement=measurement, keep_empty=keep_empty)
-
-
 def _check_command(context: typer.Context, command: list[str]) -> None:
     """A mistake in the command of `launch` is said here, once, and not by each process at each start."""
     group = context.find_root()
@@ -437,35 +340,8 @@ def _check_command(context: typer.Context, command: list[str]) -> None:
     subcommand.make_context(command[0], command[1:], parent=group)
 
 
-def _names(text: str | None) -> list[str] | None:
-    """Names separated by commas, or the lines of a file given as @FILE."""
-    if text is None:
-        return None
-    if text.startswith("@"):
-        try:
-            lines = Path(text[1:]).read_text("utf-8-sig").splitlines()
-        except OSError as error:
-            raise SourceError(f"{text[1:]}: can't be read ({error.strerror}).") from error
-        except UnicodeDecodeError as error:
-            raise SourceError(f"{text[1:]}: not a text file: give one with a name in each line (UTF-8).") from error
-        if not (names := [line.strip() for line in lines if line.strip()]):
-            raise SourceError(f"{text[1:]}: it holds no names: write one in each line.")
-        return names
-    return [name.strip() for name in text.split(",")]
-
-
-def _say_written(rows: int, out: Path | None) -> None:
-    if out is not None:
-        say(f"{out}: {count(rows, 'cell')}.")
-
-
 def _shorten(name: str) -> str:
     return name if len(name) <= 60 else f"{name[:57]}..."
-
-
-def _print_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        say(line)
 
 
 def main() -> None:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, is_scvi_minified
+from atlasvi.engine.minified.minified_store import MinifiedStore
+from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.terminal import count
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.manifest import read_json
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.open_source import open_source
-from atlasvi.loaders.store_files import is_cell_store
 
 if TYPE_CHECKING:
     from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
@@ -22,15 +23,16 @@ if TYPE_CHECKING:
 
 def describe(path: str | Path) -> Iterator[str]:
     """Lines about a source, cell store, run directory or minified store. Raises SourceError for anything else."""
-    if is_cell_store(path):
+    place = name_place(path)
+    if place == "cell store":
         return _describe_cell_store(CellStore(path))
-    if is_minified_store(path):
+    if place == "minified store":
         return describe_minified_store(MinifiedStore(path))
-    if (Path(path) / "config.json").is_file():
+    if place == "run":
         return _describe_run(Path(path))
-    if (Path(path) / "model.pt").is_file():
+    if place == "model":
         return _describe_model(path)
-    if is_scvi_minified(path):
+    if place == "minified data":
         # and with it torch, which takes seconds
         from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
 
@@ -102,10 +104,13 @@ def _describe_columns(columns: dict[str, pd.Series]) -> Iterator[str]:
 def _describe_run(run: Path) -> Iterator[str]:
     config = read_json(run / "config.json")
     yield f"{run}: run"
-    yield from (f"  {name}: {value}" for name, value in config.items() if not isinstance(value, (dict, list)))
+    with reading(str(run / "config.json")):
+        spec = DataSpec.from_record(config["data"])
+    values = {**config, "data": spec}
+    yield from (f"  {name}: {value}" for name, value in values.items() if not isinstance(value, (dict, list)))
     result = run / "result.json"
     if not result.is_file():
-        yield f"  not finished: go on with atlasvi train {shlex.quote(str(config.get('data')))} --out {run} --resume"
+        yield f"  not finished: go on with atlasvi train {shlex.quote(str(spec))} --out {run} --resume"
         return
     outcome = read_json(result)
     with reading(str(result)):

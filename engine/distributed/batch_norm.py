@@ -1,15 +1,19 @@
 """Batch norm over the cells of all ranks: what one process would compute on the whole minibatch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class SharedBatchNorm(nn.BatchNorm1d):
-    """BatchNorm1d whose minibatch is shared by the ranks; same parameters and buffers, equal on all of them."""
+    """BatchNorm1d whose minibatch is shared by the ranks; same parameters and buffers, equal on all of them.
+
+    For CPUs, where torch's SyncBatchNorm does not run.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """[cells of this rank, features], normalised by mean and variance over the cells of all ranks."""
@@ -19,8 +23,6 @@ class SharedBatchNorm(nn.BatchNorm1d):
         count = torch.full_like(wide[:1, :1].sum(0), len(wide)).expand(1)
         sums = _SumOverRanks.apply(torch.cat([wide.sum(0), wide.square().sum(0), count]))
         n, width = sums[-1], wide.shape[1]
-        if n < 2:  # one cell has no variance: as in evaluation
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         mean = sums[:width] / n
         variance = sums[width:-1] / n - mean.square()
         with torch.no_grad():
@@ -54,6 +56,20 @@ def share_batch_norm(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, norm in module.named_children():
             if type(norm) is nn.BatchNorm1d:
-                shared = SharedBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+                kind = nn.SyncBatchNorm if norm.weight.is_cuda else SharedBatchNorm
+                shared = kind(norm.num_features, eps=norm.eps, momentum=norm.momentum)
                 shared.load_state_dict(norm.state_dict())
                 setattr(module, name, shared.to(norm.weight))
+
+
+@contextmanager
+def evaluating_norms(model: nn.Module) -> Iterator[None]:
+    """Norms over all ranks use their running statistics: for a minibatch of one cell, which has no variance."""
+    norms = [norm for norm in model.modules() if isinstance(norm, SharedBatchNorm | nn.SyncBatchNorm) and norm.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()

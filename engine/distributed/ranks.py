@@ -1,6 +1,6 @@
 """The processes of one run: torchrun starts them, each takes its share of every minibatch. One process is a group too.
 
-Rank 0 alone prints, reads and writes the run directory; what it reads, it tells the others.
+Rank 0 alone prints, reads and writes the run directory; what it reads, it sends the others.
 """
 
 import json
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from atlasvi.engine.distributed.heartbeat import GRACE_S, Watch
+from atlasvi.engine.distributed.heartbeat import GRACE_S, HeartbeatMonitor
 from atlasvi.engine.distributed.rendezvous import meet
 from atlasvi.engine.distributed.signals import StopNow, TrainingInterrupted
 from atlasvi.loaders.errors import AtlasviError
@@ -41,8 +41,8 @@ class BrokenGroup(RuntimeError):
 class Ranks:
     """This process among those of a run; by itself it is rank 0 of 1, and no call costs anything."""
 
-    def __init__(self, rank: int = 0, world_size: int = 1, watch: Watch | None = None) -> None:
-        self.rank, self.world_size, self._watch = rank, world_size, watch
+    def __init__(self, rank: int = 0, world_size: int = 1, monitor: HeartbeatMonitor | None = None) -> None:
+        self.rank, self.world_size, self._monitor = rank, world_size, monitor
         self.restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
     @property
@@ -53,25 +53,28 @@ class Ranks:
     @property
     def reduces(self) -> bool:
         """Whether there is a group at all; torchrun makes one of a single process too."""
-        return self._watch is not None
+        return self._monitor is not None
 
-    def note(self, what: str) -> None:
-        """Say what the main thread begins, for the sentence that names it if it never ends."""
-        if self._watch is not None:
-            self._watch.note(what)
+    def note(self, what: str, waiting: bool = False) -> None:
+        """Record what the main thread begins, for the sentence that names it if it never ends.
+
+        waiting  whether it waits for other ranks
+        """
+        if self._monitor is not None:
+            self._monitor.note(what, waiting)
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """The block waits for other ranks. Raises BrokenGroup if one is gone."""
-        if self._watch is None:
+        if self._monitor is None:
             yield
             return
-        self._watch.note(what, waiting=True)
+        self._monitor.note(what, waiting=True)
         try:
             yield
         except RuntimeError as error:
             raise BrokenGroup(f"{what}: {str(error).splitlines()[0]}") from error
-        self._watch.note(f"what follows {what}")
+        self._monitor.note(f"what follows {what}")
 
     def start_sum(self, values: Tensor) -> Any:
         """Begin to add `values` up over all ranks, in place; the handle's `wait` ends it. None without a group."""
@@ -82,7 +85,7 @@ class Ranks:
 
     def sum(self, values: np.ndarray, what: str) -> np.ndarray:
         """float64 values added up over all ranks."""
-        if self._watch is None:
+        if self._monitor is None:
             return values
         tensor = torch.from_numpy(np.asarray(values, np.float64).copy())
         with self.waiting(what):
@@ -91,7 +94,7 @@ class Ranks:
 
     def bytes_from_first(self, make: Callable[[], bytes], what: str) -> bytes:
         """What `make` gives on rank 0, the only one that calls it."""
-        if self._watch is None:
+        if self._monitor is None:
             return make()
         content = make() if self.is_first else b""
         size = torch.tensor([len(content)])
@@ -102,17 +105,17 @@ class Ranks:
         return tensor.numpy().tobytes()
 
     def from_first(self, make: Callable[[], Any], what: str) -> Any:
-        """The plain value (as JSON can hold) that `make` gives on rank 0, the only one that calls it."""
-        if self._watch is None:
+        """The plain value (one that JSON can hold) that `make` gives on rank 0, the only one that calls it."""
+        if self._monitor is None:
             return make()
         return json.loads(self.bytes_from_first(lambda: json.dumps(make()).encode(), what))
 
     def wait_for_all(self, what: str) -> None:
         """Until all ranks are here, however long that takes as long as they move."""
-        if self._watch is not None:
+        if self._monitor is not None:
             with self.waiting(what):
-                self._watch.meet()
-                dist.barrier()  # rank 0 may end now, and the store with it: no one asks it any more
+                self._monitor.wait_for_all()
+                dist.barrier()  # rank 0 may end now, and the store with it: no rank needs it any more
 
 
 _joined: Ranks | None = None
@@ -133,23 +136,23 @@ def join_ranks(timeout_s: float = RANK_TIMEOUT_S) -> Iterator[Ranks]:
     if not all(name in os.environ for name in STARTED_BY_TORCHRUN):
         yield Ranks()
         return
-    _joined, watch = _join(timeout_s)
+    _joined, monitor = _join(timeout_s)
     try:
         yield _joined
     except BaseException as error:
         if threading.current_thread() is threading.main_thread():  # torchrun ends what is left; first we say why
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        watch.end_within(3 * GRACE_S)
-        raise _agree_on(error, _joined, watch) from error
+        monitor.end_within(3 * GRACE_S)
+        raise _agree_on(error, _joined, monitor) from error
     else:
         _joined.wait_for_all("the end of the other ranks")
-        watch.stop()
+        monitor.stop()
         dist.destroy_process_group()
     finally:
         _joined = None
 
 
-def _join(timeout_s: float) -> tuple[Ranks, Watch]:
+def _join(timeout_s: float) -> tuple[Ranks, HeartbeatMonitor]:
     n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if n_devices:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % n_devices)
@@ -161,43 +164,43 @@ def _join(timeout_s: float) -> tuple[Ranks, Watch]:
         store, _, _ = next(iter(dist.rendezvous("env://", timeout=limit)))
         attempt = meet(dist.PrefixStore("atlasvi", store), rank, world_size, timeout_s)
         store = dist.PrefixStore(attempt, store)
-        watch = Watch(dist.PrefixStore("watch", store), rank, world_size, timeout_s)
+        monitor = HeartbeatMonitor(dist.PrefixStore("heartbeats", store), rank, world_size, timeout_s)
         dist.init_process_group(
             "gloo" if shares_devices else "cpu:gloo,cuda:nccl",
             store=dist.PrefixStore("collectives", store),
             rank=rank,
             world_size=world_size,
-            timeout=2 * limit,  # the watch says what is wrong within one
+            timeout=2 * limit,  # heartbeats show what is wrong within one
         )
     except (RuntimeError, TimeoutError) as error:
         raise RankError(
             f"rank {rank} of {world_size}: the ranks did not meet at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}): see that all start and reach each other."
         ) from error
-    watch.start()
-    ranks = Ranks(rank, world_size, watch)
+    monitor.start()
+    ranks = Ranks(rank, world_size, monitor)
     ranks.wait_for_all("the start of the other ranks")
     ranks.restarted = bool(ranks.sum(np.array([float(ranks.restarted)]), "the start")[0])
-    return ranks, watch
+    return ranks, monitor
 
 
-def _agree_on(error: BaseException, ranks: Ranks, watch: Watch) -> BaseException:
-    """What this rank is to raise: rank 0 what went wrong on any, the others an exit without words."""
+def _agree_on(error: BaseException, ranks: Ranks, monitor: HeartbeatMonitor) -> BaseException:
+    """What this rank is to raise: rank 0 what went wrong on any, the others an exit that prints nothing."""
     if isinstance(error, BrokenGroup):
-        verdict = watch.await_verdict()
-        if not ranks.is_first and verdict is None:
-            return SystemExit(watch.status)  # rank 0 knows more
-        cause = verdict or f"the connection to another rank broke ({error})"
+        found_failure = monitor.await_decision()
+        if not ranks.is_first and found_failure is None:
+            return SystemExit(monitor.status)  # rank 0 knows more
+        cause = found_failure or f"the connection to another rank broke ({error})"
         found = RankError(
             f"{cause if ranks.is_first else f'rank {ranks.rank}: {cause}'}. Go on from what was saved last."
         )
-        found.exit_status = watch.status
+        found.exit_status = monitor.status
         return found
     status = getattr(error, "exit_status", 1)
     if isinstance(error, TrainingInterrupted) and error.agreed:
         return error if ranks.is_first else SystemExit(status)
     if ranks.is_first:
-        watch.call_off(status)
+        monitor.abort(status)
         return error
     sentence = str(error) if isinstance(error, (AtlasviError, StopNow)) else f"{type(error).__name__}: {error}"
-    return SystemExit(status) if watch.report(sentence, status) else error
+    return SystemExit(status) if monitor.report_failure(sentence, status) else error

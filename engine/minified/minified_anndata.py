@@ -7,65 +7,57 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from atlasvi.engine.minified.minified_store import LIBRARY, MINIFY_TYPE
+from atlasvi.engine.minified.kept_posterior import (
+    LATENTS,
+    LIBRARY,
+    MINIFIED,
+    MINIFY_TYPE,
+    WITH_COUNTS,
+    KeptPosterior,
+    check_known,
+    find_name,
+)
 from atlasvi.loaders.cells.memory_cells import NAME, MemoryCells, MemoryObs
 from atlasvi.loaders.errors import SourceError
 
 if TYPE_CHECKING:
     import anndata
 
-WITH_COUNTS = "latent_posterior_parameters_with_counts"
-TYPE_KEY = "_scvi_adata_minify_type"  # in uns
-LATENTS = ("scvi_latent_qzm", "scvi_latent_qzv")  # in obsm
-OLDER_LIBRARY = f"_scvi_{LIBRARY}"  # in obs, before scvi-tools 1.2; names in obsm began with an underscore
+
+class AnnDataObs:
+    """obs of an AnnData by slices of rows, as an `ObsTable`; the library by the name that it has today."""
+
+    def __init__(self, adata: "anndata.AnnData") -> None:
+        self._obs = MemoryObs(adata)
+        self.columns = self._obs.obs_columns
+
+    def read_names(self, start: int, stop: int) -> pd.Index:
+        """Names of cells [start, stop)."""
+        return self._obs.adata.obs_names[start:stop]
+
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        if name == LIBRARY:
+            name = find_name(self.columns, LIBRARY) or LIBRARY
+        return self._obs.read_column(name).iloc[start:stop].reset_index(drop=True)
 
 
-class MinifiedAnnData(MemoryObs):
+class MinifiedAnnData(KeptPosterior):
     """Read as a minified store is, whatever version of scvi-tools minified it.
 
     Raises SourceError if it lacks what it should hold, of all cells or of some.
     """
 
     def __init__(self, adata: "anndata.AnnData") -> None:
-        super().__init__(adata)
-        self._names = [_find_name(adata, name) or name for name in LATENTS]
-        self._library = LIBRARY if LIBRARY in adata.obs else OLDER_LIBRARY
-        missing = [name for name in self._names if name not in adata.obsm]
-        missing += [LIBRARY] * (self._library not in adata.obs)
-        if missing:
+        names = [find_name(adata.obsm, name) for name in LATENTS]
+        found = dict(zip((*LATENTS, LIBRARY), (*names, find_name(adata.obs, LIBRARY))))
+        if missing := [name for name, there in found.items() if there is None]:
             raise SourceError(f"{NAME}: uns says that it is minified, and it holds no {missing[0]!r}: minify it again.")
-        parts = [self.read_latent(0, self.n_cells)[0], self.read_column(LIBRARY).to_numpy(np.float32)[:, None]]
-        unknown = ~np.isfinite(np.concatenate(parts, axis=1)).all(1)
-        if unknown.any():
-            raise SourceError(
-                f"{NAME}: uns says that it is minified, and {int(unknown.sum()):,} cells have no latents (first: "
-                f"{str(adata.obs_names[int(np.argmax(unknown))])!r}): cells that were joined to minified ones must be "
-                "minified too, or asked apart from them."
-            )
-
-    @property
-    def genes(self) -> pd.Index:
-        """Gene names."""
-        return self.adata.var_names
-
-    @property
-    def n_latent(self) -> int:
-        """Dimensions of the latents."""
-        return self.adata.obsm[self._names[0]].shape[1]
-
-    def read_column(self, name: str) -> pd.Series:
-        """One `obs` column of all cells, the library by the name that it has today."""
-        return super().read_column(self._library if name == LIBRARY else name)
-
-    def read_latent(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """qzm and qzv, float32 [stop - start, latent], of cells [start, stop)."""
-        qzm, qzv = (np.asarray(self.adata.obsm[name][start:stop], np.float32) for name in self._names)
-        return qzm, qzv
-
-
-def _find_name(adata: "anndata.AnnData", name: str) -> str | None:
-    """The key of obsm that goes by this name, or by the one that it had before scvi-tools 1.2."""
-    return next((key for key in (name, f"_{name}") if key in adata.obsm), None)
+        latents = tuple(adata.obsm[name] for name in names)
+        super().__init__(NAME, adata.n_obs, AnnDataObs(adata), adata.var, latents, latents[0].shape[1])
+        library = self.read_column(LIBRARY).to_numpy(np.float32)
+        known = np.isfinite(self.read_latent(0, self.n_cells)[0]).all(1) & np.isfinite(library)
+        check_known(NAME, known, lambda cell: str(adata.obs_names[cell]))
 
 
 def is_minified_anndata(adata: "anndata.AnnData", layer: str | None = None) -> bool:
@@ -74,9 +66,9 @@ def is_minified_anndata(adata: "anndata.AnnData", layer: str | None = None) -> b
 
     layer  where the counts would be; None: X
     """
-    if TYPE_KEY in adata.uns:
-        return adata.uns[TYPE_KEY] == MINIFY_TYPE
-    if adata.isbacked or not all(_find_name(adata, name) for name in LATENTS):
+    if MINIFIED in adata.uns:
+        return adata.uns[MINIFIED] == MINIFY_TYPE
+    if adata.isbacked or not all(find_name(adata.obsm, name) for name in LATENTS):
         return False
     matrix = adata.X if layer is None else adata.layers.get(layer)
     return matrix is None or (matrix.nnz == 0 if sparse.issparse(matrix) else not np.asarray(matrix).any())
@@ -92,7 +84,7 @@ def check_emptied(cells: MemoryCells) -> None:
     if not empty.any():
         return
     where = f"{int(empty.sum()):,} cells have no counts (first: {str(cells.read_names()[int(np.argmax(empty))])!r})"
-    column = next((name for name in (LIBRARY, OLDER_LIBRARY) if name in cells.obs_columns), None)
+    column = find_name(cells.obs_columns, LIBRARY)
     if column is not None and (cells.read_column(column).to_numpy(np.float32)[empty] > 0).any():
         raise SourceError(
             f"{NAME}: {where}, and by obs column {column!r} they had: minified cells were joined to cells with counts. "
@@ -124,6 +116,6 @@ def minify_anndata(
             empty, adata.obs.copy(), adata.var.copy(), layers={layer: empty.copy()} if layer else None, **parts
         )
     small.obs[LIBRARY] = library
-    small.uns[TYPE_KEY] = minified_type
+    small.uns[MINIFIED] = minified_type
     small.obsm.update(zip(LATENTS, latents))
     return small

@@ -2,28 +2,22 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import zarr
 
-from atlasvi.engine.minified.minified_store import LIBRARY, MINIFIED, MinifiedStore, is_minified_store, open_root
-from atlasvi.engine.model.covariates import Setup
-from atlasvi.engine.model.trained_run import CONFIG, MODEL, TrainedRun
-from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.minified.kept_posterior import LATENTS, LIBRARY, KeptPosterior, find_name
+from atlasvi.engine.minified.minified_store import MinifiedStore, open_root, read_minify_type
+from atlasvi.engine.minified.places import name_place
+from atlasvi.engine.model.trained_run import MODEL, TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.loaders.arrays.array_checks import check_group_codecs, check_stored
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.store_files import is_cell_store
-from atlasvi.loaders.tables.anndata_tables import Table, open_table, read_text, to_str
+from atlasvi.loaders.tables.anndata_tables import Table, open_table
 from atlasvi.loaders.tables.store_tables import check_column
 
 log = logging.getLogger(__name__)
-
-LATENTS = ("scvi_latent_", "_scvi_latent_")  # the second before scvi-tools 1.2
-LIBRARIES = (LIBRARY, f"_scvi_{LIBRARY}")
 
 
 def open_minified(path: str | Path, model: TrainedRun | str | Path | None = None) -> "MinifiedStore | ScviMinified":
@@ -33,62 +27,49 @@ def open_minified(path: str | Path, model: TrainedRun | str | Path | None = None
            without which all but the model can be asked
     Raises SourceError if it is neither, or is damaged.
     """
-    if is_minified_store(path) or not Path(path).exists():
+    if not Path(path).exists() or (what := name_place(path)) == "minified store":
         return MinifiedStore(path)
-    if (what := _name_other(Path(path))) is not None:
-        raise SourceError(f"{path} is {what}, and no minified data: make some with atlasvi minify RUN DATA --out MINI.")
+    if what in ("cell store", "run", "model"):
+        raise SourceError(
+            f"{path} is a {what}, and no minified data: make some with atlasvi minify RUN DATA --out MINI, or name a "
+            "model and the cells to ask: atlasvi query RUN DATA ..."
+        )
     return ScviMinified(path, model)
 
 
-def _name_other(path: Path) -> str | None:
-    """What else of ours `path` is; None if it is none of that."""
-    if (path / CONFIG).is_file():
-        return "a run"
-    if (path / MODEL).is_file():
-        return "a model"
-    return "a cell store" if is_cell_store(path) else None
-
-
-class ScviMinified:
-    """The cells of minified data of scvi-tools; see MinifiedStore, which answers the same calls."""
+class ScviMinified(KeptPosterior):
+    """The cells of minified data of scvi-tools, opened for reading by slices as a MinifiedStore is."""
 
     def __init__(self, path: str | Path, model: TrainedRun | str | Path | None = None) -> None:
         self.path = str(path)
+        if (kind := read_minify_type(path)) is None:
+            raise SourceError(f"{path} is no minified data (make some with: atlasvi minify RUN DATA --out MINI).")
+        self.kind = kind
         with reading(self.path):
             root = open_root(path)
-            uns = root.get("uns", {})
-            if MINIFIED not in uns:
-                raise SourceError(f"{path} is no minified data (make some with: atlasvi minify RUN DATA --out MINI).")
             if isinstance(root, zarr.Group):
                 check_group_codecs(root)
-            self.kind = to_str(read_text(uns[MINIFIED]))
             for name in ("obs", "var", "obsm"):
                 if zeros := check_stored(self.path, root, name):
                     log.warning("%s: chunks are not stored of %s: taken for zeros.", self.path, ", ".join(zeros))
             obs, var = (open_table(self.path, name, root[name]) for name in ("obs", "var"))
-            self.obs, self.n_cells = _Obs(obs, self.path), obs.n_rows
-            self.var: pd.DataFrame = var.read(0, var.n_rows)
-            prefix = next((name for name in LATENTS if f"{name}qzm" in root["obsm"]), None)
-            if prefix is None:
-                raise SourceError(f"{path}: obsm has no {LATENTS[0]}qzm: minify the data anew.")
-            self._latents: tuple[Any, ...] = tuple(root["obsm"][f"{prefix}{name}"] for name in ("qzm", "qzv"))
-            shapes = [latents.shape for latents in self._latents]
-            if len(shapes[0]) != 2 or shapes[0][0] != self.n_cells or shapes[0] != shapes[1]:
+            names = [find_name(root["obsm"], name) for name in LATENTS]
+            if None in names:
+                raise SourceError(f"{path}: obsm has no {LATENTS[names.index(None)]}: minify the data anew.")
+            latents = tuple(root["obsm"][name] for name in names)
+            shapes = [array.shape for array in latents]
+            if len(shapes[0]) != 2 or shapes[0][0] != obs.n_rows or shapes[0] != shapes[1]:
                 raise SourceError(
-                    f"{path} is damaged: {prefix}qzm and {prefix}qzv of obsm have the shapes {shapes[0]} and "
-                    f"{shapes[1]} for {self.n_cells:,} cells: copy it again, or minify the data anew."
+                    f"{path} is damaged: {names[0]} and {names[1]} of obsm have the shapes {shapes[0]} and "
+                    f"{shapes[1]} for {obs.n_rows:,} cells: copy it again, or minify the data anew."
                 )
-        self.n_latent: int = shapes[0][1]
+            genes = var.read(0, var.n_rows)
+        super().__init__(self.path, obs.n_rows, _Obs(obs, self.path), genes, latents, shapes[0][1])
         if model is None and (Path(path).parent / MODEL).is_file():
             model = Path(path).parent
         run = model if isinstance(model, TrainedRun) else None if model is None else open_model(model)
-        if run is not None and (
-            run.genes != [str(gene) for gene in self.var.index] or run.model.n_latent != self.n_latent
-        ):
-            raise SourceError(
-                f"{path}: it has {len(self.var):,} genes and {self.n_latent} latent dimensions, the model has "
-                f"{len(run.genes):,} and {run.model.n_latent}, or other genes: name the model it was minified with."
-            )
+        if run is not None:
+            self.check_model(run)
         self._run = run
 
     @property
@@ -106,30 +87,6 @@ class ScviMinified:
             )
         return self._run
 
-    @property
-    def genes(self) -> pd.Index:
-        """Gene names, in the order of the model."""
-        return self.var.index
-
-    @property
-    def setup(self) -> Setup:
-        """The columns of obs that the model takes, and what its codes stand for."""
-        return self.run.setup
-
-    def model(self) -> VAE:
-        """The model, ready to decode."""
-        return self.run.model
-
-    def read_column(self, name: str) -> pd.Series:
-        """One obs column of all cells. Raises ColumnError, naming those that are there."""
-        return self.obs.read_column(name)
-
-    def read_latent(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """qzm and qzv, float32 [stop - start, latent], of cells [start, stop)."""
-        with reading(self.path):
-            qzm, qzv = (np.asarray(array[start:stop], np.float32) for array in self._latents)
-        return qzm, qzv
-
 
 class _Obs:
     """A table of an AnnData file by the calls of `TableReader`; the library goes by one name whatever the version."""
@@ -139,7 +96,7 @@ class _Obs:
         self.columns = list(self._rename(table.read(0, 0)).columns)
 
     def _rename(self, obs: pd.DataFrame) -> pd.DataFrame:
-        return obs if LIBRARY in obs else obs.rename(columns={LIBRARIES[1]: LIBRARY})
+        return obs.rename(columns={find_name(obs, LIBRARY): LIBRARY})
 
     def read(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop), all columns; the index holds cell names."""

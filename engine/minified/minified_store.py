@@ -25,18 +25,20 @@ import numpy as np
 import pandas as pd
 import zarr
 
+from atlasvi.engine.minified.kept_posterior import LATENTS, LIBRARY, MINIFIED, MINIFY_TYPE, KeptPosterior
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.loaders.arrays.array_checks import check_group_codecs
-from atlasvi.loaders.cells.cell_store import check_version
 from atlasvi.loaders.cells.store_checks import check_attributes, check_lengths, check_written, name_missing_chunks
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.manifest import Files, check_files, hash_file, write_manifest
-from atlasvi.loaders.outputs import remove_leftovers, sync_file, sync_folder, write_file_aside
-from atlasvi.loaders.store_files import check_manifest, read_attributes
+from atlasvi.loaders.outputs import remove_leftovers, sync_file, write_file_aside
+from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.store_files import check_manifest, check_version, read_attributes
+from atlasvi.loaders.tables.anndata_tables import read_text, to_str
 from atlasvi.loaders.tables.merged_columns import TEXT
+from atlasvi.loaders.tables.records import STRING
 from atlasvi.loaders.tables.store_tables import (
-    STRING,
     AppendedArray,
     TableReader,
     TableWriter,
@@ -49,6 +51,7 @@ from atlasvi.loaders.tables.store_tables import (
 from atlasvi.loaders.zarr_warnings import quiet_zarr
 
 if TYPE_CHECKING:
+    from atlasvi.engine.model.trained_run import TrainedRun
     from atlasvi.engine.model.vae import VAE
 
 log = logging.getLogger(__name__)
@@ -57,10 +60,6 @@ FORMAT_VERSION = 2
 VERSION_WITHOUT_MASKS = 1  # of a store whose tables have no nullable columns: older readers know all of it
 KIND = "minified store"
 ATTRIBUTES: dict[str, type] = {**dict.fromkeys(("n_cells", "n_genes", "n_latent"), int), "model": dict}
-MINIFY_TYPE = "latent_posterior_parameters"
-MINIFIED = "_scvi_adata_minify_type"  # in uns: how scvi-tools marks minified data
-LIBRARY = "observed_lib_size"
-LATENTS = ("qzm", "qzv")
 
 
 def is_minified_store(path: str | Path) -> bool:
@@ -69,14 +68,15 @@ def is_minified_store(path: str | Path) -> bool:
     return attributes is not None and attributes.get("kind") == KIND
 
 
-def is_scvi_minified(path: str | Path) -> bool:
-    """Whether `path` is an h5ad file or a Zarr folder that scvi-tools minified, or `write_minified_h5ad` wrote."""
+def read_minify_type(path: str | Path) -> str | None:
+    """How an h5ad file or a Zarr folder was minified by scvi-tools (or `write_minified_h5ad`); None if it was not."""
     if not (h5py.is_hdf5(path) or any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup"))):
-        return False
+        return None
     with reading(str(path)):
         opened = open_root(path)
         with opened if isinstance(opened, h5py.File) else nullcontext(opened) as root:
-            return MINIFIED in root.get("uns", {})
+            uns = root.get("uns", {})
+            return to_str(read_text(uns[MINIFIED])) if MINIFIED in uns else None
 
 
 def open_root(path: str | Path) -> Any:
@@ -116,7 +116,7 @@ def create_minified(
     write_table(root, "var", var)
     obsm = root.create_group("obsm", attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
     for name in LATENTS:
-        AppendedArray(obsm, f"scvi_latent_{name}", n_cells, np.dtype(np.float32), (n_latent,), chunk_rows)
+        AppendedArray(obsm, name, n_cells, np.dtype(np.float32), (n_latent,), chunk_rows)
     with quiet_zarr():
         write_elem(root, "uns", {MINIFIED: MINIFY_TYPE, "atlasvi": {"weights": dict(weights)}})
         for name in ("obsp", "varm", "varp"):
@@ -130,15 +130,15 @@ def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> Fil
     """
     root = cast(Any, zarr.open_group(path, mode="r+"))
     place_rows(root["obs"], start, record)
-    for name in LATENTS:
-        array = root[f"obsm/scvi_latent_{name}"]
-        array[start : start + len(record[name])] = record[name]
+    for name, part in zip(LATENTS, ("qzm", "qzv")):
+        array = root[f"obsm/{name}"]
+        array[start : start + len(record[part])] = record[part]
     chunk, files = str(start // array.chunks[0]), {}
     for folder in itertools.chain((path / "obs").rglob("c"), (path / "obsm").rglob("c")):
         for file in (folder / chunk, folder / chunk / "0"):
             if file.is_file():
                 sync_file(file)
-                sync_folder(file.parent)
+                sync_file(file.parent)
                 files[str(file.relative_to(path))] = hash_file(file)
     return files
 
@@ -178,7 +178,7 @@ def _create_empty_matrix(group: zarr.Group, name: str, n_cells: int, n_genes: in
     matrix.create_array("indptr", shape=(n_cells + 1,), chunks=(2**20,), dtype="int64", attributes=array)
 
 
-class MinifiedStore:
+class MinifiedStore(KeptPosterior):
     """A finished minified store, opened for reading by slices. Raises SourceError if it is none, or is damaged."""
 
     def __init__(self, path: str | Path) -> None:
@@ -187,7 +187,8 @@ class MinifiedStore:
         attributes = read_attributes(path)
         if attributes is None or attributes.get("kind") != KIND:
             raise SourceError(f"{path} is not a minified store (make one with: atlasvi minify RUN DATA --out MINI).")
-        check_version(attributes, path, FORMAT_VERSION)
+        check_attributes(attributes, path, {"format_version": int})
+        check_version(self.path, KIND, attributes, FORMAT_VERSION)
         check_attributes(attributes, path, ATTRIBUTES)
         self.attributes: dict[str, Any] = attributes
         with reading(self.path), quiet_zarr():
@@ -200,11 +201,10 @@ class MinifiedStore:
         # Not by its consolidated metadata: those copies may say anything, and zarr misreads names that differ by case.
         root = cast(Any, zarr.open_group(self.path, mode="r", use_consolidated=False))
         check_group_codecs(root)
-        self.n_cells: int = self.attributes["n_cells"]
-        self.n_latent: int = self.attributes["n_latent"]
-        self.var: pd.DataFrame = read_elem(root["var"])
-        self.obs = TableReader(root["obs"], self.path)
-        self._obsm, self._weights = root["obsm"], root["uns/atlasvi/weights"]
+        obs, latents = TableReader(root["obs"], self.path), tuple(root["obsm"][name] for name in LATENTS)
+        sizes = self.attributes["n_cells"], self.attributes["n_latent"]
+        super().__init__(self.path, sizes[0], obs, read_elem(root["var"]), latents, sizes[1])
+        self._weights = root["uns/atlasvi/weights"]
         self._check(root)
         if not has_manifest:
             self._check_chunks(root)
@@ -212,8 +212,7 @@ class MinifiedStore:
     def _check(self, root: Any) -> None:
         """Raise SourceError unless all parts are of the sizes that the attributes say."""
         check_lengths(self.path, root["obs"], self.n_cells)
-        for name in LATENTS:
-            array = self._obsm[f"scvi_latent_{name}"]
+        for array in self._latents:
             if array.shape != (self.n_cells, self.n_latent) or array.dtype.kind != "f":
                 raise SourceError(f"{self.path}: {array.path} is damaged: copy the store again, or minify again.")
         if len(self.var) != self.attributes["n_genes"]:
@@ -232,17 +231,11 @@ class MinifiedStore:
             for lost in name_missing_chunks(element["codes"] if is_categorical else element):
                 log.warning("%s: %s is not there: its values are 0, or were lost in a copy", self.path, lost)
                 break
-        latents = (self._obsm[f"scvi_latent_{name}"] for name in LATENTS)
-        for array in (root["var/_index"], root["obs/_index"], root[f"obs/{LIBRARY}"], *latents):
+        for array in (root["var/_index"], root["obs/_index"], root[f"obs/{LIBRARY}"], *self._latents):
             check_written(self.path, array)
         for name, array in self._weights.arrays():
             if not name.endswith(("running_mean", "num_batches_tracked", "bias")):  # zero in a model not trained
                 check_written(self.path, array)
-
-    @property
-    def genes(self) -> pd.Index:
-        """Gene names, in the order of the model."""
-        return self.var.index
 
     @property
     def setup(self) -> Setup:
@@ -251,23 +244,14 @@ class MinifiedStore:
         with reading(self.path):
             return Setup.from_saved(self.attributes.get("setup", {name: self.attributes.get(name) for name in first}))
 
-    def read_column(self, name: str) -> pd.Series:
-        """One obs column of all cells. Raises ColumnError, naming those that are there."""
-        return self.obs.read_column(name)
-
     @property
-    def obs_columns(self) -> list[str]:
-        """Columns of obs."""
-        return self.obs.columns
+    def run(self) -> "TrainedRun":
+        """The model that the store holds, with its genes and its setup."""
+        from atlasvi.engine.model.trained_run import TrainedRun  # and with it torch, as `model` does
 
-    def read_names(self) -> pd.Index:
-        """Names of all cells."""
-        return self.obs.read_names(0, self.n_cells)
-
-    def read_latent(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """qzm and qzv, float32 [stop - start, latent], of cells [start, stop)."""
         with reading(self.path):
-            return self._obsm["scvi_latent_qzm"][start:stop], self._obsm["scvi_latent_qzv"][start:stop]
+            data = DataSpec.from_record(self.attributes["data"]) if "data" in self.attributes else None
+        return TrainedRun(self.model(), [str(gene) for gene in self.genes], self.setup, data=data)
 
     def model(self) -> "VAE":
         """The model, ready to decode."""

@@ -2,26 +2,25 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.minified import minify_parts
 from atlasvi.engine.minified.minified_store import LIBRARY, create_minified, finish_minified
-from atlasvi.engine.minified.minify_parts import ENCODED, ORDERED, MinifyJob, Opened, load_job
+from atlasvi.engine.minified.minify_parts import ENCODED, ORDERED, MinifyJob, Opened
 from atlasvi.engine.model.trained_run import RESULT, TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
-from atlasvi.engine.training.resuming import fingerprint, name_data
+from atlasvi.engine.training.resuming import fingerprint
 from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes
 from atlasvi.loaders.ingestion.ingest import Progress
-from atlasvi.loaders.ingestion.ingest_job import reading_unfinished
+from atlasvi.loaders.jobs import open_job_folder, reading_unfinished
 from atlasvi.loaders.manifest import hash_files, write_json
-from atlasvi.loaders.outputs import write_folder_aside
-from atlasvi.loaders.sources.source_options import parse_source
+from atlasvi.loaders.outputs import name_scratch
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.workers import Workers, make_task
 
 
@@ -36,13 +35,12 @@ class MinifyReport:
 
 def minify(
     run: TrainedRun | str | Path,
-    data: CellData | str | Path,
+    data: CellData | DataSpec | str | Path,
     out: str | Path,
     *,
     source_order: bool = False,
     batch_size: int = 1024,
     device: str = "auto",
-    options: Mapping[str, Any] | None = None,
     dask: str | None = None,
     rank_timeout_s: float = RANK_TIMEOUT_S,
     progress: Progress = lambda stage, done, total: None,
@@ -50,9 +48,10 @@ def minify(
     """Write the posterior of every cell of `data` under the model of `run` to a new minified store at `out`.
 
     run           a finished run or its directory, or one that scvi-tools saved
-    data          a cell store or any source; it must have all genes of the model (others are left out)
+    data          a cell store or any source, as a path with options (PATH::layer=counts), as a DataSpec, or open; it
+                  must have all genes of the model (others are left out). Options that are not given are those that the
+                  run's data was opened with
     source_order  cells in the order of their sources instead of that of the store
-    options       what `open_cells` is to be told of `data`, where that is a path: layer, ...
     dask          address of a Dask scheduler whose workers do it; they must see `data` and `out` at the same paths
     Started by torchrun or `atlasvi launch`, all ranks call this alike, and each writes its own parts of the one store.
     After a kill, Ctrl-C or SIGTERM the same call goes on with the parts that were not finished, on any number of ranks.
@@ -64,18 +63,14 @@ def minify(
         ranks.note("opening the model and the data")
         if not isinstance(run, TrainedRun):
             run = open_model(run)
-        spec = parse_source(data if isinstance(data, (str, Path)) else data.path)
-        if isinstance(data, (str, Path)):  # as the run's data was opened, where nothing else is said
-            usual = {"layer": run.setup.layer, "fractions": run.model.settings.likelihood.takes_fractions}
-            options = {**usual, **{name: value for name, value in (options or {}).items() if value is not None}}
-            data = open_cells(data, **options)
+        if isinstance(data, (DataSpec, str, Path)):
+            data = open_cells(data, like=run.like)
             ours.callback(data.close)
         elif dask is not None:
-            raise ValueError("over a Dask cluster each worker opens the data: give its path, and `options`")
+            raise ValueError("over a Dask cluster each worker opens the data: give its path, or a DataSpec")
         data = select_genes(data, run.genes)
         job = MinifyJob(
-            data=str(spec.make_absolute()),
-            options=dict(options or {}),
+            data=data.spec.make_absolute().to_record(),
             identity={**fingerprint(data), "weights_sha256": _hash_weights(run)},
             n_cells=data.n_cells,
             part_cells=minify_parts.choose_part_cells(data.n_cells, batch_size),
@@ -85,13 +80,13 @@ def minify(
         )
         opened = Opened(job, run, data, run.setup.read_codes(data))
         with ExitStack() as open_until_done:
-            scratch = Path(out).absolute().parent / f".{Path(out).name}.unfinished"
+            scratch = name_scratch(Path(out).absolute())
             if ranks.is_first:
-                open_until_done.enter_context(write_folder_aside(out, lambda folder: load_job(folder) == job))
-                if load_job(scratch) != job:
+                open_until_done.enter_context(open_job_folder(out, job))
+                if MinifyJob.load(scratch) != job:
                     _prepare(scratch, opened)
             open_until_done.callback(minify_parts.forget, scratch)
-            minify_parts.keep_open(scratch, opened)
+            minify_parts.open_minifies.keep(scratch, opened)
             with Workers(1, dask) as workers:
                 _work(scratch, job, ranks, workers, dask is not None, progress)
             ranks.wait_for_all("the other ranks' parts")
@@ -107,7 +102,7 @@ def _prepare(scratch: Path, opened: Opened) -> None:
     weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
     sizes = data.n_cells, run.model.n_latent
     create_minified(scratch / minify_parts.RESULT, *sizes, data.var, dtypes, weights, job.part_cells, run.setup.layer)
-    write_json(scratch / minify_parts.CREATED, hash_files(scratch / minify_parts.RESULT))
+    minify_parts.list_created(scratch).finish(0, hash_files(scratch / minify_parts.RESULT))
     for name in (minify_parts.DONE, minify_parts.PIECES, minify_parts.RUN):
         (scratch / name).mkdir()
     run.save(scratch / minify_parts.RUN)
@@ -119,7 +114,7 @@ def _work(scratch: Path, job: MinifyJob, ranks: Ranks, workers: Workers, on_clus
     """Encode and, if asked, order: what is left of it, shared by the ranks or given to a cluster."""
     for stage in (ENCODED, ORDERED) if job.source_order else (ENCODED,):
         doing = "encoding" if stage == ENCODED else "ordering"
-        list_left = functools.partial(minify_parts.list_undone, scratch, stage, job.n_parts)
+        list_left = functools.partial(minify_parts.list_parts(scratch, stage).list_undone, job.n_parts)
         left = ranks.from_first(list_left, "the parts")
 
         def tell(doing: str = doing, list_left: Callable[[], list[int]] = list_left) -> None:
@@ -153,7 +148,7 @@ def _finish(scratch: Path, opened: Opened) -> None:
         "model": run.model_settings,
         "setup": run.setup.to_saved(),
         "order": "source" if job.source_order else "as trained",
-        "data": name_data(data),
+        "data": data.spec.to_record(),
     }
     written = minify_parts.read_written(scratch, ORDERED if job.source_order else ENCODED, job.n_parts)
     result = scratch / minify_parts.RESULT

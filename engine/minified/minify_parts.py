@@ -1,11 +1,10 @@
-"""The parts of a minify: runs of cells that any process can encode, each written whole, and never twice.
+"""The parts of a minify: runs of cells that any process can encode, each written whole, and never twice (see jobs.py).
 
 A part is as many cells as a chunk of the store's arrays, so that processes write different files of one store. In the
 order of the sources it takes a second pass: the first leaves each part's cells in pieces by the place they go to, and
 the second gathers the pieces of a chunk.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,15 +22,13 @@ from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.batches.loader import BatchLoader
 from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes
-from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.ingestion.buckets import record_to_bytes, records_from_bytes
-from atlasvi.loaders.ingestion.ingest_job import reading_unfinished
-from atlasvi.loaders.manifest import Files, read_json, write_json
+from atlasvi.loaders.jobs import Job, KeptOpen, Parts, reading_unfinished
+from atlasvi.loaders.manifest import Files
 from atlasvi.loaders.outputs import write_whole
-from atlasvi.loaders.tables.store_tables import obs_to_record
+from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.tables.records import obs_to_record, record_to_bytes, records_from_bytes
 
-JOB, RUN, RESULT, DONE, PIECES = "job.json", "run", "result", "done", "pieces"
-CREATED = "created.json"  # the files of the store before the first cell
+RUN, RESULT, DONE, PIECES = "run", "result", "done", "pieces"
 ENCODED, ORDERED = "encoded", "ordered"
 MOST_PART_CELLS, LEAST_PART_CELLS = 2**16, 2**10
 FEWEST_PARTS = 16  # of a small atlas, so that several processes have something to do
@@ -39,16 +36,15 @@ TASK_PARTS = 4  # to a task of a cluster: a task reads somewhat beyond its end
 
 
 @dataclass(frozen=True)
-class MinifyJob:
-    """What is to be done, as a file that every process reads.
+class MinifyJob(Job):
+    """What a minify is to do.
 
-    data, options  what `open_cells` takes
-    identity       tells the data and the model from others
-    part_cells     cells of a part, a multiple of batch_size; the last may have fewer
+    data        how every process opens the data: the record of a DataSpec
+    identity    tells the data and the model from others
+    part_cells  cells of a part, a multiple of batch_size; the last may have fewer
     """
 
-    data: str
-    options: dict[str, Any]
+    data: dict[str, str]
     identity: dict[str, Any]
     n_cells: int
     part_cells: int
@@ -56,22 +52,10 @@ class MinifyJob:
     source_order: bool
     device: str
 
-    def save(self, scratch: Path) -> None:
-        """Write it where `load_job` finds it; the scratch folder is then ready to work in."""
-        write_json(scratch / JOB, dataclasses.asdict(self))
-
     @property
     def n_parts(self) -> int:
         """Parts, and chunks of the store."""
         return -(-self.n_cells // self.part_cells)
-
-
-def load_job(scratch: Path) -> MinifyJob | None:
-    """The job that is being done in a scratch folder; None if it is none, damaged, or of an older version."""
-    try:
-        return MinifyJob(**read_json(scratch / JOB, older=False))
-    except (SourceError, TypeError):
-        return None
 
 
 def choose_part_cells(n_cells: int, batch_size: int) -> int:
@@ -90,48 +74,44 @@ class Opened:
     codes: dict[str, np.ndarray]
 
 
-_OPEN: dict[str, Opened] = {}
+def _open(scratch: Path) -> Opened:
+    job, run = MinifyJob.load(scratch), load_run(scratch / RUN)
+    assert job is not None
+    data = select_genes(open_cells(DataSpec.from_record(job.data)), run.genes)
+    return Opened(job, run, data, run.setup.read_codes(data))
 
 
-def keep_open(scratch: Path, opened: Opened) -> None:
-    """Have tasks that run in this process use this."""
-    _OPEN.clear()
-    _OPEN[str(scratch.absolute())] = opened
+open_minifies = KeptOpen(_open)
+"""The model and the data of a scratch folder's job, open in this process."""
 
 
 def forget(scratch: Path) -> None:
     """The job is done with, in this process."""
-    _OPEN.pop(str(scratch.absolute()), None)
+    open_minifies.forget(scratch)
     _read_index.cache_clear()
 
 
-def open_job(scratch: str) -> Opened:
-    """The job of a scratch folder with its model and data, kept open for the next task of this process."""
-    if scratch not in _OPEN:
-        job, run = load_job(Path(scratch)), load_run(Path(scratch) / RUN)
-        assert job is not None
-        data = select_genes(open_cells(job.data, **job.options), run.genes)
-        keep_open(Path(scratch), Opened(job, run, data, run.setup.read_codes(data)))
-    return _OPEN[scratch]
+def list_parts(scratch: str | Path, stage: str) -> Parts:
+    """The parts of a stage that are done, with the files that each wrote."""
+    return Parts(Path(scratch) / DONE, f"{stage}-{{}}")
 
 
-def list_undone(scratch: Path, stage: str, n_parts: int) -> list[int]:
-    """Parts that no process has finished yet."""
-    done = {path.name for path in (scratch / DONE).glob(f"{stage}-*")}
-    return [part for part in range(n_parts) if f"{stage}-{part}" not in done]
+def list_created(scratch: Path) -> Parts:
+    """One part: the files of the store before the first cell."""
+    return Parts(scratch, "created.json")
 
 
 def run_encode_task(scratch: str, number: int) -> None:
     """Encode TASK_PARTS parts, those that are done left out."""
-    n_parts = open_job(scratch).job.n_parts
-    mine = range(number * TASK_PARTS, min((number + 1) * TASK_PARTS, n_parts))
-    for _ in encode_parts(scratch, [part for part in list_undone(Path(scratch), ENCODED, n_parts) if part in mine]):
+    n_parts = open_minifies.get(scratch).job.n_parts
+    undone = list_parts(scratch, ENCODED).list_undone(n_parts)
+    for _ in encode_parts(scratch, [part for part in undone if part // TASK_PARTS == number]):
         pass
 
 
 def encode_parts(scratch: str, parts: list[int]) -> Iterator[int]:
     """Encode parts and write them; gives each one's number when it is on disk. Neighbours are read in one go."""
-    opened, folder = open_job(scratch), Path(scratch)
+    opened, folder = open_minifies.get(scratch), Path(scratch)
     job = opened.job
     where = "cuda" if job.device == "auto" and torch.cuda.is_available() else job.device.replace("auto", "cpu")
     opened.run.model.to(where).eval()
@@ -143,7 +123,7 @@ def encode_parts(scratch: str, parts: list[int]) -> Iterator[int]:
                     _write_pieces(folder / PIECES / str(part), record, opened.data.source_sizes, job.part_cells)
                 else:
                     written = write_cells(folder / RESULT, part * job.part_cells, record)
-                write_json(folder / DONE / f"{ENCODED}-{part}", written)
+                list_parts(scratch, ENCODED).finish(part, written)
                 yield part
     finally:
         opened.run.model.cpu()
@@ -151,7 +131,7 @@ def encode_parts(scratch: str, parts: list[int]) -> Iterator[int]:
 
 def run_order_task(scratch: str, part: int) -> None:
     """Gather the cells of a chunk of the store, in the order of their sources, from the pieces of all parts."""
-    job, folder = open_job(scratch).job, Path(scratch)
+    job, folder = open_minifies.get(scratch).job, Path(scratch)
     index = _read_index(scratch, job.n_parts)
     begins = index[:, 1, :].sum(0)  # cells of all parts before each bucket
     start, stop = part * job.part_cells, min((part + 1) * job.part_cells, job.n_cells)
@@ -172,15 +152,15 @@ def run_order_task(scratch: str, part: int) -> None:
     record = {name: np.concatenate([each[name] for each in records]) for name in records[0]}
     order = np.argsort(record.pop("place"))[start - int(begins[first]) :][: stop - start]
     written = write_cells(folder / RESULT, start, {name: values[order] for name, values in record.items()})
-    write_json(folder / DONE / f"{ORDERED}-{part}", written)
+    list_parts(scratch, ORDERED).finish(part, written)
 
 
 def read_written(scratch: Path, stage: str, n_parts: int) -> Files:
     """The files of the store that were there at first, and those that all parts wrote."""
     files: Files = {}
-    for path in (scratch / CREATED, *(scratch / DONE / f"{stage}-{part}" for part in range(n_parts))):
-        with reading_unfinished(path):
-            files.update({name: (size, checksum) for name, (size, checksum) in read_json(path, older=False).items()})
+    parts = list_parts(scratch, stage)
+    for written in (list_created(scratch).read(0), *map(parts.read, range(n_parts))):
+        files.update({name: (size, checksum) for name, (size, checksum) in written.items()})
     return files
 
 
@@ -219,7 +199,7 @@ def _write_pieces(path: Path, record: dict[str, np.ndarray], source_sizes: list[
     n_buckets = -(-int(offsets[-1]) // bucket_cells)
     cuts = np.searchsorted(record["place"], np.arange(n_buckets + 1) * bucket_cells)
     pieces = [
-        b"".join(record_to_bytes({name: values[a:b] for name, values in record.items()})) if b > a else b""
+        record_to_bytes({name: values[a:b] for name, values in record.items()}) if b > a else b""
         for a, b in pairwise(cuts.tolist())
     ]
     checksums = [0, *map(google_crc32c.value, pieces)]

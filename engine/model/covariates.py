@@ -2,24 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
+from atlasvi.loaders.cells.cells_protocol import Columns
 from atlasvi.loaders.errors import ColumnError
 
 Category = str | int | float | bool
-
-
-class Columns(Protocol):
-    """What has columns of cells: a store, a source, a minified store."""
-
-    path: str
-    n_cells: int
-
-    def read_column(self, name: str) -> pd.Series:
-        """One column of all cells. Raises ColumnError, naming those that are there."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.manifest import check_files, read_json, read_manifest
 from atlasvi.loaders.outputs import remove_leftovers, remove_unfinished, write_whole
+from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.store_files import check_version
 
 MODEL, RESULT, CONFIG, METRICS = "model.pt", "result.json", "config.json", "metrics.jsonl"
+RUN_FORMAT = 2  # of a run's configuration, checkpoints and model; those of format 1 do not say theirs
 
 
 @dataclass
@@ -29,6 +32,7 @@ class TrainedRun:
     """A trained model and the names that its numbers stand for.
 
     setup   the columns of obs that the model takes, and what its codes stand for
+    data    how the data was opened that it was trained on; None where that is not known (a model of scvi-tools)
     result  held-out and training losses in nats a cell (see `training`)
     state    where training goes on from besides the weights: `optimizer`, `epoch`, `step`, `history`
     freezing what training holds of the model
@@ -43,6 +47,14 @@ class TrainedRun:
     state: dict[str, Any] | None = None
     freezing: Freezing | None = None
     split: dict[str, np.ndarray] = field(default_factory=dict)
+    data: DataSpec | None = None
+
+    @property
+    def like(self) -> DataSpec:
+        """How data at a path is opened for the model, where the path does not say it: as what it was trained on was."""
+        known = self.data or DataSpec("", layer=self.setup.layer)
+        values = "numbers" if self.model.settings.likelihood.takes_fractions else None
+        return replace(known, values=values)
 
     @property
     def model_settings(self) -> dict[str, Any]:
@@ -51,7 +63,9 @@ class TrainedRun:
 
     def save(self, folder: Path) -> None:
         """Write the model into a run directory, whole or not at all."""
-        content = {"genes": self.genes, **self.setup.to_saved()}
+        content = {"format_version": RUN_FORMAT, "genes": self.genes, **self.setup.to_saved()}
+        if self.data is not None:
+            content["data"] = self.data.to_record()
         buffer = io.BytesIO()
         weights = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
         torch.save({**content, "settings": self.model_settings, "weights": weights}, buffer)
@@ -69,6 +83,9 @@ def load_run(path: str | Path) -> TrainedRun:
     check_files(folder, read_manifest(folder) or {}, lambda name: name != MODEL)  # which carries its own checksums
     content, result = load_tensors(folder / MODEL), read_json(folder / RESULT)
     with reading(str(folder / MODEL)):
+        check_version(str(folder / MODEL), "model", content, RUN_FORMAT)
+        content.pop("format_version", None)
+        data = DataSpec.from_record(content.pop("data")) if "data" in content else None
         model, genes = model_from_weights(content.pop("settings"), content.pop("weights")), content.pop("genes")
         if len(genes) != model.settings.n_genes:
             raise SourceError(f"{folder / MODEL} is damaged: it names {len(genes):,} of its genes: copy it again.")
@@ -80,7 +97,7 @@ def load_run(path: str | Path) -> TrainedRun:
                 f"{folder / MODEL} is damaged: its model tells {model.settings.n_batches:,} batches apart, and it "
                 f"names {n_batches:,} (column {batch_key!r} of obs): copy it again."
             )
-        return TrainedRun(model, genes, setup, result, folder)
+        return TrainedRun(model, genes, setup, result, folder, data=data)
 
 
 @contextmanager

@@ -6,39 +6,43 @@ import torch
 from torch import Generator
 
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.queries.cell_choice import sample_cells
 from atlasvi.engine.queries.latents import log_density, read_latents, represent_cells
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, QuestionCells
 
 
 def differential_abundance(
     model: VAE,
-    cells: AskedCells,
-    asked: AskedCells,
+    cells: QuestionCells,
+    asked: QuestionCells,
     generator: Generator,
     sample_key: str,
     *,
+    indices: np.ndarray | None = None,
     num_cells_posterior: int | None = None,
     dof: float | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
-    """Log-density of each of the `asked` cells under the aggregated posterior of each of their samples.
+    """Log-density of cells under the aggregated posterior of each sample.
 
     cells        all cells: those of a sample make its aggregated posterior
     sample_key   obs column of the samples; cells where it is missing are of none
+    asked        the data of the cells whose densities are computed; its samples are the columns
+    indices      int64: which of these cells; None: all of them
     num_cells_posterior  of a sample, at most so many, chosen at random
     dof          see `mix_posteriors`
-    Returns float32 [asked cells, samples], nats. Raises ColumnError if the column is not there.
+    Returns float32 [cells, samples], nats. Raises ColumnError if the column is not there.
     """
-    z = torch.from_numpy(represent_cells(model, asked, generator, np.arange(asked.n_cells), batch_size=batch_size))
+    rows = np.arange(asked.n_cells) if indices is None else indices
+    z = torch.from_numpy(represent_cells(model, asked, generator, rows, batch_size=batch_size))
     column, samples = cells.read_column(sample_key), asked.read_column(sample_key).dropna().unique()
     where = generator.device
-    found = np.empty((asked.n_cells, len(samples)), np.float32)
+    found = np.empty((len(rows), len(samples)), np.float32)
     for k, sample in enumerate(samples):
-        numbers = np.flatnonzero((column == sample).fillna(False).to_numpy(bool))
-        if num_cells_posterior is not None and num_cells_posterior < len(numbers):
-            order = torch.randperm(len(numbers), generator=generator, device=where)[:num_cells_posterior]
-            numbers = np.sort(numbers[order.cpu().numpy()])
-        qzm, qzv = (torch.from_numpy(part).to(where) for part in read_latents(model, cells, numbers, batch_size))
+        members = np.flatnonzero((column == sample).fillna(False).to_numpy(bool))
+        if num_cells_posterior is not None:
+            members = sample_cells(members, num_cells_posterior, generator)
+        qzm, qzv = (torch.from_numpy(part).to(where) for part in read_latents(model, cells, members, batch_size))
         for at in range(0, len(z), batch_size):
             found[at : at + batch_size, k] = log_density(z[at : at + batch_size].to(where), qzm, qzv, dof).cpu()
-    return pd.DataFrame(found, index=asked.read_names(), columns=samples)
+    return pd.DataFrame(found, index=asked.read_names(indices), columns=samples)

@@ -6,17 +6,18 @@ import numpy as np
 from torch import Generator, Tensor
 
 from atlasvi.engine.model.likelihoods import draw_gamma
-from atlasvi.engine.model.vae import VAE, Expression
+from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.expression import Batches, decode_cells
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, Posterior
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells
 
 
 def correlate_genes(
     model: VAE,
-    cells: AskedCells,
+    cells: QuestionCells,
     generator: Generator,
     *,
-    numbers: np.ndarray,
+    indices: np.ndarray,
+    columns: np.ndarray | slice = slice(None),
     n_samples: int = 10,
     rna_size_factor: float = 1000,
     transform_batch: Batches = (None,),
@@ -25,20 +26,25 @@ def correlate_genes(
 ) -> np.ndarray:
     """Correlation float64 [genes, genes], the mean over the batches that cells are decoded as.
 
+    columns          of the genes
     rna_size_factor  library size at which rates are drawn: from a gamma of inverse dispersion theta
     Memory is that of all draws, float32 [samples * cells, genes]: ask of a sample of cells.
-    Raises ValueError for another correlation, or a model without a dispersion (Poisson).
+    Raises QueryError for another correlation, or a model without a dispersion (Poisson).
     """
     if correlation_type not in ("spearman", "pearson"):
-        raise ValueError(f"correlation_type {correlation_type!r}: choose 'spearman' or 'pearson'")
+        raise QueryError(f"correlation_type {correlation_type!r}: choose 'spearman' or 'pearson'.")
+    if not len(indices):
+        raise QueryError(f"{cells.path}: no cell is asked for.")
     if not model.settings.likelihood.has_dispersion:
         name = model.settings.gene_likelihood
-        raise ValueError(f"the likelihood {name!r} has no dispersion, from which correlations would be drawn")
+        raise QueryError(f"The likelihood {name!r} has no dispersion, from which correlations would be drawn.")
 
-    def take(expression: Expression, posterior: Posterior) -> Tensor:
+    def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
+        expression = model.decode(z, posterior.codes, library, transform_batch=batch)
         assert expression.theta is not None
         rate = rna_size_factor * expression.shares
-        theta = expression.theta.expand_as(rate).contiguous()
+        theta = expression.theta.expand_as(rate)[..., columns].contiguous()
+        rate = rate[..., columns]
         return draw_gamma(theta, theta / rate, generator)
 
     matrices = []
@@ -47,8 +53,8 @@ def correlate_genes(
             model,
             cells,
             generator,
-            take,
-            numbers=numbers,
+            decode,
+            indices=indices,
             transform_batch=(batch,),
             n_samples=n_samples,
             batch_size=batch_size,

@@ -13,23 +13,20 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Generator
 
+from atlasvi.engine.model.covariates import find_categories, to_category
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.queries.cell_choice import Where, find_cells
 from atlasvi.engine.queries.count_statistics import CountStatistics, count_statistics
 from atlasvi.engine.queries.draw_comparison import Test, compare_draws, control_fdr, draw_integers
 from atlasvi.engine.queries.expression import Drawn, decode_drawn, draw_posterior
-from atlasvi.engine.queries.importance_weights import weigh_draws
 from atlasvi.engine.queries.latents import read_latents
-from atlasvi.engine.queries.minified_queries import QueryError
-from atlasvi.engine.queries.question_cells import AskedCells, CountedCells, number_cells
-from atlasvi.loaders.batches.cell_selection import choose_cells
+from atlasvi.engine.queries.population import draw_weighed
+from atlasvi.engine.queries.question_cells import CountedCells, QueryError, QuestionCells
 from atlasvi.loaders.errors import MissingDependencyError
 
 PASS_BYTES = 2**28  # of draws and of sums of counts: how many comparisons share a pass
-Where = Sequence[int] | Sequence[bool] | np.ndarray | str
-"""Cells: their numbers, a mask, or an expression over obs."""
 
 
 @dataclass
@@ -44,7 +41,7 @@ class Comparison:
 
 def differential_expression(
     model: VAE,
-    cells: AskedCells,
+    cells: QuestionCells,
     genes: pd.Index,
     generator: Generator,
     test: Test,
@@ -70,7 +67,7 @@ def differential_expression(
     all_stats    statistics of the counts too
     weights      'importance' chooses draws that explain many cells of their group (slow: for small groups)
     filter_outlier_cells  groups without the cells far from their others in latent space (needs scikit-learn)
-    Raises QueryError or ValueError for groups that are not there or empty, ColumnError for a column that is not.
+    Raises QueryError for groups that are not there or empty, ColumnError for a column that is not.
     """
     labels, comparisons = _compare(cells, groupby, group1, group2, idx1, idx2, subset_idx)
     for comparison in comparisons:
@@ -125,7 +122,7 @@ def merge_labels(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], n
 
 def _compare_some(
     model: VAE,
-    cells: AskedCells,
+    cells: QuestionCells,
     generator: Generator,
     test: Test,
     comparisons: Sequence[Comparison],
@@ -153,7 +150,7 @@ def _compare_some(
 
 
 def _compare(
-    cells: AskedCells,
+    cells: QuestionCells,
     groupby: str | None,
     group1: Sequence[Any] | str | None,
     group2: Any,
@@ -164,9 +161,9 @@ def _compare(
     """int64 [cells]: a label of each cell; the comparisons as masks over labels (the last: cells of no group)."""
     if idx1 is not None:
         labels = np.full(cells.n_cells, 2)
-        labels[_find(cells, idx1)] = 0
+        labels[find_cells(cells, idx1)] = 0
         if idx2 is not None:
-            labels[_find(cells, idx2)] = 1
+            labels[find_cells(cells, idx2)] = 1
         two = np.array([False, True, idx2 is None])
         return labels, [Comparison("idx1", "idx2", np.array([True, False, False]), two)]
     if isinstance(group2, list | tuple | set | np.ndarray | pd.Index | pd.Series):
@@ -174,11 +171,11 @@ def _compare(
             "group2 is one group, or None for the rest: for several together give masks over the cells, idx1 and idx2."
         )
     if groupby is None:
-        raise ValueError("say which cells to compare: groupby (and group1, group2), or idx1 (and idx2)")
+        raise QueryError("Say which cells to compare: groupby (and group1, group2), or idx1 (and idx2).")
     column = cells.read_column(groupby)
     if subset_idx is not None:
         inside = np.zeros(cells.n_cells, bool)
-        inside[_find(cells, subset_idx)] = True
+        inside[find_cells(cells, subset_idx)] = True
         column = column.astype(str).where(inside, "other")
     column = column.astype("category").cat.remove_unused_categories()  # a category without cells is no group
     there = column.cat.categories
@@ -186,16 +183,17 @@ def _compare(
     labels[labels < 0] = len(there)
     if group1 is None:
         if len(there) < 2:
-            raise ValueError(f"{cells.path}: obs column {groupby!r} has {len(there)} group(s): nothing to compare.")
+            raise QueryError(f"{cells.path}: obs column {groupby!r} has {len(there)} group(s): nothing to compare.")
         group1 = there.tolist()
     wanted = [group1] if isinstance(group1, str) or not isinstance(group1, Sequence | np.ndarray | pd.Index) else group1
 
     def mark(group: Any) -> np.ndarray:
-        if group not in there:
+        place = find_categories([to_category(value) for value in there], [to_category(group)])[0]
+        if place is None:
             raise QueryError(
                 f"{cells.path}: no cell has {groupby} = {group!r} (there are: {', '.join(map(str, there))})."
             )
-        return np.append(there == group, False)
+        return np.append(np.arange(len(there)) == place, False)
 
     return labels, [
         Comparison(
@@ -205,19 +203,13 @@ def _compare(
     ]
 
 
-def _find(cells: AskedCells, where: Where) -> np.ndarray:
-    if isinstance(where, str):
-        return np.flatnonzero(choose_cells(cells, where))
-    return number_cells(where, cells.n_cells, cells.path)
-
-
 class _Sampling:
     """Draws of several populations: chosen first, drawn in one pass, decoded one population at a time."""
 
     def __init__(
         self,
         model: VAE,
-        cells: AskedCells,
+        cells: QuestionCells,
         generator: Generator,
         test: Test,
         weights: str | None,
@@ -234,10 +226,11 @@ class _Sampling:
         self._drawn: Drawn | None = None
         self._weighed: list[Drawn] = []
 
-    def add(self, numbers: np.ndarray, batches: Sequence[int] | range) -> None:
-        """A population: the cells with these numbers, decoded as each of the batches in turn."""
+    def add(self, indices: np.ndarray, batches: Sequence[int] | range) -> None:
+        """A population: the cells with these indices, decoded as each of the batches in turn."""
+        model, cells, generator = self.model, self.cells, self.generator
         if self.filter_outliers:
-            numbers = drop_outliers(self.model, self.cells, numbers)
+            indices = drop_outliers(model, cells, indices)
         as_batches: list[int | None] = [None] if self.test.use_observed_batches else list(batches)
         n = int(self.test.n_samples_overall / len(as_batches))
         if n == 0:
@@ -246,17 +239,9 @@ class _Sampling:
         self._populations.append([(batch, n) for batch in as_batches])
         for _ in as_batches:
             if self.importance is None:
-                self._chosen.append(numbers[draw_integers(len(numbers), n, self.generator)])
+                self._chosen.append(indices[draw_integers(len(indices), n, generator)])
             else:
-                self._weighed.append(self._draw_weighed(numbers, n))
-
-    def _draw_weighed(self, numbers: np.ndarray, n: int) -> Drawn:
-        if not isinstance(self.cells, CountedCells):
-            raise QueryError(f"{self.cells.path}: importance weights need the counts, and minified data has none.")
-        assert self.importance is not None
-        drawn = draw_posterior(self.model, self.cells, self.generator, np.tile(numbers, n // len(numbers) + 1))
-        shares = weigh_draws(self.model, self.cells, self.generator, numbers, drawn, **self.importance)
-        return drawn.take(choose_weighed(shares, n, self.generator))
+                self._weighed.append(draw_weighed(model, cells, generator, indices, n, **self.importance))
 
     def draw(self) -> None:
         """Draw all that was chosen, in one pass over the cells."""
@@ -280,14 +265,7 @@ class _Sampling:
         return np.concatenate(shares), np.concatenate(batches)
 
 
-def choose_weighed(probabilities: np.ndarray, n: int, generator: Generator) -> torch.Tensor:
-    """int64 [n]: numbers drawn with these probabilities, with replacement."""
-    edges = np.cumsum(probabilities)
-    uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64).cpu().numpy()
-    return torch.from_numpy(np.searchsorted(edges / edges[-1], uniform, side="right").clip(max=len(edges) - 1))
-
-
-def drop_outliers(model: VAE, cells: AskedCells, numbers: np.ndarray) -> np.ndarray:
+def drop_outliers(model: VAE, cells: QuestionCells, indices: np.ndarray) -> np.ndarray:
     """Cells of a population without those far from the others in latent space, by a robust covariance."""
     try:
         from sklearn.covariance import EllipticEnvelope
@@ -295,12 +273,12 @@ def drop_outliers(model: VAE, cells: AskedCells, numbers: np.ndarray) -> np.ndar
         raise MissingDependencyError(
             "filter_outlier_cells needs scikit-learn: pip install 'atlasvi[statistics]'."
         ) from None
-    latents = read_latents(model, cells, numbers)[0]
+    latents = read_latents(model, cells, indices)[0]
     try:
-        return numbers[EllipticEnvelope(random_state=0).fit_predict(latents) == 1]
+        return indices[EllipticEnvelope(random_state=0).fit_predict(latents) == 1]
     except ValueError:
         warnings.warn("the covariance of a group could not be estimated: all its cells stay", stacklevel=3)
-        return numbers
+        return indices
 
 
 def _hardly_seen(

@@ -1,97 +1,150 @@
-"""Decoded expression: what the model says a cell expresses, its likelihood's parameters, counts drawn from it."""
+"""Decoded expression: what the model says a cell expresses. And the decoding that other questions share."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Generator, Tensor
 
+from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE, Expression
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, Posterior, in_order
+from atlasvi.engine.queries.cell_choice import in_order
+from atlasvi.engine.queries.model_names import find_batches, find_genes
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells, name_cells
 
 Batches = Sequence[int | None]
 """Codes of batches to decode cells as if they were of, one after the other; None: the batch that each has."""
+Decode = Callable[[Posterior, Tensor, Tensor, int | None], Tensor]
+"""(cells, z, library, batch to decode as) -> [cells, columns], or [samples, cells, columns] of several samples."""
 
 
 @torch.inference_mode()
+def decode_batches(
+    model: VAE,
+    cells: QuestionCells,
+    generator: Generator | None,
+    decode: Decode,
+    chosen: np.ndarray | None,
+    *,
+    transform_batch: Batches = (None,),
+    n_samples: int = 1,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[np.ndarray]:
+    """What `decode` makes of each cell, averaged over the batches, a minibatch at a time, in the order of the cells.
+
+    chosen     int64, ascending: indices of the cells; None: all
+    n_samples  draws of z (and of a latent library) a cell; 0: none, the mean of its posterior
+    """
+    for posterior in cells.read_posteriors(model, chosen, max(batch_size // max(n_samples, 1), 1)):
+        total = None
+        for batch in transform_batch:
+            if n_samples == 0:
+                z, library = posterior.mean(model)
+            else:
+                assert generator is not None, "a draw needs a generator"
+                z, library = posterior.draw(model, generator, n_samples)
+            part = decode(posterior, z, library, batch)
+            total = part if total is None else total + part
+        assert total is not None
+        yield (total / len(transform_batch)).cpu().numpy()
+
+
 def decode_cells(
     model: VAE,
-    cells: AskedCells,
-    generator: Generator,
-    take: Callable[[Expression, Posterior], Tensor],
+    cells: QuestionCells,
+    generator: Generator | None,
+    decode: Decode,
     *,
-    numbers: np.ndarray,
+    indices: np.ndarray,
     transform_batch: Batches = (None,),
     n_samples: int = 1,
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
-    """What `take` makes of the decoded parameters of each cell, averaged over the batches; z (and library) drawn anew.
-
-    take     -> [cells, columns], or [samples, cells, columns] of several samples
-    numbers  int64 [n]: cells in any order
-    Returns an array of that shape; memory is that of the answer, and of a minibatch.
-    """
-    wanted, places = in_order(numbers, cells.n_cells)
+    """The same of all of `indices` (int64, in any order) together: [..., cells, columns]; memory is that of it."""
+    wanted, places = in_order(indices, cells.n_cells)
     out, at = np.empty(0, np.float32), 0
-    for posterior in cells.read_posteriors(model, wanted, _fit(batch_size, n_samples)):
-        part = None
-        for batch in transform_batch:
-            z, library = posterior.draw(model, generator, n_samples)
-            taken = take(model.decode(z, posterior.codes, library, transform_batch=batch), posterior)
-            part = taken if part is None else part + taken
-        assert part is not None
-        values = (part / len(transform_batch)).cpu().numpy()
+    options: dict[str, Any] = {"transform_batch": transform_batch, "n_samples": n_samples, "batch_size": batch_size}
+    for values in decode_batches(model, cells, generator, decode, wanted, **options):
         if not out.size:
             n_cells = cells.n_cells if wanted is None else len(wanted)
             out = np.empty((*values.shape[:-2], n_cells, values.shape[-1]), values.dtype)
-        out[..., at : at + len(posterior), :] = values
-        at += len(posterior)
+        out[..., at : at + values.shape[-2], :] = values
+        at += values.shape[-2]
     return out if places is None else out[..., places, :]
 
 
-def _fit(batch_size: int, n_samples: int) -> int:
-    """Cells of a minibatch whose samples are together no more than a plain minibatch."""
-    return max(batch_size // max(n_samples, 1), 1)
-
-
-def normalized_expression(
+def decode_expression(
     model: VAE,
-    cells: AskedCells,
-    generator: Generator,
-    *,
-    numbers: np.ndarray,
     columns: np.ndarray | slice = slice(None),
-    transform_batch: Batches = (None,),
-    library_size: float | Literal["latent"] = 1,
-    n_samples: int = 1,
-    return_mean: bool = True,
-    batch_size: int = BATCH_SIZE,
-) -> np.ndarray:
-    """Shares of the library float32 [cells, genes], or counts at a library size; z drawn for each cell.
+    library_size: float | Literal["latent", "observed"] = 1,
+    mean_of_samples: bool = False,
+) -> Decode:
+    """Normalised expression, [..., cells, genes]: each gene's share of the library, or counts at a library size.
 
-    library_size  that shares are multiplied with; 'latent': the cell's own, so that these are means of the counts
-    return_mean   over the samples; else [samples, cells, genes]
+    columns          of the genes
+    library_size     that shares are multiplied with. 'observed': the cell's own (its size factor, if the model has
+                     one), which gives means of its counts; 'latent': the same, but where the model infers the library
+                     what it infers
+    mean_of_samples  the first axis is that of samples: their mean
     """
 
-    def take(expression: Expression, posterior: Posterior) -> Tensor:
-        if library_size == "latent":
-            values = expression.mean[..., columns]
+    def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
+        shares = model.shares(z, posterior.codes, transform_batch=batch)[..., columns]
+        if not isinstance(library_size, str):
+            values = shares * library_size
+        elif model.settings.use_size_factor:
+            values = shares * posterior.codes["size_factor"][..., None]
         else:
-            values = expression.shares[..., columns] * library_size
-        return values.mean(0) if n_samples > 1 and return_mean else values
+            values = shares * (posterior.library if library_size == "observed" else library)[..., None]
+        return values.mean(0) if mean_of_samples else values
 
-    return decode_cells(
-        model,
-        cells,
-        generator,
-        take,
-        numbers=numbers,
-        transform_batch=transform_batch,
-        n_samples=n_samples,
-        batch_size=batch_size,
-    )
+    return decode
+
+
+def slice_expression(
+    run: TrainedRun,
+    cells: QuestionCells,
+    chosen: np.ndarray | None = None,
+    generator: Generator | None = None,
+    *,
+    genes: Sequence[str] | None = None,
+    transform_batch: Any = None,
+    library_size: float | str = 1.0,
+    n_samples: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[tuple[pd.Index, np.ndarray]]:
+    """(names, normalised expression float32 [cells, genes]) of the chosen cells, a minibatch at a time, in their order.
+
+    chosen           int64, ascending indices; None: all
+    genes            names; None means all of the model
+    transform_batch  names of batches to decode as, of which the mean is taken; None: the batch that each cell has
+    library_size     a number, also as text, 'observed' or 'latent' (see `decode_expression`)
+    n_samples        draws a cell, of which the mean is taken; 0: at the mean of its posterior, without a generator
+    Raises GeneError if a gene is not there, QueryError for another library size or an unknown batch.
+    """
+    size = read_library_size(library_size)
+    decode = decode_expression(run.model, find_genes(run, genes, cells.path), size, mean_of_samples=n_samples > 1)
+    batches = find_batches(run, transform_batch)
+    options: dict[str, Any] = {"transform_batch": batches, "n_samples": n_samples, "batch_size": batch_size}
+    return name_cells(cells, chosen, decode_batches(run.model, cells, generator, decode, chosen, **options))
+
+
+def read_library_size(text: float | str) -> Any:
+    """A library size as `decode_expression` takes it. Raises QueryError for what is none."""
+    if text in ("observed", "latent"):
+        return text
+    try:
+        size = float(text)
+    except ValueError:
+        size = np.nan
+    if not 0 < size < np.inf:
+        raise QueryError(
+            f"library size {text!r}: give a number, or 'observed' or 'latent'; numbers are finite and above 0."
+        )
+    return size
 
 
 @dataclass
@@ -115,11 +168,11 @@ class Drawn:
 
 @torch.inference_mode()
 def draw_posterior(
-    model: VAE, cells: AskedCells, generator: Generator, numbers: np.ndarray, batch_size: int = BATCH_SIZE
+    model: VAE, cells: QuestionCells, generator: Generator, indices: np.ndarray, batch_size: int = BATCH_SIZE
 ) -> Drawn:
-    """A draw for each of `numbers` (int64, in any order, a cell as often as wanted), in one pass over the cells."""
-    order = np.argsort(numbers, kind="stable")
-    unique, n_draws = np.unique(numbers, return_counts=True)
+    """A draw for each of `indices` (int64, in any order, a cell as often as wanted), in one pass over the cells."""
+    order = np.argsort(indices, kind="stable")
+    unique, n_draws = np.unique(indices, return_counts=True)
     parts: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
     at = 0
     for posterior in cells.read_posteriors(model, unique, batch_size):
@@ -151,69 +204,3 @@ def decode_drawn(
         part = drawn.take(slice(at, at + batch_size))
         codes = {name: values.to(device) for name, values in part.codes.items()}
         yield model.decode(part.z.to(device), codes, part.library.to(device), transform_batch=transform_batch)
-
-
-def likelihood_parameters(
-    model: VAE,
-    cells: AskedCells,
-    generator: Generator,
-    *,
-    numbers: np.ndarray,
-    n_samples: int = 1,
-    give_mean: bool = False,
-    batch_size: int = BATCH_SIZE,
-) -> dict[str, np.ndarray]:
-    """`mean` and where the likelihood has them `dispersions` and `dropout` (probability of a zero that is no draw).
-
-    All float32 [cells, genes], or [samples, cells, genes] of several samples that are not averaged; dispersions keep
-    the shape [cells, genes] where they do not depend on z.
-    """
-    settings, n_genes = model.settings, model.settings.n_genes
-
-    def take(expression: Expression, posterior: Posterior) -> Tensor:
-        parts = [expression.mean]
-        if expression.theta is not None:
-            parts.append(expression.theta.expand_as(expression.mean))
-        if expression.dropout is not None:
-            parts.append(torch.sigmoid(expression.dropout))
-        values = torch.cat(parts, dim=-1)
-        return values.mean(0) if n_samples > 1 and give_mean else values
-
-    values = decode_cells(model, cells, generator, take, numbers=numbers, n_samples=n_samples, batch_size=batch_size)
-    parts = [values[..., at : at + n_genes] for at in range(0, values.shape[-1], n_genes)]
-    said = {"mean": parts.pop(0)}
-    if settings.likelihood.has_dropout:
-        said["dropout"] = parts.pop()
-    if parts:
-        same = not settings.decodes_theta and parts[0].ndim == 3
-        said["dispersions"] = parts[0][0] if same else parts[0]
-    return said
-
-
-@torch.inference_mode()
-def predictive_counts(
-    model: VAE,
-    cells: AskedCells,
-    generator: Generator,
-    *,
-    numbers: np.ndarray,
-    columns: np.ndarray | slice = slice(None),
-    transform_batch: Batches = (None,),
-    n_samples: int = 1,
-    batch_size: int = BATCH_SIZE,
-) -> np.ndarray:
-    """Counts float32 [cells, genes] drawn from the posterior predictive, or [samples, cells, genes]."""
-
-    def take(expression: Expression, posterior: Posterior) -> Tensor:
-        return model.settings.likelihood.sample(expression, generator)[..., columns]
-
-    return decode_cells(
-        model,
-        cells,
-        generator,
-        take,
-        numbers=numbers,
-        transform_batch=transform_batch,
-        n_samples=n_samples,
-        batch_size=batch_size,
-    )

@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from atlasvi.engine.model.vae import VAE, Expression
+from atlasvi.engine.queries.cell_choice import sample_cells
 from atlasvi.engine.queries.expression import Drawn, decode_drawn
 from atlasvi.engine.queries.model_fit import log_normal, marginal_log_likelihood
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells
@@ -19,7 +20,7 @@ def weigh_draws(
     model: VAE,
     cells: CountedCells,
     generator: Generator,
-    numbers: np.ndarray,
+    indices: np.ndarray,
     drawn: Drawn,
     *,
     max_cells: int = 1024,
@@ -28,16 +29,13 @@ def weigh_draws(
 ) -> np.ndarray:
     """Probabilities float64 [draws], summing to 1, that draws be chosen with; as scvi-tools' get_importance_weights.
 
-    numbers     int64: the population
+    indices     int64: the population
     drawn       draws of its posterior
     max_cells   anchors: cells of the population, chosen at random, that the draws are to explain
     truncation  weights are at least their mean
     n_mc_samples  for the marginal likelihood of the anchors
     """
-    anchors = np.sort(numbers)
-    if len(numbers) > max_cells:
-        chosen = torch.randperm(len(numbers), generator=generator, device=generator.device)[:max_cells].cpu().numpy()
-        anchors = np.sort(numbers[chosen])
+    anchors = sample_cells(indices, max_cells, generator)
     log_px = marginal_log_likelihood(model, cells, generator, anchors, n_mc_samples)
     posteriors = list(cells.read_posteriors(model, np.unique(anchors), BATCH_SIZE))
     places = torch.from_numpy(np.searchsorted(np.unique(anchors), anchors)).to(posteriors[0].qzm.device)

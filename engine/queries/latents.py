@@ -1,29 +1,46 @@
 """Latents of cells: parameters of q(z | x), their means, draws, what they come to together."""
 
+from collections.abc import Iterator
+
 import numpy as np
+import pandas as pd
 import torch
 from torch import Generator, Tensor
 
 from atlasvi.engine.model.noise import draw_normal
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, AskedCells, in_order
+from atlasvi.engine.queries.cell_choice import in_order
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, name_cells
 
 ELEMENTS = 2**22  # of cells x components x latent that densities are computed for at a time
 
 
+def slice_latents(
+    model: VAE | None, cells: QuestionCells, chosen: np.ndarray | None = None, batch_size: int = BATCH_SIZE
+) -> Iterator[tuple[pd.Index, np.ndarray, np.ndarray]]:
+    """(names, qzm, qzv) of the chosen cells, some cells at a time, in their order; latents float32 [cells, latent].
+
+    model   may be None for minified cells
+    chosen  int64, ascending indices; None: all
+    """
+    both = (np.stack(parts, axis=1) for parts in cells.read_latents(model, chosen, batch_size))
+    for names, latents in name_cells(cells, chosen, both):
+        yield names, latents[:, 0], latents[:, 1]
+
+
 @torch.inference_mode()
 def read_latents(
-    model: VAE, cells: AskedCells, numbers: np.ndarray, batch_size: int = BATCH_SIZE
+    model: VAE, cells: QuestionCells, indices: np.ndarray, batch_size: int = BATCH_SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """qzm and qzv, float32 [n, latent] each, of the cells with these numbers; before the softmax if latents are ln."""
-    wanted, places = in_order(numbers, cells.n_cells)
+    """qzm and qzv, float32 [n, latent] each, of the cells with these indices; before the softmax if latents are ln."""
+    wanted, places = in_order(indices, cells.n_cells)
     n_cells = cells.n_cells if wanted is None else len(wanted)
     latents = tuple(np.empty((n_cells, model.n_latent), np.float32) for _ in range(2))
     at = 0
-    for posterior in cells.read_posteriors(model, wanted, batch_size):
-        for out, part in zip(latents, (posterior.qzm, posterior.qzv)):
-            out[at : at + len(posterior)] = part.cpu().numpy()
-        at += len(posterior)
+    for parts in cells.read_latents(model, wanted, batch_size):
+        for out, part in zip(latents, parts):
+            out[at : at + len(part)] = part
+        at += len(parts[0])
     qzm, qzv = latents
     return (qzm, qzv) if places is None else (qzm[places], qzv[places])
 
@@ -31,9 +48,9 @@ def read_latents(
 @torch.inference_mode()
 def represent_cells(
     model: VAE,
-    cells: AskedCells,
+    cells: QuestionCells,
     generator: Generator,
-    numbers: np.ndarray,
+    indices: np.ndarray,
     give_mean: bool = True,
     mc_samples: int = 5000,
     batch_size: int = BATCH_SIZE,
@@ -42,7 +59,7 @@ def represent_cells(
 
     mc_samples  draws that the mean of an ln latent is measured by; a normal's needs none
     """
-    qzm, qzv = read_latents(model, cells, numbers, batch_size)
+    qzm, qzv = read_latents(model, cells, indices, batch_size)
     softmax = model.settings.latent_distribution == "ln"
     if give_mean and not softmax:
         return qzm
@@ -60,9 +77,9 @@ def represent_cells(
 @torch.inference_mode()
 def latent_library(
     model: VAE,
-    cells: AskedCells,
+    cells: QuestionCells,
     generator: Generator,
-    numbers: np.ndarray,
+    indices: np.ndarray,
     give_mean: bool = True,
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
@@ -70,7 +87,7 @@ def latent_library(
 
     Raises RuntimeError if the mean of an observed library is asked for: it has no posterior.
     """
-    wanted, places = in_order(numbers, cells.n_cells)
+    wanted, places = in_order(indices, cells.n_cells)
     parts = []
     for posterior in cells.read_posteriors(model, wanted, batch_size):
         if not give_mean:
@@ -81,6 +98,23 @@ def latent_library(
             parts.append((posterior.qlm + posterior.qlv / 2).exp())
     library = torch.cat(parts).cpu().numpy()[:, None]
     return library if places is None else library[places]
+
+
+@torch.inference_mode()
+def slice_library(
+    model: VAE, cells: QuestionCells, chosen: np.ndarray | None = None, batch_size: int = BATCH_SIZE
+) -> Iterator[np.ndarray]:
+    """Library size of the chosen cells, float32 [cells, 1], a minibatch at a time: observed, or its posterior mean."""
+    for posterior in cells.read_posteriors(model, chosen, batch_size):
+        yield posterior.mean(model)[1].cpu().numpy()[:, None]
+
+
+def batch_vectors(model: VAE, cells: QuestionCells, indices: np.ndarray) -> np.ndarray:
+    """The vector of each cell's batch, float32 [cells, embedding]. Raises QueryError where batches are one-hot."""
+    if model.batch_embedding is None:
+        raise QueryError("This model has no vectors of batches: it was not made with batch_representation='embedding'.")
+    codes = cells.read_codes(cells.setup, indices).get("batch", np.zeros(len(indices), np.int64))
+    return model.batch_embedding.detach().cpu().numpy()[codes]
 
 
 def mix_posteriors(qzm: Tensor, qzv: Tensor, dof: float | None = 3.0) -> torch.distributions.MixtureSameFamily:

@@ -1,48 +1,92 @@
 """How well the model explains cells: ELBO, reconstruction error, marginal log-likelihood. Nats a cell; needs counts."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from atlasvi.engine.model.vae import VAE, CellLosses
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells, Posterior, in_order
+from atlasvi.engine.queries.cell_choice import in_order
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells, Posterior
+
+FIT_COLUMNS = ("elbo", "reconstruction_loss", "kl", "marginal_ll")
 
 
 @torch.inference_mode()
+def slice_losses(
+    model: VAE, cells: CountedCells, generator: Generator, chosen: np.ndarray | None, batch_size: int = BATCH_SIZE
+) -> Iterator[CellLosses]:
+    """The terms of the loss of the chosen cells, float32 [cells] on the CPU, a minibatch at a time, in their order.
+
+    z (and a latent library) is drawn once. chosen: int64, ascending indices; None: all
+    """
+    for batch in cells.read_batches(model, chosen, batch_size):
+        yield CellLosses(*(term.cpu() for term in model(batch, generator)))
+
+
+@torch.inference_mode()
+def slice_marginal_log_likelihood(
+    model: VAE,
+    cells: CountedCells,
+    generator: Generator,
+    chosen: np.ndarray | None,
+    n_samples: int = 1000,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Tensor]:
+    """log p(x) of the chosen cells, float32 [cells] on the CPU, a minibatch at a time, in their order.
+
+    By importance sampling from q(z | x) (and of a latent library). A lower bound in expectation, tighter the more
+    samples; their logarithms are added up as they come, so memory does not depend on their number.
+    """
+    for posterior in cells.read_posteriors(model, chosen, batch_size):
+        total = torch.full((len(posterior),), -math.inf, device=posterior.library.device)
+        for _ in range(n_samples):
+            total = torch.logaddexp(total, _log_weight(model, posterior, generator))
+        yield (total - math.log(n_samples)).cpu()
+
+
 def cell_losses(
-    model: VAE, cells: CountedCells, generator: Generator, numbers: np.ndarray, batch_size: int = BATCH_SIZE
+    model: VAE, cells: CountedCells, generator: Generator, indices: np.ndarray, batch_size: int = BATCH_SIZE
 ) -> CellLosses:
-    """The terms of the loss of each cell, float32 [cells] on the CPU; z (and a latent library) drawn once."""
-    wanted, places = in_order(numbers, cells.n_cells)
-    parts = [model(batch, generator) for batch in cells.read_batches(model, wanted, batch_size)]
-    terms = (torch.cat(term).cpu() for term in zip(*parts))
-    return CellLosses(*(term if places is None else term[torch.from_numpy(places)] for term in terms))
+    """The terms of the loss of the cells with these indices, in any order, float32 [cells] on the CPU."""
+    wanted, places = in_order(indices, cells.n_cells)
+    parts = zip(*slice_losses(model, cells, generator, wanted, batch_size))
+    return CellLosses(*(_put_back(torch.cat(term), places) for term in parts))
 
 
-@torch.inference_mode()
 def marginal_log_likelihood(
     model: VAE,
     cells: CountedCells,
     generator: Generator,
-    numbers: np.ndarray,
+    indices: np.ndarray,
     n_samples: int = 1000,
     batch_size: int = BATCH_SIZE,
 ) -> Tensor:
-    """log p(x) of each cell float32 [cells], by importance sampling from q(z | x) (and of a latent library).
+    """log p(x) of the cells with these indices, in any order, float32 [cells] on the CPU."""
+    wanted, places = in_order(indices, cells.n_cells)
+    parts = slice_marginal_log_likelihood(model, cells, generator, wanted, n_samples, batch_size)
+    return _put_back(torch.cat(list(parts)), places)
 
-    A lower bound in expectation, tighter the more samples; their logarithms are added up as they come, so memory does
-    not depend on their number.
+
+def slice_fit(
+    model: VAE, cells: CountedCells, generator: Generator, chosen: np.ndarray | None, n_marginal: int = 0
+) -> Iterator[np.ndarray]:
+    """What `FIT_COLUMNS` names of the chosen cells, float32 [cells, columns], a minibatch at a time, in their order.
+
+    n_marginal  samples for the marginal log-likelihood, a fourth column; 0: without it
     """
-    wanted, places = in_order(numbers, cells.n_cells)
-    parts = []
-    for posterior in cells.read_posteriors(model, wanted, batch_size):
-        total = torch.full((len(posterior),), -math.inf, device=posterior.library.device)
-        for _ in range(n_samples):
-            total = torch.logaddexp(total, _log_weight(model, posterior, generator))
-        parts.append((total - math.log(n_samples)).cpu())
-    values = torch.cat(parts)
+    marginal = slice_marginal_log_likelihood(model, cells, generator, chosen, n_marginal) if n_marginal else None
+    for terms in slice_losses(model, cells, generator, chosen):
+        kl = terms.kl + terms.kl_library
+        columns = [-(terms.reconstruction + kl), terms.reconstruction, kl]
+        if marginal is not None:
+            columns.append(next(marginal))
+        yield torch.stack(columns, dim=1).numpy()
+
+
+def _put_back(values: Tensor, places: np.ndarray | None) -> Tensor:
     return values if places is None else values[torch.from_numpy(places)]
 
 

@@ -5,21 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import pandas as pd
 import zarr
 
-from atlasvi.engine.minified.minified_anndata import TYPE_KEY, MinifiedAnnData, check_emptied, is_minified_anndata
-from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, open_root
+from atlasvi.engine.minified.kept_posterior import MINIFY_TYPE, KeptPosterior
+from atlasvi.engine.minified.minified_anndata import MinifiedAnnData, check_emptied, is_minified_anndata
+from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
+from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, open_root, read_minify_type
 from atlasvi.engine.model.covariates import KEYS, Setup, SetupKeys, learn_setup
-from atlasvi.engine.model.likelihoods import takes_fractions
 from atlasvi.engine.model.trained_run import TrainedRun
-from atlasvi.engine.queries.question_cells import AskedCells, CountedCells, MinifiedCells
+from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QuestionCells
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.arrays.array_checks import check_group_codecs, check_stored
 from atlasvi.loaders.cells.memory_cells import NAME, MemoryCells, MemoryObs, list_layers
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.damage import reading
-from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
+from atlasvi.loaders.errors import AtlasviError, ColumnError, CountsError, SourceError
+from atlasvi.loaders.sources.data_spec import DataSpec
 
 SETUP = "_atlasvi_setup"  # in uns: what setup_anndata was told; it goes with copies, subsets and files
 KEPT = ("layer", *KEYS)
@@ -81,43 +82,41 @@ def read_anndata(path: str | Path) -> Any:
         return anndata.read_zarr(path) if Path(path).is_dir() else anndata.read_h5ad(path)
 
 
-def open_counts(data: Any, layer: str | None = None, gene_likelihood: str = "nb") -> CellData:
-    """An AnnData, a cell store or any source (as a path or opened) as cells with counts.
+def open_counts(data: Any, like: DataSpec, layer: str | None = None) -> CellData:
+    """An AnnData, a cell store or any source (as a path, as a DataSpec, or opened) as cells with counts.
 
-    layer            of an AnnData or a source: which matrix
-    gene_likelihood  of the model: 'normal' takes numbers that are no counts
+    like   the options of a path that it does not say itself; whether values of an AnnData may be fractions
+    layer  of an AnnData: which matrix
     Raises SourceError for minified data.
     """
-    fractions = takes_fractions(gene_likelihood)
     if is_anndata(data):
         if is_minified_anndata(data, layer):
             raise SourceError(f"{NAME}: it is minified, so it has no counts: give the data that was minified.")
-        cells = MemoryCells(data, layer, fractions)
+        cells = MemoryCells(data, layer, like.takes_fractions)
         check_emptied(cells)
         return cells
-    return open_cells(data, layer=layer, fractions=fractions) if isinstance(data, (str, Path)) else data
+    return open_cells(data, like=like) if isinstance(data, (DataSpec, str, Path)) else data
 
 
-def open_asked(data: Any, run: TrainedRun) -> AskedCells:
-    """The same, or minified data: a minified store, a minified AnnData or its file, asked by the model of `run`.
+def open_question_cells(data: Any, run: TrainedRun) -> QuestionCells:
+    """The same, or minified data, asked by the model of `run`: a minified store, or data that scvi-tools minified, as a
+    path, as an AnnData, or opened by `open_minified`.
 
     Raises SourceError for minified data of another model, as far as its genes and latents tell.
     """
-    if isinstance(data, (str, Path)):
-        if is_minified_store(data):
-            data = MinifiedStore(data)
-        elif _is_minified_file(data):
-            data = read_anndata(data)
-    if is_anndata(data) and is_minified_anndata(data, run.setup.layer):
-        data = MinifiedAnnData(data)
-    if isinstance(data, MinifiedStore | MinifiedAnnData):
-        _check_model(data, run)
-        return MinifiedCells(data, run.setup)
-    counts = open_counts(data, run.setup.layer, run.model.settings.gene_likelihood)
-    return CountedCells(counts, run.genes, run.setup)
+    if (kept := _open_kept(data, run)) is not None:
+        kept.check_model(run)
+        return MinifiedCells(kept, run.setup)
+    counts = open_counts(data, run.like, run.setup.layer)
+    try:
+        return CountedCells(counts, run.genes, run.setup)
+    except AtlasviError:
+        if counts is not data:
+            counts.close()
+        raise
 
 
-def reopen_asked(adata: Any, run: TrainedRun, known: AskedCells | None) -> AskedCells:
+def reopen_question_cells(adata: Any, run: TrainedRun, known: QuestionCells | None) -> QuestionCells:
     """The AnnData of a model as it is now. Its counts are read again only if they changed since `known` was opened.
 
     Raises CountsError, saying so, if they no longer are counts.
@@ -128,27 +127,17 @@ def reopen_asked(adata: Any, run: TrainedRun, known: AskedCells | None) -> Asked
     if isinstance(source, MemoryCells) and (cells := source.look_again()) is not None:
         return CountedCells(cells, run.genes, run.setup)
     try:
-        return open_asked(adata, run)
+        return open_question_cells(adata, run)
     except CountsError as error:
         raise CountsError(f"{error} It was changed after the model was made.") from None
 
 
-def _check_model(data: MinifiedStore | MinifiedAnnData, run: TrainedRun) -> None:
-    missing = pd.Index(run.genes).difference(data.genes, sort=False)
-    if len(missing) or data.n_latent != run.model.n_latent:
-        lacking = f"; gene {missing[0]!r} is missing" if len(missing) else ""
-        raise SourceError(
-            f"{data.path}: it has {len(data.genes):,} genes and {data.n_latent} latent dimensions, the model "
-            f"{len(run.genes):,} and {run.model.n_latent}{lacking}: ask the model that it was minified with."
-        )
-
-
-def _is_minified_file(path: str | Path) -> bool:
-    """Whether it is an AnnData, in HDF5 or Zarr, that says that it is minified."""
-    try:
-        if Path(path).is_dir():
-            return f"uns/{TYPE_KEY}" in zarr.open_group(path, mode="r")
-        with h5py.File(path) as file:
-            return f"uns/{TYPE_KEY}" in file
-    except (OSError, ValueError):
-        return False
+def _open_kept(data: Any, run: TrainedRun) -> KeptPosterior | None:
+    """Minified data of any kind; None if it is not minified, or has kept its counts."""
+    if isinstance(data, (str, Path)):
+        if is_minified_store(data):
+            return MinifiedStore(data)
+        return ScviMinified(data, run) if read_minify_type(data) == MINIFY_TYPE else None
+    if is_anndata(data) and is_minified_anndata(data, run.setup.layer):
+        return MinifiedAnnData(data)
+    return data if isinstance(data, KeptPosterior) else None

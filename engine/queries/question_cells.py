@@ -1,28 +1,32 @@
 """The cells that a question is asked about: counts, encoded as they are read, or a posterior that was kept."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from atlasvi.engine.minified.minified_store import LIBRARY
+from atlasvi.engine.minified.kept_posterior import LIBRARY, KeptPosterior, check_known
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.noise import draw_normal
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.queries.minified_queries import QueryError
+from atlasvi.engine.queries.obs_rows import ObsRows, open_obs, slice_cells
 from atlasvi.loaders.batches.batch import Batch
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.batches.loader import BatchLoader
-from atlasvi.loaders.cells.memory_cells import MemoryCells
 from atlasvi.loaders.cells.open_cells import CellData, select_genes
+from atlasvi.loaders.errors import AtlasviError
 
 BATCH_SIZE = 1024
-SLICE_CELLS = 2**14  # of a minified store are read at a time
-NAME_SLICE = 2**16
+SLICE_CELLS = 2**14  # of kept posteriors are read at a time
+CODES_CELLS = 2**16  # whose covariates are read at a time
+
+
+class QueryError(AtlasviError, ValueError):
+    """A question that the cells or the model can't answer as it was put."""
 
 
 @dataclass
@@ -47,6 +51,13 @@ class Posterior:
     def __len__(self) -> int:
         return len(self.library)
 
+    def mean(self, model: VAE) -> tuple[Tensor, Tensor]:
+        """The latent at the mean of q(z | x) [cells, latent], and the mean of the library [cells]."""
+        library = self.library
+        if self.qlm is not None and self.qlv is not None:
+            library = (self.qlm + self.qlv / 2).exp()
+        return model.to_latent(self.qzm), library
+
     def draw(self, model: VAE, generator: Generator, n_samples: int = 1) -> tuple[Tensor, Tensor]:
         """z [cells, latent] and library [cells]; with several samples [samples, cells, ...]."""
         normal, library = self.draw_normal(generator, n_samples)
@@ -66,160 +77,168 @@ class Posterior:
         return normal, draw(self.qlm, self.qlv).exp()
 
 
-class AskedCells(Protocol):
-    """Cells with covariates and, minibatch by minibatch, what the model knows of them."""
+class QuestionCells(Protocol):
+    """Cells that have covariates and names and, minibatch by minibatch, what a model knows of them.
+
+    Cells are chosen by their indices, int64, ascending, each once; None chooses all.
+    """
 
     path: str
     n_cells: int
     obs_columns: list[str]
 
-    def read_column(self, name: str) -> pd.Series:
-        """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One `obs` column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
 
-    def read_names(self) -> pd.Index:
-        """Names of all cells."""
+    def read_names(self, cells: np.ndarray | None = None) -> pd.Index:
+        """Names of the cells with these indices, in any order; None: of all cells."""
+
+    @property
+    def setup(self) -> Setup:
+        """The columns of obs that the model takes. Raises SourceError where no model is known."""
+
+    def take_column(self, name: str, cells: np.ndarray) -> pd.Series:
+        """Values of one column [len(cells)] of the cells with these indices, in any order."""
+
+    def read_codes(self, setup: Setup, cells: np.ndarray, labels: bool = False) -> dict[str, np.ndarray]:
+        """Covariates of the cells with these indices, in any order, as `Setup.read_codes` gives them."""
+
+    def read_latents(
+        self, model: VAE | None, cells: np.ndarray | None, batch_size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """qzm and qzv of the chosen cells, float32 [cells, latent], some cells at a time, in their order.
+
+        model  may be None where the posterior was kept
+        """
 
     def read_posteriors(self, model: VAE, cells: np.ndarray | None, batch_size: int) -> Iterator[Posterior]:
-        """What the model knows of the cells with these numbers (ascending, each once; None: all), in their order."""
+        """What the model knows of the chosen cells, in their order."""
 
 
-class CountedCells:
+class CountedCells(ObsRows):
     """Cells whose counts are there: in a cell store, any source, an AnnData in memory.
 
     source  the cells as they were opened; data  the same over the genes of the model
     """
 
     def __init__(self, data: CellData, genes: list[str], setup: Setup) -> None:
-        self.source, self.data = data, select_genes(data, genes)
-        self.path, self.n_cells, self.obs_columns, self._setup = data.path, data.n_cells, data.obs_columns, setup
-        self.read_column = data.read_column
-        self._codes: dict[str, np.ndarray] | None = None
+        super().__init__(data.path, data.n_cells, open_obs(data))
+        self.source, self.data, self._setup = data, select_genes(data, genes), setup
 
-    def read_names(self) -> pd.Index:
-        """Names of all cells."""
-        if isinstance(self.source, MemoryCells):
-            return self.source.read_names()
-        slices = [self.data.read_obs(at, at + NAME_SLICE).index for at in range(0, self.n_cells, NAME_SLICE)]
-        return slices[0].append(slices[1:])
+    @property
+    def setup(self) -> Setup:
+        """The columns of obs that the model takes."""
+        return self._setup
 
     def read_batches(
         self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
     ) -> Iterator[Batch]:
-        """Counts of the cells with these numbers, in their order, on the device of the model."""
-        if self._codes is None:
-            self._codes = self._setup.read_codes(self.data, labels=model.settings.dispersion == "gene-label")
-        loader = BatchLoader(
-            self.data, batch_size, seed=0, codes=self._codes, cells=_mark(cells, self.n_cells), shuffle=False
-        )
-        yield from DeviceFeeder(loader, model.encoder.mean.weight.device)
+        """Counts of the chosen cells, in their order, on the device of the model."""
+        device, labels = model.encoder.mean.weight.device, model.settings.dispersion == "gene-label"
+        loader = BatchLoader(self.data, batch_size, seed=0, cells=_mark(cells, self.n_cells), shuffle=False)
+        step = max(CODES_CELLS // batch_size, 1) * batch_size  # all minibatches but the last are full
+        at, codes = 0, dict[str, np.ndarray]()
+        for batch in DeviceFeeder(loader, device):
+            if at % step == 0:
+                codes = self.read_codes(self.setup, take_chosen(cells, at, min(at + step, loader.n_cells)), labels)
+            here = slice(at % step, at % step + len(batch))
+            at += len(batch)
+            given = {name: torch.from_numpy(values[here]).to(device) for name, values in codes.items()}
+            yield replace(batch, codes=given, memory=None)
 
+    @torch.inference_mode()
+    def read_latents(
+        self, model: VAE | None, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """qzm and qzv of the chosen cells, float32 [cells, latent], a minibatch at a time, in their order."""
+        assert model is not None, "counts are encoded by a model"
+        for batch in self.read_batches(model, cells, batch_size):
+            qzm, qzv = model.encode(batch)
+            yield qzm.cpu().numpy(), qzv.cpu().numpy()
+
+    @torch.inference_mode()
     def read_posteriors(
         self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
     ) -> Iterator[Posterior]:
-        """What the model knows of the cells with these numbers, in their order."""
+        """What the model knows of the chosen cells, in their order."""
         for batch in self.read_batches(model, cells, batch_size):
             qzm, qzv = model.encode(batch)
             qlm, qlv = model.encode_library(batch) if model.settings.has_latent_library else (None, None)
             yield Posterior(qzm, qzv, batch.library, batch.codes, qlm, qlv, batch)
 
 
-class KeptPosterior(Protocol):
-    """Where posteriors were kept: a minified store, or a minified AnnData."""
+class MinifiedCells(ObsRows):
+    """Cells whose counts are gone.
 
-    path: str
-    n_cells: int
+    setup  of the model that is asked; None: of the one that the cells were minified with
+    """
+
+    def __init__(self, kept: KeptPosterior, setup: Setup | None = None) -> None:
+        super().__init__(kept.path, kept.n_cells, kept.obs)
+        self.kept, self._setup = kept, setup
 
     @property
-    def obs_columns(self) -> list[str]:
-        """Columns of obs."""
+    def setup(self) -> Setup:
+        """The columns of obs that the model takes. Raises SourceError where no model is known."""
+        return self.kept.setup if self._setup is None else self._setup
 
-    def read_column(self, name: str) -> pd.Series:
-        """One `obs` column of all cells."""
-
-    def read_names(self) -> pd.Index:
-        """Names of all cells."""
-
-    def read_latent(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """qzm and qzv, float32 [stop - start, latent], of cells [start, stop)."""
-
-
-class MinifiedCells:
-    """Cells whose counts are gone."""
-
-    def __init__(self, kept: KeptPosterior, setup: Setup) -> None:
-        self.kept, self._setup = kept, setup
-        self.path, self.n_cells, self.obs_columns = kept.path, kept.n_cells, kept.obs_columns
-        self.read_column = kept.read_column
-
-    def read_names(self) -> pd.Index:
-        """Names of all cells."""
-        return self.kept.read_names()
+    def read_latents(
+        self, model: VAE | None = None, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """qzm and qzv of the chosen cells, float32 [cells, latent], a slice at a time, in their order."""
+        for _, qzm, qzv in self._read_slices(cells):
+            yield qzm, qzv
 
     def read_posteriors(
         self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
     ) -> Iterator[Posterior]:
-        """What was kept of the cells with these numbers, in their order."""
-        device = model.encoder.mean.weight.device
-        codes = self._setup.read_codes(self.kept, labels=model.settings.dispersion == "gene-label")
-        library = self.kept.read_column(LIBRARY).to_numpy(np.float32)
-        for start in range(0, self.n_cells, SLICE_CELLS):
-            stop = min(start + SLICE_CELLS, self.n_cells)
-            here = np.arange(start, stop)
-            if cells is not None:
-                here = cells[np.searchsorted(cells, start) : np.searchsorted(cells, stop)]
-                if not len(here):
-                    continue
-            latent = self.kept.read_latent(start, stop)
+        """What was kept of the chosen cells, in their order."""
+        device, labels, setup = model.encoder.mean.weight.device, model.settings.dispersion == "gene-label", self.setup
+        for here, qzm, qzv in self._read_slices(cells):
+            codes = self.read_codes(setup, here, labels)
+            library = self.take_column(LIBRARY, here).to_numpy(np.float32)
+            self._check_known(here, np.isfinite(library))
             for at in range(0, len(here), batch_size):
-                part = here[at : at + batch_size]
-                qzm, qzv = (torch.from_numpy(values[part - start]).to(device) for values in latent)
-                yield Posterior(
-                    qzm,
-                    qzv,
-                    torch.from_numpy(library[part]).to(device),
-                    {name: torch.from_numpy(values[part]).to(device) for name, values in codes.items()},
-                )
+                part = slice(at, at + batch_size)
+                mean, variance, sizes = (torch.from_numpy(values[part]).to(device) for values in (qzm, qzv, library))
+                given = {name: torch.from_numpy(values[part]).to(device) for name, values in codes.items()}
+                yield Posterior(mean, variance, sizes, given)
+
+    def _read_slices(self, cells: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The indices of the chosen cells of a slice, and their qzm and qzv."""
+        for start, here in slice_cells(cells, self.n_cells, SLICE_CELLS):
+            latent = self.kept.read_latent(start, min(start + SLICE_CELLS, self.n_cells))
+            qzm, qzv = (values[here - start] for values in latent)
+            self._check_known(here, np.isfinite(qzm).all(1))
+            yield here, qzm, qzv
+
+    def _check_known(self, cells: np.ndarray, known: np.ndarray) -> None:
+        check_known(self.path, known, lambda place: str(self.read_names(cells[[place]])[0]))
 
 
-def need_counts(cells: AskedCells, question: str) -> CountedCells:
+def take_chosen(cells: np.ndarray | None, start: int, stop: int) -> np.ndarray:
+    """int64: the indices of the start-th to the stop-th of the chosen cells (None: all are chosen)."""
+    return np.arange(start, stop) if cells is None else cells[start:stop]
+
+
+def name_cells(
+    cells: QuestionCells, chosen: np.ndarray | None, parts: Iterator[np.ndarray]
+) -> Iterator[tuple[pd.Index, np.ndarray]]:
+    """Values of the chosen cells, some cells at a time, with the names of these cells."""
+    at = 0
+    for values in parts:
+        yield cells.read_names(take_chosen(chosen, at, at + len(values))), values
+        at += len(values)
+
+
+def need_counts(cells: QuestionCells, question: str) -> CountedCells:
     """The cells, whose counts a question needs. Raises QueryError where they are gone."""
     if not isinstance(cells, CountedCells):
-        raise QueryError(f"{cells.path}: {question} needs the counts, and minified data has none: ask the full data.")
-    return cells
-
-
-def number_cells(indices: Any, n_cells: int, path: str) -> np.ndarray:
-    """int64 numbers of the cells asked for by a list of numbers or a mask; None means all.
-
-    Raises QueryError if a number is outside, or a mask is of another length.
-    """
-    if indices is None:
-        return np.arange(n_cells)
-    numbers = np.asarray(indices).ravel()
-    if numbers.dtype == bool:
-        if len(numbers) != n_cells:
-            raise QueryError(f"{path}: the mask has {len(numbers):,} values for {n_cells:,} cells: give one a cell.")
-        return np.flatnonzero(numbers)
-    if len(numbers) and numbers.dtype.kind not in "iu":
         raise QueryError(
-            f"{path}: cells are asked for by their numbers or a mask, not by {numbers[0]!r}: "
-            "adata.obs_names.get_indexer(names) gives the numbers of names."
+            f"{cells.path}: {question} needs the counts, and minified data has none: ask the full data "
+            "(atlasvi query MINI DATA ..., where DATA has the counts)."
         )
-    numbers = numbers.astype(np.int64)
-    if len(numbers) and not (numbers.min() >= -n_cells and numbers.max() < n_cells):
-        raise QueryError(f"{path}: there is no cell {numbers[np.argmax(np.abs(numbers))]}: it has {n_cells:,}.")
-    return numbers % max(n_cells, 1)
-
-
-def in_order(numbers: np.ndarray, n_cells: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What to read for cells in any order, some maybe twice: (numbers ascending, None for all; where each one is).
-
-    The places are None if they are in order already.
-    """
-    unique, places = np.unique(numbers, return_inverse=True)
-    if len(unique) == len(numbers) and (places == np.arange(len(places))).all():
-        return (None if len(unique) == n_cells else unique), None
-    return unique, places
+    return cells
 
 
 def _mark(cells: np.ndarray | None, n_cells: int) -> np.ndarray | None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from atlasvi.engine.model.trained_run import RUN_FORMAT
 from atlasvi.engine.torch_files import load_tensors
 from atlasvi.loaders.errors import AtlasviError, SourceError
 from atlasvi.loaders.outputs import remove_unfinished, write_whole
+from atlasvi.loaders.store_files import check_version
 
 NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")  # the step, and the beginning of the content's sha256
 
@@ -71,7 +73,7 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save({"format_version": RUN_FORMAT, **state}, buffer)
     # not getbuffer: a view that an error keeps in a cycle crashes the garbage collector of Python 3.12.1
     content = buffer.getvalue()
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
@@ -140,5 +142,7 @@ def read_content(path: Path) -> bytes:
 
 
 def load_checkpoint(content: bytes) -> dict[str, Any]:
-    """The state in a checkpoint's content, on the CPU."""
-    return load_tensors("the checkpoint", content)
+    """The state in a checkpoint's content, on the CPU. Raises SourceError for a format newer than this code."""
+    state = load_tensors("the checkpoint", content)
+    check_version("the checkpoint", "checkpoint", state, RUN_FORMAT)
+    return state

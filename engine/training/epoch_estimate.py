@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from atlasvi.engine.distributed.gradient_sums import plan_buckets
+from atlasvi.engine.distributed.data_parallel import plan_bucket_sizes
 from atlasvi.engine.distributed.ranks import Ranks, join_ranks
 from atlasvi.engine.model.covariates import SetupKeys, learn_setup
 from atlasvi.engine.terminal import count
@@ -21,6 +21,7 @@ from atlasvi.engine.training.step import Step
 from atlasvi.loaders.batches.batch import Batch
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells
+from atlasvi.loaders.sources.data_spec import DataSpec
 
 WARM_UP = 6  # steps: kernels are compiled, memory is taken
 LATENCY_S = 50e-6  # of a message between machines; an all-reduce of n ranks sends 2 (n - 1), one after the other
@@ -66,7 +67,7 @@ class Plan:
 
 
 def plan_epoch_time(
-    data: CellData | str | Path,
+    data: CellData | DataSpec | str | Path,
     n_ranks: int,
     network_gbps: float | None = None,
     *,
@@ -91,7 +92,7 @@ def plan_epoch_time(
             )
         if not group.reduces and n_ranks > 1 and network_gbps is None:
             raise SettingError("plan: say how fast the network between the devices is: --network GBPS.")
-        if isinstance(data, (str, Path)):
+        if isinstance(data, (DataSpec, str, Path)):
             data = open_cells(data)
             ours.callback(data.close)
         ranks = group if group.reduces else Ranks(0, n_ranks)
@@ -132,8 +133,8 @@ def _measure(parts: RunParts, network_gbps: float | None, seconds: float) -> Pla
     step_s = _time(step, itertools.cycle(kept), seconds, sync, ranks)
     parts.model.eval()
     validate_s = _time(validate, itertools.cycle(kept), seconds / 2, sync, ranks)
-    buckets = plan_buckets(list(parts.model.parameters()), parts.settings.compress_gradients)
-    times = [reckon_reduce(bucket.n_bytes, ranks.world_size, network_gbps) for bucket in buckets]
+    sizes = plan_bucket_sizes(list(parts.model.parameters()), parts.settings.compress_gradients)
+    times = [reckon_reduce(size, ranks.world_size, network_gbps) for size in sizes]
     # the last bucket is the first layer's, ready when the backward pass ends; the others have half of it to hide in
     exposed = 0.0 if ranks.reduces else times[-1] + max(sum(times[:-1]) - step_s / 2, 0.0)
     return Plan(
@@ -145,7 +146,7 @@ def _measure(parts: RunParts, network_gbps: float | None, seconds: float) -> Pla
         both_s=both_s,
         validate_s=max(validate_s, load_s),
         n_validation_steps=len(validation),
-        reduce_bytes=sum(bucket.n_bytes for bucket in buckets) if ranks.world_size > 1 else 0,
+        reduce_bytes=sum(sizes) if ranks.world_size > 1 else 0,
         reduce_s=sum(times),
         exposed_s=exposed,
         measured=ranks.reduces,

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from atlasvi.engine.terminal import make_printable, say
 from atlasvi.loaders.errors import OutputError
+from atlasvi.loaders.outputs import write_whole
 
 STEP_LINE_SECONDS = 10.0
 PLAIN_LINE_SECONDS = 5.0
@@ -27,9 +28,7 @@ class RunLog:
         self, metrics: Path, tensorboard: Path, epochs: int, steps_an_epoch: int, history: Iterable[dict]
     ) -> None:
         self._epochs, self._steps_an_epoch = epochs, steps_an_epoch
-        temporary = metrics.with_suffix(".unfinished")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in history))
-        temporary.rename(metrics)
+        write_whole(metrics, "".join(json.dumps(line) + "\n" for line in history).encode())
         self._file = open(metrics, "a", buffering=1)  # noqa: SIM115
         self._writer = _open_tensorboard(tensorboard)
         self._console = Console(stderr=True)

@@ -85,7 +85,7 @@ def map_query(reference: TrainedRun, data: CellData, freezing: Freezing, generat
     if settings.has_latent_library:
         fill_library_prior(model, data, codes, first=settings.n_batches)
     known = {"n_batches": settings.n_batches, "n_categories": settings.n_categories}
-    return TrainedRun(model, reference.genes, setup, freezing=freezing.model_copy(update=known))
+    return TrainedRun(model, reference.genes, setup, freezing=freezing.model_copy(update=known), data=data.spec)
 
 
 def extend_setup(setup: Setup, data: CellData) -> Setup:

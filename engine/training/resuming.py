@@ -3,6 +3,7 @@
 import hashlib
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import numpy as np
 from atlasvi.engine.distributed.launch import launch_prefix
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.model_options import ModelOptions
-from atlasvi.engine.model.trained_run import CONFIG, MODEL, TrainedRun
-from atlasvi.engine.scvi_tools.model_directories import open_model
+from atlasvi.engine.model.trained_run import CONFIG, MODEL, RUN_FORMAT, TrainedRun
 from atlasvi.engine.training.checkpoint import CheckpointError, list_checkpoints, read_newest_checkpoint
 from atlasvi.engine.training.settings import SettingError, Settings
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, select_genes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.manifest import read_json
+from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.store_files import check_version
 
 
 def fingerprint(data: CellData) -> dict[str, Any]:
@@ -43,21 +45,23 @@ def read_saved(out: Path) -> dict[str, Any]:
     if not (out / CONFIG).exists():
         raise SourceError(f"{out}: there is no run to go on with: start it without --resume.")
     saved = read_json(out / CONFIG)
-    if not isinstance(saved.get("settings"), dict):
-        raise SourceError(f"{out / CONFIG} is damaged: it holds no settings: copy it again.")
+    check_version(str(out / CONFIG), "run", saved, RUN_FORMAT)
+    if not isinstance(saved.get("settings"), dict) or "data" not in saved:
+        raise SourceError(f"{out / CONFIG} is damaged: it holds no settings or no data: copy it again.")
     return saved
 
 
-def name_data(data: CellData) -> str:
-    """The path of the data with the options that it was opened with, from which `open_cells` opens it once more."""
-    return str(getattr(data, "spec", None) or data.path)
+def read_data_spec(out: Path, saved: Mapping[str, Any]) -> DataSpec:
+    """How the data of a run was opened. Raises SourceError if the configuration is damaged there."""
+    with reading(str(out / CONFIG)):
+        spec = DataSpec.from_record(saved["data"])
+        layer = Setup.from_saved(saved["setup"]).layer if "setup" in saved else None
+        return replace(spec, layer=spec.layer or layer)  # the first versions kept the layer there alone
 
 
 def resume_command(data: CellData, out: Path, device: str = "auto") -> str:
     """The command line that goes on with a run: as it was launched, with the options that opened its data."""
-    options = {"--empty-cells": "keep"} if getattr(data, "keep_empty", False) else {}
-    options |= {} if device == "auto" else {"--device": device}
-    words = ["train", name_data(data), "--out", str(out), *(f"{name}={value}" for name, value in options.items())]
+    words = ["train", str(data.spec), "--out", str(out), *([] if device == "auto" else [f"--device={device}"])]
     return f"{launch_prefix()} {shlex.join([*words, '--resume'])}"
 
 
@@ -81,7 +85,15 @@ def merge_saved(
 
     Raises SettingError if the data or what was given now differ from it.
     """
-    now = {**fingerprint(data), **{key: value for key, value in asked.items() if value is not None}}
+    began_with = read_data_spec(out, saved)
+    if began_with.contradicts(data.spec) or any(saved.get(key) != value for key, value in fingerprint(data).items()):
+        raise SettingError(
+            f"{out}: the run was started with other data: with {began_with} as it was then, of {saved.get('n_cells')} "
+            f"cells and {saved.get('n_genes')} genes; now it is {data.spec}, of {data.n_cells} cells and "
+            f"{len(data.genes)} genes, and its genes or the counts of its first cells are others: resume the run with "
+            "its data, or start another run in another place."
+        )
+    now = {key: value for key, value in asked.items() if value is not None}
     now.update({key: getattr(settings, key) for key in settings.model_fields_set})
     was = {**saved, **saved["settings"]}
     for key, value in now.items():
@@ -95,7 +107,7 @@ def merge_saved(
 
 
 def prepare_start(
-    start: TrainedRun | str | Path, data: CellData, keys: Mapping[str, Any], settings: Settings
+    run: TrainedRun, data: CellData, keys: Mapping[str, Any], settings: Settings
 ) -> tuple[CellData, Setup, Settings, dict[str, Any]]:
     """What it takes to train a run further: the data as its model takes it, its setup, settings with its model's
     options, and the state to begin from: weights, and where its directory holds them optimizer, epoch, step, history.
@@ -103,7 +115,6 @@ def prepare_start(
     keys  of obs, None or those that the run has
     Raises SettingError if keys or options of the model are given that are not the run's, GeneError if genes lack.
     """
-    run = start if isinstance(start, TrainedRun) else open_model(start)
     options = {name: getattr(run.model.settings, name) for name in ModelOptions.model_fields}
     has = run.setup.keys.as_asked()
     given = {name: getattr(settings, name) for name in settings.model_fields_set & options.keys()}

@@ -20,9 +20,10 @@ from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.library_prior import fill_library_prior
 from atlasvi.engine.model.model_options import ModelOptions, ModelSettings
 from atlasvi.engine.model.noise import INITIAL_WEIGHTS, seed_draws
+from atlasvi.engine.model.trained_run import RUN_FORMAT
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.training.freezing import group_parameters
-from atlasvi.engine.training.resuming import fingerprint, name_data
+from atlasvi.engine.training.resuming import fingerprint
 from atlasvi.engine.training.settings import SettingError, Settings, resolve_schedule
 from atlasvi.engine.training.splits import split_by_column, split_by_hash
 from atlasvi.kernels import choose_backend
@@ -140,7 +141,8 @@ def prepare_run(
     settings = resolve_schedule(settings, loaders["train"].n_cells)
     config = {
         "atlasvi": find_version("atlasvi"),
-        "data": name_data(data),
+        "format_version": RUN_FORMAT,
+        "data": data.spec.to_record(),
         **fingerprint(data),
         **asked,
         "setup": setup.to_saved(),

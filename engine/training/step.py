@@ -4,13 +4,15 @@ Knows the model, its optimizer, the ranks and the seed of the noise. Knows nothi
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from atlasvi.engine.distributed.gradient_sums import GradientSum
+from atlasvi.engine.distributed.batch_norm import evaluating_norms
+from atlasvi.engine.distributed.data_parallel import DataParallel
 from atlasvi.engine.distributed.ranks import Ranks
 from atlasvi.engine.model.loss_terms import CellLosses, LossTerms, sum_terms
 from atlasvi.engine.model.noise import EVALUATION_NOISE, TRAINING_NOISE, Noise, seed_draws, share_noise
@@ -50,8 +52,7 @@ class Step:
         self.model, self.ranks, self._optimizer, self._loader, self._seed = model, ranks, optimizer, loader, seed
         self._every, self.device = settings.accumulate, model.encoder.mean.weight.device
         self._noise, self._evaluation_noise = Generator(self.device), Generator(self.device)
-        learned = (parameter for parameter in model.parameters() if parameter.requires_grad)
-        self._gradients = GradientSum(ranks, learned, settings.compress_gradients)
+        self._parallel = DataParallel(model, ranks, settings.compress_gradients)
         self._sums = torch.empty(0)  # of the minibatches of the running step: see `_pack`
         alone = ranks.world_size == 1 and settings.accumulate == 1
         self._graph = (
@@ -69,7 +70,7 @@ class Step:
     @property
     def n_bytes_reduced(self) -> int:
         """Bytes of gradients that this rank hands to the sum over ranks, once a step; 0 without a group."""
-        return self._gradients.n_bytes
+        return self._parallel.n_bytes
 
     def ends(self, number: int) -> bool:
         """Whether minibatch `number` of an epoch is the last of its step."""
@@ -121,22 +122,18 @@ class Step:
         self.ranks.note(f"step {step + 1}")
         n_here = min(size, n_cells - number * size)
         noise = self._share(self._noise, TRAINING_NOISE, step * self._every + place, n_here)
-        losses = self.model(batch, noise, n_step)
-        loss = losses.loss(kl_weight, n_step)
-        sums = _pack(losses, stop_asked())
-        if place == 0:
-            self._optimizer.zero_grad(set_to_none=True)
-        else:
-            sums += self._sums
-        self._sums = sums
-        summing = None
-        if is_last:
-            summing = self.ranks.start_sum(sums)
-            self._gradients.expect()
-        with record_function("backward"):
-            loss.backward()
-        if is_last:
-            self._gradients.wait()
+        with self._parallel.accumulating(is_last):
+            with evaluating_norms(self.model) if n_here < 2 else nullcontext():  # one cell has no variance
+                losses = self._parallel(batch, noise, n_step)
+            sums = _pack(losses, stop_asked())
+            if place == 0:
+                self._optimizer.zero_grad(set_to_none=True)
+            else:
+                sums += self._sums
+            self._sums = sums
+            summing = self.ranks.start_sum(sums) if is_last else None
+            with record_function("backward"):
+                self._parallel.backward(losses.loss(kl_weight, n_step))
         if summing is not None:
             with self.ranks.waiting(f"step {step + 1}"):
                 summing.wait()

@@ -15,13 +15,20 @@ from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.model.covariates import Setup, SetupKeys, learn_setup
 from atlasvi.engine.model.likelihoods import takes_fractions
 from atlasvi.engine.model.trained_run import CONFIG, MODEL, TrainedRun, load_run
+from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.terminal import say
 from atlasvi.engine.training.checkpoint import (
     load_checkpoint,
     read_newest_content,
     write_checkpoint,
 )
-from atlasvi.engine.training.resuming import explain_taken, merge_saved, prepare_start, read_saved
+from atlasvi.engine.training.resuming import (
+    explain_taken,
+    merge_saved,
+    prepare_start,
+    read_data_spec,
+    read_saved,
+)
 from atlasvi.engine.training.run_parts import launch_id, prepare_run
 from atlasvi.engine.training.settings import SettingError, resolve_settings
 from atlasvi.engine.training.training_loop import Trainer
@@ -30,10 +37,11 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.manifest import write_json
 from atlasvi.loaders.outputs import check_output_free, remove_leftovers, write_folder_aside
+from atlasvi.loaders.sources.data_spec import DataSpec
 
 
 def train(
-    data: CellData | str | Path,
+    data: CellData | DataSpec | str | Path,
     out: str | Path,
     *,
     batch_key: str | None = None,
@@ -55,6 +63,8 @@ def train(
 ) -> TrainedRun:
     """Train scVI on a cell store or straight from a source, into a new run directory `out`.
 
+    data          a path, with options (PATH::layer=counts) or as a DataSpec; or cells that are open. Options that are
+                  not given are those of the run that is resumed or started from
     batch_key     obs column of the batches to correct for; None trains without
     labels_key    obs column of cell labels: recorded, and used by the dispersion gene-label
     size_factor_key  obs column that the decoder scales by, instead of the library size
@@ -81,10 +91,6 @@ def train(
             **{k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None},
         }
         resolved = resolve_settings(config, overrides)
-        ranks.note("opening the data")
-        if isinstance(data, (str, Path)):
-            data = open_cells(data)
-            ours.callback(data.close)
         keys = SetupKeys(
             batch_key=batch_key,
             labels_key=labels_key,
@@ -95,9 +101,23 @@ def train(
         asked: dict[str, Any] = {**keys.as_asked(), "seed": seed, "split_column": split_column}
         if seed is not None and seed < 0:
             raise SettingError(f"seed {seed}: give a whole number from 0.")
+        like, saved = None, dict[str, Any]()  # how the data was opened before, and the configuration of a run to resume
         if resume := ranks.from_first(lambda: resume or _is_ours(out, ranks), "the start"):
             remove_leftovers(out)
             saved = ranks.from_first(lambda: read_saved(out), "the configuration")
+            like = read_data_spec(out, saved)
+        elif ranks.is_first:
+            if (out / CONFIG).is_file():
+                raise OutputError(explain_taken(out))
+            check_output_free(out)
+        if start is not None and not resume:
+            start = start if isinstance(start, TrainedRun) else open_model(start)
+            like = start.like
+        if isinstance(data, (DataSpec, str, Path)):
+            ranks.note("opening the data")
+            data = open_cells(data, like=like)
+            ours.callback(data.close)
+        if resume:
             data = allow_fractions(data, takes_fractions(saved["settings"].get("gene_likelihood")))
             if saved.get("genes"):
                 data = select_genes(data, saved["genes"])
@@ -106,16 +126,12 @@ def train(
                 if ranks.is_first:
                     say(f"{out}: the run is finished already, so there is nothing to go on with.", error=True)
                 return load_run(out)
-        elif ranks.is_first:
-            if (out / CONFIG).is_file():
-                raise OutputError(explain_taken(out))
-            check_output_free(out)
         asked["seed"] = asked["seed"] or 0
         ranks.note("reading the covariates")
         if resume and "setup" in saved:
             with reading(str(out / CONFIG)):
                 setup = Setup.from_saved(saved["setup"])
-        elif start is not None:
+        elif isinstance(start, TrainedRun):
             data, setup, resolved, first = prepare_start(start, data, keys.as_asked(), resolved)
             asked["genes"] = [str(gene) for gene in data.genes]  # those of the model, whatever else the data has
         else:
@@ -130,8 +146,8 @@ def train(
             content = ranks.bytes_from_first(lambda: read_newest_content(out / "checkpoints")[1], "the checkpoint")
             with reading(f"{out / 'checkpoints'}"):
                 trainer.restore(load_checkpoint(content))
-        elif start is not None:
-            with reading(f"{start.path if isinstance(start, TrainedRun) else start}"):
+        elif isinstance(start, TrainedRun):
+            with reading(str(start.path)):
                 trainer.begin_from(first)
         else:
             parts.measure_library()

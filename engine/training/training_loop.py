@@ -85,7 +85,7 @@ class Trainer:
             if warning := warn_of_collapse(result["informative_latents"], parts.model.n_latent):
                 self.log.say(warning)
         genes = [str(gene) for gene in parts.data.genes]
-        run = TrainedRun(parts.model.cpu().float().eval(), genes, parts.setup, result, out)
+        run = TrainedRun(parts.model.cpu().float().eval(), genes, parts.setup, result, out, data=parts.data.spec)
         if self.ranks.is_first:
             write_json(out / RESULT, result)
             run.save(out)

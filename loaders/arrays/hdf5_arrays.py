@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5z
 
+from atlasvi.loaders.arrays.file_bytes import read_into
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.rows.buffers import Buffers
 
@@ -119,12 +120,8 @@ class Hdf5Array:
             out.view(np.uint8)[:] = content
 
     def _read_bytes(self, offset: int, out: np.ndarray) -> None:
-        at = 0
-        while at < len(out):  # one call reads at most 2 GiB
-            n = os.preadv(self._handle, [out[at:].data], offset + at)
-            if n == 0:
-                raise self._damaged("the file ends before it does")
-            at += n
+        if not read_into(self._handle, offset, out):
+            raise self._damaged("the file ends before it does")
 
     def _damaged(self, what: str) -> SourceError:
         return SourceError(

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,31 +25,20 @@ DENSE_BYTES = 64 * 2**20
 PIECE_ENTRIES = 2**20
 
 
-class Matrix(Protocol):
-    """Cells x genes, read by rows."""
-
-    shape: tuple[int, int]
-    nnz: int | None  # stored entries, explicit zeros and duplicates among them; None for a dense matrix
-
-    def read_rows(self, start: int, stop: int) -> sp.csr_matrix:
-        """Rows [start, stop) as canonical CSR in the stored type."""
-        ...
-
-    def close(self) -> None:
-        """Let go of temporary files."""
-        ...
-
-
 class CompressedRows:
     """A CSR matrix as three arrays, of which only slices are read.
+
+    What is said of its members here holds for every `Matrix`.
 
     path, name  what errors call it
     Raises SourceError where the arrays' lengths do not fit each other or `shape`.
     """
 
+    spooled = False  # whether the first read sorts all entries on disk
+
     def __init__(self, path: str, name: str, data: Array, indices: Array, indptr: Array, shape: tuple[int, int]):
-        self.shape = shape
-        self.nnz: int | None = int(data.shape[0])
+        self.shape = shape  # cells x genes
+        self.nnz: int | None = int(data.shape[0])  # explicit zeros and duplicates among them; None if not known
         self._path, self._name = path, name
         self._data, self._indices, self._indptr = data, indices, indptr
         check_compressed(path, name, data, indices, indptr, shape[0])
@@ -72,7 +61,7 @@ class CompressedRows:
         return self._open_direct().read(start, stop)
 
     def count_piece_rows(self) -> float:
-        """Rows that are decoded together."""
+        """Rows that are decoded together: a read of fewer decodes more than it returns."""
         piece = max(self._open_direct().data.piece, self._open_direct().indices.piece)
         return piece * self.shape[0] / max(self.nnz or 0, 1)
 
@@ -118,6 +107,8 @@ class DirectRows:
 class DenseRows:
     """A dense matrix, read in tiles of at most DENSE_BYTES and turned to CSR tile by tile."""
 
+    spooled = False
+
     def __init__(self, path: str, name: str, array: Array):
         self.shape = int(array.shape[0]), int(array.shape[1])
         self.nnz: int | None = None
@@ -140,6 +131,13 @@ class DenseRows:
         matrix = bands[0] if len(bands) == 1 else sp.vstack(bands, format="csr")
         return canonical_csr(matrix.data, matrix.indices, matrix.indptr, n_cols)
 
+    def read_narrow(self, start: int, stop: int) -> None:
+        """None: `read_rows` must be asked."""
+
+    def count_piece_rows(self) -> float:
+        """Rows that are decoded together."""
+        return 1.0
+
     def _read_tile(self, rows: slice, cols: slice) -> sp.csr_matrix:
         return sp.csr_matrix(to_numbers(np.asarray(self._array[rows, cols]), self._path, self._name))
 
@@ -155,7 +153,7 @@ def dense_tile(n_rows: int, n_cols: int, chunks: tuple[int, ...] | None, itemsiz
     return rows, min(width, n_cols)
 
 
-class SpooledColumns:
+class SpooledColumns(RowSpool):
     """A CSC matrix as three arrays, put in row order out of core at the first read (see spool.py).
 
     Holds the column pointers in memory: 8 bytes a gene.
@@ -171,23 +169,13 @@ class SpooledColumns:
         shape: tuple[int, int],
         scratch: str | Path | None,
     ):
-        self.shape = shape
-        self.nnz: int | None = int(data.shape[0])
         self._path, self._name = path, name
         self._data, self._indices, self._indptr = data, indices, indptr
         check_compressed(path, name, data, indices, indptr, shape[1])
         value_dtype = to_numbers(np.empty(0, dtype=data.dtype), path, name).dtype
-        self._spool = RowSpool(self._entries, shape, int(data.shape[0]), value_dtype, scratch)
+        super().__init__(self._read_entries, shape, int(data.shape[0]), value_dtype, scratch)
 
-    def read_rows(self, start: int, stop: int) -> sp.csr_matrix:
-        """Rows [start, stop) as canonical CSR in the stored type."""
-        return self._spool.read_rows(start, stop)
-
-    def close(self) -> None:
-        """Remove the temporary files."""
-        self._spool.close()
-
-    def _entries(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _read_entries(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         indptr = np.asarray(self._indptr[:]).astype(np.int64)
         if np.any(indptr[1:] < indptr[:-1]):
             raise ValueError(f"the column pointers of {self._name} do not fit the stored entries")
@@ -201,14 +189,8 @@ class SpooledColumns:
             yield rows, cols, to_numbers(np.asarray(self._data[low:high]), self._path, self._name)
 
 
-def read_narrow(matrix: Matrix, start: int, stop: int) -> Rows | None:
-    """Rows [start, stop) as narrow counts (see rows/narrowing.py); None where `matrix.read_rows` must be asked."""
-    return matrix.read_narrow(start, stop) if isinstance(matrix, CompressedRows) else None
-
-
-def count_piece_rows(matrix: Matrix) -> float:
-    """Rows that are decoded together: a read of fewer decodes more than it returns."""
-    return matrix.count_piece_rows() if isinstance(matrix, CompressedRows) else 1.0
+Matrix = CompressedRows | DenseRows | RowSpool
+"""Cells x genes, read by rows: all that a file can hold."""
 
 
 def check_compressed(path: str, name: str, data: Array, indices: Array, indptr: Array, n_major: int) -> None:
@@ -227,10 +209,3 @@ def check_compressed(path: str, name: str, data: Array, indices: Array, indptr: 
             f"(up to {ends[1]}) for {n_major} rows or columns do not fit each other; copy the file again, or write it "
             "anew."
         )
-
-
-def is_spooled(source: object) -> bool:
-    """Whether a source puts its matrix in order at the first read, so that each process would do it again."""
-    if isinstance(known := getattr(source, "spooled", None), bool):
-        return known
-    return any(isinstance(value, (RowSpool, SpooledColumns)) for value in vars(source).values())

@@ -29,7 +29,7 @@ SAMPLED_CHUNKS = 4  # of a dense matrix, for each block of genes
 
 def find_missing_chunks(array: zarr.Array) -> tuple[int, list[int] | range]:
     """(stored chunks or shards that a Zarr array should have, the numbers of those that are not there)."""
-    grid = _grid(array)
+    grid = count_chunks(array)
     n_expected = int(np.prod(grid, dtype=object))
     if n_expected == 0:
         return 0, []
@@ -47,7 +47,8 @@ def _stored(array: zarr.Array) -> tuple[int, ...]:
     return array.shards or array.chunks
 
 
-def _grid(array: zarr.Array) -> list[int]:
+def count_chunks(array: zarr.Array) -> list[int]:
+    """How many stored chunks or shards an array has along each dimension."""
     return [-(-n // step) for n, step in zip(array.shape, _stored(array))]
 
 
@@ -124,7 +125,7 @@ def _are_leading_empty_rows(matrix: zarr.Group, indptr: zarr.Array, missing: lis
 
 def _lie_in_longer_zeros(array: zarr.Array, missing: list[int] | range) -> bool:
     """Whether each run of missing chunks has zeros on both sides that look like parts of one longer run of zeros."""
-    step, n_stored = _stored(array)[0], _grid(array)[0]
+    step, n_stored = _stored(array)[0], count_chunks(array)[0]
     zero = 0 if array.fill_value is None else array.fill_value
     for first, last in _find_runs(missing):
         before = array[(first - 1) * step : first * step] if first else None
@@ -167,7 +168,7 @@ def _have_few_counts(matrix: zarr.Array, missing: list[int] | range) -> bool:
 
     Where none of those is stored either, each block of cells must have chunks of other genes, in two blocks or more.
     """
-    n_rows, n_columns = _grid(matrix)
+    n_rows, n_columns = count_chunks(matrix)
     rows, columns = np.divmod(np.asarray(missing), n_columns)
     if n_rows < 2 or (np.bincount(rows, minlength=n_rows) == n_columns).any():
         return False

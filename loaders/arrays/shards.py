@@ -1,4 +1,4 @@
-"""One-dimensional sharded Zarr v3 arrays, written and read straight from the shard files.
+"""One-dimensional sharded Zarr v3 arrays read straight from the shard files (shard_writing.py writes them).
 
 The files are what any Zarr v3 reader expects (sharding_indexed, blosc, crc32c, the registered delta filter); going
 past zarr-python saves its per-chunk overhead, and lets a shard be streamed to disk chunk by chunk.
@@ -8,26 +8,23 @@ for each inner chunk, then the crc32c of that index.
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import ClassVar
 
 import google_crc32c
 import numpy as np
-import zarr
 from numcodecs import blosc
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.codecs.numcodecs import Delta
 
 from atlasvi.loaders.arrays.decoding import decode_chunks
+from atlasvi.loaders.arrays.file_bytes import read_into, share_of_files
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.rows.buffers import Buffers
-from atlasvi.loaders.zarr_warnings import quiet_zarr
 
 CHUNK_MISSING = 2**64 - 1
-OPEN_SHARDS = 32  # of an array, kept open; an atlas has thousands, a process may open about a thousand files
+OPEN_SHARDS = 96  # kept open, over all arrays; an atlas has thousands, a process may open about a thousand files
 
 
 @dataclass(frozen=True)
@@ -59,142 +56,6 @@ class Layout:
         return coded + google_crc32c.value(coded).to_bytes(4, "little")
 
 
-def create_sharded(group: zarr.Group, name: str, length: int, layout: Layout) -> Path:
-    """Make the metadata of array `name` [length] in a group on local disk; returns its folder."""
-    with quiet_zarr():
-        array = group.create_array(
-            name,
-            shape=(length,),
-            dtype=layout.dtype,
-            chunks=(layout.chunk,),
-            shards=(layout.shard,),
-            filters=[Delta(dtype=layout.dtype.str)] if layout.delta else [],
-            compressors=[
-                BloscCodec(
-                    cname=layout.compressor,  # type: ignore[arg-type]
-                    clevel=layout.level,
-                    shuffle="shuffle",
-                    typesize=layout.dtype.itemsize,
-                    blocksize=layout.chunk_bytes,
-                ),
-                Crc32cCodec(),
-            ],
-            attributes={"encoding-type": "array", "encoding-version": "0.2.0"},
-        )
-    return Path(str(group.store_path.store.root)) / array.path  # type: ignore[attr-defined]
-
-
-class ChunkEncoder:
-    """Encodes a part of an array that begins at any element: whole inner chunks go to a file, one after the other.
-
-    start  number of the part's first element. Afterwards `sizes` are the bytes of each chunk, `head` and `tail` the
-    elements before the first whole chunk and after the last.
-    """
-
-    def __init__(self, layout: Layout, start: int, file: BinaryIO) -> None:
-        self._layout, self._file = layout, file
-        self._wanted = -start % layout.chunk  # elements that the head still lacks
-        self._head, self._rest = [np.empty(0, layout.dtype)], np.empty(0, layout.dtype)
-        self.sizes: list[int] = []
-
-    def append(self, values: np.ndarray) -> None:
-        """Add values; they must fit `layout.dtype`."""
-        head, values = values[: self._wanted], values[self._wanted :]
-        self._head.append(head.astype(self._layout.dtype))
-        self._wanted -= len(head)
-        values = np.concatenate([self._rest, values.astype(self._layout.dtype, copy=False)])
-        whole = len(values) // self._layout.chunk * self._layout.chunk
-        for at in range(0, whole, self._layout.chunk):
-            coded = self._layout.encode(values[at : at + self._layout.chunk])
-            self._file.write(coded)
-            self.sizes.append(len(coded))
-        self._rest = values[whole:].copy()
-
-    @property
-    def head(self) -> np.ndarray:
-        """Elements before the first whole chunk."""
-        return np.concatenate(self._head)
-
-    @property
-    def tail(self) -> np.ndarray:
-        """Elements after the last whole chunk."""
-        return self._rest
-
-
-class ShardWriter:
-    """Appends elements to a sharded array made by `create_sharded`; memory is one inner chunk."""
-
-    def __init__(self, folder: Path, layout: Layout) -> None:
-        self.folder, self.layout = folder, layout
-        self._chunk, self._filled = np.zeros(layout.chunk, layout.dtype), 0
-        self._file: BinaryIO | None = None
-        self._shard = 0
-        self._sizes: list[int] = []
-        self._checksum = 0  # crc32c of the shard so far
-        self.files: dict[str, tuple[int, str]] = {}  # of the shards that are done: bytes and crc32c
-        (folder / "c").mkdir(exist_ok=True)
-
-    def append(self, values: np.ndarray) -> None:
-        """Add values; they must fit `layout.dtype`."""
-        at = 0
-        while at < len(values):
-            take = min(len(values) - at, self.layout.chunk - self._filled)
-            self._chunk[self._filled : self._filled + take] = values[at : at + take]
-            self._filled += take
-            at += take
-            if self._filled == self.layout.chunk:
-                self._write_chunk(self.layout.encode(self._chunk))
-                self._filled = 0
-
-    def append_encoded(self, path: Path, sizes: Sequence[int]) -> None:
-        """Add the inner chunks that a `ChunkEncoder` wrote to a file; the elements so far must fill whole chunks.
-
-        Raises DamagedChunkError if one does not match its checksum.
-        """
-        assert not sizes or self._filled == 0
-        with open(path, "rb") as file:
-            for size in sizes:
-                coded = file.read(size)
-                if google_crc32c.value(coded[:-4]) != int.from_bytes(coded[-4:], "little"):
-                    raise DamagedChunkError(f"{path} is damaged (a chunk does not match its checksum).")
-                self._write_chunk(coded)
-
-    def close(self) -> None:
-        """Write the last, padded chunk and the index of the last shard."""
-        if self._filled:
-            self._chunk[self._filled :] = 0
-            self._write_chunk(self.layout.encode(self._chunk))
-        if self._sizes:
-            self._close_shard()
-
-    def _write_chunk(self, coded: bytes) -> None:
-        if self._file is None:
-            self._file = open(self.folder / "c" / str(self._shard), "wb")  # noqa: SIM115
-        self._write(coded)
-        self._sizes.append(len(coded))
-        if len(self._sizes) * self.layout.chunk == self.layout.shard:
-            self._close_shard()
-
-    def _write(self, content: bytes) -> None:
-        assert self._file is not None
-        self._file.write(content)
-        self._checksum = google_crc32c.extend(self._checksum, content)
-
-    def _close_shard(self) -> None:
-        assert self._file is not None
-        index = np.full((self.layout.shard // self.layout.chunk, 2), CHUNK_MISSING, "<u8")
-        index[: len(self._sizes), 1] = self._sizes
-        index[: len(self._sizes), 0] = np.cumsum(self._sizes) - self._sizes
-        self._write(index.tobytes())
-        self._write(google_crc32c.value(index.tobytes()).to_bytes(4, "little"))
-        self.files[str(self._shard)] = self._file.tell(), f"{self._checksum:08x}"
-        self._checksum = 0
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file, self._sizes, self._shard = None, [], self._shard + 1
-
-
 class ShardReader:
     """Reads runs of elements of a sharded array, by several threads at once.
 
@@ -204,8 +65,7 @@ class ShardReader:
 
     def __init__(self, folder: Path, layout: Layout, length: int, buffers: Buffers | None = None) -> None:
         self.folder, self.layout, self.length = folder, layout, length
-        self._shards: OrderedDict[int, OpenShard] = OrderedDict()
-        self._lock = threading.Lock()
+        self._shards = OpenShards(layout.shard // layout.chunk)
         self._buffers = buffers or Buffers()
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -247,9 +107,8 @@ class ShardReader:
         return descents
 
     def close(self) -> None:
-        """Let go of the files; they are opened again when needed."""
-        with self._lock:
-            self._shards.clear()
+        """Close the files; they are opened again when needed."""
+        self._shards.close()
 
     def _read_coded(self, shard: "OpenShard", index: np.ndarray) -> np.ndarray:
         """uint8: the bytes of neighbouring inner chunks, whose rows of the shard's index are given."""
@@ -257,7 +116,7 @@ class ShardReader:
         if (index[1:, 0] != ends[:-1]).any():
             raise _misplaced(shard.path)  # `ShardWriter` writes chunk after chunk
         coded = self._buffers.take(int(ends[-1]) - begin, np.uint8)
-        if os.preadv(shard.handle, [coded.data], begin) != len(coded):
+        if not read_into(shard.handle, begin, coded):
             raise SourceError(f"{shard.path} is cut short: copy the store again, or ingest it again.")
         return coded
 
@@ -281,11 +140,7 @@ class ShardReader:
         """The shard, opened now or before; raises SourceError if it is not there, or no longer the one opened."""
         path = self.folder / "c" / str(number)
         try:
-            with self._lock:
-                shard = self._shards.pop(number, None) or OpenShard(path, self.layout.shard // self.layout.chunk)
-                self._shards[number] = shard
-                if len(self._shards) > OPEN_SHARDS:
-                    self._shards.popitem(last=False)  # closed once nobody reads from it
+            shard = self._shards.take(number, path)
             if identify(os.stat(path)) != shard.identity:
                 raise SourceError(
                     f"{path} was replaced or changed while it was being read: open the store again, and go on from the "
@@ -320,6 +175,36 @@ class OpenShard:
     def __del__(self) -> None:
         if hasattr(self, "handle"):
             os.close(self.handle)
+
+
+class OpenShards:
+    """The shards of one array, of which those stay open that were read last; for several threads.
+
+    All arrays of the process share `most_open`, as a source may be of many arrays.
+    """
+
+    most_open = share_of_files(8, OPEN_SHARDS)
+    _arrays: ClassVar[weakref.WeakSet["OpenShards"]] = weakref.WeakSet()  # that have opened a shard
+
+    def __init__(self, n_chunks: int) -> None:
+        self._n_chunks, self._lock = n_chunks, threading.Lock()
+        self._shards: OrderedDict[int, OpenShard] = OrderedDict()
+
+    def take(self, number: int, path: Path) -> OpenShard:
+        """A shard by its number, opened at its path if it is not open. Raises FileNotFoundError, SourceError."""
+        with self._lock:
+            self._arrays.add(self)
+            shard = self._shards.pop(number, None) or OpenShard(path, self._n_chunks)
+            self._shards[number] = shard
+            while len(self._shards) > max(self.most_open // len(self._arrays), 1):
+                self._shards.popitem(last=False)  # closed once nobody reads from it
+        return shard
+
+    def close(self) -> None:
+        """Close all of them."""
+        with self._lock:
+            self._shards.clear()
+            self._arrays.discard(self)
 
 
 def _misplaced(path: Path) -> DamagedChunkError:

@@ -3,49 +3,40 @@
 A library decodes under its lock, into fresh memory; what goes straight to the file does neither.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import h5py
 import numpy as np
 import zarr
 
-from atlasvi.loaders.arrays.hdf5_arrays import open_hdf5_array
-from atlasvi.loaders.arrays.zarr_arrays import open_zarr_array
+from atlasvi.loaders.arrays.hdf5_arrays import Hdf5Array, open_hdf5_array
+from atlasvi.loaders.arrays.zarr_arrays import ZarrArray, open_zarr_array
 from atlasvi.loaders.rows.buffers import Buffers
 
 MOST_HELD = 2**22  # elements of an array of row pointers that are held in memory (32 MiB)
 
 
-class StoredArray(Protocol):
-    """A one-dimensional array, read by several threads at once."""
-
-    piece: int  # elements that are decoded together; 1 where any slice can be read by itself
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Elements [start, stop), in memory that is lent for as long as someone refers to it.
-
-        Raises SourceError, naming the file, where they are damaged, or where the file was replaced.
-        """
-        ...
-
-    def close(self) -> None:
-        """Let go of files; nothing can be read afterwards."""
-        ...
-
-
 class SlicedArray:
-    """An array that only its library can read."""
+    """An array that only its library can read. What is said of its members here holds for every `StoredArray`."""
 
     def __init__(self, array: Any) -> None:
         self._array = array
+        # elements that are decoded together; 1 where any slice can be read by itself
         self.piece = int(array.chunks[0]) if array.chunks else 1
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Elements [start, stop)."""
+        """Elements [start, stop), in memory that is lent for as long as someone refers to it; by several threads.
+
+        Raises SourceError, naming the file, where they are damaged, or where the file was replaced.
+        """
         return np.asarray(self._array[start:stop])
 
     def close(self) -> None:
-        """Nothing is held beside the library's own."""
+        """Close files, beside those of the library; nothing can be read afterwards."""
+
+
+StoredArray = Hdf5Array | ZarrArray | SlicedArray
+"""A one-dimensional array on disk, by what reads it."""
 
 
 def open_array(path: str, array: Any, buffers: Buffers) -> StoredArray:

@@ -5,9 +5,7 @@ Known codecs are Blosc, Zstandard, gzip and zlib, with or without crc32c; zarr-p
 
 import itertools
 import os
-import threading
 import zlib
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,8 +20,9 @@ from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
 from zarr.storage import LocalStore
 
 from atlasvi.loaders.arrays.decoding import decode_chunks
+from atlasvi.loaders.arrays.file_bytes import read_into
 from atlasvi.loaders.arrays.missing_chunks import find_missing_chunks
-from atlasvi.loaders.arrays.shards import CHUNK_MISSING, OPEN_SHARDS, OpenShard, identify
+from atlasvi.loaders.arrays.shards import CHUNK_MISSING, OpenShards, identify
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.rows.buffers import Buffers
 
@@ -114,9 +113,8 @@ class ZarrArray:
         self.piece = chunk
         self._folder, self._dtype, self._encode_key = folder, array.dtype, array.metadata.encode_chunk_key
         self._chunk, self._per_shard, self._coding, self._buffers = chunk, shard // chunk, coding, buffers
-        self._shards: OrderedDict[int, OpenShard] = OrderedDict()
+        self._shards = OpenShards(self._per_shard)
         self._identities: dict[int, tuple] = {}
-        self._lock = threading.Lock()
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Elements [start, stop). Raises SourceError where a file is damaged or gone, NotStoredError."""
@@ -141,9 +139,8 @@ class ZarrArray:
         return out[start - first * self._chunk : stop - first * self._chunk]
 
     def close(self) -> None:
-        """Let go of the files."""
-        with self._lock:
-            self._shards.clear()
+        """Close the files."""
+        self._shards.close()
 
     def _read_file(self, path: Path, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The bytes of a chunk that is a file, and where in them it begins and ends."""
@@ -157,11 +154,7 @@ class ZarrArray:
 
     def _read_shard(self, path: Path, number: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The bytes of inner chunks [first, last) of one shard, and where in them each begins and ends."""
-        with self._lock:
-            shard = self._shards.pop(number, None) or OpenShard(path, self._per_shard)
-            self._shards[number] = shard
-            if len(self._shards) > OPEN_SHARDS:
-                self._shards.popitem(last=False)  # closed once nobody reads from it
+        shard = self._shards.take(number, path)
         if self._identities.setdefault(number, shard.identity) != identify(os.stat(path)):
             raise _replaced(path)
         index = shard.index[first % self._per_shard :][: last - first]
@@ -236,12 +229,8 @@ def read_zstd_size(frame: np.ndarray) -> int | None:
 
 
 def _read_bytes(handle: int, path: Path, offset: int, out: np.ndarray) -> None:
-    at = 0
-    while at < len(out):  # one call reads at most 2 GiB
-        n = os.preadv(handle, [out[at:].data], offset + at)
-        if n == 0:
-            raise SourceError(f"{path} is damaged or cut short: copy it again.")
-        at += n
+    if not read_into(handle, offset, out):
+        raise SourceError(f"{path} is damaged or cut short: copy it again.")
 
 
 def _damaged(path: Path, chunk: int, what: str) -> DamagedChunkError:

@@ -1,27 +1,15 @@
 """Which cells an epoch visits, and how often: by an expression over `obs`, by weights, with classes in balance."""
 
 import ast
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
-from atlasvi.loaders.cells.open_cells import CellData
+from atlasvi.loaders.cells.cells_protocol import Cells, Columns
 from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.tables.store_tables import check_column
 
 SLICE_CELLS = 2**18
-
-
-class Columns(Protocol):
-    """What has columns of cells."""
-
-    path: str
-    n_cells: int
-    obs_columns: list[str]
-
-    def read_column(self, name: str) -> pd.Series:
-        """One column of all cells."""
 
 
 def choose_cells(data: Columns, expression: str) -> np.ndarray:
@@ -73,7 +61,7 @@ def _names(expression: str, data: Columns) -> set[str]:
     return names
 
 
-def balance_classes(data: CellData, column: str, cells: np.ndarray | None) -> np.ndarray:
+def balance_classes(data: Cells, column: str, cells: np.ndarray | None) -> np.ndarray:
     """float64 [data.n_cells]: weights under which the classes of an `obs` column are drawn equally often.
 
     cells  bool [data.n_cells]: those that may be drawn. Raises ColumnError if one of them has no class.

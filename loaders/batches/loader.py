@@ -18,7 +18,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from atlasvi.loaders.batches.batch import Batch, lay_out
 from atlasvi.loaders.batches.cell_selection import Draws, balance_classes, choose_cells
 from atlasvi.loaders.batches.epoch_order import EpochPlan, Part, plan_epoch, plan_minibatches
-from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes
+from atlasvi.loaders.cells.cells_protocol import Cells
+from atlasvi.loaders.cells.open_cells import open_cells, select_genes
 from atlasvi.loaders.errors import DamagedChunkError
 from atlasvi.loaders.rows.block_rows import Rows, copy_cells
 from atlasvi.loaders.rows.buffers import Buffers
@@ -52,7 +53,7 @@ class BatchLoader(IterableDataset):
 
     def __init__(
         self,
-        data: CellData | str | Path,
+        data: Cells | str | Path,
         batch_size: int,
         seed: int,
         *,

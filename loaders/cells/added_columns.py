@@ -19,18 +19,17 @@ import zarr
 
 from atlasvi.loaders.errors import ColumnError, OutputError, SourceError
 from atlasvi.loaders.manifest import changing
-from atlasvi.loaders.outputs import explain_full_disk, sync_folder, sync_tree, write_whole
+from atlasvi.loaders.outputs import explain_full_disk, publish, write_whole
 from atlasvi.loaders.store_files import read_attributes
 from atlasvi.loaders.tables.column_names import RESERVED, find_storable_names
 from atlasvi.loaders.tables.merged_columns import convert_column, is_masked, join_dtypes
+from atlasvi.loaders.tables.records import TextColumns, obs_to_record
 from atlasvi.loaders.tables.store_tables import (
     TableReader,
     TableWriter,
-    TextColumns,
     consolidate_metadata,
     create_parents,
     has_masks,
-    obs_to_record,
 )
 
 SCRATCH = ".added.unfinished"  # in the store
@@ -84,7 +83,6 @@ def _add(path: Path, attributes: dict, columns: dict[str, pd.Series], obs: Table
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     consolidate_metadata(path)
-    sync_folder(path)
 
 
 def read_table(path: str | Path, key: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -237,7 +235,6 @@ def _write(scratch: Path, columns: dict[str, pd.Series], obs: TableReader) -> No
     text.see(record)
     root = zarr.open_group(scratch, mode="w", zarr_format=3)
     TableWriter(root, "obs", obs.n_rows, text.resolve(dtypes, obs.n_rows)).append(record)
-    sync_tree(scratch)
 
 
 def _move(scratch: Path, folder: Path, group: zarr.Group, names: list[str], there: list[str]) -> None:
@@ -248,8 +245,7 @@ def _move(scratch: Path, folder: Path, group: zarr.Group, names: list[str], ther
         create_parents(group, name)
         place = folder.joinpath(*Path(name).parts)
         shutil.rmtree(place, ignore_errors=True)  # replaced, or left by a killed process
-        os.rename(scratch.joinpath(*Path(name).parts), place)
-        sync_folder(place.parent)
+        publish(scratch.joinpath(*Path(name).parts), place)
     _announce(folder, [*there, *(name for name in names if name not in there)])
 
 
@@ -263,4 +259,3 @@ def _change_attributes(folder: Path, **values: Any) -> None:
     metadata = json.loads((folder / "zarr.json").read_text())
     metadata["attributes"].update(values)
     write_whole(folder / "zarr.json", json.dumps(metadata, indent=2).encode())
-    sync_folder(folder)

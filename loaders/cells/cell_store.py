@@ -22,7 +22,8 @@ import pandas as pd
 import zarr
 
 from atlasvi.loaders.arrays.array_checks import check_group_codecs
-from atlasvi.loaders.arrays.shards import Layout, ShardReader
+from atlasvi.loaders.arrays.shards import Layout
+from atlasvi.loaders.cells.block_readers import open_rows
 from atlasvi.loaders.cells.store_checks import (
     MOST_BLOCK,
     MOST_CHUNK,
@@ -38,9 +39,8 @@ from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.identity import cell_keys
 from atlasvi.loaders.outputs import remove_leftovers
 from atlasvi.loaders.rows.block_rows import Rows
-from atlasvi.loaders.rows.buffers import Buffers
-from atlasvi.loaders.rows.row_checks import check_four_byte_counts, check_genes, check_pointers
-from atlasvi.loaders.store_files import KIND, check_manifest, read_attributes
+from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.store_files import KIND, check_manifest, check_version, read_attributes
 from atlasvi.loaders.tables.store_tables import TableReader
 from atlasvi.loaders.zarr_warnings import quiet_zarr
 
@@ -71,16 +71,6 @@ PROFILES: dict[str, dict[str, tuple[str, int]]] = {
 }
 
 
-def check_version(attributes: dict, path: str | Path, newest: int) -> None:
-    """Raises SourceError for a format that is newer than this code, or for none."""
-    check_attributes(attributes, path, {"format_version": int})
-    if attributes["format_version"] > newest:
-        raise SourceError(
-            f"{path}: this {attributes['kind']} is of format {attributes['format_version']}, and this atlasvi reads up "
-            f"to {newest}: upgrade it (pip install --upgrade atlasvi)."
-        )
-
-
 def layouts(attributes: dict) -> tuple[Layout, Layout]:
     """How `data` and `indices` of X are cut and coded, from the attributes of the store."""
     chunk = attributes["chunk"]
@@ -93,15 +83,24 @@ def layouts(attributes: dict) -> tuple[Layout, Layout]:
 
 
 class CellStore:
-    """A finished cell store, opened for reading; `CellData` for the loader. Safe to read from several threads."""
+    """A finished cell store, opened for reading, as `Cells`."""
 
-    def __init__(self, path: str | Path) -> None:
+    layer: str | None = None  # of AnnData: the counts are in X
+
+    def __init__(self, path: str | Path, spec: DataSpec | None = None) -> None:
         self.path = str(path)
+        self.spec = spec or DataSpec(self.path)
+        if given := set(self.spec.options) & {"layer", "gene_column", "measurement", "gene_versions"}:
+            raise SourceError(
+                f"{path}: a cell store holds the counts and genes that ingest chose, so {sorted(given)[0]} can't be "
+                "chosen again: leave it out, or ingest the sources with it."
+            )
         remove_leftovers(path)
         attributes = read_attributes(path)
         if attributes is None or attributes.get("kind") != KIND:
             raise SourceError(f"{path} is not a cell store (make one with: atlasvi ingest SRC... --out STORE).")
-        check_version(attributes, path, FORMAT_VERSION)
+        check_attributes(attributes, path, {"format_version": int})
+        check_version(str(path), KIND, attributes, FORMAT_VERSION)
         if attributes["format_version"] < VERSION_WITHOUT_MASKS:
             raise SourceError(
                 f"{path}: this cell store was made by an earlier draft of atlasvi: ingest its sources again."
@@ -131,11 +130,10 @@ class CellStore:
             "shuffled as a whole when the store was written, so neighbouring cells are strangers; "
             f"{GROUP_BLOCKS} blocks of them are mixed at a time"
         )
-        self._buffers = Buffers()
         data, indices = layouts(self.attributes)
-        self._block_elements = data.chunk * self.attributes["block_chunks"]
-        if not (0 < data.chunk <= MOST_CHUNK and 0 < self._block_elements <= MOST_BLOCK):
-            raise SourceError(f"{path}: its blocks of {self._block_elements:,} counts are damaged: copy it again.")
+        block_elements = data.chunk * self.attributes["block_chunks"]
+        if not (0 < data.chunk <= MOST_CHUNK and 0 < block_elements <= MOST_BLOCK):
+            raise SourceError(f"{path}: its blocks of {block_elements:,} counts are damaged: copy it again.")
         if len(self.var) != self.attributes["n_genes"]:
             raise SourceError(
                 f"{path}: it is damaged: var has {len(self.var):,} genes, and X {self.attributes['n_genes']:,}: copy "
@@ -147,15 +145,14 @@ class CellStore:
             ("indptr", self.n_cells + 1, INDPTR_LAYOUT),
         ):
             check_layout(self.path, root["X"][name], length, layout)
-        n_blocks = max(-(-self.nnz // self._block_elements), 1)
+        n_blocks = max(-(-self.nnz // block_elements), 1)
         check_block_starts(self.path, self.block_starts, self.n_cells, n_blocks)
         check_lengths(self.path, root["obs"], self.n_cells)
         self._unsure: dict[str, str] = {}  # columns that may have lost values, and a file that is missing
         if not has_manifest:
             self._check_chunks(root)
-        self._data = ShardReader(path / "X" / "data", data, self.nnz, self._buffers)
-        self._indices = ShardReader(path / "X" / "indices", indices, self.nnz, self._buffers)
-        self._indptr = ShardReader(path / "X" / "indptr", INDPTR_LAYOUT, self.n_cells + 1, self._buffers)
+        shape = self.n_cells, len(self.var)
+        self._rows = open_rows(path / "X", root["X"], (data, indices, INDPTR_LAYOUT), shape, self.nnz, block_elements)
 
     def _check_chunks(self, root: Any) -> None:
         """Raise SourceError for what an older store, which has no list of its files, has lost.
@@ -195,7 +192,7 @@ class CellStore:
         """
         start, stop = (int(edge) for edge in self.block_starts[block : block + 2])
         try:
-            return self._read_rows(start, stop)
+            return self._rows.read(start, stop)
         except DamagedChunkError as error:
             raise DamagedChunkError(f"block {block} (cells {start:,} to {stop - 1:,}): {error}") from None
         except SourceError:
@@ -206,25 +203,13 @@ class CellStore:
                 "again from where it came from, or ingest it again."
             ) from None
 
-    def _read_rows(self, start: int, stop: int) -> Rows:
-        """Cells [start, stop) of one block, checked. Raises DamagedChunkError or ValueError if they are damaged."""
-        indptr, n_genes, chunk = self._indptr.read(start, stop + 1), len(self.var), self._data.layout.chunk
-        check_pointers(indptr, self.nnz, n_genes, self._block_elements + n_genes)
-        first, last = int(indptr[0]) // chunk, -(-int(indptr[-1]) // chunk)
-        indptr = indptr - first * chunk
-        low, high = int(indptr[0]), int(indptr[-1])
-        indices, counts = (
-            self._buffers.take((last - first) * chunk, array.layout.dtype) for array in (self._indices, self._data)
-        )
-        descents = self._indices.read_chunks(first, last, indices, low, high)
-        self._data.read_chunks(first, last, counts)
-        check_genes(indptr, indices, n_genes, descents)
-        check_four_byte_counts(counts[low:high])
-        return Rows(start, indptr[:-1], np.diff(indptr).astype(np.int32), indices, counts)
-
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop)."""
         return self._obs.read(start, stop)
+
+    def read_names(self, start: int = 0, stop: int | None = None) -> pd.Index:
+        """Names of cells [start, stop), or of all."""
+        return self._obs.read_names(start, self.n_cells if stop is None else stop)
 
     def read_column(self, name: str) -> pd.Series:
         """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
@@ -239,7 +224,10 @@ class CellStore:
         source = self._obs.read_column("source", start, stop).cat.codes.to_numpy()
         return cell_keys(source, self._obs.read_column("source_row", start, stop).to_numpy())
 
+    def allow_fractions(self) -> "CellStore":
+        """The same: a store holds whole counts."""
+        return self
+
     def close(self) -> None:
-        """Let go of the files."""
-        for array in (self._data, self._indices, self._indptr):
-            array.close()
+        """Close the files."""
+        self._rows.close()

@@ -11,10 +11,11 @@ from scipy import sparse
 
 from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
 from atlasvi.loaders.identity import cell_keys
-from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.rows.block_rows import Rows, choose_index_dtype
 from atlasvi.loaders.rows.buffers import Buffers
 from atlasvi.loaders.rows.count_checks import check_counts
 from atlasvi.loaders.rows.narrowing import narrow_rows
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.open_source import check_gene_names
 from atlasvi.loaders.tables.store_tables import check_column, to_storable
 
@@ -40,9 +41,9 @@ class MemoryObs:
             raise ColumnError(f"{NAME}: obs has {len(places)} columns called {name!r}: give them different names.")
         return self.adata.obs.iloc[:, places[0]].reset_index(drop=True)
 
-    def read_names(self) -> pd.Index:
-        """Names of all cells."""
-        return self.adata.obs_names
+    def read_names(self, start: int = 0, stop: int | None = None) -> pd.Index:
+        """Names of cells [start, stop), or of all."""
+        return self.adata.obs_names[start:stop]
 
 
 def list_layers(adata: "anndata.AnnData") -> list[str]:
@@ -51,7 +52,7 @@ def list_layers(adata: "anndata.AnnData") -> list[str]:
 
 
 class MemoryCells(MemoryObs):
-    """Cells of an AnnData: `CellData` for the loader, shuffled as a whole, empty cells kept.
+    """Cells of an AnnData as `Cells`: shuffled as a whole, empty cells kept.
 
     adata  X (or the layer) dense, CSR or CSC of any type; its counts are copied once, into the narrowest types
     layer  which matrix holds the counts; None: X
@@ -61,7 +62,7 @@ class MemoryCells(MemoryObs):
 
     def __init__(self, adata: "anndata.AnnData", layer: str | None = None, fractions: bool = False) -> None:
         super().__init__(adata)
-        self.layer, self._fractions = layer, fractions
+        self.layer, self.spec = layer, DataSpec(NAME, layer=layer, values="numbers" if fractions else None)
         if layer is not None and layer not in adata.layers:
             raise ColumnError(
                 f"{NAME}: there is no layer {layer!r} (it has: {', '.join(list_layers(adata)) or 'none'})."
@@ -114,6 +115,10 @@ class MemoryCells(MemoryObs):
         """uint64 [stop - start]: a hash of each cell's place."""
         return cell_keys(0, np.arange(start, stop))
 
+    def allow_fractions(self) -> "MemoryCells":
+        """The same cells, with numbers that are not whole taken as they are."""
+        return self if self.spec.takes_fractions else MemoryCells(self.adata, self.layer, fractions=True)
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -135,12 +140,12 @@ class MemoryCells(MemoryObs):
         names, layers = self.adata.obs_names, list_layers(self.adata)
         places = self.layer or "X", [*layers, *["X"] * bool(layers)]
         checked = check_counts(
-            counts, NAME, lambda row: str(names[row]), self.genes, *places, fractions=self._fractions
+            counts, NAME, lambda row: str(names[row]), self.genes, *places, fractions=self.spec.takes_fractions
         )
         if (checked.data == 0).any():
             checked = checked.copy()
             checked.eliminate_zeros()
-        indices = checked.indices.astype(np.uint16 if n_genes <= 2**16 else np.int32)
+        indices = checked.indices.astype(choose_index_dtype(n_genes))
         return Rows.from_csr(0, checked.indptr, indices, checked.data)
 
 

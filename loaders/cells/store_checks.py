@@ -8,6 +8,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
+from atlasvi.loaders.arrays.missing_chunks import count_chunks, find_missing_chunks
 from atlasvi.loaders.arrays.shards import Layout
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.tables.anndata_tables import column_length
@@ -61,12 +62,9 @@ def name_missing_chunks(array: zarr.Array) -> Iterator[str]:
     store = array.store
     if not isinstance(store, LocalStore) or not array.size:
         return
-    folder = Path(str(store.root)) / array.path
-    counts = [-(-length // chunk) for length, chunk in zip(array.shape, array.shards or array.chunks)]
-    for place in np.ndindex(*counts):
-        name = array.metadata.encode_chunk_key(tuple(place))
-        if not (folder / name).exists():
-            yield str(folder / name)
+    folder, grid = Path(str(store.root)) / array.path, count_chunks(array)
+    for number in find_missing_chunks(array)[1]:
+        yield str(folder / array.metadata.encode_chunk_key(tuple(map(int, np.unravel_index(number, grid)))))
 
 
 def check_written(path: str, array: zarr.Array) -> None:

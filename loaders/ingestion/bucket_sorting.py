@@ -10,7 +10,6 @@ identity says, and written as one file (more if they turn out to be denser than 
 
 import itertools
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,17 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from atlasvi.loaders.arrays.file_bytes import read_into
 from atlasvi.loaders.identity import mix64
-from atlasvi.loaders.ingestion.ingest_job import Job, open_once, reading_unfinished
-from atlasvi.loaders.manifest import read_json, write_json
-from atlasvi.loaders.outputs import sync_folder
-from atlasvi.loaders.rows.block_rows import gather_rows
+from atlasvi.loaders.ingestion.ingest_job import IngestJob, open_ingests
+from atlasvi.loaders.jobs import Parts, reading_unfinished
+from atlasvi.loaders.manifest import read_json
+from atlasvi.loaders.outputs import sync_file
+from atlasvi.loaders.rows.block_rows import choose_index_dtype, gather_rows
 from atlasvi.loaders.rows.count_checks import check_no_empty_cells, narrowest_unsigned
 from atlasvi.loaders.sources.joined import JoinedSources, Piece
-from atlasvi.loaders.tables.store_tables import TEXT, TextColumns, obs_to_record
+from atlasvi.loaders.tables.merged_columns import TEXT
+from atlasvi.loaders.tables.records import TextColumns, decode_text, encode_text, obs_to_record
 
 UNIT_NNZ = 2**24  # counts held in memory while they are sorted: 50 to 130 MB
 GATHER_CELLS = 2**11
@@ -44,24 +46,29 @@ def plan_units(joined: JoinedSources, n_buckets: int) -> dict[str, Any]:
 
 def sort_unit(scratch: str, number: int) -> None:
     """Sort unit `number` of the job in a scratch folder, unless it is done. Raises CountsError on what is no count."""
-    folder = Path(scratch) / FOLDER
-    if (folder / f"{number:06d}.json").exists():
+    units = list_units(scratch)
+    if units.is_done(number):
         return
-    job, joined = open_once(scratch)
-    plan = read_json(Path(scratch) / PLAN)
-    unit = _Unit(folder, number, plan["n_buckets"], job, joined)
+    job, joined = open_ingests.get(scratch)
+    plan = read_plan(Path(scratch))
+    unit = _Unit(units.folder, number, plan["n_buckets"], job, joined)
     source, start, stop = plan["units"][number]
     for piece in joined.pieces(source, start, stop):
         unit.add(piece)
-    unit.finish()
+    units.finish(number, unit.finish())
+
+
+def list_units(scratch: str | Path) -> Parts:
+    """The units of a job that are done, and what they hold."""
+    return Parts(Path(scratch) / FOLDER, "{:06d}.json")
 
 
 class _Unit:
     """Cells of a unit, gathered piece by piece."""
 
-    def __init__(self, folder: Path, number: int, n_buckets: int, job: Job, joined: JoinedSources) -> None:
+    def __init__(self, folder: Path, number: int, n_buckets: int, job: IngestJob, joined: JoinedSources) -> None:
         self.folder, self.number, self.n_buckets, self.job, self.joined = folder, number, n_buckets, job, joined
-        self.index_dtype = np.dtype(np.uint16 if len(joined.var) <= 2**16 else np.int32)
+        self.index_dtype = choose_index_dtype(len(joined.var))
         self.text = TextColumns(joined.dtypes)
         self.pieces: list[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]] = []
         self.held = 0
@@ -71,11 +78,12 @@ class _Unit:
     def add(self, piece: Piece) -> None:
         """Take the cells of a piece; raises CountsError on an empty one if those are refused."""
         row_nnz = np.diff(piece.counts.indptr).astype(np.int32)
-        if self.job.empty_cells == "refuse":
+        empty_cells = self.job.sources[piece.source]["empty_cells"]
+        if empty_cells == "refuse":
             path = self.joined.sources[piece.source].path
             check_no_empty_cells(piece.source_nnz, path, piece.start, self.joined.name_cells(piece.source, piece.start))
         record = {"keys": mix64(piece.keys, self.job.seed), "row_nnz": row_nnz, **obs_to_record(piece.obs)}
-        if self.job.empty_cells == "drop":
+        if empty_cells == "drop":
             record = {name: values[row_nnz > 0] for name, values in record.items()}
         self.text.see(record)
         self.pieces.append((record, piece.counts.indices.astype(self.index_dtype), piece.counts.data))
@@ -100,13 +108,12 @@ class _Unit:
         name = f"{self.number:06d}-{len(self.summary['parts'])}.part"
         self.summary["parts"].append(write_part(self.folder / name, record, indices, counts, self.n_buckets))
 
-    def finish(self) -> None:
-        """Write what is left, and the summary that says the unit is done."""
+    def finish(self) -> dict[str, Any]:
+        """Write what is left; returns what the unit holds, for when it is on disk."""
         if self.pieces:
             self.write()
-        sync_folder(self.folder)
-        self.summary["text"] = self.text.to_json()
-        write_json(self.folder / f"{self.number:06d}.json", self.summary)
+        sync_file(self.folder)
+        return {**self.summary, "text": self.text.to_json()}
 
 
 def write_part(
@@ -129,12 +136,11 @@ def write_part(
 
         for name, values in record.items():
             if values.dtype == TEXT:
-                encoded = [None if text is None else text.encode() for text in values[order]]
-                lengths = np.array([-1 if text is None else len(text) for text in encoded], np.int32)
+                lengths, text = encode_text(values[order])
                 begin(f"lengths/{name}", lengths.dtype, CELLS)
                 file.write(lengths.data)
                 begin(f"bytes/{name}", np.dtype(np.uint8), name)
-                file.write(b"".join(text for text in encoded if text is not None))
+                file.write(text)
                 starts = np.concatenate([[0], np.cumsum(np.maximum(lengths, 0), dtype=np.int64)])
                 edges[name] = starts[edges[CELLS]]
             else:
@@ -218,9 +224,7 @@ class Part:
     def _read_section(self, name: str, bucket: int) -> np.ndarray:
         if f"lengths/{name}" in self.sections:
             lengths, raw = (self._read_section(f"{part}/{name}", bucket) for part in ("lengths", "bytes"))
-            ends, text = np.cumsum(np.maximum(lengths, 0), dtype=np.int64).tolist(), raw.tobytes()
-            texts = [None if n < 0 else text[end - n : end].decode() for n, end in zip(lengths.tolist(), ends)]
-            return np.array([*texts, None], object)[:-1]  # of texts of equal length numpy would make no objects
+            return decode_text(lengths, raw.tobytes())
         offset, dtype, by = self.sections[name]
         start, stop = self.span(by, bucket)
         values = self._read(np.empty(stop - start, dtype), offset + start * np.dtype(dtype).itemsize)
@@ -236,25 +240,26 @@ class Part:
     def _read(self, out: np.ndarray, offset: int) -> np.ndarray:
         """Fill `out` with what the file holds from `offset` on."""
         with open(self.path, "rb", buffering=0) as file:
-            if os.preadv(file.fileno(), [out.view(np.uint8).data], offset) != out.nbytes:
+            if not read_into(file.fileno(), offset, out):
                 raise OSError("it is cut short")
         return out
 
 
-def open_parts(scratch: str) -> list[Part]:
+def read_plan(scratch: Path) -> dict[str, Any]:
+    """What `plan_units` returned, as the job keeps it. Raises SourceError if it is damaged."""
+    with reading_unfinished(scratch / PLAN):
+        return read_json(scratch / PLAN)
+
+
+def read_summaries(scratch: Path) -> list[dict[str, Any]]:
+    """What each unit holds, once all are done, in the order of the units."""
+    return [list_units(scratch).read(number) for number in range(len(read_plan(scratch)["units"]))]
+
+
+def open_parts(scratch: Path) -> list[Part]:
     """All part files of the units that were sorted, in the order of the units."""
-    folder = Path(scratch) / FOLDER
-    return [
-        Part(folder / part["file"], part["sections"]) for summary in read_summaries(folder) for part in summary["parts"]
-    ]
-
-
-def read_summaries(folder: Path) -> Iterator[dict[str, Any]]:
-    """What each unit says it holds, in the order of the units."""
-    for path in sorted(folder.glob("*.json")):
-        with reading_unfinished(path):
-            summary = read_json(path)
-        yield summary
+    described = [part for summary in read_summaries(scratch) for part in summary["parts"]]
+    return [Part(scratch / FOLDER / part["file"], part["sections"]) for part in described]
 
 
 def merge_text(dtypes: dict[str, object], summaries: list[dict[str, Any]]) -> TextColumns:

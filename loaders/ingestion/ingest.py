@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from atlasvi.loaders.arrays.matrices import is_spooled
 from atlasvi.loaders.cells.cell_store import PROFILES, CellStore
 from atlasvi.loaders.errors import ColumnError, CountsError, SourceError
 from atlasvi.loaders.ingestion import bucket_sorting as sorting
@@ -24,20 +23,18 @@ from atlasvi.loaders.ingestion import store_writer
 from atlasvi.loaders.ingestion.ingest_job import (
     GENES,
     SCRATCH_FORMAT,
-    Job,
-    forget,
+    IngestJob,
     identify_source,
-    keep_open,
-    load_job,
+    open_ingests,
     open_sources,
-    reading_unfinished,
     restrict_genes,
 )
-from atlasvi.loaders.manifest import read_json, write_json
-from atlasvi.loaders.outputs import write_folder_aside, write_whole
+from atlasvi.loaders.jobs import open_job_folder
+from atlasvi.loaders.manifest import write_json
+from atlasvi.loaders.outputs import write_whole
 from atlasvi.loaders.rows.block_rows import gather_rows
+from atlasvi.loaders.sources.data_spec import list_sources
 from atlasvi.loaders.sources.joined import JoinedSources, intersect
-from atlasvi.loaders.sources.source_options import list_sources
 from atlasvi.loaders.tables.store_tables import check_column
 from atlasvi.loaders.workers import Task, Workers, make_task
 
@@ -86,13 +83,14 @@ def ingest(
     """Write the cells of all sources, shuffled, to a new cell store at `out`.
 
     sources      files or folders that `open_source` knows, each with options of its own if need be
-                 (PATH::layer=raw,gene_column=id), or tables of sources (.toml; see source_options.py)
+                 (PATH::layer=raw,gene_column=id), or tables of sources (.toml; see data_spec.py)
     layer        where the counts are, if not in X
     genes        'union' or 'intersection' of the sources' genes, by name (or by `gene_column` of var); None: union, if
                  they share at least half of the genes of the source that has the fewest
     top_genes    keep only that many highly variable genes (seurat_v3), chosen within each value of `batch_key`
-    empty_cells  what to do with cells without counts: 'refuse' those that have none in their source (a cell that only
-                 the choice of genes left empty is kept and reported), 'drop' or 'keep' all that have none
+    empty_cells  what to do with cells without counts, where a source does not say it itself: 'refuse' those that have
+                 none in their source (a cell that only the choice of genes left empty is kept and reported), 'drop' or
+                 'keep' all that have none
     rounded      take fractions, as some tools estimate them, for counts: each rounded to the nearest whole number
     seed         of the order of the cells
     profile      'fast' to read, or 'small': two thirds of the size, at about half the speed
@@ -106,16 +104,16 @@ def ingest(
     paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}: choose one of {', '.join(PROFILES)}")
-    specs = list_sources(paths, layer=layer, gene_column=gene_column, measurement=measurement)
+    specs = list_sources(paths, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells)
     for spec in specs:
-        if spec.values != "counts":
+        if spec.takes_fractions:
             raise SourceError(
                 f"{spec.path}: a cell store keeps whole counts, and its option is values={spec.values}: train straight "
                 "from the source, or round with --round."
             )
     if dask:  # processes of a cluster run in other folders
         specs = [spec.make_absolute() for spec in specs]
-    job = Job(
+    job = IngestJob(
         scratch_format=SCRATCH_FORMAT,
         sources=[asdict(spec) for spec in specs],
         identities=[identify_source(spec.path) if os.path.exists(spec.path) else [] for spec in specs],
@@ -123,11 +121,10 @@ def ingest(
         rounded=rounded,
         top_genes=top_genes,
         batch_key=batch_key,
-        empty_cells=empty_cells,
         seed=seed,
         profile=profile,
     )
-    with write_folder_aside(out, lambda scratch: load_job(scratch) == job) as scratch:
+    with open_job_folder(out, job) as scratch:
         joined = open_sources(job, scratch)
         try:
             batches = read_batches(joined, batch_key) if batch_key is not None else None
@@ -138,11 +135,11 @@ def ingest(
                 write_whole(scratch / GENES, content.getvalue())
                 restrict_genes(joined, scratch)
             job.save(scratch)
-            keep_open(job, joined, scratch)
+            open_ingests.keep(scratch, (job, joined))
             with Workers(workers, dask) as crew:
                 return _shuffle(job, joined, scratch, str(out), crew, progress)
         finally:
-            forget(scratch)
+            open_ingests.forget(scratch)
             for source in joined.sources:
                 source.close()
 
@@ -195,30 +192,27 @@ def read_batches(joined: JoinedSources, name: str) -> pd.Index:
 
 
 def _shuffle(
-    job: Job, joined: JoinedSources, scratch: Path, out: str, workers: Workers, progress: Progress
+    job: IngestJob, joined: JoinedSources, scratch: Path, out: str, workers: Workers, progress: Progress
 ) -> IngestReport:
     """The two passes, on the workers; units and buckets that an earlier run finished are not done again."""
     folders = [scratch / sorting.FOLDER, scratch / store_writer.FOLDER]
     for folder in folders:
         folder.mkdir(exist_ok=True)
-    if (scratch / sorting.PLAN).exists():
-        with reading_unfinished(scratch / sorting.PLAN):
-            plan = read_json(scratch / sorting.PLAN)
-    else:
-        plan = sorting.plan_units(joined, _plan_buckets(joined))
-        write_json(scratch / sorting.PLAN, plan)
+    if not (scratch / sorting.PLAN).exists():
+        write_json(scratch / sorting.PLAN, sorting.plan_units(joined, _plan_buckets(joined)))
+    plan = sorting.read_plan(scratch)
     sizes = [stop - start for _, start, stop in plan["units"]]
     # a matrix that is put in order at the first read is better put in order once than by each process
-    here = any(is_spooled(source) for source in joined.sources)
+    here = any(source.spooled for source in joined.sources)
     _run(sorting.sort_unit, sizes, scratch, workers, "reading", progress, here)
-    summaries = list(sorting.read_summaries(scratch / sorting.FOLDER))
+    summaries = sorting.read_summaries(scratch)
     n_cells, nnz, n_empty = (sum(summary[name] for summary in summaries) for name in ("cells", "nnz", "empty"))
     largest = max(summary["largest"] for summary in summaries)
     if nnz == 0:
         raise CountsError(
             f"{', '.join(joined.paths)}: no cell has a count in the genes used: there is nothing to store."
         )
-    cell_starts, nnz_starts = sorting.count_buckets(sorting.open_parts(str(scratch)), plan["n_buckets"])
+    cell_starts, nnz_starts = sorting.count_buckets(sorting.open_parts(scratch), plan["n_buckets"])
     source_sizes = dict(zip(joined.paths, (source.n_cells for source in joined.sources)))
     attributes = store_writer.plan_store(scratch, len(joined.var), largest, source_sizes, nnz_starts, job.profile)
     sizes = np.diff(cell_starts).tolist()

@@ -19,14 +19,15 @@ import pandas as pd
 import zarr
 from numba import njit
 
-from atlasvi.loaders.arrays.shards import ChunkEncoder, ShardWriter, create_sharded
+from atlasvi.loaders.arrays.shard_writing import ChunkEncoder, ShardWriter, create_sharded
 from atlasvi.loaders.cells import cell_store
 from atlasvi.loaders.identity import mix64
 from atlasvi.loaders.ingestion.bucket_sorting import Part, open_parts, read_obs
-from atlasvi.loaders.ingestion.ingest_job import load_job, reading_unfinished
+from atlasvi.loaders.ingestion.ingest_job import IngestJob
+from atlasvi.loaders.jobs import reading_unfinished
 from atlasvi.loaders.manifest import read_json, write_json, write_manifest
 from atlasvi.loaders.outputs import write_whole
-from atlasvi.loaders.rows.block_rows import gather_rows
+from atlasvi.loaders.rows.block_rows import choose_index_dtype, gather_rows
 from atlasvi.loaders.tables.store_tables import (
     AppendedArray,
     TableWriter,
@@ -56,7 +57,7 @@ def plan_store(
         "nnz": int(nnz_starts[-1]),
         "largest_count": largest,
         "counts_dtype": np.min_scalar_type(largest).newbyteorder("<").str,
-        "indices_dtype": "<u2" if n_genes <= 2**16 else "<i4",
+        "indices_dtype": choose_index_dtype(n_genes).newbyteorder("<").str,
         "chunk": cell_store.CHUNK,
         "block_chunks": cell_store.BLOCK_CHUNKS,
         "shard_blocks": cell_store.SHARD_BLOCKS,
@@ -74,10 +75,10 @@ def encode_bucket(scratch: str, bucket: int) -> None:
     folder = Path(scratch) / FOLDER
     if (folder / f"{bucket:06d}.npz").exists():
         return
-    job, plan = load_job(Path(scratch)), read_json(Path(scratch) / PLAN)
+    job, plan = IngestJob.load(Path(scratch)), read_json(Path(scratch) / PLAN)
     assert job is not None
     attributes = plan["attributes"]
-    parts = open_parts(scratch)
+    parts = open_parts(Path(scratch))
     keys, row_nnz, indices, counts = (
         _read_bucket(parts, name, bucket) for name in ("keys", "row_nnz", "indices", "counts")
     )
@@ -140,7 +141,7 @@ def assemble_store(
 ) -> None:
     """Join the encoded buckets to `scratch/result`, a cell store; `progress` is called with the cells done."""
     writer = _StoreWriter(scratch / "result", attributes, n_cells, var, dtypes)
-    parts, done = open_parts(str(scratch)), 0
+    parts, done = open_parts(scratch), 0
     for bucket in range(n_buckets):
         place = scratch / FOLDER / f"{bucket:06d}"
         with reading_unfinished(place.with_suffix(".npz")), np.load(place.with_suffix(".npz")) as arrays:

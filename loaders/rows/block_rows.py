@@ -6,6 +6,11 @@ import numpy as np
 from numba import njit
 
 
+def choose_index_dtype(n_genes: int) -> np.dtype:
+    """The narrowest type of gene indices that blocks and stores have."""
+    return np.dtype(np.uint16 if n_genes <= 2**16 else np.int32)
+
+
 @dataclass
 class Rows:
     """Consecutive cells: cell k's genes and counts are [starts[k], starts[k] + lengths[k]) of the two arrays.

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.rows.block_rows import Rows, choose_index_dtype
 from atlasvi.loaders.rows.buffers import Buffers
 
 
@@ -18,7 +18,7 @@ class GeneChoice:
         self._column, self._n_genes = column.astype(np.int32), n_genes
         kept = column[column >= 0]
         self._in_order = bool((kept[1:] > kept[:-1]).all())
-        self._dtype = np.dtype(np.uint16 if n_genes <= 2**16 else np.int32)
+        self._dtype = choose_index_dtype(n_genes)
         self._buffers = Buffers()
 
     def apply(self, rows: Rows) -> Rows:

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.rows.block_rows import Rows, choose_index_dtype
 from atlasvi.loaders.rows.buffers import Buffers
 from atlasvi.loaders.rows.narrowing import are_sorted
 
@@ -37,7 +37,7 @@ class EntryBlock:
         """All entries as rows, of which `first` is the number of the first; None if their columns do not ascend."""
         indptr = np.zeros(len(self._lengths) + 1, np.int64)
         np.cumsum(self._lengths, out=indptr[1:])
-        indices = self._buffers.take(int(indptr[-1]), np.uint16 if self._n_columns <= 2**16 else np.int32)
+        indices = self._buffers.take(int(indptr[-1]), choose_index_dtype(self._n_columns))
         counts = self._buffers.take(int(indptr[-1]), np.uint8 if self._bits < 2**8 else np.uint16)
         ends = indptr[:-1].copy()
         for piece in self._pieces:

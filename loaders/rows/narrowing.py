@@ -7,7 +7,7 @@ counts.py put it right or say what is wrong, at the speed of their libraries.
 import numpy as np
 from numba import njit
 
-from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.rows.block_rows import Rows, choose_index_dtype
 from atlasvi.loaders.rows.buffers import Buffers
 
 MOST = 2**24  # whole numbers up to here are exact in float32
@@ -32,7 +32,7 @@ def narrow_rows(
     bits = find_bits(values)
     if not 0 <= bits < MOST:
         return None
-    index_dtype = np.dtype(np.uint16 if n_genes <= 2**16 else np.int32)
+    index_dtype = choose_index_dtype(n_genes)
     counts_dtype = np.dtype(np.uint8 if bits < 2**8 else np.uint16 if bits < 2**16 else np.uint32)
     narrow = [
         part if part.dtype == dtype else copy_narrow(part, buffers.take(len(part), dtype))

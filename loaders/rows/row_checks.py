@@ -37,7 +37,8 @@ def check_genes(indptr: np.ndarray, genes: np.ndarray, n_genes: int, descents: i
 def look_at_edges(indptr: np.ndarray, genes: np.ndarray) -> tuple[int, int, int]:
     """Of rows with counts: how many first genes are not above the last one before, the smallest first, largest last."""
     n_descents, smallest, largest, last = 0, 0, -1, -1
-    for begin, end in zip(indptr[:-1], indptr[1:]):
+    for row in range(len(indptr) - 1):
+        begin, end = indptr[row], indptr[row + 1]
         if begin == end:
             continue
         first = int(genes[begin])

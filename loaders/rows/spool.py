@@ -61,6 +61,8 @@ class RowSpool:
     bucket_bytes   a bucket that grows beyond this is split before it is sorted
     """
 
+    spooled = True
+
     def __init__(
         self,
         entries: Callable[[], Entries],
@@ -102,6 +104,13 @@ class RowSpool:
         data = self._read("data", self._record["value"], low, high)
         indices = self._read("indices", self._record["col"], low, high)
         return canonical_csr(data, indices, indptr - low, self.shape[1])
+
+    def read_narrow(self, start: int, stop: int) -> None:
+        """None: `read_rows` must be asked."""
+
+    def count_piece_rows(self) -> float:
+        """Rows that are decoded together."""
+        return 1.0
 
     def close(self) -> None:
         """Remove the temporary files."""

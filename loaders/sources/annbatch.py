@@ -11,6 +11,7 @@ import zarr
 
 from atlasvi.loaders.errors import GeneError
 from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.run_lengths import choose_run
 from atlasvi.loaders.tables.merged_columns import convert_column, join_column
 
@@ -36,10 +37,11 @@ class Collection:
 
     shuffled = True
 
-    def __init__(self, path: str, parts: "Sequence[AnnDataSource]") -> None:
-        self.path, self._parts = path, list(parts)
+    def __init__(self, spec: DataSpec, parts: "Sequence[AnnDataSource]") -> None:
+        self.spec, self.path, self._parts = spec, spec.path, list(parts)
         first = self._parts[0]
-        self.var, self.layer = first.var, first.layer
+        self.var, self.layer, self.anndata_layer = first.var, first.layer, first.anndata_layer
+        self.spooled = any(part.spooled for part in self._parts)
         self.notes = [note for part in self._parts for note in part.notes]
         self.layers = [name for name in first.layers if all(name in part.layers for part in parts)]
         for part in self._parts[1:]:

@@ -1,51 +1,38 @@
 """AnnData files: .h5ad, and Zarr v2 or v3 as a folder or a zip. One implementation over h5py.Group and zarr.Group."""
 
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import zarr
 from zarr.storage import ZipStore
 
 from atlasvi.loaders.arrays.array_checks import Node, check_inside, check_stored, is_array
-from atlasvi.loaders.arrays.matrices import (
-    CompressedRows,
-    DenseRows,
-    Matrix,
-    SpooledColumns,
-    count_piece_rows,
-    read_narrow,
-)
+from atlasvi.loaders.arrays.matrices import CompressedRows, DenseRows, Matrix, SpooledColumns
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.annbatch import Collection, name_datasets
-from atlasvi.loaders.sources.run_lengths import choose_run
-from atlasvi.loaders.sources.source_options import SourceSpec
+from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.sources.matrix_source import MatrixSource
 from atlasvi.loaders.tables.anndata_tables import open_table, read_text, to_str
+from atlasvi.loaders.zarr_warnings import quiet_libraries
 
 SAMPLE = 2**14  # values looked at to tell whether a matrix holds counts
 
 
-class AnnDataSource:
+class AnnDataSource(MatrixSource):
     """Cells of an AnnData file, one matrix of it (`X`, a layer, or `raw`) by slices of rows.
 
     Memory beside what is returned: `var`, the categories of `obs`, one chunk of each array, and for a CSC matrix one
     bucket of spool.py. Use `open_h5ad` or `open_anndata_zarr`.
     """
 
-    shuffled = False  # its authors' order
-
-    def __init__(self, spec: SourceSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None):
-        self.path = path = spec.path
-        self._close_root = close_root
+    def __init__(self, spec: DataSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None):
+        path, self._close_root = spec.path, close_root
         for name in ("obs", "var"):
             if name not in root:
                 raise SourceError(f"{path}: it has no {name}, so it is no AnnData file; write it with anndata.")
@@ -55,45 +42,27 @@ class AnnDataSource:
         uns = root["uns"] if "uns" in root and not is_array(root["uns"]) else None
         if where == "X":
             check_not_minified(path, uns)
-        self.notes: list[str] = []
+        notes = []
         if spec.layer is None and self.layer != "X":
-            self.notes.append(f"{path}: the counts are those of {self.layer}, as X holds no whole numbers.")
+            notes.append(f"{path}: the counts are those of {self.layer}, as X holds no whole numbers.")
         for key in ("obs", var_key, where):
             if zeros := check_stored(path, root, key, spec.fill_missing):
-                self.notes.append(f"{path}: chunks are not stored of {', '.join(zeros)}: taken for zeros.")
+                notes.append(f"{path}: chunks are not stored of {', '.join(zeros)}: taken for zeros.")
         self._obs = open_table(path, "obs", root["obs"], uns)
         var = open_table(path, var_key, root[var_key], uns)
-        self._matrix = open_matrix(path, where, root[where], scratch)
+        self.anndata_layer = self.layer if where == f"layers/{self.layer}" else None
+        super().__init__(spec, open_matrix(path, where, root[where], scratch))
+        self.notes = notes
         if self._matrix.shape != (self._obs.n_rows, var.n_rows):
             raise SourceError(
                 f"{path}: {where} is {self._matrix.shape[0]} x {self._matrix.shape[1]} where obs has "
                 f"{self._obs.n_rows} rows and {var_key} {var.n_rows}; write the file anew with anndata."
             )
-        self.n_cells, self.nnz = self._obs.n_rows, self._matrix.nnz
         self.var: pd.DataFrame = var.read(0, var.n_rows)
-
-    def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
-        """Rows [start, stop) x all genes, as stored: canonical CSR, values not validated."""
-        with reading(self.path):
-            return self._matrix.read_rows(start, stop)
-
-    def read_narrow(self, start: int, stop: int) -> Rows | None:
-        """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked."""
-        with reading(self.path):
-            return read_narrow(self._matrix, start, stop)
-
-    def count_piece_cells(self) -> float:
-        """Cells that are decoded together."""
-        with reading(self.path):
-            return count_piece_rows(self._matrix)
-
-    def count_run_cells(self) -> int:
-        """Cells that are best read at a time, from a multiple of them on."""
-        return choose_run(self.count_piece_cells(), self.shuffled)
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop) of obs, index the cell names; `read_obs(0, 0)` gives the columns and their types."""
-        with reading(self.path), quiet():
+        with reading(self.path), quiet_libraries():
             return self._obs.read(start, stop)
 
     def close(self) -> None:
@@ -102,16 +71,16 @@ class AnnDataSource:
         self._close_root()
 
 
-def open_h5ad(spec: SourceSpec, scratch: str | Path | None = None) -> AnnDataSource:
+def open_h5ad(spec: DataSpec, scratch: str | Path | None = None) -> AnnDataSource:
     """Open an .h5ad or .h5mu file. Raises SourceError where it can't be read as counts."""
     with reading(spec.path):
         file = h5py.File(spec.path, "r", locking="best-effort")  # folders on a network often know no locks
         return _open(spec, file, file.close, scratch)
 
 
-def open_anndata_zarr(spec: SourceSpec, scratch: str | Path | None = None) -> "AnnDataSource | Collection":
+def open_anndata_zarr(spec: DataSpec, scratch: str | Path | None = None) -> "AnnDataSource | Collection":
     """Open a Zarr folder of AnnData, MuData or SpatialData, a zip of one, or annbatch's collection of several."""
-    with reading(spec.path), quiet():
+    with reading(spec.path), quiet_libraries():
         # Consolidated metadata is not needed: it may hold types (of uns) that this zarr does not know, or may deceive.
         if Path(spec.path).is_dir():
             root = zarr.open_group(spec.path, mode="r", use_consolidated=False)
@@ -123,7 +92,7 @@ def open_anndata_zarr(spec: SourceSpec, scratch: str | Path | None = None) -> "A
         return _open(spec, zarr.open_group(store, path=inside, mode="r", use_consolidated=False), store.close, scratch)
 
 
-def open_collection(spec: SourceSpec, names: list[str], scratch: str | Path | None) -> "Collection":
+def open_collection(spec: DataSpec, names: list[str], scratch: str | Path | None) -> "Collection":
     """Open the datasets of a collection as one source."""
     parts: list[AnnDataSource] = []
     try:
@@ -132,14 +101,14 @@ def open_collection(spec: SourceSpec, names: list[str], scratch: str | Path | No
             with reading(place):
                 group = zarr.open_group(place, mode="r", use_consolidated=False)
                 parts.append(AnnDataSource(replace(spec, path=place), group, lambda: None, scratch))
-        return Collection(spec.path, parts)
+        return Collection(spec, parts)
     except BaseException:
         for part in parts:
             part.close()
         raise
 
 
-def _open(spec: SourceSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None) -> AnnDataSource:
+def _open(spec: DataSpec, root: Node, close_root: Callable[[], None], scratch: str | Path | None) -> AnnDataSource:
     try:
         return AnnDataSource(spec, find_anndata(spec, root), close_root, scratch)
     except BaseException:
@@ -147,7 +116,7 @@ def _open(spec: SourceSpec, root: Node, close_root: Callable[[], None], scratch:
         raise
 
 
-def find_anndata(spec: SourceSpec, root: Node) -> Node:
+def find_anndata(spec: DataSpec, root: Node) -> Node:
     """The AnnData in a file: the file itself, or one of several in MuData (a modality) or SpatialData (a table).
 
     Raises SourceError where it is not clear which.
@@ -271,11 +240,3 @@ def open_matrix(path: str, name: str, node: Node, scratch: str | Path | None) ->
     if form == "csr":
         return CompressedRows(path, name, *parts, (n_rows, n_cols))
     return SpooledColumns(path, name, *parts, (n_rows, n_cols), scratch)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what the libraries warn of on opening other people's files: types and codecs off Zarr's standard."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -11,7 +11,8 @@ from scipy import sparse
 from atlasvi.loaders.errors import GeneError
 from atlasvi.loaders.identity import cell_keys
 from atlasvi.loaders.rows.count_checks import CellNames, check_counts, round_values
-from atlasvi.loaders.sources.open_source import Source, drop_versions
+from atlasvi.loaders.sources.open_source import drop_versions
+from atlasvi.loaders.sources.source_protocol import Source
 from atlasvi.loaders.tables.column_names import find_storable_names, set_reserved_aside
 from atlasvi.loaders.tables.merged_columns import convert_column, join_column, join_dtypes
 

@@ -14,10 +14,10 @@ import numpy as np
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.rows.spool import RowSpool
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.gene_lists import CellList, ListFile, find_headers, open_list, read_genes
 from atlasvi.loaders.sources.line_lists import Lines
 from atlasvi.loaders.sources.matrix_market import find_mtx, read_entries, read_header
-from atlasvi.loaders.sources.source_options import SourceSpec
 from atlasvi.loaders.sources.tenx import TenxSource
 
 LIST_ENDS = (".tsv", ".txt", ".csv", ".tsv.gz", ".txt.gz", ".csv.gz")
@@ -28,7 +28,7 @@ GENE_WORDS = ("features?", "genes?", "quants_mat_cols")
 CELLS_FIRST = ("cells_x_", "quants_mat", "count_matrix", "dge.")  # tools whose matrices have a row a cell
 
 
-def open_mtx_folder(spec: SourceSpec, scratch: str | Path | None = None) -> TenxSource:
+def open_mtx_folder(spec: DataSpec, scratch: str | Path | None = None) -> TenxSource:
     """Open such a folder, or the .mtx in one; the matrix may have genes or cells as rows.
 
     Entries are put in the order of cells in `scratch` at the first read. Raises SourceError where it can't be read.
@@ -57,7 +57,7 @@ def open_mtx_folder(spec: SourceSpec, scratch: str | Path | None = None) -> Tenx
 
         spooled = (cells.n_entries, genes.n_entries)
         matrix = RowSpool(entries, spooled, header.n_entries, header.value_dtype, scratch)
-        return TenxSource(path, matrix, features, CellList(cells, lines).read_obs, lines.close, [])
+        return TenxSource(spec, matrix, features, CellList(cells, lines).read_obs, lines.close, [])
 
 
 def find_parts(path: str) -> tuple[Path, Path, Path]:

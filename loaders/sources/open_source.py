@@ -1,20 +1,18 @@
-"""Where counts come from: every format that can be read, recognised and opened behind one protocol."""
+"""Where counts come from: every format that can be read is recognised, opened as a `Source`, its genes checked."""
 
 from pathlib import Path
-from typing import Protocol
 
 import h5py
 import pandas as pd
-import scipy.sparse as sp
 
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError, GeneError, SourceError
-from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.anndata_files import open_anndata_zarr, open_h5ad
+from atlasvi.loaders.sources.data_spec import DataSpec, parse_source
 from atlasvi.loaders.sources.matrix_market import find_mtx
 from atlasvi.loaders.sources.mtx_folder import open_mtx_folder
 from atlasvi.loaders.sources.soma import open_soma
-from atlasvi.loaders.sources.source_options import SourceSpec, parse_source
+from atlasvi.loaders.sources.source_protocol import Source
 from atlasvi.loaders.sources.tenx import open_tenx_h5
 from atlasvi.loaders.store_files import check_listed
 
@@ -22,49 +20,6 @@ KNOWN = (
     ".h5ad, .h5mu, a Zarr folder or .zarr.zip of AnnData, 10x .h5, a folder with an .mtx(.gz) and its lists of genes "
     "and cells, a TileDB-SOMA experiment"
 )
-
-
-class Source(Protocol):
-    """Cells of one file or folder: counts and `obs` by slices of rows, genes at once.
-
-    Memory is bounded by what a call returns, plus `var`, plus about 200 MiB, whatever the size of the file.
-    """
-
-    path: str  # as the user gave it
-    n_cells: int
-    nnz: int | None  # stored entries where known cheaply: zeros, duplicates and features left out among them
-    layer: str  # what is read: X, or the name of a layer
-    layers: list[str]  # what `layer` may be here
-    var: pd.DataFrame  # index: gene names, str, unique, none missing
-    shuffled: bool  # whether its cells were put in random order when it was written
-    notes: list[str]  # what was chosen or believed when it was opened and a user should know, a sentence each
-
-    def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
-        """Rows [start, stop) x all genes in the stored type; sorted, no duplicates, no zeros; values not validated.
-
-        Raises SourceError where the file turns out to be damaged.
-        """
-        ...
-
-    def read_narrow(self, start: int, stop: int) -> Rows | None:
-        """The same rows as checked counts in the types of a minibatch, fast, past the library where the layout allows.
-
-        None where anything is odd about them or the layout: then `read_counts` puts it right, or its caller says what
-        is wrong.
-        """
-        ...
-
-    def count_run_cells(self) -> int:
-        """Cells that are best read at a time by `read_narrow`, from a multiple of them on."""
-        ...
-
-    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
-        """Rows [start, stop) of obs, index the cell names; every slice has the same types and categories."""
-        ...
-
-    def close(self) -> None:
-        """Close the file and remove temporary ones."""
-        ...
 
 
 def open_source(
@@ -77,10 +32,10 @@ def open_source(
 ) -> Source:
     """Recognise what `path` is, open it, and check its genes.
 
-    path         may go on with options of its own, `PATH::layer=raw,gene_column=id` (see source_options.py)
+    path         may go on with options of its own, `PATH::layer=raw,gene_column=id` (see data_spec.py)
     layer        which matrix: AnnData: a layer's name, `raw` or `X` (default: X, or raw where X holds no whole numbers
                  and raw does); SOMA: an X layer of the measurement; 10x .h5: a genome
-    gene_column  column of var that names the genes (default: its index; for 10x the gene ids)
+    gene_column  column of var that names the genes (default: its index, `_index`; for 10x the gene ids)
     measurement  SOMA's measurement, MuData's modality, SpatialData's table (default: RNA, or the only one); other
                  formats have none
     scratch      folder for temporary files (default: the system's), used for matrices that are not stored by rows
@@ -91,10 +46,10 @@ def open_source(
     return open_spec(parse_source(path, layer=layer, gene_column=gene_column, measurement=measurement), scratch)
 
 
-def open_spec(spec: SourceSpec, scratch: str | Path | None = None) -> Source:
+def open_spec(spec: DataSpec, scratch: str | Path | None = None) -> Source:
     """Recognise, open and check a source; see `open_source`."""
     name = spec.path
-    kind = recognise(name)
+    kind = spec.format or recognise(name)
     source: Source
     if kind == "h5ad":
         source = open_h5ad(spec, scratch)
@@ -106,7 +61,7 @@ def open_spec(spec: SourceSpec, scratch: str | Path | None = None) -> Source:
     elif kind == "mtx":
         source = open_mtx_folder(spec, scratch)
     else:
-        source = open_soma(name, spec.layer, spec.measurement)
+        source = open_soma(spec)
     try:
         source.var = name_genes(name, source.var, spec.gene_column)
         if spec.gene_versions == "drop":
@@ -210,7 +165,7 @@ def name_genes(path: str, var: pd.DataFrame, gene_column: str | None) -> pd.Data
 
     Raises ColumnError naming the columns where it is not there.
     """
-    if gene_column is None or gene_column == var.index.name:
+    if gene_column in (None, var.index.name) or (gene_column == "_index" and "_index" not in var.columns):
         return var
     if gene_column not in var.columns:
         raise ColumnError(f"{path}: var has no column {gene_column!r} to name genes by ({name_columns(var)}).")

@@ -6,22 +6,28 @@ from pathlib import Path
 import pandas as pd
 import scipy.sparse as sp
 
-from atlasvi.loaders.arrays.matrices import is_spooled
+from atlasvi.loaders.arrays.file_bytes import share_of_files
 from atlasvi.loaders.rows.block_rows import Rows
-from atlasvi.loaders.sources.open_source import Source, open_spec
-from atlasvi.loaders.sources.source_options import SourceSpec
+from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.sources.open_source import open_spec
+from atlasvi.loaders.sources.source_protocol import Source
 
-MOST_OPEN = 64  # sources; systems let a process open 256 (macOS) or 1,024 files (Linux), and a source may need several
+MOST_OPEN = 64  # sources: more do not make it faster
+FILES_A_SOURCE = 4  # a source may need several files, and libraries and the output need some of the process's too
 
 
-def open_many(specs: list[SourceSpec], scratch: str | Path | None = None) -> list[Source]:
-    """Open sources, at most MOST_OPEN of them at a time. Equal tables of genes are held once."""
+def open_many(specs: list[DataSpec], scratch: str | Path | None = None) -> list[Source]:
+    """Open sources, at most MOST_OPEN of them at a time, fewer where the process may open few files.
+
+    Equal tables of genes are held once.
+    """
     opened: list[Source] = []
     recent: OrderedDict[int, ReopenedSource] = OrderedDict()
+    most = share_of_files(FILES_A_SOURCE, MOST_OPEN)
+    many = len(specs) > most
     try:
         for spec in specs:
-            many = len(specs) > MOST_OPEN
-            opened.append(ReopenedSource(spec, scratch, recent) if many else open_spec(spec, scratch))
+            opened.append(ReopenedSource(spec, scratch, recent, most) if many else open_spec(spec, scratch))
             if len(opened) > 1 and opened[-1].var.equals(opened[-2].var):
                 opened[-1].var = opened[-2].var
     except BaseException:
@@ -32,20 +38,21 @@ def open_many(specs: list[SourceSpec], scratch: str | Path | None = None) -> lis
 
 
 class ReopenedSource:
-    """A source that is open only while it is among the MOST_OPEN that were read last; what it says of itself stays.
+    """A source that is open only while it is among the `most` that were read last.
 
+    What it says of itself is kept, since a closed source would hold on to what it has in memory to read by.
     recent  the open ones, the one that was read last at the end: shared by all of an ingest
     """
 
     def __init__(
-        self, spec: SourceSpec, scratch: str | Path | None, recent: "OrderedDict[int, ReopenedSource]"
+        self, spec: DataSpec, scratch: str | Path | None, recent: "OrderedDict[int, ReopenedSource]", most: int
     ) -> None:
-        self._spec, self._scratch, self._recent = spec, scratch, recent
+        self.spec, self._scratch, self._recent, self._most = spec, scratch, recent, most
         self._source: Source | None = None
         source = self._open()
         self.path, self.n_cells, self.nnz, self.var = source.path, source.n_cells, source.nnz, source.var
-        self.layer, self.layers, self.notes = source.layer, source.layers, source.notes
-        self.shuffled, self.spooled = source.shuffled, is_spooled(source)
+        self.layer, self.layers, self.anndata_layer = source.layer, source.layers, source.anndata_layer
+        self.notes, self.shuffled, self.spooled = source.notes, source.shuffled, source.spooled
         self._head = source.read_obs(0, 0)
 
     def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
@@ -73,9 +80,9 @@ class ReopenedSource:
 
     def _open(self) -> Source:
         if self._source is None:
-            self._source = open_spec(self._spec, self._scratch)
+            self._source = open_spec(self.spec, self._scratch)
         self._recent[id(self)] = self
         self._recent.move_to_end(id(self))
-        while len(self._recent) > MOST_OPEN:
+        while len(self._recent) > self._most:
             next(iter(self._recent.values())).close()
         return self._source

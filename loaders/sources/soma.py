@@ -4,9 +4,7 @@ Rows are the cells of `obs` in the order of their soma_joinid; ids may have hole
 """
 
 import json
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,10 @@ from atlasvi.loaders.rows.buffers import Buffers
 from atlasvi.loaders.rows.csr import canonical_csr, csr_from_entries, to_numbers
 from atlasvi.loaders.rows.entries import MOST_ROWS, EntryBlock
 from atlasvi.loaders.rows.narrowing import VALUES
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.run_lengths import FEWEST_CELLS, choose_run
 from atlasvi.loaders.tables.anndata_tables import make_frame
+from atlasvi.loaders.zarr_warnings import quiet_libraries
 
 # TileDB's defaults are 1 GiB a column and a budget of 10 GiB. Threads of its own gain nothing: the loader's read apart.
 # After each query it gives all free memory of the process back to the system, to take it again, page by page, for the
@@ -50,15 +50,18 @@ class SomaSource:
     """
 
     shuffled = False  # its authors' order
+    spooled = False
+    anndata_layer = None
 
-    def __init__(self, path: str, experiment: Any, layer: str | None, measurement: str | None):
-        self.path = path
+    def __init__(self, spec: DataSpec, experiment: Any):
+        self.spec, self.path = spec, spec.path
+        path = spec.path
         self.notes: list[str] = []
         self._experiment = experiment
-        chosen = choose_measurement(path, list(experiment.ms), measurement)
+        chosen = choose_measurement(path, list(experiment.ms), spec.measurement)
         part = experiment.ms[chosen]
         self.layers = list(part["X"]) if "X" in part else []
-        self.layer = choose_layer(path, chosen, self.layers, layer)
+        self.layer = choose_layer(path, chosen, self.layers, spec.layer)
         self._x = part["X"][self.layer]
         self._obs = experiment.obs
         self._runs = IdRuns(read_ids(self._obs))
@@ -84,7 +87,7 @@ class SomaSource:
 
     def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
         """Rows [start, stop) x all genes, as stored: canonical CSR, values not validated."""
-        with reading(self.path), quiet():
+        with reading(self.path), quiet_libraries():
             n_genes = len(self._var_ids)
             if start >= stop:
                 return sp.csr_matrix((0, n_genes), dtype=self._x.schema.field("soma_data").type.to_pandas_dtype())
@@ -96,7 +99,7 @@ class SomaSource:
 
     def read_narrow(self, start: int, stop: int) -> Rows | None:
         """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked (see rows/narrowing.py)."""
-        with reading(self.path), quiet():
+        with reading(self.path), quiet_libraries():
             low, high = self._runs.to_id(start), self._runs.to_id(stop - 1)
             if self._is_dense or self._columns is None or high - low != stop - 1 - start or stop - start > MOST_ROWS:
                 return None
@@ -117,7 +120,7 @@ class SomaSource:
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop) of obs, index obs_id; numbers that may be missing have pandas' nullable types."""
-        with reading(self.path), quiet():
+        with reading(self.path), quiet_libraries():
             # A row is read even for none, because types and categories come with rows.
             first = min(start, self.n_cells - 1)
             low, high = self._runs.to_id(first), self._runs.to_id(max(stop - 1, first))
@@ -156,19 +159,20 @@ class SomaSource:
         return canonical_csr(matrix.data, matrix.indices, matrix.indptr, n_genes)
 
 
-def open_soma(path: str, layer: str | None = None, measurement: str | None = None) -> SomaSource:
+def open_soma(spec: DataSpec) -> SomaSource:
     """Open a TileDB-SOMA experiment, for one X layer (default: data, raw, or the only one) of one measurement.
 
     Raises SourceError where it can't be read as counts, MissingDependencyError without tiledbsoma.
     """
+    path = spec.path
     try:
-        with quiet():
+        with quiet_libraries():
             import tiledbsoma
     except ImportError as error:
         raise MissingDependencyError(
             f"{path}: to read a TileDB-SOMA experiment install tiledbsoma: pip install 'atlasvi[soma]'."
         ) from error
-    with reading(path), quiet():
+    with reading(path), quiet_libraries():
         opened = tiledbsoma.open(path, context=tiledbsoma.SOMATileDBContext(tiledb_config=dict(TILEDB_CONFIG)))
         if opened.soma_type != "SOMAExperiment":
             opened.close()
@@ -176,7 +180,7 @@ def open_soma(path: str, layer: str | None = None, measurement: str | None = Non
                 f"{path}: a {opened.soma_type}, not a SOMAExperiment; pass the experiment's folder above it."
             )
         try:
-            return SomaSource(path, opened, layer, measurement)
+            return SomaSource(spec, opened)
         except BaseException:
             opened.close()
             raise
@@ -289,11 +293,3 @@ def index_by(frame: pd.DataFrame, keys: tuple[str, ...], fallback: Any) -> pd.Da
     key = next((key for key in keys if key in frame), None)
     columns = {str(name): frame[name].array for name in frame if name not in (key, "soma_joinid")}
     return make_frame(columns, fallback if key is None else frame[key], key)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence tiledbsoma's notes on its own coming versions."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -12,17 +12,17 @@ import pandas as pd
 import scipy.sparse as sp
 
 from atlasvi.loaders.arrays.array_checks import Node, check_stored, is_array
-from atlasvi.loaders.arrays.matrices import CompressedRows, Matrix, count_piece_rows, read_narrow
+from atlasvi.loaders.arrays.matrices import CompressedRows, Matrix
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.gene_lists import GENES
-from atlasvi.loaders.sources.run_lengths import choose_run
-from atlasvi.loaders.sources.source_options import SourceSpec
+from atlasvi.loaders.sources.matrix_source import MatrixSource
 from atlasvi.loaders.tables.anndata_tables import make_frame, read_text
 
 
-class TenxSource:
+class TenxSource(MatrixSource):
     """Cells x genes of 10x output. Use `open_tenx_h5` or `open_mtx_folder`.
 
     matrix     cells x all features
@@ -30,11 +30,11 @@ class TenxSource:
     genome     keep the genes of this one alone
     """
 
-    shuffled = False  # its authors' order
+    anndata_layer = None
 
     def __init__(
         self,
-        path: str,
+        spec: DataSpec,
         matrix: Matrix,
         features: pd.DataFrame,
         read_obs: Callable[[int, int], pd.DataFrame],
@@ -42,19 +42,16 @@ class TenxSource:
         layers: list[str],
         genome: str | None = None,
     ):
-        self.path, self.layer, self.layers = path, "matrix", layers
-        self.notes: list[str] = []
-        self.n_cells = matrix.shape[0]
-        self._matrix, self._read_obs, self._close = matrix, read_obs, close
-        kept = keep_genes(path, features, genome)
+        super().__init__(spec, matrix)
+        self.layer, self.layers = "matrix", layers
+        self._read_obs, self._close = read_obs, close
+        kept = keep_genes(spec.path, features, genome)
         self._kept = None if kept.all() else np.flatnonzero(kept)
         self.var = features[kept]
-        self.nnz = matrix.nnz  # with those of features left out
 
     def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
         """Rows [start, stop) x genes, as stored: canonical CSR, values not validated."""
-        with reading(self.path):
-            rows = self._matrix.read_rows(start, stop)
+        rows = super().read_counts(start, stop)
         if self._kept is not None:
             rows = rows[:, self._kept]
             rows.sort_indices()
@@ -62,19 +59,7 @@ class TenxSource:
 
     def read_narrow(self, start: int, stop: int) -> Rows | None:
         """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked."""
-        if self._kept is not None:
-            return None
-        with reading(self.path):
-            return read_narrow(self._matrix, start, stop)
-
-    def count_piece_cells(self) -> float:
-        """Cells that are decoded together."""
-        with reading(self.path):
-            return count_piece_rows(self._matrix)
-
-    def count_run_cells(self) -> int:
-        """Cells that are best read at a time, from a multiple of them on."""
-        return choose_run(self.count_piece_cells(), self.shuffled)
+        return super().read_narrow(start, stop) if self._kept is None else None
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop): index the barcodes; probe files have the column filtered_barcodes."""
@@ -105,7 +90,7 @@ def keep_genes(path: str, features: pd.DataFrame, genome: str | None) -> np.ndar
     return kept
 
 
-def open_tenx_h5(spec: SourceSpec) -> TenxSource:
+def open_tenx_h5(spec: DataSpec) -> TenxSource:
     """Open a 10x .h5 file; its layer is a genome, needed only for a legacy file with several.
 
     Raises SourceError where it can't be read as counts.
@@ -119,7 +104,7 @@ def open_tenx_h5(spec: SourceSpec) -> TenxSource:
             raise
 
 
-def _open_h5(spec: SourceSpec, file: h5py.File) -> TenxSource:
+def _open_h5(spec: DataSpec, file: h5py.File) -> TenxSource:
     path, layer = spec.path, spec.layer
     groups = [name for name, node in file.items() if not is_array(node) and "indptr" in node]
     if not groups:
@@ -151,7 +136,7 @@ def _open_h5(spec: SourceSpec, file: h5py.File) -> TenxSource:
         columns = {c: read_text(group[c], start, stop) for c in ("filtered_barcodes",) if c in group}
         return make_frame(columns, read_text(group["barcodes"], start, stop), None)
 
-    return TenxSource(path, matrix, features, read_obs, file.close, genomes, None if legacy else layer)
+    return TenxSource(spec, matrix, features, read_obs, file.close, genomes, None if legacy else layer)
 
 
 def read_features(group: Node) -> pd.DataFrame:

@@ -8,7 +8,7 @@ Ages, by how the table and its categories are stored:
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import h5py
 import numpy as np
@@ -24,17 +24,7 @@ ReadColumn = Callable[[int, int], Any]  # rows [start, stop) of a column, as som
 PIECE_ROWS = 2**16
 
 
-class Table(Protocol):
-    """A table of which slices of rows are read."""
-
-    n_rows: int
-
-    def read(self, start: int, stop: int) -> pd.DataFrame:
-        """Rows [start, stop): index of str, categoricals with all their categories, text as object."""
-        ...
-
-
-def open_table(path: str, name: str, node: Node, uns: Node | None = None) -> Table:
+def open_table(path: str, name: str, node: Node, uns: Node | None = None) -> "Table":
     """Open the table `node`, called `name` in errors about `path`; `uns` holds the categories of ancient files.
 
     Raises SourceError where it is of no format known here.
@@ -45,7 +35,7 @@ def open_table(path: str, name: str, node: Node, uns: Node | None = None) -> Tab
             raise SourceError(
                 f"{path}: {name} is no table but an array of {node.dtype}; write the file anew with anndata."
             )
-        return RecordTable(path, name, node, uns)
+        return RecordTable(node, uns)
     return ColumnTable(path, name, node)
 
 
@@ -89,7 +79,7 @@ class ColumnTable:
 class RecordTable:
     """A table stored as one compound dataset (anndata 0.5 and 0.6)."""
 
-    def __init__(self, path: str, name: str, array: Node, uns: Node | None):
+    def __init__(self, array: Node, uns: Node | None):
         self.n_rows = int(array.shape[0])
         self._array = array
         self._index_field, *self._fields = array.dtype.names
@@ -117,6 +107,10 @@ class RecordTable:
                 columns[field] = to_plain(records[field])
         name = None if self._index_field == "index" else self._index_field
         return make_frame(columns, to_plain(records[self._index_field]), name)
+
+
+Table = ColumnTable | RecordTable
+"""A table of which slices of rows are read."""
 
 
 def make_frame(columns: dict[str, Any], index: Any, index_name: str | None) -> pd.DataFrame:

@@ -1,13 +1,9 @@
-"""Tables of cells or genes written in pieces: as records for the buckets on disk, then as AnnData's encoding in Zarr.
-
-A record holds a table's columns as plain arrays: `obs/NAME` the values (text as objects, None where missing;
-categoricals as codes, -1 where missing), and `mask/NAME` where a column's type keeps apart which values are missing.
-"""
+"""Tables of cells or genes in AnnData's encoding in Zarr: written record by record (see records.py), read by slices."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,15 +14,14 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError
-from atlasvi.loaders.outputs import sync_file
+from atlasvi.loaders.outputs import write_whole
 from atlasvi.loaders.tables.column_names import INDEX, find_storable_names, set_reserved_aside
 from atlasvi.loaders.tables.merged_columns import TEXT, convert_column, is_masked, join_dtypes
+from atlasvi.loaders.tables.records import STRING, obs_to_record
 from atlasvi.loaders.zarr_warnings import quiet_zarr
 
-STRING = pd.StringDtype("python")  # text of which some is missing, kept with a mask
 MASKED = {"b": "nullable-boolean", "i": "nullable-integer", "u": "nullable-integer", "O": "nullable-string-array"}
 CHUNK_ROWS = 2**16
-MOST_CATEGORIES = 10_000  # text with more distinct values stays text
 
 
 def check_column(name: str, columns: Sequence[str], path: str) -> None:
@@ -34,70 +29,6 @@ def check_column(name: str, columns: Sequence[str], path: str) -> None:
     if name not in columns:
         there = ", ".join(columns) or "none"
         raise ColumnError(f"{path}: obs has no column {name!r} (it has: {there}).")
-
-
-def obs_to_record(obs: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Columns as arrays, categoricals as int32 codes; the index as `obs/_index`."""
-    record = {f"obs/{INDEX}": np.asarray(obs.index, object)}
-    for name, column in obs.items():
-        if isinstance(column.dtype, pd.CategoricalDtype):
-            record[f"obs/{name}"] = column.cat.codes.to_numpy(np.int32)
-        elif is_masked(column.dtype):
-            plain = cast(Any, column.dtype).numpy_dtype
-            record[f"obs/{name}"] = column.to_numpy(plain, na_value=plain.type())
-            record[f"mask/{name}"] = column.isna().to_numpy()
-        else:
-            record[f"obs/{name}"] = column.to_numpy()
-    return record
-
-
-class TextColumns:
-    """Finds the text columns that have few distinct values, so that they can be written as categoricals."""
-
-    def __init__(self, dtypes: Mapping[str, object]) -> None:
-        self.values: dict[str, set[str]] = {name: set() for name, dtype in dtypes.items() if dtype == TEXT}
-        self.crowded: set[str] = set()
-        self.missing: set[str] = set()  # columns that miss some
-
-    def see(self, record: Mapping[str, np.ndarray]) -> None:
-        """Take note of the values in one record."""
-        for name in self.values:
-            self._add(name, record[f"obs/{name}"])
-
-    def _add(self, name: str, values: Iterable[str | None]) -> None:
-        found = set(values)
-        if None in found:
-            self.missing.add(name)
-        if name not in self.crowded:
-            self.values[name].update(value for value in found if value is not None)
-        if len(self.values[name]) > MOST_CATEGORIES:
-            self.crowded.add(name)
-            self.values[name].clear()
-
-    def to_json(self) -> dict[str, Any]:
-        """What was seen; the values of crowded columns are left out."""
-        values = {name: list(values) for name, values in self.values.items()}
-        return {"values": values, "crowded": sorted(self.crowded), "missing": sorted(self.missing)}
-
-    def add_json(self, seen: Mapping[str, Any]) -> None:
-        """Take note of what another one saw."""
-        self.missing.update(seen["missing"])
-        self.crowded.update(seen["crowded"])
-        for name, values in seen["values"].items():
-            self._add(name, values)
-
-    def resolve(self, dtypes: Mapping[str, object], n_rows: int) -> dict[str, object]:
-        """`dtypes` with CategoricalDtype where a text column repeats its values or misses some (as AnnData does).
-
-        Of more than MOST_CATEGORIES values it stays text, with a mask where it misses some.
-        """
-        resolved = dict(dtypes)
-        for name, values in self.values.items():
-            if name in self.crowded:
-                resolved[name] = STRING if name in self.missing else TEXT
-            elif len(values) <= n_rows / 2 or name in self.missing:
-                resolved[name] = pd.CategoricalDtype(pd.Index(sorted(values), dtype=object))
-        return resolved
 
 
 class TableReader:
@@ -288,10 +219,7 @@ def consolidate_metadata(path: Path) -> None:
     root = json.loads((path / "zarr.json").read_text())
     members = root["consolidated_metadata"]["metadata"]
     root["consolidated_metadata"]["metadata"] = dict(sorted(members.items(), key=lambda item: item[0].split("/")))
-    temporary = path / ".zarr.json.unfinished"
-    temporary.write_text(json.dumps(root, indent=2))
-    sync_file(temporary)
-    os.replace(temporary, path / "zarr.json")
+    write_whole(path / "zarr.json", json.dumps(root, indent=2).encode())
 
 
 def _create_group(parent: zarr.Group, name: str, encoding: str, version: str, **more: Any) -> zarr.Group:

@@ -43,6 +43,13 @@ def test_what_is_no_json_object_is_said(tmp_path: Path, content: str | None, mes
         read_json(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize("files", ["[]", '{"a": [1]}', '{"a": ["1", "00000000"]}', '{"a": 1}', '{"a": [1, null]}'])
+def test_a_list_that_does_not_list_files_is_called_damaged(tmp_path: Path, files: str):
+    (tmp_path / MANIFEST).write_text(f'{{"files": {files}}}')
+    with pytest.raises(SourceError, match="does not list files with their sizes and checksums"):
+        read_manifest(tmp_path)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "store"

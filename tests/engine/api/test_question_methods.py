@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlasvi.engine import SCVI
+from atlasvi.engine.queries.cell_choice import in_order
 from atlasvi.engine.queries.draw_comparison import Test as Comparison
 from atlasvi.engine.queries.draw_comparison import compare_draws, control_fdr, describe_draws, estimate_pseudocounts
 from atlasvi.engine.queries.latents import log_density, mix_posteriors
-from atlasvi.engine.queries.minified_queries import QueryError
-from atlasvi.engine.queries.question_cells import in_order
+from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.kernels.reference import nb_log_prob
 from tests.engine.api.test_scvi import N_GENES, make_adata, make_model
 
@@ -267,7 +267,7 @@ def test_a_latent_library_an_ln_latent_and_embedded_batches_are_asked_too():
 
 @pytest.mark.slow
 def test_fold_changes_are_those_of_scvi_tools_from_the_same_weights(shared: Path):
-    """`tests/golden/differential.npz` is what scvi-tools 1.5.1 said (benchmarks/peers_differential.py, seed 0)."""
+    """`tests/golden/differential.npz` is what scvi-tools 1.5.1 said (benchmarks/peers/differential.py, seed 0)."""
     import anndata
 
     with np.load(Path(__file__).parents[2] / "golden" / "differential.npz") as file:

@@ -1,6 +1,8 @@
 """The sequence of scvi-tools' user guide, and what else its users do, with our SCVI."""
 
 import os
+import shutil
+import warnings
 from pathlib import Path
 
 import anndata
@@ -13,8 +15,9 @@ from scipy import sparse
 
 from atlasvi.engine import SCVI
 from atlasvi.engine.minified.minified_store import is_minified_store
-from atlasvi.engine.queries.minified_queries import QueryError
+from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.settings import SettingError
+from atlasvi.loaders import outputs
 from atlasvi.loaders.errors import ColumnError, CountsError, GeneError, OutputError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
 
@@ -274,3 +277,52 @@ def test_damage_of_the_data_that_was_saved_with_a_model_is_said_in_a_sentence(
     (tmp_path / "model/atlasvi.json").unlink()  # its checksums, as a model saved by scvi-tools has none
     with pytest.raises(SourceError, match=said):
         SCVI.load(tmp_path / "model")
+
+
+def read_weight(model: SCVI) -> torch.Tensor:
+    return next(iter(model.run.model.state_dict().values()))
+
+
+def test_a_process_killed_while_it_replaces_a_model_leaves_one_that_is_loaded_and_saved_again(
+    adata: anndata.AnnData, model: SCVI, tmp_path: Path, monkeypatch
+):
+    make_model(adata, epochs=1).save(tmp_path / "old", save_anndata=True)
+    rename, names = os.rename, ["model.pt", "atlasvi.pt", "adata.h5ad", "atlasvi.json"]
+
+    for kill_at in range(len(names)):
+        folder, renamed = tmp_path / str(kill_at), list[str]()
+        shutil.copytree(tmp_path / "old", folder)
+
+        def kill(made: Path, out: Path, folder=folder, renamed=renamed, kill_at=kill_at) -> None:
+            if Path(out).parent == folder:
+                renamed.append(Path(out).name)
+            if len(renamed) > kill_at:
+                raise SystemExit
+            rename(made, out)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(os, "rename", kill)
+            patch.setattr(outputs, "_remove", lambda path: None)  # a process that is killed tidies nothing up
+            model.save(folder, overwrite=True, save_anndata=True)
+        assert renamed == names[: kill_at + 1]
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            loaded = SCVI.load(folder)
+        if kill_at == 0:
+            assert torch.equal(read_weight(loaded), read_weight(SCVI.load(tmp_path / "old")))
+            assert loaded.run.state["epoch"] == 1
+        else:
+            assert torch.equal(read_weight(loaded), read_weight(model))
+            assert loaded.run.state is None
+            assert any("was written anew since" in str(warning.message) for warning in said)
+        model.save(folder, overwrite=True, save_anndata=True)
+        assert SCVI.load(folder).run.state["epoch"] == 3
+
+
+@pytest.mark.parametrize("left", [".new", "..new.unfinished"])
+def test_nothing_that_lies_in_a_models_folder_keeps_it_from_being_saved_again(model: SCVI, tmp_path: Path, left: str):
+    folder = tmp_path / "model"
+    model.save(folder)
+    (folder / left).symlink_to(tmp_path / "elsewhere")  # these names earlier versions took for what is not finished
+    model.save(folder, overwrite=True)
+    assert torch.equal(read_weight(SCVI.load(folder)), read_weight(model))

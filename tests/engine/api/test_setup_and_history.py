@@ -10,7 +10,7 @@ import torch
 from atlasvi.engine import SCVI
 from atlasvi.engine.cli.checking import DamageError, check
 from atlasvi.engine.distributed.signals import TrainingInterrupted
-from atlasvi.engine.queries.minified_queries import QueryError
+from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.engine.training.training_error import TrainingError
 from atlasvi.engine.training.training_loop import Trainer
@@ -239,7 +239,7 @@ def test_small_mistakes_are_said_in_a_sentence(model: SCVI):
         lambda: model.get_latent_representation(indices=adata.obs_names[:3]),
         lambda: model.differential_expression(idx1=list(adata.obs_names[:10])),
     ):
-        with pytest.raises(QueryError, match="by their numbers or a mask"):
+        with pytest.raises(QueryError, match="by their indices or by a mask"):
             ask()
     with pytest.raises(QueryError, match="group2 is one group"):
         model.differential_expression(groupby="cell_type", group1="B", group2=["T", "NK"])

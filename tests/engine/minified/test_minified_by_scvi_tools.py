@@ -15,7 +15,8 @@ from atlasvi.engine.cli.commands import app
 from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified, open_minified
 from atlasvi.engine.minified.minified_store import MinifiedStore, write_minified_h5ad
 from atlasvi.engine.minified.minify import minify
-from atlasvi.engine.queries.minified_queries import choose_cells, read_expression, read_latent
+from atlasvi.engine.queries.cell_choice import choose_cells
+from atlasvi.engine.queries.minified_queries import read_expression, read_latent
 from atlasvi.engine.scvi_tools.model_directories import load_scvi_tools
 from atlasvi.loaders.errors import ColumnError, OutputError, SourceError
 from tests.engine.scvi_tools.test_model_directories import MODELS, make_data
@@ -30,7 +31,7 @@ def counts(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["plain", "old-1.0.4", "embedded", "factor"])
 def test_minified_data_as_one_file_answers_as_the_store_does(counts: Path, tmp_path: Path, name: str):
     """The file is laid out as scvi-tools' own; check_directories.py has scvi-tools open it."""
-    minify(MODELS / name, counts, tmp_path / "mini", options={"layer": "X"})  # where the model had its counts or not
+    minify(MODELS / name, f"{counts}::layer=X", tmp_path / "mini")  # where the model had its counts or not
     write_minified_h5ad(tmp_path / "mini", tmp_path / "mini.h5ad")
     store, file = open_minified(tmp_path / "mini"), open_minified(tmp_path / "mini.h5ad", MODELS / name)
     assert isinstance(store, MinifiedStore)
@@ -88,7 +89,7 @@ def test_what_is_not_minified_or_of_another_model_is_said(counts: Path, tmp_path
         open_minified(tmp_path / "mini.h5ad", tmp_path)
     other = load_scvi_tools(MODELS / "plain")
     other.genes[0] = "another"
-    with pytest.raises(SourceError, match="or other genes: name the model"):
+    with pytest.raises(SourceError, match="whose gene 'another' is missing: name the model"):
         open_minified(tmp_path / "mini.h5ad", other)
     with pytest.raises(OutputError, match="exists already"):
         write_minified_h5ad(tmp_path / "mini", tmp_path / "mini.h5ad")

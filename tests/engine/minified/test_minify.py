@@ -7,15 +7,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zarr
+from anndata.io import write_elem
 from scipy import sparse
 
+from atlasvi.engine.api.scvi import SCVI
 from atlasvi.engine.minified import minify_parts
 from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, write_minified_h5ad
 from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.model.covariates import Setup
-from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.engine.model.vae import VAE, ModelSettings
-from atlasvi.engine.queries.minified_queries import QueryError, choose_cells, read_expression, read_latent, write_table
+from atlasvi.engine.queries.answer_tables import write_table
+from atlasvi.engine.queries.cell_choice import choose_cells
+from atlasvi.engine.queries.minified_queries import read_expression, read_latent
+from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.batches.loader import BatchLoader
 from atlasvi.loaders.cells.added_columns import add_obs_columns
@@ -121,9 +127,9 @@ def test_an_output_that_exists_is_untouched(run, counts, tmp_path):
 
 
 def test_latents_come_in_slices_of_the_cells_asked_for(run, counts, mini, monkeypatch):
-    from atlasvi.engine.queries import minified_queries as queries
+    from atlasvi.engine.queries import question_cells
 
-    monkeypatch.setattr(queries, "SLICE_CELLS", 40)
+    monkeypatch.setattr(question_cells, "SLICE_CELLS", 40)
     qzm, qzv, _ = posterior(run, counts)
     cells = np.array([3, 50, 149])
     parts = list(read_latent(mini, cells))
@@ -267,17 +273,50 @@ def test_columns_added_to_a_minified_store_choose_its_cells(mini):
     assert anndata.read_zarr(mini.path).obs["leiden"].tolist() == table["leiden"].tolist()
 
 
-def test_a_path_is_opened_as_the_data_of_the_run_was(tmp_path: Path):
-    """Or else X would be encoded where a layer was trained on, without a word."""
+def write_layered(folder: Path, kind: str) -> Path:
+    """60 cells x 12 genes with other counts in X than in the layer, under other names in the column symbol."""
     counts = np.random.default_rng(0).poisson(3.0, (60, 12)).astype(np.float32)
     adata = anndata.AnnData(counts[::-1].copy(), layers={"counts": counts})
-    adata.write_h5ad(tmp_path / "cells.h5ad")
-    data = open_cells(tmp_path / "cells.h5ad", layer="counts")
+    adata.var["symbol"] = [f"s{k}" for k in range(12)]
+    if kind == "h5ad":
+        adata.write_h5ad(folder / "cells.h5ad")
+        return folder / "cells.h5ad"
+    place = folder / "cells.zarr"  # a collection of annbatch
+    root = zarr.open_group(place, mode="w", zarr_format=3)
+    for k in range(2):
+        write_elem(root, f"dataset_{k}", adata[30 * k : 30 * k + 30].copy())
+    return place
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "collection"])
+def test_a_path_is_opened_as_the_data_of_the_run_was(tmp_path: Path, kind: str):
+    """Or else X would be encoded where a layer was trained on, without a word, and genes would go by other names."""
+    place = write_layered(tmp_path, kind)
+    data = open_cells(place, layer="counts", gene_column="symbol")
     run = train(data, tmp_path / "run", epochs=1, settings={"n_hidden": 8, "n_latent": 2, "n_layers": 1})
+    assert load_run(tmp_path / "run").data == data.spec
     minify(run, data, tmp_path / "opened.mini")
-    minify(tmp_path / "run", tmp_path / "cells.h5ad", tmp_path / "by-path.mini")
+    minify(tmp_path / "run", place, tmp_path / "by-path.mini")
     latents = [MinifiedStore(tmp_path / name).read_latent(0, 60)[0] for name in ("opened.mini", "by-path.mini")]
     assert np.array_equal(*latents)
+    model = SCVI.load(tmp_path / "run", accelerator="cpu")
+    assert np.array_equal(model.get_latent_representation(str(place)), latents[0])
+    assert SCVI.load(tmp_path / "by-path.mini", accelerator="cpu").run.data == data.spec
+
+
+def test_a_model_of_cells_seen_through_the_genes_of_another_opens_paths_as_they_were_opened(tmp_path: Path):
+    place = write_layered(tmp_path, "h5ad")
+    reference = SCVI(f"{place}::gene_column=symbol", layer="counts", n_hidden=8, n_latent=2)
+    reference.is_trained = True
+    prepared = SCVI.prepare_query(place, reference)
+    assert prepared.spec == reference.run.data
+    model = SCVI(prepared, n_hidden=8, n_latent=2)
+    model.is_trained = True
+    model.save(tmp_path / "model")
+    loaded = SCVI.load(tmp_path / "model", accelerator="cpu")
+    assert (loaded.run.setup.layer, loaded.run.data) == ("counts", prepared.spec)
+    expected = model.get_latent_representation()
+    assert np.array_equal(loaded.get_latent_representation(place), expected)
 
 
 def test_what_fails_leaves_no_temporary_files_of_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

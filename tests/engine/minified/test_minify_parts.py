@@ -28,7 +28,7 @@ from atlasvi.loaders.manifest import write_json
 from tests.engine.distributed.rank_processes import end_ranks, run_ranks, start_ranks
 from tests.engine.training.test_train import write_cells
 
-PART_CELLS = 20
+PART_CELLS = 50  # of 400 cells
 
 SETUP = Setup.from_saved({"batch_key": "batch", "batch_categories": ["b1", "b2", "b3"]})
 
@@ -94,7 +94,7 @@ def test_ranks_write_the_store_that_one_process_writes(run, cells, tmp_path: Pat
 
 def test_what_was_encoded_before_a_signal_is_not_encoded_again(run, cells, tmp_path: Path, small_parts):
     minify(run, cells, tmp_path / "alone", source_order=True, batch_size=10)
-    ranks = start_ranks(minify_on_rank, 2, tmp_path / "said", run, cells, tmp_path / "mini", True, 15)
+    ranks = start_ranks(minify_on_rank, 2, tmp_path / "said", run, cells, tmp_path / "mini", True, 5)
     assert end_ranks(ranks) == [EXIT_RESUMABLE, EXIT_RESUMABLE]
     assert "rank 1" in ranks[0].said
     assert "stopped by SIGTERM" in ranks[0].said
@@ -163,7 +163,7 @@ def test_a_flipped_bit_of_the_model_is_noticed_by_the_processes_that_open_it(run
     model.write_bytes(content)
     minify_parts.forget(scratch)
     with pytest.raises(SourceError, match="damaged"):
-        minify_parts.open_job(str(scratch.absolute()))
+        minify_parts.open_minifies.get(scratch)
 
 
 def interrupt_minify(run: Path, cells: Path, tmp_path: Path, source_order: bool) -> tuple[Path, Path]:
@@ -248,12 +248,11 @@ def test_processes_in_other_folders_open_the_data_with_the_options_of_its_path(r
     source = anndata.read_h5ad(write_cells(tmp_path / "cells.h5ad"))
     source.layers["counts"], source.X = source.X, source.X * 0.5
     source.write_h5ad(tmp_path / "cells.h5ad")
-    jobs, keep_open = [], minify_parts.keep_open
-    monkeypatch.setattr(
-        minify_parts, "keep_open", lambda scratch, opened: jobs.append(opened) or keep_open(scratch, opened)
-    )
+    jobs, kept = [], minify_parts.open_minifies
+    keep = kept.keep
+    monkeypatch.setattr(kept, "keep", lambda scratch, opened: jobs.append(opened) or keep(scratch, opened))
     monkeypatch.chdir(tmp_path)
     minify(run, "cells.h5ad::layer=counts", tmp_path / "mini")
-    assert jobs[0].job.data == f"{tmp_path / 'cells.h5ad'}::layer=counts"
+    assert jobs[0].job.data == {"path": str(tmp_path / "cells.h5ad"), "layer": "counts", "format": "h5ad"}
     attributes = json.loads((tmp_path / "mini" / "zarr.json").read_text())["attributes"]["atlasvi"]
-    assert attributes["data"] == "cells.h5ad::layer=counts"
+    assert attributes["data"] == {"path": "cells.h5ad", "layer": "counts", "format": "h5ad"}

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from atlasvi.engine.distributed.heartbeat import Beat, find_culprit
 from atlasvi.engine.distributed.signals import EXIT_RESUMABLE
 from atlasvi.engine.training import checkpoint
 from atlasvi.engine.training.checkpoint import list_checkpoints, read_newest_checkpoint
@@ -191,30 +190,3 @@ def test_ranks_killed_all_at_once_go_on_from_the_last_checkpoint(cells: Path, tm
     for rank in ranks:
         rank.process.kill()
     end_ranks(ranks)
-
-
-# judging
-
-
-def beat(rank: int, heard: float = 100.0, moved: float = 100.0, waiting: bool = False) -> Beat:
-    return Beat(rank, "node", 7, 3, "step 4", waiting, 0.0, heard, moved)
-
-
-def test_all_is_well_while_all_speak_and_some_move():
-    beats = [beat(0, waiting=True, moved=50), beat(1)]
-    assert find_culprit(beats, 101, timeout_s=10, silence_s=10) is None
-
-
-def test_the_one_that_others_wait_for_hangs_and_waiting_is_no_fault():
-    beats = [beat(0, waiting=True, moved=50), beat(1, moved=60), beat(2, waiting=True, moved=40)]
-    assert find_culprit(beats, 101, 10, 10) == (1, "rank 1 (process 7 on node) hangs: it has been in step 4 for 41 s")
-
-
-def test_who_is_not_heard_of_is_named_before_who_stands_still():
-    beats = [beat(0, moved=50), beat(1, heard=80)]
-    assert find_culprit(beats, 101, 10, 10)[1].startswith("rank 1 (process 7 on node) has not been heard of for 21 s")
-
-
-def test_where_all_wait_for_each_other_the_network_is_named():
-    beats = [beat(rank, waiting=True, moved=50) for rank in range(3)]
-    assert "the network between them fails" in find_culprit(beats, 101, 10, 10)[1]

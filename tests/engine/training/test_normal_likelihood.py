@@ -63,7 +63,7 @@ def test_a_file_gives_the_latents_of_the_anndata_and_a_run_of_it_is_minified_by_
     assert np.isfinite(run.result["train"]["elbo"])
     further = train(path, tmp_path / "further", epochs=1, start=run)
     assert further.model.settings.gene_likelihood == "normal"
-    values = open_cells(path, fractions=True).read_block(0).to_csr()[2]
+    values = open_cells(path, values="numbers").read_block(0).to_csr()[2]
     assert values.dtype == np.float32
     assert np.array_equal(values, logged.X.data)
     assert load_run(tmp_path / "run").model.settings.gene_likelihood == "normal"

@@ -17,11 +17,13 @@ import pytest
 import torch
 
 from atlasvi.engine.distributed.signals import TrainingInterrupted
+from atlasvi.engine.model import trained_run
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.loss_terms import CellLosses, LossTerms
 from atlasvi.engine.model.noise import EVALUATION_NOISE, seed_draws
-from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.training import checkpoint, run_parts
 from atlasvi.engine.training.checkpoint import list_checkpoints, read_newest_checkpoint, write_checkpoint
 from atlasvi.engine.training.evaluation import INFORMATIVE_KL, Evaluation
 from atlasvi.engine.training.progress import RunLog
@@ -407,15 +409,55 @@ def test_resuming_with_another_configuration_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("other", "what"),
-    [({"n_cells": 201}, "n_cells"), ({"n_genes": 31}, "n_genes"), ({"seed": 1}, "first_block_sha256")],
+    ("other", "sizes"), [({"n_cells": 201}, (201, 30)), ({"n_genes": 31}, (200, 31)), ({"seed": 1}, (200, 30))]
 )
-def test_resuming_on_other_data_is_refused(cells: Path, tmp_path: Path, monkeypatch, other: dict, what: str):
+def test_resuming_on_other_data_is_refused(cells: Path, tmp_path: Path, monkeypatch, other: dict, sizes: tuple):
     at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(TrainingInterrupted):
         train(cells, tmp_path / "run", **SCHEDULE)
-    with pytest.raises(SettingError, match=f"was started with {what} = "):
+    sentence = (
+        r"with .*cells.h5ad as it was then, of 200 cells and 30 genes; now it is .*other.h5ad, of {} cells and {}"
+    )
+    with pytest.raises(SettingError, match=sentence.format(*sizes)):
         train(write_cells(tmp_path / "other.h5ad", **other), tmp_path / "run", resume=True)
+
+
+def test_a_resumed_run_opens_its_data_with_the_options_that_it_was_started_with(
+    cells: Path, tmp_path: Path, monkeypatch
+):
+    table = anndata.read_h5ad(cells)
+    table.layers["counts"], table.X = table.X, table.X[::-1].copy()
+    table.var["symbol"] = [f"s{k}" for k in range(30)]
+    table.layers["counts"][3] = 0
+    table.write_h5ad(cells)
+    opened = f"{cells}::layer=counts,gene_column=symbol,empty_cells=keep"
+    whole = train(opened, tmp_path / "whole", **SCHEDULE)
+    at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(TrainingInterrupted):
+        train(opened, tmp_path / "run", **SCHEDULE)
+    with pytest.raises(SettingError, match=r"with .*layer=counts.* as it was then.*; now it is .*layer=X,gene_column"):
+        train(f"{cells}::layer=X", tmp_path / "run", resume=True)
+    assert_same_run(whole, train(cells, tmp_path / "run", resume=True))
+    further = train(cells, tmp_path / "further", start=tmp_path / "run", epochs=1)
+    assert (further.data, further.genes[0]) == (whole.data, "s0")
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoints", "model.pt"])
+def test_a_run_of_a_newer_format_is_refused(cells: Path, tmp_path: Path, monkeypatch, name: str):
+    monkeypatch.setattr(trained_run, "RUN_FORMAT", 3)
+    for module in (checkpoint, run_parts):
+        monkeypatch.setattr(module, "RUN_FORMAT", 3)
+    run = train(cells, tmp_path / "run", **SCHEDULE)
+    monkeypatch.undo()
+    sentence = r"this (run|model|checkpoint) is of format 3, and this atlasvi reads up to 2: upgrade it"
+    with pytest.raises(SourceError, match=sentence):
+        if name == "config.json":
+            train(cells, tmp_path / "run", resume=True)
+        elif name == "model.pt":
+            load_run(tmp_path / "run")
+        else:
+            assert run.path is not None
+            read_newest_checkpoint(run.path / "checkpoints")
 
 
 # bad input
@@ -545,14 +587,15 @@ def test_how_to_go_on_is_a_command_that_opens_the_data_as_it_was_opened(cells: P
     table.var["symbol"] = [f"s{k}" for k in range(30)]
     table.X[3] = 0
     table.write_h5ad(tmp_path / "my cells.h5ad")
-    options = {"layer": "raw counts", "gene_column": "symbol", "keep_empty": True}
+    options = {"layer": "raw counts", "gene_column": "symbol", "empty_cells": "keep"}
     data = select_genes(open_cells(tmp_path / "my cells.h5ad", **options), ["s1", "s2"])
     monkeypatch.setenv("ATLASVI_LAUNCH", "atlasvi launch --nproc 1 --max-restarts 3 --")
     at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(TrainingInterrupted) as stopped:
         train(data, tmp_path / "run", device="cpu", **SCHEDULE)
-    opened = f"{tmp_path / 'my cells.h5ad'}::layer=raw counts,gene_column=symbol"
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == opened
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    assert kept == {"path": str(tmp_path / "my cells.h5ad"), **options, "format": "h5ad"}
+    opened = f"{tmp_path / 'my cells.h5ad'}::layer=raw counts,gene_column=symbol,empty_cells=keep"
     command = shlex.split(str(stopped.value).partition("Go on with: ")[2])
     assert command[:7] == ["atlasvi", "launch", "--nproc", "1", "--max-restarts", "3", "--"]
     assert command[7:] == [
@@ -560,7 +603,6 @@ def test_how_to_go_on_is_a_command_that_opens_the_data_as_it_was_opened(cells: P
         opened,
         "--out",
         str(tmp_path / "run"),
-        "--empty-cells=keep",
         "--device=cpu",
         "--resume",
     ]

@@ -11,7 +11,8 @@ import zarr
 
 from atlasvi.loaders.arrays.missing_chunks import ends_in_long_zeros, find_missing_chunks
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.sources.open_source import Source, open_source
+from atlasvi.loaders.sources.open_source import open_source
+from atlasvi.loaders.sources.source_protocol import Source
 from tests.loaders.sources.test_anndata_files import counts, write_zarr
 
 N, GENES, CHUNK = 1000, 12, 100

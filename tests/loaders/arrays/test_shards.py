@@ -1,3 +1,5 @@
+import gc
+import weakref
 from pathlib import Path
 
 import google_crc32c
@@ -7,7 +9,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlasvi.loaders.arrays.shards import OPEN_SHARDS, Layout, ShardReader, ShardWriter, create_sharded
+from atlasvi.loaders.arrays.shard_writing import ShardWriter, create_sharded
+from atlasvi.loaders.arrays.shards import Layout, OpenShards, ShardReader
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 
 
@@ -113,12 +116,20 @@ def test_a_shard_deleted_or_replaced_under_the_reader_is_noticed(tmp_path: Path)
         reader.read(0, 10)
 
 
-def test_many_shards_are_read_with_few_open_files(tmp_path: Path):
+def test_many_shards_of_many_arrays_are_read_with_few_open_files(tmp_path: Path, monkeypatch):
+    gc.collect()  # readers of other tests
+    monkeypatch.setattr(OpenShards, "most_open", 10)
+    monkeypatch.setattr(OpenShards, "_arrays", weakref.WeakSet())
     layout = Layout(np.dtype("<u2"), chunk=16, shard=16, delta=False)
-    values = np.arange(16 * 100, dtype="<u2")
-    reader = ShardReader(write(tmp_path / "s", values, layout), layout, len(values))
-    before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
-    assert np.array_equal(reader.read(0, len(values)), values)
-    if before:
-        assert len(list(Path("/proc/self/fd").iterdir())) <= before + OPEN_SHARDS
-    reader.close()
+    values = np.arange(16 * 20, dtype="<u2")
+    readers = [ShardReader(write(tmp_path / str(k), values + k, layout), layout, len(values)) for k in range(4)]
+    assert np.array_equal(readers[0].read(0, len(values)), values)
+    assert len(readers[0]._shards._shards) == 10
+    for start in range(0, len(values), 16):
+        for k, reader in enumerate(readers):
+            assert reader.read(start, start + 16).tolist() == (values + k)[start : start + 16].tolist()
+    assert [len(reader._shards._shards) for reader in readers] == [2, 2, 2, 2]
+    for reader in readers[1:]:
+        reader.close()
+    assert np.array_equal(readers[0].read(0, len(values)), values)
+    assert len(readers[0]._shards._shards) == 10

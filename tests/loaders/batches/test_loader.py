@@ -179,9 +179,12 @@ def test_a_batch_is_made_dense_or_a_sparse_tensor(data: CellData):
 def test_any_model_is_trained_in_five_lines(data: CellData):
     model = torch.nn.Linear(len(data.genes), 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    before = model.weight.detach().clone()
     for batch in torch.utils.data.DataLoader(BatchLoader(data, 64, seed=0), batch_size=None):
         model(batch.to_dense()).square().mean().backward()
         optimizer.step()
+    assert model.weight.isfinite().all()
+    assert not torch.equal(model.weight, before)
 
 
 def test_workers_of_a_dataloader_are_refused(data: CellData):
@@ -205,7 +208,7 @@ def test_counts_of_any_size_many_genes_and_cells_without_counts_survive(write_h5
         counts[cell, 69_999 - cell] = (1, 256, 65_535, 65_536, 10**6)[cell % 5]
     path = write_h5ad("wide", counts.tocsr())
     ingest(path, tmp_path / "store", empty_cells="keep")
-    for data in (open_cells(path, keep_empty=True), open_cells(tmp_path / "store")):
+    for data in (open_cells(path, empty_cells="keep"), open_cells(tmp_path / "store")):
         rows = source_rows(data)
         for batch in BatchLoader(data, 7, seed=0):
             assert np.array_equal(batch.to_dense().numpy(), counts.tocsr()[rows[batch.rows.numpy()]].toarray())
@@ -224,6 +227,7 @@ def damaged(write_h5ad, tmp_path: Path, monkeypatch) -> CellData:
     return open_cells(tmp_path / "store")
 
 
+@pytest.mark.shard_reader
 def test_a_damaged_block_stops_the_loader_and_is_named(damaged: CellData):
     where = r"block 0 \(cells 0 to \d+\).*X/data/c/0: chunk 0"
     with pytest.raises(DamagedChunkError, match=rf"{where}.*its crc32c is [0-9a-f]{{8}}, written as [0-9a-f]{{8}}"):
@@ -240,6 +244,7 @@ def test_a_damaged_block_is_skipped_when_told_to_and_its_cells_are_counted(damag
     assert f"{lost} cells left out" in caplog.text
 
 
+@pytest.mark.shard_reader
 def test_a_store_replaced_or_deleted_while_it_is_read_is_noticed(write_h5ad, tmp_path: Path):
     other = tmp_path / "other"
     ingest(write_h5ad("b", make_counts(501, 40, seed=3)), other)

@@ -147,8 +147,17 @@ class Stop(KeyboardInterrupt):
     pass
 
 
-@pytest.mark.parametrize("stage", ["reading", "writing", "joining"])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("stage", "workers"),
+    [
+        ("reading", 1),
+        ("writing", 1),
+        ("joining", 1),
+        ("writing", 2),
+        pytest.param("reading", 2, marks=pytest.mark.slow),  # each starts four processes
+        pytest.param("joining", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_ingest_goes_on_with_what_was_not_finished(
     write_h5ad, tmp_path: Path, many_tasks, stage: str, workers: int
 ):
@@ -406,3 +415,9 @@ def test_a_killed_ingest_leaves_nothing_that_looks_like_a_store(write_h5ad, tmp_
     subprocess.run(command, check=not (tmp_path / "store").exists(), stdout=subprocess.DEVNULL)
     assert len(anndata.read_zarr(tmp_path / "store")) == 20_000
     assert sorted(os.listdir(tmp_path)) == ["a.h5ad", "store"]
+
+
+def test_an_ingest_that_fails_leaves_none_of_the_folders_that_it_made(tmp_path: Path):
+    with pytest.raises(SourceError, match="no such file"):
+        ingest(tmp_path / "gone.h5ad", tmp_path / "x" / "y" / "store")
+    assert list(tmp_path.iterdir()) == []

@@ -214,7 +214,7 @@ def test_genes_that_were_deleted_leave_no_columns_in_blocks(tmp_path):
 
 def test_cells_come_straight_from_an_experiment(tmp_path):
     adata = annotated(500, 30)
-    cells = open_cells(write_soma(adata, tmp_path / "soma"), keep_empty=True)
+    cells = open_cells(write_soma(adata, tmp_path / "soma"), empty_cells="keep")
     loader = pytest.importorskip("atlasvi.loaders.batches.loader")  # its batches are torch's tensors
     for batch in loader.BatchLoader(cells, 64, seed=0):
         np.testing.assert_array_equal(batch.to_dense().numpy(), adata.X.toarray()[batch.rows.numpy()])
@@ -224,7 +224,7 @@ def test_what_is_no_count_in_an_experiment_is_refused_with_its_place(tmp_path):
     adata = annotated(30, 10)
     adata.X.data[:] = np.maximum(adata.X.data, 1)
     adata.X.data[7] = 0.5
-    cells = open_cells(write_soma(adata, tmp_path / "soma"), keep_empty=True)
+    cells = open_cells(write_soma(adata, tmp_path / "soma"), empty_cells="keep")
     row = int(np.searchsorted(adata.X.indptr, 7, side="right")) - 1
     with pytest.raises(CountsError, match=rf"not whole numbers \(first: 0.5 at cell 'cell{row}'"):
         cells.read_block(0)

@@ -16,8 +16,9 @@ from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.ingestion import bucket_sorting as sorting
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.sources.open_source import open_source
-from atlasvi.loaders.tables import store_tables as tables
-from atlasvi.loaders.tables.store_tables import TextColumns, consolidate_metadata, place_rows, unmask_complete_text
+from atlasvi.loaders.tables import records
+from atlasvi.loaders.tables.records import STRING, TextColumns
+from atlasvi.loaders.tables.store_tables import TableWriter, consolidate_metadata, place_rows, unmask_complete_text
 from tests.loaders.tables.test_merged_columns import columns, to_plain
 
 N = 6
@@ -106,7 +107,7 @@ def test_columns_of_joined_sources_come_back_as_they_were(tmp_path_factory, data
         paths.append(write_source(folder / f"{number}.{form}", pd.DataFrame(drawn, index=range(N)), form))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sorting, "UNIT_NNZ", 2)
-        patch.setattr(tables, "MOST_CATEGORIES", data.draw(st.sampled_from([1, 100])))
+        patch.setattr(records, "MOST_CATEGORIES", data.draw(st.sampled_from([1, 100])))
         ingest(paths, folder / "store", workers=1)
     obs = read_in_order(folder / "store")
     for number, drawn in enumerate(sources):
@@ -132,7 +133,7 @@ def _text_of_truth(value: object) -> object:
 
 
 def test_text_of_many_values_keeps_what_is_missing(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(tables, "MOST_CATEGORIES", 3)
+    monkeypatch.setattr(records, "MOST_CATEGORIES", 3)
     text = pd.Series(["a", "b", "", "d", "e", "f"], dtype=object)
     path = write_source(tmp_path / "a.h5ad", pd.DataFrame({"cdr3": text}), "h5ad")
     other = write_source(tmp_path / "b.h5ad", pd.DataFrame(index=range(2)), "h5ad")
@@ -248,7 +249,7 @@ def test_what_was_seen_of_text_columns_adds_up():
 
 def test_text_written_in_parts_has_a_mask_only_where_some_is_missing(tmp_path: Path):
     root = zarr.open_group(tmp_path, mode="w")
-    writer = tables.TableWriter(root, "obs", 2, {"a/full": tables.STRING, "gaps": tables.STRING}, 1)
+    writer = TableWriter(root, "obs", 2, {"a/full": STRING, "gaps": STRING}, 1)
     for row, (full, gaps) in enumerate((("x", "y"), ("", None))):
         record = {"obs/_index": [f"c{row}"], "obs/a/full": [full], "obs/gaps": [gaps]}
         place_rows(writer.group, row, {name: np.array(values, object) for name, values in record.items()})

@@ -1,14 +1,14 @@
 """The peers' side of benchmarks/loaders.py: one measurement a process, printed as a line of JSON; runs in their Python.
 
-usage: python peers_loaders.py annbatch COLLECTION SECONDS CHUNK PRELOAD      minibatches of 1,024 cells, CSR
-       python peers_loaders.py annbatch-uncached COLLECTION CHUNK PRELOAD
-       python peers_loaders.py annbatch-order COLLECTION NAMES.npz CHUNK PRELOAD
-       python peers_loaders.py annbatch-ingest OUT H5AD...
-       python peers_loaders.py scdataset H5AD SECONDS BLOCK
-       python peers_loaders.py tiledbsoma-ml EXPERIMENT SECONDS
-       python peers_loaders.py versions
+usage: python loaders.py annbatch COLLECTION SECONDS CHUNK PRELOAD      minibatches of 1,024 cells, CSR
+       python loaders.py annbatch-uncached COLLECTION CHUNK PRELOAD
+       python loaders.py annbatch-order COLLECTION NAMES.npz CHUNK PRELOAD
+       python loaders.py annbatch-ingest OUT H5AD...
+       python loaders.py scdataset H5AD SECONDS BLOCK
+       python loaders.py tiledbsoma-ml EXPERIMENT SECONDS
+       python loaders.py versions
 
-Settings are those of the peers' script (../shared/peers/loaders.py), which also builds what is read here.
+plain_loaders.py, which measures the same settings without our code, also builds what is read here.
 """
 
 import platform
@@ -17,10 +17,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # both sides are measured by the same code
 from measured_process import Epoch, measure_epochs, measure_uncached, read_status_mb, reset_peak, say
 
 warnings.filterwarnings("ignore")

@@ -1,4 +1,4 @@
-"""Answers as files; the questions themselves are tested with what answers them, in test_posterior.py."""
+"""Answers as files; the questions themselves are tested with what answers them."""
 
 import csv
 import gzip
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlasvi.engine.queries.minified_queries import guard_formula, write_table
+from atlasvi.engine.queries.answer_tables import guard_formula, write_frame, write_table
 
 HOSTILE = ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\r=1", "\n=1", "＝1+1"]
 HARMLESS = ["CD3E", "a\r\n=1", 'a,b"c\td', "HLA-A", "AAAC-1", "-1.5", "+3", "-1e-5", "a=b", "'=1", "", " =1", "7SK"]
@@ -75,3 +75,35 @@ def test_nothing_is_computed_for_a_place_that_cannot_be_written(tmp_path: Path):
     for name in ("none/a.csv", "none/a.npz", "a.xlsx"):
         with pytest.raises((OSError, ValueError), match=name):
             write_table(fail(), ["g1"], tmp_path / name)
+
+
+def test_a_table_of_numbers_text_and_truth_values_is_written_and_read_back(tmp_path: Path):
+    table = pd.DataFrame(
+        {"lfc": [0.5, -2.0], "called": [True, False], "group": ["=1+1", 'a,"b"'], "-n": [3, 4]}, index=["g1", "@g2"]
+    )
+    assert write_frame(table, "gene", tmp_path / "a.csv") == 2
+    with open(tmp_path / "a.csv", newline="") as text:
+        rows = list(csv.reader(text))
+    assert rows == [
+        ["gene", "lfc", "called", "group", "'-n"],
+        ["g1", "0.5", "True", "'=1+1", "3"],
+        ["'@g2", "-2", "False", 'a,"b"', "4"],
+    ]
+    assert write_frame(table, "gene", tmp_path / "a.npz") == 2
+    with np.load(tmp_path / "a.npz") as archive:
+        assert archive["gene"].tolist() == ["g1", "@g2"]
+        assert archive["group"].tolist() == ["=1+1", 'a,"b"']
+        assert archive["lfc"].tolist() == [0.5, -2.0]
+        assert archive["called"].tolist() == [True, False]
+
+
+def test_what_fails_with_the_first_row_prints_nothing(capsys: pytest.CaptureFixture):
+    def fail() -> Iterator[tuple[pd.Index, np.ndarray]]:
+        raise ValueError("a column is missing")
+        yield
+
+    with pytest.raises(ValueError, match="a column is missing"):
+        write_table(fail(), ["g1"], None)
+    assert capsys.readouterr().out == ""
+    write_table(iter([]), ["g1"], None)
+    assert capsys.readouterr().out == "cell,g1\n"

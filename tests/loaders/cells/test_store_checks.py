@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
-from atlasvi.loaders.arrays.shards import ShardWriter, create_sharded
+from atlasvi.loaders.arrays.shard_writing import ShardWriter, create_sharded
 from atlasvi.loaders.batches.loader import BatchLoader
 from atlasvi.loaders.cells import cell_store
 from atlasvi.loaders.cells.open_cells import CellStore

@@ -7,11 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
 
+from atlasvi.loaders.cells.open_cells import open_cells
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
+from atlasvi.loaders.sources.data_spec import DataSpec, list_sources, parse_source
 from atlasvi.loaders.sources.open_source import open_source
-from atlasvi.loaders.sources.source_options import SourceSpec, list_sources, parse_source
 from tests.loaders.sources.test_mtx_folder import CELLS, GENES, lines, matrix_text, write
 
 COUNTS = sp.csr_matrix(np.array([[1, 0, 2, 3], [0, 4, 0, 1], [5, 0, 0, 2]], np.float32))
@@ -24,18 +27,75 @@ def annotated(genes: list[str] = GENES, **columns) -> ad.AnnData:
 
 def test_options_stand_behind_the_path():
     spec = parse_source("a.h5ad::layer=raw, gene_column=id", gene_column="other", measurement="RNA")
-    assert spec == SourceSpec("a.h5ad", layer="raw", gene_column="id", measurement="RNA")
-    assert parse_source("a.h5ad") == SourceSpec("a.h5ad")
+    assert spec == DataSpec("a.h5ad", layer="raw", gene_column="id", measurement="RNA")
+    assert parse_source("a.h5ad") == DataSpec("a.h5ad")
     assert parse_source("s3://bucket/a.zarr").path == "s3://bucket/a.zarr"
 
 
-@pytest.mark.parametrize("text", ["a.h5ad", "a.h5ad::layer=raw counts", "a.zarr::gene_column=id,missing_chunks=zeros"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.h5ad",
+        "a.h5ad::layer=raw counts",
+        "a.zarr::gene_column=id,missing_chunks=zeros",
+        'a.h5ad::layer="raw, of 2020",empty_cells=keep',
+    ],
+)
 def test_a_source_is_written_as_it_was_given_and_from_the_root_for_other_processes(tmp_path, monkeypatch, text):
     assert str(parse_source(text)) == text
     assert parse_source(text).make_absolute() == parse_source(text)  # there is no such file
     monkeypatch.chdir(tmp_path)
     (tmp_path / parse_source(text).path).touch()
     assert str(parse_source(text).make_absolute()) == f"{tmp_path}/{text}"
+
+
+LAYERS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
+
+
+@given(layer=LAYERS, gene_column=st.none() | LAYERS, values=st.sampled_from([None, "counts", "numbers"]))
+def test_any_spec_comes_back_from_its_text_and_from_its_record(layer, gene_column, values):
+    spec = DataSpec("a.h5ad", layer=layer, gene_column=gene_column, values=values)
+    assert parse_source(str(spec)) == spec == DataSpec.from_record(spec.to_record())
+
+
+def test_options_that_were_not_given_are_those_of_other_data_where_they_mean_the_same():
+    usual = DataSpec("a.h5ad", layer="counts", gene_column="id", empty_cells="keep", format="h5ad")
+    filled = DataSpec("b.zarr", layer="X").fill_from(usual, "zarr")
+    assert filled == DataSpec("b.zarr", layer="X", gene_column="id", empty_cells="keep", format="zarr")
+    assert DataSpec("soma").fill_from(usual, "soma") == DataSpec("soma", empty_cells="keep", format="soma")
+
+
+@pytest.mark.parametrize("record", [1, {}, {"path": "a", "lair": "b"}, {"path": "a", "values": "words"}])
+def test_a_record_of_something_else_is_refused(record):
+    with pytest.raises(SourceError, match=r"does not say how data was opened|values is 'words'"):
+        DataSpec.from_record(record)
+
+
+def test_each_source_of_an_ingest_says_for_itself_what_becomes_of_cells_without_counts(tmp_path):
+    empty = annotated()
+    empty.X[1] = 0
+    empty.X.eliminate_zeros()
+    for name in "ab":
+        empty.write_h5ad(tmp_path / f"{name}.h5ad")
+    sources = [f"{tmp_path}/a.h5ad::empty_cells=keep", f"{tmp_path}/b.h5ad::empty_cells=drop"]
+    report = ingest(sources, tmp_path / "store", workers=1)
+    assert (report.n_cells, report.dropped_cells) == (5, 1)
+    with pytest.raises(SourceError, match="only ingest drops cells"):
+        open_cells(sources[1])
+
+
+def test_what_ingest_chose_is_not_chosen_again_of_its_store(tmp_path):
+    annotated().write_h5ad(tmp_path / "a.h5ad")
+    ingest(tmp_path / "a.h5ad", tmp_path / "store", workers=1)
+    with pytest.raises(SourceError, match="so layer can't be chosen again"):
+        open_cells(tmp_path / "store", layer="raw")
+
+
+def test_genes_go_by_the_index_if_that_is_said(tmp_path):
+    annotated(symbol=list("ABCD")).write_h5ad(tmp_path / "a.h5ad")
+    like = DataSpec("other.h5ad", gene_column="symbol", format="h5ad")
+    assert open_cells(tmp_path / "a.h5ad", like=like).genes.tolist() == list("ABCD")
+    assert open_cells(f"{tmp_path}/a.h5ad::gene_column=_index", like=like).genes.tolist() == GENES
 
 
 def test_a_path_that_holds_the_mark_itself_is_a_path(tmp_path):

@@ -1,6 +1,6 @@
-"""scvi-tools' NB log-likelihood, forward and backward, eager and compiled: python peers_kernels.py CELLS GENES -> JSON.
+"""scvi-tools' NB log-likelihood, forward and backward, eager and compiled: python kernels.py CELLS GENES -> JSON.
 
-Runs in the peers' environment, imports nothing of atlasvi; as ../shared/peers/nb_eager.py does it.
+Runs in the peers' environment, imports nothing of atlasvi.
 """
 
 import json

@@ -1,6 +1,6 @@
 """What does scvi-tools reach on the same card: cells/s in memory, compiled and not; held-out loss on real counts?
 
-    python benchmarks/gpu_peers.py --out DIR [--genes 20000] [--counts onek1k.h5ad --batch-key indiv] [--quick]
+    python benchmarks/peers/gpu.py --out DIR [--genes 20000] [--counts onek1k.h5ad --batch-key indiv] [--quick]
 
 scvi-tools trains with the model card's settings on counts in memory; ours is trained beside it on the real counts, on
 the same cells (every fifth row held out), 40 epochs each. Where scvi-tools is not installed this says so and ends.
@@ -19,9 +19,11 @@ from pathlib import Path
 import anndata
 import numpy as np
 import torch
-from gpu_inputs import choose_device, describe_machine, draw_adata
 
 from atlasvi.engine import train
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # both sides are measured on the same counts
+from gpu_inputs import choose_device, describe_machine, draw_adata
 
 CARD = {
     "n_hidden": 128, "n_latent": 20, "n_layers": 3, "dropout_rate": 0.05, "dispersion": "gene", "gene_likelihood": "nb",

@@ -1,4 +1,4 @@
-"""scvi-tools' differential expression: python peers_differential.py MODEL_DIR H5AD GROUPBY SAMPLES SEED OUT.csv.
+"""scvi-tools' differential expression: python differential.py MODEL_DIR H5AD GROUPBY SAMPLES SEED OUT.csv.
 
 Runs in the peers' environment, imports nothing of atlasvi.
 """

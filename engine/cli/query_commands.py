@@ -1,0 +1,453 @@
+"""`atlasvi query`: one command a question, each a thin shell over the function that answers it.
+
+A further question is a function of a model and cells in `engine/queries/`, and a command here.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import typer
+from typer.core import TyperGroup
+
+from atlasvi.engine.cli.arguments import Seed, print_lines, split_names
+from atlasvi.engine.terminal import count, say
+
+if TYPE_CHECKING:  # pandas takes half a second, and `--help` does without
+    import pandas as pd
+
+    from atlasvi.engine.queries.opened_question import OpenedQuestion
+
+GROUP_OPTIONS = ("--model", "--device")
+
+
+class QueryGroup(TyperGroup):
+    """Takes its options wherever they stand, and DATA between MINI or RUN and the command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, the options of the group first: a group reads its options before all else."""
+        moved: list[str] = []
+        rest: list[str] = []
+        given = iter(args)
+        for argument in given:
+            if argument in GROUP_OPTIONS and (value := next(given, None)) is not None:
+                moved += [argument, value]
+            else:
+                (moved if argument.startswith(tuple(f"{name}=" for name in GROUP_OPTIONS)) else rest).append(argument)
+        if len(rest) > 2 and rest[1] not in self.commands and not rest[2].startswith("-"):
+            moved += ["--data", rest.pop(1)]
+        return super().parse_args(ctx, [*moved, *rest])
+
+
+query_app = typer.Typer(cls=QueryGroup, no_args_is_help=True)
+
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COLUMN=VALUE|EXPRESSION",
+        help="Only cells of which obs says so; an expression is as in \"cell_type == 'B cell' and n_genes > 500\".",
+    ),
+]
+CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names, by commas, or @FILE with one a line.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many cells.", min=1)]
+Genes = Annotated[str | None, typer.Option(help="Gene names, by commas, or @FILE with one a line.")]
+TransformBatch = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="Decode as this batch; of several, by commas, the mean.")
+]
+Out = Annotated[Path | None, typer.Option(help="Write to .csv, .tsv (.gz) or .npz instead of the screen.")]
+
+
+@query_app.callback()
+def open_question(
+    context: typer.Context,
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="MINI|RUN [DATA]",
+            help="A minified store, or minified data of scvi-tools; or a run or model, and DATA, the cells to ask: a "
+            "cell store, any source (PATH::layer=NAME), or minified data.",
+        ),
+    ],
+    data: Annotated[str | None, typer.Option(help="The same as DATA.", hidden=True)] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Of minified data of scvi-tools, if it is not in the same folder.")
+    ] = None,
+    device: Annotated[Literal["cpu", "cuda", "auto"], typer.Option(help="Where to compute.")] = "cpu",
+) -> None:
+    """Ask a model about cells: minified ones, which need no counts, or those of DATA."""
+
+    def open_it() -> "OpenedQuestion":
+        from atlasvi.engine.queries.opened_question import OpenedQuestion  # and torch, which `--help` does without
+
+        asked = OpenedQuestion(place, data, model, device)
+        context.call_on_close(asked.close)
+        return asked
+
+    context.obj = open_it
+    context.meta["places"] = place, data
+
+
+@query_app.command("info")
+def query_info(context: typer.Context) -> None:
+    """What the minified data holds; with DATA, what both are."""
+    from atlasvi.engine.cli.describe import describe, describe_minified_store
+
+    places = context.meta["places"]
+    if places[1] is None:
+        print_lines(describe_minified_store(context.obj().kept))
+    else:
+        for place in places:
+            print_lines(describe(place))
+
+
+@query_app.command("latent")
+def query_latent(
+    context: typer.Context,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    variance: Annotated[bool, typer.Option("--variance", help="The variance of q(z | x) too.")] = False,
+    out: Out = None,
+) -> None:
+    """Posterior mean of the latent of each cell."""
+    from atlasvi.engine.queries.latents import slice_latents
+
+    asked = context.obj()
+    slices = (
+        (index, np.concatenate([qzm, qzv], axis=1) if variance else qzm)
+        for index, qzm, qzv in slice_latents(asked.encoder, asked.cells, _choose(asked, cells, where, limit))
+    )
+    n_latent = asked.cells.kept.n_latent if asked.encoder is None else asked.encoder.n_latent
+    names = [f"z{k}" for k in range(n_latent)] + [f"var{k}" for k in range(n_latent)] * variance
+    _write(slices, names, out)
+
+
+@query_app.command("expression")
+def query_expression(
+    context: typer.Context,
+    genes: Genes = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    library_size: Annotated[
+        str, typer.Option(help="Counts a cell is scaled to; 'observed': its own; 'latent': what the model infers.")
+    ] = "1",
+    transform_batch: TransformBatch = None,
+    n_samples: Annotated[
+        int, typer.Option(help="The mean over N draws of z; 0 decodes at its posterior mean.", metavar="N", min=0)
+    ] = 0,
+    n_samples_overall: Annotated[
+        int | None, typer.Option(metavar="N", help="N draws from all these cells together, one row each.", min=1)
+    ] = None,
+    weights: Annotated[
+        Literal["uniform", "importance"],
+        typer.Option(help="How those draws are chosen; importance: by how many cells each explains."),
+    ] = "uniform",
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Decoded, normalised expression of chosen genes in chosen cells."""
+    from atlasvi.engine.queries.expression import slice_expression
+    from atlasvi.engine.queries.population import slice_population
+
+    asked, wanted = context.obj(), split_names(genes)
+    options: dict[str, Any] = {
+        "genes": wanted,
+        "transform_batch": _split_batches(asked, transform_batch),
+        "library_size": library_size,
+    }
+    model_and_cells = asked.run, asked.cells, _choose(asked, cells, where, limit), asked.make_generator(seed)
+    if n_samples_overall is None:
+        slices = slice_expression(*model_and_cells, **options, n_samples=n_samples)
+    else:
+        slices = slice_population(*model_and_cells, n_samples_overall, **options, weights=weights)
+    names = asked.run.genes if wanted is None else wanted
+    _write(slices, names, out, "cell" if n_samples_overall is None else "draw")
+
+
+@query_app.command("parameters")
+def query_parameters(
+    context: typer.Context,
+    parameter: Annotated[Literal["mean", "dispersions", "dropout"], typer.Option(help="Which one.")] = "mean",
+    genes: Genes = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    transform_batch: TransformBatch = None,
+    out: Out = None,
+) -> None:
+    """A parameter of the likelihood of the counts, at the posterior mean of each cell."""
+    from atlasvi.engine.queries.likelihood_parameters import slice_parameter
+
+    asked, wanted = context.obj(), split_names(genes)
+    chosen, batches = _choose(asked, cells, where, limit), _split_batches(asked, transform_batch)
+    slices = slice_parameter(asked.run, asked.cells, chosen, parameter, wanted, batches)
+    _write(slices, asked.run.genes if wanted is None else wanted, out)
+
+
+@query_app.command("library")
+def query_library(
+    context: typer.Context, cells: CellNames = None, where: Where = None, limit: Limit = None, out: Out = None
+) -> None:
+    """Library size of each cell: as observed, or its posterior mean if the model infers it."""
+    from atlasvi.engine.queries.latents import slice_library
+    from atlasvi.engine.queries.question_cells import name_cells
+
+    asked = context.obj()
+    chosen = _choose(asked, cells, where, limit)
+    _write(name_cells(asked.cells, chosen, slice_library(asked.run.model, asked.cells, chosen)), ["library"], out)
+
+
+@query_app.command("batch-vectors")
+def query_batch_vectors(
+    context: typer.Context, cells: CellNames = None, where: Where = None, limit: Limit = None, out: Out = None
+) -> None:
+    """The vector of each cell's batch, of a model that embeds batches."""
+    from atlasvi.engine.queries.latents import batch_vectors
+    from atlasvi.engine.queries.obs_rows import slice_cells
+
+    asked = context.obj()
+    parts = (
+        (asked.cells.read_names(here), batch_vectors(asked.run.model, asked.cells, here))
+        for _, here in slice_cells(_choose(asked, cells, where, limit), asked.cells.n_cells)
+    )
+    _write(parts, [f"v{k}" for k in range(asked.run.model.settings.embedding_dim)], out)
+
+
+@query_app.command("sample")
+def query_sample(
+    context: typer.Context,
+    genes: Genes = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    transform_batch: TransformBatch = None,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws a cell; several make one row each.", min=1)] = 1,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Counts drawn from the posterior predictive."""
+    from atlasvi.engine.queries.answer_tables import write_table
+    from atlasvi.engine.queries.predictive_counts import slice_counts
+
+    asked, wanted = context.obj(), split_names(genes)
+    slices = slice_counts(
+        asked.run,
+        asked.cells,
+        _choose(asked, cells, where, limit),
+        asked.make_generator(seed),
+        genes=wanted,
+        transform_batch=_split_batches(asked, transform_batch),
+        n_samples=n_samples,
+    )
+    names = asked.run.genes if wanted is None else wanted
+    rows = write_table(slices, ["sample"] * (n_samples > 1) + names, out)
+    _say_written(rows, out, "row" if n_samples > 1 else "cell")
+
+
+@query_app.command("differential")
+def query_differential(
+    context: typer.Context,
+    groupby: Annotated[str | None, typer.Option(metavar="COLUMN", help="obs column of the groups to compare.")] = None,
+    group1: Annotated[str | None, typer.Option(help="Groups, by commas (default: each).")] = None,
+    group2: Annotated[str | None, typer.Option(help="The group to compare them with (default: the rest).")] = None,
+    idx1: Annotated[
+        str | None,
+        typer.Option(metavar="EXPRESSION", help="Instead of groups: cells, by COLUMN=VALUE or an expression over obs."),
+    ] = None,
+    idx2: Annotated[
+        str | None, typer.Option(metavar="EXPRESSION", help="The cells to compare them with (default: the rest).")
+    ] = None,
+    mode: Annotated[
+        Literal["vanilla", "change"],
+        typer.Option(help="vanilla: is a gene higher in the first group; change: by how much it changes."),
+    ] = "vanilla",
+    delta: Annotated[
+        float, typer.Option(help="Of mode change: log2 fold changes below it count as none.", min=0)
+    ] = 0.25,
+    fdr: Annotated[float, typer.Option(help="Of mode change: expected share of false discoveries.", min=0)] = 0.05,
+    batch_correction: Annotated[
+        bool, typer.Option("--batch-correction", help="Decode both groups as each of the batches in turn.")
+    ] = False,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws of each group.", min=1)] = 5_000,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Genes that differ between groups of cells; with counts, their statistics too."""
+    import pandas as pd
+
+    from atlasvi.engine.queries.answer_tables import write_frame
+    from atlasvi.engine.queries.differential import differential_expression
+    from atlasvi.engine.queries.draw_comparison import Test
+    from atlasvi.engine.queries.question_cells import CountedCells
+
+    asked = context.obj()
+
+    def list_groups() -> Iterable[Any]:
+        return () if groupby is None else asked.cells.read_column(groupby).unique()
+
+    test = Test(mode, delta, use_observed_batches=not batch_correction, n_samples_overall=n_samples)
+    table = differential_expression(
+        asked.run.model,
+        asked.cells,
+        pd.Index(asked.run.genes),
+        asked.make_generator(seed),
+        test,
+        n_batches=asked.run.model.settings.n_batches,
+        groupby=groupby,
+        group1=None if group1 is None else _split_known(group1, list_groups),
+        group2=group2,
+        idx1=idx1,
+        idx2=idx2,
+        all_stats=isinstance(asked.cells, CountedCells),
+        fdr_target=fdr,
+    )
+    _say_written(write_frame(table, "gene", out), out, "row")
+
+
+@query_app.command("abundance")
+def query_abundance(
+    context: typer.Context,
+    sample_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of the samples.")],
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    max_cells: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Describe each sample by at most N of its cells, chosen at random.", min=1),
+    ] = None,
+    dof: Annotated[
+        float | None,
+        typer.Option(help="Use Student's t with so many degrees of freedom for each cell, not a normal.", min=0.01),
+    ] = None,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """How likely each cell's latent is among the cells of each sample, in nats."""
+    from atlasvi.engine.queries.abundance import differential_abundance
+
+    asked = context.obj()
+    table = differential_abundance(
+        asked.run.model,
+        asked.cells,
+        asked.cells,
+        asked.make_generator(seed),
+        sample_key,
+        indices=_choose(asked, cells, where, limit),
+        num_cells_posterior=max_cells,
+        dof=dof,
+    )
+    _write(iter([(table.index, table.to_numpy())]), list(map(str, table.columns)), out)
+
+
+@query_app.command("elbo")
+def query_elbo(
+    context: typer.Context,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    marginal: Annotated[
+        int, typer.Option(metavar="N", help="The marginal log-likelihood too, from N samples a cell.", min=0)
+    ] = 0,
+    mean: Annotated[bool, typer.Option("--mean", help="Only the mean over the cells.")] = False,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """ELBO, reconstruction error and KL of each cell, in nats. Needs DATA with counts."""
+    import pandas as pd
+
+    from atlasvi.engine.queries.model_fit import FIT_COLUMNS, slice_fit
+    from atlasvi.engine.queries.question_cells import name_cells, need_counts
+
+    asked = context.obj()
+    counted, chosen = need_counts(asked.cells, "the ELBO"), _choose(asked, cells, where, limit)
+    parts = slice_fit(asked.run.model, counted, asked.make_generator(seed), chosen, marginal)
+    columns = FIT_COLUMNS if marginal else FIT_COLUMNS[:-1]
+    if mean:
+        _write(iter([(pd.Index(["mean"]), _average(parts)[None])]), columns, out, "row")
+    else:
+        _write(name_cells(asked.cells, chosen, parts), columns, out)
+
+
+@query_app.command("correlation")
+def query_correlation(
+    context: typer.Context,
+    genes: Genes = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    method: Annotated[Literal["spearman", "pearson"], typer.Option(help="Of ranks, or of values.")] = "spearman",
+    transform_batch: TransformBatch = None,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws a cell.", min=1)] = 10,
+    max_cells: Annotated[
+        int, typer.Option(metavar="N", help="At most N cells, chosen at random: memory holds all their draws.", min=2)
+    ] = 1_000,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Correlations between genes, in expression that is drawn without the noise of counting."""
+    import pandas as pd
+
+    from atlasvi.engine.queries.cell_choice import sample_cells
+    from atlasvi.engine.queries.correlation import correlate_genes
+    from atlasvi.engine.queries.model_names import find_batches, find_genes
+    from atlasvi.engine.queries.question_cells import take_chosen
+
+    asked, wanted = context.obj(), split_names(genes)
+    generator, chosen = asked.make_generator(seed), _choose(asked, cells, where, limit)
+    matrix = correlate_genes(
+        asked.run.model,
+        asked.cells,
+        generator,
+        indices=sample_cells(take_chosen(chosen, 0, asked.cells.n_cells), max_cells, generator),
+        columns=find_genes(asked.run, wanted, asked.cells.path),
+        n_samples=n_samples,
+        transform_batch=find_batches(asked.run, _split_batches(asked, transform_batch)),
+        correlation_type=method,
+    )
+    names = asked.run.genes if wanted is None else wanted
+    _write(iter([(pd.Index(names), matrix)]), names, out, "gene")
+
+
+def _choose(
+    asked: "OpenedQuestion", names: str | None, where: list[str] | None, limit: int | None
+) -> np.ndarray | None:
+    """int64, ascending: indices of the cells that are asked about; None: all."""
+    from atlasvi.engine.queries.cell_choice import choose_cells
+
+    if names is None and not where and limit is None:
+        return None
+    return choose_cells(asked.cells, split_names(names), where or [], limit)
+
+
+def _split_known(text: str, list_known: Callable[[], Iterable[Any]]) -> list[str]:
+    """Names separated by commas; or the whole text where it is one of the known names, which may hold commas."""
+    if "," in text and text in map(str, list_known()):
+        return [text]
+    return split_names(text) or []
+
+
+def _split_batches(asked: "OpenedQuestion", text: str | None) -> list[str] | None:
+    return None if text is None else _split_known(text, lambda: asked.run.setup.batch_categories)
+
+
+def _average(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """The mean over all rows of arrays [rows, columns]."""
+    sums, n = np.zeros(1), 0
+    for part in parts:
+        sums, n = sums + part.sum(0, dtype=np.float64), n + len(part)
+    return sums / n
+
+
+def _write(
+    slices: "Iterator[tuple[pd.Index, np.ndarray]]", columns: Iterable[str], out: Path | None, index: str = "cell"
+) -> None:
+    from atlasvi.engine.queries.answer_tables import write_table
+
+    _say_written(write_table(slices, list(columns), out, index=index), out, index)
+
+
+def _say_written(rows: int, out: Path | None, noun: str) -> None:
+    if out is not None:
+        say(f"{out}: {count(rows, noun)}.")

@@ -1,0 +1,122 @@
+"""Answers as tables, on the screen or in files: CSV and TSV with names that no spreadsheet runs, or NumPy arrays."""
+
+import gzip
+import io
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import pandas as pd
+
+from atlasvi.engine.queries.question_cells import QueryError
+from atlasvi.engine.terminal import make_printable
+from atlasvi.loaders.outputs import write_file_aside
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+Rows = Iterator[tuple[object, Iterable[object]]]
+"""The name of a row and its values: numbers, truth values, text."""
+
+
+def write_table(
+    slices: Iterator[tuple[pd.Index, np.ndarray]],
+    columns: Sequence[str],
+    out: Path | None,
+    *,
+    index: str = "cell",
+    precision: int = 6,
+) -> int:
+    """Write slices of (cell names, values [cells, columns]) to a file, or to standard output as CSV; returns the rows.
+
+    out    .csv or .tsv (streamed; .gz too), or .npz with `cells`, `columns`, `values`
+    index  what a row is, if it is not a cell: the first column and the array in .npz are called after it
+    In text, names that a spreadsheet would run as formulas are guarded (see `guard_formula`); .npz has them unchanged.
+    Raises QueryError for another ending, OutputError if `out` exists or can't be written.
+    """
+
+    def write_arrays(file: Path) -> int:
+        parts = list(slices)
+        values = np.concatenate([part for _, part in parts]) if parts else np.empty((0, len(columns)), np.float32)
+        names = np.array([str(name) for index, _ in parts for name in index], str)
+        _save_arrays(file, {f"{index}s": names, "columns": np.array(columns, str), "values": values})
+        return len(values)
+
+    rows = ((name, row) for names, values in slices for name, row in zip(names, values.tolist()))
+    return _write_answer(rows, [index, *columns], out, write_arrays, precision)
+
+
+def write_frame(table: pd.DataFrame, index: str, out: Path | None, *, precision: int = 6) -> int:
+    """Write a table of numbers, truth values and text as `write_table` does; returns the rows.
+
+    index  what the names of the rows are called; .npz holds an array of them and one for each column
+    """
+
+    def write_arrays(file: Path) -> int:
+        arrays = {str(name): table[name].to_numpy() for name in table}
+        text = {name: values.astype(str) for name, values in arrays.items() if values.dtype.kind not in "biuf"}
+        _save_arrays(file, {index: table.index.to_numpy().astype(str), **arrays, **text})
+        return len(table)
+
+    rows = zip(table.index, zip(*(table[name].tolist() for name in table)))
+    return _write_answer(rows, [index, *map(str, table.columns)], out, write_arrays, precision)
+
+
+def _save_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    with open(file, "wb") as archive:
+        np.savez_compressed(archive, **arrays)  # type: ignore[arg-type]
+
+
+def _write_answer(
+    rows: Rows, header: Sequence[str], out: Path | None, write_arrays: Callable[[Path], int], precision: int
+) -> int:
+    if out is None:
+        # a pipe or a file gets names as they are, a terminal none that would steer it
+        show = make_printable if sys.stdout is not None and sys.stdout.isatty() else str
+        return _write_lines(sys.stdout or io.StringIO(), ",", rows, header, precision, show)
+    if not any(ending in out.suffixes for ending in (".csv", ".tsv", ".npz")):
+        raise QueryError(f"{out}: write to a file that ends in .csv, .tsv (or either with .gz) or .npz.")
+    with write_file_aside(out) as temporary:
+        if out.suffix == ".npz":
+            return write_arrays(temporary)
+        delimiter = "\t" if ".tsv" in out.suffixes else ","
+        with (gzip.open if out.suffix == ".gz" else open)(temporary, "wt", encoding="utf-8", newline="") as file:
+            return _write_lines(file, delimiter, rows, header, precision, str)
+
+
+def _write_lines(
+    file: TextIO, delimiter: str, rows: Rows, header: Sequence[str], precision: int, show: Callable[[str], str]
+) -> int:
+    """Write the table, text as `show` makes it; returns the rows."""
+
+    def name(text: object) -> str:
+        shown = guard_formula(show(str(text)))
+        # csv.writer leaves a carriage return outside of quotes before Python 3.13, and readers begin a new row there
+        quoted = any(special in shown for special in (delimiter, '"', "\r", "\n"))
+        return '"' + shown.replace('"', '""') + '"' if quoted else shown
+
+    def value(held: object) -> str:
+        return name(held) if isinstance(held, str | bool) else f"{held:.{precision}g}"
+
+    n, line = 0, delimiter.join(map(name, header)) + "\n"
+    for row, values in rows:  # what is missing is said with the first row, before anything of the answer is written
+        file.write(line)
+        line = delimiter.join([name(row), *map(value, values)]) + "\n"
+        n += 1
+    file.write(line)
+    return n
+
+
+def guard_formula(text: str) -> str:
+    """`text` for a cell of a CSV file, an apostrophe before it where a spreadsheet would run it as a formula.
+
+    Excel and LibreOffice take what begins with = + - @, a tab or a line break for one (also in full-width letters), and
+    a formula can send out what the other cells hold; after an apostrophe it is text. Numbers are left as they are.
+    """
+    if not text.startswith(FORMULA_STARTS):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text

@@ -1,0 +1,137 @@
+"""Values of chosen cells from obs, read in slices that hold some of them: an atlas has more cells than a question."""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from atlasvi.engine.minified.kept_posterior import ObsTable
+from atlasvi.engine.minified.minified_anndata import AnnDataObs
+from atlasvi.engine.model.covariates import Setup
+from atlasvi.loaders.cells.cell_store import CellStore
+from atlasvi.loaders.cells.memory_cells import MemoryCells
+from atlasvi.loaders.cells.open_cells import CellData
+from atlasvi.loaders.errors import ColumnError
+from atlasvi.loaders.tables.store_tables import check_column
+
+SLICE_CELLS = 2**16  # of obs are read at a time: a chunk of a store's arrays
+
+
+class ObsRows:
+    """obs of cells: whole columns, or the values of chosen cells. The slices read last are kept."""
+
+    def __init__(self, path: str, n_cells: int, table: ObsTable) -> None:
+        self.path, self.n_cells, self.obs_columns, self._table = path, n_cells, table.columns, table
+        self._kept: dict[str | None, tuple[int, pd.Series]] = {}  # column, None for names -> where it starts, values
+
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        return self._table.read_column(name, start, stop)
+
+    def read_names(self, cells: np.ndarray | None = None) -> pd.Index:
+        """Names of the cells with these indices, in any order; None: of all cells."""
+        if cells is None:
+            return self._table.read_names(0, self.n_cells)
+        return pd.Index(self._take(None, cells))
+
+    def take_column(self, name: str, cells: np.ndarray) -> pd.Series:
+        """Values of one column [len(cells)] of the cells with these indices, in any order."""
+        return self._take(name, cells)
+
+    def read_codes(self, setup: Setup, cells: np.ndarray, labels: bool = False) -> dict[str, np.ndarray]:
+        """Covariates of the cells with these indices, as `Setup.read_codes` gives them, and raises what it raises."""
+        try:
+            return setup.read_codes(_ChosenCells(self, cells), labels)
+        except ColumnError:
+            setup.read_codes(self, labels)  # says of which cell it is by its index among all
+            raise
+
+    def _take(self, name: str | None, cells: np.ndarray) -> pd.Series:
+        wanted, places = np.unique(cells, return_inverse=True)
+        parts = [self._read_slice(name, start).iloc[here - start] for start, here in slice_cells(wanted, self.n_cells)]
+        found = pd.concat(parts) if len(parts) > 1 else parts[0] if parts else self._read_slice(name, 0).iloc[:0]
+        return found.iloc[places].reset_index(drop=True)
+
+    def _read_slice(self, name: str | None, start: int) -> pd.Series:
+        if name not in self._kept or self._kept[name][0] != start:
+            stop = min(start + SLICE_CELLS, self.n_cells)
+            if name is None:
+                values = self._table.read_names(start, stop).to_series()
+            else:
+                values = self._table.read_column(name, start, stop)
+            self._kept[name] = start, values
+        return self._kept[name][1]
+
+
+def slice_cells(cells: np.ndarray | None, n_cells: int, size: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """(start, indices of the chosen cells in [start, start + size)) for each slice that holds some of them.
+
+    cells  int64, ascending; None: all n_cells are chosen
+    size   cells of a slice; None: SLICE_CELLS
+    """
+    size = size or SLICE_CELLS
+    if cells is None:
+        for start in range(0, n_cells, size):
+            yield start, np.arange(start, min(start + size, n_cells))
+        return
+    starts = np.unique(cells // size) * size
+    for start, here in zip(starts.tolist(), np.split(cells, np.searchsorted(cells, starts[1:]))):
+        yield start, here
+
+
+class _ChosenCells:
+    """Columns of chosen cells alone, as `Setup.read_codes` reads columns."""
+
+    def __init__(self, rows: ObsRows, cells: np.ndarray) -> None:
+        self._rows, self._cells, self.obs_columns = rows, cells, rows.obs_columns
+        self.path, self.n_cells = rows.path, len(cells)
+
+    def read_column(self, name: str) -> pd.Series:
+        """One column of these cells. Raises ColumnError, naming those that are there."""
+        return self._rows.take_column(name, self._cells)
+
+
+class _CellDataObs:
+    """obs of cells on disk by slices of rows, as an `ObsTable`; the slice of all columns that was read last is kept."""
+
+    def __init__(self, data: CellData) -> None:
+        self._data, self.columns = data, data.obs_columns
+        self._kept: tuple[tuple[int, int], pd.DataFrame] | None = None
+
+    def read_names(self, start: int, stop: int) -> pd.Index:
+        """Names of cells [start, stop)."""
+        return self._data.read_names(start, stop)
+
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        if stop is None:
+            return self._data.read_column(name).iloc[start:].reset_index(drop=True)
+        check_column(name, self.columns, self._data.path)
+        return self._read(start, stop)[name].reset_index(drop=True)
+
+    def _read(self, start: int, stop: int) -> pd.DataFrame:
+        if self._kept is None or self._kept[0] != (start, stop):
+            self._kept = (start, stop), self._data.read_obs(start, stop)
+        return self._kept[1]
+
+
+class _WholeColumns(_CellDataObs):
+    """The same, columns read as a whole, each once."""
+
+    def __init__(self, data: CellData) -> None:
+        super().__init__(data)
+        self._read_column = functools.cache(data.read_column)
+
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        return self._read_column(name).iloc[start:stop].reset_index(drop=True)
+
+
+def open_obs(data: CellData) -> ObsTable:
+    """obs of cells that have counts, in memory or on disk."""
+    if isinstance(data, MemoryCells):  # whose `read_obs` names columns as a store would
+        return AnnDataObs(data.adata)
+    # an older store, without a list of its files, says only of whole columns that values may have been lost in a copy
+    is_unsure = isinstance(data, CellStore) and not data.attributes.get("manifest")
+    return (_WholeColumns if is_unsure else _CellDataObs)(data)

@@ -1,0 +1,144 @@
+"""Cells seen through a list of genes, or with one more column of obs; all else is that of the cells behind."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from atlasvi.loaders.cells.cells_protocol import Cells
+from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.rows.chosen_genes import GeneChoice
+from atlasvi.loaders.sources.data_spec import DataSpec
+
+
+class CellsView:
+    """Every member of `Cells`, asked of other cells; what a view changes it overrides."""
+
+    def __init__(self, data: Cells) -> None:
+        self._data = data
+
+    @property
+    def spec(self) -> DataSpec:
+        """How the cells were opened."""
+        return self._data.spec
+
+    @property
+    def layer(self) -> str | None:
+        """The layer of an AnnData that the counts are in."""
+        return self._data.layer
+
+    @property
+    def path(self) -> str:
+        """Where the cells are."""
+        return self._data.path
+
+    @property
+    def n_cells(self) -> int:
+        """Cells."""
+        return self._data.n_cells
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """A row a gene."""
+        return self._data.var
+
+    @property
+    def genes(self) -> pd.Index:
+        """Gene names, in the order of the columns."""
+        return self.var.index
+
+    @property
+    def obs_columns(self) -> list[str]:
+        """Names of the columns of obs."""
+        return self._data.obs_columns
+
+    @property
+    def source_sizes(self) -> list[int]:
+        """How many rows each source had."""
+        return self._data.source_sizes
+
+    @property
+    def block_starts(self) -> np.ndarray:
+        """int64 [blocks + 1]: where each block begins."""
+        return self._data.block_starts
+
+    @property
+    def group_blocks(self) -> int:
+        """How many blocks are mixed with each other."""
+        return self._data.group_blocks
+
+    @property
+    def mixing(self) -> str:
+        """How well cells are mixed when they are shuffled."""
+        return self._data.mixing
+
+    def read_block(self, block: int) -> Rows:
+        """The counts of one block."""
+        return self._data.read_block(block)
+
+    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
+        """`obs` of cells [start, stop)."""
+        return self._data.read_obs(start, stop)
+
+    def read_names(self, start: int = 0, stop: int | None = None) -> pd.Index:
+        """Names of cells [start, stop), or of all."""
+        return self._data.read_names(start, stop)
+
+    def read_column(self, name: str) -> pd.Series:
+        """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
+        return self._data.read_column(name)
+
+    def split_keys(self, start: int, stop: int) -> np.ndarray:
+        """uint64 [stop - start]: a hash of each cell's identity."""
+        return self._data.split_keys(start, stop)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._data.close()
+
+
+class SelectedGenes(CellsView):
+    """Only the genes of a list, columns in its order; a gene that the data does not have counts zero in every cell."""
+
+    def __init__(self, data: Cells, genes: pd.Index) -> None:
+        super().__init__(data)
+        self._choice, self._var = GeneChoice(genes.get_indexer(data.genes), len(genes)), data.var.reindex(genes)
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """A row for each gene of the list, values missing for those that the data does not have."""
+        return self._var
+
+    def read_block(self, block: int) -> Rows:
+        """The counts of one block over the chosen genes."""
+        return self._choice.apply(self._data.read_block(block))
+
+    def allow_fractions(self) -> "SelectedGenes":
+        """The same genes of the same cells, with numbers that are not whole taken as they are."""
+        return SelectedGenes(self._data.allow_fractions(), self.genes)
+
+
+class AddedColumn(CellsView):
+    """One more column of obs; values [n_cells], of any type."""
+
+    def __init__(self, data: Cells, name: str, values: Sequence[Any]) -> None:
+        super().__init__(data)
+        self._name, self._values = name, pd.Series(values)
+
+    @property
+    def obs_columns(self) -> list[str]:
+        """Names of the columns of obs, the added one last."""
+        return [*self._data.obs_columns, self._name]
+
+    def read_column(self, name: str) -> pd.Series:
+        """One `obs` column of all cells. Raises ColumnError, naming those of the cells behind."""
+        return self._values if name == self._name else self._data.read_column(name)
+
+    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
+        """`obs` of cells [start, stop), with the column."""
+        return self._data.read_obs(start, stop).assign(**{self._name: self._values.iloc[start:stop].array})
+
+    def allow_fractions(self) -> "AddedColumn":
+        """The same column of the same cells, with numbers that are not whole taken as they are."""
+        return AddedColumn(self._data.allow_fractions(), self._name, self._values)

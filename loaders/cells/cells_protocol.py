@@ -1,0 +1,98 @@
+"""The protocol of cells: what a model is trained on, in blocks of rows, whether from a store, a source or memory."""
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+
+from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.sources.data_spec import DataSpec
+
+
+class Columns(Protocol):
+    """The part of `Cells` that is about `obs` alone, which minified data has too."""
+
+    @property
+    def path(self) -> str:
+        """Where the cells are: what errors call them."""
+
+    @property
+    def n_cells(self) -> int:
+        """Cells."""
+
+    @property
+    def obs_columns(self) -> list[str]:
+        """Names of the columns of obs, in their order."""
+
+    def read_column(self, name: str) -> pd.Series:
+        """One column of obs of all cells, [n_cells], index 0 to n_cells - 1.
+
+        Raises ColumnError, naming the columns that are there, if `name` is not one of them.
+        """
+
+
+@runtime_checkable
+class Cells(Columns, Protocol):
+    """Cells x genes, read block by block.
+
+    Cells [block_starts[b], block_starts[b + 1]) are block b. Everything that is opened to be trained on implements all
+    of it, and a view of other cells (fewer genes, one column more) delegates to them what it does not change.
+    All reads may be made by several threads at once.
+    """
+
+    @property
+    def spec(self) -> DataSpec:
+        """The path and the options that it was opened with."""
+
+    @property
+    def layer(self) -> str | None:
+        """The key of `AnnData.layers` that the counts are in; None where they are in X or raw, or it is no AnnData."""
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """[genes] rows; the index holds the gene names."""
+
+    @property
+    def genes(self) -> pd.Index:
+        """Names of the genes, str, unique, in the order of the columns of the counts."""
+
+    @property
+    def source_sizes(self) -> list[int]:
+        """How many rows each source had: in `obs`, 0 <= source_row < source_sizes[code of source]."""
+
+    @property
+    def block_starts(self) -> np.ndarray:
+        """int64 [blocks + 1], from 0 to n_cells: where each block begins, and where the last ends."""
+
+    @property
+    def group_blocks(self) -> int:
+        """How many blocks are in memory together, and mixed with each other, when cells are shuffled; at least 1."""
+
+    @property
+    def mixing(self) -> str:
+        """How well cells are mixed when they are shuffled, in a sentence."""
+
+    def read_block(self, block: int) -> Rows:
+        """The counts of one block: for each cell ascending gene indices, uint16 or int32, and counts above 0.
+
+        Counts are unsigned integers, floats only of data that was opened for numbers (see `allow_fractions`).
+        Raises DamagedChunkError or SourceError if they are damaged, CountsError if they are no counts.
+        """
+
+    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
+        """`obs` of cells [start, stop), `source` and `source_row` among its columns; the index holds the cell names."""
+
+    def read_names(self, start: int = 0, stop: int | None = None) -> pd.Index:
+        """Names of cells [start, stop), str; without numbers those of all cells."""
+
+    def split_keys(self, start: int, stop: int) -> np.ndarray:
+        """uint64 [stop - start]: a hash of each cell's identity, the same from a store as from its source."""
+
+    def allow_fractions(self) -> "Cells":
+        """The same cells, of which numbers that are not whole are read as they are: what the normal likelihood models.
+
+        A cell store holds counts, so nothing changes for it.
+        """
+
+    def close(self) -> None:
+        """Close the files, where any are open."""

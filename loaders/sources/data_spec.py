@@ -1,0 +1,190 @@
+"""How data is read: `PATH::layer=raw,gene_column=id`, an entry of a table of sources, or a `DataSpec` in Python.
+
+A table is a TOML file with one entry a source; paths are relative to its folder:
+
+    [[source]]
+    path = "atlas.h5ad"
+    layer = "raw"
+"""
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from atlasvi.loaders.errors import SourceError
+
+CHOICES = {
+    "gene_versions": ("keep", "drop"),
+    "missing_chunks": ("refuse", "zeros"),
+    "values": ("counts", "numbers"),
+    "empty_cells": ("refuse", "keep", "drop"),
+}
+ANNDATA_FORMATS = ("h5ad", "zarr")
+OF_A_FORMAT = ("layer", "gene_column", "measurement")  # options that mean something else in data of another format
+OPTION = re.compile(r'\s*(?P<name>[^=,"]*?)\s*=\s*(?P<value>"(?:[^"\\]|\\.)*"|[^,"]*?)\s*(?:,|$)')
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Where data is and how it is read. An option that is None was not given: then the first of its choices holds.
+
+    Everything that is opened holds the value that it was opened with. A run and a model keep that of their data, so
+    that it is opened alike when the run is resumed and when the model is asked about a path.
+
+    layer, gene_column, measurement  as `open_source` says; what is None is chosen when the data is opened
+    gene_versions   'keep', or 'drop' to take the version off Ensembl ids: ENSG00000141510.16 becomes ENSG00000141510
+    missing_chunks  'refuse' a file of which chunks are missing, as an incomplete copy; or 'zeros' to read them as zeros
+    values          'counts' are whole; 'numbers' may be fractions, which the normal likelihood alone models
+    empty_cells     'refuse' cells without counts, 'keep' them, or, in ingest alone, 'drop' them
+    format          which format the data was found to have when it was opened; not an option
+    """
+
+    path: str
+    layer: str | None = None
+    gene_column: str | None = None
+    measurement: str | None = None
+    gene_versions: str | None = None
+    missing_chunks: str | None = None
+    values: str | None = None
+    empty_cells: str | None = None
+    format: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in (None, *known):
+                raise SourceError(f"{self.path}: {name} is {getattr(self, name)!r}; it can be {' or '.join(known)}.")
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options that were given, by name."""
+        return {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
+
+    @property
+    def fill_missing(self) -> bool:
+        """Whether missing chunks are taken for zeros."""
+        return self.missing_chunks == "zeros"
+
+    @property
+    def takes_fractions(self) -> bool:
+        """Whether values that are not whole are taken as they are."""
+        return self.values == "numbers"
+
+    def __str__(self) -> str:
+        """`PATH::OPTION=VALUE,...`, as `parse_source` reads it; PATH alone where no option was given."""
+        options = ",".join(f"{name}={_quote(value)}" for name, value in self.options.items())
+        return f"{self.path}::{options}" if options else self.path
+
+    def to_record(self) -> dict[str, str]:
+        """The fields that are not None, as a file keeps them; `from_record` takes them back."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+
+    @classmethod
+    def from_record(cls, record: Any) -> "DataSpec":
+        """What `to_record` gave; or `PATH::OPTION=VALUE,...`, which the first versions kept.
+
+        Raises SourceError if it is neither.
+        """
+        if isinstance(record, str):
+            return parse_source(record)
+        names = {field.name for field in fields(cls)}
+        if not isinstance(record, Mapping) or not {"path"} <= set(record) <= names:
+            raise SourceError(f"{record!r:.100} does not say how data was opened: the file that holds it is damaged.")
+        return cls(**record)
+
+    def make_absolute(self) -> "DataSpec":
+        """The same, for processes that run in other folders; what is no path of this machine stays."""
+        return replace(self, path=os.path.abspath(self.path)) if os.path.exists(self.path) else self
+
+    def contradicts(self, other: "DataSpec") -> bool:
+        """Whether both were given a layer, a gene column or a measurement of the same format, and not the same one."""
+        pairs = [(getattr(self, name), getattr(other, name)) for name in OF_A_FORMAT]
+        return self.format == other.format and any(None not in pair and pair[0] != pair[1] for pair in pairs)
+
+    def fill_from(self, usual: "DataSpec", format: str) -> "DataSpec":
+        """The same data of a format, with the options that were not given as `usual` has them, where they apply to it.
+
+        A layer, a gene column or a measurement does if the data of `usual` is of that format too, or of an unknown one.
+        """
+        alike = usual.format in (None, format) or {usual.format, format} <= set(ANNDATA_FORMATS)
+        names = [name for name in OPTIONS if alike or name not in OF_A_FORMAT]
+        return replace(self, format=format, **{**{name: getattr(usual, name) for name in names}, **self.options})
+
+
+OPTIONS = tuple(field.name for field in fields(DataSpec) if field.name not in ("path", "format"))
+
+
+def parse_source(source: DataSpec | str | Path, **defaults: str | None) -> DataSpec:
+    """`PATH` or `PATH::OPTION=VALUE,...` as a DataSpec; `defaults` are what options are that it does not give.
+
+    A value that holds a comma or a quotation mark stands in quotation marks, as in JSON.
+    Raises SourceError for an option that there is not.
+    """
+    if isinstance(source, DataSpec):
+        return make_spec(source.path, {**defaults, **source.options})
+    text = str(source)
+    path, mark, options = text.rpartition("::")
+    if not mark or Path(text).exists():
+        path, options = text, ""
+    given, at = dict(defaults), 0
+    while at < len(options):
+        found = OPTION.match(options, at)
+        if found is None or not (found["name"] and found["value"]):
+            wrong = options[at:].split(",")[0].strip()
+            raise SourceError(f"{text}: {wrong!r} is no option; write PATH::OPTION=VALUE,OPTION=VALUE.")
+        given[found["name"]] = _unquote(text, found["value"])
+        at = found.end()
+    return make_spec(path, given)
+
+
+def make_spec(path: str, options: Mapping[str, Any]) -> DataSpec:
+    """A DataSpec of a path and options by name. Raises SourceError for one that there is not."""
+    for name, value in options.items():
+        if name not in OPTIONS or not (value is None or isinstance(value, str)):
+            raise SourceError(f"{path}: {name} = {value!r} is no option of a source; there are: {', '.join(OPTIONS)}.")
+    return replace(DataSpec(path), **options)
+
+
+def list_sources(sources: Sequence[str | Path], **defaults: str | None) -> list[DataSpec]:
+    """All sources, those of tables in their place. Raises SourceError where a table can't be read."""
+    specs: list[DataSpec] = []
+    for source in sources:
+        if str(source).lower().endswith(".toml") and Path(source).is_file():
+            specs += read_table(Path(source), defaults)
+        else:
+            specs.append(parse_source(source, **defaults))
+    return specs
+
+
+def read_table(table: Path, defaults: Mapping[str, str | None]) -> Iterator[DataSpec]:
+    """Yield the sources of a TOML table. Raises SourceError where it is none."""
+    try:
+        content = tomllib.loads(table.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{table}: it can't be read as TOML ({error}).") from error
+    entries = content.get("source")
+    if not isinstance(entries, list) or not entries or set(content) != {"source"}:
+        raise SourceError(f'{table}: a table of sources has entries [[source]], each with path = "..."; nothing else.')
+    for entry in entries:
+        options = dict(entry) if isinstance(entry, dict) else {}
+        path = options.pop("path", None)
+        if not isinstance(path, str):
+            raise SourceError(f'{table}: an entry [[source]] has no path = "...": {entry}.')
+        yield make_spec(path if "://" in path else str(table.parent / path), {**defaults, **options})
+
+
+def _unquote(text: str, value: str) -> str:
+    try:
+        return json.loads(value) if value.startswith('"') else value
+    except ValueError as error:
+        raise SourceError(f"{text}: {value} is no value in quotation marks as JSON has them ({error}).") from error
+
+
+def _quote(value: str) -> str:
+    """A value as it stands behind a path."""
+    plain = value == value.strip() and not set(value) & set(',"')
+    return value if plain else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,39 @@
+"""What sources of one stored matrix have in common: AnnData files, 10x output, folders with an .mtx."""
+
+import scipy.sparse as sp
+
+from atlasvi.loaders.arrays.matrices import Matrix
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.rows.block_rows import Rows
+from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.sources.run_lengths import choose_run
+
+
+class MatrixSource:
+    """The members of `Source` that follow from the matrix, cells x genes, and how the source was opened."""
+
+    shuffled = False  # its authors' order
+
+    def __init__(self, spec: DataSpec, matrix: Matrix) -> None:
+        self.spec, self.path, self._matrix = spec, spec.path, matrix
+        self.n_cells, self.nnz, self.spooled = matrix.shape[0], matrix.nnz, matrix.spooled
+        self.notes: list[str] = []
+
+    def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
+        """Rows [start, stop) x all genes, as stored: canonical CSR, values not validated."""
+        with reading(self.path):
+            return self._matrix.read_rows(start, stop)
+
+    def read_narrow(self, start: int, stop: int) -> Rows | None:
+        """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked."""
+        with reading(self.path):
+            return self._matrix.read_narrow(start, stop)
+
+    def count_piece_cells(self) -> float:
+        """Cells that are decoded together."""
+        with reading(self.path):
+            return self._matrix.count_piece_rows()
+
+    def count_run_cells(self) -> int:
+        """Cells that are best read at a time, from a multiple of them on."""
+        return choose_run(self.count_piece_cells(), self.shuffled)

@@ -1,0 +1,271 @@
+"""`atlasvi query`: each question by its command, and that the command line and SCVI's methods answer alike."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from atlasvi.engine import SCVI
+from tests.engine.api.test_scvi import make_adata, make_model
+from tests.engine.distributed.rank_processes import run_command
+from tests.engine.queries.forms_of_cells import make_forms
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("forms")
+    make_forms(place)
+    return place
+
+
+def ask(folder: Path, *words: object) -> pd.DataFrame:
+    """The table that a question prints; words that are files of the folder stand for their paths."""
+    done = run_command("query", *_find(folder, words))
+    assert done.returncode == 0, done.stderr
+    return pd.read_csv(io.StringIO(done.stdout), index_col=0)
+
+
+def refuse(folder: Path, *words: object) -> str:
+    done = run_command("query", *_find(folder, words))
+    assert done.returncode == 1, done.stdout
+    assert done.stdout == ""
+    assert done.stderr.startswith("atlasvi: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def _find(folder: Path, words: Sequence[object]) -> list[object]:
+    return [folder / str(word) if (folder / str(word)).exists() else word for word in words]
+
+
+MODEL_AND_DATA = [
+    ["x.mini"],
+    ["x.h5ad", "--model", "model"],
+    ["model", "x.h5ad"],
+    ["model", "x.mini"],
+    ["model", "cells.h5ad"],
+    ["x.mini", "cells.h5ad"],
+]
+
+
+@pytest.mark.parametrize("places", MODEL_AND_DATA, ids=" ".join)
+def test_latents_expression_and_library_are_those_of_scvi(folder: Path, places: list[str]):
+    model = SCVI.load(folder / "model", folder / "cells.h5ad")
+    latent = ask(folder, *places, "latent", "--where", "cell_type=B", "--variance")
+    mean, variance = model.get_latent_representation(indices="cell_type=B", return_dist=True)
+    np.testing.assert_allclose(latent, np.concatenate([mean, variance], axis=1), rtol=1e-4, atol=1e-5)
+    shares = ask(folder, *places, "expression", "--genes", "g3,g1", "--limit", 4, "--n-samples", 400)
+    theirs = model.get_normalized_expression(gene_list=["g3", "g1"], indices=range(4), n_samples=400)
+    assert shares.columns.tolist() == ["g3", "g1"]
+    np.testing.assert_allclose(shares[["g1", "g3"]], theirs, rtol=0.05)
+    library = ask(folder, *places, "library")["library"]
+    assert library.tolist() == model.get_latent_library_size(give_mean=False)[:, 0].tolist()
+    counts = ask(folder, *places, "expression", "--library-size", "observed")
+    np.testing.assert_allclose(counts.sum(axis=1), library, rtol=1e-4)
+
+
+def test_draws_are_those_of_scvi_from_the_same_seed(folder: Path):
+    model = SCVI.load(folder / "model", folder / "cells.h5ad", seed=5)
+    places = "model", "cells.h5ad"
+    words = ["expression", "--n-samples", 2, "--transform-batch", "b,a", "--library-size", "latent", "--seed", 5]
+    theirs = model.get_normalized_expression(n_samples=2, transform_batch=["b", "a"], library_size="latent")
+    np.testing.assert_allclose(ask(folder, *places, *words), theirs, rtol=1e-5)
+    model.generator.manual_seed(6)
+    words = ["expression", "--n-samples-overall", 7, "--weights", "importance", "--seed", 6, "--limit", 20]
+    theirs = model.get_normalized_expression(n_samples_overall=7, weights="importance", indices=range(20))
+    np.testing.assert_allclose(ask(folder, *places, *words), theirs, rtol=1e-5)
+    model.generator.manual_seed(7)
+    words = ["differential", "--groupby", "cell_type", "--mode", "change", "--n-samples", 100, "--seed", 7]
+    table = ask(folder, *places, *words)
+    theirs = model.differential_expression(groupby="cell_type", mode="change", n_samples_overall=100)
+    assert table.index.tolist() == theirs.index.tolist()
+    assert table.columns.tolist() == theirs.columns.tolist()
+    assert table["comparison"].tolist() == theirs["comparison"].tolist()
+    assert (table["is_de_fdr_0.05"] == theirs["is_de_fdr_0.05"]).all()
+    np.testing.assert_allclose(table.select_dtypes("float"), theirs[table.select_dtypes("float").columns], rtol=1e-5)
+    model.generator.manual_seed(8)
+    fit = ask(folder, *places, "elbo", "--seed", 8)
+    np.testing.assert_allclose(fit["elbo"], model.get_elbo(return_mean=False), rtol=1e-5)
+    model.generator.manual_seed(8)
+    error = model.get_reconstruction_error()["reconstruction_loss"]
+    mean = ask(folder, *places, "elbo", "--seed", 8, "--mean")
+    assert mean.loc["mean", "reconstruction_loss"] == pytest.approx(float(error), rel=1e-5)
+    model.generator.manual_seed(9)
+    words = ["correlation", "--method", "pearson", "--n-samples", 3, "--seed", 9]
+    theirs = model.get_feature_correlation_matrix(n_samples=3, correlation_type="pearson")
+    table = ask(folder, *places, *words)
+    assert table.columns.tolist() == table.index.tolist() == model.run.genes
+    np.testing.assert_allclose(table, theirs, rtol=1e-4, atol=1e-5)
+    model.generator.manual_seed(10)
+    theirs = model.differential_abundance(sample_key="donor", num_cells_posterior=9)
+    table = ask(folder, *places, "abundance", "--sample-key", "donor", "--max-cells", 9, "--seed", 10)
+    assert table.columns.tolist() == [str(name) for name in theirs]
+    np.testing.assert_allclose(table, theirs, rtol=1e-4)
+
+
+def test_the_marginal_likelihood_is_above_the_elbo(folder: Path):
+    fit = ask(folder, "x.mini", "cells.h5ad", "elbo", "--marginal", 50, "--where", "batch == 'a'")
+    assert fit.columns.tolist() == ["elbo", "reconstruction_loss", "kl", "marginal_ll"]
+    np.testing.assert_allclose(fit["elbo"], -(fit["reconstruction_loss"] + fit["kl"]), rtol=1e-4)
+    assert fit["marginal_ll"].mean() > fit["elbo"].mean()
+
+
+def test_counts_are_drawn_a_row_for_each_draw(folder: Path, tmp_path: Path):
+    one = ask(folder, "x.mini", "sample", "--genes", "g2,g0", "--seed", 1)
+    assert one.shape == (60, 2)
+    assert (one == one.round()).all(axis=None)
+    several = ask(folder, "x.mini", "sample", "--n-samples", 200, "--cells", "c0_4,c0_2", "--transform-batch", "a")
+    assert several.index.tolist() == ["c0_2"] * 200 + ["c0_4"] * 200
+    assert several["sample"].tolist() == list(range(200)) * 2
+    mean = ask(
+        folder, "x.mini", "expression", "--library-size", "observed", "--cells", "c0_4,c0_2", "--transform-batch", "a"
+    )
+    drawn = several.drop(columns="sample").groupby(level=0).mean()
+    assert drawn.to_numpy().sum() == pytest.approx(mean.to_numpy().sum(), rel=0.2)
+    assert not ask(folder, "x.mini", "sample", "--genes", "g2,g0", "--seed", 2).equals(one)
+    done = run_command("query", folder / "x.mini", "sample", "--n-samples", 2, "--out", tmp_path / "s.npz")
+    assert done.stdout == f"{tmp_path}/s.npz: 120 rows.\n"
+    with np.load(tmp_path / "s.npz") as file:
+        assert file["cells"][:3].tolist() == ["c0_0", "c0_0", "c0_1"]
+        assert file["values"].shape == (120, 41)
+
+
+def test_groups_are_compared_by_expressions_and_without_counts(folder: Path, tmp_path: Path):
+    words = ["differential", "--idx1", "cell_type == 'B'", "--idx2", "cell_type=T,NK", "--n-samples", 50]
+    table = ask(folder, "x.mini", *words, "--batch-correction")
+    assert table.columns.tolist() == ["proba_m1", "proba_m2", "bayes_factor", "scale1", "scale2"]
+    assert "raw_mean1" in ask(folder, "model", "cells.h5ad", *words)
+    table = ask(folder, "x.mini", "differential", "--groupby", "cell_type", "--group1", "B,T", "--group2", "NK")
+    assert table["comparison"].unique().tolist() == ["B vs NK", "T vs NK"]
+    out = tmp_path / "de.npz"
+    words = ["--groupby", "cell_type", "--mode", "change", "--out", out, "--n-samples", 50]
+    run_command("query", folder / "x.mini", "differential", *words)
+    with np.load(out) as file:
+        assert file["gene"].shape == file["lfc_mean"].shape == (120,)
+        assert file["is_de_fdr_0.05"].dtype == bool
+        assert set(file["group1"]) == {"B", "NK", "T"}
+
+
+def test_groups_and_batches_are_found_by_text_whatever_they_are(folder: Path, tmp_path: Path):
+    table = ask(folder, "x.mini", "differential", "--groupby", "donor", "--group1", "1", "--n-samples", 50)
+    assert table["comparison"].unique().tolist() == ["1 vs Rest"]  # numbers in obs
+    adata = make_adata(60)
+    adata.obs["batch"] = adata.obs["batch"].cat.rename_categories({"a": "one, two"})
+    adata.obs["kind"] = pd.Categorical(["T, naive", "B"] * 30)
+    make_model(adata, epochs=1).save(tmp_path / "model")
+    adata.write_h5ad(tmp_path / "commas.h5ad")
+    places = tmp_path / "model", tmp_path / "commas.h5ad"
+    as_one = ask(folder, *places, "expression", "--transform-batch", "one, two", "--limit", 3)
+    assert "There is no batch 'one'" in refuse(folder, *places, "expression", "--transform-batch", "b,one, two")
+    model = SCVI.load(*places)
+    theirs = model.get_normalized_expression(indices=range(3), transform_batch="one, two", n_samples=400)
+    np.testing.assert_allclose(as_one, theirs, rtol=0.1)
+    table = ask(folder, *places, "differential", "--groupby", "kind", "--group1", "T, naive", "--n-samples", 50)
+    assert table["comparison"].unique().tolist() == ["T, naive vs Rest"]
+
+
+def test_names_of_groups_and_genes_are_no_formulas_for_a_spreadsheet(folder: Path, tmp_path: Path):
+    adata = anndata.read_h5ad(folder / "cells.h5ad")
+    adata.obs["kind"] = pd.Categorical(["=1+1", "other"] * 30)
+    adata.write_h5ad(tmp_path / "kinds.h5ad")
+    words = ["differential", "--groupby", "kind", "--group1", "=1+1", "--n-samples", 50]
+    table = ask(folder, "model", tmp_path / "kinds.h5ad", *words)
+    assert set(table["group1"]) == {"'=1+1"}
+
+
+def test_parameters_of_the_likelihood_are_those_that_it_has(folder: Path, tmp_path: Path):
+    model = SCVI.load(folder / "model", folder / "cells.h5ad")
+    table = ask(folder, "x.mini", "parameters", "--parameter", "dispersions", "--limit", 2, "--genes", "g5,g1")
+    theirs = model.get_likelihood_parameters(indices=[0, 1])["dispersions"][:, [5, 1]]
+    np.testing.assert_allclose(table, theirs, rtol=1e-5)
+    assert "no parameter 'dropout'; it has: mean, dispersions" in refuse(
+        folder, "x.mini", "parameters", "--parameter", "dropout"
+    )
+    make_forms(tmp_path, gene_likelihood="zinb", batch_representation="embedding", embedding_dim=3)
+    dropout = ask(tmp_path, "x.mini", "parameters", "--parameter", "dropout")
+    assert ((dropout > 0) & (dropout < 1)).all(axis=None)
+    vectors = ask(tmp_path, "x.mini", "batch-vectors", "--limit", 9)
+    embedded = SCVI.load(tmp_path / "x.mini").get_batch_representation(indices=range(9))
+    np.testing.assert_allclose(vectors, embedded, rtol=1e-5)
+    assert "no vectors of batches" in refuse(folder, "x.mini", "batch-vectors")
+
+
+def test_data_is_opened_as_that_of_the_model_was_unless_its_path_says_otherwise(tmp_path: Path):
+    """Or else X would be encoded where a layer was trained on, without a word."""
+    adata = make_adata(60)
+    adata.layers["counts"], adata.X = adata.X.copy(), adata.X[::-1].copy()
+    SCVI.setup_anndata(adata, layer="counts", batch_key="batch")
+    model = SCVI(adata, n_hidden=8, n_latent=3)
+    model.train(max_epochs=1)
+    model.save(tmp_path / "model")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    expected = model.get_latent_representation()
+    np.testing.assert_allclose(ask(tmp_path, "model", "cells.h5ad", "latent"), expected, rtol=1e-4, atol=1e-5)
+    other = ask(tmp_path, "model", f"{tmp_path}/cells.h5ad::layer=X", "latent")
+    assert not np.allclose(other, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_info_says_what_both_are(folder: Path):
+    said = run_command("query", folder / "x.mini", "info").stdout
+    assert "60 cells x 40 genes, 4 latent dimensions" in said
+    both = run_command("query", folder / "model", folder / "cells.h5ad", "info").stdout
+    assert "a model" in both
+    assert "60 cells x 40 genes" in both
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "x.mini elbo",
+            r"x.mini: the ELBO needs the counts, and minified data has none: ask the full data (atlasvi query",
+        ),
+        ("x.mini expression --n-samples-overall 3 --weights importance", "weights='importance' needs the counts"),
+        ("model latent", "name a model and the cells to ask: atlasvi query RUN DATA"),
+        ("cells.h5ad latent", "cells.h5ad is no minified data"),
+        ("cells.h5ad x.mini latent", "cells.h5ad is not a run directory"),
+        ("model none.h5ad latent", "none.h5ad: there is no such file"),
+        ("x.mini expression --transform-batch c", "There is no batch 'c': the model knows a, b"),
+        ("x.mini sample --genes g99", "no gene 'g99' in the model"),
+        ("x.mini differential", "Say which cells to compare"),
+        ("x.mini differential --groupby cell_type --group1 C", "no cell has cell_type = 'C' (there are: B, NK, T)"),
+        ("x.mini abundance --sample-key none", "obs has no column 'none'"),
+        ("x.mini correlation --where n_counts>1e9", "holds for no cell"),
+        ("x.mini latent --where n_counts>", "is no expression over obs columns"),
+    ],
+)
+def test_a_question_that_can_not_be_answered_is_refused_in_a_sentence(folder: Path, command: str, message: str):
+    assert message in refuse(folder, *command.split())
+
+
+def test_a_poisson_model_has_no_correlations(tmp_path: Path):
+    make_forms(tmp_path, gene_likelihood="poisson")
+    assert "A Poisson model has no dispersion" in refuse(tmp_path, "x.mini", "correlation")
+
+
+def test_a_matrix_stored_by_genes_leaves_no_sorted_copy_behind(folder: Path, tmp_path: Path, monkeypatch):
+    import tempfile
+
+    adata = anndata.read_h5ad(folder / "cells.h5ad")
+    adata.X = adata.X.tocsc()
+    adata.write_h5ad(tmp_path / "by-gene.h5ad")
+    adata[:, 1:].copy().write_h5ad(tmp_path / "fewer.h5ad")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    assert len(ask(folder, "model", tmp_path / "by-gene.h5ad", "latent")) == 60
+    assert "genes of the model are not there" in refuse(folder, "model", tmp_path / "fewer.h5ad", "latent")
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_options_of_the_group_are_taken_wherever_they_stand(folder: Path):
+    orders = [
+        ["--device", "cpu", "model", "x.h5ad", "latent"],
+        ["model", "--device=cpu", "x.h5ad", "latent"],
+        ["model", "x.h5ad", "latent", "--device", "cpu"],
+    ]
+    first, *others = [ask(folder, *words) for words in orders]
+    assert all(other.equals(first) for other in others)

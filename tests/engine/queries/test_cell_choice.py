@@ -1,0 +1,98 @@
+"""One language of filters for the command line and for Python."""
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
+from atlasvi.engine.queries.cell_choice import choose_cells, find_cells, sample_cells
+from atlasvi.engine.queries.opened_data import open_question_cells
+from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QueryError
+from atlasvi.engine.scvi_tools.model_directories import open_model
+from atlasvi.loaders.cells.memory_cells import MemoryCells
+from atlasvi.loaders.errors import ColumnError
+from tests.engine.queries.forms_of_cells import make_forms
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("forms")
+    make_forms(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def cells(folder: Path) -> dict[str, CountedCells | MinifiedCells]:
+    model = open_model(folder / "model")
+    adata = anndata.read_h5ad(folder / "cells.h5ad")
+    return {
+        "store": MinifiedCells(open_minified(folder / "x.mini")),
+        "file": MinifiedCells(open_minified(folder / "x.h5ad")),
+        "memory": open_question_cells(adata, model),
+        "source": open_question_cells(folder / "cells.h5ad", model),
+    }
+
+
+@pytest.mark.parametrize("kind", ["store", "file", "memory", "source"])
+def test_cells_are_chosen_alike_by_conditions_expressions_masks_and_indices(folder: Path, cells, kind: str):
+    obs, asked = anndata.read_h5ad(folder / "cells.h5ad").obs, cells[kind]
+    is_b = (obs["cell_type"] == "B").to_numpy()
+    expected = np.flatnonzero(is_b)
+    for where in ("cell_type=B", "cell_type == 'B'", "cell_type=='B'", is_b, expected, expected.tolist()):
+        assert np.array_equal(choose_cells(asked, where=where), expected)
+    both = np.flatnonzero(is_b & (obs["n_counts"] > 100) & (obs["batch"] == "a"))
+    assert np.array_equal(choose_cells(asked, where=["cell_type=B", "n_counts > 100", "batch == 'a'"]), both)
+    assert np.array_equal(choose_cells(asked, where=["cell_type=B,NK", "n_counts>100"], limit=2), np.flatnonzero(
+        obs["cell_type"].isin(["B", "NK"]) & (obs["n_counts"] > 100)
+    )[:2])  # fmt: skip
+    assert choose_cells(asked, names=["c0_9", "c0_2"], where="donor=0,1").tolist() == [2, 9]
+    assert choose_cells(asked, limit=3).tolist() == [0, 1, 2]
+    assert len(choose_cells(asked)) == 60
+    assert find_cells(asked, [5, -1, 5]).tolist() == [5, 59, 5]  # as they are asked for
+
+
+def test_text_that_holds_an_equals_sign_and_truth_values_are_found(cells):
+    adata = cells["memory"].source.adata
+    adata.obs["sign"] = pd.Categorical(["=x", "a=b", "x"] * 20)
+    adata.obs["odd"] = np.arange(60) % 2 == 1
+    asked = CountedCells(MemoryCells(adata), adata.var_names.tolist(), cells["memory"].setup)
+    third = np.arange(0, 60, 3)
+    assert np.array_equal(choose_cells(asked, where="sign==x"), third)  # the value =x, as ever
+    assert np.array_equal(choose_cells(asked, where="sign=='x'"), third + 2)
+    assert np.array_equal(choose_cells(asked, where="sign=a=b"), third + 1)
+    assert np.array_equal(choose_cells(asked, where="sign in ['a=b']"), third + 1)
+    assert np.array_equal(choose_cells(asked, where="odd"), np.arange(1, 60, 2))
+    assert np.array_equal(choose_cells(asked, where="odd=True"), np.arange(1, 60, 2))
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "message"),
+    [
+        ("cell_type", QueryError, "write it as COLUMN=VALUE"),
+        ("tissue=lung", ColumnError, "obs has no column 'tissue'"),
+        ("tissue == 'lung'", ColumnError, "obs has no column 'tissue'"),
+        ("cell_type=C", QueryError, r"no cell has cell_type = 'C' \(there are: B, NK, T\)"),
+        ("cell_type == 'C'", ColumnError, "holds for no cell"),
+        ("n_counts >", ColumnError, "is no expression over obs columns"),
+        ([60], QueryError, "there is no cell 60"),
+        (np.ones(3, bool), QueryError, "the mask has 3 values for 60 cells"),
+        ([0.5], QueryError, "by their indices or by a mask"),
+    ],
+)
+def test_what_chooses_no_cells_is_said_in_a_sentence(cells, where, error, message):
+    for kind in ("store", "source"):
+        with pytest.raises(error, match=message):
+            choose_cells(cells[kind], where=where)
+
+
+def test_a_sample_of_cells_is_ascending_and_drawn_from_the_generator():
+    indices = np.array([9, 3, 7, 1])
+    assert sample_cells(indices, 9, torch.Generator()).tolist() == [1, 3, 7, 9]
+    first, again = (sample_cells(indices, 2, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert len(first) == 2
+    assert first[0] < first[1]
