@@ -1,9 +1,7 @@
 """A picture of the latent space: every cell a point, one panel a column of `obs`."""
 
-import contextlib
 import io
 import math
-import os
 import re
 import warnings
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.loaders.errors import ColumnError, MissingDependencyError, OutputError
+from atlasvi.loaders.outputs import making_parents, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -258,13 +257,8 @@ def write_picture(figure: "Figure", out: Path) -> None:
     """Write a figure as PNG, whole or not at all. Raises OutputError."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=160)
-    aside = out.parent / f".{out.name}.{os.getpid()}.unfinished"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(picture.getvalue())
-        os.replace(aside, out)
+        with making_parents(out):
+            write_whole(out, picture.getvalue())
     except OSError as error:
         raise OutputError(f"{out}: the picture can't be written there ({error.strerror}).") from error
-    finally:
-        with contextlib.suppress(OSError):  # nothing there, most often
-            aside.unlink()
