@@ -87,13 +87,13 @@ def write_files_aside(folder: Path, order: Sequence[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda scratch: False) -> Iterator[Path]:
+def write_folder_aside(out: str | Path, is_same_job: Callable[[Path], bool] = lambda scratch: False) -> Iterator[Path]:
     """A scratch folder `.NAME.unfinished` beside `out`; what the caller puts in its `result` becomes `out` at the end.
 
     On any error, an interrupt included, the scratch folder is removed, with the parent folders that were made for it,
-    and nothing else is touched. What a killed process left is removed by the next one, unless goes_on(scratch) says
-    that it belongs to the same job and can be used: then an interrupt, and an error that may not occur again
-    (`keeps_work`), leave it too. A lock keeps two processes from writing one output.
+    and nothing else is touched. What a killed process left is removed by the next one, unless is_same_job(scratch) is
+    true, so that the work can be continued: then an interrupt, and an error that may not occur again (`keeps_work`),
+    leave it too. A lock keeps two processes from writing one output.
     Raises OutputError if `out` exists, is being written by another process, or can't be written (a full disk).
     """
     out = Path(out)
@@ -115,7 +115,7 @@ def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda
                 raise OutputError(
                     f"{out}: another process is writing it: wait for it, or choose another place."
                 ) from None
-            if not goes_on(scratch):
+            if not is_same_job(scratch):
                 for left in scratch.iterdir():
                     _remove(left)
             with explain_full_disk(out):
@@ -123,7 +123,7 @@ def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda
                 publish(scratch / "result", out)
         except BaseException as error:
             again = isinstance(error, (KeyboardInterrupt, SystemExit)) or getattr(error, "keeps_work", False)
-            kept = kept or (again and goes_on(scratch))
+            kept = kept or (again and is_same_job(scratch))
             raise
         finally:
             if not kept:

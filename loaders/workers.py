@@ -31,12 +31,12 @@ def run_task(task: Task) -> None:
 class Workers:
     """Processes of this machine, or a Dask cluster whose workers see the same files; a context manager.
 
-    asked  number of processes; 1 runs all tasks in this one, None starts one for each core that has two tasks to do
-    dask   address of a Dask scheduler, to be used instead of processes of this machine
+    n_processes  1 runs all tasks in this process, None starts one for each core that has two tasks to do
+    dask         address of a Dask scheduler, to be used instead of processes of this machine
     """
 
-    def __init__(self, asked: int | None, dask: str | None) -> None:
-        self._asked, self._dask = asked, dask
+    def __init__(self, n_processes: int | None, dask: str | None) -> None:
+        self._n_processes, self._dask = n_processes, dask
         self._processes: list[subprocess.Popen[str]] = []
         self._idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
 
@@ -53,7 +53,7 @@ class Workers:
 
         The first error of a task stops the others and is raised here with its own type.
         """
-        n_processes = self._asked or max(1, min(os.cpu_count() or 1, len(tasks) // 2))
+        n_processes = self._n_processes or max(1, min(os.cpu_count() or 1, len(tasks) // 2))
         if here or (self._dask is None and min(n_processes, len(tasks)) == 1):
             for task in tasks:
                 run_task(task)

@@ -143,8 +143,8 @@ class ShardReader:
             shard = self._shards.take(number, path)
             if identify(os.stat(path)) != shard.identity:
                 raise SourceError(
-                    f"{path} was replaced or changed while it was being read: open the store again, and go on from the "
-                    "last checkpoint only if it holds the same cells."
+                    f"{path} was replaced or changed while it was being read: open the store again, and resume from "
+                    "the last checkpoint only if it holds the same cells."
                 )
         except FileNotFoundError:
             raise SourceError(f"{path} is missing: copy the store again, or ingest it again.") from None

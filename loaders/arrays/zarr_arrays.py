@@ -211,9 +211,9 @@ def decode_bounded(compressor: Codec, coded: np.ndarray, size: int) -> bytes:
     """
     if compressor.codec_id in WINDOWS:
         return zlib.decompressobj(WINDOWS[compressor.codec_id]).decompress(coded.data, size + 1)
-    said = read_zstd_size(coded)
-    if said not in (None, size):
-        raise ValueError(f"it says that it holds {said} bytes where {size} should be")
+    declared = read_zstd_size(coded)
+    if declared not in (None, size):
+        raise ValueError(f"its header says that it holds {declared} bytes where {size} should be")
     return compressor.decode(coded)
 
 

@@ -115,9 +115,9 @@ def open_rows(
 
     Raises SourceError for any other name.
     """
-    asked = os.environ.get(VARIABLE) or "shards"
-    if asked not in ("shards", "zarr"):
-        raise SourceError(f"The environment variable {VARIABLE} is {asked!r}: it can be 'shards' or 'zarr'.")
-    if asked == "zarr":
+    reader = os.environ.get(VARIABLE) or "shards"
+    if reader not in ("shards", "zarr"):
+        raise SourceError(f"The environment variable {VARIABLE} is {reader!r}: it can be 'shards' or 'zarr'.")
+    if reader == "zarr":
         return ZarrRows(matrix, shape, nnz, block_elements)
     return ShardRows(folder, layouts, shape, nnz, block_elements)

@@ -47,7 +47,7 @@ class ColumnTable:
         members = sorted(group)  # Zarr lists members in no fixed order
         index_key = to_str(attrs["_index"]) if "_index" in attrs else _first_in(("_index", "index"), members)
         if index_key is None or not _has_member(group, index_key):
-            raise SourceError(f"{path}: {name} has no index; write the file anew with anndata.")
+            raise SourceError(f"{path}: {name} has no index; write the file again with anndata.")
         if "column-order" in attrs:
             columns = list(dict.fromkeys(to_str(column) for column in attrs["column-order"]))
         else:
@@ -62,7 +62,7 @@ class ColumnTable:
             if (length := column_length(group[column])) != self.n_rows:
                 raise SourceError(
                     f"{path}: column {column!r} of {name} has {length} rows where the index has {self.n_rows}; "
-                    "write the file anew with anndata."
+                    "write the file again with anndata."
                 )
 
     def read(self, start: int, stop: int) -> pd.DataFrame:

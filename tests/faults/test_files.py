@@ -157,7 +157,7 @@ def test_without_a_word_the_counts_are_in_raw_where_x_is_normalised(files: Path,
     folder = files / "09-counts-in-X-or-raw-and-names"
     done = run_command("ingest", folder / "norm_and_raw.h5ad", folder / "raw_only.h5ad", "--out", tmp_path / "out")
     assert done.returncode == 0
-    assert "norm_and_raw.h5ad: the counts are those of raw, as X holds no whole numbers" in done.stdout
+    assert "norm_and_raw.h5ad: the counts are those of raw, as X does not hold whole numbers" in done.stdout
     expected = [anndata.read_h5ad(folder / "norm_and_raw.h5ad").raw.X, anndata.read_h5ad(folder / "raw_only.h5ad").X]
     assert anndata.read_zarr(tmp_path / "out").X.sum() == sum(part.sum() for part in expected)
 

@@ -140,7 +140,7 @@ def assert_joined(store: Path, n_sources: int = 4) -> None:
 def test_counts_in_raw_or_x_and_genes_under_two_names_are_ingested_together(tmp_path):
     report = ingest(write_four(tmp_path), tmp_path / "store", workers=1)
     assert_joined(tmp_path / "store")
-    assert any("the counts are those of raw, as X holds no whole numbers" in note for note in report.notes)
+    assert any("the counts are those of raw, as X does not hold whole numbers" in note for note in report.notes)
     assert "Genes that all sources have: 4 of 4." in report.notes
 
 

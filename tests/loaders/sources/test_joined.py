@@ -51,7 +51,7 @@ def test_fractions_are_rounded_if_asked_for_and_their_share_is_told(tmp_path):
     with pytest.raises(CountsError, match=r"first: 1\.4 at cell 'a0', gene 'A'\).* ingest --round rounds them"):
         ingest(path, tmp_path / "store")
     report = ingest(path, tmp_path / "store", rounded=True)
-    assert report.notes == ["4 of 5 stored values (80.00%) were no whole numbers and were rounded."]
+    assert report.notes == ["4 of 5 stored values (80.00%) were not whole numbers and were rounded."]
     store = ad.read_zarr(tmp_path / "store")
     assert store[["a0", "a1"]].X.toarray().tolist() == [[1, 0, 3], [0, 2, 1]]
     assert report.nnz == 4  # 0.2 is no count any more
