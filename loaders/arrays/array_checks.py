@@ -1,7 +1,7 @@
 """Checks of stored arrays before any of their values are read: reading must be safe, and the arrays complete.
 
-Refused here is what a library does silently: run a pickle, read another file of this machine, decode gigabytes for
-one chunk, or return zeros for values that were never written or copied.
+A library may silently run a pickle, read another file of this machine, decode gigabytes for one chunk, or return zeros
+for values that were never written or copied; here these are errors.
 """
 
 import json
@@ -198,8 +198,8 @@ def check_complete(path: str, name: str, array: Node, root: Node) -> bool:
         cause = "the copy is incomplete; copy it again"
     if n_missing:
         raise SourceError(
-            f"{path}: {n_missing} of {n_expected} chunks of {name} are missing: {cause}. If whoever wrote it left out "
-            f"chunks that hold only zeros, as zarr-python 3 does, read them so: {path}::missing_chunks=zeros"
+            f"{path}: {n_missing} of {n_expected} chunks of {name} are missing: {cause}. If the program that wrote it "
+            f"leaves out chunks of only zeros, as zarr-python 3 does, read them as zeros: {path}::missing_chunks=zeros"
         )
     nothing_stored = len(missing) == n_expected
     proven = ("/indices", "/indptr", "/mask", "/codes") if nothing_stored else ("/indices", "/indptr")

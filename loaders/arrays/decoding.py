@@ -41,7 +41,7 @@ def decode_chunks(
     Returns the number of descents. Raises ValueError if a frame does not hold what it should.
     """
     if (bad := find_bad_frame(coded, begins, ends, out.nbytes // len(begins))) >= 0:
-        raise ValueError(f"chunk {bad} of {len(begins)} is no Blosc frame of its length")
+        raise ValueError(f"chunk {bad} of {len(begins)} is not a Blosc frame of its length")
     if BLOSC_DECOMPRESS:
         bad, descents = _decode_chunks(BLOSC_DECOMPRESS, LZ4_DECOMPRESS, coded, begins, out, delta, low, high)
         if bad >= 0:

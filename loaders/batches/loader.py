@@ -124,7 +124,7 @@ class BatchLoader(IterableDataset):
 
     def __iter__(self) -> Iterator[Batch]:
         if get_worker_info() is not None:
-            raise RuntimeError("BatchLoader reads with threads of its own: set num_workers=0, or iterate it directly")
+            raise RuntimeError("BatchLoader has its own threads for reading: set num_workers=0, or iterate it directly")
         if self._draws is not None:
             self._block_cells = self._count_block_cells(self._epoch)
         plan = plan_epoch(self._block_cells, self.data.group_blocks, self.seed if self.shuffle else None, self._epoch)

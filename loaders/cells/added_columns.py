@@ -159,7 +159,7 @@ def _match(table: pd.DataFrame, by_source: bool, obs: TableReader, path: Path, p
 
     if keys.has_duplicates:
         raise ColumnError(
-            f"The table names a cell twice (first: {say(int(keys.duplicated().argmax()))}): keep one row."
+            f"The table has two rows for a cell (first: {say(int(keys.duplicated().argmax()))}): keep one row."
         )
     rows, times = np.empty(obs.n_rows, np.int64), np.zeros(len(keys), np.int64)
     for start in range(0, obs.n_rows, SLICE_CELLS):
@@ -173,13 +173,13 @@ def _match(table: pd.DataFrame, by_source: bool, obs: TableReader, path: Path, p
         times += np.bincount(found[found >= 0], minlength=len(keys))
     if (times > 1).any():
         raise ColumnError(
-            f"{path}: {int((times > 1).sum()):,} names of the table are those of several cells (first: "
-            f"{say(int((times > 1).argmax()))}): tell cells apart by columns `source` and `source_row`, as obs has "
-            "them."
+            f"{path}: {int((times > 1).sum()):,} names in the table belong to several cells (first: "
+            f"{say(int((times > 1).argmax()))}): add the columns `source` and `source_row` of obs to "
+            "the table."
         )
     if (times == 0).any():
         raise ColumnError(
-            f"{path}: {int((times == 0).sum()):,} of {len(keys):,} rows of the table are no cell of the store (first: "
+            f"{path}: {int((times == 0).sum()):,} of {len(keys):,} rows of the table match no cell of it (first: "
             f"{say(int((times == 0).argmax()))}): leave them out, or name cells as the store does."
         )
     if not partial and (rows < 0).any():

@@ -51,8 +51,8 @@ def select_genes(data: Cells, genes: Sequence[str]) -> Cells:
     if missing := wanted[~wanted.isin(data.genes)].tolist():
         raise GeneError(
             f"{data.path}: {len(missing)} of the {len(wanted):,} genes of the model are not there "
-            f"(first: {missing[0]!r}): give the data that the model was trained on, or, if genes go by another name "
-            "here, the column of var that has the model's: PATH::gene_column=NAME."
+            f"(first: {missing[0]!r}): give the data that the model was trained on, or, if its genes have other "
+            "names, choose the column of var with the model's names: PATH::gene_column=NAME."
         )
     return SelectedGenes(data, wanted)
 

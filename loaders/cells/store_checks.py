@@ -43,8 +43,8 @@ def check_layout(path: str, array: zarr.Array, length: int, layout: Layout) -> N
     found = array.shape, array.dtype, array.chunks, array.shards
     if found != ((length,), layout.dtype, (layout.chunk,), (layout.shard,)):
         raise SourceError(
-            f"{path}: {array.path} has shape, type, chunks and shards {found}, and the store's attributes say "
-            f"otherwise ({length:,} of {layout.dtype}, {layout.chunk:,}, {layout.shard:,}): it is damaged: copy it "
+            f"{path}: {array.path} has shape, dtype, chunks and shards {found}, which differ from the store's "
+            f"attributes ({length:,} of {layout.dtype}, {layout.chunk:,}, {layout.shard:,}): it is damaged: copy it "
             "again."
         )
 

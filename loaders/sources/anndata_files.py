@@ -131,8 +131,8 @@ def find_anndata(spec: DataSpec, root: Node) -> Node:
             if wanted not in names:
                 problem = "has several" if wanted is None else f"has no {wanted!r}"
                 raise SourceError(
-                    f"{spec.path}: {what}, which {problem} of these: {', '.join(names)}; say which holds the counts "
-                    f"with --measurement NAME, or {spec.path}::measurement=NAME"
+                    f"{spec.path}: {what}, which {problem} of these: {', '.join(names)}; name the one with the counts: "
+                    f"--measurement NAME, or {spec.path}::measurement=NAME"
                 )
             return check_inside(spec.path, root, f"{folder}/{wanted}")
     return root

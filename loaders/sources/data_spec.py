@@ -135,7 +135,7 @@ def parse_source(source: DataSpec | str | Path, **defaults: str | None) -> DataS
         found = OPTION.match(options, at)
         if found is None or not (found["name"] and found["value"]):
             wrong = options[at:].split(",")[0].strip()
-            raise SourceError(f"{text}: {wrong!r} is no option; write PATH::OPTION=VALUE,OPTION=VALUE.")
+            raise SourceError(f"{text}: {wrong!r} is not an option; write PATH::OPTION=VALUE,OPTION=VALUE.")
         given[found["name"]] = _unquote(text, found["value"])
         at = found.end()
     return make_spec(path, given)
@@ -145,7 +145,7 @@ def make_spec(path: str, options: Mapping[str, Any]) -> DataSpec:
     """A DataSpec from a path and options by name. Raises SourceError for an unknown option."""
     for name, value in options.items():
         if name not in OPTIONS or not (value is None or isinstance(value, str)):
-            raise SourceError(f"{path}: {name} = {value!r} is no option of a source; there are: {', '.join(OPTIONS)}.")
+            raise SourceError(f"{path}: {name} = {value!r} is not a source's option; there are: {', '.join(OPTIONS)}.")
     return replace(DataSpec(path), **options)
 
 

@@ -184,10 +184,10 @@ def find_shared(sources: list[Source], how: str | None) -> pd.Index:
         return shared
     examples = "; ".join(f"{source.path}: {', '.join(map(str, source.var.index[:2]))}" for source in sources[:3])
     what = f"share {len(shared):,} of {fewest:,} genes" if len(shared) else "have no gene in common"
-    advice = "name them alike by a column of var: --gene-column NAME, or PATH::gene_column=NAME for one of them"
-    if len(alike := intersect([drop_versions(index) for index in names])) >= fewest / 2:
-        advice = f"without the versions of the ids it would be {len(alike):,}: say PATH::gene_versions=drop of each"
-    union = "; to store them all the same, say --genes union" if len(shared) else ", or ingest them apart"
+    advice = "choose a column of var with equal names: --gene-column NAME, or PATH::gene_column=NAME for one source"
+    if len(equal := intersect([drop_versions(index) for index in names])) >= fewest / 2:
+        advice = f"without the versions of the ids it would be {len(equal):,}: pass PATH::gene_versions=drop for each"
+    union = "; to join them nevertheless, pass --genes union" if len(shared) else ", or ingest them separately"
     raise GeneError(f"The sources {what} ({examples}): {advice}{union}.")
 
 

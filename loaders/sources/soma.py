@@ -138,7 +138,7 @@ class SomaSource:
             row, row_known = self._runs.to_row(table["soma_dim_0"].to_numpy())
             col = np.searchsorted(self._var_ids, table["soma_dim_1"].to_numpy())
             col = np.minimum(col, len(self._var_ids) - 1)
-            # Entries of deleted cells and genes stay in X; only obs and var show what is left.
+            # Entries of deleted cells and genes stay in X; obs and var have only those that remain.
             known = row_known & (self._var_ids[col] == table["soma_dim_1"].to_numpy())
             rows.append((row - start)[known])
             cols.append(col[known].astype(np.int32))

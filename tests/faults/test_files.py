@@ -181,7 +181,9 @@ def test_the_rna_of_a_mudata_file_is_read(files: Path, measurement: str | None):
         others = sorted(set(file["mod"]) - {"rna"})
     assert (adata.X != expected.X).nnz == 0
     assert adata.obs_names.tolist() == expected.obs_names.tolist()
-    with pytest.raises(SourceError, match=f"these: {', '.join(sorted([*others, 'rna']))}; say which holds the counts"):
+    with pytest.raises(
+        SourceError, match=f"these: {', '.join(sorted([*others, 'rna']))}; name the one with the counts"
+    ):
         read(path, measurement="protein")
 
 
@@ -235,7 +237,7 @@ def test_files_that_share_one_gene_are_joined_only_if_that_is_asked_for(files: P
     refused = run_command("ingest", a, b, "--out", tmp_path / "out")
     assert refused.returncode == 1
     assert "share 1 of 12 genes" in refused.stderr
-    assert "without the versions of the ids it would be 12: say PATH::gene_versions=drop" in refused.stderr
+    assert "without the versions of the ids it would be 12: pass PATH::gene_versions=drop" in refused.stderr
     assert not (tmp_path / "out").exists()
     union = run_command("ingest", a, b, "--genes", "union", "--out", tmp_path / "union")
     assert "Genes that all sources have: 1 of 23." in union.stdout
