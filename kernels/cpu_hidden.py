@@ -14,7 +14,7 @@ from atlasvi.kernels.cpu_likelihood import run_on_threads
 from atlasvi.kernels.vector_math import FASTMATH, f32
 
 EPSILON = 1e-5
-ALONE = 2**19  # up to this number of values, one thread is faster than several
+FEW_VALUES = 2**19  # up to this number of values, one thread is faster than several
 
 
 def norm_relu(
@@ -25,7 +25,7 @@ def norm_relu(
     arrays = (
         projected.detach().contiguous().numpy(),
         columns.detach().contiguous().numpy(),
-        *_chosen(codes, dropout, len(projected)),
+        *_to_arrays(codes, dropout, len(projected)),
         out.numpy(),
         normed.numpy(),
         scales.numpy(),
@@ -45,14 +45,14 @@ def norm_relu_backward(
         grad.contiguous().numpy(),
         normed.numpy(),
         scales.numpy(),
-        *_chosen(codes, dropout, len(normed)),
+        *_to_arrays(codes, dropout, len(normed)),
         to.numpy(),
     )
     run_on_threads(lambda k, a, b: _norm_relu_backward(a, b, *arrays, tables[k].numpy()), len(to), n_threads)
     return to, tables[0] if n_threads == 1 else tables.sum(0)
 
 
-def _chosen(codes: Tensor | None, dropout: Tensor | None, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
+def _to_arrays(codes: Tensor | None, dropout: Tensor | None, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
     return (
         np.zeros(n_cells, np.int64) if codes is None else codes.numpy(),
         np.empty((0, 0), np.float32) if dropout is None else dropout.contiguous().numpy(),
@@ -60,7 +60,7 @@ def _chosen(codes: Tensor | None, dropout: Tensor | None, n_cells: int) -> tuple
 
 
 def _threads(values: Tensor) -> int:
-    return torch.get_num_threads() if values.numel() > ALONE else 1
+    return torch.get_num_threads() if values.numel() > FEW_VALUES else 1
 
 
 @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")

@@ -34,7 +34,7 @@ from atlasvi.loaders.tables.store_tables import (
 
 SCRATCH = ".added.unfinished"  # folder inside the store
 SLICE_CELLS = 2**18
-OURS = (*RESERVED, "observed_lib_size")  # written by ingest and minify; queries rely on them
+PROTECTED = (*RESERVED, "observed_lib_size")  # written by ingest and minify; queries rely on them
 MASKED_VERSIONS = {"cell store": 3, "minified store": 2}  # the first formats that support columns with a mask
 
 
@@ -154,12 +154,12 @@ def _match(table: pd.DataFrame, by_source: bool, obs: TableReader, path: Path, p
     else:
         keys = pd.Index(table.index.astype(str), dtype=object)
 
-    def say(row: int) -> str:
+    def name_row(row: int) -> str:
         return f"{table['source'].iloc[row]!r}, row {table['source_row'].iloc[row]}" if by_source else repr(keys[row])
 
     if keys.has_duplicates:
         raise ColumnError(
-            f"The table has two rows for a cell (first: {say(int(keys.duplicated().argmax()))}): keep one row."
+            f"The table has two rows for a cell (first: {name_row(int(keys.duplicated().argmax()))}): keep one row."
         )
     rows, times = np.empty(obs.n_rows, np.int64), np.zeros(len(keys), np.int64)
     for start in range(0, obs.n_rows, SLICE_CELLS):
@@ -174,13 +174,13 @@ def _match(table: pd.DataFrame, by_source: bool, obs: TableReader, path: Path, p
     if (times > 1).any():
         raise ColumnError(
             f"{path}: {int((times > 1).sum()):,} names in the table belong to several cells (first: "
-            f"{say(int((times > 1).argmax()))}): add the columns `source` and `source_row` of obs to "
+            f"{name_row(int((times > 1).argmax()))}): add the columns `source` and `source_row` of obs to "
             "the table."
         )
     if (times == 0).any():
         raise ColumnError(
             f"{path}: {int((times == 0).sum()):,} of {len(keys):,} rows of the table match no cell of it (first: "
-            f"{say(int((times == 0).argmax()))}): leave them out, or name cells as the store does."
+            f"{name_row(int((times == 0).argmax()))}): leave them out, or name cells as the store does."
         )
     if not partial and (rows < 0).any():
         cell = int((rows < 0).argmax())
@@ -207,8 +207,8 @@ def _check_columns(new: pd.DataFrame, there: list[str], path: Path, replace: boo
         repeated = next(name for name in names if names.count(name) > 1)
         raise ColumnError(f"The table has several columns called {repeated!r}: give them different names.")
     for name in names:
-        if name in OURS or (name in there and not replace):
-            hint = "" if name in OURS else ", or replace it (--replace, replace=True)"
+        if name in PROTECTED or (name in there and not replace):
+            hint = "" if name in PROTECTED else ", or replace it (--replace, replace=True)"
             raise ColumnError(f"{path}: obs has a column {name!r} already: choose another name{hint}.")
     if unfit := find_storable_names([*there, *(name for name in names if name not in there)]):
         raise ColumnError(

@@ -148,7 +148,7 @@ class CellStore:
         n_blocks = max(-(-self.nnz // block_elements), 1)
         check_block_starts(self.path, self.block_starts, self.n_cells, n_blocks)
         check_lengths(self.path, root["obs"], self.n_cells)
-        self._unsure: dict[str, str] = {}  # columns whose values may be lost, with the name of a missing file
+        self._maybe_lost: dict[str, str] = {}  # columns whose values may be lost, with the name of a missing file
         if not has_manifest:
             self._check_chunks(root)
         shape = self.n_cells, len(self.var)
@@ -172,7 +172,7 @@ class CellStore:
                 if (found < counted[name][:, 0]).any():  # cells without counts are not in `counted`
                     raise SourceError(f"{lost} is missing: {self.path} was copied in part: copy it again.")
             elif lost is not None:
-                self._unsure[name] = lost
+                self._maybe_lost[name] = lost
 
     @property
     def genes(self) -> pd.Index:
@@ -213,8 +213,10 @@ class CellStore:
 
     def read_column(self, name: str) -> pd.Series:
         """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
-        if name in self._unsure:
-            log.warning("%s: %s is missing: its values are zero, or were lost in a copy", self.path, self._unsure[name])
+        if name in self._maybe_lost:
+            log.warning(
+                "%s: %s is missing: its values are zero, or were lost in a copy", self.path, self._maybe_lost[name]
+            )
         return self._obs.read_column(name)
 
     def split_keys(self, start: int, stop: int) -> np.ndarray:

@@ -25,7 +25,7 @@ CHOICES = {
     "empty_cells": ("refuse", "keep", "drop"),
 }
 ANNDATA_FORMATS = ("h5ad", "zarr")
-OF_A_FORMAT = ("layer", "gene_column", "measurement")  # options whose meaning depends on the format of the data
+FORMAT_OPTIONS = ("layer", "gene_column", "measurement")  # options whose meaning depends on the format of the data
 OPTION = re.compile(r'\s*(?P<name>[^=,"]*?)\s*=\s*(?P<value>"(?:[^"\\]|\\.)*"|[^,"]*?)\s*(?:,|$)')
 
 
@@ -102,7 +102,7 @@ class DataSpec:
 
     def contradicts(self, other: "DataSpec") -> bool:
         """Whether both give a layer, a gene column or a measurement for the same format, and these differ."""
-        pairs = [(getattr(self, name), getattr(other, name)) for name in OF_A_FORMAT]
+        pairs = [(getattr(self, name), getattr(other, name)) for name in FORMAT_OPTIONS]
         return self.format == other.format and any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
     def fill_from(self, usual: "DataSpec", format: str) -> "DataSpec":
@@ -110,8 +110,8 @@ class DataSpec:
 
         A layer, a gene column or a measurement applies if the data of `usual` has the same or an unknown format.
         """
-        alike = usual.format in (None, format) or {usual.format, format} <= set(ANNDATA_FORMATS)
-        names = [name for name in OPTIONS if alike or name not in OF_A_FORMAT]
+        same_format = usual.format in (None, format) or {usual.format, format} <= set(ANNDATA_FORMATS)
+        names = [name for name in OPTIONS if same_format or name not in FORMAT_OPTIONS]
         return replace(self, format=format, **{**{name: getattr(usual, name) for name in names}, **self.options})
 
 

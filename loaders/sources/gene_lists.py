@@ -25,7 +25,7 @@ HEADERS = {
     "feature_id", "ensembl", "ensembl_id", "ensembl_gene_id", "barcode", "barcodes", "cell", "cells", "cell_id",
     "cell_ids", "cell_name", "cellid", "bc_wells", "bc", "barcode_id", "cell_barcode",
 }  # fmt: skip
-NAMES_TOO = {"", "x", "v1", "0"}  # those that may also be the name of a gene or cell
+AMBIGUOUS = {"", "x", "v1", "0"}  # headers that may also be the name of a gene or cell
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def find_headers(shape: tuple[int, int], genes: ListFile, cells: ListFile) -> tu
     a header even if they do not fit: in a list that has lost a line, the header must not become a cell.
     """
     choices = [
-        [replace(listed, has_header=header) for header in ((False, True) if word in NAMES_TOO else (word in HEADERS,))]
+        [replace(listed, has_header=header) for header in ((False, True) if word in AMBIGUOUS else (word in HEADERS,))]
         for listed in (genes, cells)
         for word in [listed.first[0].strip().lower()]
     ]

@@ -181,9 +181,7 @@ def test_the_rna_of_a_mudata_file_is_read(files: Path, measurement: str | None):
         others = sorted(set(file["mod"]) - {"rna"})
     assert (adata.X != expected.X).nnz == 0
     assert adata.obs_names.tolist() == expected.obs_names.tolist()
-    with pytest.raises(
-        SourceError, match=f"these: {', '.join(sorted([*others, 'rna']))}; name the one with"
-    ):
+    with pytest.raises(SourceError, match=f"these: {', '.join(sorted([*others, 'rna']))}; name the one with"):
         read(path, measurement="protein")
 
 
