@@ -6,8 +6,8 @@ chunk as the fill value, also one that was lost. The other parts of the file sho
   sparse indices  a row has no gene twice, so in a chunk of zeros each entry is the only one of its row
   sparse indptr   zero only at the beginning: the first rows are empty, all entries so far belong to one row
   an array without any stored chunk  zeros must be plausible: a mask, codes of one category, a column of numbers
-  other arrays of one dimension  a run of zeros that fills a chunk hardly ends just at its border, so the chunks beside it
-                  end in longer runs of zeros than they have elsewhere; every category still has a cell
+  other arrays of one dimension  a run of zeros that fills a chunk hardly ends just at its border, so the chunks beside
+                  it end in longer runs of zeros than they have elsewhere; every category still has a cell
   dense matrices  the same genes have almost no counts in the chunks of other cells
 """
 

@@ -25,8 +25,8 @@ from atlasvi.loaders.tables.anndata_tables import make_frame
 from atlasvi.loaders.zarr_warnings import quiet_libraries
 
 # TileDB's defaults are 1 GiB a column and a budget of 10 GiB. More threads gain nothing: the loader reads in parallel.
-# After each query TileDB returns all free memory to the system, and then takes it again, page by page, for the next
-# one, which would take a third of the time.
+# By default it returns all free memory to the system after each query and takes it again, page by page, for the next:
+# a third of the time.
 TILEDB_CONFIG: dict[str, str | float] = {
     "soma.init_buffer_bytes": 24 * 2**20,
     "sm.mem.total_budget": 2**28,
