@@ -1,4 +1,4 @@
-"""Differential abundance: how likely each cell's latent is among the cells of each sample."""
+"""Differential abundance: the log-density of each cell's latent under the cells of each sample."""
 
 import numpy as np
 import pandas as pd
@@ -26,12 +26,12 @@ def differential_abundance(
     """Log-density of cells under the aggregated posterior of each sample.
 
     cells        all cells: those of a sample make its aggregated posterior
-    sample_key   obs column of the samples; cells where it is missing are of none
-    asked        the data of the cells whose densities are computed; its samples are the columns
-    indices      int64: which of these cells; None: all of them
-    num_cells_posterior  of a sample, at most so many, chosen at random
+    sample_key   obs column of the samples; cells where it is missing belong to no sample
+    asked        the data of the cells whose densities are computed; its samples are the columns of the answer
+    indices      int64 indices of these cells; None: all of them
+    num_cells_posterior  largest number of cells of a sample to use, chosen at random
     dof          see `mix_posteriors`
-    Returns float32 [cells, samples], nats. Raises ColumnError if the column is not there.
+    Returns float32 [cells, samples], in nats. Raises ColumnError if the column does not exist.
     """
     rows = np.arange(asked.n_cells) if indices is None else indices
     z = torch.from_numpy(represent_cells(model, asked, generator, rows, batch_size=batch_size))

@@ -66,14 +66,14 @@ def test_codes_of_other_data_are_those_of_the_model(tmp_path: Path):
     codes = setup.read_codes(open_obs(tmp_path, fewer))
     assert codes["batch"].tolist() == [1] * 4
     assert codes["categories"].tolist() == [[1], [1], [0], [0]]
-    with pytest.raises(ColumnError, match=r"'sex' holds '3', which is none of the categories .*\(1, 2\)"):
+    with pytest.raises(ColumnError, match=r"'sex' holds '3', which is not among the categories .*\(1, 2\)"):
         setup.read_codes(open_obs(tmp_path, OBS.assign(sex=[1, 3, 1, 1])))
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"size_factor_key": "zero"}, r"'zero' holds 0 \(cell 1\): a size factor is above 0"),
+        ({"size_factor_key": "zero"}, r"'zero' holds 0 \(cell 1\): a size factor must be above 0"),
         ({"continuous_covariate_keys": ["donor"]}, "'donor' is not numeric"),
         ({"continuous_covariate_keys": ["gaps"]}, r"'gaps' has missing values \(1 cells, first: cell 1\)"),
         ({"continuous_covariate_keys": ["endless"]}, r"'endless' holds inf \(cell 1\)"),
@@ -156,7 +156,7 @@ def test_each_kind_has_a_key_of_its_own_and_goes_into_files_and_back(tmp_path: P
 
 
 def test_categories_without_the_name_of_their_column_are_refused():
-    with pytest.raises(ValueError, match="batches and names no column"):
+    with pytest.raises(ValueError, match="batches but does not name their column"):
         Setup.from_saved({"batch_key": None, "batch_categories": ["a", "b"]})
 
 
