@@ -75,7 +75,7 @@ def run_demo(options: argparse.Namespace) -> None:
     print(
         f"\nDone in {time.perf_counter() - began:.0f} s.\n"
         f"The model of {opened.n_cells:,} cells x {len(opened.genes):,} genes is in {run}. On held-out cells its\n"
-        f"reconstruction loss is {held_out['reconstruction_loss']:.1f} nats a cell, its ELBO {held_out['elbo']:.1f}.\n"
+        f"reconstruction loss is {held_out['reconstruction_loss']:.1f} nats per cell, ELBO {held_out['elbo']:.1f}.\n"
         f"The counts take {folder_bytes(store) / 1e6:.1f} MB in {store}. The posterior of every cell and the model\n"
         f"take {folder_bytes(mini) / 1e6:.1f} MB in {mini}: anndata.read_zarr opens it, `atlasvi query` asks it,\n"
         f"and the counts are not needed any more.\n"
