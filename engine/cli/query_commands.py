@@ -1,7 +1,7 @@
-"""`atlasvi query`: one command a question, each a thin shell over the function that answers it.
+"""`atlasvi query`: one command for each question, which calls the function that answers it.
 
-A further question is a function of a model and cells in `engine/queries/`, and a command here. The file is long because
-each question has options of its own; there is nothing else in it.
+A new question needs a function of a model and cells in `engine/queries/`, and a command here. The file is long because
+each question has its own options; it holds nothing else.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ from atlasvi.engine.cli.arguments import (
 from atlasvi.engine.cli.query_group import QueryGroup
 from atlasvi.engine.terminal import count, say
 
-if TYPE_CHECKING:  # pandas takes half a second, and `--help` does without
+if TYPE_CHECKING:  # pandas takes half a second, and `--help` does not need it
     import pandas as pd
 
     from atlasvi.engine.queries.opened_question import OpenedQuestion
@@ -40,20 +40,20 @@ def open_question(
         str,
         typer.Argument(
             metavar="MINI|RUN [DATA]",
-            help="A minified store, or minified data of scvi-tools; or a run or model, and DATA, the cells to ask: a "
+            help="A minified store, or minified data of scvi-tools; or a run or model and, as DATA, its cells: a "
             "cell store, any source (PATH::layer=NAME), or minified data.",
         ),
     ],
-    data: Annotated[str | None, typer.Option(help="The same as DATA.", hidden=True)] = None,
+    data: Annotated[str | None, typer.Option(help="Same as DATA.", hidden=True)] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Of minified data of scvi-tools, if it is not in the same folder.")
+        Path | None, typer.Option(help="Model of minified data of scvi-tools, if it is in another folder.")
     ] = None,
     device: Annotated[Literal["cpu", "cuda", "auto"], typer.Option(help="Where to compute.")] = "cpu",
 ) -> None:
-    """Ask a model about cells: minified ones, which need no counts, or those of DATA."""
+    """Ask a model about cells: minified cells, which need no counts, or the cells of DATA."""
 
     def open_it() -> "OpenedQuestion":
-        from atlasvi.engine.queries.opened_question import OpenedQuestion  # and torch, which `--help` does without
+        from atlasvi.engine.queries.opened_question import OpenedQuestion  # imports torch, which `--help` does not need
 
         asked = OpenedQuestion(place, data, model, device)
         context.call_on_close(asked.close)
@@ -65,7 +65,7 @@ def open_question(
 
 @query_app.command("info")
 def query_info(context: typer.Context) -> None:
-    """What the minified data holds; with DATA, what both are."""
+    """Show what the minified data holds; with DATA, what both are."""
     from atlasvi.engine.cli.describe import describe, describe_minified_store
 
     places = context.meta["places"]
@@ -82,7 +82,7 @@ def query_latent(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
-    variance: Annotated[bool, typer.Option("--variance", help="The variance of q(z | x) too.")] = False,
+    variance: Annotated[bool, typer.Option("--variance", help="Add the variance of q(z | x).")] = False,
     out: Out = None,
 ) -> None:
     """Posterior mean of the latent of each cell."""
@@ -106,18 +106,18 @@ def query_expression(
     where: Where = None,
     limit: Limit = None,
     library_size: Annotated[
-        str, typer.Option(help="Counts a cell is scaled to; 'observed': its own; 'latent': what the model infers.")
+        str, typer.Option(help="Counts to scale each cell to; 'observed': its own; 'latent': the inferred ones.")
     ] = "1",
     transform_batch: TransformBatch = None,
     n_samples: Annotated[
-        int, typer.Option(help="The mean over N draws of z; 0 decodes at its posterior mean.", metavar="N", min=0)
+        int, typer.Option(help="Average over N draws of z; 0: decode the posterior mean.", metavar="N", min=0)
     ] = 0,
     n_samples_overall: Annotated[
-        int | None, typer.Option(metavar="N", help="N draws from all these cells together, one row each.", min=1)
+        int | None, typer.Option(metavar="N", help="N draws from all these cells together, one row per draw.", min=1)
     ] = None,
     weights: Annotated[
         Literal["uniform", "importance"],
-        typer.Option(help="How those draws are chosen; importance: by how many cells each explains."),
+        typer.Option(help="How these draws are chosen; importance: more often those that explain many cells."),
     ] = "uniform",
     seed: Seed = 0,
     out: Out = None,
@@ -144,7 +144,7 @@ def query_expression(
 @query_app.command("parameters")
 def query_parameters(
     context: typer.Context,
-    parameter: Annotated[Literal["mean", "dispersions", "dropout"], typer.Option(help="Which one.")] = "mean",
+    parameter: Annotated[Literal["mean", "dispersions", "dropout"], typer.Option(help="The parameter.")] = "mean",
     genes: Genes = None,
     cells: CellNames = None,
     where: Where = None,
@@ -165,7 +165,7 @@ def query_parameters(
 def query_library(
     context: typer.Context, cells: CellNames = None, where: Where = None, limit: Limit = None, out: Out = None
 ) -> None:
-    """Library size of each cell: as observed, or its posterior mean if the model infers it."""
+    """Library size of each cell: the observed one, or its posterior mean if the model infers it."""
     from atlasvi.engine.queries.latents import slice_library
     from atlasvi.engine.queries.question_cells import name_cells
 
@@ -178,7 +178,7 @@ def query_library(
 def query_batch_vectors(
     context: typer.Context, cells: CellNames = None, where: Where = None, limit: Limit = None, out: Out = None
 ) -> None:
-    """The vector of each cell's batch, of a model that embeds batches."""
+    """The embedding of each cell's batch, for a model that embeds batches."""
     from atlasvi.engine.queries.latents import batch_vectors
     from atlasvi.engine.queries.obs_rows import slice_cells
 
@@ -198,7 +198,7 @@ def query_sample(
     where: Where = None,
     limit: Limit = None,
     transform_batch: TransformBatch = None,
-    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws a cell; several make one row each.", min=1)] = 1,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws per cell, one row per draw.", min=1)] = 1,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
@@ -225,31 +225,31 @@ def query_sample(
 def query_differential(
     context: typer.Context,
     groupby: Annotated[str | None, typer.Option(metavar="COLUMN", help="obs column of the groups to compare.")] = None,
-    group1: Annotated[str | None, typer.Option(help="Groups, by commas (default: each).")] = None,
-    group2: Annotated[str | None, typer.Option(help="The group to compare them with (default: the rest).")] = None,
+    group1: Annotated[str | None, typer.Option(help="Groups, separated by commas (default: all).")] = None,
+    group2: Annotated[str | None, typer.Option(help="The group to compare with (default: all other cells).")] = None,
     idx1: Annotated[
         str | None,
-        typer.Option(metavar="EXPRESSION", help="Instead of groups: cells, by COLUMN=VALUE or an expression over obs."),
+        typer.Option(metavar="EXPRESSION", help="Instead of groups: cells by COLUMN=VALUE or an expression over obs."),
     ] = None,
     idx2: Annotated[
-        str | None, typer.Option(metavar="EXPRESSION", help="The cells to compare them with (default: the rest).")
+        str | None, typer.Option(metavar="EXPRESSION", help="The cells to compare with (default: all others).")
     ] = None,
     mode: Annotated[
         Literal["vanilla", "change"],
-        typer.Option(help="vanilla: is a gene higher in the first group; change: by how much it changes."),
+        typer.Option(help="vanilla: whether a gene is higher in the first group; change: the size of its change."),
     ] = "vanilla",
     delta: Annotated[
-        float, typer.Option(help="Of mode change: log2 fold changes below it count as none.", min=0)
+        float, typer.Option(help="For mode change: smaller log2 fold changes count as no change.", min=0)
     ] = 0.25,
-    fdr: Annotated[float, typer.Option(help="Of mode change: expected share of false discoveries.", min=0)] = 0.05,
+    fdr: Annotated[float, typer.Option(help="For mode change: expected false discovery rate.", min=0)] = 0.05,
     batch_correction: Annotated[
         bool, typer.Option("--batch-correction", help="Decode both groups as each of the batches in turn.")
     ] = False,
-    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws of each group.", min=1)] = 5_000,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws for each group.", min=1)] = 5_000,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
-    """Genes that differ between groups of cells; with counts, their statistics too."""
+    """Genes that differ between groups of cells; if there are counts, with their statistics."""
     import pandas as pd
 
     from atlasvi.engine.queries.answer_tables import write_frame
@@ -290,16 +290,16 @@ def query_abundance(
     limit: Limit = None,
     max_cells: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Describe each sample by at most N of its cells, chosen at random.", min=1),
+        typer.Option(metavar="N", help="Use at most N cells of each sample, chosen at random.", min=1),
     ] = None,
     dof: Annotated[
         float | None,
-        typer.Option(help="Use Student's t with so many degrees of freedom for each cell, not a normal.", min=0.01),
+        typer.Option(help="Degrees of freedom of Student's t for each cell; default: a normal.", min=0.01),
     ] = None,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
-    """How likely each cell's latent is among the cells of each sample, in nats."""
+    """Log-density of each cell's latent under the cells of each sample, in nats."""
     from atlasvi.engine.queries.abundance import differential_abundance
 
     asked = context.obj()
@@ -323,7 +323,7 @@ def query_elbo(
     where: Where = None,
     limit: Limit = None,
     marginal: Annotated[
-        int, typer.Option(metavar="N", help="The marginal log-likelihood too, from N samples a cell.", min=0)
+        int, typer.Option(metavar="N", help="Add the marginal log-likelihood, from N samples per cell.", min=0)
     ] = 0,
     mean: Annotated[bool, typer.Option("--mean", help="Only the mean over the cells.")] = False,
     seed: Seed = 0,
@@ -352,16 +352,16 @@ def query_correlation(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
-    method: Annotated[Literal["spearman", "pearson"], typer.Option(help="Of ranks, or of values.")] = "spearman",
+    method: Annotated[Literal["spearman", "pearson"], typer.Option(help="Use ranks, or values.")] = "spearman",
     transform_batch: TransformBatch = None,
-    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws a cell.", min=1)] = 10,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws per cell.", min=1)] = 10,
     max_cells: Annotated[
-        int, typer.Option(metavar="N", help="At most N cells, chosen at random: memory holds all their draws.", min=2)
+        int, typer.Option(metavar="N", help="At most N cells, chosen at random; all draws are in memory.", min=2)
     ] = 1_000,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
-    """Correlations between genes, in expression that is drawn without the noise of counting."""
+    """Correlations between genes, in expression drawn without the noise of counting."""
     import pandas as pd
 
     from atlasvi.engine.queries.cell_choice import sample_cells
@@ -388,7 +388,7 @@ def query_correlation(
 def _choose(
     asked: "OpenedQuestion", names: str | None, where: list[str] | None, limit: int | None
 ) -> np.ndarray | None:
-    """int64, ascending: indices of the cells that are asked about; None: all."""
+    """Ascending int64 indices of the chosen cells; None: all."""
     from atlasvi.engine.queries.cell_choice import choose_cells
 
     if names is None and not where and limit is None:
@@ -397,7 +397,7 @@ def _choose(
 
 
 def _split_known(text: str, list_known: Callable[[], Iterable[Any]]) -> list[str]:
-    """Names separated by commas; or the whole text where it is one of the known names, which may hold commas."""
+    """Names separated by commas; or the whole text if it is a known name, because names may contain commas."""
     if "," in text and text in map(str, list_known()):
         return [text]
     return split_names(text) or []
@@ -408,14 +408,14 @@ def _split_batches(asked: "OpenedQuestion", text: str | None) -> list[str] | Non
 
 
 def _average(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """The mean over all rows of arrays [rows, columns]. Raises QueryError if there is none."""
+    """The mean over all rows of arrays [rows, columns]. Raises QueryError if there are no rows."""
     from atlasvi.engine.queries.question_cells import QueryError
 
     sums, n = np.zeros(1), 0
     for part in parts:
         sums, n = sums + part.sum(0, dtype=np.float64), n + len(part)
     if n == 0:
-        raise QueryError("No cell is asked for, so there is no mean.")
+        raise QueryError("No cell was chosen, so there is no mean.")
     return sums / n
 
 

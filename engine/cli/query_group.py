@@ -1,4 +1,4 @@
-"""How the words after `atlasvi query` are read."""
+"""Parse the words after `atlasvi query`."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ GROUP_OPTIONS = ("--model", "--device")
 
 
 class QueryGroup(TyperGroup):
-    """Takes its options wherever they stand, and DATA between MINI or RUN and the command."""
+    """Accepts its options anywhere, and DATA between MINI or RUN and the command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments, the options of the group first: a group reads its options before all else."""
+        """The arguments with the group's options first, because typer reads a group's options first."""
         moved: list[str] = []
         rest: list[str] = []
         given = iter(args)
