@@ -168,12 +168,12 @@ def draw_truth(n_cells: int, n_genes: int, n_batches: int, n_types: int, seed: i
     log_profiles[markers] += rng.normal(process.marker_fold, 0.5, markers.sum())
     profiles = np.exp(log_profiles - log_profiles.max(axis=1, keepdims=True))
     median_library = process.median_library or 500 * (n_genes / 1000) ** 0.6
-    shares = rng.dirichlet(np.full(n_batches, 10.0))  # batches differ in size, but not by orders of magnitude
+    proportions = rng.dirichlet(np.full(n_batches, 10.0))  # batches differ in size, but not by orders of magnitude
     # Each batch gets one cell first; the others follow the proportions.
-    starts = np.round(np.concatenate([[0.0], np.cumsum(shares)]) * (n_cells - n_batches)).astype(np.int64)
+    starts = np.round(np.concatenate([[0.0], np.cumsum(proportions)]) * (n_cells - n_batches)).astype(np.int64)
     starts[-1] = n_cells - n_batches
     shifts = rng.normal(0, process.batch_library_spread, n_batches)
-    shifts -= shares @ shifts  # the median over the whole atlas stays, however few its batches
+    shifts -= proportions @ shifts  # the median over the whole atlas stays, however few its batches
     return Truth(
         profiles=profiles / profiles.sum(axis=1, keepdims=True),
         markers=markers,
@@ -203,15 +203,15 @@ def draw_blocks(truth: Truth, seed: int, process: Process) -> Iterator[Cells]:
     n_cells = int(truth.batch_starts[-1])
     block = max(1, BLOCK_ENTRIES // max(n_genes, 256))  # with few genes, the columns of obs take space too
     # So that every type occurs: type t goes to the cell in the middle of the t-th of n_types equal parts.
-    given = (np.arange(n_types) * 2 + 1) * n_cells // (2 * n_types)
+    first_cells = (np.arange(n_types) * 2 + 1) * n_cells // (2 * n_types)
     for number, start in enumerate(range(0, n_cells, block)):
         rng = np.random.default_rng([seed, 1, number])
         cells = np.arange(start, min(start + block, n_cells))
         batches = np.searchsorted(truth.batch_starts, cells, side="right") - 1
         cumulative = np.cumsum(truth.compositions, axis=1)[batches]
         types = (rng.random(len(cells))[:, None] > cumulative[:, :-1]).sum(axis=1)
-        here = (given >= start) & (given <= cells[-1])
-        types[given[here] - start] = np.flatnonzero(here)
+        here = (first_cells >= start) & (first_cells <= cells[-1])
+        types[first_cells[here] - start] = np.flatnonzero(here)
         library = truth.batch_library[batches] * np.exp(rng.normal(0, process.library_spread, len(cells)))
         state = rng.standard_normal((len(cells), N_PROGRAMS))
         counts = draw_counts(expect_counts(truth, batches, types, library, state), truth.theta, rng)

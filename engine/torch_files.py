@@ -103,8 +103,8 @@ def load_tensors(path: str | Path, content: bytes | None = None) -> Any:
             "in it was run: copy it again from where it came from."
         ) from error
     except Exception as error:  # a damaged file can raise any exception
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SourceError(f"{path}: it is damaged or cut short ({said[:200]}): copy it again.") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SourceError(f"{path}: it is damaged or cut short ({reason[:200]}): copy it again.") from error
 
 
 def _check_opcodes(content: bytes) -> None:

@@ -357,11 +357,11 @@ class Questions:
         if sample_key is None:
             raise ValueError("sample_key is needed: the obs column with the sample of each cell")
         cells = self.ask(adata)
-        asked = cells if adata_sub is None else self.ask(adata_sub)
+        queried = cells if adata_sub is None else self.ask(adata_sub)
         table = abundance.differential_abundance(
             self._model,
             cells,
-            asked,
+            queried,
             self.generator,
             sample_key,
             num_cells_posterior=num_cells_posterior,

@@ -111,7 +111,7 @@ class SCVI(Questions, ModelViews):
     ) -> None:
         if adata is None:
             raise SettingError("SCVI takes data: an AnnData, or the path of a cell store or of any source.")
-        asked: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "layer": layer,
             "batch_key": batch_key,
             "labels_key": labels_key,
@@ -120,12 +120,12 @@ class SCVI(Questions, ModelViews):
             "continuous_covariate_keys": continuous_covariate_keys,
         }
         if is_anndata(adata):
-            if any(value is not None for value in asked.values()):
+            if any(value is not None for value in arguments.values()):
                 raise SettingError("Set an AnnData up with SCVI.setup_anndata(adata, ...), not with arguments of SCVI.")
-            asked = read_setup(adata)
+            arguments = read_setup(adata)
         like = DataSpec("", layer=layer, values="numbers" if takes_fractions(gene_likelihood) else None)
-        data = open_counts(adata, like, asked.pop("layer"))
-        setup = learn_setup(data, SetupKeys.from_asked(asked), one_batch=True)
+        data = open_counts(adata, like, arguments.pop("layer"))
+        setup = learn_setup(data, SetupKeys.from_arguments(arguments), one_batch=True)
         if (embedding := kwargs.pop("batch_embedding_kwargs", None)) is not None:
             kwargs.update(embedding)
         if "var_activation" in kwargs:
@@ -185,7 +185,7 @@ class SCVI(Questions, ModelViews):
 
         Raises ColumnError if a layer or column does not exist or has missing values.
         """
-        asked = {
+        arguments = {
             "layer": layer,
             "batch_key": batch_key,
             "labels_key": labels_key,
@@ -193,7 +193,7 @@ class SCVI(Questions, ModelViews):
             "categorical_covariate_keys": list(categorical_covariate_keys or ()) or None,
             "continuous_covariate_keys": list(continuous_covariate_keys or ()) or None,
         }
-        write_setup(adata, asked)
+        write_setup(adata, arguments)
 
     def train(
         self,
@@ -234,7 +234,7 @@ class SCVI(Questions, ModelViews):
         if run_dir is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise SettingError("Several ranks write one run together: set its directory, run_dir.")
         data = cells.data
-        asked = translate_arguments(
+        translated = translate_arguments(
             data.n_cells,
             max_epochs,
             batch_size,
@@ -249,7 +249,7 @@ class SCVI(Questions, ModelViews):
             return
         split_column = None
         if not len(parts["validation"]):
-            asked["validation_fraction"] = 0.0
+            translated["validation_fraction"] = 0.0
         if len(parts["train"]) < data.n_cells:
             data, split_column = add_column(data, SPLIT, name_parts(parts, data.n_cells)), SPLIT
         with tempfile.TemporaryDirectory(prefix="atlasvi-") as scratch:
@@ -262,7 +262,7 @@ class SCVI(Questions, ModelViews):
                     seed=self.seed,
                     split_column=split_column,
                     device={"gpu": "cuda"}.get(accelerator, accelerator),
-                    settings={**asked, **(settings or {})},
+                    settings={**translated, **(settings or {})},
                     resume=resume,
                 )
             except (TrainingInterrupted, TrainingError) as error:

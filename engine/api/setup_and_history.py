@@ -110,10 +110,10 @@ class ModelViews:
 
     def get_setup_arg(self, setup_arg: str) -> Any:
         """The value of an argument of `setup_anndata`. Raises SettingError, with all arguments, for an unknown one."""
-        asked = self.registry_["setup_args"]
-        if setup_arg not in asked:
-            raise SettingError(f"setup_anndata has no argument {setup_arg!r}; it has: {', '.join(asked)}.")
-        return asked[setup_arg]
+        arguments = self.registry_["setup_args"]
+        if setup_arg not in arguments:
+            raise SettingError(f"setup_anndata has no argument {setup_arg!r}; it has: {', '.join(arguments)}.")
+        return arguments[setup_arg]
 
     @staticmethod
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
@@ -127,8 +127,8 @@ class ModelViews:
     @classmethod
     def view_setup_args(cls, dir_path: str | Path, prefix: str | None = None) -> None:
         """Print the arguments of `setup_anndata` for a saved model."""
-        asked = cls.load_registry(dir_path, prefix)["setup_args"]
-        _print([f"SCVI.setup_anndata of {dir_path}", *(f"{name}: {value!r}" for name, value in asked.items())])
+        arguments = cls.load_registry(dir_path, prefix)["setup_args"]
+        _print([f"SCVI.setup_anndata of {dir_path}", *(f"{name}: {value!r}" for name, value in arguments.items())])
 
     def view_anndata_setup(self, adata: Any = None, hide_state_registries: bool = False) -> None:
         """Print the columns that the model uses, and how many categories each has.
@@ -164,9 +164,9 @@ class ModelViews:
             "gene_likelihood",
             "latent_distribution",
         )
-        said = ", ".join(f"{name}: {getattr(settings, name)}" for name in names)
+        options = ", ".join(f"{name}: {getattr(settings, name)}" for name in names)
         return (
-            f"SCVI model with the following parameters: \n{said}.\n"
+            f"SCVI model with the following parameters: \n{options}.\n"
             f"Training status: {'Trained' if self.is_trained else 'Not Trained'}\n"
             f"Model's adata is minified?: {self.minified_data_type is not None}"
         )

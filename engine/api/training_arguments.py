@@ -80,8 +80,8 @@ def translate_arguments(
         "keep": "last",
         "kl_warmup_epochs": 400,
     }
-    for given, names, what in ((plan, PLAN, "plan_kwargs"), (trainer, TRAINER, "train")):
-        for name, value in given.items():
+    for arguments, names, what in ((plan, PLAN, "plan_kwargs"), (trainer, TRAINER, "train")):
+        for name, value in arguments.items():
             if name in names:
                 settings[names[name]] = value
             elif name not in WITHOUT_EFFECT and value:  # None and False need no support
@@ -107,12 +107,12 @@ def warn_without_effect(
     datasplitter: Mapping[str, Any] | None, trainer: Mapping[str, Any], devices: Any = "auto"
 ) -> None:
     """Warn of arguments of `train` that have no effect here, although the user expects one."""
-    given = [f"datasplitter_kwargs[{name!r}]" for name in datasplitter or {} if name != "external_indexing"]
-    given += [name for name in MISSED if trainer.get(name)]
-    given += ["devices"] if devices not in ("auto", 1, "1", [0]) else []
-    if given:
+    without_effect = [f"datasplitter_kwargs[{name!r}]" for name in datasplitter or {} if name != "external_indexing"]
+    without_effect += [name for name in MISSED if trainer.get(name)]
+    without_effect += ["devices"] if devices not in ("auto", 1, "1", [0]) else []
+    if without_effect:
         warnings.warn(
-            f"train: {', '.join(given)} have no effect here; docs/coming-from-scvi-tools.md has alternatives.",
+            f"train: {', '.join(without_effect)} have no effect here; docs/coming-from-scvi-tools.md has alternatives.",
             UserWarning,
             stacklevel=3,
         )

@@ -266,10 +266,10 @@ def plan(
     from atlasvi.engine.training.epoch_estimate import describe_plan, plan_epoch_time
     from atlasvi.engine.training.settings import parse_settings
 
-    asked = {**parse_settings(settings or []), **({} if batch_size is None else {"batch_size": batch_size})}
+    plan_settings = {**parse_settings(settings or []), **({} if batch_size is None else {"batch_size": batch_size})}
     with join_ranks() as ranks:
         found = plan_epoch_time(
-            data, gpus, network, batch_key=batch_key, device=device, settings=asked, seconds=seconds
+            data, gpus, network, batch_key=batch_key, device=device, settings=plan_settings, seconds=seconds
         )
         if ranks.is_first:
             print_lines(describe_plan(found))

@@ -80,7 +80,7 @@ def _describe_model(path: str | Path) -> Iterator[str]:
     run = load_scvi_tools(path)
     yield f"{path}: a model of scvi-tools, {count(len(run.genes), 'gene')}"
     yield from (f"  {name}: {value}" for name, value in run.model_settings.items() if name != "n_genes")
-    keys = {name: value for name, value in run.setup.keys.as_asked().items() if name.endswith("_key") and value}
+    keys = {name: value for name, value in run.setup.keys.as_arguments().items() if name.endswith("_key") and value}
     yield from (f"  {name}: {value}" for name, value in keys.items())
 
 

@@ -55,9 +55,9 @@ def open_question(
     def open_it() -> "OpenedQuestion":
         from atlasvi.engine.queries.opened_question import OpenedQuestion  # imports torch, which `--help` does not need
 
-        asked = OpenedQuestion(place, data, model, device)
-        context.call_on_close(asked.close)
-        return asked
+        opened = OpenedQuestion(place, data, model, device)
+        context.call_on_close(opened.close)
+        return opened
 
     context.obj = open_it
     context.meta["places"] = place, data
@@ -88,12 +88,12 @@ def query_latent(
     """Posterior mean of the latent of each cell."""
     from atlasvi.engine.queries.latents import slice_latents
 
-    asked = context.obj()
+    opened = context.obj()
     slices = (
         (index, np.concatenate([qzm, qzv], axis=1) if variance else qzm)
-        for index, qzm, qzv in slice_latents(asked.encoder, asked.cells, _choose(asked, cells, where, limit))
+        for index, qzm, qzv in slice_latents(opened.encoder, opened.cells, _choose(opened, cells, where, limit))
     )
-    n_latent = asked.cells.kept.n_latent if asked.encoder is None else asked.encoder.n_latent
+    n_latent = opened.cells.kept.n_latent if opened.encoder is None else opened.encoder.n_latent
     names = [f"z{k}" for k in range(n_latent)] + [f"var{k}" for k in range(n_latent)] * variance
     _write(slices, names, out)
 
@@ -126,18 +126,18 @@ def query_expression(
     from atlasvi.engine.queries.expression import slice_expression
     from atlasvi.engine.queries.population import slice_population
 
-    asked, wanted = context.obj(), split_names(genes)
+    opened, wanted = context.obj(), split_names(genes)
     options: dict[str, Any] = {
         "genes": wanted,
-        "transform_batch": _split_batches(asked, transform_batch),
+        "transform_batch": _split_batches(opened, transform_batch),
         "library_size": library_size,
     }
-    model_and_cells = asked.run, asked.cells, _choose(asked, cells, where, limit), asked.make_generator(seed)
+    model_and_cells = opened.run, opened.cells, _choose(opened, cells, where, limit), opened.make_generator(seed)
     if n_samples_overall is None:
         slices = slice_expression(*model_and_cells, **options, n_samples=n_samples)
     else:
         slices = slice_population(*model_and_cells, n_samples_overall, **options, weights=weights)
-    names = wanted or asked.run.genes
+    names = wanted or opened.run.genes
     _write(slices, names, out, "cell" if n_samples_overall is None else "draw")
 
 
@@ -155,10 +155,10 @@ def query_parameters(
     """A parameter of the likelihood of the counts, at the posterior mean of each cell."""
     from atlasvi.engine.queries.likelihood_parameters import slice_parameter
 
-    asked, wanted = context.obj(), split_names(genes)
-    chosen, batches = _choose(asked, cells, where, limit), _split_batches(asked, transform_batch)
-    slices = slice_parameter(asked.run, asked.cells, chosen, parameter, wanted, batches)
-    _write(slices, wanted or asked.run.genes, out)
+    opened, wanted = context.obj(), split_names(genes)
+    chosen, batches = _choose(opened, cells, where, limit), _split_batches(opened, transform_batch)
+    slices = slice_parameter(opened.run, opened.cells, chosen, parameter, wanted, batches)
+    _write(slices, wanted or opened.run.genes, out)
 
 
 @query_app.command("library")
@@ -169,9 +169,9 @@ def query_library(
     from atlasvi.engine.queries.latents import slice_library
     from atlasvi.engine.queries.question_cells import name_cells
 
-    asked = context.obj()
-    chosen = _choose(asked, cells, where, limit)
-    _write(name_cells(asked.cells, chosen, slice_library(asked.run.model, asked.cells, chosen)), ["library"], out)
+    opened = context.obj()
+    chosen = _choose(opened, cells, where, limit)
+    _write(name_cells(opened.cells, chosen, slice_library(opened.run.model, opened.cells, chosen)), ["library"], out)
 
 
 @query_app.command("batch-vectors")
@@ -182,12 +182,12 @@ def query_batch_vectors(
     from atlasvi.engine.queries.latents import batch_vectors
     from atlasvi.engine.queries.obs_rows import slice_cells
 
-    asked = context.obj()
+    opened = context.obj()
     parts = (
-        (asked.cells.read_names(here), batch_vectors(asked.run.model, asked.cells, here))
-        for _, here in slice_cells(_choose(asked, cells, where, limit), asked.cells.n_cells)
+        (opened.cells.read_names(here), batch_vectors(opened.run.model, opened.cells, here))
+        for _, here in slice_cells(_choose(opened, cells, where, limit), opened.cells.n_cells)
     )
-    _write(parts, [f"v{k}" for k in range(asked.run.model.settings.embedding_dim)], out)
+    _write(parts, [f"v{k}" for k in range(opened.run.model.settings.embedding_dim)], out)
 
 
 @query_app.command("sample")
@@ -206,17 +206,17 @@ def query_sample(
     from atlasvi.engine.queries.answer_tables import write_table
     from atlasvi.engine.queries.predictive_counts import slice_counts
 
-    asked, wanted = context.obj(), split_names(genes)
+    opened, wanted = context.obj(), split_names(genes)
     slices = slice_counts(
-        asked.run,
-        asked.cells,
-        _choose(asked, cells, where, limit),
-        asked.make_generator(seed),
+        opened.run,
+        opened.cells,
+        _choose(opened, cells, where, limit),
+        opened.make_generator(seed),
         genes=wanted,
-        transform_batch=_split_batches(asked, transform_batch),
+        transform_batch=_split_batches(opened, transform_batch),
         n_samples=n_samples,
     )
-    names = wanted or asked.run.genes
+    names = wanted or opened.run.genes
     rows = write_table(slices, ["sample"] * (n_samples > 1) + names, out)
     _say_written(rows, out, "row" if n_samples > 1 else "cell")
 
@@ -257,25 +257,25 @@ def query_differential(
     from atlasvi.engine.queries.draw_comparison import Test
     from atlasvi.engine.queries.question_cells import CountedCells
 
-    asked = context.obj()
+    opened = context.obj()
 
     def list_groups() -> Iterable[Any]:
-        return () if groupby is None else asked.cells.read_column(groupby).unique()
+        return () if groupby is None else opened.cells.read_column(groupby).unique()
 
     test = Test(mode, delta, use_observed_batches=not batch_correction, n_samples_overall=n_samples)
     table = differential_expression(
-        asked.run.model,
-        asked.cells,
-        pd.Index(asked.run.genes),
-        asked.make_generator(seed),
+        opened.run.model,
+        opened.cells,
+        pd.Index(opened.run.genes),
+        opened.make_generator(seed),
         test,
-        n_batches=asked.run.model.settings.n_batches,
+        n_batches=opened.run.model.settings.n_batches,
         groupby=groupby,
         group1=None if group1 is None else _split_known(group1, list_groups),
         group2=group2,
         idx1=idx1,
         idx2=idx2,
-        all_stats=isinstance(asked.cells, CountedCells),
+        all_stats=isinstance(opened.cells, CountedCells),
         fdr_target=fdr,
     )
     _say_written(write_frame(table, "gene", out), out, "row")
@@ -302,14 +302,14 @@ def query_abundance(
     """Log-density of each cell's latent under the cells of each sample, in nats."""
     from atlasvi.engine.queries.abundance import differential_abundance
 
-    asked = context.obj()
+    opened = context.obj()
     table = differential_abundance(
-        asked.run.model,
-        asked.cells,
-        asked.cells,
-        asked.make_generator(seed),
+        opened.run.model,
+        opened.cells,
+        opened.cells,
+        opened.make_generator(seed),
         sample_key,
-        indices=_choose(asked, cells, where, limit),
+        indices=_choose(opened, cells, where, limit),
         num_cells_posterior=max_cells,
         dof=dof,
     )
@@ -335,14 +335,14 @@ def query_elbo(
     from atlasvi.engine.queries.model_fit import FIT_COLUMNS, slice_fit
     from atlasvi.engine.queries.question_cells import name_cells, need_counts
 
-    asked = context.obj()
-    counted, chosen = need_counts(asked.cells, "the ELBO"), _choose(asked, cells, where, limit)
-    parts = slice_fit(asked.run.model, counted, asked.make_generator(seed), chosen, marginal)
+    opened = context.obj()
+    counted, chosen = need_counts(opened.cells, "the ELBO"), _choose(opened, cells, where, limit)
+    parts = slice_fit(opened.run.model, counted, opened.make_generator(seed), chosen, marginal)
     columns = FIT_COLUMNS if marginal else FIT_COLUMNS[:-1]
     if mean:
         _write(iter([(pd.Index(["mean"]), _average(parts)[None])]), columns, out, "row")
     else:
-        _write(name_cells(asked.cells, chosen, parts), columns, out)
+        _write(name_cells(opened.cells, chosen, parts), columns, out)
 
 
 @query_app.command("correlation")
@@ -369,31 +369,31 @@ def query_correlation(
     from atlasvi.engine.queries.model_names import find_batches, find_genes
     from atlasvi.engine.queries.question_cells import take_chosen
 
-    asked, wanted = context.obj(), split_names(genes)
-    generator, chosen = asked.make_generator(seed), _choose(asked, cells, where, limit)
+    opened, wanted = context.obj(), split_names(genes)
+    generator, chosen = opened.make_generator(seed), _choose(opened, cells, where, limit)
     matrix = correlate_genes(
-        asked.run.model,
-        asked.cells,
+        opened.run.model,
+        opened.cells,
         generator,
-        indices=sample_cells(take_chosen(chosen, 0, asked.cells.n_cells), max_cells, generator),
-        columns=find_genes(asked.run, wanted, asked.cells.path),
+        indices=sample_cells(take_chosen(chosen, 0, opened.cells.n_cells), max_cells, generator),
+        columns=find_genes(opened.run, wanted, opened.cells.path),
         n_samples=n_samples,
-        transform_batch=find_batches(asked.run, _split_batches(asked, transform_batch)),
+        transform_batch=find_batches(opened.run, _split_batches(opened, transform_batch)),
         correlation_type=method,
     )
-    names = wanted or asked.run.genes
+    names = wanted or opened.run.genes
     _write(iter([(pd.Index(names), matrix)]), names, out, "gene")
 
 
 def _choose(
-    asked: "OpenedQuestion", names: str | None, where: list[str] | None, limit: int | None
+    opened: "OpenedQuestion", names: str | None, where: list[str] | None, limit: int | None
 ) -> np.ndarray | None:
     """Ascending int64 indices of the chosen cells; None: all."""
     from atlasvi.engine.queries.cell_choice import choose_cells
 
     if names is None and not where and limit is None:
         return None
-    return choose_cells(asked.cells, split_names(names), where or [], limit)
+    return choose_cells(opened.cells, split_names(names), where or [], limit)
 
 
 def _split_known(text: str, list_known: Callable[[], Iterable[Any]]) -> list[str]:
@@ -403,8 +403,8 @@ def _split_known(text: str, list_known: Callable[[], Iterable[Any]]) -> list[str
     return split_names(text) or []
 
 
-def _split_batches(asked: "OpenedQuestion", text: str | None) -> list[str] | None:
-    return None if text is None else _split_known(text, lambda: asked.run.setup.batch_categories)
+def _split_batches(opened: "OpenedQuestion", text: str | None) -> list[str] | None:
+    return None if text is None else _split_known(text, lambda: opened.run.setup.batch_categories)
 
 
 def _average(parts: Iterable[np.ndarray]) -> np.ndarray:

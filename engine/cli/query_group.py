@@ -14,9 +14,9 @@ class QueryGroup(TyperGroup):
         """The arguments with the group's options first, because typer reads a group's options first."""
         moved: list[str] = []
         rest: list[str] = []
-        given = iter(args)
-        for argument in given:
-            if argument in GROUP_OPTIONS and (value := next(given, None)) is not None:
+        words = iter(args)
+        for argument in words:
+            if argument in GROUP_OPTIONS and (value := next(words, None)) is not None:
                 moved += [argument, value]
             else:
                 (moved if argument.startswith(tuple(f"{name}=" for name in GROUP_OPTIONS)) else rest).append(argument)

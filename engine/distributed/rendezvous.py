@@ -25,8 +25,8 @@ def meet(store: Any, rank: int, world_size: int, timeout_s: float) -> str:
     missing = list(range(1, world_size))
     while missing:
         for other in missing:
-            if said := _read(store, f"hello/{other}"):
-                store.set(f"welcome/{other}", said + word)
+            if greeting := _read(store, f"hello/{other}"):
+                store.set(f"welcome/{other}", greeting + word)
         missing = [other for other in missing if _read(store, f"here/{other}") != word]
         if missing:
             _wait(until, f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:8]))}")

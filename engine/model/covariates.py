@@ -24,14 +24,14 @@ class SetupKeys:
     continuous_covariate_keys: tuple[str, ...] = ()
 
     @classmethod
-    def from_asked(cls, asked: Mapping[str, Any]) -> Self:
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
         """The keys from arguments of these names. Other arguments are ignored; a list or None becomes a tuple."""
-        values: dict[str, Any] = {key: asked.get(key) for key in KEYS}
+        values: dict[str, Any] = {key: arguments.get(key) for key in KEYS}
         for key in (kind.key for kind in KINDS if kind.several):
             values[key] = tuple(values[key] or ())
         return cls(**values)
 
-    def as_asked(self) -> dict[str, Any]:
+    def as_arguments(self) -> dict[str, Any]:
         """The keys as files keep them: a list where a key may name several columns, None where a key is not set."""
         values = {key: getattr(self, key) for key in KEYS}
         return {key: (list(value) or None) if isinstance(value, tuple) else value for key, value in values.items()}
@@ -107,7 +107,7 @@ class Setup:
             return [_parse(value, dtypes[column]) if column in dtypes else value for value in known or ()]
 
         named = {kind.key: list(content.get(kind.saved) or ()) for kind in KINDS if kind.noun and kind.several}
-        keys, categories = SetupKeys.from_asked({**named, **content}), {}
+        keys, categories = SetupKeys.from_arguments({**named, **content}), {}
         for kind in KINDS:
             known, columns = content.get(kind.saved) or (), _columns(keys, kind)
             if kind.noun is None or not (known or columns):
@@ -267,8 +267,8 @@ def to_category(value: Any) -> Category:
     return plain if isinstance(plain, str | int | float) else str(value)
 
 
-def find_categories(known: Sequence[Category], asked: Sequence[Category]) -> list[int | None]:
-    """The index in `known` of each category in `asked`; None for a category that is not there.
+def find_categories(known: Sequence[Category], wanted: Sequence[Category]) -> list[int | None]:
+    """The index in `known` of each category in `wanted`; None for a category that is not there.
 
     Values are compared first; then text is compared with the written form of numbers and truth values.
     """
@@ -281,7 +281,7 @@ def find_categories(known: Sequence[Category], asked: Sequence[Category]) -> lis
         place = named.get(_name(value))
         return place if place is not None and isinstance(known[place], str) != isinstance(value, str) else None
 
-    return [find(value) for value in asked]
+    return [find(value) for value in wanted]
 
 
 def _name(value: Category) -> str:

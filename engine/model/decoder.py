@@ -23,11 +23,11 @@ class Decoder(nn.Module):
         self.log_theta = linear(hidden, genes) if settings.decodes_theta else None
         self.dropout = linear(hidden, genes) if settings.likelihood.has_dropout else None
 
-    def hide(self, z: Tensor, given: Covariates) -> Tensor:
+    def hide(self, z: Tensor, covariates: Covariates) -> Tensor:
         """The last hidden state, float32 [..., cells, hidden], for z [..., cells, latent]."""
         hidden = z
-        if given.numbers is not None:
-            hidden = torch.cat([z, given.numbers.expand(*z.shape[:-1], -1)], dim=-1)
+        if covariates.numbers is not None:
+            hidden = torch.cat([z, covariates.numbers.expand(*z.shape[:-1], -1)], dim=-1)
         for layer in self.layers:
-            hidden = layer(hidden, given, None)
+            hidden = layer(hidden, covariates, None)
         return hidden

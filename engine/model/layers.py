@@ -91,17 +91,17 @@ class Layer(nn.Module):
         if self.norm is not None:
             self.norm.reset_parameters()
 
-    def forward(self, hidden: Tensor, given: Covariates, generator: Noise | None) -> Tensor:
+    def forward(self, hidden: Tensor, covariates: Covariates, generator: Noise | None) -> Tensor:
         """hidden float32 [..., cells, in] -> [..., cells, out]; dropout only while training."""
-        return self.finish(F.linear(hidden, self.weight), given, generator)
+        return self.finish(F.linear(hidden, self.weight), covariates, generator)
 
-    def finish(self, projected: Tensor, given: Covariates, generator: Noise | None) -> Tensor:
+    def finish(self, projected: Tensor, covariates: Covariates, generator: Noise | None) -> Tensor:
         """All of the layer that follows the product with the weight."""
-        for codes, columns in zip(given.categories, self.categories):
+        for codes, columns in zip(covariates.categories, self.categories):
             projected = projected + take_columns(columns, codes)
         # bias and column are added in one look-up, which saves one pass over the cells forward and one backward
         columns = self.bias[None] if self.batch is None else self.batch + self.bias
-        codes_of_batch = None if self.batch is None else given.batch
+        codes_of_batch = None if self.batch is None else covariates.batch
         rate = self.dropout_rate if self.training else 0.0
         dropout = draw_dropout(projected, rate, generator) if rate > 0 else None
         if self.norm is None and self.layer_norm and projected.dim() == 2:
@@ -132,12 +132,12 @@ class CountsLayer(Layer):
         self.n_in, self.logarithm = n_genes + n_numbers, logarithm
 
     def encode(
-        self, cells: Batch, given: Covariates, generator: Noise | None, order: GeneOrder | None = None
+        self, cells: Batch, covariates: Covariates, generator: Noise | None, order: GeneOrder | None = None
     ) -> Tensor:
         """Hidden state float32 [cells, out] of a minibatch."""
         csr = cells.indptr, cells.indices, cells.counts
         projected = log1p_linear(*csr, self.weight, raw=not self.logarithm, order=order)
         if self.numbers is not None:
-            assert given.numbers is not None
-            projected = projected + given.numbers @ self.numbers
-        return self.finish(projected, given, generator)
+            assert covariates.numbers is not None
+            projected = projected + covariates.numbers @ self.numbers
+        return self.finish(projected, covariates, generator)

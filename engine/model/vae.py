@@ -129,7 +129,7 @@ class VAE(nn.Module):
         codes, hidden = self._hide(z, codes, transform_batch)
         proportions = self._proportions(hidden)
         scale = (
-            _given(codes, "size_factor") if self.settings.use_size_factor else torch.as_tensor(library, device=z.device)
+            _take(codes, "size_factor") if self.settings.use_size_factor else torch.as_tensor(library, device=z.device)
         )
         theta, rows = self._dispersion(codes, z.shape[-2])
         if self.decoder.log_theta is not None:
@@ -184,7 +184,7 @@ class VAE(nn.Module):
             hidden,
             head,
             counts,
-            _given(cells.codes, "size_factor").to(z.dtype) if settings.use_size_factor else library,
+            _take(cells.codes, "size_factor").to(z.dtype) if settings.use_size_factor else library,
             theta,
             theta_rows=rows,
             dropout=dropout,
@@ -215,13 +215,13 @@ class VAE(nn.Module):
     def _codes(self, codes: Codes, name: str, n: int, n_cells: int) -> Tensor:
         """int64 [cells]; zeros if the covariate has one category and is missing from codes."""
         if name in codes or n > 1:
-            return _given(codes, name)
+            return _take(codes, name)
         return torch.zeros(n_cells, dtype=torch.int64, device=self.encoder.mean.weight.device)
 
     def _covariates(self, codes: Codes, n_cells: int) -> Covariates:
         """The covariates of a minibatch in the form that layers take."""
         settings = self.settings
-        numbers = [_given(codes, "continuous").to(self.dtype)] if settings.n_continuous else []
+        numbers = [_take(codes, "continuous").to(self.dtype)] if settings.n_continuous else []
         batch = None
         if settings.embeds_batch:
             assert self.batch_embedding is not None
@@ -229,7 +229,7 @@ class VAE(nn.Module):
             numbers.append(take_columns(self.batch_embedding, batch_codes))
         elif settings.n_batches > 1:
             batch = self._codes(codes, "batch", settings.n_batches, n_cells)
-        categories = tuple(_given(codes, "categories")[:, k] for k, n in enumerate(settings.n_categories) if n > 1)
+        categories = tuple(_take(codes, "categories")[:, k] for k, n in enumerate(settings.n_categories) if n > 1)
         return Covariates(batch, categories, torch.cat(numbers, dim=1) if numbers else None)
 
     def _dispersion(self, codes: Codes, n_cells: int) -> tuple[Tensor | None, Tensor | None]:
@@ -240,7 +240,7 @@ class VAE(nn.Module):
         return self.log_theta, self._codes(codes, name, self.settings.theta_rows, n_cells)
 
 
-def _given(codes: Codes, name: str) -> Tensor:
+def _take(codes: Codes, name: str) -> Tensor:
     if name not in codes:
         raise ValueError(f"the covariate {name!r} is missing from the codes of the cells: see Codes")
     return codes[name]

@@ -129,12 +129,12 @@ def _pair(
     return np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])
 
 
-def _change_function(given: str | Callable | None) -> Callable[[np.ndarray, np.ndarray, float], np.ndarray]:
-    if given is None or given == "log-fold":
+def _change_function(change_fn: str | Callable | None) -> Callable[[np.ndarray, np.ndarray, float], np.ndarray]:
+    if change_fn is None or change_fn == "log-fold":
         return lambda x, y, pseudocounts: np.log2(x + pseudocounts) - np.log2(y + pseudocounts)
-    if not callable(given) or len(inspect.getfullargspec(given).args) != 3:
+    if not callable(change_fn) or len(inspect.getfullargspec(change_fn).args) != 3:
         raise ValueError("change_fn must be 'log-fold' or a function of (proportions1, proportions2, pseudocounts)")
-    return given
+    return change_fn
 
 
 def estimate_pseudocounts(
@@ -160,7 +160,7 @@ def estimate_delta(effects: np.ndarray, coefficient: float = 0.6, least: float =
 
 def describe_draws(draws: np.ndarray, levels: Sequence[float] = ()) -> dict[str, np.ndarray]:
     """Mean, median, std, min and max of draws [draws, genes], and the narrowest intervals at these levels."""
-    said = {
+    summary = {
         "mean": draws.mean(0),
         "median": np.median(draws, 0),
         "std": draws.std(0),
@@ -174,8 +174,8 @@ def describe_draws(draws: np.ndarray, levels: Sequence[float] = ()) -> dict[str,
             raise ValueError(f"a credible interval of {level}: levels must be at least 0 and below 1")
         start = np.argmin(ordered[n_inside:] - ordered[: len(draws) - n_inside], axis=0)
         for name, rows in (("min", start), ("max", start + n_inside)):
-            said[f"confidence_interval_{str(level)[:5]}_{name}"] = np.take_along_axis(ordered, rows[None], 0)[0]
-    return said
+            summary[f"confidence_interval_{str(level)[:5]}_{name}"] = np.take_along_axis(ordered, rows[None], 0)[0]
+    return summary
 
 
 def control_fdr(probabilities: np.ndarray, target: float) -> np.ndarray:

@@ -38,10 +38,10 @@ def likelihood_parameters(
         return values.mean(0) if n_samples > 1 and give_mean else values
 
     values = decode_cells(model, cells, generator, decode, indices=indices, n_samples=n_samples, batch_size=batch_size)
-    said = {name: values[..., k * n_genes : (k + 1) * n_genes] for k, name in enumerate(names)}
-    if not model.settings.decodes_theta and values.ndim == 3 and "dispersions" in said:
-        said["dispersions"] = said["dispersions"][0]  # the same in all samples
-    return said
+    answer = {name: values[..., k * n_genes : (k + 1) * n_genes] for k, name in enumerate(names)}
+    if not model.settings.decodes_theta and values.ndim == 3 and "dispersions" in answer:
+        answer["dispersions"] = answer["dispersions"][0]  # the same in all samples
+    return answer
 
 
 def name_parameters(model: VAE) -> list[str]:

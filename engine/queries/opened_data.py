@@ -31,17 +31,17 @@ def is_anndata(data: Any) -> bool:
     return any(f"{kind.__module__}.{kind.__name__}".startswith("anndata.") for kind in type(data).__mro__)
 
 
-def write_setup(adata: Any, asked: Mapping[str, Any]) -> None:
+def write_setup(adata: Any, arguments: Mapping[str, Any]) -> None:
     """Keep the arguments of a set-up in `uns` (see `KEPT`), after checking the layer and the columns.
 
     Raises ColumnError if a layer or column does not exist, has missing values, or is not numeric where it must be.
     """
     obs = MemoryObs(adata)
-    learn_setup(obs, SetupKeys.from_asked(asked), one_batch=True).read_codes(obs)
-    if (layer := asked["layer"]) is not None and layer not in adata.layers:
+    learn_setup(obs, SetupKeys.from_arguments(arguments), one_batch=True).read_codes(obs)
+    if (layer := arguments["layer"]) is not None and layer not in adata.layers:
         layers = ", ".join(list_layers(adata)) or "none"
         raise ColumnError(f"{NAME}: there is no layer {layer!r} (it has: {layers}).")
-    adata.uns[SETUP] = {name: value for name, value in asked.items() if value is not None}
+    adata.uns[SETUP] = {name: value for name, value in arguments.items() if value is not None}
 
 
 def keep_setup(adata: Any, setup: Setup) -> None:
@@ -50,7 +50,7 @@ def keep_setup(adata: Any, setup: Setup) -> None:
     Views are not changed: writing into one would turn it into a copy, separate from the caller's data.
     """
     if not adata.is_view and SETUP not in adata.uns:
-        kept = {"layer": setup.layer, **setup.keys.as_asked()}
+        kept = {"layer": setup.layer, **setup.keys.as_arguments()}
         adata.uns[SETUP] = {name: value for name, value in kept.items() if value}
 
 
@@ -59,9 +59,10 @@ def read_setup(adata: Any) -> dict[str, Any]:
     if SETUP not in adata.uns:
         raise SettingError("The AnnData is not set up: call SCVI.setup_anndata(adata, batch_key=...) first.")
     kept = adata.uns[SETUP]
-    asked = {name: kept.get(name) for name in KEPT}
+    arguments = {name: kept.get(name) for name in KEPT}
     return {
-        name: list(value) if name.endswith("_keys") and value is not None else value for name, value in asked.items()
+        name: list(value) if name.endswith("_keys") and value is not None else value
+        for name, value in arguments.items()
     }
 
 

@@ -93,8 +93,8 @@ def draw_weighed(
     """
     counted = need_counts(cells, "weights='importance'")
     drawn = draw_posterior(model, counted, generator, np.tile(indices, n // len(indices) + 1))
-    shares = weigh_draws(model, counted, generator, indices, drawn, **options)
-    return drawn.take(choose_weighed(shares, n, generator))
+    probabilities = weigh_draws(model, counted, generator, indices, drawn, **options)
+    return drawn.take(choose_weighed(probabilities, n, generator))
 
 
 def choose_weighed(probabilities: np.ndarray, n: int, generator: Generator) -> torch.Tensor:

@@ -144,8 +144,8 @@ class CountedCells(ObsRows):
                 codes = self.read_codes(self.setup, take_chosen(cells, at, min(at + step, loader.n_cells)), labels)
             here = slice(at % step, at % step + len(batch))
             at += len(batch)
-            given = {name: torch.from_numpy(values[here]).to(device) for name, values in codes.items()}
-            yield replace(batch, codes=given, memory=None)
+            covariates = {name: torch.from_numpy(values[here]).to(device) for name, values in codes.items()}
+            yield replace(batch, codes=covariates, memory=None)
 
     @torch.inference_mode()
     def read_latents(
@@ -202,8 +202,8 @@ class MinifiedCells(ObsRows):
             for at in range(0, len(here), batch_size):
                 part = slice(at, at + batch_size)
                 mean, variance, sizes = (torch.from_numpy(values[part]).to(device) for values in (qzm, qzv, library))
-                given = {name: torch.from_numpy(values[part]).to(device) for name, values in codes.items()}
-                yield Posterior(mean, variance, sizes, given)
+                covariates = {name: torch.from_numpy(values[part]).to(device) for name, values in codes.items()}
+                yield Posterior(mean, variance, sizes, covariates)
 
     def _read_slices(self, cells: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """For each slice: indices of its chosen cells, and their qzm and qzv."""

@@ -55,12 +55,12 @@ WITHOUT_EFFECT = ("extra_payload_autotune", "registry", "use_gpu")
 
 def read_options(init_params: Mapping[str, Any], file: str) -> ModelOptions:
     """The options that a model was made with. Raises SourceError with the name of an option that we do not have."""
-    given = dict(init_params["non_kwargs"])
+    arguments = dict(init_params["non_kwargs"])
     for nested in init_params["kwargs"].values():  # nested under the name of the variadic argument
-        given.update(nested)
-    embedding = dict(given.pop("batch_embedding_kwargs", None) or {})
+        arguments.update(nested)
+    embedding = dict(arguments.pop("batch_embedding_kwargs", None) or {})
     options = {**SCVI_DEFAULTS, "embedding_dim": embedding.pop("embedding_dim", 5)}
-    for name, value in given.items():
+    for name, value in arguments.items():
         if name == "var_activation":
             options[name] = name_activation(value, file)
         elif name in SCVI_DEFAULTS:
@@ -76,7 +76,7 @@ def read_setup(registry: Mapping[str, Any], file: str) -> Setup:
     """The columns and categories that a model uses. Raises SourceError if it is no SCVI model."""
     if registry.get("model_name") != "SCVI":
         raise SourceError(f"{file}: this is a {registry.get('model_name')} model: only SCVI models can be read.")
-    asked, fields = registry["setup_args"], registry["field_registries"]
+    setup_args, fields = registry["setup_args"], registry["field_registries"]
     states = {name: field.get("state_registry") or {} for name, field in fields.items()}
     dtypes: dict[str, str] = {}
 
@@ -89,7 +89,7 @@ def read_setup(registry: Mapping[str, Any], file: str) -> Setup:
     further = states.get("extra_categorical_covs", {})
     columns = [str(key) for key in further.get("field_keys", ())]
     numbers = [str(key) for key in states.get("extra_continuous_covs", {}).get("columns", ())]
-    keys = SetupKeys.from_asked({**asked, CATEGORIES.key: columns, CONTINUOUS.key: numbers})
+    keys = SetupKeys.from_arguments({**setup_args, CATEGORIES.key: columns, CONTINUOUS.key: numbers})
     categories = {
         kind.code: {column: read_categories(column, states[kind.code]["categorical_mapping"])}
         for kind, column in ((BATCH, keys.batch_key), (LABELS, keys.labels_key))
@@ -100,21 +100,23 @@ def read_setup(registry: Mapping[str, Any], file: str) -> Setup:
             column: read_categories(column, further["mappings"][column]) for column in columns
         }
     n_cells = int(states["X"].get("n_obs", 0))
-    return Setup(keys=keys, categories=categories, category_dtypes=dtypes, layer=asked.get("layer"), n_cells=n_cells)
+    return Setup(
+        keys=keys, categories=categories, category_dtypes=dtypes, layer=setup_args.get("layer"), n_cells=n_cells
+    )
 
 
-def name_activation(given: Any, where: str) -> str:
+def name_activation(activation: Any, where: str) -> str:
     """The name of an activation in scvi-tools' form: None, torch.exp, torch.nn.Softplus() or torch's softplus function.
 
     Raises SourceError for another function; `where` begins its message.
     """
-    if given in (None, "exp", torch.exp):
+    if activation in (None, "exp", torch.exp):
         return "exp"
-    if given in ("softplus", F.softplus) or (
-        isinstance(given, nn.Softplus | PickledSoftplus) and (given.beta, given.threshold) == (1, 20)
+    if activation in ("softplus", F.softplus) or (
+        isinstance(activation, nn.Softplus | PickledSoftplus) and (activation.beta, activation.threshold) == (1, 20)
     ):
         return "softplus"
-    raise SourceError(f"{where}: var_activation {given!r} is not supported: exp and softplus are.")
+    raise SourceError(f"{where}: var_activation {activation!r} is not supported: exp and softplus are.")
 
 
 def write_init_params(settings: ModelSettings) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def write_registry(setup: Setup, settings: ModelSettings, genes: list[str]) -> d
     return {
         "scvi_version": SCVI_VERSION,
         "model_name": "SCVI",
-        "setup_args": {"layer": setup.layer, **keys.as_asked()},
+        "setup_args": {"layer": setup.layer, **keys.as_arguments()},
         "field_registries": fields,
         "setup_method_name": "setup_anndata",
     }

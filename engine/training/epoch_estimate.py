@@ -98,11 +98,11 @@ def plan_epoch_time(
             data = open_cells(data)
             ours.callback(data.close)
         ranks = group if group.reduces else Ranks(0, n_ranks)
-        asked = {"seed": 0, "split_column": None}
+        arguments = {"seed": 0, "split_column": None}
         resolved = resolve_settings(None, {"accumulate": 1, **(settings or {})})
         data = allow_fractions(data, resolved.likelihood.takes_fractions)
         setup = learn_setup(data, SetupKeys(batch_key=batch_key))
-        parts = prepare_run(data, Path("plan"), setup, asked, resolved, device, ranks)
+        parts = prepare_run(data, Path("plan"), setup, arguments, resolved, device, ranks)
         parts.measure_library()
         threads = torch.get_num_threads()
         if parts.device.type == "cpu" and not group.reduces:

@@ -79,9 +79,9 @@ def explain_taken(out: Path) -> str:
 
 
 def merge_saved(
-    out: Path, saved: Mapping[str, Any], asked: Mapping[str, Any], settings: Settings, data: CellData
+    out: Path, saved: Mapping[str, Any], arguments: Mapping[str, Any], settings: Settings, data: CellData
 ) -> tuple[dict[str, Any], Settings]:
-    """The saved configuration of a run to resume; `asked` and `settings` may repeat parts of it.
+    """The saved configuration of a run to resume; `arguments` and `settings` may repeat parts of it.
 
     Raises SettingError if the data, an argument or a setting differs from what was saved.
     """
@@ -93,7 +93,7 @@ def merge_saved(
             f"{len(data.genes)} genes, and its genes or the counts of its first cells differ: resume the run with "
             "its data, or start another run with another --out."
         )
-    now = {key: value for key, value in asked.items() if value is not None}
+    now = {key: value for key, value in arguments.items() if value is not None}
     now.update({key: getattr(settings, key) for key in settings.model_fields_set})
     was = {**saved, **saved["settings"]}
     for key, value in now.items():
@@ -103,7 +103,7 @@ def merge_saved(
                 "was, or start another run with another --out."
             )
     with reading(str(out / CONFIG)):
-        return {key: saved.get(key) for key in asked}, Settings.model_validate(saved["settings"])
+        return {key: saved.get(key) for key in arguments}, Settings.model_validate(saved["settings"])
 
 
 def prepare_start(
@@ -116,9 +116,9 @@ def prepare_start(
     Raises SettingError if keys or model options differ from those of the run, GeneError if genes are missing.
     """
     options = {name: getattr(run.model.settings, name) for name in ModelOptions.model_fields}
-    has = run.setup.keys.as_asked()
-    given = {name: getattr(settings, name) for name in settings.model_fields_set & options.keys()}
-    for name, value in {**{key: value for key, value in keys.items() if value is not None}, **given}.items():
+    has = run.setup.keys.as_arguments()
+    changed = {name: getattr(settings, name) for name in settings.model_fields_set & options.keys()}
+    for name, value in {**{key: value for key, value in keys.items() if value is not None}, **changed}.items():
         if value != (was := {**has, **options}[name]):
             raise SettingError(f"The model to start from has {name} = {was!r}, not {value!r}: leave it out.")
     state: dict[str, Any] = {"weights": run.model.state_dict(), "optimizer": None, "epoch": 0, "step": 0, "history": []}

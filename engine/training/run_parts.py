@@ -64,11 +64,11 @@ class RunParts:
         """Raises SettingError if a setting needs losses of validation cells, and there are no validation cells."""
         settings = self.settings
         stops = settings.early_stopping and "early_stopping" in settings.model_fields_set  # not by default
-        for name, asked, metric in (
+        for name, enabled, metric in (
             ("early_stopping", stops, settings.early_stopping_monitor),
             ("reduce_lr_on_plateau", settings.reduce_lr_on_plateau, settings.lr_scheduler_metric),
         ):
-            if asked and metric.startswith("validation") and not self.loaders["validation"].n_cells:
+            if enabled and metric.startswith("validation") and not self.loaders["validation"].n_cells:
                 raise SettingError(
                     f"{name} watches {metric}, and no cell is held out for validation: hold some out, or watch "
                     f"{metric.replace('validation', 'train')}."
@@ -103,18 +103,18 @@ def prepare_run(
     data: CellData,
     out: Path,
     setup: Setup,
-    asked: Mapping[str, Any],
+    arguments: Mapping[str, Any],
     settings: Settings,
     device: str,
     ranks: Ranks | None = None,
 ) -> RunParts:
     """All parts of a run over one data set, with newly drawn weights.
 
-    asked   other arguments, for the configuration; only `seed` and `split_column` are used here
-    device  'auto', 'cpu' or 'cuda'
+    arguments  other arguments, for the configuration; only `seed` and `split_column` are used here
+    device     'auto', 'cpu' or 'cuda'
     Raises SettingError, ColumnError and CountsError for settings, columns and counts that don't fit.
     """
-    ranks, seed, chosen = ranks or Ranks(), int(asked["seed"]), choose_device(device)
+    ranks, seed, chosen = ranks or Ranks(), int(arguments["seed"]), choose_device(device)
     dtype = torch.float64 if settings.precision == "float64" else torch.float32
     kernels = choose_backend(chosen, dtype=dtype)
     if settings.precision == "bf16" and kernels != "triton":
@@ -123,8 +123,8 @@ def prepare_run(
     ranks.note("splitting the cells")
     split = (
         split_by_hash(data, settings.validation_fraction, seed)
-        if asked["split_column"] is None
-        else split_by_column(data, asked["split_column"], needs_validation=settings.validation_fraction > 0)
+        if arguments["split_column"] is None
+        else split_by_column(data, arguments["split_column"], needs_validation=settings.validation_fraction > 0)
     )
     ranks.note("planning the epochs")
     loaders = {
@@ -146,7 +146,7 @@ def prepare_run(
         "format_version": RUN_FORMAT,
         "data": data.spec.to_record(),
         **fingerprint(data),
-        **asked,
+        **arguments,
         "setup": setup.to_saved(),
         "device": str(chosen),
         "kernels": kernels,

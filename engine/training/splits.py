@@ -51,15 +51,15 @@ def split_by_column(data: CellData, column: str, needs_validation: bool = True) 
     needs_validation  False: validation cells may be missing
     Raises ColumnError if the column is missing, has other values, or no training or (where needed) validation cells.
     """
-    said = data.read_column(column)
-    if said.isna().any():
+    values = data.read_column(column)
+    if values.isna().any():
         raise ColumnError(
-            f"{data.path}: obs column {column!r} has missing values (first: cell {int(np.argmax(said.isna()))}): it "
+            f"{data.path}: obs column {column!r} has missing values (first: cell {int(np.argmax(values.isna()))}): it "
             "must hold train, validation or test for each cell."
         )
-    names = said.astype(str).str.lower().map(NAMES)
+    names = values.astype(str).str.lower().map(NAMES)
     if names.isna().any():
-        other = said[names.isna()].iloc[0]
+        other = values[names.isna()].iloc[0]
         raise ColumnError(
             f"{data.path}: obs column {column!r} holds {str(other)!r}; as a split it must hold train, validation (or "
             "val, valid, holdout) or test for each cell."

@@ -98,7 +98,7 @@ def train(
             categorical_covariate_keys=tuple(categorical_covariate_keys or ()),
             continuous_covariate_keys=tuple(continuous_covariate_keys or ()),
         )
-        asked: dict[str, Any] = {**keys.as_asked(), "seed": seed, "split_column": split_column}
+        arguments: dict[str, Any] = {**keys.as_arguments(), "seed": seed, "split_column": split_column}
         if seed is not None and seed < 0:
             raise SettingError(f"seed {seed}: use a whole number from 0 up.")
         like, saved = None, dict[str, Any]()  # how the data was opened before, and the configuration of a run to resume
@@ -121,23 +121,23 @@ def train(
             data = allow_fractions(data, takes_fractions(saved["settings"].get("gene_likelihood")))
             if saved.get("genes"):
                 data = select_genes(data, saved["genes"])
-            asked, resolved = merge_saved(out, saved, asked, resolved, data)
+            arguments, resolved = merge_saved(out, saved, arguments, resolved, data)
             if ranks.from_first((out / MODEL).is_file, "the start"):
                 if ranks.is_first:
                     say(f"{out}: the run is finished already, so there is nothing to resume.", error=True)
                 return load_run(out)
-        asked["seed"] = asked["seed"] or 0
+        arguments["seed"] = arguments["seed"] or 0
         ranks.note("reading the covariates")
         if resume and "setup" in saved:
             with reading(str(out / CONFIG)):
                 setup = Setup.from_saved(saved["setup"])
         elif isinstance(start, TrainedRun):
-            data, setup, resolved, first = prepare_start(start, data, keys.as_asked(), resolved)
-            asked["genes"] = [str(gene) for gene in data.genes]  # the genes of the model; the data may have more
+            data, setup, resolved, first = prepare_start(start, data, keys.as_arguments(), resolved)
+            arguments["genes"] = [str(gene) for gene in data.genes]  # the genes of the model; the data may have more
         else:
             data = allow_fractions(data, resolved.likelihood.takes_fractions)
-            setup = learn_setup(data, SetupKeys.from_asked(asked))
-        parts = prepare_run(data, out, setup, asked, resolved, device, ranks)
+            setup = learn_setup(data, SetupKeys.from_arguments(arguments))
+        parts = prepare_run(data, out, setup, arguments, resolved, device, ranks)
         trainer = Trainer(parts, profile)
         if not resume:
             parts.check_watched()

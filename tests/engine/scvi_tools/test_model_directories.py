@@ -182,7 +182,9 @@ def test_weights_that_do_not_fit_the_settings_are_refused(tmp_path: Path):
         name = "decoder.px_decoder.fc_layers.Layer 0.0.weight"
         content["model_state_dict"][name] = np.zeros((8, 40), np.float32)
 
-    for number, (change, message) in enumerate([(drop, "px_r"), (widen, "has 40 inputs, but with these settings it has 15")]):
+    for number, (change, message) in enumerate(
+        [(drop, "px_r"), (widen, "has 40 inputs, but with these settings it has 15")]
+    ):
         with pytest.raises(SourceError, match=message):
             load_scvi_tools(change_model(MODELS / "latent", tmp_path / str(number), change))
 
@@ -325,5 +327,5 @@ def test_what_is_not_there_or_no_model_is_said(tmp_path: Path):
     with pytest.raises(SourceError, match="there is no such file"):
         load_scvi_tools(tmp_path)
     torch.save({"weights": torch.zeros(3)}, tmp_path / "model.pt")
-    with pytest.raises(SourceError, match="not a model that scvi-tools 1.x saved"):
+    with pytest.raises(SourceError, match=r"not a model that scvi-tools 1\.x saved"):
         load_scvi_tools(tmp_path)
