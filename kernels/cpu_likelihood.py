@@ -15,6 +15,10 @@ difference of large terms. Slopes are by log(mu); through the softmax they becom
 
 Loops that sum do not store to another array: of such a loop the compiler makes two, one for arrays that may overlap,
 and they sum in another order. Which of them runs, and so the last digit, would depend on where in memory arrays lie.
+
+Functions with FASTMATH are inlined into their callers. Each compiled caller would else bring a copy of a function that
+it calls, the linker takes the copy that the process has loaded first, and copies differ in their last digits: a process
+that compiles would compute other bits than one that finds compiled code in numba's cache.
 """
 
 import math
@@ -156,7 +160,7 @@ def _nb_nonzeros(
     return value
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(forceinline=True, fastmath=True)
 def _find_largest(values: np.ndarray) -> Any:
     """The largest value, eight compared at a time; NaN are passed over, and come through where values are used."""
     a = b = c = d = e = f = g = h = values[0]
@@ -169,7 +173,7 @@ def _find_largest(values: np.ndarray) -> Any:
     return max(max(a, b), max(c, d), max(e, f), max(g, h))
 
 
-@njit(fastmath=FASTMATH, error_model="numpy")
+@njit(forceinline=True, fastmath=FASTMATH, error_model="numpy")
 def _prepare_softmax(row: np.ndarray) -> Any:
     """Logits become exp(logit - largest). Returns (largest, sum of them)."""
     largest, total = _find_largest(row), f32(0)
@@ -180,7 +184,7 @@ def _prepare_softmax(row: np.ndarray) -> Any:
     return largest, total
 
 
-@njit(fastmath=FASTMATH, error_model="numpy")
+@njit(forceinline=True, fastmath=FASTMATH, error_model="numpy")
 def _prepare_softplus(row: np.ndarray, share: np.ndarray) -> None:
     """share = softplus(logit); logits become d log(share) / d logit, which goes to 1 where both vanish."""
     for g in range(len(row)):
@@ -191,19 +195,19 @@ def _prepare_softplus(row: np.ndarray, share: np.ndarray) -> None:
         row[g] = (f32(1) if x >= 0 else t) / ((f32(1) + t) * value) if x > f32(-15) else f32(1)
 
 
-@njit(fastmath=FASTMATH, error_model="numpy")
+@njit(forceinline=True, fastmath=FASTMATH, error_model="numpy")
 def _finish_softmax(share: np.ndarray, slope: np.ndarray, ratio: Any, weight: float) -> None:
     for g in range(len(share)):
         share[g] = (slope[g] - share[g] * ratio) * weight
 
 
-@njit(fastmath=FASTMATH, error_model="numpy")
+@njit(forceinline=True, fastmath=FASTMATH, error_model="numpy")
 def _finish_softplus(chain: np.ndarray, slope: np.ndarray, weight: float) -> None:
     for g in range(len(chain)):
         chain[g] *= slope[g] * weight
 
 
-@njit(fastmath=FASTMATH, error_model="numpy")
+@njit(forceinline=True, fastmath=FASTMATH, error_model="numpy")
 def _prepare_theta(log_theta: np.ndarray, theta: np.ndarray, by_theta: np.ndarray) -> None:
     for g in range(len(log_theta)):
         value = exp32(min(log_theta[g], f32(88)))
@@ -214,7 +218,7 @@ def _make_sweep_part(likelihood: Likelihood, theta_per_cell: bool) -> Callable[.
     """The sweep over genes of one cell, whose nonzeros have a mean of zero; returns (loss, sum of the slopes)."""
     poisson, inflated = likelihood == "poisson", likelihood == "zinb"
 
-    @njit(fastmath=FASTMATH, error_model="numpy")
+    @njit(forceinline=True, fastmath=FASTMATH, error_model="numpy")
     def sweep_part(
         share: np.ndarray,
         scale: float,

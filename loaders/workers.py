@@ -1,4 +1,8 @@
-"""Tasks of an ingest, done here, by processes of this machine, or by a Dask cluster."""
+"""Tasks of an ingest or a minify, done here, by processes of this machine, or by a Dask cluster.
+
+Why not an executor of others: those of concurrent.futures fork, which the threads of numba and zarr do not survive, or
+ask scripts for a main guard; loky's restarts a worker whose memory has grown by 300 MB, with a warning.
+"""
 
 import importlib
 import json

@@ -1,24 +1,20 @@
 """Start one command as many processes, on one machine or several: torchrun for users who don't know torchrun."""
 
-import contextlib
-import fcntl
 import logging
 import os
 import shlex
 import signal
 import socket
-import struct
 import sys
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
+
 from atlasvi.engine.distributed.signals import EXIT_RESUMABLE
 from atlasvi.engine.terminal import say
 from atlasvi.loaders.errors import AtlasviError
-
-SIOCGIFADDR = 0x8915  # linux/sockios.h
-
 
 LAUNCHED = "ATLASVI_LAUNCH"  # environment variable: the words before a command that launch it in the same way
 
@@ -112,14 +108,9 @@ def find_address(rendezvous: str) -> str:
 
 
 def find_interface(address: str) -> str | None:
-    """The network interface that has an IPv4 address, on Linux; None if there is none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            with contextlib.suppress(OSError):  # some have no address
-                if socket.inet_ntoa(fcntl.ioctl(asking, SIOCGIFADDR, request)[20:24]) == address:
-                    return name
-    return None
+    """The name of the network interface that has an IPv4 address; None if there is none."""
+    interfaces = psutil.net_if_addrs()
+    return next((name for name, has in interfaces.items() if address in [each.address for each in has]), None)
 
 
 def explain_end(failures: dict[int, Any]) -> int:

@@ -8,7 +8,6 @@ from atlasvi.engine.model.likelihoods import LIKELIHOODS, Likelihood, Likelihood
 
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
 Where = Literal["none", "encoder", "decoder", "both"]
-MOST_UNITS, MOST_LAYERS = 2**16, 2**10  # larger than anyone needs: a typing error is reported before memory runs out
 
 
 class ModelOptions(BaseModel):
@@ -16,9 +15,9 @@ class ModelOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    n_hidden: int = Field(default=128, ge=1, le=MOST_UNITS)
-    n_latent: int = Field(default=20, ge=1, le=MOST_UNITS)
-    n_layers: int = Field(default=3, ge=1, le=MOST_LAYERS)
+    n_hidden: int = Field(default=128, ge=1)
+    n_latent: int = Field(default=20, ge=1)
+    n_layers: int = Field(default=3, ge=1)
     """Number of hidden layers of the encoder, and of the decoder."""
     dropout_rate: float = Field(default=0.05, ge=0, lt=1)
     """Dropout rate of the encoder; the decoder has no dropout."""
@@ -37,8 +36,8 @@ class ModelOptions(BaseModel):
     deeply_inject_covariates: bool = True
     """Whether the categorical covariates are inputs of every layer, and not only of the first."""
     batch_representation: Literal["one-hot", "embedding"] = "one-hot"
-    embedding_dim: int = Field(default=5, ge=1, le=MOST_UNITS)
-    """Length of the vector that embeds a batch, with batch_representation='embedding'."""
+    embedding_dim: int = Field(default=5, ge=1)
+    """Length of a batch's vector where batches are embedded."""
     var_activation: Literal["exp", "softplus"] = "exp"
     """The function that makes the variances of q(z | x) and of a latent library positive."""
     use_batch_norm: Where = "none"

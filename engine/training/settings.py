@@ -14,6 +14,8 @@ from atlasvi.engine.model.model_options import Freezing, ModelOptions
 from atlasvi.engine.training.schedule import name_metric
 from atlasvi.loaders.errors import AtlasviError
 
+MOST_UNITS = 2**16
+
 
 class SettingError(AtlasviError, ValueError):
     """A setting that does not exist, or a value that it can't have."""
@@ -92,6 +94,13 @@ class Settings(ModelOptions):
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """A checkpoint is also written after this number of steps."""
     checkpoints_kept: int = Field(default=2, ge=1)
+
+    @field_validator("n_hidden", "n_latent", "n_layers", "embedding_dim")
+    @classmethod
+    def _check_size(cls, size: int) -> int:
+        if size > MOST_UNITS:  # larger than anyone needs: report a typing error before memory runs out
+            raise ValueError(f"at most {MOST_UNITS:,}")
+        return size
 
     @field_validator("early_stopping_monitor", "lr_scheduler_metric")
     @classmethod

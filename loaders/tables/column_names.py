@@ -34,6 +34,7 @@ def find_storable_names(names: Sequence[str]) -> dict[str, str]:
     another column (`a/b` beside `a`).
     """
     taken = {_to_path(name): name for name in names}
+    folders = {path[0] for path in taken if len(path) > 1}  # a column there would be led through
     renamed: dict[str, str] = {}
     for name in names:
         path = _to_path(name)
@@ -41,7 +42,7 @@ def find_storable_names(names: Sequence[str]) -> dict[str, str]:
             continue
         base = "_index_before" if name == INDEX else _make_storable(name)
         new, k = base, 2
-        while (new,) in taken:
+        while (new,) in taken or new in folders:
             new, k = f"{base}_{k}", k + 1
         renamed[name] = taken[(new,)] = new
     return renamed

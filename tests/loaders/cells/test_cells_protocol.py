@@ -13,7 +13,7 @@ from atlasvi.loaders.cells.open_cells import add_column, open_cells, select_gene
 from atlasvi.loaders.errors import ColumnError, CountsError
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.sources.data_spec import DataSpec
-from tests.loaders.cells.test_direct import write_collection
+from tests.loaders.cells.test_open_cells import write_collection
 from tests.loaders.conftest import make_counts
 
 COUNTS = make_counts(300, 12)

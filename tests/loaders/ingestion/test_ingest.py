@@ -242,9 +242,9 @@ def test_a_stopped_ingest_begins_anew_if_the_source_or_an_option_changed(write_h
         raise Stop
 
     with pytest.raises(Stop):
-        ingest(path, tmp_path / "store", progress=stop)
+        ingest(path, tmp_path / "store", workers=1, progress=stop)
     write_h5ad("a", make_counts(400, 20, seed=7))
-    ingest(path, tmp_path / "store", seed=3)
+    ingest(path, tmp_path / "store", seed=3, workers=1)
     assert_same_cells(anndata.read_zarr(tmp_path / "store"), {str(path): anndata.read_h5ad(path)})
 
 

@@ -12,7 +12,7 @@ from atlasvi.loaders.sources.data_spec import DataSpec, parse_source
 from atlasvi.loaders.sources.open_source import open_source
 from atlasvi.loaders.sources.reopened_sources import open_many
 from atlasvi.loaders.sources.source_protocol import Source
-from tests.loaders.cells.test_direct import write_collection
+from tests.loaders.cells.test_open_cells import write_collection
 from tests.loaders.conftest import make_counts
 from tests.loaders.sources.test_mtx_folder import CELLS, GENES, lines, matrix_text, write
 

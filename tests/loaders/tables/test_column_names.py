@@ -38,6 +38,7 @@ def test_names_that_no_store_can_hold_get_the_nearest_that_it_can(name: str, new
 def test_a_name_that_leads_through_another_column_or_is_the_same_path_is_changed():
     assert find_storable_names(["a", "a/b"]) == {"a/b": "a_b"}
     assert find_storable_names(["a/b", "a\\b", "a_b"]) == {"a/b": "a_b_2"}
+    assert find_storable_names(["_/a", "/"]) == {"/": "__2"}
 
 
 @given(st.lists(st.text(st.sampled_from("a/\\._\0"), max_size=4) | st.just("_index"), unique=True, max_size=6))
