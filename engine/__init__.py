@@ -1,7 +1,7 @@
 """atlasvi.engine: model, training, minified store, command line. In the order in which data meets it:
 
-SCVI             all of it with scvi-tools' face                   api/scvi.py
-simulate         an atlas of known truth                           simulation.py
+SCVI             train and ask a model through scvi-tools' methods api/scvi.py
+simulate         an atlas whose true parameters are known                simulation.py
 ingest           count files -> a cell store                       atlasvi.loaders
 train            a cell store -> a run directory                   training/train.py (run_parts, training_loop, step)
 load_run         a run directory -> a model                        model/trained_run.py
@@ -11,22 +11,22 @@ minify           run + data -> the posterior of every cell         minified/mini
 open_minified    a minified store, or minified data of scvi-tools  minified/minified_by_scvi_tools.py
 write_minified_h5ad  a minified store -> one file                  minified/minified_store.py
 MinifiedStore    a minified store, opened                          minified/minified_store.py
-read_latent, read_expression  questions to it                      queries/minified_queries.py
-choose_cells     which of its cells are asked about                queries/cell_choice.py
+read_latent, read_expression  answer from a minified store          queries/minified_queries.py
+choose_cells     the cells that an answer is for                    queries/cell_choice.py
 draw_latent      a picture of the latent space                     queries/latent_picture.py
 
-Subpackages, each importing those after it alone: cli, api, queries, minified, training, scvi_tools, distributed, model.
-Nothing is imported before it is used.
+Subpackages; each imports only those that follow it: cli, api, queries, minified, training, scvi_tools, distributed,
+model. A module is imported only when it is first used.
 """
 
 import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# Before torch is loaded, unless the user has set it: for how long torch's threads spin while they wait for each other.
-# By default that is milliseconds, and beside one other busy thread on two cores (our own loader's, a neighbour's)
-# a step of 12 ms then took 700. Spinning for some ten microseconds keeps the speed of a quiet machine and half of it on
-# a busy one; not spinning at all costs half the speed of small steps on a quiet machine.
+# Unless the user has set it, and before torch is loaded: how long torch's threads spin while they wait for each other.
+# The default is milliseconds; with one other busy thread on two cores (our own loader, another program), a step of
+# 12 ms then took 700 ms. Spinning for about ten microseconds keeps the speed of a quiet machine and half of it on
+# a busy one; without spinning, small steps on a quiet machine have half the speed.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 

@@ -3,16 +3,16 @@
 The process, for a cell c of type t in batch b and a gene g:
 
     profile[g, t]   softmax over genes of base[g] + deviation[g, t] + marker[g, t]          (varm["type_profiles"])
-    effect[g, b]    exp(normal): what the batch does to the gene                            (varm["batch_effects"])
-    state[c, k]     standard normal: how far the cell is along each of a few programs       (obsm["state"])
-    program[g, k]   normal: what a program does to the logarithm of the gene                (varm["programs"])
-    rate[c, g]      profile[g, t] * effect[g, b] * exp(state[c] . program[g]), divided by its sum over genes
+    effect[g, b]    exp(normal): factor of the batch on the gene                            (varm["batch_effects"])
+    state[c, k]     standard normal: activity of each of a few programs in the cell         (obsm["state"])
+    program[g, k]   normal: effect of a program on the gene's logarithm                     (varm["programs"])
+    rate[c, g]      profile[g, t] * effect[g, b] * exp(state[c] . program[g]), scaled to sum to 1 over genes
     library[c]      log-normal around its batch's median                                    (obs["library"])
     theta[g]        log-normal: inverse dispersion                                          (var["theta"])
     count[c, g]     negative binomial of mean library[c] * rate[c, g] and variance mean + mean**2 / theta[g]
 
-Medians and spreads are those of droplet data: of 1,000 to 3,000 genes about nine counts in ten are zero (of 20,000,
-19 in 20), more than half of the others are one, a few do not fit a byte, some genes are never seen.
+Medians and spreads are those of droplet data: with 1,000 to 3,000 genes about nine counts in ten are zero (with 20,000
+genes 19 in 20), more than half of the others are one, a few exceed a byte, and some genes have no counts at all.
 """
 
 from collections.abc import Iterator
@@ -29,25 +29,25 @@ from anndata.io import write_elem
 from atlasvi.loaders.errors import AtlasviError
 from atlasvi.loaders.outputs import write_file_aside
 
-BLOCK_ENTRIES = 1 << 21  # matrix entries drawn at once: 16 MB in float64; part of what a seed means
-N_PROGRAMS = 3  # within a type cells differ along these; a latent space has nothing else to show there but noise
+BLOCK_ENTRIES = 1 << 21  # matrix entries drawn at once: 16 MB in float64; another size draws other counts
+N_PROGRAMS = 3  # variation of the cells within a type, besides noise
 WALK_MEAN = 8.0  # means up to here are drawn by inversion, larger ones as gamma-Poisson
 
 
 class SimulationError(AtlasviError, ValueError):
-    """An atlas of this shape or with these settings can't be drawn."""
+    """An atlas of this shape or with these settings can't be simulated."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """Settings of the process; spreads are standard deviations of natural logarithms."""
+    """Settings of the simulation; spreads are standard deviations of natural logarithms."""
 
-    median_library: float | None = None  # counts a cell; None: 500 for 1,000 genes, growing as genes**0.6
-    library_spread: float = 0.4  # of cells within a batch
-    batch_library_spread: float = 0.3  # of the batches' medians
-    base_spread: float = 2.1  # of genes around the mean gene
-    type_spread: float = 0.5  # of a type around the base
-    marker_share: float = 0.03  # of genes that mark a type
+    median_library: float | None = None  # counts per cell; None: 500 for 1,000 genes, growing as genes**0.6
+    library_spread: float = 0.4  # over the cells of a batch
+    batch_library_spread: float = 0.3  # over the medians of the batches
+    base_spread: float = 2.1  # over genes, of their base level
+    type_spread: float = 0.5  # over genes, of a type's deviation from the base
+    marker_share: float = 0.03  # proportion of genes that are markers of a type
     marker_fold: float = 2.0  # natural logarithm of a marker's median fold change
     program_spread: float = 0.2  # of a program's effect on a gene
     batch_spread: float = 0.3  # of a batch's effect on a gene
@@ -57,7 +57,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Truth:
-    """What the counts are drawn from; all float64 but `markers`."""
+    """The parameters that the counts are drawn from; all are float64 except `markers`."""
 
     profiles: np.ndarray  # [types, genes], each row sums to one
     markers: np.ndarray  # bool [types, genes]
@@ -65,7 +65,7 @@ class Truth:
     programs: np.ndarray  # [N_PROGRAMS, genes], natural logarithms
     theta: np.ndarray  # [genes]
     compositions: np.ndarray  # [batches, types], each row sums to one
-    batch_library: np.ndarray  # [batches], median counts a cell
+    batch_library: np.ndarray  # [batches], median counts per cell
     batch_starts: np.ndarray  # int64 [batches + 1]: batch b is the cells [batch_starts[b], batch_starts[b + 1])
 
 
@@ -81,19 +81,19 @@ def simulate(
 ) -> None:
     """Write an .h5ad of `n_cells` x `n_genes` simulated counts: CSR, float32 data, int32 indices, not compressed.
 
-    Batches lie one after the other, as in files joined from samples; each has its own mixture of types. Every batch,
-    every type and every cell has at least one cell or count: an empty cell is given one count of a gene drawn by
-    its rate.
-    obs   batch ("batch_0", ...), cell_type ("type_00", ...), library: the true one, counts
-    var   theta, marker_of (the type, or missing)
+    Batches lie one after the other, as in files joined from samples; each has its own mixture of types. Every batch
+    and every type has at least one cell, and every cell at least one count: an empty cell gets one count of a gene
+    drawn by its rate.
+    obs   batch ("batch_0", ...), cell_type ("type_00", ...), library (the true one), counts
+    var   theta, marker_of (a type, or missing)
     obsm  state [cells, 3]
     varm  type_profiles [genes, types], batch_effects [genes, batches], programs [genes, 3]
     uns   simulation: seed and settings, compositions [batches, types], batch_library [batches]
-    The content depends on the arguments alone: cells are drawn and written in blocks of fixed size, each with its
-    own random stream, so memory depends on neither cells nor genes but for the truth itself.
+    The content depends only on the arguments: cells are drawn and written in blocks of fixed size, each with its own
+    random stream, so memory depends on the numbers of cells and genes only through the true parameters.
 
-    Raises SimulationError for a shape that can't be, OutputError if `out` exists or can't be written; then
-    what was there before is untouched.
+    Raises SimulationError for an impossible shape, OutputError if `out` exists or can't be written; a file that was
+    there before is then unchanged.
     """
     process = process or Process()
     check_shape(n_cells, n_genes, n_batches, n_types, seed, process)
@@ -109,8 +109,8 @@ def simulate(
 
 
 class Sink:
-    """A file for HDF5 that remembers the first error and lets the library close in peace: left to itself on a full
-    disk, it prints a page of errors and ends the process.
+    """A file for HDF5 that remembers the first error and lets the library close normally: on a full disk, HDF5 would
+    otherwise print a page of errors and end the process.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -120,7 +120,7 @@ class Sink:
         self.flush, self.read, self.truncate = file.flush, file.read, file.truncate
 
     def write(self, content: bytes) -> int:
-        """Write all of it, or nothing any more after an error."""
+        """Write all of it; after an error write nothing more."""
         rest = memoryview(content).cast("B")
         try:
             while self._error is None and len(rest):
@@ -135,30 +135,30 @@ class Sink:
             raise self._error
 
     def while_good(self, blocks: Iterator["Cells"]) -> Iterator["Cells"]:
-        """The same blocks, until there is an error."""
+        """Yield the blocks until there is an error."""
         for block in blocks:
             self.check()
             yield block
 
 
 def check_shape(n_cells: int, n_genes: int, n_batches: int, n_types: int, seed: int, process: Process) -> None:
-    """Raise SimulationError, in one sentence, if an atlas of this shape and process can't be."""
+    """Raise SimulationError, in one sentence, if an atlas of this shape and with these settings is impossible."""
     for name, number in [("cells", n_cells), ("genes", n_genes), ("batches", n_batches), ("types", n_types)]:
         if number < 1:
-            raise SimulationError(f"simulate: {number} {name} were asked for: ask for at least one.")
+            raise SimulationError(f"simulate: {number} {name} are too few: there must be at least one.")
         if name in ("batches", "types") and number > n_cells:
-            raise SimulationError(f"simulate: {number} {name} do not fit in {n_cells} cells: ask for more cells.")
+            raise SimulationError(f"simulate: {number} {name} do not fit in {n_cells} cells: simulate more cells.")
     if seed < 0:
-        raise SimulationError(f"simulate: the seed {seed} is negative: give a whole number from 0.")
+        raise SimulationError(f"simulate: the seed {seed} is negative: use a whole number from 0 up.")
     for name, value in asdict(process).items():
         if value is None:
             continue
         if not np.isfinite(value) or value < 0 or (value == 0 and name.startswith("median_")):
-            raise SimulationError(f"simulate: {name} is {value}: give a positive number (a spread may be 0).")
+            raise SimulationError(f"simulate: {name} is {value}: use a positive number (a spread may be 0).")
 
 
 def draw_truth(n_cells: int, n_genes: int, n_batches: int, n_types: int, seed: int, process: Process) -> Truth:
-    """Draw all that cells share."""
+    """Draw the parameters that all cells have in common."""
     rng = np.random.default_rng([seed, 0])
     markers = np.zeros((n_types, n_genes), dtype=bool)
     n_markers = max(1, round(process.marker_share * n_genes))
@@ -168,12 +168,12 @@ def draw_truth(n_cells: int, n_genes: int, n_batches: int, n_types: int, seed: i
     log_profiles[markers] += rng.normal(process.marker_fold, 0.5, markers.sum())
     profiles = np.exp(log_profiles - log_profiles.max(axis=1, keepdims=True))
     median_library = process.median_library or 500 * (n_genes / 1000) ** 0.6
-    shares = rng.dirichlet(np.full(n_batches, 10.0))  # batches differ in size, none by orders of magnitude
-    # One cell each first, the others by share.
-    starts = np.round(np.concatenate([[0.0], np.cumsum(shares)]) * (n_cells - n_batches)).astype(np.int64)
+    proportions = rng.dirichlet(np.full(n_batches, 10.0))  # batches differ in size, but not by orders of magnitude
+    # Each batch gets one cell first; the others follow the proportions.
+    starts = np.round(np.concatenate([[0.0], np.cumsum(proportions)]) * (n_cells - n_batches)).astype(np.int64)
     starts[-1] = n_cells - n_batches
     shifts = rng.normal(0, process.batch_library_spread, n_batches)
-    shifts -= shares @ shifts  # the atlas as a whole keeps its median, however few its batches
+    shifts -= proportions @ shifts  # the median over the whole atlas stays, however few its batches
     return Truth(
         profiles=profiles / profiles.sum(axis=1, keepdims=True),
         markers=markers,
@@ -188,7 +188,7 @@ def draw_truth(n_cells: int, n_genes: int, n_batches: int, n_types: int, seed: i
 
 @dataclass(frozen=True)
 class Cells:
-    """One block of cells: counts and the truth of each."""
+    """One block of cells: their counts and true parameters."""
 
     counts: sp.csr_matrix  # float32 [cells, genes]
     batches: np.ndarray  # int64 [cells]
@@ -201,17 +201,17 @@ def draw_blocks(truth: Truth, seed: int, process: Process) -> Iterator[Cells]:
     """Draw the atlas, in order, in blocks of `BLOCK_ENTRIES` matrix entries."""
     n_types, n_genes = truth.profiles.shape
     n_cells = int(truth.batch_starts[-1])
-    block = max(1, BLOCK_ENTRIES // max(n_genes, 256))  # few genes: the columns of obs count too
-    # So that none is missing, type t is given to the cell in the middle of the t-th of n_types equal parts.
-    given = (np.arange(n_types) * 2 + 1) * n_cells // (2 * n_types)
+    block = max(1, BLOCK_ENTRIES // max(n_genes, 256))  # with few genes, the columns of obs take space too
+    # So that every type occurs: type t goes to the cell in the middle of the t-th of n_types equal parts.
+    first_cells = (np.arange(n_types) * 2 + 1) * n_cells // (2 * n_types)
     for number, start in enumerate(range(0, n_cells, block)):
         rng = np.random.default_rng([seed, 1, number])
         cells = np.arange(start, min(start + block, n_cells))
         batches = np.searchsorted(truth.batch_starts, cells, side="right") - 1
         cumulative = np.cumsum(truth.compositions, axis=1)[batches]
         types = (rng.random(len(cells))[:, None] > cumulative[:, :-1]).sum(axis=1)
-        here = (given >= start) & (given <= cells[-1])
-        types[given[here] - start] = np.flatnonzero(here)
+        here = (first_cells >= start) & (first_cells <= cells[-1])
+        types[first_cells[here] - start] = np.flatnonzero(here)
         library = truth.batch_library[batches] * np.exp(rng.normal(0, process.library_spread, len(cells)))
         state = rng.standard_normal((len(cells), N_PROGRAMS))
         counts = draw_counts(expect_counts(truth, batches, types, library, state), truth.theta, rng)
@@ -221,7 +221,7 @@ def draw_blocks(truth: Truth, seed: int, process: Process) -> Iterator[Cells]:
 def expect_counts(
     truth: Truth, batches: np.ndarray, types: np.ndarray, library: np.ndarray, state: np.ndarray
 ) -> np.ndarray:
-    """Mean counts of some cells, float64 [cells, genes], from what `Cells` holds of them."""
+    """Expected counts of the cells of a block, float64 [cells, genes]."""
     n_types = len(truth.profiles)
     kinds, kind = np.unique(batches * n_types + types, return_inverse=True)
     mean = (np.log(truth.profiles[kinds % n_types]) + np.log(truth.effects[kinds // n_types]))[kind]
@@ -234,8 +234,8 @@ def expect_counts(
 def draw_counts(mean: np.ndarray, theta: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
     """Draw the counts of some cells, float32 CSR; mean float64 [cells, genes], theta float64 [genes].
 
-    A count is above zero with probability 1 - (1 + mean / theta)**-theta, which is below the mean: a cheap float32
-    uniform against the mean rules out most entries, and the exact draw is left for those that pass.
+    A count is above zero with probability 1 - (1 + mean / theta)**-theta, which is below the mean: comparing a cheap
+    float32 uniform with the mean rules out most entries, and only the others need the exact draw.
     """
     n_cells, n_genes = mean.shape
     coarse = rng.random((n_cells, n_genes), dtype=np.float32)  # multiples of 2**-24
@@ -277,7 +277,7 @@ def draw_negative_binomial(
     factor = mean / (mean + theta)
     k = 0
     while True:
-        # Below 1e-18 a step no longer moves `above`: it would stay where rounding left it.
+        # Below 1e-18 a step no longer changes `above`, because of rounding: stop there.
         on = np.flatnonzero((uniform < above) & (here > 1e-18))
         if len(on) == 0:
             return counts
@@ -289,7 +289,7 @@ def draw_negative_binomial(
 
 
 def write_truth(file: h5py.File, truth: Truth, seed: int, process: Process) -> None:
-    """Write all of the AnnData file but `X`, `obs` and `obsm`."""
+    """Write all of the AnnData file except `X`, `obs` and `obsm`."""
     n_types, n_genes = truth.profiles.shape
     marker_of = pd.Categorical.from_codes(
         np.where(truth.markers.any(axis=0), truth.markers.argmax(axis=0), -1), categories=type_names(n_types)
@@ -307,14 +307,14 @@ def write_truth(file: h5py.File, truth: Truth, seed: int, process: Process) -> N
 
 
 def write_cells(file: h5py.File, truth: Truth, blocks: Iterator[Cells]) -> None:
-    """Write `X`, `obs` and `obsm` as AnnData encodes them, by blocks, so that no column is ever whole in memory."""
+    """Write `X`, `obs` and `obsm` as AnnData encodes them, in blocks, so that no whole column is in memory."""
     n_types, n_genes = truth.profiles.shape
     n_cells, n_batches = int(truth.batch_starts[-1]), len(truth.effects)
     matrix = file.create_group("X")
     matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, n_genes]})
     data = matrix.create_dataset("data", (0,), np.float32, maxshape=(None,), chunks=(1 << 18,))
     indices = matrix.create_dataset("indices", (0,), np.int32, maxshape=(None,), chunks=(1 << 18,))
-    # Of one type with the indices if it can be: scipy fails on what anndata makes of a mixture (1.17: tocoo).
+    # indptr has the dtype of the indices if it fits: scipy fails on the mixture that anndata reads (1.17: tocoo).
     indptr = matrix.create_dataset("indptr", (n_cells + 1,), np.int32 if n_cells * n_genes < 2**31 else np.int64)
     obs = file.create_group("obs")
     obs.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"})
@@ -343,7 +343,7 @@ def write_cells(file: h5py.File, truth: Truth, blocks: Iterator[Cells]) -> None:
 
 
 def create_column(group: h5py.Group, name: str, n_rows: int, dtype: np.dtype, encoding: str) -> h5py.Dataset:
-    """Create an empty array with AnnData's marks."""
+    """Create an empty array with AnnData's attributes."""
     column = group.create_dataset(name, (n_rows,), dtype)
     column.attrs.update({"encoding-type": encoding, "encoding-version": "0.2.0"})
     return column
@@ -358,7 +358,7 @@ def create_categorical(group: h5py.Group, name: str, n_rows: int, categories: li
 
 
 def number_names(prefix: str, n_names: int, start: int = 0, stop: int | None = None) -> list[str]:
-    """Names `prefix` + number for [start, stop) of `n_names`, zero-padded alike so that they sort in order."""
+    """Names `prefix` + number for [start, stop) of `n_names`, zero-padded to one length so that they sort in order."""
     width = len(str(n_names - 1))
     return [f"{prefix}{number:0{width}d}" for number in range(start, n_names if stop is None else stop)]
 

@@ -1,4 +1,4 @@
-"""What is said to a person on a terminal: names made harmless, errors as sentences, progress as bars."""
+"""Output on a terminal: names made safe to print, errors as sentences, progress as bars."""
 
 import errno
 import os
@@ -15,14 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from atlasvi.loaders.errors import AtlasviError
 from atlasvi.loaders.outputs import FULL
 
-INTERRUPTED = 130  # of SIGINT, as shells count
+INTERRUPTED = 130  # exit status after SIGINT, as in shells
 
 
 def make_printable(text: str) -> str:
-    """`text` with every character that does not print as itself written as an escape, as Python's `repr` does.
+    """`text`, with every character that is not printable escaped as in Python's `repr`.
 
-    Names come from files of strangers: an escape character would let them move the cursor, hide text or set the
-    terminal's title, a line break would let them fake a line of ours.
+    Names come from other people's files: an escape character in one could move the cursor, hide text or set the
+    terminal's title, and a line break could imitate a line of our output.
     """
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
@@ -30,23 +30,23 @@ def make_printable(text: str) -> str:
 
 
 def count(n: int, one: str, many: str | None = None) -> str:
-    """A number with its noun: '1 cell', '2,000 cells'. many: the plural, where it is more than an s."""
+    """A number with its noun: '1 cell', '2,000 cells'. many: the plural, if it is not made with an s."""
     return f"{n:,} {one if n == 1 else many or f'{one}s'}"
 
 
 def say(sentence: str, *, error: bool = False) -> None:
-    """Print one line to standard output, or to standard error; nothing is read as markup, nothing is wrapped."""
+    """Print one line to standard output, or to standard error; without markup and without line wrapping."""
     typer.echo(make_printable(sentence), err=error)
 
 
 @contextmanager
 def explain_errors() -> Iterator[None]:
-    """A user's error becomes one sentence on standard error and exit status 1, without a traceback.
+    """Turn a user's error into one sentence on standard error and exit status 1, without a traceback.
 
-    So does what the machine refuses (a file that can't be opened, a disk that is full, memory that is used up). Where
-    the reader of standard output has gone (`| head`), the program ends without a word, with the same status.
+    The same goes for errors of the system (a file that can't be opened, a full disk, not enough memory). If the reader
+    of standard output has gone (`| head`), the program ends silently, with the same status.
     """
-    warnings.filterwarnings("ignore")  # libraries' notes to programmers; what a user must know is said or raised
+    warnings.filterwarnings("ignore")  # libraries warn programmers; what users must know is printed or raised
     try:
         try:
             yield
@@ -64,7 +64,7 @@ def explain_errors() -> Iterator[None]:
         of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
         if not (of_torch or isinstance(error, MemoryError)):
             raise
-        end("there is not enough memory for what was asked: ask for less at a time, or for a smaller model.")
+        end("there is not enough memory for this: use fewer cells or genes at a time, or a smaller model.")
 
 
 def end(sentence: str | None, status: int = 1) -> NoReturn:
@@ -77,8 +77,8 @@ def end(sentence: str | None, status: int = 1) -> NoReturn:
 
 
 def flush_output() -> None:
-    """Write out what was printed. Raises OSError if it can't be written; Python does not try again at its exit then."""
-    if sys.stdout is None:  # closed by whoever started us
+    """Flush standard output. Raises OSError if it can't be written; Python does not try again at exit then."""
+    if sys.stdout is None:  # the parent process closed it
         return
     try:
         sys.stdout.flush()
@@ -88,7 +88,7 @@ def flush_output() -> None:
 
 
 def explain_system_error(error: OSError) -> str | None:
-    """A sentence on what the operating system refused; None where a pipe's reader has gone, who has enough."""
+    """A sentence on what the operating system refused; None if the reader of a pipe has gone."""
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
     reason = error.strerror or str(error)
     if error.errno == errno.EPIPE:
@@ -102,7 +102,7 @@ def explain_system_error(error: OSError) -> str | None:
 
 @contextmanager
 def show_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A function to report progress to (of what, how much is done, how much there is): a bar on a terminal alone."""
+    """Yields a function to report progress (stage, done, total): a progress bar, on a terminal only."""
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not on_terminal) as bars:

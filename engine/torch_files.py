@@ -1,8 +1,8 @@
-"""Files that torch.save wrote, read without running code that a pickle names.
+"""Read files that torch.save wrote, without running code that their pickle names.
 
-Such a file is a zip archive: a pickle that refers to tensors kept as raw bytes beside it. We read the pickle with an
-unpickler that lets through the few types that a model of scvi-tools needs and refuses every other by name; what it
-builds are dictionaries, lists, text, numbers and arrays.
+Such a file is a zip archive: a pickle, and beside it the raw bytes of the tensors that the pickle refers to. Our
+unpickler allows the few types that a model of scvi-tools needs and refuses every other type, which its message names;
+it builds dictionaries, lists, text, numbers and arrays.
 """
 
 import codecs
@@ -31,7 +31,7 @@ STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# the tables of a training history: their place is taken by objects that hold nothing and do nothing
+# types in the tables of a training history: replaced by objects that hold nothing and do nothing
 IGNORED = {
     ("builtins", "slice"),
     ("functools", "partial"),
@@ -56,15 +56,15 @@ IGNORED = {
 def read_torch_file(path: str | Path) -> Any:
     """The content of a file that torch.save wrote; tensors become numpy arrays.
 
-    Raises SourceError if it is not there or damaged, or if its pickle names a type that is not let through.
+    Raises SourceError if the file does not exist or is damaged, or if its pickle names a type that is not allowed.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
             if len(pickles) != 1:
-                raise SourceError(f"{path}: not a file that torch.save wrote (it holds no data.pkl).")
+                raise SourceError(f"{path}: this is not a file that torch.save wrote (it holds no data.pkl).")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise SourceError(f"{path}: it is compressed, which torch never does: save the model anew.")
+                raise SourceError(f"{path}: the file is compressed, which torch never does: save the model again.")
             root, content = pickles[0].removesuffix("data.pkl"), archive.read(pickles[0])
             _check_opcodes(content)
             return _TensorUnpickler(io.BytesIO(content), archive, root, str(path)).load()
@@ -72,71 +72,73 @@ def read_torch_file(path: str | Path) -> Any:
         raise SourceError(f"{path}: there is no such file.") from None
     except AtlasviError:  # a signal may come meanwhile
         raise
-    except Exception as error:  # a damaged pickle fails in any way it likes
-        raise SourceError(f"{path}: damaged or cut short, or not a file of torch ({error}): copy it again.") from error
+    except Exception as error:  # a damaged pickle can raise any exception
+        raise SourceError(
+            f"{path}: the file is damaged, cut short or not written by torch ({error}): copy it again."
+        ) from error
 
 
 def load_tensors(path: str | Path, content: bytes | None = None) -> Any:
-    """The content of a file that torch.save wrote of ours: tensors on the CPU, plain values, dictionaries, lists.
+    """The content of a file that we wrote with torch.save: tensors on the CPU, plain values, dictionaries, lists.
 
-    content  of the file, if it was read already
-    Raises SourceError if it is not there, or damaged: torch compares no checksums, so those of the archive are compared
-    here. What is no tensor and no plain value is refused, and no code of the file is run.
+    content  bytes of the file, if they were read already
+    Raises SourceError if the file does not exist or is damaged: torch does not check the checksums of the archive, so
+    they are checked here. Anything but tensors and plain values is refused, and no code in the file is run.
     """
     try:
         content = Path(path).read_bytes() if content is None else content
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             for entry in archive.infolist():
                 if entry.compress_type != zipfile.ZIP_STORED:
-                    raise SourceError(f"{path}: it is compressed, which torch never does: copy it again.")
-                archive.read(entry)  # compares its crc32
+                    raise SourceError(f"{path}: the file is compressed, which torch never does: copy it again.")
+                archive.read(entry)  # zipfile checks the CRC-32
         return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise SourceError(f"{path}: there is no such file.") from None
     except AtlasviError:  # a signal may come meanwhile
         raise
-    except pickle.UnpicklingError as error:  # what torch says of it would have the user run the file's code
+    except pickle.UnpicklingError as error:  # torch's own message suggests a setting that runs the file's code
         raise SourceError(
             f"{path}: it holds something besides tensors and plain values, or is damaged; it was not read, and nothing "
             "in it was run: copy it again from where it came from."
         ) from error
-    except Exception as error:  # damage fails in any way it likes
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SourceError(f"{path}: it is damaged or cut short ({said[:200]}): copy it again.") from error
+    except Exception as error:  # a damaged file can raise any exception
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SourceError(f"{path}: it is damaged or cut short ({reason[:200]}): copy it again.") from error
 
 
 def _check_opcodes(content: bytes) -> None:
-    """Raises UnpicklingError for what would have the unpickler take far more memory than the pickle is long."""
+    """Raises UnpicklingError for opcodes that make the unpickler use far more memory than the pickle's length."""
     for opcode, argument, _ in pickletools.genops(content):
         too_far = opcode.name == "LONG_BINPUT" and int(argument or 0) > len(
             content
-        )  # its table of values is as long as this
+        )  # the unpickler's memo gets this length
         if too_far or opcode.name in ("BYTEARRAY8", "NEXT_BUFFER"):
             raise pickle.UnpicklingError(f"unexpected {opcode.name} {argument!r}")
 
 
 class _Storage:
-    """Names a dtype in the pickle."""
+    """A torch storage in the pickle, of which only the dtype is used."""
 
     def __init__(self, dtype: type) -> None:
         self.dtype = np.dtype(dtype)
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Builds plain values and arrays; a global that is not in its list is refused by name."""
+    """Builds plain values and arrays; refuses a global that is not on its list, and names it."""
 
     def __init__(self, content: io.BytesIO, archive: zipfile.ZipFile, root: str, path: str) -> None:
         super().__init__(content)
         self._archive, self._root, self._path = archive, root, path
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few globals that such a file needs."""
+        """The object for a global that the pickle names, if it is allowed."""
         allowed: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("collections", "defaultdict"): _plain_defaultdict,
             ("_codecs", "encode"): _encode_latin1,
             ("numpy", "dtype"): _PickledDtype,
-            ("numpy", "ndarray"): "numpy.ndarray",  # a name: the file has no need to call it
+            ("numpy", "ndarray"): "numpy.ndarray",  # only a name, because the file never needs to call it
             ("numpy._core.multiarray", "_reconstruct"): _empty_array,
             ("numpy.core.multiarray", "_reconstruct"): _empty_array,
             ("numpy._core.multiarray", "scalar"): _scalar,
@@ -155,7 +157,7 @@ class _TensorUnpickler(pickle.Unpickler):
         if module == "torch" and name in STORAGES:
             return _Storage(STORAGES[name])
         raise SourceError(
-            f"{self._path}: its pickle names {module}.{name}, which a model of scvi-tools has no need of; the file was "
+            f"{self._path}: its pickle names {module}.{name}, which a model of scvi-tools does not need; the file was "
             "not read, and nothing in it was run."
         )
 
@@ -171,7 +173,7 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 class PickledSoftplus:
-    """What is kept of a torch.nn.Softplus: its two numbers."""
+    """The two parameters of a torch.nn.Softplus in a pickle."""
 
     beta: Any = None
     threshold: Any = None
@@ -184,7 +186,7 @@ class PickledSoftplus:
 
 
 class _Ignored:
-    """Takes whatever the pickle gives it, and keeps none of it."""
+    """Accepts whatever the pickle passes, and keeps none of it."""
 
     def __new__(cls, *arguments: Any) -> "_Ignored":
         return super().__new__(cls)
@@ -210,12 +212,12 @@ def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple
 
 
 def _plain_defaultdict(*arguments: Any) -> dict:
-    """A dictionary: the factory that the file names is not called."""
+    """A plain dictionary: the default factory that the file names is never called."""
     return {}
 
 
 def _no_bytes() -> bytes:
-    """How pickles of protocol 2 write empty bytes; given a number, the builtin would fill memory."""
+    """Empty bytes, as pickles of protocol 2 write them; the builtin, called with a large number, would fill memory."""
     return b""
 
 
@@ -226,9 +228,9 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
 
 
 class _PickledDtype:
-    """A numpy dtype as pickles describe it: a code such as 'f4', then a state of which only the byte order is taken.
+    """A numpy dtype as pickles describe it: a code such as 'f4', then a state of which only the byte order is used.
 
-    numpy's own would take flags from the file that make it read bytes as pointers.
+    numpy's own __setstate__ would accept flags that make it read bytes as pointers.
     """
 
     def __init__(self, code: str, *flags: Any) -> None:
@@ -242,7 +244,7 @@ class _PickledDtype:
 
 
 class _PickledArray(np.ndarray):
-    """A numpy array that checks what a pickle puts into it."""
+    """A numpy array that checks the content that a pickle sets."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, fortran, content = state
@@ -252,7 +254,7 @@ class _PickledArray(np.ndarray):
 
 
 def _scalar(kind: "_PickledDtype", content: bytes) -> Any:
-    """A number of numpy, as Python's."""
+    """A numpy number, as a Python number."""
     if kind.dtype.hasobject or not isinstance(content, bytes):
         raise pickle.UnpicklingError(f"unexpected number of type {kind.dtype}")
     return np.frombuffer(content, kind.dtype, 1)[0].item()

@@ -1,4 +1,4 @@
-"""A classifier of cell types, trained from a cell store or any file of counts by an ordinary PyTorch loop.
+"""Train a classifier of cell types from a cell store or any file of counts, in an ordinary PyTorch loop.
 
 usage: python examples/any_model.py DATA LABELS       e.g. atlas.store cell_type
 """
@@ -12,7 +12,7 @@ from atlasvi.loaders import BatchLoader
 
 
 def main(data: str, labels: str) -> None:
-    """Train for three epochs and say how often the last one was right."""
+    """Train for three epochs and print the accuracy of each."""
     loader = BatchLoader(data, batch_size=1024, seed=0, codes=[labels])
     torch.manual_seed(0)
     model = torch.nn.Linear(len(loader.data.genes), len(loader.categories[labels]))

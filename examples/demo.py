@@ -1,9 +1,9 @@
-"""The main job, end to end, as a newcomer would type it: each command is printed before it runs.
+"""The main job from start to end, as a newcomer would type it: each command is printed before it runs.
 
 usage: python examples/demo.py [--out FOLDER] [--data COUNTS --batch-key COLUMN --labels-key COLUMN]
 
-Without --data it simulates an atlas of the Tabula Sapiens model card's shape, of known truth: 20,259 cells x 3,000
-genes, 3 batches, 12 cell types.
+Without --data it simulates an atlas of the shape in the Tabula Sapiens model card: 20,259 cells x 3,000 genes,
+3 batches, 12 cell types.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from atlasvi.engine.cli.describe import folder_bytes
 
 
 def main() -> None:
-    """Run the demo; see the module."""
+    """Run the demo; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument("--data", help="your own counts (h5ad, Zarr, SOMA, 10x)")
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=20_259)
     parser.add_argument("--genes", type=int, default=3_000)
     parser.add_argument(
-        "--epochs", type=int, help="default: 40 for the simulated atlas, by the number of cells for yours"
+        "--epochs", type=int, help="default: 40 for the simulated atlas; for yours, depends on the number of cells"
     )
     options = parser.parse_args()
     if options.data is None and (options.batch_key or options.labels_key):
@@ -42,12 +42,12 @@ def main() -> None:
 
 
 def run_demo(options: argparse.Namespace) -> None:
-    """All steps, in `options.out`, which is made anew."""
+    """All steps, in `options.out`, which is made again each time."""
     began, out = time.perf_counter(), options.out
     if out.exists():
         if not (out / ".atlasvi-demo").exists():
             sys.exit(
-                f"atlasvi: {out} exists and is not of an earlier demo: name another folder (make demo DEMO_OUT=...)."
+                f"atlasvi: {out} exists and is not from an earlier demo: name another folder (make demo DEMO_OUT=...)."
             )
         shutil.rmtree(out)
     out.mkdir(parents=True)
@@ -75,22 +75,22 @@ def run_demo(options: argparse.Namespace) -> None:
     print(
         f"\nDone in {time.perf_counter() - began:.0f} s.\n"
         f"The model of {opened.n_cells:,} cells x {len(opened.genes):,} genes is in {run}. On held-out cells its\n"
-        f"reconstruction loss is {held_out['reconstruction_loss']:.1f} nats a cell, its ELBO {held_out['elbo']:.1f}.\n"
+        f"reconstruction loss is {held_out['reconstruction_loss']:.1f} nats per cell, ELBO {held_out['elbo']:.1f}.\n"
         f"The counts take {folder_bytes(store) / 1e6:.1f} MB in {store}. The posterior of every cell and the model\n"
-        f"take {folder_bytes(mini) / 1e6:.1f} MB in {mini}: anndata.read_zarr opens it, `atlasvi query` asks it,\n"
+        f"take {folder_bytes(mini) / 1e6:.1f} MB in {mini}: anndata.read_zarr opens it, `atlasvi query` uses it,\n"
         f"and the counts are not needed any more.\n"
         f"The latent space, drawn by {drawn}: {picture}"
     )
 
 
 def command(line: str) -> None:
-    """Print a command of the command line and run it."""
+    """Print an atlasvi command and run it."""
     print(f"\n$ atlasvi {line}", flush=True)
     app(shlex.split(line), standalone_mode=False)
 
 
 def draw(mini: MinifiedStore, columns: list[str], out: Path) -> None:
-    """The picture of the latent space, one panel an obs column."""
+    """Draw the latent space, with one panel for each obs column."""
     latent = np.concatenate([qzm for _, qzm, _ in read_latent(mini)])
     panels: dict[str, pd.Series] = {name: mini.obs.read_column(name) for name in columns}
     draw_latent(latent, panels, out, seed=0)

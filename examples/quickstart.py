@@ -1,4 +1,4 @@
-"""From counts on disk to a small file that answers without them, in a dozen lines of Python.
+"""From counts on disk to a small file that answers questions without them, in a dozen lines of Python.
 
 usage: python examples/quickstart.py [FOLDER]
 """
@@ -10,11 +10,11 @@ from atlasvi.engine import MinifiedStore, choose_cells, ingest, minify, read_exp
 
 
 def main(folder: Path) -> None:
-    """Simulate a small atlas in `folder`, train on it, minify it, and ask it for two genes in one cell type."""
+    """Simulate a small atlas in `folder`, train on it, minify it, and read two genes in one cell type."""
     simulate(folder / "atlas.h5ad", n_cells=2_000, n_genes=300, n_batches=2, n_types=4, seed=0)
     ingest([folder / "atlas.h5ad"], folder / "atlas.store")
     run = train(folder / "atlas.store", folder / "run", batch_key="batch", epochs=5, seed=0)
-    print("held-out ELBO, nats a cell:", run.result["validation"]["elbo"])
+    print("held-out ELBO, nats per cell:", run.result["validation"]["elbo"])
     minify(run, folder / "atlas.store", folder / "atlas.mini", source_order=True)
 
     mini = MinifiedStore(folder / "atlas.mini")

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Train on several machines, and go on after a preemption, a time limit or a failed machine.
+# Train on several machines, and continue after a preemption, a time limit or a failed machine.
 #SBATCH --job-name=atlasvi
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1

@@ -1,7 +1,7 @@
 """Tasks of ingest and minify, run in this process, in processes of this machine, or on a Dask cluster.
 
-Other executors do not fit: those of concurrent.futures fork, which the threads of numba and zarr do not survive, or need a
-main guard in scripts; loky restarts a worker whose memory has grown by 300 MB, with a warning.
+Other executors do not fit: those of concurrent.futures fork, which the threads of numba and zarr do not survive, or
+need a main guard in scripts; loky restarts a worker whose memory has grown by 300 MB, with a warning.
 """
 
 import importlib

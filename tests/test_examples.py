@@ -28,7 +28,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_quickstart_runs(run: Callable[..., str], tmp_path: Path):
     said = run("quickstart.py", tmp_path)
-    assert "held-out ELBO, nats a cell: -" in said
+    assert "held-out ELBO, nats per cell: -" in said
     assert "mean expression of two genes" in said
 
 

@@ -1,4 +1,4 @@
-"""SCVI with scvi-tools' face: set up, train, ask, save, load, minify, map new data.
+"""The class SCVI with the methods of scvi-tools: set up, train, ask, save, load, minify, map new data.
 
 It may import every other subpackage but `cli`.
 """

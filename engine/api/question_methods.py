@@ -1,9 +1,9 @@
-"""What a model is asked, by scvi-tools' names and defaults: each a thin shell over the file that answers it.
+"""Methods of SCVI that answer questions, with scvi-tools' names and defaults; each calls a function of `queries`.
 
-`adata` is the data asked about: None for the model's own, an AnnData (its genes are found by name, and it may be
-minified), or a cell store, minified store or any source, as a path or opened. `indices` choose cells: indices in any
-order, a mask, or a condition or expression over obs (see `find_cells`). Draws come from the generator of the model,
-seeded when it was made.
+`adata` is the data that a question is about: None for the model's own data, an AnnData (its genes are matched by name,
+and it may be minified), or a cell store, minified store or any source, as a path or opened. `indices` choose cells:
+indices in any order, a mask, or a condition or expression over obs (see `find_cells`). Draws use the generator of the
+model, which was seeded when the model was made.
 """
 
 from collections.abc import Sequence
@@ -35,14 +35,14 @@ Batches = str | int | float | Sequence[Any] | None
 
 
 class Questions:
-    """The questions; a subclass says which model and which cells."""
+    """The questions; a subclass provides the model and its cells."""
 
     run: TrainedRun
     generator: Generator
-    adata: Any  # the AnnData, None where the data is of another kind
+    adata: Any  # the AnnData; None if the data is of another kind
 
     def ask(self, adata: Any = None) -> QuestionCells:
-        """The cells of `adata`, None being the model's own, as questions are asked of them."""
+        """The cells of `adata`, in the form that questions need; None: those of the model."""
         raise NotImplementedError
 
     def get_latent_representation(
@@ -56,8 +56,8 @@ class Questions:
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """z float32 [cells, latent]: the mean of q(z | x), or a draw.
 
-        mc_samples   draws that the mean of an ln latent is measured by
-        return_dist  mean and variance of the normal instead, two arrays
+        mc_samples   number of draws that estimate the mean of an ln latent
+        return_dist  return mean and variance of the normal instead, two arrays
         """
         cells, numbers = self._choose(adata, indices, or_none=True)
         if return_dist:
@@ -84,21 +84,21 @@ class Questions:
     ) -> np.ndarray | pd.DataFrame:
         """Decoded expression at draws of the posterior, a table [cells, genes].
 
-        transform_batch  batch (by its name) as which to decode; of several, the mean over them
-        gene_list        these genes alone, in the order of the model
-        library_size     counts a cell to scale shares to; 'latent': its own library
-        n_samples        draws a cell; return_mean=False gives an array [draws, cells, genes]
-        n_samples_overall  so many draws of all cells together, chosen at random: an array [draws, genes]
-        weights          'importance' chooses those by how many cells they explain
+        transform_batch  name of the batch to decode as; for several names, the mean over them
+        gene_list        only these genes, in the order of the model
+        library_size     counts per cell to scale proportions to; 'latent': the cell's own library size
+        n_samples        draws per cell; return_mean=False gives an array [draws, cells, genes]
+        n_samples_overall  number of draws from all cells together, chosen at random: an array [draws, genes]
+        weights          'importance' prefers draws that explain many cells
         """
         cells, numbers = self._choose(adata, indices)
         columns, batches = self._find_genes(gene_list), find_batches(self.run, transform_batch)
         size = batch_size or BATCH_SIZE
         if not (library_size == "latent" or isinstance(library_size, Real)):
-            raise QueryError(f"library_size {library_size!r}: give counts a cell, or 'latent' for each cell's own.")
+            raise QueryError(f"library_size {library_size!r}: use counts per cell, or 'latent' for each cell's own.")
         if n_samples_overall is not None:
             if n_samples != 1:
-                raise ValueError("give n_samples or n_samples_overall, not both")
+                raise ValueError("use n_samples or n_samples_overall, not both")
             return population_expression(
                 self._model,
                 cells,
@@ -134,7 +134,7 @@ class Questions:
     ) -> dict[str, np.ndarray]:
         """`mean`, and `dispersions` and `dropout` if the likelihood has them, [cells, genes] or [draws, cells, genes].
 
-        give_mean  over the draws
+        give_mean  average over the draws
         """
         cells, numbers = self._choose(adata, indices)
         return likelihood_parameters(
@@ -171,7 +171,7 @@ class Questions:
         columns, batches = self._find_genes(gene_list), find_batches(self.run, transform_batch)
         step = max(batch_size or BATCH_SIZE, BATCH_SIZE)
         parts = []
-        for at in range(0, len(numbers), step):  # dense a step at a time
+        for at in range(0, len(numbers), step):  # only one step is dense at a time
             counts = expression.decode_cells(
                 self._model,
                 cells,
@@ -208,10 +208,10 @@ class Questions:
         subset_idx: Where | None = None,
         **kwargs: Any,
     ) -> pd.DataFrame:
-        """Genes that differ between groups of cells: a table of genes a comparison, one below the other.
+        """Genes that differ between groups of cells: a table of genes for each comparison, one below the other.
 
         See `differential.differential_expression` for groups and statistics, `differential.Test` for modes and kwargs.
-        batch_correction  both groups are decoded as each of the batches (or batchid1, batchid2) in turn
+        batch_correction  decode both groups as each of the batches (or batchid1, batchid2) in turn
         """
         cells, known = self.ask(adata), [field.name for field in fields(differential.Test)]
         for name in kwargs:
@@ -274,7 +274,7 @@ class Questions:
     def get_elbo(
         self, adata: Any = None, indices: Indices = None, batch_size: int | None = None, return_mean: bool = True
     ) -> Tensor:
-        """The evidence lower bound, nats a cell (negative, more is better): its mean, or float32 [cells]."""
+        """The evidence lower bound, nats per cell (negative, larger is better): its mean, or float32 [cells]."""
         terms = self._losses("the ELBO", adata, indices, batch_size)
         elbo = -(terms.reconstruction + terms.kl + terms.kl_library)
         return elbo.mean() if return_mean else elbo
@@ -282,7 +282,7 @@ class Questions:
     def get_reconstruction_error(
         self, adata: Any = None, indices: Indices = None, batch_size: int | None = None, return_mean: bool = True
     ) -> dict[str, Tensor]:
-        """`reconstruction_loss`: the negative log-likelihood at a draw of z, nats a cell: its mean, or [cells]."""
+        """`reconstruction_loss`: negative log-likelihood at a draw of z, nats per cell: its mean, or [cells]."""
         loss = self._losses("the reconstruction error", adata, indices, batch_size).reconstruction
         return {"reconstruction_loss": loss.mean() if return_mean else loss}
 
@@ -300,7 +300,7 @@ class Questions:
         return_mean: bool = True,
         n_mc_samples_per_pass: int = 1,
     ) -> float | Tensor:
-        """log p(x) by importance sampling, nats a cell: its mean, or float32 [cells].
+        """log p(x) by importance sampling, nats per cell: its mean, or float32 [cells].
 
         n_mc_samples_per_pass  has no effect: one sample is in memory at a time
         """
@@ -314,7 +314,7 @@ class Questions:
     def get_latent_library_size(
         self, adata: Any = None, indices: Indices = None, give_mean: bool = True, batch_size: int | None = None
     ) -> np.ndarray:
-        """Library size float32 [cells, 1], counts: the mean of its posterior, or a draw (observed: what it is)."""
+        """Library size float32 [cells, 1], counts: the mean of its posterior, or a draw (or the observed one)."""
         cells, numbers = self._choose(adata, indices)
         known = need_counts(cells, "the library size")
         return latents.latent_library(self._model, known, self.generator, numbers, give_mean, batch_size or BATCH_SIZE)
@@ -322,7 +322,7 @@ class Questions:
     def get_batch_representation(
         self, adata: Any = None, indices: Indices = None, batch_size: int | None = None
     ) -> np.ndarray:
-        """The vector of each cell's batch, float32 [cells, embedding]. Raises QueryError where batches are one-hot."""
+        """The embedding of each cell's batch, float32 [cells, embedding]. Raises QueryError if batches are one-hot."""
         cells, numbers = self._choose(adata, indices, or_none=True)
         return latents.batch_vectors(self._model, cells, numbers)
 
@@ -333,7 +333,7 @@ class Questions:
         batch_size: int | None = None,
         dof: float | None = 3.0,
     ) -> torch.distributions.Distribution:
-        """The mixture of the posteriors of the cells: of Student's t of `dof` degrees of freedom, None: of normals."""
+        """The mixture of the posteriors of the cells, as Student's t with `dof` degrees of freedom (None: normals)."""
         cells, numbers = self._choose(adata, indices)
         found = latents.read_latents(self._model, cells, numbers, batch_size or BATCH_SIZE)
         qzm, qzv = (torch.from_numpy(part).to(self.generator.device) for part in found)
@@ -350,18 +350,18 @@ class Questions:
     ) -> pd.DataFrame:
         """Log-density of each cell under the aggregated posterior of each sample, a table [cells, samples].
 
-        adata_sub   the cells to ask about, if not all
+        adata_sub   the cells to compute densities for, if not all
         sample_key  obs column of samples
-        An AnnData asked about gets the table as obsm["da_log_probs"] too.
+        The table is also stored as obsm["da_log_probs"] of an AnnData.
         """
         if sample_key is None:
-            raise ValueError("sample_key: name the obs column that says which sample each cell is of")
+            raise ValueError("sample_key is needed: the obs column with the sample of each cell")
         cells = self.ask(adata)
-        asked = cells if adata_sub is None else self.ask(adata_sub)
+        queried = cells if adata_sub is None else self.ask(adata_sub)
         table = abundance.differential_abundance(
             self._model,
             cells,
-            asked,
+            queried,
             self.generator,
             sample_key,
             num_cells_posterior=num_cells_posterior,
@@ -382,15 +382,15 @@ class Questions:
         return pd.Index(self.run.genes)
 
     def _choose(self, adata: Any, indices: Indices, or_none: bool = False) -> tuple[QuestionCells, np.ndarray]:
-        """The cells, and the numbers of those asked for. Raises QueryError if there is none, unless that is allowed."""
+        """The cells, and the indices of the chosen ones. Raises QueryError if there are none, unless `or_none`."""
         cells = self.ask(adata)
         numbers = find_cells(cells, indices)
         if not len(numbers) and not or_none:
-            raise QueryError(f"{cells.path}: no cell is asked for: indices is empty, or the data has no cells.")
+            raise QueryError(f"{cells.path}: no cell was chosen: indices is empty, or the data has no cells.")
         return cells, numbers
 
     def _find_genes(self, names: Sequence[str] | None) -> np.ndarray | slice:
-        """Columns of the genes, in the order of the model. Raises GeneError if it has none of them."""
+        """Columns of the genes, in the order of the model. Raises GeneError if none of them is in the model."""
         if names is None:
             return slice(None)
         columns = np.flatnonzero(self._genes.isin(list(names)))

@@ -1,4 +1,4 @@
-"""scVI with scvi-tools' face: set up, train, ask, save, load, minify, map new data; in memory or out of core."""
+"""scVI with scvi-tools' methods: set up, train, ask, save, load, minify, map new data; in memory or out of core."""
 
 import os
 import tempfile
@@ -71,19 +71,19 @@ from atlasvi.loaders.store_files import check_version
 if TYPE_CHECKING:
     import anndata
 
-SPLIT = "_atlasvi_part"  # the column that training takes the split from
-KEPT_STATE = ("optimizer", "epoch", "step", "history")  # of a checkpoint, besides the weights
+SPLIT = "_atlasvi_part"  # the column from which training reads the split
+KEPT_STATE = ("optimizer", "epoch", "step", "history")  # fields of a checkpoint, besides the weights
 ADATA = "adata.h5ad"
-STATE = "atlasvi.pt"  # beside a saved model: what scvi-tools does not keep, so that training goes on
+STATE = "atlasvi.pt"  # beside a saved model: what training needs to continue and scvi-tools does not keep
 
 
 class SCVI(Questions, ModelViews):
-    """scVI as scvi-tools' `SCVI`: the same arguments, defaults and methods (docs/coming-from-scvi-tools.md).
+    """scVI with the arguments, defaults and methods of scvi-tools' `SCVI` (see docs/coming-from-scvi-tools.md).
 
-    adata  an AnnData that `setup_anndata` has seen; or a cell store or any source, as a path or opened, set up here by
-           the same keywords: layer (of a source), batch_key, labels_key, ...
-    seed   of weights, training, and draws of questions
-    Further options: those of `ModelOptions`. Raises SettingError for one that is not known, or without a setup.
+    adata  an AnnData after `setup_anndata`; or a cell store or any source, as a path or opened, which is set up here
+           with the same keywords: layer (of a source), batch_key, labels_key, ...
+    seed   of weights, training, and draws for questions
+    Further options are those of `ModelOptions`. Raises SettingError for an unknown option, or if there is no set-up.
     """
 
     _cells: QuestionCells | None
@@ -111,7 +111,7 @@ class SCVI(Questions, ModelViews):
     ) -> None:
         if adata is None:
             raise SettingError("SCVI takes data: an AnnData, or the path of a cell store or of any source.")
-        asked: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "layer": layer,
             "batch_key": batch_key,
             "labels_key": labels_key,
@@ -120,12 +120,12 @@ class SCVI(Questions, ModelViews):
             "continuous_covariate_keys": continuous_covariate_keys,
         }
         if is_anndata(adata):
-            if any(value is not None for value in asked.values()):
-                raise SettingError("An AnnData is set up by SCVI.setup_anndata(adata, ...), not by arguments of SCVI.")
-            asked = read_setup(adata)
+            if any(value is not None for value in arguments.values()):
+                raise SettingError("Set an AnnData up with SCVI.setup_anndata(adata, ...), not with arguments of SCVI.")
+            arguments = read_setup(adata)
         like = DataSpec("", layer=layer, values="numbers" if takes_fractions(gene_likelihood) else None)
-        data = open_counts(adata, like, asked.pop("layer"))
-        setup = learn_setup(data, SetupKeys.from_asked(asked), one_batch=True)
+        data = open_counts(adata, like, arguments.pop("layer"))
+        setup = learn_setup(data, SetupKeys.from_arguments(arguments), one_batch=True)
         if (embedding := kwargs.pop("batch_embedding_kwargs", None)) is not None:
             kwargs.update(embedding)
         if "var_activation" in kwargs:
@@ -161,7 +161,7 @@ class SCVI(Questions, ModelViews):
 
     @classmethod
     def _of_run(cls, run: TrainedRun, adata: Any, seed: int = 0, device: str = "auto") -> Self:
-        """A model of a run, on data or on none."""
+        """A model from a run, with data or without."""
         model = cls.__new__(cls)
         model._begin(run, adata, seed, device)
         if adata is not None:
@@ -181,11 +181,11 @@ class SCVI(Questions, ModelViews):
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
     ) -> None:
-        """Say where the counts are and which columns of obs the model takes; kept in `adata.uns`.
+        """Set where the counts are and which columns of obs the model uses; kept in `adata.uns`.
 
-        Raises ColumnError if a layer or column is not there or has missing values.
+        Raises ColumnError if a layer or column does not exist or has missing values.
         """
-        asked = {
+        arguments = {
             "layer": layer,
             "batch_key": batch_key,
             "labels_key": labels_key,
@@ -193,7 +193,7 @@ class SCVI(Questions, ModelViews):
             "categorical_covariate_keys": list(categorical_covariate_keys or ()) or None,
             "continuous_covariate_keys": list(continuous_covariate_keys or ()) or None,
         }
-        write_setup(adata, asked)
+        write_setup(adata, arguments)
 
     def train(
         self,
@@ -216,25 +216,25 @@ class SCVI(Questions, ModelViews):
         settings: Mapping[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train; called again, go on from where the last training ended, with its optimizer and its counts of epochs.
+        """Train the model; a later call continues with the same optimizer, and the counts of epochs go on.
 
-        max_epochs   0 splits the cells and trains nothing
+        max_epochs   0 splits the cells without training
         accelerator  'auto', 'cpu' or 'gpu'
-        run_dir      keeps the run (metrics, checkpoints, the model); without it only the trained model stays
-        resume       go on with the run that was interrupted in `run_dir`
-        settings     of `Settings`, over what the other arguments come to
-        devices and load_sparse_tensor have no effect: ranks are started by torchrun, and counts are sparse throughout.
-        Stopped by Ctrl-C or by a loss that is not finite, the model keeps the weights and the history of the last good
-        checkpoint, and the error says so.
-        Raises SettingError for an argument that is not known; what `train` of `atlasvi.engine` raises.
+        run_dir      directory that keeps the run (metrics, checkpoints, the model); None: only the model is kept
+        resume       resume the interrupted run in `run_dir`
+        settings     of `Settings`; they override what follows from the other arguments
+        devices and load_sparse_tensor have no effect: ranks are started by torchrun, and counts are always sparse.
+        If training is stopped by Ctrl-C or by a loss that is not finite, the model keeps weights and history of the
+        last good checkpoint, and the error tells which one it is.
+        Raises SettingError for an unknown argument, and the errors of `train` of `atlasvi.engine`.
         """
         if not isinstance(cells := self._open_own(), CountedCells):
             raise QueryError("There are no counts to train on: load the model with its full data.")
         warn_without_effect(datasplitter_kwargs, {**(trainer_config or {}), **trainer_kwargs}, devices)
         if run_dir is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise SettingError("Several ranks train into one run: name its place, run_dir.")
+            raise SettingError("Several ranks write one run together: set its directory, run_dir.")
         data = cells.data
-        asked = translate_arguments(
+        translated = translate_arguments(
             data.n_cells,
             max_epochs,
             batch_size,
@@ -249,7 +249,7 @@ class SCVI(Questions, ModelViews):
             return
         split_column = None
         if not len(parts["validation"]):
-            asked["validation_fraction"] = 0.0
+            translated["validation_fraction"] = 0.0
         if len(parts["train"]) < data.n_cells:
             data, split_column = add_column(data, SPLIT, name_parts(parts, data.n_cells)), SPLIT
         with tempfile.TemporaryDirectory(prefix="atlasvi-") as scratch:
@@ -262,7 +262,7 @@ class SCVI(Questions, ModelViews):
                     seed=self.seed,
                     split_column=split_column,
                     device={"gpu": "cuda"}.get(accelerator, accelerator),
-                    settings={**asked, **(settings or {})},
+                    settings={**translated, **(settings or {})},
                     resume=resume,
                 )
             except (TrainingInterrupted, TrainingError) as error:
@@ -275,13 +275,13 @@ class SCVI(Questions, ModelViews):
         self._finish_training(parts)
 
     def _keep_checkpoint(self, out: Path, parts: dict[str, np.ndarray]) -> int | None:
-        """Take over where a training that ended before its time had come to; returns the step of it, None: nowhere."""
+        """Load the last checkpoint of a training that ended early; returns its step, or None if there is none."""
         try:
             saved = read_newest_checkpoint(out / "checkpoints")[1]
-        except CheckpointError:  # it ended before there was one
+        except CheckpointError:  # training ended before the first one
             return None
         ours = {name: values.shape for name, values in self.run.model.state_dict().items()}
-        same = ours == {name: values.shape for name, values in saved["weights"].items()}  # not of any resumed run
+        same = ours == {name: values.shape for name, values in saved["weights"].items()}  # not of another run
         if not same or saved["step"] == (self.run.state or {}).get("step", 0):
             return None
         self.run.model.load_state_dict(saved["weights"])
@@ -304,18 +304,18 @@ class SCVI(Questions, ModelViews):
     ) -> None:
         """Write the model as a directory that `load` and scvi-tools' `SCVI.load` open.
 
-        prefix        of the names of its files
-        overwrite     replace what a model saved there before; other files stay
-        save_anndata  the AnnData too, as adata.h5ad
-        Raises OutputError if the directory exists and is not to be overwritten, or can't be written.
+        prefix        first part of the names of its files
+        overwrite     replace the files of a model saved there before; other files stay
+        save_anndata  save the AnnData too, as adata.h5ad
+        Raises OutputError if the directory exists and overwrite is False, or if it can't be written.
         """
         folder, prefix = Path(os.path.abspath(dir_path)), prefix or ""  # '.' has no name
         if os.path.lexists(folder) and not (overwrite and folder.is_dir()):
-            raise OutputError(f"{folder} exists already: choose another place, or give overwrite=True (of a folder).")
+            raise OutputError(f"{folder} exists already: choose another path, or set overwrite=True (for a folder).")
         if save_anndata and self.adata is None:
             raise OutputError(f"{folder}: the model has no AnnData to save: its data is on disk already.")
         if folder.is_dir():
-            # the model first and its list last: in between, `check_saved` sees that the others are not of this model
+            # the model first, its list last: in between, `check_saved` sees that the others belong to another model
             order = [f"{prefix}{name}" for name in (MODEL, STATE, ADATA, SAVED)]
             with write_files_aside(folder, order) as result:
                 self._write(result, prefix, save_anndata, anndata_write_kwargs)
@@ -354,11 +354,11 @@ class SCVI(Questions, ModelViews):
         prefix: str | None = None,
         seed: int = 0,
     ) -> Self:
-        """A model that `save`, a run or scvi-tools wrote, on `adata`, on the one saved with it, or on none.
+        """A model that `save`, a run or scvi-tools wrote; with `adata`, with the data saved with it, or without data.
 
-        dir_path  also a minified store: it holds the weights, and answers all that needs no counts
-        adata     as for SCVI; no setup_anndata is needed; minified data too
-        Raises SourceError if it is no model, GeneError or ColumnError if the data lacks what it takes.
+        dir_path  may be a minified store: it holds the weights, and can answer questions that need no counts
+        adata     as for SCVI, and also minified data; setup_anndata is not needed
+        Raises SourceError if it is not a model, GeneError or ColumnError if genes or columns are missing from the data.
         """
         folder, prefix = Path(dir_path), prefix or ""
         if is_minified_store(folder):
@@ -393,9 +393,9 @@ class SCVI(Questions, ModelViews):
         return_reference_var_names: bool = False,
         inplace: bool = True,
     ) -> "anndata.AnnData | pd.Index | None":
-        """The genes of a reference, in its order; those that lack count zero, and a warning says which share is there.
+        """The genes of a reference, in its order; missing ones are zero, and a warning gives their proportion.
 
-        inplace  change `adata`, else return another. Raises GeneError if it has none of the genes.
+        inplace  change `adata`, else return a new one. Raises GeneError if all genes are missing.
         """
         genes = pd.Index(_open_reference(reference_model).genes)
         if return_reference_var_names:
@@ -408,10 +408,10 @@ class SCVI(Questions, ModelViews):
 
     @staticmethod
     def prepare_query(data: Any, reference_model: "str | Path | SCVI") -> CellData:
-        """Cells out of core seen through the genes of a reference: reordered, those that lack count zero.
+        """Cells out of core, with the genes of a reference in its order; missing genes are zero.
 
-        data  a cell store or any source, as a path or opened. A warning says which share of the genes is there.
-        Raises GeneError if it has none of them.
+        data  a cell store or any source, as a path or opened. A warning gives the proportion of genes that it has.
+        Raises GeneError if all genes are missing.
         """
         reference = _open_reference(reference_model)
         counts = open_counts(data, reference.like, reference.setup.layer)
@@ -437,11 +437,11 @@ class SCVI(Questions, ModelViews):
         transfer_batch: bool = True,
         seed: int = 0,
     ) -> Self:
-        """A model of new data with the weights of a reference, held but for what new categories need (see `Freezing`).
+        """A model for new data with the weights of a reference, frozen except for new categories (see `Freezing`).
 
-        adata            an AnnData, or a cell store or any source (or what `prepare_query` made of it)
-        reference_model  a model, or where it was saved
-        Raises GeneError if genes of the reference lack: `prepare_query_anndata` or `prepare_query` come first.
+        adata            an AnnData, or a cell store or any source (or the result of `prepare_query`)
+        reference_model  a model, or the path of a saved one
+        Raises GeneError if genes of the reference are missing: call `prepare_query_anndata` or `prepare_query` first.
         """
         reference = _open_reference(reference_model)
         if inplace_subset_query_vars:
@@ -475,10 +475,10 @@ class SCVI(Questions, ModelViews):
         use_latent_qzm_key: str = "X_latent_qzm",
         use_latent_qzv_key: str = "X_latent_qzv",
     ) -> None:
-        """Replace `self.adata` by a copy that has the posterior of each cell and, unless asked otherwise, no counts.
+        """Replace `self.adata` by a copy that has the posterior of each cell and, by default, no counts.
 
-        use_latent_qzm_key, use_latent_qzv_key  in obsm; computed where they are not there
-        Raises QueryError where the library is latent, or the data is not an AnnData: `minify` does that out of core.
+        use_latent_qzm_key, use_latent_qzv_key  in obsm; computed if they are missing
+        Raises QueryError if the library is latent, or if the data is no AnnData: `minify` works out of core.
         """
         cells, full = self._open_own(), self._adata
         if full is None or not isinstance(cells, CountedCells):
@@ -486,9 +486,7 @@ class SCVI(Questions, ModelViews):
                 "The model has no AnnData with counts: minify(out) writes a minified store of data on disk."
             )
         if minified_data_type not in (MINIFY_TYPE, WITH_COUNTS):
-            raise NotImplementedError(
-                f"minified_data_type {minified_data_type!r}: choose {MINIFY_TYPE} or {WITH_COUNTS}"
-            )
+            raise NotImplementedError(f"minified_data_type {minified_data_type!r}: use {MINIFY_TYPE} or {WITH_COUNTS}")
         if not self.run.model.settings.use_observed_lib_size:
             raise ValueError("a latent library has no posterior in minified data: such a model can't be minified")
         given = use_latent_qzm_key, use_latent_qzv_key
@@ -499,9 +497,9 @@ class SCVI(Questions, ModelViews):
         self.adata = minify_anndata(full, self.run.setup.layer, latents, library, minified_data_type)
 
     def minify(self, out: str | Path, **kwargs: Any) -> MinifyReport:
-        """Write the posterior of all cells to a minified store and ask that from now on; see `posterior.minify`."""
+        """Write the posterior of all cells to a minified store, which becomes the model's data; see `minify.minify`."""
         if not isinstance(cells := self._open_own(), CountedCells):
-            raise QueryError("There are no counts: the data is minified already, or there is none.")
+            raise QueryError("There are no counts: the data is minified already, or the model has no data.")
         report = minify(self.run, cells.data, out, **kwargs)
         self.to_device(self.device)
         self.adata = Path(out)
@@ -509,35 +507,35 @@ class SCVI(Questions, ModelViews):
 
     @property
     def adata(self) -> "anndata.AnnData | None":
-        """The model's AnnData, as it is now; None where its data is of another kind, or there is none."""
+        """The model's AnnData, as it is now; None if its data is of another kind, or missing."""
         return self._adata
 
     @adata.setter
     def adata(self, adata: Any) -> None:
-        """Other data of the same genes and columns, of any kind. Raises what `load` raises for data."""
+        """Set other data of any kind, with the same genes and columns. Raises the errors of `load` for data."""
         cells = None if adata is None else open_question_cells(adata, self.run)
-        if cells is not None and is_anndata(adata):  # of data on disk, columns are read once they are needed
+        if cells is not None and is_anndata(adata):  # for data on disk, columns are read when they are needed
             self.run.setup.read_codes(cells)
         self._cells, self._adata = cells, adata if is_anndata(adata) else None
 
     def ask(self, adata: Any = None) -> QuestionCells:
-        """The cells of `adata` (None: the model's own) as questions are asked of them."""
+        """The cells of `adata` (None: the model's own) in the form that questions need."""
         if not self.is_trained:
-            warnings.warn("the model is not trained: what it says means little", UserWarning, stacklevel=4)
+            warnings.warn("the model is not trained: its results mean little", UserWarning, stacklevel=4)
         if adata is not None and adata is not self._adata:
             return open_question_cells(adata, self.run)
         if (cells := self._open_own()) is None:
-            raise QueryError("The model has no data of its own: say which data to ask, adata=...")
+            raise QueryError("The model has no data of its own: pass the data as adata=...")
         return cells
 
     def _open_own(self) -> QuestionCells | None:
-        """The model's own data: of an AnnData the cells, counts and columns that it has now."""
+        """The model's own data; for an AnnData the cells, counts and columns that it has now."""
         if self._adata is not None:
             self._cells = reopen_question_cells(self._adata, self.run, self._cells)
         return self._cells
 
     def to_device(self, device: Any) -> None:
-        """Ask and train there: 'auto', 'cpu' or 'cuda'; on another device draws begin anew from the seed."""
+        """Use this device from now on: 'auto', 'cpu' or 'cuda'; on another device, draws start again from the seed."""
         name = str(device)
         self.device = choose_device("cuda" if name == "gpu" or name.isdigit() else name.split(":")[0])
         self.run.model.to(self.device).eval()

@@ -1,4 +1,4 @@
-"""What a model says of itself, by scvi-tools' names: its data's set-up, its split, its history."""
+"""A model's set-up, split and history, under scvi-tools' names."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ class Statistics(dict[str, int]):
 
 
 class ModelViews:
-    """The views; a subclass has the model and its cells."""
+    """Views of the set-up and history; a subclass has the model and its cells."""
 
     run: TrainedRun
     is_trained: bool
@@ -47,43 +47,43 @@ class ModelViews:
 
     @property
     def history(self) -> dict[str, pd.DataFrame]:
-        """Metrics by name, each a table with a row an epoch.
+        """Metrics by name, each a table with a row for each epoch.
 
-        `train_loss` and `validation_loss` are missing with a warm-up by steps: no single KL weight is that of an epoch.
+        `train_loss` and `validation_loss` are missing with a warm-up by steps: then an epoch has no single KL weight.
         """
         return show_history((self.run.state or {}).get("history", ()))
 
     def _keep_split(self, parts: dict[str, np.ndarray]) -> None:
-        """Keep the numbers of the cells of each part, and which cells of an AnnData these are."""
+        """Keep the indices of the cells of each part, and the names of an AnnData's cells."""
         self._parts = parts
         self._split_names = self._adata.obs_names if self._adata is not None and parts else None
 
     def _find_part(self, name: str) -> np.ndarray | None:
-        """int64 numbers that the cells of a part have now: those of an AnnData may have been filtered or reordered."""
+        """int64 indices that a part's cells have now: those of an AnnData may have been filtered or reordered."""
         numbers, was = self._parts.get(name), self._split_names
         if numbers is None or was is None or self._adata is None or was.equals(now := self._adata.obs_names):
             return numbers
         if not (was.is_unique and now.is_unique):
             raise QueryError(
-                "The AnnData has other cells than when the model was trained, and their names repeat, so that it is "
-                "not known which of them were held out."
+                "The AnnData has other cells than when the model was trained, and cell names repeat, so the cells that "
+                "were held out can't be found."
             )
         places = now.get_indexer(was[numbers])
         return np.sort(places[places >= 0]).astype(np.int64)
 
     @property
     def train_indices(self) -> np.ndarray | None:
-        """int64 numbers of the cells that were trained on; None where that is not known."""
+        """int64 indices of the training cells; None if unknown."""
         return self._find_part("train")
 
     @property
     def validation_indices(self) -> np.ndarray | None:
-        """int64 numbers of the cells that were validated on; None where that is not known."""
+        """int64 indices of the validation cells; None if unknown."""
         return self._find_part("validation")
 
     @property
     def test_indices(self) -> np.ndarray | None:
-        """int64 numbers of the cells that were held out of both; None where that is not known."""
+        """int64 indices of the cells held out of both; None if unknown."""
         return self._find_part("test")
 
     @property
@@ -99,25 +99,25 @@ class ModelViews:
 
     @property
     def registry_(self) -> dict[str, Any]:
-        """What the model was told of its data, laid out as scvi-tools keeps it."""
+        """The set-up of the model's data, in scvi-tools' layout."""
         return write_registry(self.run.setup, self.run.model.settings, self.run.genes)
 
     @property
     def summary_stats(self) -> Statistics:
-        """Sizes that the model was set up with: n_cells, n_vars, n_batch, n_labels, n_extra_categorical_covs, ..."""
+        """Sizes of the set-up: n_cells, n_vars, n_batch, n_labels, n_extra_categorical_covs, ..."""
         fields = self.registry_["field_registries"].values()
         return Statistics({name: n for field in fields for name, n in field["summary_stats"].items()})
 
     def get_setup_arg(self, setup_arg: str) -> Any:
-        """What `setup_anndata` was given for an argument. Raises SettingError, naming those that there are."""
-        asked = self.registry_["setup_args"]
-        if setup_arg not in asked:
-            raise SettingError(f"setup_anndata has no argument {setup_arg!r}; it has: {', '.join(asked)}.")
-        return asked[setup_arg]
+        """The value of an argument of `setup_anndata`. Raises SettingError, with all arguments, for an unknown one."""
+        arguments = self.registry_["setup_args"]
+        if setup_arg not in arguments:
+            raise SettingError(f"setup_anndata has no argument {setup_arg!r}; it has: {', '.join(arguments)}.")
+        return arguments[setup_arg]
 
     @staticmethod
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
-        """The registry of a saved model, ours or one of scvi-tools. Raises SourceError if it is none."""
+        """The registry of a saved model, ours or scvi-tools'. Raises SourceError if there is no model."""
         file = Path(dir_path) / f"{prefix or ''}{MODEL}"
         if (registry := read_registry(file)) is not None:
             return registry
@@ -126,16 +126,16 @@ class ModelViews:
 
     @classmethod
     def view_setup_args(cls, dir_path: str | Path, prefix: str | None = None) -> None:
-        """Print what `setup_anndata` was given for a saved model."""
-        asked = cls.load_registry(dir_path, prefix)["setup_args"]
-        _print([f"SCVI.setup_anndata of {dir_path}", *(f"{name}: {value!r}" for name, value in asked.items())])
+        """Print the arguments of `setup_anndata` for a saved model."""
+        arguments = cls.load_registry(dir_path, prefix)["setup_args"]
+        _print([f"SCVI.setup_anndata of {dir_path}", *(f"{name}: {value!r}" for name, value in arguments.items())])
 
     def view_anndata_setup(self, adata: Any = None, hide_state_registries: bool = False) -> None:
-        """Print the columns that the model takes, and how many categories each has.
+        """Print the columns that the model uses, and how many categories each has.
 
-        adata                  data to look at: it must have what the model takes
+        adata                  data to check: it must have the genes and columns of the model
         hide_state_registries  leave the categories themselves out
-        Raises GeneError or ColumnError if the data lacks what the model takes.
+        Raises GeneError or ColumnError if genes or columns are missing.
         """
         setup, shown = self.run.setup, 0 if hide_state_registries else 8
         lines = [f"SCVI of {count(len(self.run.genes), 'gene')}; counts in {setup.layer or 'X'}"]
@@ -164,9 +164,9 @@ class ModelViews:
             "gene_likelihood",
             "latent_distribution",
         )
-        said = ", ".join(f"{name}: {getattr(settings, name)}" for name in names)
+        options = ", ".join(f"{name}: {getattr(settings, name)}" for name in names)
         return (
-            f"SCVI model with the following parameters: \n{said}.\n"
+            f"SCVI model with the following parameters: \n{options}.\n"
             f"Training status: {'Trained' if self.is_trained else 'Not Trained'}\n"
             f"Model's adata is minified?: {self.minified_data_type is not None}"
         )

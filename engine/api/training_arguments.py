@@ -1,4 +1,4 @@
-"""scvi-tools' arguments of `train` as settings of a run, its split, and a run's history as scvi-tools shows it."""
+"""Translate scvi-tools' arguments of `train` into settings and a split, and a run's history into scvi-tools' tables."""
 
 import difflib
 import math
@@ -11,7 +11,7 @@ import pandas as pd
 
 from atlasvi.engine.training.settings import SettingError, heuristic_epochs
 
-NEVER = 2**31  # epochs to the first validation, where none is asked for
+NEVER = 2**31  # check_val_every_n_epoch that means no validation
 PLAN = {
     "optimizer": "optimizer",
     "lr": "learning_rate",
@@ -37,7 +37,7 @@ TRAINER = {
     "max_steps": "max_steps",
     "accumulate_grad_batches": "accumulate",
 }
-# what changes no result here: how Lightning shows, logs and compiles, and what is so anyway
+# arguments that change no result here: for Lightning's displays, logs and compilation, and for what is always so
 WITHOUT_EFFECT = {
     "compile",
     "compile_kwargs",
@@ -57,7 +57,7 @@ WITHOUT_EFFECT = {
     "default_root_dir",
     "callbacks",
 }
-# of these, what a user would wait for in vain
+# those of them whose effect a user might wait for in vain
 MISSED = ("callbacks", "logger", "strategy", "default_root_dir", "enable_checkpointing", "on_step")
 
 
@@ -69,9 +69,9 @@ def translate_arguments(
     plan: Mapping[str, Any],
     trainer: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Settings of a run (see `Settings`) that trains as scvi-tools would; its defaults where nothing is given.
+    """The settings of a run (see `Settings`) that trains as scvi-tools would; its defaults for missing arguments.
 
-    Raises SettingError for an argument that is not known, or means something that we do not have.
+    Raises SettingError for an unknown argument, or a value that we do not support.
     """
     settings: dict[str, Any] = {
         "epochs": heuristic_epochs(n_cells) if max_epochs is None else max_epochs,
@@ -80,14 +80,14 @@ def translate_arguments(
         "keep": "last",
         "kl_warmup_epochs": 400,
     }
-    for given, names, what in ((plan, PLAN, "plan_kwargs"), (trainer, TRAINER, "train")):
-        for name, value in given.items():
+    for arguments, names, what in ((plan, PLAN, "plan_kwargs"), (trainer, TRAINER, "train")):
+        for name, value in arguments.items():
             if name in names:
                 settings[names[name]] = value
-            elif name not in WITHOUT_EFFECT and value:  # what is None or False asks for nothing
+            elif name not in WITHOUT_EFFECT and value:  # None and False need no support
                 raise SettingError(explain_argument(name, what, names))
     if settings["kl_warmup_epochs"] is None and settings.get("kl_warmup_steps") is None:
-        settings["kl_warmup_epochs"] = 0  # with neither the weight is full from the start
+        settings["kl_warmup_epochs"] = 0  # without any warm-up the weight is full from the start
     watches = early_stopping or settings.get("reduce_lr_on_plateau")
     if settings.get("validate_every") is None:
         settings["validate_every"] = 1 if watches else NEVER
@@ -95,7 +95,7 @@ def translate_arguments(
 
 
 def explain_argument(name: str, what: str, known: Iterable[str]) -> str:
-    """The sentence for an argument that `what` does not take: those that are near, or all that it takes."""
+    """A sentence about an argument that `what` does not have: similar ones, or all that it has."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, 3)
     return f"{what} takes no {name!r} here; " + (
@@ -106,27 +106,28 @@ def explain_argument(name: str, what: str, known: Iterable[str]) -> str:
 def warn_without_effect(
     datasplitter: Mapping[str, Any] | None, trainer: Mapping[str, Any], devices: Any = "auto"
 ) -> None:
-    """Warn of arguments of `train` that have no effect here, though something was to come of them."""
-    given = [f"datasplitter_kwargs[{name!r}]" for name in datasplitter or {} if name != "external_indexing"]
-    given += [name for name in MISSED if trainer.get(name)]
-    given += ["devices"] if devices not in ("auto", 1, "1", [0]) else []
-    if given:
+    """Warn of arguments of `train` that have no effect here, although the user expects one."""
+    without_effect = [f"datasplitter_kwargs[{name!r}]" for name in datasplitter or {} if name != "external_indexing"]
+    without_effect += [name for name in MISSED if trainer.get(name)]
+    without_effect += ["devices"] if devices not in ("auto", 1, "1", [0]) else []
+    if without_effect:
         warnings.warn(
-            f"train: no effect here of {', '.join(given)}; docs/coming-from-scvi-tools.md says what there is instead.",
+            f"train: {', '.join(without_effect)} have no effect here; docs/coming-from-scvi-tools.md has alternatives.",
             UserWarning,
             stacklevel=3,
         )
 
 
 def explain_end(what: str, kept: int | None, run_dir: Any) -> str:
-    """The sentences for a training that ended before its time, in words of Python.
+    """The sentences about a training that ended early, in terms of Python calls.
 
-    what  happened; kept  the step whose weights the model keeps, None: it is as it was before
+    what  what happened
+    kept  the step whose weights the model keeps; None: it is as it was before
     """
     weights = "is as it was before" if kept is None else f"keeps the weights and the history of step {kept}"
-    keeps = "run_dir= keeps a run that can be resumed" if run_dir is None else "give resume=True to resume the run"
+    keeps = "run_dir= keeps a run that can be resumed" if run_dir is None else "pass resume=True to resume the run"
     advice = "" if what.startswith("stopped") else " Try a lower learning rate (plan_kwargs), and look at the counts."
-    return f"Training ended: {what}. The model {weights}; train() goes on from there ({keeps}).{advice}"
+    return f"Training ended: {what}. The model {weights}; train() continues from there ({keeps}).{advice}"
 
 
 def split_cells(
@@ -137,12 +138,12 @@ def split_cells(
     seed: int,
     external: Iterable[np.ndarray | None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """int64 numbers of the cells to train, validation and test, as scvi-tools counts them.
+    """int64 indices of the cells to train, validate and test on, as scvi-tools splits them.
 
-    train_size, validation_size  shares; None: 0.9, and the rest. What is left over is tested on
-    shuffle   False takes them in the order of the data
-    external  the three (or fewer) lists of numbers themselves
-    Raises SettingError for shares that are none, numbers that are not there or in two parts.
+    train_size, validation_size  proportions; None: 0.9, and the rest. Cells in neither are test cells
+    shuffle   False takes the cells in the order of the data
+    external  the three (or fewer) lists of indices themselves
+    Raises SettingError for invalid proportions, and indices that are out of range or in two parts.
     """
     if external is not None:
         parts = [np.zeros(0, np.int64) if part is None else np.asarray(part, np.int64) for part in external]
@@ -151,24 +152,24 @@ def split_cells(
         if len(np.unique(together)) < len(together) or (
             len(together) and not 0 <= together.min() <= together.max() < n_cells
         ):
-            raise SettingError(f"external_indexing: numbers of cells are from 0 to {n_cells - 1}, each in one part.")
+            raise SettingError(f"external_indexing: indices must be from 0 to {n_cells - 1}, each in one part only.")
         return dict(zip(("train", "validation", "test"), parts))
     train_size = 0.9 if train_size is None else train_size
     if not 0 < train_size <= 1:
-        raise SettingError(f"train_size is {train_size}: a share of the cells, above 0 and up to 1.")
+        raise SettingError(f"train_size is {train_size}: it must be above 0 and at most 1.")
     if validation_size is not None and not (0 <= validation_size < 1 and train_size + validation_size <= 1):
-        raise SettingError(f"validation_size is {validation_size}, train_size {train_size}: shares, together up to 1.")
+        raise SettingError(f"validation_size is {validation_size}, train_size {train_size}: the sum must be at most 1.")
     n_train = math.ceil(train_size * n_cells)
     n_validation = n_cells - n_train if validation_size is None else math.floor(n_cells * validation_size)
     order = np.random.default_rng([seed, 0]).permutation(n_cells) if shuffle else np.arange(n_cells)
-    # as there: validation cells first
+    # as in scvi-tools: validation cells first
     cuts = n_validation, n_validation + n_train
     validation, train, test = (np.sort(part) for part in np.split(order, cuts))
     return {"train": train, "validation": validation, "test": test}
 
 
 def name_parts(parts: Mapping[str, np.ndarray], n_cells: int) -> pd.Categorical:
-    """The part of each cell by name, as a column of obs; cells in none are missing."""
+    """The part of each cell by name, as a column of obs; cells in no part are missing values."""
     codes = np.full(n_cells, -1, np.int8)
     for code, numbers in enumerate(parts.values()):
         codes[numbers] = code
@@ -176,7 +177,7 @@ def name_parts(parts: Mapping[str, np.ndarray], n_cells: int) -> pd.Categorical:
 
 
 def show_history(lines: Iterable[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
-    """A run's metrics by scvi-tools' names, tables of a row an epoch; the ELBO with its sign: less is better."""
+    """A run's metrics by scvi-tools' names, tables with a row for each epoch; the ELBO has the opposite sign."""
     columns: dict[str, dict[int, float]] = {}
     for line in lines:
         for part in ("train", "validation"):

@@ -1,4 +1,4 @@
-"""The command line: each command a thin shell over a function that Python callers use.
+"""The command line: each command calls a function that Python users can call too.
 
 It may import every other subpackage but `api`.
 """

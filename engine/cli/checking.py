@@ -1,4 +1,4 @@
-"""`atlasvi check`: a store, run or model looked at wholly: every checksum compared, every chunk decoded."""
+"""`atlasvi check`: read a store, run or model completely: compare every checksum, decode every chunk."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,19 +21,19 @@ from atlasvi.loaders.sources.data_spec import DataSpec
 SLICE_CELLS = 2**16
 STORES = ("cell store", "minified store")
 NO_LIST = (
-    "it has no list of its files (an older atlasvi wrote it, or another program), so chunks that are gone may be taken "
-    "for zeros, and only what carries a checksum of its own is compared"
+    "it has no list of its files (an older atlasvi or another program wrote it), so lost chunks may be read as "
+    "zeros, and only parts with their own checksums are compared"
 )
 
 
 class DamageError(AtlasviError, ValueError):
-    """Something is damaged; the message says how much, and what first."""
+    """Something is damaged; the message has the number of problems, and the first one."""
 
 
 def check(path: str | Path, renew: bool = False) -> Iterator[str]:
-    """Look at all of a cell store, minified store, run, model directory or source; lines on what was found.
+    """Check all of a cell store, minified store, run, model directory or source; yields lines on the findings.
 
-    renew  take a store or run as it is now: write the list of its files anew, once it can be read
+    renew  accept a store or run as it is now: write a new list of its files, once it can be read
     Raises DamageError after the lines on what is damaged, SourceError if `path` is none of these.
     """
     place, damage = Path(path), list[str]()
@@ -47,10 +47,10 @@ def check(path: str | Path, renew: bool = False) -> Iterator[str]:
         there = [name for name in files if (place / name).is_file()]
         write_manifest(place, None if name_place(place) in STORES else there, list_name=list_name)
         files = read_manifest(place, list_name)
-        yield f"{path}: the list of its files was written anew ({len(files or {}):,} files)"
+        yield f"{path}: a new list of its files was written ({len(files or {}):,} files)"
     elif files is not None:
         damage += find_damage(place, files, lambda name: True)
-        yield f"{path}: {count(len(files), 'file')} compared with their sizes and checksums"
+        yield f"{path}: {count(len(files), 'file')} checked against their sizes and checksums"
     elif not damage:
         yield f"{path}: {NO_LIST}"
     try:
@@ -64,7 +64,7 @@ def check(path: str | Path, renew: bool = False) -> Iterator[str]:
 
 
 def _read_all(path: Path) -> Iterator[str]:
-    """Decode everything; lines on what was read. Raises what reading raises."""
+    """Decode everything; yields lines on what was read. Raises the errors of reading."""
     kind = name_place(path)
     if kind == "minified store":
         return _read_minified(MinifiedStore(path))
@@ -74,7 +74,7 @@ def _read_all(path: Path) -> Iterator[str]:
 
 
 def _read_cells(data: CellData) -> Iterator[str]:
-    """All blocks and all of obs; of a cell store the totals of each gene, too."""
+    """All blocks and all of obs; for a cell store also the totals of each gene."""
     totals = np.zeros(len(data.genes), np.int64)
     try:
         for block in range(len(data.block_starts) - 1):
@@ -114,7 +114,7 @@ def _read_minified(store: MinifiedStore) -> Iterator[str]:
 
 
 def _read_run(path: Path) -> Iterator[str]:
-    """The model, where it is finished, and all checkpoints."""
+    """The model, if the run is finished, and all checkpoints."""
     if (path / MODEL).is_file():
         open_model(path)
         yield f"{path}: the model was read"

@@ -1,4 +1,4 @@
-"""The command line: each command is a thin shell over a function that Python callers use."""
+"""The command line: each command calls a function that Python users can call too."""
 
 import sys
 from importlib.metadata import version
@@ -34,32 +34,32 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
-    """The options of atlasvi itself; the help of the app is above."""
+    """The options of atlasvi itself; its help text is above."""
 
 
 app.add_typer(query_app, name="query")
 
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
-GeneColumn = Annotated[str | None, typer.Option(help="Name genes by this column of var instead of its index.")]
-Measurement = Annotated[str | None, typer.Option(help="Which measurement (TileDB-SOMA), modality or table.")]
+GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene names; default: its index.")]
+Measurement = Annotated[str | None, typer.Option(help="Name of the measurement (TileDB-SOMA), modality or table.")]
 EmptyCells = Annotated[
-    Literal["refuse", "keep"] | None, typer.Option(help="Cells without counts; refused if not said.")
+    Literal["refuse", "keep"] | None, typer.Option(help="What to do with cells without counts (default: refuse).")
 ]
 RankTimeout = Annotated[
-    float, typer.Option(metavar="SECONDS", help="Of many processes: one that hangs for so long ends all.", min=1)
+    float, typer.Option(metavar="SECONDS", help="With several processes: one that hangs this long ends all.", min=1)
 ]
 
 
 @app.command()
 def simulate(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The .h5ad file to write.")],
-    cells: Annotated[int, typer.Option(help="Cells.", min=1)] = 20_259,
-    genes: Annotated[int, typer.Option(help="Genes.", min=1)] = 3_000,
-    batches: Annotated[int, typer.Option(help="Batches.", min=1)] = 3,
-    types: Annotated[int, typer.Option(help="Cell types.", min=1)] = 12,
+    cells: Annotated[int, typer.Option(help="Number of cells.", min=1)] = 20_259,
+    genes: Annotated[int, typer.Option(help="Number of genes.", min=1)] = 3_000,
+    batches: Annotated[int, typer.Option(help="Number of batches.", min=1)] = 3,
+    types: Annotated[int, typer.Option(help="Number of cell types.", min=1)] = 12,
     seed: Seed = 0,
 ) -> None:
-    """Draw counts from a known scVI-like process, with the truth beside them."""
+    """Draw counts from a known scVI-like process, and write its true parameters beside them."""
     from atlasvi.engine.simulation import simulate as run
 
     run(out, cells, genes, batches, types, seed)
@@ -75,7 +75,7 @@ def ingest(
         list[str],
         typer.Argument(
             metavar="SRC...",
-            help="h5ad, h5mu, Zarr, TileDB-SOMA, 10x h5 or mtx; PATH::layer=raw,gene_column=id for one alone, or a "
+            help="h5ad, h5mu, Zarr, TileDB-SOMA, 10x h5 or mtx; PATH::layer=raw,gene_column=id for options, or a "
             "table of sources (.toml).",
         ),
     ],
@@ -83,20 +83,24 @@ def ingest(
     layer: Layer = None,
     genes: Annotated[
         Literal["union", "intersection"] | None,
-        typer.Option(help="Of several sources, by name; union if not said and they share half or more."),
+        typer.Option(help="Genes of several sources, by name. Default: union, if they have at least half in common."),
     ] = None,
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
     top_genes: Annotated[int | None, typer.Option(help="Keep N highly variable genes (seurat_v3).", min=1)] = None,
-    batch_key: Annotated[str | None, typer.Option(help="obs column; variable genes are chosen within each.")] = None,
-    empty_cells: Annotated[Literal["refuse", "drop", "keep"], typer.Option(help="Cells without counts.")] = "refuse",
-    rounded: Annotated[bool, typer.Option("--round", help="Round fractions, as some tools estimate counts.")] = False,
+    batch_key: Annotated[str | None, typer.Option(help="obs column of batches, to choose variable genes in.")] = None,
+    empty_cells: Annotated[
+        Literal["refuse", "drop", "keep"], typer.Option(help="For cells without counts.")
+    ] = "refuse",
+    rounded: Annotated[bool, typer.Option("--round", help="Round counts that a tool estimated as fractions.")] = False,
     seed: Seed = 0,
-    profile: Annotated[Literal["fast", "small"], typer.Option(help="Fast to read, or a third smaller.")] = "fast",
-    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).", min=1)] = None,
-    dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler whose workers do it.")] = None,
+    profile: Annotated[Literal["fast", "small"], typer.Option(help="fast to read, or a third smaller.")] = "fast",
+    workers: Annotated[int | None, typer.Option(help="Number of processes (default: one per core).", min=1)] = None,
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
+    ] = None,
 ) -> None:
-    """Write count files as one cell store: checked, shuffled, compact. After a kill the same command goes on."""
+    """Write count files as one cell store: checked, shuffled, compact. After a kill, the same command continues."""
     from atlasvi.engine.cli.describe import folder_bytes
     from atlasvi.loaders.ingestion.ingest import ingest as run
 
@@ -123,11 +127,11 @@ def ingest(
         f"{out}: {count(report.n_cells, 'cell')} x {count(report.n_genes, 'gene')} from "
         f"{count(len(report.sources), 'source')}, {count(report.nnz, 'count')} "
         f"(largest {report.largest_count:,}), {size / 1e6:,.1f} MB, "
-        f"{size / report.n_cells:,.0f} bytes a cell.",
+        f"{size / report.n_cells:,.0f} bytes per cell.",
     )
     print_lines(report.notes)
     for before, after in report.renamed_columns.items():
-        say(f"obs column {_shorten(before)!r} is called {_shorten(after)!r} in the store, which can't hold its name.")
+        say(f"obs column {_shorten(before)!r} is named {_shorten(after)!r} in the store: its name is not allowed.")
     if report.dropped_cells:
         say(f"Cells without counts that were dropped: {report.dropped_cells:,}.")
     if report.empty_cells:
@@ -137,26 +141,26 @@ def ingest(
 @app.command("annotate-obs")
 def annotate_obs(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A cell store, or a minified store.")],
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help=".csv or .tsv (or .gz), a row a cell, in any order.")],
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help=".csv or .tsv (or .gz), one row per cell, any order.")],
     key: Annotated[
-        str | None, typer.Option(help="Its column of cell names (default: the first, or source and source_row).")
+        str | None, typer.Option(help="Column of cell names (default: the first, or source and source_row).")
     ] = None,
-    columns: Annotated[str | None, typer.Option(help="Columns to add, by commas (default: all others).")] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Cells that it lacks are missing in them.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Columns that are there are written anew.")] = False,
+    columns: Annotated[str | None, typer.Option(help="Columns to add: NAME,NAME (default: all others).")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Allow missing rows: the values are missing.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace columns that exist already.")] = False,
 ) -> None:
     """Add columns to obs of a finished store: clusters, labels, quality measures."""
     from atlasvi.loaders.cells.added_columns import add_obs_columns, read_table
 
     added = add_obs_columns(store, read_table(table, key, split_names(columns)), partial=partial, replace=replace)
-    print_lines([f"{store}: obs has {', '.join(added)} now."])
+    print_lines([f"{store}: added to obs: {', '.join(added)}."])
 
 
 @app.command()
 def info(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A source, cell store, run, model or minified data.")],
 ) -> None:
-    """Say what a file or folder is and what it holds."""
+    """Show what a file or folder is and what it holds."""
     from atlasvi.engine.cli.describe import describe
 
     print_lines(describe(path))
@@ -164,9 +168,9 @@ def info(
 
 @app.command()
 def check(
-    path: Annotated[str, typer.Argument(help="A cell store, minified store, run or model; a source, too.")],
+    path: Annotated[str, typer.Argument(help="A cell store, minified store, run, model or source.")],
     renew: Annotated[
-        bool, typer.Option("--renew", help="Take it as it is: list its files and checksums anew (after a change).")
+        bool, typer.Option("--renew", help="After a change: write a new list of files and checksums.")
     ] = False,
 ) -> None:
     """Compare every checksum and decode everything; status 1 if something is damaged."""
@@ -180,29 +184,31 @@ def train(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
     out: Annotated[Path, typer.Option(help="The run directory to make.")],
     batch_key: Annotated[str | None, typer.Option(help="obs column of the batches to correct for.")] = None,
-    labels_key: Annotated[str | None, typer.Option(help="obs column of cell labels, carried along.")] = None,
-    size_factor_key: Annotated[str | None, typer.Option(help="obs column to scale by, not the library size.")] = None,
-    categorical_covariate_keys: Annotated[str | None, typer.Option(help="obs columns, by commas, besides it.")] = None,
-    continuous_covariate_keys: Annotated[str | None, typer.Option(help="obs columns of numbers, by commas.")] = None,
+    labels_key: Annotated[str | None, typer.Option(help="obs column of cell labels, kept with the model.")] = None,
+    size_factor_key: Annotated[str | None, typer.Option(help="obs column that replaces the library size.")] = None,
+    categorical_covariate_keys: Annotated[
+        str | None, typer.Option(help="obs columns of categories: NAME,NAME.")
+    ] = None,
+    continuous_covariate_keys: Annotated[str | None, typer.Option(help="obs columns of numbers: NAME,NAME.")] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Epochs; default round(8,000,000 / cells), 1 to 400.", min=1)
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Cells a minibatch (default 128).", min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Cells per minibatch (default 128).", min=1)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0)] = None,
-    split_column: Annotated[str | None, typer.Option(help="obs column that says train, validation or test.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="obs column with train, validation or test.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a setting.")] = None,
     start: Annotated[Path | None, typer.Option(metavar="RUN", help="Train this run further.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last good checkpoint in --out.")] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and say where time goes.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint in --out.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and print where the time goes.")] = False,
     rank_timeout: RankTimeout = 300.0,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
     empty_cells: EmptyCells = None,
 ) -> None:
-    """Train scVI on a cell store or straight from a source."""
+    """Train scVI on a cell store or on any source."""
     from atlasvi.engine.training.settings import parse_settings
     from atlasvi.engine.training.train import train as run
 
@@ -232,12 +238,12 @@ def train(
 def launch(
     context: typer.Context,
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train ..., minify ... or plan ...")],
-    nproc: Annotated[int, typer.Option(help="Processes on this machine: one a GPU.", min=1)],
-    max_restarts: Annotated[int, typer.Option(help="Start all again so often when one is lost.", min=0)] = 0,
-    nnodes: Annotated[int, typer.Option(help="Machines; run this on each of them.", min=1)] = 1,
-    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where they meet: one of them.")] = None,
+    nproc: Annotated[int, typer.Option(help="Processes on this machine: one per GPU.", min=1)],
+    max_restarts: Annotated[int, typer.Option(help="How often to restart all when one is lost.", min=0)] = 0,
+    nnodes: Annotated[int, typer.Option(help="Number of machines; run the command on each of them.", min=1)] = 1,
+    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="One of the machines.")] = None,
 ) -> None:
-    """Run a command as many processes. On SIGTERM all write a checkpoint and the status is 75."""
+    """Run a command as several processes. On SIGTERM all write a checkpoint, and the status is 75."""
     from atlasvi.engine.distributed.launch import launch as run
 
     _check_command(context, command)
@@ -247,23 +253,23 @@ def launch(
 @app.command()
 def plan(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
-    gpus: Annotated[int, typer.Option(help="Devices, over all machines.", min=1)],
-    network: Annotated[float | None, typer.Option(metavar="GBPS", help="Between them, Gbit/s.", min=0.001)] = None,
+    gpus: Annotated[int, typer.Option(help="Number of devices, over all machines.", min=1)],
+    network: Annotated[float | None, typer.Option(metavar="GBPS", help="Network speed in Gbit/s.", min=0.001)] = None,
     batch_key: Annotated[str | None, typer.Option(help="obs column of the batches to correct for.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Cells a minibatch, over all devices.", min=1)] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What to measure.")] = "auto",
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
-    seconds: Annotated[float, typer.Option(help="To measure for, about.", min=1)] = 20.0,
+    batch_size: Annotated[int | None, typer.Option(help="Cells per minibatch, over all devices.", min=1)] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="The device to measure.")] = "auto",
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a setting.")] = None,
+    seconds: Annotated[float, typer.Option(help="Approximate duration of the measurement.", min=1)] = 20.0,
 ) -> None:
-    """Measure reading and computing here, and say how long an epoch would take on many devices."""
+    """Measure reading and computing on this machine, and estimate an epoch on many devices."""
     from atlasvi.engine.distributed.ranks import join_ranks
     from atlasvi.engine.training.epoch_estimate import describe_plan, plan_epoch_time
     from atlasvi.engine.training.settings import parse_settings
 
-    asked = {**parse_settings(settings or []), **({} if batch_size is None else {"batch_size": batch_size})}
+    plan_settings = {**parse_settings(settings or []), **({} if batch_size is None else {"batch_size": batch_size})}
     with join_ranks() as ranks:
         found = plan_epoch_time(
-            data, gpus, network, batch_key=batch_key, device=device, settings=asked, seconds=seconds
+            data, gpus, network, batch_key=batch_key, device=device, settings=plan_settings, seconds=seconds
         )
         if ranks.is_first:
             print_lines(describe_plan(found))
@@ -274,17 +280,21 @@ def minify(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory, or one of scvi-tools.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
     out: Annotated[Path, typer.Option(help="The minified store to make.")],
-    source_order: Annotated[bool, typer.Option("--source-order", help="Cells in the order of their sources.")] = False,
+    source_order: Annotated[
+        bool, typer.Option("--source-order", help="Keep cells in the order of their sources.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="Cells encoded at a time.", min=1)] = 1024,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
-    dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler whose workers do it.")] = None,
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
+    ] = None,
     rank_timeout: RankTimeout = 300.0,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
     empty_cells: EmptyCells = None,
 ) -> None:
-    """Encode every cell and keep its posterior; drop the counts. After a kill the same command goes on."""
+    """Encode every cell, keep its posterior, drop the counts. After a kill, the same command continues."""
     from atlasvi.engine.cli.describe import folder_bytes
     from atlasvi.engine.distributed.ranks import join_ranks
     from atlasvi.engine.minified.minify import minify as run_minify
@@ -307,7 +317,7 @@ def minify(
     say(
         f"{out}: {count(report.n_cells, 'cell')}, {count(report.n_latent, 'latent dimension')}, "
         f"{size / 1e6:,.1f} MB, "
-        f"{size / report.n_cells:,.0f} bytes a cell.",
+        f"{size / report.n_cells:,.0f} bytes per cell.",
     )
 
 
@@ -315,16 +325,16 @@ def minify(
 def export(
     path: Annotated[Path, typer.Argument(metavar="RUN|MINI", help="A finished run, or a minified store.")],
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The directory to make; of a minified store, the .h5ad file.")
+        Path, typer.Argument(metavar="OUT", help="The directory to make; for a minified store, the .h5ad file.")
     ],
 ) -> None:
-    """Write a model, or minified cells, as scvi-tools writes them."""
+    """Write a model or minified cells in scvi-tools' format."""
     from atlasvi.engine.minified.minified_store import is_minified_store, write_minified_h5ad
     from atlasvi.engine.scvi_tools.model_directories import open_model, save_scvi_tools
 
     if is_minified_store(path):
         write_minified_h5ad(path, out)
-        opens = "scvi.model.SCVI.load(MODEL, anndata.read_h5ad(...)) with the model that it was minified with"
+        opens = "scvi.model.SCVI.load(MODEL, anndata.read_h5ad(...)) and the model that the data was minified with"
     else:
         save_scvi_tools(open_model(path), out)
         opens = "scvi.model.SCVI.load(..., adata)"
@@ -332,7 +342,7 @@ def export(
 
 
 def _check_command(context: typer.Context, command: list[str]) -> None:
-    """A mistake in the command of `launch` is said here, once, and not by each process at each start."""
+    """Report a mistake in the command of `launch` once, here, and not in each process at each start."""
     group = context.find_root()
     if command[0] not in ("train", "minify", "plan"):
         context.fail(f"train, minify and plan can be launched, {command[0]!r} can't.")
@@ -347,7 +357,7 @@ def _shorten(name: str) -> str:
 def main() -> None:
     """Run the command line."""
     with explain_errors(), stop_on_signals():
-        app(prog_name="atlasvi")  # not the module that `launch` starts
+        app(prog_name="atlasvi")  # instead of the name of the module that `launch` starts
 
 
 if __name__ == "__main__":

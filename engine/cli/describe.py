@@ -1,4 +1,4 @@
-"""What a path is and what it holds, in a few lines."""
+"""Describe what a path holds, in a few lines."""
 
 import shlex
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def describe(path: str | Path) -> Iterator[str]:
     if place == "model":
         return _describe_model(path)
     if place == "minified data":
-        # and with it torch, which takes seconds
+        # imports torch, which takes seconds
         from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
 
         return describe_minified_store(ScviMinified(path))
@@ -49,7 +49,7 @@ def _describe_cell_store(store: CellStore) -> Iterator[str]:
     yield f"  {sizes}, {count(store.nnz, 'count')} ({density:.1%} of the matrix)"
     yield f"  largest count {attributes['largest_count']:,}, stored as {np.dtype(attributes['counts_dtype']).name}"
     yield (
-        f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes a cell, "
+        f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes per cell, "
         f"{count(len(store.block_starts) - 1, 'block')}"
     )
     yield f"  {store.mixing}"
@@ -67,7 +67,7 @@ def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[s
     yield f"{store.path}: {kind}"
     sizes = f"{count(store.n_cells, 'cell')} x {count(len(store.genes), 'gene')}"
     yield f"  {sizes}, {count(store.n_latent, 'latent dimension')}, no counts"
-    yield f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes a cell"
+    yield f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes per cell"
     known = isinstance(store, MinifiedStore) or store.has_model
     batch = store.setup.keys.batch_key or "none" if known else "see its model"
     yield f"  batch: {batch}; order: {order}"
@@ -80,7 +80,7 @@ def _describe_model(path: str | Path) -> Iterator[str]:
     run = load_scvi_tools(path)
     yield f"{path}: a model of scvi-tools, {count(len(run.genes), 'gene')}"
     yield from (f"  {name}: {value}" for name, value in run.model_settings.items() if name != "n_genes")
-    keys = {name: value for name, value in run.setup.keys.as_asked().items() if name.endswith("_key") and value}
+    keys = {name: value for name, value in run.setup.keys.as_arguments().items() if name.endswith("_key") and value}
     yield from (f"  {name}: {value}" for name, value in keys.items())
 
 
@@ -110,18 +110,18 @@ def _describe_run(run: Path) -> Iterator[str]:
     yield from (f"  {name}: {value}" for name, value in values.items() if not isinstance(value, (dict, list)))
     result = run / "result.json"
     if not result.is_file():
-        yield f"  not finished: go on with atlasvi train {shlex.quote(str(spec))} --out {run} --resume"
+        yield f"  not finished: resume it with atlasvi train {shlex.quote(str(spec))} --out {run} --resume"
         return
     outcome = read_json(result)
     with reading(str(result)):
-        if "informative_latents" in outcome:  # not in runs of the first version
+        if "informative_latents" in outcome:  # missing in runs of the first version
             yield f"  latent dimensions that carry information: {outcome['informative_latents']}"
         for part in ("train", "validation", "test"):
             if part in outcome:
                 losses = outcome[part]
                 yield (
                     f"  {part}: reconstruction {losses['reconstruction_loss']:.2f}, KL {losses['kl']:.2f}, "
-                    f"ELBO {losses['elbo']:.2f} nats a cell"
+                    f"ELBO {losses['elbo']:.2f} nats per cell"
                 )
 
 
@@ -142,7 +142,7 @@ def _describe_source(path: str | Path) -> Iterator[str]:
 
 
 def folder_bytes(path: str | Path) -> int:
-    """Size on disk of a file, or of all files below a folder."""
+    """Size on disk of a file, or of all files in a folder."""
     if Path(path).is_file():
         return Path(path).stat().st_size
     return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())

@@ -1,7 +1,7 @@
-"""`atlasvi query`: one command a question, each a thin shell over the function that answers it.
+"""`atlasvi query`: one command for each question, which calls the function that answers it.
 
-A further question is a function of a model and cells in `engine/queries/`, and a command here. The file is long because
-each question has options of its own; there is nothing else in it.
+A new question needs a function of a model and cells in `engine/queries/`, and a command here. The file is long because
+each question has its own options; it holds nothing else.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ from atlasvi.engine.cli.arguments import (
 from atlasvi.engine.cli.query_group import QueryGroup
 from atlasvi.engine.terminal import count, say
 
-if TYPE_CHECKING:  # pandas takes half a second, and `--help` does without
+if TYPE_CHECKING:  # pandas takes half a second, and `--help` does not need it
     import pandas as pd
 
     from atlasvi.engine.queries.opened_question import OpenedQuestion
@@ -40,24 +40,24 @@ def open_question(
         str,
         typer.Argument(
             metavar="MINI|RUN [DATA]",
-            help="A minified store, or minified data of scvi-tools; or a run or model, and DATA, the cells to ask: a "
+            help="A minified store, or minified data of scvi-tools; or a run or model and, as DATA, its cells: a "
             "cell store, any source (PATH::layer=NAME), or minified data.",
         ),
     ],
-    data: Annotated[str | None, typer.Option(help="The same as DATA.", hidden=True)] = None,
+    data: Annotated[str | None, typer.Option(help="Same as DATA.", hidden=True)] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Of minified data of scvi-tools, if it is not in the same folder.")
+        Path | None, typer.Option(help="Model of minified data of scvi-tools, if it is in another folder.")
     ] = None,
     device: Annotated[Literal["cpu", "cuda", "auto"], typer.Option(help="Where to compute.")] = "cpu",
 ) -> None:
-    """Ask a model about cells: minified ones, which need no counts, or those of DATA."""
+    """Ask a model about cells: minified cells, which need no counts, or the cells of DATA."""
 
     def open_it() -> "OpenedQuestion":
-        from atlasvi.engine.queries.opened_question import OpenedQuestion  # and torch, which `--help` does without
+        from atlasvi.engine.queries.opened_question import OpenedQuestion  # imports torch, which `--help` does not need
 
-        asked = OpenedQuestion(place, data, model, device)
-        context.call_on_close(asked.close)
-        return asked
+        opened = OpenedQuestion(place, data, model, device)
+        context.call_on_close(opened.close)
+        return opened
 
     context.obj = open_it
     context.meta["places"] = place, data
@@ -65,7 +65,7 @@ def open_question(
 
 @query_app.command("info")
 def query_info(context: typer.Context) -> None:
-    """What the minified data holds; with DATA, what both are."""
+    """Show what the minified data holds; with DATA, what both are."""
     from atlasvi.engine.cli.describe import describe, describe_minified_store
 
     places = context.meta["places"]
@@ -82,18 +82,18 @@ def query_latent(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
-    variance: Annotated[bool, typer.Option("--variance", help="The variance of q(z | x) too.")] = False,
+    variance: Annotated[bool, typer.Option("--variance", help="Add the variance of q(z | x).")] = False,
     out: Out = None,
 ) -> None:
     """Posterior mean of the latent of each cell."""
     from atlasvi.engine.queries.latents import slice_latents
 
-    asked = context.obj()
+    opened = context.obj()
     slices = (
         (index, np.concatenate([qzm, qzv], axis=1) if variance else qzm)
-        for index, qzm, qzv in slice_latents(asked.encoder, asked.cells, _choose(asked, cells, where, limit))
+        for index, qzm, qzv in slice_latents(opened.encoder, opened.cells, _choose(opened, cells, where, limit))
     )
-    n_latent = asked.cells.kept.n_latent if asked.encoder is None else asked.encoder.n_latent
+    n_latent = opened.cells.kept.n_latent if opened.encoder is None else opened.encoder.n_latent
     names = [f"z{k}" for k in range(n_latent)] + [f"var{k}" for k in range(n_latent)] * variance
     _write(slices, names, out)
 
@@ -106,18 +106,18 @@ def query_expression(
     where: Where = None,
     limit: Limit = None,
     library_size: Annotated[
-        str, typer.Option(help="Counts a cell is scaled to; 'observed': its own; 'latent': what the model infers.")
+        str, typer.Option(help="Counts to scale each cell to; 'observed': its own; 'latent': the inferred ones.")
     ] = "1",
     transform_batch: TransformBatch = None,
     n_samples: Annotated[
-        int, typer.Option(help="The mean over N draws of z; 0 decodes at its posterior mean.", metavar="N", min=0)
+        int, typer.Option(help="Average over N draws of z; 0: decode the posterior mean.", metavar="N", min=0)
     ] = 0,
     n_samples_overall: Annotated[
-        int | None, typer.Option(metavar="N", help="N draws from all these cells together, one row each.", min=1)
+        int | None, typer.Option(metavar="N", help="N draws from all these cells together, one row per draw.", min=1)
     ] = None,
     weights: Annotated[
         Literal["uniform", "importance"],
-        typer.Option(help="How those draws are chosen; importance: by how many cells each explains."),
+        typer.Option(help="How these draws are chosen; importance: more often those that explain many cells."),
     ] = "uniform",
     seed: Seed = 0,
     out: Out = None,
@@ -126,25 +126,25 @@ def query_expression(
     from atlasvi.engine.queries.expression import slice_expression
     from atlasvi.engine.queries.population import slice_population
 
-    asked, wanted = context.obj(), split_names(genes)
+    opened, wanted = context.obj(), split_names(genes)
     options: dict[str, Any] = {
         "genes": wanted,
-        "transform_batch": _split_batches(asked, transform_batch),
+        "transform_batch": _split_batches(opened, transform_batch),
         "library_size": library_size,
     }
-    model_and_cells = asked.run, asked.cells, _choose(asked, cells, where, limit), asked.make_generator(seed)
+    model_and_cells = opened.run, opened.cells, _choose(opened, cells, where, limit), opened.make_generator(seed)
     if n_samples_overall is None:
         slices = slice_expression(*model_and_cells, **options, n_samples=n_samples)
     else:
         slices = slice_population(*model_and_cells, n_samples_overall, **options, weights=weights)
-    names = wanted or asked.run.genes
+    names = wanted or opened.run.genes
     _write(slices, names, out, "cell" if n_samples_overall is None else "draw")
 
 
 @query_app.command("parameters")
 def query_parameters(
     context: typer.Context,
-    parameter: Annotated[Literal["mean", "dispersions", "dropout"], typer.Option(help="Which one.")] = "mean",
+    parameter: Annotated[Literal["mean", "dispersions", "dropout"], typer.Option(help="The parameter.")] = "mean",
     genes: Genes = None,
     cells: CellNames = None,
     where: Where = None,
@@ -155,39 +155,39 @@ def query_parameters(
     """A parameter of the likelihood of the counts, at the posterior mean of each cell."""
     from atlasvi.engine.queries.likelihood_parameters import slice_parameter
 
-    asked, wanted = context.obj(), split_names(genes)
-    chosen, batches = _choose(asked, cells, where, limit), _split_batches(asked, transform_batch)
-    slices = slice_parameter(asked.run, asked.cells, chosen, parameter, wanted, batches)
-    _write(slices, wanted or asked.run.genes, out)
+    opened, wanted = context.obj(), split_names(genes)
+    chosen, batches = _choose(opened, cells, where, limit), _split_batches(opened, transform_batch)
+    slices = slice_parameter(opened.run, opened.cells, chosen, parameter, wanted, batches)
+    _write(slices, wanted or opened.run.genes, out)
 
 
 @query_app.command("library")
 def query_library(
     context: typer.Context, cells: CellNames = None, where: Where = None, limit: Limit = None, out: Out = None
 ) -> None:
-    """Library size of each cell: as observed, or its posterior mean if the model infers it."""
+    """Library size of each cell: the observed one, or its posterior mean if the model infers it."""
     from atlasvi.engine.queries.latents import slice_library
     from atlasvi.engine.queries.question_cells import name_cells
 
-    asked = context.obj()
-    chosen = _choose(asked, cells, where, limit)
-    _write(name_cells(asked.cells, chosen, slice_library(asked.run.model, asked.cells, chosen)), ["library"], out)
+    opened = context.obj()
+    chosen = _choose(opened, cells, where, limit)
+    _write(name_cells(opened.cells, chosen, slice_library(opened.run.model, opened.cells, chosen)), ["library"], out)
 
 
 @query_app.command("batch-vectors")
 def query_batch_vectors(
     context: typer.Context, cells: CellNames = None, where: Where = None, limit: Limit = None, out: Out = None
 ) -> None:
-    """The vector of each cell's batch, of a model that embeds batches."""
+    """The embedding of each cell's batch, for a model that embeds batches."""
     from atlasvi.engine.queries.latents import batch_vectors
     from atlasvi.engine.queries.obs_rows import slice_cells
 
-    asked = context.obj()
+    opened = context.obj()
     parts = (
-        (asked.cells.read_names(here), batch_vectors(asked.run.model, asked.cells, here))
-        for _, here in slice_cells(_choose(asked, cells, where, limit), asked.cells.n_cells)
+        (opened.cells.read_names(here), batch_vectors(opened.run.model, opened.cells, here))
+        for _, here in slice_cells(_choose(opened, cells, where, limit), opened.cells.n_cells)
     )
-    _write(parts, [f"v{k}" for k in range(asked.run.model.settings.embedding_dim)], out)
+    _write(parts, [f"v{k}" for k in range(opened.run.model.settings.embedding_dim)], out)
 
 
 @query_app.command("sample")
@@ -198,7 +198,7 @@ def query_sample(
     where: Where = None,
     limit: Limit = None,
     transform_batch: TransformBatch = None,
-    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws a cell; several make one row each.", min=1)] = 1,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws per cell, one row per draw.", min=1)] = 1,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
@@ -206,17 +206,17 @@ def query_sample(
     from atlasvi.engine.queries.answer_tables import write_table
     from atlasvi.engine.queries.predictive_counts import slice_counts
 
-    asked, wanted = context.obj(), split_names(genes)
+    opened, wanted = context.obj(), split_names(genes)
     slices = slice_counts(
-        asked.run,
-        asked.cells,
-        _choose(asked, cells, where, limit),
-        asked.make_generator(seed),
+        opened.run,
+        opened.cells,
+        _choose(opened, cells, where, limit),
+        opened.make_generator(seed),
         genes=wanted,
-        transform_batch=_split_batches(asked, transform_batch),
+        transform_batch=_split_batches(opened, transform_batch),
         n_samples=n_samples,
     )
-    names = wanted or asked.run.genes
+    names = wanted or opened.run.genes
     rows = write_table(slices, ["sample"] * (n_samples > 1) + names, out)
     _say_written(rows, out, "row" if n_samples > 1 else "cell")
 
@@ -225,31 +225,31 @@ def query_sample(
 def query_differential(
     context: typer.Context,
     groupby: Annotated[str | None, typer.Option(metavar="COLUMN", help="obs column of the groups to compare.")] = None,
-    group1: Annotated[str | None, typer.Option(help="Groups, by commas (default: each).")] = None,
-    group2: Annotated[str | None, typer.Option(help="The group to compare them with (default: the rest).")] = None,
+    group1: Annotated[str | None, typer.Option(help="Groups, separated by commas (default: all).")] = None,
+    group2: Annotated[str | None, typer.Option(help="The group to compare with (default: all other cells).")] = None,
     idx1: Annotated[
         str | None,
-        typer.Option(metavar="EXPRESSION", help="Instead of groups: cells, by COLUMN=VALUE or an expression over obs."),
+        typer.Option(metavar="EXPRESSION", help="Instead of groups: cells by COLUMN=VALUE or an expression over obs."),
     ] = None,
     idx2: Annotated[
-        str | None, typer.Option(metavar="EXPRESSION", help="The cells to compare them with (default: the rest).")
+        str | None, typer.Option(metavar="EXPRESSION", help="The cells to compare with (default: all others).")
     ] = None,
     mode: Annotated[
         Literal["vanilla", "change"],
-        typer.Option(help="vanilla: is a gene higher in the first group; change: by how much it changes."),
+        typer.Option(help="vanilla: whether a gene is higher in the first group; change: the size of its change."),
     ] = "vanilla",
     delta: Annotated[
-        float, typer.Option(help="Of mode change: log2 fold changes below it count as none.", min=0)
+        float, typer.Option(help="For mode change: smaller log2 fold changes count as no change.", min=0)
     ] = 0.25,
-    fdr: Annotated[float, typer.Option(help="Of mode change: expected share of false discoveries.", min=0)] = 0.05,
+    fdr: Annotated[float, typer.Option(help="For mode change: expected false discovery rate.", min=0)] = 0.05,
     batch_correction: Annotated[
         bool, typer.Option("--batch-correction", help="Decode both groups as each of the batches in turn.")
     ] = False,
-    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws of each group.", min=1)] = 5_000,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws for each group.", min=1)] = 5_000,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
-    """Genes that differ between groups of cells; with counts, their statistics too."""
+    """Genes that differ between groups of cells; if there are counts, with their statistics."""
     import pandas as pd
 
     from atlasvi.engine.queries.answer_tables import write_frame
@@ -257,25 +257,25 @@ def query_differential(
     from atlasvi.engine.queries.draw_comparison import Test
     from atlasvi.engine.queries.question_cells import CountedCells
 
-    asked = context.obj()
+    opened = context.obj()
 
     def list_groups() -> Iterable[Any]:
-        return () if groupby is None else asked.cells.read_column(groupby).unique()
+        return () if groupby is None else opened.cells.read_column(groupby).unique()
 
     test = Test(mode, delta, use_observed_batches=not batch_correction, n_samples_overall=n_samples)
     table = differential_expression(
-        asked.run.model,
-        asked.cells,
-        pd.Index(asked.run.genes),
-        asked.make_generator(seed),
+        opened.run.model,
+        opened.cells,
+        pd.Index(opened.run.genes),
+        opened.make_generator(seed),
         test,
-        n_batches=asked.run.model.settings.n_batches,
+        n_batches=opened.run.model.settings.n_batches,
         groupby=groupby,
         group1=None if group1 is None else _split_known(group1, list_groups),
         group2=group2,
         idx1=idx1,
         idx2=idx2,
-        all_stats=isinstance(asked.cells, CountedCells),
+        all_stats=isinstance(opened.cells, CountedCells),
         fdr_target=fdr,
     )
     _say_written(write_frame(table, "gene", out), out, "row")
@@ -290,26 +290,26 @@ def query_abundance(
     limit: Limit = None,
     max_cells: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Describe each sample by at most N of its cells, chosen at random.", min=1),
+        typer.Option(metavar="N", help="Use at most N cells of each sample, chosen at random.", min=1),
     ] = None,
     dof: Annotated[
         float | None,
-        typer.Option(help="Use Student's t with so many degrees of freedom for each cell, not a normal.", min=0.01),
+        typer.Option(help="Degrees of freedom of Student's t for each cell; default: a normal.", min=0.01),
     ] = None,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
-    """How likely each cell's latent is among the cells of each sample, in nats."""
+    """Log-density of each cell's latent under the cells of each sample, in nats."""
     from atlasvi.engine.queries.abundance import differential_abundance
 
-    asked = context.obj()
+    opened = context.obj()
     table = differential_abundance(
-        asked.run.model,
-        asked.cells,
-        asked.cells,
-        asked.make_generator(seed),
+        opened.run.model,
+        opened.cells,
+        opened.cells,
+        opened.make_generator(seed),
         sample_key,
-        indices=_choose(asked, cells, where, limit),
+        indices=_choose(opened, cells, where, limit),
         num_cells_posterior=max_cells,
         dof=dof,
     )
@@ -323,7 +323,7 @@ def query_elbo(
     where: Where = None,
     limit: Limit = None,
     marginal: Annotated[
-        int, typer.Option(metavar="N", help="The marginal log-likelihood too, from N samples a cell.", min=0)
+        int, typer.Option(metavar="N", help="Add the marginal log-likelihood, from N samples per cell.", min=0)
     ] = 0,
     mean: Annotated[bool, typer.Option("--mean", help="Only the mean over the cells.")] = False,
     seed: Seed = 0,
@@ -335,14 +335,14 @@ def query_elbo(
     from atlasvi.engine.queries.model_fit import FIT_COLUMNS, slice_fit
     from atlasvi.engine.queries.question_cells import name_cells, need_counts
 
-    asked = context.obj()
-    counted, chosen = need_counts(asked.cells, "the ELBO"), _choose(asked, cells, where, limit)
-    parts = slice_fit(asked.run.model, counted, asked.make_generator(seed), chosen, marginal)
+    opened = context.obj()
+    counted, chosen = need_counts(opened.cells, "the ELBO"), _choose(opened, cells, where, limit)
+    parts = slice_fit(opened.run.model, counted, opened.make_generator(seed), chosen, marginal)
     columns = FIT_COLUMNS if marginal else FIT_COLUMNS[:-1]
     if mean:
         _write(iter([(pd.Index(["mean"]), _average(parts)[None])]), columns, out, "row")
     else:
-        _write(name_cells(asked.cells, chosen, parts), columns, out)
+        _write(name_cells(opened.cells, chosen, parts), columns, out)
 
 
 @query_app.command("correlation")
@@ -352,16 +352,16 @@ def query_correlation(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
-    method: Annotated[Literal["spearman", "pearson"], typer.Option(help="Of ranks, or of values.")] = "spearman",
+    method: Annotated[Literal["spearman", "pearson"], typer.Option(help="Use ranks, or values.")] = "spearman",
     transform_batch: TransformBatch = None,
-    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws a cell.", min=1)] = 10,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws per cell.", min=1)] = 10,
     max_cells: Annotated[
-        int, typer.Option(metavar="N", help="At most N cells, chosen at random: memory holds all their draws.", min=2)
+        int, typer.Option(metavar="N", help="At most N cells, chosen at random; all draws are in memory.", min=2)
     ] = 1_000,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
-    """Correlations between genes, in expression that is drawn without the noise of counting."""
+    """Correlations between genes, in expression drawn without the noise of counting."""
     import pandas as pd
 
     from atlasvi.engine.queries.cell_choice import sample_cells
@@ -369,53 +369,53 @@ def query_correlation(
     from atlasvi.engine.queries.model_names import find_batches, find_genes
     from atlasvi.engine.queries.question_cells import take_chosen
 
-    asked, wanted = context.obj(), split_names(genes)
-    generator, chosen = asked.make_generator(seed), _choose(asked, cells, where, limit)
+    opened, wanted = context.obj(), split_names(genes)
+    generator, chosen = opened.make_generator(seed), _choose(opened, cells, where, limit)
     matrix = correlate_genes(
-        asked.run.model,
-        asked.cells,
+        opened.run.model,
+        opened.cells,
         generator,
-        indices=sample_cells(take_chosen(chosen, 0, asked.cells.n_cells), max_cells, generator),
-        columns=find_genes(asked.run, wanted, asked.cells.path),
+        indices=sample_cells(take_chosen(chosen, 0, opened.cells.n_cells), max_cells, generator),
+        columns=find_genes(opened.run, wanted, opened.cells.path),
         n_samples=n_samples,
-        transform_batch=find_batches(asked.run, _split_batches(asked, transform_batch)),
+        transform_batch=find_batches(opened.run, _split_batches(opened, transform_batch)),
         correlation_type=method,
     )
-    names = wanted or asked.run.genes
+    names = wanted or opened.run.genes
     _write(iter([(pd.Index(names), matrix)]), names, out, "gene")
 
 
 def _choose(
-    asked: "OpenedQuestion", names: str | None, where: list[str] | None, limit: int | None
+    opened: "OpenedQuestion", names: str | None, where: list[str] | None, limit: int | None
 ) -> np.ndarray | None:
-    """int64, ascending: indices of the cells that are asked about; None: all."""
+    """Ascending int64 indices of the chosen cells; None: all."""
     from atlasvi.engine.queries.cell_choice import choose_cells
 
     if names is None and not where and limit is None:
         return None
-    return choose_cells(asked.cells, split_names(names), where or [], limit)
+    return choose_cells(opened.cells, split_names(names), where or [], limit)
 
 
 def _split_known(text: str, list_known: Callable[[], Iterable[Any]]) -> list[str]:
-    """Names separated by commas; or the whole text where it is one of the known names, which may hold commas."""
+    """Names separated by commas; or the whole text if it is a known name, because names may contain commas."""
     if "," in text and text in map(str, list_known()):
         return [text]
     return split_names(text) or []
 
 
-def _split_batches(asked: "OpenedQuestion", text: str | None) -> list[str] | None:
-    return None if text is None else _split_known(text, lambda: asked.run.setup.batch_categories)
+def _split_batches(opened: "OpenedQuestion", text: str | None) -> list[str] | None:
+    return None if text is None else _split_known(text, lambda: opened.run.setup.batch_categories)
 
 
 def _average(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """The mean over all rows of arrays [rows, columns]. Raises QueryError if there is none."""
+    """The mean over all rows of arrays [rows, columns]. Raises QueryError if there are no rows."""
     from atlasvi.engine.queries.question_cells import QueryError
 
     sums, n = np.zeros(1), 0
     for part in parts:
         sums, n = sums + part.sum(0, dtype=np.float64), n + len(part)
     if n == 0:
-        raise QueryError("No cell is asked for, so there is no mean.")
+        raise QueryError("No cell was chosen, so there is no mean.")
     return sums / n
 
 

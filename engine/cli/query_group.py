@@ -1,4 +1,4 @@
-"""How the words after `atlasvi query` are read."""
+"""Parse the words after `atlasvi query`."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ GROUP_OPTIONS = ("--model", "--device")
 
 
 class QueryGroup(TyperGroup):
-    """Takes its options wherever they stand, and DATA between MINI or RUN and the command."""
+    """Accepts its options anywhere, and DATA between MINI or RUN and the command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments, the options of the group first: a group reads its options before all else."""
+        """The arguments with the group's options first, because typer reads a group's options first."""
         moved: list[str] = []
         rest: list[str] = []
-        given = iter(args)
-        for argument in given:
-            if argument in GROUP_OPTIONS and (value := next(given, None)) is not None:
+        words = iter(args)
+        for argument in words:
+            if argument in GROUP_OPTIONS and (value := next(words, None)) is not None:
                 moved += [argument, value]
             else:
                 (moved if argument.startswith(tuple(f"{name}=" for name in GROUP_OPTIONS)) else rest).append(argument)

@@ -1,4 +1,4 @@
-"""The processes of one run: started, found, watched, stopped; sums over them.
+"""The processes of one run: starting them, connecting them, watching them, stopping them, and sums over them.
 
-It may import the files beside the subpackages alone.
+Of this package it may import only the files beside the subpackages.
 """

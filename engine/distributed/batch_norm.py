@@ -1,4 +1,4 @@
-"""Batch norm over the cells of all ranks: what one process would compute on the whole minibatch."""
+"""Batch norm over the cells of all ranks: the same result as one process on the whole minibatch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 
 class SharedBatchNorm(nn.BatchNorm1d):
-    """BatchNorm1d whose minibatch is shared by the ranks; same parameters and buffers, equal on all of them.
+    """BatchNorm1d over a minibatch that is split over ranks; its parameters and buffers are equal on all of them.
 
-    For CPUs, where torch's SyncBatchNorm does not run.
+    For CPUs, where torch's SyncBatchNorm does not work.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """[cells of this rank, features], normalised by mean and variance over the cells of all ranks."""
         if not self.training:
             return super().forward(input)
-        wide = input.double()  # a variance from sums of squares
+        wide = input.double()  # float64, because the variance comes from sums of squares
         count = torch.full_like(wide[:1, :1].sum(0), len(wide)).expand(1)
         sums = _SumOverRanks.apply(torch.cat([wide.sum(0), wide.square().sum(0), count]))
         n, width = sums[-1], wide.shape[1]
@@ -52,7 +52,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def share_batch_norm(model: nn.Module) -> None:
-    """Replace each BatchNorm1d of a model by one over all ranks; before anything holds its parameters."""
+    """Replace each BatchNorm1d of a model by one over all ranks; call it before its parameters are used elsewhere."""
     for module in list(model.modules()):
         for name, norm in module.named_children():
             if type(norm) is nn.BatchNorm1d:
@@ -64,7 +64,7 @@ def share_batch_norm(model: nn.Module) -> None:
 
 @contextmanager
 def evaluating_norms(model: nn.Module) -> Iterator[None]:
-    """Norms over all ranks use their running statistics: for a minibatch of one cell, which has no variance."""
+    """Norms use their running statistics in this block: for a minibatch of one cell, which has no variance."""
     norms = [norm for norm in model.modules() if isinstance(norm, SharedBatchNorm | nn.SyncBatchNorm) and norm.training]
     for norm in norms:
         norm.eval()

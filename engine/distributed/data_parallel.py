@@ -1,7 +1,7 @@
-"""Gradients added up over all ranks by torch's DistributedDataParallel, while the backward pass still runs.
+"""Gradients summed over all ranks by torch's DistributedDataParallel, overlapping with the backward pass.
 
-DistributedDataParallel takes the mean over ranks; our loss is the mean over the cells of a step, of which each rank has
-its share, so gradients are to be added up: the loss is multiplied by the number of ranks before the backward pass.
+DistributedDataParallel averages over ranks. Our loss is the mean over all cells of a step, so each rank's part must be
+summed instead: the loss is multiplied by the number of ranks before the backward pass.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from atlasvi.engine.distributed.ranks import BrokenGroup, Ranks
 
-BUCKET_BYTES = 2**20  # gradients are sent together until they are so many: the output layer's goes by itself
+BUCKET_BYTES = 2**20  # size of the buckets in which gradients are sent; the output layer has its own
 
 
 class DataParallel:
-    """A model whose gradients are those of all ranks after each backward pass; without a group, the model as it is.
+    """A model whose gradients are summed over all ranks in each backward pass; on a single rank just the model.
 
-    compress  'bf16' sends half the bytes, in bfloat16
+    compress  'bf16' sends the gradients in bfloat16, half the bytes
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks, compress: str = "none") -> None:
@@ -34,15 +34,15 @@ class DataParallel:
         with ranks.waiting("making the model"):
             self._parallel = DistributedDataParallel(
                 model,
-                broadcast_buffers=False,  # all ranks compute the same ones
-                init_sync=False,  # and began with the same weights
+                broadcast_buffers=False,  # all ranks compute the same buffers
+                init_sync=False,  # and start from the same weights
                 bucket_cap_mb=BUCKET_BYTES / 2**20,
                 gradient_as_bucket_view=True,
             )
         hook = bf16_compress_hook if compress == "bf16" else allreduce_hook
 
         def send(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-            if bucket.is_last():  # this rank has computed all: a rank that is late is another one
+            if bucket.is_last():  # this rank is done computing: it now waits for others
                 ranks.note("adding up the gradients", waiting=True)
             return hook(group, bucket)
 
@@ -50,7 +50,7 @@ class DataParallel:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of gradients that this rank hands to the sum over ranks, once a step; 0 without a group."""
+        """Bytes of gradients that this rank sends into the all-reduce of each step; 0 on a single rank."""
         return sum(self.bucket_sizes) if self._ranks.reduces else 0
 
     def __call__(self, *arguments: Any) -> Any:
@@ -58,11 +58,11 @@ class DataParallel:
         return (self._parallel or self._model)(*arguments)
 
     def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
-        """For forward and backward of one of the minibatches of a step: the last one's backward sends the gradients."""
+        """For forward and backward of a minibatch of a step: only the last one's backward pass sends the gradients."""
         return nullcontext() if is_last or self._parallel is None else self._parallel.no_sync()
 
     def backward(self, loss: Tensor) -> None:
-        """The backward pass; `loss` is this rank's share of the sum. Raises BrokenGroup if a rank is gone."""
+        """The backward pass; `loss` is this rank's part of the sum. Raises BrokenGroup if a rank is gone."""
         if self._parallel is None:
             loss.backward()
             return
@@ -76,9 +76,9 @@ class DataParallel:
 
 
 def plan_bucket_sizes(parameters: Sequence[nn.Parameter], compress: str = "none") -> list[int]:
-    """Bytes of the gradients that are sent together, in the order in which the backward pass computes them.
+    """Bytes of each bucket of gradients, in the order in which the backward pass computes them.
 
-    It goes from the last parameter to the first.
+    The backward pass goes from the last parameter to the first.
     """
     buckets: list[list[nn.Parameter]] = [[]]
     for parameter in reversed(parameters):

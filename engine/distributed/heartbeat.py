@@ -1,7 +1,7 @@
 """No rank hangs in silence: each sends a heartbeat twice a second, and rank 0 names the rank that fails or hangs.
 
-A heartbeat says what the rank's main thread does. Heartbeats go through the key-value store of the rendezvous (torch's
-TCPStore), on threads of their own: they are sent while the main thread computes, waits for other ranks, or hangs.
+A heartbeat contains what the rank's main thread is doing. Heartbeats go through the key-value store of the rendezvous
+(torch's TCPStore), on separate threads: they are sent even while the main thread computes, waits or hangs.
 """
 
 import json
@@ -17,18 +17,21 @@ from typing import Any
 from atlasvi.engine.terminal import say
 
 INTERVAL_S = 0.5  # between heartbeats of a rank
-SILENCE_S = 4.0  # once a connection has broken, a process that has sent no heartbeat for so long is gone
-BARRIER_S = 0.05  # between looks whether the other ranks have come to a barrier
-GRACE_S = 10.0  # that the main thread has to end by itself once it is known that the run is over
+SILENCE_S = 4.0  # after a broken connection, a process without a heartbeat for this long is gone
+BARRIER_S = 0.05  # between checks whether the other ranks have reached a barrier
+GRACE_S = 10.0  # time for the main thread to end by itself after the run was aborted
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The last heartbeat of a rank.
+    """The latest heartbeat of a rank.
 
-    n_begun   how many things its main thread has begun; what: the last of them; waiting: whether for other ranks
+    n_begun   number of activities that its main thread has begun
+    what      the latest of them
+    waiting   whether that one waits for other ranks
     sent      when it was sent, in seconds of the sender's clock
-    received  when a new one came last; changed: when `n_begun` changed last; seconds of this process's clock
+    received  when the latest one was received, in seconds of this process's clock
+    changed   when `n_begun` last changed, in seconds of this process's clock
     """
 
     rank: int
@@ -48,10 +51,10 @@ class Heartbeat:
 def find_failed_rank(
     heartbeats: Sequence[Heartbeat], now: float, timeout_s: float, silence_s: float
 ) -> tuple[int, str] | None:
-    """The rank that holds up the others (-1: none of them) and a sentence that says how; None while all is well.
+    """The rank that holds up the others (-1: none of them) and a sentence about it; None if there is no failure.
 
-    A rank that has sent no heartbeat for `silence_s` is gone. One that does the same thing for `timeout_s`, without
-    waiting for others, hangs. If all ranks have waited for each other for that long, the network between them fails.
+    A rank that has sent no heartbeat for `silence_s` is gone. A rank that has been in one activity for `timeout_s`,
+    without waiting for others, hangs. If all ranks have waited for each other for that long, the network has failed.
     """
     stalled = [heartbeat for heartbeat in heartbeats if now - heartbeat.changed > timeout_s]
     for heartbeat in heartbeats:
@@ -66,15 +69,15 @@ def find_failed_rank(
             seconds = now - heartbeat.changed
             return heartbeat.rank, f"{heartbeat} hangs: it has been in {heartbeat.what} for {seconds:.0f} s"
     if len(stalled) == len(heartbeats):
-        return -1, f"all ranks have waited for each other for {timeout_s:.0f} s: the network between them fails"
+        return -1, f"all ranks have waited for each other for {timeout_s:.0f} s: the network between them has failed"
     return None
 
 
 class HeartbeatMonitor:
     """Sends the heartbeats of this rank and receives those of others, from `start` to `stop`.
 
-    store      of torch.distributed, with a prefix of its own for this attempt
-    timeout_s  after which a rank that does nothing new, or sends no heartbeat, ends the run
+    store      of torch.distributed, with its own prefix for this attempt
+    timeout_s  seconds after which a rank that makes no progress, or sends no heartbeat, ends the run
     """
 
     def __init__(self, store: Any, rank: int, world_size: int, timeout_s: float) -> None:
@@ -94,24 +97,24 @@ class HeartbeatMonitor:
         ]
 
     def start(self) -> None:
-        """Begin to send heartbeats. Every rank must have begun before any waits for another."""
+        """Start sending heartbeats. Every rank must have started before any rank waits for another."""
         self._send(self._store)
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """The run has ended well: heartbeats are no longer sent or looked at."""
+        """Stop sending and checking heartbeats, after the run has ended well."""
         self.note("leaving", waiting=True)
         self._stopped.set()
         for thread in self._threads:
             thread.join()
 
     def note(self, what: str, waiting: bool = False) -> None:
-        """The main thread begins something; `waiting` if only other ranks can end it."""
+        """Record that the main thread begins an activity; `waiting` if only other ranks can end it."""
         self._state = (self._state[0] + 1, what, waiting)
 
     def wait_for_all(self) -> None:
-        """Wait until every rank is here, without a limit as long as none fails. Raises RuntimeError if one has."""
+        """Wait until every rank is here, without a time limit as long as none fails. Raises RuntimeError if one has."""
         self._n_barriers += 1
         key = f"barrier/{self._n_barriers}"
         self._store.add(key, 1)
@@ -120,7 +123,7 @@ class HeartbeatMonitor:
                 raise RuntimeError(self._failure)
 
     def report_failure(self, sentence: str, status: int) -> bool:
-        """Send rank 0 why this rank ends early, and with what status. Returns whether rank 0 has received it."""
+        """Send rank 0 why this rank ends early, and its exit status. Returns whether rank 0 has received it."""
         try:
             self._send(self._store)
             self._store.set(f"failure/{self.rank}", json.dumps([sentence, status]))
@@ -135,28 +138,28 @@ class HeartbeatMonitor:
         return False
 
     def abort(self, status: int) -> None:
-        """Rank 0 ends early: all ranks are to end, with that status."""
+        """End all ranks with this exit status, because rank 0 ends early."""
         try:
             self._store.set("aborted", str(status))
-            time.sleep(3 * INTERVAL_S)  # the store may end with this process: the others must have read it
+            time.sleep(3 * INTERVAL_S)  # the store may end with this process, so the others must read it first
         except RuntimeError:
             pass
 
     def await_decision(self) -> str | None:
-        """The sentence that says which rank failed, after a connection has broken; None if it can't be found out."""
+        """A sentence on which rank failed, after a connection has broken; None if it can't be found out."""
         self._silence_s = min(SILENCE_S, self.timeout_s)
         self._decided.wait(2 * SILENCE_S)
         return self._failure
 
     def end_within(self, seconds: float) -> None:
-        """End the process if it has not ended by then: libraries may wait for ranks that are gone as they close."""
+        """End the process if it is still running by then: on exit, libraries may wait for ranks that are gone."""
         self._later(seconds, os._exit, 1)
 
     def _send(self, store: Any) -> None:
         store.set(f"heartbeat/{self.rank}", json.dumps([*self._place, *self._state, time.monotonic()]))
 
     def _exchange(self) -> None:
-        """Send a heartbeat, receive those of others, decide whether the run is over; again and again."""
+        """Repeatedly send a heartbeat, receive those of others, and decide whether the run is over."""
         try:
             store = self._store.clone()
             while not self._stopped.wait(INTERVAL_S):
@@ -172,12 +175,12 @@ class HeartbeatMonitor:
                 if self._failure is None and (found := self._look_for_failure()) is not None:
                     self._decide(store, *found)
         except RuntimeError:
-            pass  # the store is gone: `_watch_connection` sees that nothing is received any more
+            pass  # the store is gone: `_watch_connection` notices that
 
     def _receive_all(self, store: Any) -> None:
-        """The heartbeats of all ranks, and the failure that one of them may have reported."""
+        """Receive the heartbeats of all ranks, and a failure that one of them may have reported."""
         has_failed = store.add("failures", 0) > 0
-        self._receive(store, range(self.world_size))  # after that: the last heartbeat of the rank that failed
+        self._receive(store, range(self.world_size))  # again, for the last heartbeat of the failed rank
         if has_failed and self._failure is None:
             for rank in range(self.world_size):
                 if store.check([f"failure/{rank}"]):
@@ -198,13 +201,13 @@ class HeartbeatMonitor:
             self._heartbeats[rank] = heartbeat
 
     def _look_for_failure(self) -> tuple[int, str] | None:
-        """The rank that failed, by the heartbeats received; ranks above 0 only watch rank 0."""
+        """The rank that failed, judged by heartbeats; ranks above 0 only watch rank 0."""
         present = [heartbeat for heartbeat in self._heartbeats.values() if heartbeat.what != "leaving"]
         timeout = self.timeout_s if self.rank == 0 else float("inf")
         return find_failed_rank(present, time.monotonic(), timeout, self._silence_s) if present else None
 
     def _decide(self, store: Any, failed_rank: int, sentence: str) -> None:
-        """The run is over; the main thread has a while to end it in good order, unless it is what hangs."""
+        """End the run; the main thread has some time to do so in good order, unless it is the one that hangs."""
         self._failure = sentence
         self._decided.set()
         if self.rank == 0:
@@ -222,14 +225,14 @@ class HeartbeatMonitor:
             if time.monotonic() - self._last_exchange > self.timeout_s:
                 self._end(
                     f"rank {self.rank} on {self._place[0]} has not reached the other ranks for {self.timeout_s:.0f} s: "
-                    "the network or the machine of rank 0 fails"
+                    "the network or the machine of rank 0 has failed"
                 )
 
     def _end(self, sentence: str | None) -> None:
         if self._stopped.is_set():
             return
         if sentence is not None:
-            say(f"atlasvi: {sentence}. Go on from what was saved last.", error=True)
+            say(f"atlasvi: {sentence}. Resume from the last checkpoint.", error=True)
         sys.stderr.flush()
         sys.stdout.flush()
         os._exit(self.status)

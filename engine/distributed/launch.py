@@ -1,4 +1,4 @@
-"""Start one command as many processes, on this machine or on several: torchrun without knowing torchrun."""
+"""Start one command as many processes, on one machine or several: torchrun for users who don't know torchrun."""
 
 import logging
 import os
@@ -16,40 +16,40 @@ from atlasvi.engine.distributed.signals import EXIT_RESUMABLE
 from atlasvi.engine.terminal import say
 from atlasvi.loaders.errors import AtlasviError
 
-LAUNCHED = "ATLASVI_LAUNCH"  # environment of the processes: what to write before a command to launch it alike
+LAUNCHED = "ATLASVI_LAUNCH"  # environment variable: the words before a command that launch it in the same way
 
 
 class LaunchError(AtlasviError, RuntimeError):
-    """The processes can't be started, or did not come together."""
+    """The processes can't be started, or did not find each other."""
 
 
 def launch(
     command: Sequence[str], n_processes: int, *, max_restarts: int = 0, n_nodes: int = 1, rendezvous: str | None = None
 ) -> int:
-    """Run `atlasvi COMMAND...` as `n_processes` processes on each of `n_nodes` machines; the exit status.
+    """Run `atlasvi COMMAND...` as `n_processes` processes on each of `n_nodes` machines; returns the exit status.
 
-    max_restarts  how often, when a process fails or is killed, all of them are started again
-    rendezvous    HOST:PORT of one of the machines, the same on all of them; needed for several
-    On SIGTERM and SIGINT all processes stop: a training writes a checkpoint, and the status is 75 (EX_TEMPFAIL),
-    on which a scheduler can requeue. Raises LaunchError if the machines do not meet.
+    max_restarts  how many times all processes are restarted after one of them failed or was killed
+    rendezvous    HOST:PORT of one of the machines, the same on all; needed for several machines
+    On SIGTERM and SIGINT all processes stop: training writes a checkpoint, and the status is 75 (EX_TEMPFAIL), on
+    which a scheduler can requeue. Raises LaunchError if the machines do not find each other.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed"):  # each has a level of its own
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # tables of tracebacks; ours are sentences
+        if name.startswith("torch.distributed"):  # each logger has its own level
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # it logs tables of tracebacks; we print sentences
     if n_nodes > 1 and rendezvous is None:
         raise LaunchError(
-            "launch: several machines need a place to meet: give all of them the same --rendezvous HOST:PORT."
+            "launch: several machines need a rendezvous: pass the same --rendezvous HOST:PORT on all of them."
         )
-    if "OMP_NUM_THREADS" not in os.environ:  # else each process takes all cores
+    if "OMP_NUM_THREADS" not in os.environ:  # else each process would use all cores
         os.environ["OMP_NUM_THREADS"] = str(max(len(os.sched_getaffinity(0)) // n_processes, 1))
     address, configs = None, {}
     if rendezvous is not None:
         address = find_address(rendezvous)
-        # torch would judge by the host's name, which need not stand for the address that the others reach it by
+        # torch would use the host's name, which may resolve to another address than the one the others can reach
         configs = {"is_host": address == socket.gethostbyname(rendezvous.rpartition(":")[0])}
         if (interface := find_interface(address)) is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -77,10 +77,10 @@ def launch(
         return explain_end(error.failures)
     except RendezvousError as error:
         raise LaunchError(
-            f"launch: the machines did not meet at {rendezvous} ({error}): see that each reaches it."
+            f"launch: the machines did not meet at {rendezvous} ({error}): check that each of them can reach it."
         ) from None
     except Exception as error:
-        if type(error).__name__ != "SignalException":  # torch moved it between modules
+        if type(error).__name__ != "SignalException":  # by name, because torch has moved the class
             raise
         return EXIT_RESUMABLE
     finally:
@@ -89,7 +89,7 @@ def launch(
 
 
 def launch_prefix() -> str:
-    """What stands before a command to start it as this process was started: `atlasvi`, or that with a launch."""
+    """The words before a command that start it as this process was started: `atlasvi`, perhaps with a launch."""
     if LAUNCHED in os.environ:
         return os.environ[LAUNCHED]
     by_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -97,14 +97,14 @@ def launch_prefix() -> str:
 
 
 def find_address(rendezvous: str) -> str:
-    """The address by which this machine reaches HOST:PORT. Raises LaunchError if it knows no way there."""
+    """This machine's address in the network of HOST:PORT. Raises LaunchError if it can't reach that network."""
     host, _, port = rendezvous.rpartition(":")
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # nothing is sent
             probe.connect((host, int(port)))
             return probe.getsockname()[0]
     except (OSError, ValueError) as error:
-        raise LaunchError(f"launch: --rendezvous {rendezvous} can't be reached ({error}): write HOST:PORT.") from None
+        raise LaunchError(f"launch: --rendezvous {rendezvous} can't be reached ({error}): use HOST:PORT.") from None
 
 
 def find_interface(address: str) -> str | None:
@@ -114,12 +114,12 @@ def find_interface(address: str) -> str | None:
 
 
 def explain_end(failures: dict[int, Any]) -> int:
-    """The exit status that the ends of the processes come to; says so where a process was killed without a word."""
+    """The exit status from how the processes ended; prints a line if a process was killed silently."""
     statuses = [failure.exitcode for failure in failures.values()]
     if EXIT_RESUMABLE in statuses:
         return EXIT_RESUMABLE
     for rank, failure in failures.items():
-        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # by which torch ends those that are left
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # torch ends the remaining processes with it
             name = signal.Signals(-failure.exitcode).name
             say(f"atlasvi: launch: rank {rank} was ended by {name}, and no restart was left.", error=True)
     return 1

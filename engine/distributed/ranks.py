@@ -1,6 +1,6 @@
-"""The processes of one run: torchrun starts them, each takes its share of every minibatch. One process is a group too.
+"""The processes of one run: torchrun starts them, and each computes a part of every minibatch.
 
-Rank 0 alone prints, reads and writes the run directory; what it reads, it sends the others.
+Only rank 0 prints, reads and writes the run directory; it sends the others what it read.
 """
 
 import json
@@ -33,13 +33,13 @@ class RankError(AtlasviError, RuntimeError):
 
 
 class BrokenGroup(RuntimeError):
-    """A collective failed: some rank is not there any more."""
+    """A collective operation failed because some rank is gone."""
 
     keeps_work = True
 
 
 class Ranks:
-    """This process among those of a run; by itself it is rank 0 of 1, and no call costs anything."""
+    """This process as a member of a run. A single process is rank 0 of 1, and its calls cost nothing."""
 
     def __init__(self, rank: int = 0, world_size: int = 1, monitor: HeartbeatMonitor | None = None) -> None:
         self.rank, self.world_size, self._monitor = rank, world_size, monitor
@@ -52,20 +52,20 @@ class Ranks:
 
     @property
     def reduces(self) -> bool:
-        """Whether there is a group at all; torchrun makes one of a single process too."""
+        """Whether there is a process group; torchrun makes one for a single process too."""
         return self._monitor is not None
 
     def note(self, what: str, waiting: bool = False) -> None:
-        """Record what the main thread begins, for the sentence that names it if it never ends.
+        """Record what the main thread begins, for the error message if it never ends.
 
-        waiting  whether it waits for other ranks
+        waiting  True if it waits for other ranks
         """
         if self._monitor is not None:
             self._monitor.note(what, waiting)
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """The block waits for other ranks. Raises BrokenGroup if one is gone."""
+        """In this block the main thread waits for other ranks. Raises BrokenGroup if one is gone."""
         if self._monitor is None:
             yield
             return
@@ -77,14 +77,14 @@ class Ranks:
         self._monitor.note(f"what follows {what}")
 
     def start_sum(self, values: Tensor) -> Any:
-        """Begin to add `values` up over all ranks, in place; the handle's `wait` ends it. None without a group."""
+        """Start summing `values` over all ranks, in place; call `wait` on the result. None on a single rank."""
         try:
             return dist.all_reduce(values, async_op=True) if self.reduces else None
         except RuntimeError as error:
             raise BrokenGroup(str(error).splitlines()[0]) from error
 
     def sum(self, values: np.ndarray, what: str) -> np.ndarray:
-        """float64 values added up over all ranks."""
+        """Sum of float64 values over all ranks."""
         if self._monitor is None:
             return values
         tensor = torch.from_numpy(np.asarray(values, np.float64).copy())
@@ -93,7 +93,7 @@ class Ranks:
         return tensor.numpy()
 
     def bytes_from_first(self, make: Callable[[], bytes], what: str) -> bytes:
-        """What `make` gives on rank 0, the only one that calls it."""
+        """The bytes that `make` returns on rank 0, where alone it is called; on all ranks."""
         if self._monitor is None:
             return make()
         content = make() if self.is_first else b""
@@ -105,17 +105,17 @@ class Ranks:
         return tensor.numpy().tobytes()
 
     def from_first(self, make: Callable[[], Any], what: str) -> Any:
-        """The plain value (one that JSON can hold) that `make` gives on rank 0, the only one that calls it."""
+        """The plain (JSON) value that `make` returns on rank 0, where alone it is called; on all ranks."""
         if self._monitor is None:
             return make()
         return json.loads(self.bytes_from_first(lambda: json.dumps(make()).encode(), what))
 
     def wait_for_all(self, what: str) -> None:
-        """Until all ranks are here, however long that takes as long as they move."""
+        """Wait until all ranks are here, for as long as they make progress."""
         if self._monitor is not None:
             with self.waiting(what):
                 self._monitor.wait_for_all()
-                dist.barrier()  # rank 0 may end now, and the store with it: no rank needs it any more
+                dist.barrier()  # after this no rank needs the store, so rank 0 may end
 
 
 _joined: Ranks | None = None
@@ -123,11 +123,11 @@ _joined: Ranks | None = None
 
 @contextmanager
 def join_ranks(timeout_s: float = RANK_TIMEOUT_S) -> Iterator[Ranks]:
-    """The group that torchrun (or `atlasvi launch`) started this process in, for the block; else this process alone.
+    """The group in which torchrun (or `atlasvi launch`) started this process, for the block; else this process alone.
 
-    timeout_s  a rank that fails, hangs or is not heard of for so long ends all of them, and rank 0 says which it was
-    An error in the block is raised on rank 0, whichever rank it happened on; the other ranks exit with its status, and
-    say nothing. Within a block, another gives the same group. Raises RankError if another rank was at fault.
+    timeout_s  a rank that fails, hangs or sends no heartbeat for this long ends all ranks, and rank 0 names it
+    An error in the block is raised on rank 0, whichever rank it happened on; the other ranks exit silently with its
+    status. A nested block returns the same group. Raises RankError if another rank failed.
     """
     global _joined
     if _joined is not None:
@@ -140,7 +140,7 @@ def join_ranks(timeout_s: float = RANK_TIMEOUT_S) -> Iterator[Ranks]:
     try:
         yield _joined
     except BaseException as error:
-        if threading.current_thread() is threading.main_thread():  # torchrun ends what is left; first we say why
+        if threading.current_thread() is threading.main_thread():  # torchrun stops the others: first report why
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         monitor.end_within(3 * GRACE_S)
         raise _agree_on(error, _joined, monitor) from error
@@ -156,7 +156,7 @@ def _join(timeout_s: float) -> tuple[Ranks, HeartbeatMonitor]:
     n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if n_devices:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % n_devices)
-    # NCCL wants a device for each rank; gloo sums over ranks that share one, by way of the host
+    # NCCL needs one device per rank; gloo can sum over ranks that share a device, through the host
     shares_devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > n_devices
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     limit = timedelta(seconds=timeout_s)
@@ -170,12 +170,12 @@ def _join(timeout_s: float) -> tuple[Ranks, HeartbeatMonitor]:
             store=dist.PrefixStore("collectives", store),
             rank=rank,
             world_size=world_size,
-            timeout=2 * limit,  # heartbeats show what is wrong within one
+            timeout=2 * limit,  # heartbeats find a failure within one `limit`
         )
     except (RuntimeError, TimeoutError) as error:
         raise RankError(
             f"rank {rank} of {world_size}: the ranks did not meet at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}): see that all start and reach each other."
+            f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}): check that all start and reach each other."
         ) from error
     monitor.start()
     ranks = Ranks(rank, world_size, monitor)
@@ -185,14 +185,14 @@ def _join(timeout_s: float) -> tuple[Ranks, HeartbeatMonitor]:
 
 
 def _agree_on(error: BaseException, ranks: Ranks, monitor: HeartbeatMonitor) -> BaseException:
-    """What this rank is to raise: rank 0 what went wrong on any, the others an exit that prints nothing."""
+    """The error for this rank to raise: on rank 0 the failure of any rank, on others an exit that prints nothing."""
     if isinstance(error, BrokenGroup):
         found_failure = monitor.await_decision()
         if not ranks.is_first and found_failure is None:
-            return SystemExit(monitor.status)  # rank 0 knows more
+            return SystemExit(monitor.status)  # rank 0 reports the failure
         cause = found_failure or f"the connection to another rank broke ({error})"
         found = RankError(
-            f"{cause if ranks.is_first else f'rank {ranks.rank}: {cause}'}. Go on from what was saved last."
+            f"{cause if ranks.is_first else f'rank {ranks.rank}: {cause}'}. Resume from the last checkpoint."
         )
         found.exit_status = monitor.status
         return found

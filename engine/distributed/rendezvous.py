@@ -1,4 +1,4 @@
-"""Processes find each other in a store that may still hold what an earlier attempt of them wrote there."""
+"""Connect the processes of one attempt through a store that may still hold entries of an earlier attempt."""
 
 import time
 import uuid
@@ -8,11 +8,11 @@ LOOK_S = 0.02
 
 
 def meet(store: Any, rank: int, world_size: int, timeout_s: float) -> str:
-    """A name that this attempt has to itself, the same on all ranks, once all of them are here.
+    """A name used only by this attempt, the same on all ranks, once all ranks have started.
 
-    torchrun keeps its store when it starts the processes again, and what counts the attempts differs between machines.
-    So each rank shows a word of its own, rank 0 answers it with the name, and waits until the rank has taken it.
-    Raises TimeoutError naming the ranks that did not come, RuntimeError if the store is gone.
+    torchrun keeps its store when it restarts the processes, and its counters of attempts can differ between machines.
+    So each rank writes a random word, rank 0 answers it with the name, and waits until the rank has read it.
+    Raises TimeoutError with the ranks that are missing, RuntimeError if the store is gone.
     """
     word, until = uuid.uuid4().hex, time.monotonic() + timeout_s
     if rank > 0:
@@ -25,8 +25,8 @@ def meet(store: Any, rank: int, world_size: int, timeout_s: float) -> str:
     missing = list(range(1, world_size))
     while missing:
         for other in missing:
-            if said := _read(store, f"hello/{other}"):
-                store.set(f"welcome/{other}", said + word)
+            if greeting := _read(store, f"hello/{other}"):
+                store.set(f"welcome/{other}", greeting + word)
         missing = [other for other in missing if _read(store, f"here/{other}") != word]
         if missing:
             _wait(until, f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:8]))}")
@@ -39,5 +39,5 @@ def _read(store: Any, key: str) -> str:
 
 def _wait(until: float, who: str) -> None:
     if time.monotonic() > until:
-        raise TimeoutError(f"{who} did not come")
+        raise TimeoutError(f"{who} did not start in time")
     time.sleep(LOOK_S)

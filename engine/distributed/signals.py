@@ -1,4 +1,4 @@
-"""Stopping when asked to: the current step is finished, a checkpoint written, the way to go on said."""
+"""Stopping on a signal: the current step is finished, a checkpoint written, and the command to resume printed."""
 
 import signal
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h, "try again later": a scheduler
 
 
 class TrainingInterrupted(AtlasviError):
-    """A signal asked to stop; what was done is saved. The command line ends with status 75.
+    """A signal stopped the run, and its work is saved. The command line ends with status 75.
 
-    agreed  whether all ranks stop, at the same step
-    what    what happened, without where it was saved and how to go on
+    agreed  whether all ranks stop at the same step
+    what    what happened, without where it was saved and how to resume
     """
 
     exit_status, keeps_work = EXIT_RESUMABLE, True
@@ -22,19 +22,19 @@ class TrainingInterrupted(AtlasviError):
 
 
 class StopNow(BaseException):
-    """SIGTERM came while there was nothing to save yet.
+    """SIGTERM came before there was anything to save.
 
-    Not an Exception, as KeyboardInterrupt is none: it is raised wherever the program happens to be, and a library that
-    is interrupted, or our own readers of damaged files, would take an Exception for a fault of what they do.
+    Like KeyboardInterrupt it is not an Exception: it can be raised anywhere in the program, and a library, or our own
+    readers of damaged files, would take an Exception for an error of their own work.
     """
 
     exit_status, keeps_work = EXIT_RESUMABLE, True
 
 
 class Signals:
-    """What SIGINT and SIGTERM have asked for.
+    """The SIGINT and SIGTERM signals received so far.
 
-    caught   names of the signals, as they came
+    caught   names of the signals, in order
     waits    False: there is nothing to save yet, and SIGTERM ends the block at once
     """
 
@@ -43,24 +43,24 @@ class Signals:
         self.waits = False
 
     def note(self, number: int, frame: object) -> None:
-        """Take a signal; the second SIGINT, or one before there is anything to save, interrupts at once."""
+        """Record a signal; a second SIGINT, or one before there is anything to save, interrupts at once."""
         if number == signal.SIGINT and (self.caught or not self.waits):
             raise KeyboardInterrupt
         self.caught.append(signal.Signals(number).name)
         if not self.waits:
-            raise StopNow(f"stopped by {self.caught[0]}: give the same command again.")
+            raise StopNow(f"stopped by {self.caught[0]}: run the same command again.")
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Signals]:
-    """Take SIGINT and SIGTERM, for the block.
+    """Handle SIGINT and SIGTERM in this block.
 
-    Raises TrainingInterrupted where SIGTERM ended the block at once, KeyboardInterrupt where SIGINT did.
+    Raises TrainingInterrupted if SIGTERM ended the block at once, KeyboardInterrupt if SIGINT did.
     """
     signals = Signals()
     try:
         before = {number: signal.signal(number, signals.note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are the caller's matter
+    except ValueError:  # not in the main thread: then the caller handles signals
         yield signals
         return
     try:

@@ -1,4 +1,4 @@
-"""The minified store, which keeps the posterior and drops the counts: how it is made, written and read.
+"""The minified store, which holds the posterior instead of the counts: making, writing and reading it.
 
 It may import `training`, `scvi_tools`, `distributed`, `model`, and the files beside the subpackages.
 """

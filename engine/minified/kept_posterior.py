@@ -1,4 +1,4 @@
-"""Cells whose posterior was kept in place of their counts: what every reader of minified data answers."""
+"""Cells whose posterior was kept instead of their counts: the interface that all readers of minified data have."""
 
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,21 +13,21 @@ from atlasvi.loaders.errors import SourceError
 if TYPE_CHECKING:
     from atlasvi.engine.model.trained_run import TrainedRun
 
-MINIFIED = "_scvi_adata_minify_type"  # in uns: how scvi-tools marks minified data
-MINIFY_TYPE = "latent_posterior_parameters"  # its value where the counts are gone
-WITH_COUNTS = f"{MINIFY_TYPE}_with_counts"  # and where they were kept beside the posterior
+MINIFIED = "_scvi_adata_minify_type"  # in uns: scvi-tools' mark of minified data
+MINIFY_TYPE = "latent_posterior_parameters"  # its value if the counts were dropped
+WITH_COUNTS = f"{MINIFY_TYPE}_with_counts"  # its value if they were kept beside the posterior
 LIBRARY = "observed_lib_size"  # in obs
 LATENTS = ("scvi_latent_qzm", "scvi_latent_qzv")  # in obsm
 BEFORE_1_2 = {LIBRARY: f"_scvi_{LIBRARY}", **{name: f"_{name}" for name in LATENTS}}  # names of older scvi-tools
 
 
 def find_name(names: Container[str], wanted: str) -> str | None:
-    """`wanted` or the name that it had before scvi-tools 1.2, whichever is among `names`; None if neither is."""
+    """`wanted`, or its name before scvi-tools 1.2, if one of them is in `names`; else None."""
     return next((name for name in (wanted, BEFORE_1_2[wanted]) if name in names), None)
 
 
 class ObsTable(Protocol):
-    """obs, read by slices of rows; the library goes by the name LIBRARY whatever it is called in the file."""
+    """obs, read by slices of rows; the library has the name LIBRARY here, whatever its name in the file."""
 
     columns: list[str]
 
@@ -35,13 +35,13 @@ class ObsTable(Protocol):
         """Names of cells [start, stop)."""
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
-        """One column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        """One column of cells [start, stop), or of all. Raises ColumnError, with the columns of obs."""
 
 
 class KeptPosterior:
-    """Mean and variance of q(z | x) of each cell, with obs and var; a subclass opens and checks one kind of data.
+    """Mean and variance of q(z | x) of each cell, with obs and var; each subclass opens and checks one kind of data.
 
-    latents  arrays of qzm and qzv [cells, latent], sliced by rows when they are read
+    latents  arrays of qzm and qzv [cells, latent], which are read by slices of rows
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class KeptPosterior:
 
     @property
     def run(self) -> "TrainedRun":
-        """The model that the cells were minified with. Raises SourceError where it is not known."""
-        raise SourceError(f"{self.path}: this needs the model that it was minified with, and it does not hold one.")
+        """The model that the cells were minified with. Raises SourceError if it is unknown."""
+        raise SourceError(f"{self.path}: this needs the model that the data was minified with, which is not in it.")
 
     @property
     def setup(self) -> Setup:
-        """The columns of obs that the model takes, and what its codes stand for. Raises what `run` raises."""
+        """The columns of obs that the model uses, and the meaning of its codes. Raises the errors of `run`."""
         return self.run.setup
 
     @property
@@ -71,7 +71,7 @@ class KeptPosterior:
         return self.obs.columns
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
-        """One obs column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        """One obs column of cells [start, stop), or of all. Raises ColumnError, with the columns of obs."""
         return self.obs.read_column(name, start, stop)
 
     def read_names(self, start: int = 0, stop: int | None = None) -> pd.Index:
@@ -85,7 +85,7 @@ class KeptPosterior:
         return qzm, qzv
 
     def check_model(self, run: "TrainedRun") -> None:
-        """Raise SourceError for a model that these cells were not minified with, as far as genes and latents tell."""
+        """Raise SourceError if genes or latents show that these cells were minified with another model."""
         missing = pd.Index(run.genes).difference(self.genes, sort=False)
         if len(missing) or self.n_latent != run.model.n_latent:
             lacking = f", whose gene {missing[0]!r} is missing" if len(missing) else ""
@@ -96,14 +96,14 @@ class KeptPosterior:
 
 
 def check_known(path: str, known: np.ndarray, name_cell: Callable[[int], str]) -> None:
-    """Raise SourceError if some cells have no latents or no library: they were joined to minified ones.
+    """Raise SourceError if some cells have no latents or no library: they were joined to minified cells.
 
-    known      bool [cells]
-    name_cell  the name of one of these cells, by its place among them
+    known      bool [cells]: cells that have both
+    name_cell  returns the name of one of these cells from its index among them
     """
     if not known.all():
         raise SourceError(
             f"{path}: it is minified, and {int((~known).sum()):,} cells have no latents (first: "
             f"{name_cell(int(np.argmin(known)))!r}): cells that were joined to minified ones must be minified too, or "
-            "asked apart from them."
+            "used separately."
         )

@@ -1,4 +1,4 @@
-"""A minified AnnData in memory, ours or one of scvi-tools: the posterior of each cell in obsm, no counts."""
+"""A minified AnnData in memory, made by us or by scvi-tools: each cell's posterior in obsm, and no counts."""
 
 import warnings
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class AnnDataObs:
-    """obs of an AnnData by slices of rows, as an `ObsTable`; the library by the name that it has today."""
+    """obs of an AnnData by slices of rows, as an `ObsTable`; the library has today's name here."""
 
     def __init__(self, adata: "anndata.AnnData") -> None:
         self._obs = MemoryObs(adata)
@@ -36,23 +36,23 @@ class AnnDataObs:
         return self._obs.adata.obs_names[start:stop]
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
-        """One column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        """One column of cells [start, stop), or of all. Raises ColumnError, with the columns of obs."""
         if name == LIBRARY:
             name = find_name(self.columns, LIBRARY) or LIBRARY
         return self._obs.read_column(name).iloc[start:stop].reset_index(drop=True)
 
 
 class MinifiedAnnData(KeptPosterior):
-    """Read as a minified store is, whatever version of scvi-tools minified it.
+    """A minified AnnData with the interface of a minified store, whichever version of scvi-tools minified it.
 
-    Raises SourceError if it lacks what it should hold, of all cells or of some.
+    Raises SourceError if a part is missing, for all cells or for some.
     """
 
     def __init__(self, adata: "anndata.AnnData") -> None:
         names = [find_name(adata.obsm, name) for name in LATENTS]
         found = dict(zip((*LATENTS, LIBRARY), (*names, find_name(adata.obs, LIBRARY))))
         if missing := [name for name, there in found.items() if there is None]:
-            raise SourceError(f"{NAME}: uns says that it is minified, and it holds no {missing[0]!r}: minify it again.")
+            raise SourceError(f"{NAME}: uns says it is minified, but {missing[0]!r} is missing: minify it again.")
         latents = tuple(adata.obsm[name] for name in names)
         super().__init__(NAME, adata.n_obs, AnnDataObs(adata), adata.var, latents, latents[0].shape[1])
         library = self.read_column(LIBRARY).to_numpy(np.float32)
@@ -61,10 +61,10 @@ class MinifiedAnnData(KeptPosterior):
 
 
 def is_minified_anndata(adata: "anndata.AnnData", layer: str | None = None) -> bool:
-    """Whether an AnnData holds latents instead of counts: uns says so, or (anndata.concat drops uns) it has the latents
-    and not one count.
+    """Whether an AnnData holds latents instead of counts: uns says so, or it has the latents and no counts at all
+    (anndata.concat drops uns).
 
-    layer  where the counts would be; None: X
+    layer  layer that would hold the counts; None: X
     """
     if MINIFIED in adata.uns:
         return adata.uns[MINIFIED] == MINIFY_TYPE
@@ -75,10 +75,10 @@ def is_minified_anndata(adata: "anndata.AnnData", layer: str | None = None) -> b
 
 
 def check_emptied(cells: MemoryCells) -> None:
-    """Look at the cells of an AnnData that have no counts.
+    """Check the cells of an AnnData that have no counts.
 
-    Raises SourceError if they had some before they were minified: then other cells, with counts, were joined to them.
-    Warns of others.
+    Raises SourceError if they had counts before they were minified: then cells with counts were joined to them. Warns
+    of any others.
     """
     empty = cells.count_genes() == 0
     if not empty.any():
@@ -87,10 +87,10 @@ def check_emptied(cells: MemoryCells) -> None:
     column = find_name(cells.obs_columns, LIBRARY)
     if column is not None and (cells.read_column(column).to_numpy(np.float32)[empty] > 0).any():
         raise SourceError(
-            f"{NAME}: {where}, and by obs column {column!r} they had: minified cells were joined to cells with counts. "
-            "Ask them apart, or minify the others too."
+            f"{NAME}: {where}, but obs column {column!r} shows that they had: minified cells were joined to cells with "
+            "counts. Use them separately, or minify the others too."
         )
-    warnings.warn(f"{NAME}: {where}: what the model says of them means nothing.", UserWarning, stacklevel=4)
+    warnings.warn(f"{NAME}: {where}: the model's results for them are meaningless.", UserWarning, stacklevel=4)
 
 
 def minify_anndata(
@@ -100,9 +100,9 @@ def minify_anndata(
     library: np.ndarray,
     minified_type: str = MINIFY_TYPE,
 ) -> "anndata.AnnData":
-    """A copy with the posterior of each cell; empty matrices where the counts were, unless the type keeps them.
+    """A copy with each cell's posterior; the matrices of counts are empty, unless the minify type keeps them.
 
-    layer    where the counts are; None: X. Other layers go with them
+    layer    layer that holds the counts; None: X. Other layers are emptied too
     latents  qzm and qzv, float32 [cells, latent]; library float32 [cells], counts
     """
     import anndata

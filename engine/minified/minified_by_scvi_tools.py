@@ -1,4 +1,4 @@
-"""Data that scvi-tools minified, asked like a minified store: latents in an h5ad or Zarr, the model beside it."""
+"""Data that scvi-tools minified, read like a minified store: latents in an h5ad or Zarr, and the model beside it."""
 
 import logging
 from pathlib import Path
@@ -23,27 +23,27 @@ log = logging.getLogger(__name__)
 def open_minified(path: str | Path, model: TrainedRun | str | Path | None = None) -> "MinifiedStore | ScviMinified":
     """A minified store, or an h5ad or Zarr that scvi-tools minified, opened for reading by slices.
 
-    model  of scvi-tools' data: a run, or a directory of ours or theirs; None: the one whose model.pt lies beside it,
-           without which all but the model can be asked
-    Raises SourceError if it is neither, or is damaged.
+    model  for data of scvi-tools: a run, or a model directory of ours or theirs; None: the model.pt beside the data, if
+           there is one; without a model, latents and obs can still be read
+    Raises SourceError if the path holds neither, or is damaged.
     """
     if not Path(path).exists() or (what := name_place(path)) == "minified store":
         return MinifiedStore(path)
     if what in ("cell store", "run", "model"):
         raise SourceError(
-            f"{path} is a {what}, and no minified data: make some with atlasvi minify RUN DATA --out MINI, or name a "
-            "model and the cells to ask: atlasvi query RUN DATA ..."
+            f"{path} is a {what}, not minified data: make some with atlasvi minify RUN DATA --out MINI, or name a "
+            "model and cells to use it with: atlasvi query RUN DATA ..."
         )
     return ScviMinified(path, model)
 
 
 class ScviMinified(KeptPosterior):
-    """The cells of minified data of scvi-tools, opened for reading by slices as a MinifiedStore is."""
+    """The cells of data minified by scvi-tools, opened for reading by slices, like a MinifiedStore."""
 
     def __init__(self, path: str | Path, model: TrainedRun | str | Path | None = None) -> None:
         self.path = str(path)
         if (kind := read_minify_type(path)) is None:
-            raise SourceError(f"{path} is no minified data (make some with: atlasvi minify RUN DATA --out MINI).")
+            raise SourceError(f"{path} is not minified data (make some with: atlasvi minify RUN DATA --out MINI).")
         self.kind = kind
         with reading(self.path):
             root = open_root(path)
@@ -51,17 +51,17 @@ class ScviMinified(KeptPosterior):
                 check_group_codecs(root)
             for name in ("obs", "var", "obsm"):
                 if zeros := check_stored(self.path, root, name):
-                    log.warning("%s: chunks are not stored of %s: taken for zeros.", self.path, ", ".join(zeros))
+                    log.warning("%s: chunks of %s are not stored: read as zeros.", self.path, ", ".join(zeros))
             obs, var = (open_table(self.path, name, root[name]) for name in ("obs", "var"))
             names = [find_name(root["obsm"], name) for name in LATENTS]
             if None in names:
-                raise SourceError(f"{path}: obsm has no {LATENTS[names.index(None)]}: minify the data anew.")
+                raise SourceError(f"{path}: obsm has no {LATENTS[names.index(None)]}: minify the data again.")
             latents = tuple(root["obsm"][name] for name in names)
             shapes = [array.shape for array in latents]
             if len(shapes[0]) != 2 or shapes[0][0] != obs.n_rows or shapes[0] != shapes[1]:
                 raise SourceError(
                     f"{path} is damaged: {names[0]} and {names[1]} of obsm have the shapes {shapes[0]} and "
-                    f"{shapes[1]} for {obs.n_rows:,} cells: copy it again, or minify the data anew."
+                    f"{shapes[1]} for {obs.n_rows:,} cells: copy it again, or minify the data again."
                 )
             genes = var.read(0, var.n_rows)
         super().__init__(self.path, obs.n_rows, _Obs(obs, self.path), genes, latents, shapes[0][1])
@@ -74,22 +74,22 @@ class ScviMinified(KeptPosterior):
 
     @property
     def has_model(self) -> bool:
-        """Whether the model was named, or lies beside the data."""
+        """Whether the model was named, or is beside the data."""
         return self._run is not None
 
     @property
     def run(self) -> TrainedRun:
-        """The model that the data was minified with. Raises SourceError if it was not named and is not beside it."""
+        """The model that the data was minified with. Raises SourceError if it is neither named nor beside the data."""
         if self._run is None:
             raise SourceError(
-                f"{self.path}: this needs the model that it was minified with, and no {MODEL} lies beside it: name the "
-                f"model's directory: atlasvi query {self.path} --model DIR ..."
+                f"{self.path}: this needs the model that the data was minified with, and no {MODEL} is beside it: name "
+                f"the model's directory: atlasvi query {self.path} --model DIR ..."
             )
         return self._run
 
 
 class _Obs:
-    """A table of an AnnData file by the calls of `TableReader`; the library goes by one name whatever the version."""
+    """A table of an AnnData file with the interface of `TableReader`; the library has today's name here."""
 
     def __init__(self, table: Table, path: str) -> None:
         self._table, self._path, self.n_rows = table, path, table.n_rows
@@ -108,6 +108,6 @@ class _Obs:
         return self.read(start, stop).index
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
-        """One column of rows [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        """One column of rows [start, stop), or of all. Raises ColumnError, with the columns of obs."""
         check_column(name, self.columns, self._path)
         return self.read(start, self.n_rows if stop is None else stop)[name].reset_index(drop=True)

@@ -1,15 +1,15 @@
-"""The minified store: the posterior of every cell, all of `obs` and `var`, the model, and no counts.
+"""The minified store: the posterior of every cell, all of `obs` and `var`, and the model, without counts.
 
-A plain AnnData Zarr v3 that scvi-tools opens as its own minified data:
+A plain AnnData Zarr v3 that scvi-tools opens as if it had minified the data itself:
 
-    MINI/                                  attributes `atlasvi`: what this is, format version, sizes, settings
-      X/ (and the layer that was trained on)  CSR of the right shape, empty: the counts are gone
-      obs/                                 all columns of the data, and observed_lib_size (counts a cell)
+    MINI/                                  attributes `atlasvi`: kind, format version, sizes, settings
+      X/ (and the layer that was trained on)  CSR of the right shape, without counts
+      obs/                                 all columns of the data, and observed_lib_size (counts per cell)
       obsm/scvi_latent_qzm, scvi_latent_qzv  float32 [cells, latent]: mean and variance of q(z | x)
       var/
       uns/_scvi_adata_minify_type          'latent_posterior_parameters'
       manifest.json                        bytes and crc32c of every file, written last
-      uns/atlasvi/weights/<name>           the model's weights, so that the file answers questions by itself
+      uns/atlasvi/weights/<name>           the model's weights, so that the store is enough to answer questions
 """
 
 import io
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
-VERSION_WITHOUT_MASKS = 1  # of a store whose tables have no nullable columns: older readers know all of it
+VERSION_WITHOUT_MASKS = 1  # for a store without nullable columns, which older versions can read
 KIND = "minified store"
 ATTRIBUTES: dict[str, type] = {**dict.fromkeys(("n_cells", "n_genes", "n_latent"), int), "model": dict}
 
@@ -69,7 +69,7 @@ def is_minified_store(path: str | Path) -> bool:
 
 
 def read_minify_type(path: str | Path) -> str | None:
-    """How an h5ad file or a Zarr folder was minified by scvi-tools (or `write_minified_h5ad`); None if it was not."""
+    """The minify type of an h5ad file or Zarr folder (see `MINIFY_TYPE`); None if it is not minified."""
     if not (h5py.is_hdf5(path) or any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup"))):
         return None
     with reading(str(path)):
@@ -80,7 +80,7 @@ def read_minify_type(path: str | Path) -> str | None:
 
 
 def open_root(path: str | Path) -> Any:
-    """The root group of an AnnData, in a file (an h5py.File, to be closed) or a folder (a zarr.Group)."""
+    """The root group of an AnnData: an h5py.File, which must be closed, or a zarr.Group."""
     if not Path(path).is_dir():
         return h5py.File(path, "r", locking="best-effort")
     return zarr.open_group(path, mode="r", use_consolidated=False)
@@ -96,11 +96,11 @@ def create_minified(
     chunk_rows: int,
     layer: str | None = None,
 ) -> None:
-    """Make a store without cells yet: processes write them with `write_cells`, and `finish_minified` closes it.
+    """Make a store whose cells are not written yet: processes use `write_cells`, and `finish_minified` completes it.
 
-    dtypes      columns of obs, without observed_lib_size
+    dtypes      of the columns of obs, without observed_lib_size
     chunk_rows  of all arrays of cells, so that different processes write different chunks
-    layer       that the counts were in; None: X
+    layer       layer that held the counts; None: X
     """
     from anndata.io import write_elem
 
@@ -108,9 +108,9 @@ def create_minified(
     root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     layers = root.create_group("layers", attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
     _create_empty_matrix(root, "X", n_cells, len(var))
-    if layer is not None:  # scvi-tools asks for the layer that the counts were in
+    if layer is not None:  # scvi-tools needs the layer that held the counts
         _create_empty_matrix(layers, layer, n_cells, len(var))
-    # Whether text is missing somewhere is known at the end.
+    # Whether any text is missing is known only at the end.
     stored = {name: STRING if dtype == TEXT else dtype for name, dtype in dtypes.items()}
     TableWriter(root, "obs", n_cells, {**stored, LIBRARY: np.dtype(np.float32)}, chunk_rows)
     write_table(root, "var", var)
@@ -124,9 +124,9 @@ def create_minified(
 
 
 def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> Files:
-    """Write whole chunks of cells, from `start` on, and flush them to disk; returns their files.
+    """Write whole chunks of cells, starting at cell `start`, and flush them to disk; returns their files.
 
-    record  `qzm` and `qzv` float32 [cells, latent], and the `obs/` columns, observed_lib_size included
+    record  `qzm` and `qzv` float32 [cells, latent], and the `obs/` columns with observed_lib_size
     """
     root = cast(Any, zarr.open_group(path, mode="r+"))
     place_rows(root["obs"], start, record)
@@ -148,8 +148,8 @@ def finish_minified(
 ) -> None:
     """Write the attributes that make the folder a minified store, and the list of its files.
 
-    written  the files that it was created with, and what `write_cells` returned of all parts
-    Raises SourceError if one of these is gone by now, or one of those that it was created with is damaged.
+    written  the files from `create_minified`, and those that `write_cells` returned for all parts
+    Raises SourceError if one of these files is missing, or one from `create_minified` is damaged.
     """
     check_files(path, written, lambda name: name.endswith("zarr.json") or not name.startswith(("obs/", "obsm/")))
     written = {name: found for name, found in written.items() if name != "zarr.json"}
@@ -169,7 +169,7 @@ def finish_minified(
 
 
 def _create_empty_matrix(group: zarr.Group, name: str, n_cells: int, n_genes: int) -> None:
-    """A CSR matrix of the right shape without a count."""
+    """A CSR matrix of the right shape without counts."""
     shape = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, n_genes]}
     matrix = group.create_group(name, attributes=shape)
     array: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
@@ -179,7 +179,7 @@ def _create_empty_matrix(group: zarr.Group, name: str, n_cells: int, n_genes: in
 
 
 class MinifiedStore(KeptPosterior):
-    """A finished minified store, opened for reading by slices. Raises SourceError if it is none, or is damaged."""
+    """A finished minified store, opened for reading by slices. Raises SourceError if `path` is none, or damaged."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
@@ -198,7 +198,7 @@ class MinifiedStore(KeptPosterior):
         from anndata.io import read_elem
 
         has_manifest = check_manifest(Path(self.path), self.attributes)
-        # Not by its consolidated metadata: those copies may say anything, and zarr misreads names that differ by case.
+        # without consolidated metadata: those copies may be wrong, and zarr confuses names that differ only in case
         root = cast(Any, zarr.open_group(self.path, mode="r", use_consolidated=False))
         check_group_codecs(root)
         obs, latents = TableReader(root["obs"], self.path), tuple(root["obsm"][name] for name in LATENTS)
@@ -210,7 +210,7 @@ class MinifiedStore(KeptPosterior):
             self._check_chunks(root)
 
     def _check(self, root: Any) -> None:
-        """Raise SourceError unless all parts are of the sizes that the attributes say."""
+        """Raise SourceError unless all parts have the sizes in the attributes."""
         check_lengths(self.path, root["obs"], self.n_cells)
         for array in self._latents:
             if array.shape != (self.n_cells, self.n_latent) or array.dtype.kind != "f":
@@ -219,9 +219,9 @@ class MinifiedStore(KeptPosterior):
             raise SourceError(f"{self.path}: var is damaged: copy the store again, or minify again.")
 
     def _check_chunks(self, root: Any) -> None:
-        """Raise SourceError for what an older store, which has no list of its files, has lost.
+        """Raise SourceError if an older store, which has no list of its files, has lost chunks.
 
-        Zarr does not write chunks that are full of zeros: of other columns nobody can tell, and a warning says so.
+        Zarr does not write chunks of zeros only, so for some columns a loss can't be seen; a warning names these.
         """
         for name in self.obs.columns:
             element = root[f"obs/{name}"]
@@ -229,25 +229,25 @@ class MinifiedStore(KeptPosterior):
             if is_categorical and element["categories"].shape == (1,):  # its codes are zeros
                 continue
             for lost in name_missing_chunks(element["codes"] if is_categorical else element):
-                log.warning("%s: %s is not there: its values are 0, or were lost in a copy", self.path, lost)
+                log.warning("%s: %s is missing: its values are 0, or were lost in a copy", self.path, lost)
                 break
         for array in (root["var/_index"], root["obs/_index"], root[f"obs/{LIBRARY}"], *self._latents):
             check_written(self.path, array)
         for name, array in self._weights.arrays():
-            if not name.endswith(("running_mean", "num_batches_tracked", "bias")):  # zero in a model not trained
+            if not name.endswith(("running_mean", "num_batches_tracked", "bias")):  # zero in an untrained model
                 check_written(self.path, array)
 
     @property
     def setup(self) -> Setup:
-        """The columns of obs that the model takes, and what its codes stand for."""
-        first = ("batch_key", "batch_categories", "labels_key")  # all there was at first, not yet in a place of its own
+        """The columns of obs that the model uses, and the meaning of its codes."""
+        first = ("batch_key", "batch_categories", "labels_key")  # the first format held only these, in another place
         with reading(self.path):
             return Setup.from_saved(self.attributes.get("setup", {name: self.attributes.get(name) for name in first}))
 
     @property
     def run(self) -> "TrainedRun":
-        """The model that the store holds, with its genes and its setup."""
-        from atlasvi.engine.model.trained_run import TrainedRun  # and with it torch, as `model` does
+        """The model in the store, with its genes and its setup."""
+        from atlasvi.engine.model.trained_run import TrainedRun  # imports torch: see `model`
 
         with reading(self.path):
             data = DataSpec.from_record(self.attributes["data"]) if "data" in self.attributes else None
@@ -255,7 +255,7 @@ class MinifiedStore(KeptPosterior):
 
     def model(self) -> "VAE":
         """The model, ready to decode."""
-        from atlasvi.engine.model.vae import model_from_weights  # torch takes seconds, and latents can be read without
+        from atlasvi.engine.model.vae import model_from_weights  # imports torch, which takes seconds
 
         with reading(self.path):
             weights = {name: np.asarray(array[...]) for name, array in self._weights.arrays()}
@@ -263,28 +263,28 @@ class MinifiedStore(KeptPosterior):
 
 
 def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -> None:
-    """The same minified data as one new h5ad file, which scvi-tools opens as its own; latents and obs pass memory.
+    """Write the minified data as one new h5ad file, which scvi-tools opens as its own; latents and obs are in memory.
 
-    Dates, which HDF5 has no type for, become text.
-    Raises SourceError if `store` is none, OutputError if `path` exists or can't be written.
+    Dates become text, because HDF5 has no type for them.
+    Raises SourceError if `store` is no minified store, OutputError if `path` exists or can't be written.
     """
     import anndata
     from anndata.io import write_elem
 
     place = store.path if isinstance(store, MinifiedStore) else str(store)
     MinifiedStore(place)
-    content = io.BytesIO()  # on a disk that is full HDF5 prints a page of errors and ends the process
+    content = io.BytesIO()  # on a full disk HDF5 prints a page of errors and ends the process
     with quiet_zarr(), write_file_aside(path) as temporary:
         with reading(place):
             data = anndata.read_zarr(place)
-        del data.uns["atlasvi"]  # weights: a model directory holds them there
+        del data.uns["atlasvi"]  # the weights: they belong into a model directory
         data.obs, data.var = _dates_as_text(data.obs), _dates_as_text(data.var)
         data.strings_to_categoricals()  # as `data.write_h5ad` does
         with anndata.settings.override(allow_write_nullable_strings=True):
             try:
                 with h5py.File(content, "w") as file:
                     write_elem(file, "/", data)
-            except (ValueError, TypeError) as error:  # what this anndata has no way to write
+            except (ValueError, TypeError) as error:  # types that this version of anndata can't write
                 reason = str(error).splitlines()[0].rstrip(".")
                 raise OutputError(
                     f"{path}: anndata can't write the columns of {place} as one file ({reason}): use the store."
@@ -293,7 +293,7 @@ def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -
 
 
 def _dates_as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with its dates and times, and categories of such, as text."""
+    """The table with dates and times, also as categories, turned into text."""
 
     def is_date(dtype: Any) -> bool:
         return (dtype.categories.dtype if isinstance(dtype, pd.CategoricalDtype) else dtype).kind in "mM"

@@ -1,4 +1,4 @@
-"""Minify: the whole atlas through the encoder, out of core; the posterior is kept, the counts are dropped."""
+"""Minify: encode a whole atlas, out of core, and keep the posterior instead of the counts."""
 
 import functools
 import hashlib
@@ -26,7 +26,7 @@ from atlasvi.loaders.workers import Workers, make_task
 
 @dataclass(frozen=True)
 class MinifyReport:
-    """What a minify made."""
+    """The result of `minify`."""
 
     out: str
     n_cells: int
@@ -48,16 +48,16 @@ def minify(
     """Write the posterior of every cell of `data` under the model of `run` to a new minified store at `out`.
 
     run           a finished run or its directory, or one that scvi-tools saved
-    data          a cell store or any source, as a path with options (PATH::layer=counts), as a DataSpec, or open; it
-                  must have all genes of the model (others are left out). Options that are not given are those that the
-                  run's data was opened with
-    source_order  cells in the order of their sources instead of that of the store
-    dask          address of a Dask scheduler whose workers do it; they must see `data` and `out` at the same paths
-    Started by torchrun or `atlasvi launch`, all ranks call this alike, and each writes its own parts of the one store.
-    After a kill, Ctrl-C or SIGTERM the same call goes on with the parts that were not finished, on any number of ranks.
+    data          a cell store or any source, as a path with options (PATH::layer=counts), as a DataSpec, or opened; it
+                  must have all genes of the model (others are ignored). The defaults of options are those of the
+                  run's data
+    source_order  True: cells in the order of their sources; False: in the order of the store
+    dask          address of a Dask scheduler whose workers encode; they need the same paths for `data` and `out`
+    Under torchrun or `atlasvi launch`, call this the same way on all ranks; each writes its own parts of the store.
+    After a kill, Ctrl-C or SIGTERM, the same call continues with the unfinished parts, on any number of ranks.
     Memory does not grow with the number of cells.
-    Raises GeneError, ColumnError if the data lacks genes or columns that the model takes, or holds batches (or other
-    categories) that it was not trained on, OutputError if `out` exists or can't be written.
+    Raises GeneError, ColumnError if genes or columns that the model uses are missing, or if a category, such as a
+    batch, was not in the training data; OutputError if `out` exists or can't be written.
     """
     with join_ranks(rank_timeout_s) as ranks, stop_on_signals(), ExitStack() as ours:
         ranks.note("opening the model and the data")
@@ -67,7 +67,7 @@ def minify(
             data = open_cells(data, like=run.like)
             ours.callback(data.close)
         elif dask is not None:
-            raise ValueError("over a Dask cluster each worker opens the data: give its path, or a DataSpec")
+            raise ValueError("each worker of a Dask cluster opens the data itself: pass its path, or a DataSpec")
         data = select_genes(data, run.genes)
         job = MinifyJob(
             data=data.spec.make_absolute().to_record(),
@@ -96,7 +96,7 @@ def minify(
 
 
 def _prepare(scratch: Path, opened: Opened) -> None:
-    """The store without cells, and what every process needs; whoever sees the job may begin."""
+    """Make the store without cells, and the files that every process needs; others may start once the job is there."""
     run, data, job = opened.run, opened.data, opened.job
     dtypes = {name: dtype for name, dtype in data.read_obs(0, 0).dtypes.items() if name != LIBRARY}
     weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
@@ -111,7 +111,7 @@ def _prepare(scratch: Path, opened: Opened) -> None:
 
 
 def _work(scratch: Path, job: MinifyJob, ranks: Ranks, workers: Workers, on_cluster: bool, progress: Progress) -> None:
-    """Encode and, if asked, order: what is left of it, shared by the ranks or given to a cluster."""
+    """Encode the unfinished parts and, if requested, order them; the parts are divided among ranks or a cluster."""
     for stage in (ENCODED, ORDERED) if job.source_order else (ENCODED,):
         doing = "encoding" if stage == ENCODED else "ordering"
         list_left = functools.partial(minify_parts.list_parts(scratch, stage).list_undone, job.n_parts)
@@ -135,7 +135,7 @@ def _work(scratch: Path, job: MinifyJob, ranks: Ranks, workers: Workers, on_clus
         if stage == ENCODED:
             for _ in minify_parts.encode_parts(str(scratch), mine):
                 tell()
-            ranks.wait_for_all("the other ranks' parts")  # all pieces of a chunk
+            ranks.wait_for_all("the other ranks' parts")  # ordering needs all pieces of a chunk
         else:
             for part in mine:
                 minify_parts.run_order_task(str(scratch), part)
@@ -157,7 +157,7 @@ def _finish(scratch: Path, opened: Opened) -> None:
 
 
 def _hash_weights(run: TrainedRun) -> str:
-    """What tells the weights from others."""
+    """A hash that identifies the weights."""
     digest = hashlib.sha256()
     for name, tensor in run.model.state_dict().items():
         digest.update(name.encode())

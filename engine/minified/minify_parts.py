@@ -1,8 +1,8 @@
-"""The parts of a minify: runs of cells that any process can encode, each written whole, and never twice (see jobs.py).
+"""The parts of a minify: runs of cells that any process can encode; each is written completely and only once (jobs.py).
 
-A part is as many cells as a chunk of the store's arrays, so that processes write different files of one store. In the
-order of the sources it takes a second pass: the first leaves each part's cells in pieces by the place they go to, and
-the second gathers the pieces of a chunk.
+A part has as many cells as a chunk of the store's arrays, so that processes write different files of one store. For the
+order of the sources there are two passes: the first writes each part's cells as pieces, one per chunk that they belong
+to, and the second gathers the pieces of each chunk.
 """
 
 import functools
@@ -31,17 +31,17 @@ from atlasvi.loaders.tables.records import obs_to_record, record_to_bytes, recor
 RUN, RESULT, DONE, PIECES = "run", "result", "done", "pieces"
 ENCODED, ORDERED = "encoded", "ordered"
 MOST_PART_CELLS, LEAST_PART_CELLS = 2**16, 2**10
-FEWEST_PARTS = 16  # of a small atlas, so that several processes have something to do
-TASK_PARTS = 4  # to a task of a cluster: a task reads somewhat beyond its end
+FEWEST_PARTS = 16  # for a small atlas too, so that several processes have work
+TASK_PARTS = 4  # parts per task of a cluster: larger tasks, because each reads a little beyond its end
 
 
 @dataclass(frozen=True)
 class MinifyJob(Job):
-    """What a minify is to do.
+    """All that determines the result of a minify.
 
-    data        how every process opens the data: the record of a DataSpec
-    identity    tells the data and the model from others
-    part_cells  cells of a part, a multiple of batch_size; the last may have fewer
+    data        how to open the data: the record of a DataSpec
+    identity    identifies the data and the model
+    part_cells  number of cells in a part, a multiple of batch_size; the last part may have fewer
     """
 
     data: dict[str, str]
@@ -54,19 +54,19 @@ class MinifyJob(Job):
 
     @property
     def n_parts(self) -> int:
-        """Parts, and chunks of the store."""
+        """Number of parts, which is the number of chunks of the store."""
         return -(-self.n_cells // self.part_cells)
 
 
 def choose_part_cells(n_cells: int, batch_size: int) -> int:
-    """Cells of a part: 65,536 or about, fewer where an atlas is small."""
+    """Number of cells in a part: about 65,536, fewer for a small atlas."""
     wanted = min(max(n_cells // FEWEST_PARTS, LEAST_PART_CELLS), MOST_PART_CELLS)
     return batch_size * max(round(wanted / batch_size), 1)
 
 
 @dataclass
 class Opened:
-    """What a process has open to work on a job."""
+    """What a process has opened to work on a job."""
 
     job: MinifyJob
     run: TrainedRun
@@ -86,23 +86,23 @@ open_minifies = KeptOpen(_open)
 
 
 def forget(scratch: Path) -> None:
-    """The job is done with, in this process."""
+    """Close the job in this process."""
     open_minifies.forget(scratch)
     _read_index.cache_clear()
 
 
 def list_parts(scratch: str | Path, stage: str) -> Parts:
-    """The parts of a stage that are done, with the files that each wrote."""
+    """The finished parts of a stage, with the files that each wrote."""
     return Parts(Path(scratch) / DONE, f"{stage}-{{}}")
 
 
 def list_created(scratch: Path) -> Parts:
-    """One part: the files of the store before the first cell."""
+    """The files of the store before the first cell, as one part."""
     return Parts(scratch, "created.json")
 
 
 def run_encode_task(scratch: str, number: int) -> None:
-    """Encode TASK_PARTS parts, those that are done left out."""
+    """Encode TASK_PARTS parts, except those that are finished."""
     n_parts = open_minifies.get(scratch).job.n_parts
     undone = list_parts(scratch, ENCODED).list_undone(n_parts)
     for _ in encode_parts(scratch, [part for part in undone if part // TASK_PARTS == number]):
@@ -110,7 +110,7 @@ def run_encode_task(scratch: str, number: int) -> None:
 
 
 def encode_parts(scratch: str, parts: list[int]) -> Iterator[int]:
-    """Encode parts and write them; gives each one's number when it is on disk. Neighbours are read in one go."""
+    """Encode parts and write them; yields a part's number once it is on disk. Consecutive parts are read together."""
     opened, folder = open_minifies.get(scratch), Path(scratch)
     job = opened.job
     where = "cuda" if job.device == "auto" and torch.cuda.is_available() else job.device.replace("auto", "cpu")
@@ -130,7 +130,7 @@ def encode_parts(scratch: str, parts: list[int]) -> Iterator[int]:
 
 
 def run_order_task(scratch: str, part: int) -> None:
-    """Gather the cells of a chunk of the store, in the order of their sources, from the pieces of all parts."""
+    """Gather the cells of a chunk of the store, in the order of the sources, from the pieces of all parts."""
     job, folder = open_minifies.get(scratch).job, Path(scratch)
     index = _read_index(scratch, job.n_parts)
     begins = index[:, 1, :].sum(0)  # cells of all parts before each bucket
@@ -156,7 +156,7 @@ def run_order_task(scratch: str, part: int) -> None:
 
 
 def read_written(scratch: Path, stage: str, n_parts: int) -> Files:
-    """The files of the store that were there at first, and those that all parts wrote."""
+    """The first files of the store, and those that all parts wrote."""
     files: Files = {}
     parts = list_parts(scratch, stage)
     for written in (list_created(scratch).read(0), *map(parts.read, range(n_parts))):
@@ -165,7 +165,7 @@ def read_written(scratch: Path, stage: str, n_parts: int) -> Files:
 
 
 def _encode(opened: Opened, first: int, stop: int, device: torch.device) -> Iterator[dict[str, np.ndarray]]:
-    """Records of parts [first, stop): qzm, qzv and the columns of obs, cells in the order of the data."""
+    """Records of parts [first, stop): qzm, qzv and the columns of obs, with cells in the order of the data."""
     job, data, model = opened.job, opened.data, opened.run.model
     columns = [name for name in data.read_obs(0, 0).columns if name != LIBRARY]
     loader = BatchLoader(data, job.batch_size, seed=0, codes=opened.codes, shuffle=False)
@@ -191,7 +191,7 @@ def _join_neighbours(parts: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def _write_pieces(path: Path, record: dict[str, np.ndarray], source_sizes: list[int], bucket_cells: int) -> None:
-    """The cells of a part by their place among the sources, a record for each bucket of places, and an index."""
+    """Write a part's cells as a record for each bucket of positions among the sources, and an index of the records."""
     offsets = np.cumsum([0, *source_sizes])
     place = offsets[record["obs/source"]] + record["obs/source_row"]
     order = np.argsort(place)
@@ -210,7 +210,7 @@ def _write_pieces(path: Path, record: dict[str, np.ndarray], source_sizes: list[
 
 @functools.lru_cache(1)
 def _read_index(scratch: str, n_parts: int) -> np.ndarray:
-    """int64 [parts, 3, buckets + 1]: bytes, and cells, before each bucket of a part; crc32c of the bucket before it."""
+    """int64 [parts, 3, buckets + 1]: bytes, and cells, before each bucket of a part; crc32c of the previous bucket."""
     found = []
     for path in (Path(scratch) / PIECES / f"{part}.index" for part in range(n_parts)):
         with reading_unfinished(path):

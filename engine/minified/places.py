@@ -1,4 +1,4 @@
-"""What a path holds, of all that atlasvi writes and of what scvi-tools minified. Torch is not imported."""
+"""What kind of our own files, or of scvi-tools', a path holds. Does not import torch."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,10 +10,10 @@ Place = Literal["cell store", "minified store", "run", "model", "minified data"]
 
 
 def name_place(path: str | Path) -> Place | None:
-    """Which of these a path is; None for a source of counts, and for what is not there.
+    """The kind of a path; None for a source of counts, and for a path that does not exist.
 
     run            finished or not
-    model          a directory of a model, ours or one of scvi-tools
+    model          a model directory, ours or scvi-tools'
     minified data  an h5ad file or a Zarr folder that scvi-tools minified
     Raises SourceError for a file that can't be read.
     """

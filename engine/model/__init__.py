@@ -1,4 +1,4 @@
-"""scVI itself: covariates, encoder, decoder, layers, random draws, a trained run on disk.
+"""The scVI model: covariates, encoder, decoder, layers, likelihoods, random draws, and a trained run on disk.
 
-It may import the files beside the subpackages alone.
+Of this package it may import only the files beside the subpackages.
 """

@@ -1,4 +1,4 @@
-"""Which columns of `obs` a model takes, and the codes that they become."""
+"""The columns of `obs` that a model uses, and the codes that their values become."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -15,7 +15,7 @@ Category = str | int | float | bool
 
 @dataclass(frozen=True, kw_only=True)
 class SetupKeys:
-    """The columns of `obs` that a model takes, by what they are for: what `train` and `setup_anndata` are given."""
+    """The columns of `obs` that a model uses, by their role: the arguments of `train` and `setup_anndata`."""
 
     batch_key: str | None = None
     labels_key: str | None = None
@@ -24,15 +24,15 @@ class SetupKeys:
     continuous_covariate_keys: tuple[str, ...] = ()
 
     @classmethod
-    def from_asked(cls, asked: Mapping[str, Any]) -> Self:
-        """From the arguments of these names; others are left out, a list or None is fine where there may be several."""
-        values: dict[str, Any] = {key: asked.get(key) for key in KEYS}
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
+        """The keys from arguments of these names. Other arguments are ignored; a list or None becomes a tuple."""
+        values: dict[str, Any] = {key: arguments.get(key) for key in KEYS}
         for key in (kind.key for kind in KINDS if kind.several):
             values[key] = tuple(values[key] or ())
         return cls(**values)
 
-    def as_asked(self) -> dict[str, Any]:
-        """The arguments as they are kept in files: a list where there may be several, None where there is none."""
+    def as_arguments(self) -> dict[str, Any]:
+        """The keys as files keep them: a list where a key may name several columns, None where a key is not set."""
         values = {key: getattr(self, key) for key in KEYS}
         return {key: (list(value) or None) if isinstance(value, tuple) else value for key, value in values.items()}
 
@@ -42,12 +42,12 @@ KEYS = tuple(each.name for each in fields(SetupKeys))
 
 @dataclass(frozen=True)
 class Kind:
-    """What columns of `obs` can be for a model.
+    """A role that columns of `obs` can have in a model.
 
-    code   what becomes of the column is found in `Batch.codes` by this name
-    key    the field of SetupKeys that names its columns; `keys` if there may be several, side by side then
-    title  as it is shown to a person
-    noun   of its categories, in the plural; None: its columns hold numbers
+    code      name under which `Batch.codes` holds the encoded column
+    key       field of SetupKeys that names the columns of this role; `keys` if it may name several
+    title     how messages call the column
+    noun      how messages call its categories, in the plural; None for columns of numbers
     positive  whether all numbers must be above 0
     """
 
@@ -59,7 +59,7 @@ class Kind:
 
     @property
     def several(self) -> bool:
-        """Whether there may be several columns."""
+        """Whether there may be several columns of this kind."""
         return self.key.endswith("_keys")
 
     @property
@@ -78,15 +78,15 @@ KINDS = (BATCH, LABELS, CATEGORIES, CONTINUOUS, SIZE_FACTOR)
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """The columns that a model takes, and the categories found there, in the order of their codes.
+    """The columns of `obs` that a model uses, and the categories of each, in the order of their codes.
 
-    Categories are text, numbers and truth values as obs holds them; what is none of these (dates, intervals) is text.
-    They are compared by value: 1, 1.0 and np.int8(1) are one category.
+    A category is text, a number or a truth value, as obs holds it; values of other types (dates, intervals) become
+    text. Categories are compared by value: 1, 1.0 and np.int8(1) are one category.
 
-    categories       of each kind that has them, by its code: column -> categories
+    categories       by the code of each categorical kind: column -> categories
     category_dtypes  of columns whose categories are all numbers or all truth values: 'int64', 'float32', 'bool', ...
-    layer            where the counts were; None: X
-    n_cells          cells that the model was set up with
+    layer            the layer that held the counts; None: X
+    n_cells          number of cells that the model was set up with
     """
 
     keys: SetupKeys = SetupKeys()
@@ -97,9 +97,9 @@ class Setup:
 
     @classmethod
     def from_saved(cls, content: Mapping[str, Any]) -> Self:
-        """A setup from its fields as a file of any version keeps them: the first ones wrote numbers as text.
+        """A setup from the fields that a file of any format version keeps. Format 1 wrote numbers as text.
 
-        Raises ValueError for categories of a column that is not named.
+        Raises ValueError if there are categories without the name of their column.
         """
         dtypes = content.get("category_dtypes") or {}
 
@@ -107,20 +107,20 @@ class Setup:
             return [_parse(value, dtypes[column]) if column in dtypes else value for value in known or ()]
 
         named = {kind.key: list(content.get(kind.saved) or ()) for kind in KINDS if kind.noun and kind.several}
-        keys, categories = SetupKeys.from_asked({**named, **content}), {}
+        keys, categories = SetupKeys.from_arguments({**named, **content}), {}
         for kind in KINDS:
             known, columns = content.get(kind.saved) or (), _columns(keys, kind)
             if kind.noun is None or not (known or columns):
                 continue
             if not columns:
-                raise ValueError(f"it holds {kind.noun} and names no column of them")
+                raise ValueError(f"it holds {kind.noun} but does not name their column")
             by_column = known if isinstance(known, Mapping) else {columns[0]: known}
             categories[kind.code] = {column: restore(column, by_column[column]) for column in columns}
         others = {name: content[name] for name in ("category_dtypes", "layer", "n_cells") if name in content}
         return cls(keys=keys, categories=categories, **others)
 
     def to_saved(self) -> dict[str, Any]:
-        """Plain values, as files keep them."""
+        """The setup as plain values, as files keep it."""
         saved: dict[str, Any] = {}
         for kind in KINDS:
             known = self.categories.get(kind.code, {})
@@ -136,12 +136,12 @@ class Setup:
 
     @property
     def batch_categories(self) -> list[Category]:
-        """The batches; none without a batch key."""
+        """The categories of the batch; empty without a batch key."""
         return next(iter(self.categories.get(BATCH.code, {}).values()), [])
 
     @property
     def labels_categories(self) -> list[Category]:
-        """The labels; none without a labels key."""
+        """The categories of the labels; empty without a labels key."""
         return next(iter(self.categories.get(LABELS.code, {}).values()), [])
 
     @property
@@ -150,9 +150,9 @@ class Setup:
         return self.categories.get(CATEGORIES.code, {})
 
     def extend(self, found: "Setup") -> Self:
-        """The setup with the categories of further data that it does not know, sorted, after those that it does.
+        """This setup, with the new categories of further data appended in sorted order after its own.
 
-        found  the setup learned from that data; a column that it leaves out adds nothing
+        found  the setup learned from that data; a column that is missing there adds nothing
         """
 
         def add(known: list[Category], there: list[Category]) -> list[Category]:
@@ -170,7 +170,7 @@ class Setup:
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """The fields of ModelSettings that follow from it."""
+        """The fields of ModelSettings that follow from the setup."""
         return {
             "n_batches": max(len(self.batch_categories), 1),
             "n_labels": max(len(self.labels_categories), 1),
@@ -180,10 +180,10 @@ class Setup:
         }
 
     def read_codes(self, data: Columns, labels: bool = False) -> dict[str, np.ndarray]:
-        """Codes of all cells as `Batch.codes` takes them; labels only if asked for (one dispersion needs them).
+        """Covariates of all cells, encoded as `Batch.codes` expects. The labels are read only if `labels` is True.
 
-        Raises ColumnError if a column is not there, has missing values, or holds a category that the model does not
-        know.
+        Raises ColumnError if a column does not exist, has missing values, or holds a category that is not among those
+        of the model.
         """
         left_out = [] if labels else [LABELS]
         left_out += [BATCH] if len(self.batch_categories) < 2 else []
@@ -204,15 +204,15 @@ class Setup:
 def _columns(keys: SetupKeys, kind: Kind) -> tuple[str, ...]:
     named = getattr(keys, kind.key)
     columns = named if isinstance(named, tuple) else () if named is None else (named,)
-    return columns if kind.noun is None else tuple(dict.fromkeys(columns))  # named twice, it is one covariate
+    return columns if kind.noun is None else tuple(dict.fromkeys(columns))  # a repeated name is one covariate
 
 
 def learn_setup(data: Columns, keys: SetupKeys, *, one_batch: bool = False) -> Setup:
-    """The setup of a model to be trained on `data`: its categories are those found there, unused ones left out.
+    """The setup for training a model on `data`: its categories are those that occur in the data.
 
-    one_batch  a single batch is no error: others may come with new data
-    Raises ColumnError if a column is not there (naming those that are) or has missing values, or if there is but one
-    batch.
+    one_batch  True: allow a single batch, because new data may bring others
+    Raises ColumnError if a column does not exist (the message lists the columns) or has missing values, or if there is
+    only one batch.
     """
     dtypes: dict[str, str] = {}
 
@@ -248,29 +248,29 @@ def _read_column(data: Columns, key: str) -> pd.Series:
 
 
 def _read_codes(data: Columns, key: str, known: Sequence[Category], noun: str) -> np.ndarray:
-    """int64 category of each cell as the model counts them."""
+    """The model's category code of each cell, int64 [cells]."""
     values = _read_column(data, key)
     there = [to_category(value) for value in values.cat.categories]
     places = find_categories(known, there)
     if None in places:
         unknown = there[places.index(None)]
         raise ColumnError(
-            f"{data.path}: obs column {key!r} holds {str(unknown)!r}, which is none of the {noun} that the model was "
+            f"{data.path}: obs column {key!r} holds {str(unknown)!r}, which is not among the {noun} that the model was "
             f"trained on ({', '.join(map(str, known[:8]))}): leave those cells out."
         )
     return np.array(places, np.int64)[values.cat.codes.to_numpy()]
 
 
 def to_category(value: Any) -> Category:
-    """A value of a column as a category: a plain number, truth value or text."""
+    """A value of a column as a category: a plain number, a truth value or text."""
     plain = value.item() if isinstance(value, np.generic) else value
     return plain if isinstance(plain, str | int | float) else str(value)
 
 
-def find_categories(known: Sequence[Category], asked: Sequence[Category]) -> list[int | None]:
-    """The place of each category that is asked for among those that are known, None where it is none of them.
+def find_categories(known: Sequence[Category], wanted: Sequence[Category]) -> list[int | None]:
+    """The index in `known` of each category in `wanted`; None for a category that is not there.
 
-    By value; text that is the name of one number or truth value, or the other way round, is taken for it.
+    Values are compared first; then text is compared with the written form of numbers and truth values.
     """
     places = {value: place for place, value in enumerate(known)}
     named = {_name(value): place for place, value in enumerate(known)}
@@ -281,7 +281,7 @@ def find_categories(known: Sequence[Category], asked: Sequence[Category]) -> lis
         place = named.get(_name(value))
         return place if place is not None and isinstance(known[place], str) != isinstance(value, str) else None
 
-    return [find(value) for value in asked]
+    return [find(value) for value in wanted]
 
 
 def _name(value: Category) -> str:
@@ -289,7 +289,7 @@ def _name(value: Category) -> str:
 
 
 def _parse(value: Any, dtype: str) -> Category:
-    """A number or truth value that the first versions wrote as text."""
+    """A number or truth value from the text that format 1 wrote."""
     if not isinstance(value, str):
         return to_category(value)
     if dtype in ("bool", "boolean"):
@@ -297,27 +297,27 @@ def _parse(value: Any, dtype: str) -> Category:
     try:
         number = float(value) if dtype.lower().startswith("float") else int(value)
         return to_category(np.dtype(dtype.lower()).type(number))
-    except (TypeError, ValueError):  # text that a query added, or what is no number: dates, intervals
+    except (TypeError, ValueError):  # text that a query added, or a value that is not a number: a date, an interval
         return value
 
 
 def _read_numbers(data: Columns, key: str, kind: Kind) -> np.ndarray:
-    """float32 value of each cell. Raises ColumnError for what is no finite number, or not above 0 where it must be."""
+    """float32 value of each cell. Raises ColumnError if a value is not finite, or is not above 0 where it must be."""
     values = data.read_column(key)
     _check_complete(data, key, values)
     if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype.kind not in "iufb":
         raise ColumnError(
             f"{data.path}: obs column {key!r} is not numeric (it holds {values.iloc[0]!r}): name a column of numbers, "
-            "or give it as a categorical covariate."
+            "or pass it as a categorical covariate."
         )
     numbers = values.to_numpy(np.float32)
     if not np.isfinite(numbers).all():
         cell = int(np.argmin(np.isfinite(numbers)))
-        raise ColumnError(f"{data.path}: obs column {key!r} holds {values.iloc[cell]} (cell {cell}): mend those cells.")
+        raise ColumnError(f"{data.path}: obs column {key!r} holds {values.iloc[cell]} (cell {cell}): change them.")
     if kind.positive and not (numbers > 0).all():
         cell = int(np.argmin(numbers > 0))
         raise ColumnError(
-            f"{data.path}: obs column {key!r} holds {numbers[cell]:g} (cell {cell}): a {kind.title} is above 0."
+            f"{data.path}: obs column {key!r} holds {numbers[cell]:g} (cell {cell}): a {kind.title} must be above 0."
         )
     return numbers
 

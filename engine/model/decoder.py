@@ -1,4 +1,4 @@
-"""The decoder: z and covariates -> logits of each gene's share, and what else a likelihood asks of each cell."""
+"""The decoder: z and covariates -> the logits of each gene's proportion, and other parameters of the likelihood."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from atlasvi.engine.model.model_options import ModelSettings
 
 
 class Decoder(nn.Module):
-    """Hidden layers, and a Linear for each parameter of the likelihood that differs from cell to cell."""
+    """Hidden layers, and a Linear for each parameter of the likelihood that depends on the cell."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -23,11 +23,11 @@ class Decoder(nn.Module):
         self.log_theta = linear(hidden, genes) if settings.decodes_theta else None
         self.dropout = linear(hidden, genes) if settings.likelihood.has_dropout else None
 
-    def hide(self, z: Tensor, given: Covariates) -> Tensor:
-        """The last hidden state float32 [..., cells, hidden] of z [..., cells, latent]."""
+    def hide(self, z: Tensor, covariates: Covariates) -> Tensor:
+        """The last hidden state, float32 [..., cells, hidden], for z [..., cells, latent]."""
         hidden = z
-        if given.numbers is not None:
-            hidden = torch.cat([z, given.numbers.expand(*z.shape[:-1], -1)], dim=-1)
+        if covariates.numbers is not None:
+            hidden = torch.cat([z, covariates.numbers.expand(*z.shape[:-1], -1)], dim=-1)
         for layer in self.layers:
-            hidden = layer(hidden, given, None)
+            hidden = layer(hidden, covariates, None)
         return hidden

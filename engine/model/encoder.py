@@ -1,4 +1,4 @@
-"""The encoder: sparse counts and covariates -> mean and variance of a normal."""
+"""The encoder: sparse counts and covariates -> mean and variance of a normal distribution."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from atlasvi.loaders.batches.batch import Batch
 
 
 def linear(n_in: int, n_out: int) -> nn.Linear:
-    """A Linear whose weights are not drawn yet: its own initialisation would draw from the global generator."""
+    """A Linear without initial weights, because torch's own initialisation would draw from the global generator."""
     return nn.utils.skip_init(nn.Linear, n_in, n_out)
 
 
@@ -31,10 +31,10 @@ class Encoder(nn.Module):
         self._make_positive: Callable[[Tensor], Tensor] = torch.exp if settings.var_activation == "exp" else F.softplus
 
     def forward(
-        self, cells: Batch, given: Covariates, generator: Noise | None, order: GeneOrder | None = None
+        self, cells: Batch, covariates: Covariates, generator: Noise | None, order: GeneOrder | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mean and variance float32 [cells, out]; the variance is above 1e-4. order: see `kernels.order_by_gene`."""
-        hidden = self.first.encode(cells, given, generator, order)
+        """Mean and variance, float32 [cells, out]; the variance is above 1e-4. order: see `kernels.order_by_gene`."""
+        hidden = self.first.encode(cells, covariates, generator, order)
         for layer in self.layers:
-            hidden = layer(hidden, given, generator)
+            hidden = layer(hidden, covariates, generator)
         return self.mean(hidden), self._make_positive(self.log_variance(hidden)) + 1e-4

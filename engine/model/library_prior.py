@@ -13,13 +13,13 @@ PASS_CELLS = 4096
 
 
 def measure_library(data: CellData, batch: np.ndarray | None, n_batches: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means and variances float32 [batches] of the log library size, over all cells.
+    """Means and variances, float32 [batches], of the log library size over all cells.
 
-    As scvi-tools measures them: an empty cell counts as log 1; a batch without cells gets mean 0 and variance 1. The
-    variance is 1 too where all cells of a batch are of one size: no KL to a point is finite.
+    As in scvi-tools, an empty cell counts as log 1, and a batch without cells gets mean 0 and variance 1. The variance
+    is 1 too if all cells of a batch have the same size, because the KL to a distribution without variance is infinite.
     """
     codes = None if batch is None else {"batch": batch}
-    sums = np.zeros((3, n_batches))  # cells, logs, squares about the first guess, so that no digits cancel
+    sums = np.zeros((3, n_batches))  # cells, logs, squared deviations from a first guess (avoids cancellation)
     guess = np.nan
     for cells in BatchLoader(data, PASS_CELLS, seed=0, codes=codes, shuffle=False):
         library = cells.library.numpy().astype(np.float64)
@@ -39,8 +39,8 @@ def measure_library(data: CellData, batch: np.ndarray | None, n_batches: int) ->
 def fill_library_prior(model: VAE, data: CellData, codes: Mapping[str, np.ndarray], first: int = 0) -> None:
     """Measure the prior and set it in a model with a latent library.
 
-    codes  covariates of all cells, as `Setup.read_codes` gives them
-    first  batch from which on it is set; those before keep theirs
+    codes  covariates of all cells, as `Setup.read_codes` returns them
+    first  first batch whose prior is set; batches before it keep theirs
     """
     found = measure_library(data, codes.get("batch"), model.settings.n_batches)
     for buffer, values in zip((model.library_log_means, model.library_log_vars), found):

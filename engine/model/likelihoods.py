@@ -1,6 +1,6 @@
-"""The likelihoods of counts that a model can have: one object each, in one table.
+"""The likelihoods of counts that a model can have: one object for each, in one table.
 
-Another likelihood is another entry of LIKELIHOODS, and its name in `LikelihoodName`.
+To add a likelihood, add an entry to LIKELIHOODS and its name to `LikelihoodName`.
 """
 
 from collections.abc import Callable
@@ -13,22 +13,22 @@ from torch import Generator, Tensor
 from atlasvi import kernels
 from atlasvi.kernels.reference import Likelihood as FusedName
 
-MOST_RATE = 1e8  # of a Poisson draw; larger ones overflow (scvi-tools' max_poisson_rate)
+MOST_RATE = 1e8  # limit of a Poisson draw; larger rates overflow (scvi-tools' max_poisson_rate)
 
 LikelihoodName = Literal["nb", "zinb", "poisson", "normal"]
-"""As options and saved files name them."""
+"""The name in options and saved files."""
 
 
 class Expression(NamedTuple):
     """Parameters of the likelihood of each cell and gene; in scvi-tools px_scale, px_rate, px_r, px_dropout.
 
-    shares   [..., cells, genes], each gene's share of the library (with a size factor: softplus, no shares)
-    mean     [..., cells, genes], counts: library * shares
-    theta    [genes] or [..., cells, genes], inverse dispersion (normal: standard deviation); None without dispersion
-    dropout  [..., cells, genes], logits of a zero that is no draw; None where the likelihood has none
+    proportions  [..., cells, genes], of each gene in the cell's counts; with a size factor softplus(logits) instead
+    mean         [..., cells, genes], in counts: library * proportions
+    theta        [genes] or [..., cells, genes], inverse dispersion (normal: standard deviation); None: no dispersion
+    dropout      [..., cells, genes], logits of the zero inflation; None if the likelihood has none
     """
 
-    shares: Tensor
+    proportions: Tensor
     mean: Tensor
     theta: Tensor | None
     dropout: Tensor | None
@@ -36,14 +36,15 @@ class Expression(NamedTuple):
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A distribution of the counts of a cell and a gene.
+    """A distribution of the count of one gene in one cell.
 
     log_prob         (counts float [..., genes], expression) -> log-probability in nats, elementwise, in plain torch
-    sample           (expression, generator) -> a draw for each cell and gene, float32
-    has_dispersion   whether it has the parameter theta; has_dropout: the logits of dropout
-    fused            its name in `kernels.decoder_nll`, which computes it with its gradients in one sweep; None: it is
-                     computed by `log_prob` over dense matrices
-    takes_fractions  whether the data may hold numbers that are no counts
+    sample           (expression, generator) -> one draw for each cell and gene, float32
+    has_dispersion   whether it has the parameter theta
+    has_dropout      whether it has the parameter dropout
+    fused            its name in `kernels.decoder_nll`, which computes loss and gradients in one sweep; None: `log_prob`
+                     computes it on dense matrices
+    takes_fractions  whether the data may hold fractions, and not only whole numbers
     """
 
     log_prob: Callable[[Tensor, Expression], Tensor]
@@ -55,12 +56,12 @@ class Likelihood:
 
 
 def takes_fractions(name: Any) -> bool:
-    """Whether the data of a model with this likelihood may hold numbers that are no counts; False for other names."""
+    """Whether data for this likelihood may hold fractions; False for an unknown name."""
     return isinstance(name, str) and name in LIKELIHOODS and LIKELIHOODS[name].takes_fractions
 
 
 def draw_gamma(shape: Tensor, rate: Tensor, generator: Generator) -> Tensor:
-    """A draw of gammas of mean shape / rate."""
+    """A draw from gamma distributions of mean shape / rate."""
     return torch._standard_gamma(shape, generator=generator) / rate
 
 
@@ -83,7 +84,7 @@ def _nb_log_prob(counts: Tensor, expression: Expression) -> Tensor:
 
 
 def _draw_nb(expression: Expression, generator: Generator) -> Tensor:
-    """A Poisson of a gamma's draw."""
+    """A draw of the negative binomial: Poisson, with a rate drawn from a gamma distribution."""
     theta = _theta(expression).expand_as(expression.mean).contiguous()
     return _draw_poisson(draw_gamma(theta, theta / expression.mean, generator), generator)
 

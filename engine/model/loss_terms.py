@@ -1,4 +1,4 @@
-"""The terms of the loss: of each cell as the model gives them, and their sums as they are added up and reported."""
+"""The terms of the loss: for each cell, and summed over cells for reports."""
 
 import math
 import operator
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 class CellLosses(NamedTuple):
-    """Terms of the loss of each cell, nats, float32 [cells].
+    """Terms of the loss of each cell, in nats, float32 [cells].
 
-    reconstruction  negative log-likelihood of the counts, z (and the library) drawn once
-    kl              KL(q(z | x) || N(0, I)), which a warm-up weighs
-    kl_library      KL of the log library size to its batch's prior, never weighed; 0 where the library is observed
+    reconstruction  negative log-likelihood of the counts at one draw of z (and of a latent library)
+    kl              KL(q(z | x) || N(0, I)), which the warm-up weights
+    kl_library      KL of the log library size to its batch's prior, never weighted; 0 if the library is observed
     """
 
     reconstruction: Tensor
@@ -24,15 +24,15 @@ class CellLosses(NamedTuple):
     kl_library: Tensor
 
     def loss(self, kl_weight: float | Tensor, n_cells: int) -> Tensor:
-        """What these cells add to a loss that is the mean over `n_cells`."""
+        """The contribution of these cells to a loss that is a mean over `n_cells`."""
         return (self.reconstruction + kl_weight * self.kl + self.kl_library).sum() / n_cells
 
 
 def sum_terms(losses: CellLosses, dtype: torch.dtype | None = None) -> Tensor:
-    """The values of `LossTerms` of a minibatch: float64 [terms], on its device, so that ranks add them up in one call.
+    """`LossTerms` of a minibatch as one tensor, float64 [terms], on its device, so that one call can add up all ranks'.
 
-    dtype  in which the cells are added up; None takes that of the losses, which costs a step of training least
-    Nothing waits for the device, and a CUDA graph can capture it.
+    dtype  dtype of the sum over cells; None: that of the losses, which is fastest in training
+    Nothing here synchronises with the device, and a CUDA graph can capture it.
     """
     terms = (losses.reconstruction, losses.kl + losses.kl_library, losses.kl_library)
     sums = torch.stack([term.detach().to(dtype or term.dtype).sum() for term in terms]).double()
@@ -41,11 +41,11 @@ def sum_terms(losses: CellLosses, dtype: torch.dtype | None = None) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """The terms of the loss summed over cells. They add up over minibatches and ranks and know their means.
+    """The terms of the loss, summed over cells. They can be added over minibatches and ranks.
 
-    kl          of the latent and of the library together, as the ELBO has them
-    kl_library  of it, that of the library; NaN where a checkpoint of an older version did not keep it
-    A new term goes last, and into `sum_terms`.
+    kl          KL of the latent plus that of the library, as in the ELBO
+    kl_library  KL of the library alone; NaN if a checkpoint of format 1 did not keep it
+    Put a new term last, and add it to `sum_terms`.
     """
 
     n_cells: float = 0.0
@@ -55,12 +55,12 @@ class LossTerms:
 
     @classmethod
     def from_saved(cls, state: Mapping[str, Any]) -> Self:
-        """From the state that a checkpoint of any version holds: those of format 1 keep a list of the first three."""
+        """From the state in a checkpoint of any format; format 1 kept a list of the first three terms."""
         known = state["terms"] if "terms" in state else dict(zip(TERMS, state["sums"]))
         return cls(**{name: known.get(name, math.nan) for name in TERMS})
 
     def to_saved(self) -> dict[str, Any]:
-        """As a checkpoint keeps them: by name."""
+        """The terms by name, as a checkpoint keeps them."""
         return {"terms": asdict(self)}
 
     @property
@@ -76,11 +76,11 @@ class LossTerms:
         return all(map(math.isfinite, self.values))
 
     def means(self) -> dict[str, float]:
-        """All of MEASURES, nats a cell; 0 without cells."""
+        """All of MEASURES, in nats per cell; 0 if there are no cells."""
         return {name: measure(self) / max(self.n_cells, 1) for name, measure in MEASURES.items()}
 
     def loss(self, kl_weight: float) -> float | None:
-        """The loss at a weight of the KL term, nats a cell; None where the KL of the library is not known."""
+        """The loss at a weight of the KL term, in nats per cell; None if the KL of the library is unknown."""
         n_cells = max(self.n_cells, 1)
         library = self.kl_library / n_cells
         loss = self.reconstruction / n_cells + kl_weight * (self.kl / n_cells - library) + library
@@ -94,5 +94,5 @@ MEASURES: dict[str, Callable[[LossTerms], float]] = {
     "kl": lambda terms: terms.kl,
     "elbo": lambda terms: -(terms.reconstruction + terms.kl),
 }
-"""What is reported, a cell, of the cells that a model trains on, validates on and is tested on: in lines of metrics, in
-the result, and as what early stopping and the learning rate may watch."""
+"""What is reported per cell for the training, validation and test cells, in lines of metrics and in the result, and
+what early stopping and the learning rate schedule may monitor."""

@@ -1,4 +1,4 @@
-"""Random draws for cells: of a generator, or this rank's rows of the draws for the whole minibatch."""
+"""Random draws for cells: from a generator, or a rank's rows of the draws for a whole global minibatch."""
 
 import math
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from atlasvi.loaders.batches.epoch_order import share_of
 from atlasvi.loaders.identity import mix64
 
 TRAINING_NOISE, EVALUATION_NOISE, INITIAL_WEIGHTS = range(3)
-"""What draws are for."""
+"""What a random stream is used for."""
 
 
 @dataclass(frozen=True)
 class SharedNoise:
-    """Draws for the cells [first, first + cells) of a minibatch that several ranks share.
+    """Draws for the cells [first, first + cells) of a global minibatch that is split over ranks.
 
-    generator  in the same state on every rank, and seeded for this minibatch
-    n_cells    of the whole minibatch
-    first      where this rank's share begins
-    Every rank draws for all cells and keeps its rows, so a cell gets the same noise on any number of ranks. Drawing for
-    1,024 cells takes a hundredth of their step (benchmarks/RESULTS.md).
+    generator  has the same state on every rank, seeded for this minibatch
+    n_cells    number of cells of the global minibatch
+    first      index of this rank's first cell
+    Every rank draws for all cells and keeps its rows, so a cell gets the same draw on any number of ranks. The draws
+    for 1,024 cells take a hundredth of the time of their step (benchmarks/RESULTS.md).
     """
 
     generator: Generator
@@ -34,26 +34,26 @@ Noise = Generator | SharedNoise
 
 
 def seed_draws(generator: Generator, seed: int, purpose: int, number: int) -> Generator:
-    """Seed a generator, in place, for draw `number` of a run's seed: a state that depends on nothing before it."""
+    """Seed a generator, in place, for draw `number` of a run: its state then depends only on the arguments."""
     return generator.manual_seed(int(mix64(np.array([number]), seed * 8 + purpose)[0] >> np.uint64(1)))
 
 
 def share_noise(generator: Generator, n_cells: int, rank: int, world_size: int) -> Noise:
-    """The draws for a rank's share of a minibatch of `n_cells`."""
+    """The random draws for a rank's part of a minibatch of `n_cells`."""
     return generator if world_size == 1 else SharedNoise(generator, n_cells, share_of(n_cells, rank, world_size)[0])
 
 
 def draw_normal(like: Tensor, noise: Noise | None) -> Tensor:
-    """Standard normal values of the shape [cells, ...], dtype and device of `like`."""
+    """Standard normal values with the shape [cells, ...], dtype and device of `like`."""
     drawn = torch.empty(_whole_shape(like, noise), dtype=like.dtype, device=like.device)
     return _take_share(drawn.normal_(generator=_generator(noise)), like, noise)
 
 
 def draw_dropout(like: Tensor, rate: float, noise: Noise | None) -> Tensor:
-    """What to multiply with: 0 with probability `rate`, else the inverse of the share kept, so that means stay.
+    """Factors for dropout: 0 with probability `rate`, else 1 / (1 - rate), so that means do not change.
 
-    On the CPU torch draws one element after the other: there four elements share a draw of 64 bits, and `rate` is
-    rounded to a multiple of 2**-16.
+    On the CPU torch draws one element after the other, so there four elements are made from one draw of 64 bits, and
+    `rate` is rounded to a multiple of 2**-16.
     """
     shape, generator = _whole_shape(like, noise), _generator(noise)
     if like.device.type != "cpu":

@@ -24,19 +24,19 @@ from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_version
 
 MODEL, RESULT, CONFIG, METRICS = "model.pt", "result.json", "config.json", "metrics.jsonl"
-RUN_FORMAT = 2  # of a run's configuration, checkpoints and model; those of format 1 do not say theirs
+RUN_FORMAT = 2  # of a run's configuration, checkpoints and model; files of format 1 hold no version
 
 
 @dataclass
 class TrainedRun:
-    """A trained model and the names that its numbers stand for.
+    """A trained model, and the names of its genes, batches and other categories.
 
-    setup   the columns of obs that the model takes, and what its codes stand for
-    data    how the data was opened that it was trained on; None where that is not known (a model of scvi-tools)
-    result  held-out and training losses in nats a cell (see `training`)
-    state    where training goes on from besides the weights: `optimizer`, `epoch`, `step`, `history`
-    freezing what training holds of the model
-    split    int64 numbers of the cells of each part (train, validation, test), where the model was kept with them
+    setup    the columns of obs that the model uses, and the categories of each
+    data     how the training data was opened; None if unknown (a model of scvi-tools)
+    result   held-out and training losses in nats per cell (see `training`)
+    state    what training needs to go on, besides the weights: `optimizer`, `epoch`, `step`, `history`
+    freezing which parameters training freezes
+    split    int64 indices of the cells of each part (train, validation, test), if the model was saved with them
     """
 
     model: VAE
@@ -51,18 +51,18 @@ class TrainedRun:
 
     @property
     def like(self) -> DataSpec:
-        """How data at a path is opened for the model, where the path does not say it: as what it was trained on was."""
+        """How to open data for this model where the user does not say: as the training data was opened."""
         known = self.data or DataSpec("", layer=self.setup.layer)
         values = "numbers" if self.model.settings.likelihood.takes_fractions else None
         return replace(known, values=values)
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """What the model is made of, as plain values."""
+        """The model's settings, as plain values."""
         return self.model.settings.model_dump()
 
     def save(self, folder: Path) -> None:
-        """Write the model into a run directory, whole or not at all."""
+        """Write the model into a run directory, all of it or nothing."""
         content = {"format_version": RUN_FORMAT, "genes": self.genes, **self.setup.to_saved()}
         if self.data is not None:
             content["data"] = self.data.to_record()
@@ -73,14 +73,16 @@ class TrainedRun:
 
 
 def load_run(path: str | Path) -> TrainedRun:
-    """A finished run from its directory, the model in evaluation mode on the CPU. Raises SourceError if it is none."""
+    """A finished run, its model in evaluation mode on the CPU. Raises SourceError if `path` is not a finished run."""
     folder = Path(path)
     remove_leftovers(folder)
     if not (folder / MODEL).is_file():
         if (folder / CONFIG).is_file():
-            raise SourceError(f"{path}: the run is not finished: go on with atlasvi train ... --out {path} --resume.")
+            raise SourceError(
+                f"{path}: the run is not finished: resume it with atlasvi train ... --out {path} --resume."
+            )
         raise SourceError(f"{path} is not a run directory (make one with: atlasvi train DATA --out RUN).")
-    check_files(folder, read_manifest(folder) or {}, lambda name: name != MODEL)  # which carries its own checksums
+    check_files(folder, read_manifest(folder) or {}, lambda name: name != MODEL)  # the model file has its own checksums
     content, result = load_tensors(folder / MODEL), read_json(folder / RESULT)
     with reading(str(folder / MODEL)):
         check_version(str(folder / MODEL), "model", content, RUN_FORMAT)
@@ -88,13 +90,16 @@ def load_run(path: str | Path) -> TrainedRun:
         data = DataSpec.from_record(content.pop("data")) if "data" in content else None
         model, genes = model_from_weights(content.pop("settings"), content.pop("weights")), content.pop("genes")
         if len(genes) != model.settings.n_genes:
-            raise SourceError(f"{folder / MODEL} is damaged: it names {len(genes):,} of its genes: copy it again.")
+            n_genes = model.settings.n_genes
+            raise SourceError(
+                f"{folder / MODEL} is damaged: it has {n_genes:,} genes and names {len(genes):,}: copy it again."
+            )
         setup = Setup.from_saved(content)
         batch_key, n_batches = setup.keys.batch_key, setup.sizes["n_batches"]
-        # a model may be saved without any setup, to decode with
+        # a model may be saved without a setup: it can still decode
         if batch_key is not None and n_batches != model.settings.n_batches:
             raise SourceError(
-                f"{folder / MODEL} is damaged: its model tells {model.settings.n_batches:,} batches apart, and it "
+                f"{folder / MODEL} is damaged: its model has {model.settings.n_batches:,} batches, but it "
                 f"names {n_batches:,} (column {batch_key!r} of obs): copy it again."
             )
         return TrainedRun(model, genes, setup, result, folder, data=data)
@@ -102,7 +107,7 @@ def load_run(path: str | Path) -> TrainedRun:
 
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Keep a second process from training the same run; what a killed one left is removed. Raises OutputError."""
+    """Lock the run against training by a second process, and remove the remains of a killed one. Raises OutputError."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -1,9 +1,9 @@
 """scVI: an encoder q(z | x, covariates), a decoder to gene proportions, a likelihood of the counts.
 
-As scvi-tools 1.5.1 defines it; same weights, same numbers. Three things are stored otherwise than there, and
-`scvi_tools.weights` translates: the one-hot columns of each layer are parameters of their own; the first layer's weight
-is transposed, [genes, hidden], so that sparse counts meet contiguous rows; and parameters that the settings never use
-are left out.
+It computes the same numbers as scvi-tools 1.5.1 from the same weights. Three things are stored differently, and
+`scvi_tools.weights` translates them: the one-hot columns of each layer are parameters of their own; the first layer's
+weight is transposed, [genes, hidden], so that each nonzero count reads one contiguous row; and parameters that the
+settings never use are left out.
 """
 
 import math
@@ -29,17 +29,17 @@ __all__ = ["VAE", "CellLosses", "Expression", "ModelSettings", "kl_of_normals", 
 
 Codes = Mapping[str, Tensor]
 """Covariates of cells by name, as `Batch.codes` holds them: batch, labels int64 [cells]; categories int64 [cells,
-covariates]; continuous float32 [cells, covariates]; size_factor float32 [cells]. Those the model does not have may be
-missing; so may `batch` and `labels` where there is but one."""
+covariates]; continuous float32 [cells, covariates]; size_factor float32 [cells]. A name that the model does not use may
+be missing; so may `batch` and `labels` if the model has only one of them."""
 
 
 class VAE(nn.Module):
-    """The model: see the module. Noise comes from the generators that the calls are given, never from a global one."""
+    """The model; see the module's docstring. Random draws use the generator that is passed, never torch's own."""
 
     library_log_means: Tensor
     library_log_vars: Tensor
     precision: Precision = "float32"
-    """Of the output layer's products: see `kernels.decoder_nll`."""
+    """Precision of the output layer's products: see `kernels.decoder_nll`."""
 
     def __init__(self, settings: ModelSettings, generator: Generator | None = None) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class VAE(nn.Module):
             self.reset(generator)
 
     def reset(self, generator: Generator) -> None:
-        """Draw all weights anew, from the distributions that scvi-tools draws them from."""
+        """Draw all weights from the distributions that scvi-tools draws them from."""
         for module in self.modules():
             if isinstance(module, Layer):
                 module.reset(generator)
@@ -73,18 +73,18 @@ class VAE(nn.Module):
 
     @property
     def n_latent(self) -> int:
-        """Dimensions of z."""
+        """Number of dimensions of z."""
         return self.settings.n_latent
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and of all that is computed: float32, or float64 after `double()`."""
+        """dtype of the weights and of all that is computed: float32, or float64 after `double()`."""
         return self.encoder.mean.weight.dtype
 
     def encode(
         self, cells: Batch, generator: Noise | None = None, order: GeneOrder | None = None
     ) -> tuple[Tensor, Tensor]:
-        """qzm, qzv float32 [cells, latent]: mean and variance of q(z | x), before the softmax if latents are ln."""
+        """qzm, qzv float32 [cells, latent]: mean and variance of q(z | x), before the softmax if the latents are ln."""
         return self.encoder(cells, self._covariates(cells.codes, len(cells)), generator, order)
 
     def encode_library(
@@ -97,18 +97,18 @@ class VAE(nn.Module):
         return mean[:, 0], variance[:, 0]
 
     def library_prior(self, codes: Codes, n_cells: int) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the log library size in each cell's batch, float32 [cells] (latent library alone)."""
+        """Mean and variance of the log library size in each cell's batch, float32 [cells]; latent library only."""
         batch = self._codes(codes, "batch", self.settings.n_batches, n_cells)
         return self.library_log_means[batch], self.library_log_vars[batch]
 
     def to_latent(self, normal: Tensor) -> Tensor:
-        """z of a draw of q(z | x) [..., latent]: the draw, or its softmax if latents are ln."""
+        """z from a draw of the normal, [..., latent]: the draw itself, or its softmax if the latents are ln."""
         return torch.softmax(normal, dim=-1) if self.settings.latent_distribution == "ln" else normal
 
-    def shares(self, z: Tensor, codes: Codes | None = None, *, transform_batch: int | None = None) -> Tensor:
-        """The shares of `decode` alone, float32 [..., cells, genes]."""
+    def proportions(self, z: Tensor, codes: Codes | None = None, *, transform_batch: int | None = None) -> Tensor:
+        """Only the proportions of `decode`, float32 [..., cells, genes]."""
         _, hidden = self._hide(z, codes, transform_batch)
-        return self._shares(hidden)
+        return self._proportions(hidden)
 
     def decode(
         self,
@@ -121,14 +121,15 @@ class VAE(nn.Module):
         """Parameters of the likelihood at z [..., cells, latent].
 
         codes            covariates of the cells (see `Codes`)
-        library          counts a cell [..., cells], or one for all; a size factor is taken instead if there is one
-        transform_batch  decode all cells as if they were of this batch
-        Raises ValueError if codes lack what the model needs.
+        library          counts per cell [..., cells], or one number for all cells; a size factor is used instead if the
+                         model has one
+        transform_batch  decode all cells as if they belonged to this batch
+        Raises ValueError if a covariate that the model uses is missing from codes.
         """
         codes, hidden = self._hide(z, codes, transform_batch)
-        shares = self._shares(hidden)
+        proportions = self._proportions(hidden)
         scale = (
-            _given(codes, "size_factor") if self.settings.use_size_factor else torch.as_tensor(library, device=z.device)
+            _take(codes, "size_factor") if self.settings.use_size_factor else torch.as_tensor(library, device=z.device)
         )
         theta, rows = self._dispersion(codes, z.shape[-2])
         if self.decoder.log_theta is not None:
@@ -137,20 +138,20 @@ class VAE(nn.Module):
             assert theta is not None
             theta = theta[rows]
         return Expression(
-            shares,
-            shares * scale[..., None],
+            proportions,
+            proportions * scale[..., None],
             None if theta is None else theta.exp(),
             None if self.decoder.dropout is None else self.decoder.dropout(hidden),
         )
 
     def _hide(self, z: Tensor, codes: Codes | None, transform_batch: int | None) -> tuple[Codes, Tensor]:
-        """The codes that are meant, and the decoder's last hidden state."""
+        """The codes, with transform_batch applied, and the decoder's last hidden state."""
         n_cells, codes = z.shape[-2], dict(codes or {})
         if transform_batch is not None:
             codes["batch"] = torch.full((n_cells,), transform_batch, device=z.device)
         return codes, self.decoder.hide(z, self._covariates(codes, n_cells))
 
-    def _shares(self, hidden: Tensor) -> Tensor:
+    def _proportions(self, hidden: Tensor) -> Tensor:
         logits = self.decoder.logits(hidden)
         return F.softplus(logits) if self.settings.use_size_factor else torch.softmax(logits, dim=-1)
 
@@ -163,8 +164,8 @@ class VAE(nn.Module):
     ) -> Tensor:
         """Negative log-likelihood of each cell's counts at z [cells, latent], summed over genes, nats: float32 [cells].
 
-        library  counts a cell, float32 [cells]; None takes the observed ones
-        n_cells  that the loss will be a mean over, where these are a share of them: spares work, changes no number
+        library  counts per cell, float32 [cells]; None: the observed ones
+        n_cells  number of cells of the mean loss, if these are only part of them; saves work, does not change the loss
         """
         library = (cells.library if library is None else library).to(z.dtype)
         settings = self.settings
@@ -183,7 +184,7 @@ class VAE(nn.Module):
             hidden,
             head,
             counts,
-            _given(cells.codes, "size_factor").to(z.dtype) if settings.use_size_factor else library,
+            _take(cells.codes, "size_factor").to(z.dtype) if settings.use_size_factor else library,
             theta,
             theta_rows=rows,
             dropout=dropout,
@@ -194,7 +195,7 @@ class VAE(nn.Module):
         )
 
     def forward(self, cells: Batch, generator: Noise, n_cells: int | None = None) -> CellLosses:
-        """The terms of the loss of each cell, z (and a latent library) drawn once.
+        """The terms of the loss of each cell, with one draw of z (and of a latent library).
 
         n_cells  see `reconstruction`
         """
@@ -212,15 +213,15 @@ class VAE(nn.Module):
             return CellLosses(self.reconstruction(cells, z, library, n_cells), kl, kl_library)
 
     def _codes(self, codes: Codes, name: str, n: int, n_cells: int) -> Tensor:
-        """int64 [cells]; zeros where there is one category and it was not given."""
+        """int64 [cells]; zeros if the covariate has one category and is missing from codes."""
         if name in codes or n > 1:
-            return _given(codes, name)
+            return _take(codes, name)
         return torch.zeros(n_cells, dtype=torch.int64, device=self.encoder.mean.weight.device)
 
     def _covariates(self, codes: Codes, n_cells: int) -> Covariates:
-        """What layers take, from the codes of a minibatch."""
+        """The covariates of a minibatch in the form that layers take."""
         settings = self.settings
-        numbers = [_given(codes, "continuous").to(self.dtype)] if settings.n_continuous else []
+        numbers = [_take(codes, "continuous").to(self.dtype)] if settings.n_continuous else []
         batch = None
         if settings.embeds_batch:
             assert self.batch_embedding is not None
@@ -228,20 +229,20 @@ class VAE(nn.Module):
             numbers.append(take_columns(self.batch_embedding, batch_codes))
         elif settings.n_batches > 1:
             batch = self._codes(codes, "batch", settings.n_batches, n_cells)
-        categories = tuple(_given(codes, "categories")[:, k] for k, n in enumerate(settings.n_categories) if n > 1)
+        categories = tuple(_take(codes, "categories")[:, k] for k, n in enumerate(settings.n_categories) if n > 1)
         return Covariates(batch, categories, torch.cat(numbers, dim=1) if numbers else None)
 
     def _dispersion(self, codes: Codes, n_cells: int) -> tuple[Tensor | None, Tensor | None]:
-        """The table of log theta, if there is one, and which row of it is each cell's, if there are several."""
+        """The table of log theta, if there is one, and the row of each cell, if the table has several rows."""
         if self.log_theta is None or self.settings.dispersion == "gene":
             return self.log_theta, None
         name = "batch" if self.settings.dispersion == "gene-batch" else "labels"
         return self.log_theta, self._codes(codes, name, self.settings.theta_rows, n_cells)
 
 
-def _given(codes: Codes, name: str) -> Tensor:
+def _take(codes: Codes, name: str) -> Tensor:
     if name not in codes:
-        raise ValueError(f"the model takes {name!r}, and the codes of the cells hold none: see Codes")
+        raise ValueError(f"the covariate {name!r} is missing from the codes of the cells: see Codes")
     return codes[name]
 
 
@@ -253,13 +254,13 @@ def _draw(mean: Tensor, variance: Tensor, noise: Noise) -> Tensor:
 def kl_of_normals(
     mean: Tensor, variance: Tensor, to_mean: Tensor | float = 0, to_variance: Tensor | float = 1
 ) -> Tensor:
-    """KL(N(mean, variance) || N(to_mean, to_variance)), elementwise, nats; to the standard normal if not said."""
+    """KL(N(mean, variance) || N(to_mean, to_variance)), elementwise, in nats; by default to the standard normal."""
     ratio = variance / to_variance
     return 0.5 * ((mean - to_mean).square() / to_variance + ratio - 1 - ratio.log())
 
 
 def model_from_weights(settings: Mapping, weights: Mapping[str, np.ndarray | Tensor]) -> VAE:
-    """A model in evaluation mode from its settings and its weights. Raises RuntimeError or ValueError on misfits."""
+    """A model in evaluation mode from settings and weights. Raises RuntimeError or ValueError if they don't match."""
     model = VAE(ModelSettings.model_validate(settings))
     model.load_state_dict({name: torch.as_tensor(np.asarray(values)) for name, values in weights.items()})
     return model.eval()

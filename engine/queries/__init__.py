@@ -1,5 +1,5 @@
-"""Questions to a trained model and cells, one function each; SCVI's methods and `atlasvi query` are shells over them.
+"""Questions to a trained model about cells: one function each, which SCVI's methods and `atlasvi query` call.
 
-Cells of every kind (counts in memory or on disk, minified by us or by scvi-tools) answer the calls of `QuestionCells`.
+All kinds of cells (counts in memory or on disk, minified by us or by scvi-tools) implement `QuestionCells`.
 It may import `minified`, `training`, `scvi_tools`, `distributed`, `model`, and the files beside the subpackages.
 """

@@ -1,4 +1,4 @@
-"""Differential abundance: how likely each cell's latent is among the cells of each sample."""
+"""Differential abundance: the log-density of each cell's latent under the cells of each sample."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from atlasvi.engine.queries.question_cells import BATCH_SIZE, QuestionCells
 def differential_abundance(
     model: VAE,
     cells: QuestionCells,
-    asked: QuestionCells,
+    queried: QuestionCells,
     generator: Generator,
     sample_key: str,
     *,
@@ -26,16 +26,16 @@ def differential_abundance(
     """Log-density of cells under the aggregated posterior of each sample.
 
     cells        all cells: those of a sample make its aggregated posterior
-    sample_key   obs column of the samples; cells where it is missing are of none
-    asked        the data of the cells whose densities are computed; its samples are the columns
-    indices      int64: which of these cells; None: all of them
-    num_cells_posterior  of a sample, at most so many, chosen at random
+    sample_key   obs column of the samples; cells where it is missing belong to no sample
+    queried      the data of the cells whose densities are computed; its samples are the columns of the answer
+    indices      int64 indices of these cells; None: all of them
+    num_cells_posterior  largest number of cells of a sample to use, chosen at random
     dof          see `mix_posteriors`
-    Returns float32 [cells, samples], nats. Raises ColumnError if the column is not there.
+    Returns float32 [cells, samples], in nats. Raises ColumnError if the column does not exist.
     """
-    rows = np.arange(asked.n_cells) if indices is None else indices
-    z = torch.from_numpy(represent_cells(model, asked, generator, rows, batch_size=batch_size))
-    column, samples = cells.read_column(sample_key), asked.read_column(sample_key).dropna().unique()
+    rows = np.arange(queried.n_cells) if indices is None else indices
+    z = torch.from_numpy(represent_cells(model, queried, generator, rows, batch_size=batch_size))
+    column, samples = cells.read_column(sample_key), queried.read_column(sample_key).dropna().unique()
     where = generator.device
     found = np.empty((len(rows), len(samples)), np.float32)
     for k, sample in enumerate(samples):
@@ -45,4 +45,4 @@ def differential_abundance(
         qzm, qzv = (torch.from_numpy(part).to(where) for part in read_latents(model, cells, members, batch_size))
         for at in range(0, len(z), batch_size):
             found[at : at + batch_size, k] = log_density(z[at : at + batch_size].to(where), qzm, qzv, dof).cpu()
-    return pd.DataFrame(found, index=asked.read_names(indices), columns=samples)
+    return pd.DataFrame(found, index=queried.read_names(indices), columns=samples)

@@ -1,4 +1,4 @@
-"""Answers as tables, on the screen or in files: CSV and TSV with names that no spreadsheet runs, or NumPy arrays."""
+"""Answers as tables on the screen or in files: CSV and TSV that are safe in spreadsheets, or NumPy arrays."""
 
 import gzip
 import io
@@ -27,10 +27,11 @@ def write_table(
     index: str = "cell",
     precision: int = 6,
 ) -> int:
-    """Write slices of (cell names, values [cells, columns]) to a file, or to standard output as CSV; returns the rows.
+    """Write slices of (cell names, values [cells, columns]) to a file, or to standard output as CSV; returns the number
+    of rows.
 
     out    .csv or .tsv (streamed; .gz too), or .npz with `cells`, `columns`, `values`
-    index  what a row is, if it is not a cell: the first column and the array in .npz are called after it
+    index  what a row is, if it is not a cell: the name of the first column, and of the array of names in .npz
     In text, names that a spreadsheet would run as formulas are guarded (see `guard_formula`); .npz has them unchanged.
     Raises QueryError for another ending, OutputError if `out` exists or can't be written.
     """
@@ -47,9 +48,9 @@ def write_table(
 
 
 def write_frame(table: pd.DataFrame, index: str, out: Path | None, *, precision: int = 6) -> int:
-    """Write a table of numbers, truth values and text as `write_table` does; returns the rows.
+    """Write a table of numbers, truth values and text as `write_table` does; returns the number of rows.
 
-    index  what the names of the rows are called; .npz holds an array of them and one for each column
+    index  name of the column of row names; .npz holds them in an array of this name, and one array for each column
     """
 
     def write_arrays(file: Path) -> int:
@@ -71,11 +72,11 @@ def _write_answer(
     rows: Rows, header: Sequence[str], out: Path | None, write_arrays: Callable[[Path], int], precision: int
 ) -> int:
     if out is None:
-        # a pipe or a file gets names as they are, a terminal none that would steer it
+        # names go unchanged to a pipe or a file; on a terminal, control characters are escaped
         show = make_printable if sys.stdout is not None and sys.stdout.isatty() else str
         return _write_lines(sys.stdout or io.StringIO(), ",", rows, header, precision, show)
     if not any(ending in out.suffixes for ending in (".csv", ".tsv", ".npz")):
-        raise QueryError(f"{out}: write to a file that ends in .csv, .tsv (or either with .gz) or .npz.")
+        raise QueryError(f"{out}: use a file name that ends in .csv, .tsv (or either with .gz) or .npz.")
     with write_file_aside(out) as temporary:
         if out.suffix == ".npz":
             return write_arrays(temporary)
@@ -87,11 +88,11 @@ def _write_answer(
 def _write_lines(
     file: TextIO, delimiter: str, rows: Rows, header: Sequence[str], precision: int, show: Callable[[str], str]
 ) -> int:
-    """Write the table, text as `show` makes it; returns the rows."""
+    """Write the table, with `show` turning values into text; returns the number of rows."""
 
     def name(text: object) -> str:
         shown = guard_formula(show(str(text)))
-        # csv.writer leaves a carriage return outside of quotes before Python 3.13, and readers begin a new row there
+        # csv.writer does not quote a carriage return before Python 3.13, and readers then begin a new row there
         quoted = any(special in shown for special in (delimiter, '"', "\r", "\n"))
         return '"' + shown.replace('"', '""') + '"' if quoted else shown
 
@@ -99,7 +100,7 @@ def _write_lines(
         return name(held) if isinstance(held, str | bool) else f"{held:.{precision}g}"
 
     n, line = 0, delimiter.join(map(name, header)) + "\n"
-    for row, values in rows:  # what is missing is said with the first row, before anything of the answer is written
+    for row, values in rows:  # the first row raises any error before the header is written
         file.write(line)
         line = delimiter.join([name(row), *map(value, values)]) + "\n"
         n += 1
@@ -108,10 +109,10 @@ def _write_lines(
 
 
 def guard_formula(text: str) -> str:
-    """`text` for a cell of a CSV file, an apostrophe before it where a spreadsheet would run it as a formula.
+    """`text` for a cell of a CSV file, with an apostrophe in front if a spreadsheet would run it as a formula.
 
-    Excel and LibreOffice take what begins with = + - @, a tab or a line break for one (also in full-width letters), and
-    a formula can send out what the other cells hold; after an apostrophe it is text. Numbers are left as they are.
+    Excel and LibreOffice treat text that starts with = + - @, a tab or a line break as a formula (also in full-width
+    letters), and a formula can send other cells' content out; after an apostrophe it is text. Numbers stay unchanged.
     """
     if not text.startswith(FORMULA_STARTS):
         return text

@@ -1,4 +1,4 @@
-"""Which cells are asked about: by conditions and expressions over obs, by names, by indices or a mask."""
+"""Choose cells by conditions and expressions over obs, by names, by indices or by a mask."""
 
 import ast
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from atlasvi.loaders.batches.cell_selection import choose_cells as evaluate_expr
 from atlasvi.loaders.tables.store_tables import check_column
 
 Where = Sequence[int] | Sequence[bool] | np.ndarray | str
-"""Cells: their indices, a mask, or a condition or expression over obs (see `find_cells`)."""
+"""How to choose cells: indices, a mask, or a condition or expression over obs (see `find_cells`)."""
 
 
 def choose_cells(
@@ -26,13 +26,13 @@ def choose_cells(
     where: Where | Sequence[str] = (),
     limit: int | None = None,
 ) -> np.ndarray:
-    """int64, ascending: indices of the cells that all of these choose.
+    """Ascending int64 indices of the cells that meet all of these conditions.
 
     cells  the cells of a question, or a minified store
-    names  cell names; None means all
+    names  cell names; None: all cells
     where  conditions or expressions over obs, all of which must hold (see `find_cells`); or a mask, or indices
-    limit  at most so many, the first ones
-    Raises ColumnError or QueryError if a column, a value or a name is not there.
+    limit  largest number of cells; the first ones are kept
+    Raises ColumnError or QueryError if a column, a value or a name does not exist.
     """
     if isinstance(cells, KeptPosterior):
         cells = MinifiedCells(cells)
@@ -51,7 +51,7 @@ def choose_cells(
 
 
 def sample_cells(indices: np.ndarray, n: int, generator: Generator) -> np.ndarray:
-    """int64, ascending: at most n of these cells, at random."""
+    """Ascending int64 indices of at most n of these cells, chosen at random."""
     if len(indices) > n:
         order = torch.randperm(len(indices), generator=generator, device=generator.device)[:n]
         indices = indices[order.cpu().numpy()]
@@ -59,12 +59,12 @@ def sample_cells(indices: np.ndarray, n: int, generator: Generator) -> np.ndarra
 
 
 def find_cells(cells: QuestionCells, where: Where | None) -> np.ndarray:
-    """int64 indices of the cells that are chosen by one of these; None chooses all.
+    """int64 indices of the cells chosen by one of the following; None chooses all cells.
 
-    COLUMN=VALUE  the value of an obs column; VALUE may be several, separated by commas
+    COLUMN=VALUE  a value of an obs column, or several values, separated by commas
     an expression over obs columns, as `loaders.choose_cells` reads it: "cell_type == 'B cell' and n_genes > 500"
     indices in any order, or a mask
-    Raises ColumnError or QueryError if a column, a value or a cell is not there.
+    Raises ColumnError or QueryError if a column, a value or a cell does not exist.
     """
     if not isinstance(where, str):
         return _find_indices(where, cells.n_cells, cells.path)
@@ -104,8 +104,8 @@ def _list_values(cells: QuestionCells, column: str) -> list[Category]:
 
 
 def _find_values(cells: QuestionCells, column: str, wanted: str, there: list[Category]) -> np.ndarray:
-    """Indices of the cells of which a column has one of the wanted values."""
-    # the whole text first: a value may hold a comma of its own
+    """Indices of the cells whose value in the column is one of the wanted ones."""
+    # try the whole text first, because a value may contain a comma
     accepted = [wanted] if wanted in map(str, there) else [value.strip() for value in wanted.split(",")]
     places = find_categories(there, accepted)
     if None in places:
@@ -129,26 +129,26 @@ def _find_names(cells: QuestionCells, names: Sequence[str]) -> np.ndarray:
         mask[start : start + len(here)] = hits = here.isin(wanted)
         found.update(here[hits])
     if missing := wanted - found:
-        raise QueryError(f"{cells.path}: {len(missing)} of the cells are not there (first: {sorted(missing)[0]!r}).")
+        raise QueryError(f"{cells.path}: {len(missing)} of the cells do not exist (first: {sorted(missing)[0]!r}).")
     return mask
 
 
 def name_some(values: Sequence[str], n: int = 8) -> str:
-    """The first of these names, for a sentence."""
+    """The first of these names, for a message."""
     return ", ".join(map(str, values[:n])) + (", ..." if len(values) > n else "")
 
 
 def _find_indices(chosen: Any, n_cells: int, path: str) -> np.ndarray:
-    """int64 indices of cells that were chosen by indices in any order, or by a mask; None chooses all.
+    """int64 indices of cells chosen by indices in any order, or by a mask; None chooses all cells.
 
-    Raises QueryError if an index is outside, or a mask is of another length.
+    Raises QueryError if an index is out of range, or a mask has the wrong length.
     """
     if chosen is None:
         return np.arange(n_cells)
     indices = np.asarray(chosen).ravel()
     if indices.dtype == bool:
         if len(indices) != n_cells:
-            raise QueryError(f"{path}: the mask has {len(indices):,} values for {n_cells:,} cells: give one a cell.")
+            raise QueryError(f"{path}: the mask has {len(indices):,} values for {n_cells:,} cells: pass one per cell.")
         return np.flatnonzero(indices)
     if len(indices) and indices.dtype.kind not in "iu":
         raise QueryError(
@@ -157,14 +157,14 @@ def _find_indices(chosen: Any, n_cells: int, path: str) -> np.ndarray:
         )
     indices = indices.astype(np.int64)
     if len(indices) and not (indices.min() >= -n_cells and indices.max() < n_cells):
-        raise QueryError(f"{path}: there is no cell {indices[np.argmax(np.abs(indices))]}: it has {n_cells:,}.")
+        raise QueryError(f"{path}: there is no cell {indices[np.argmax(np.abs(indices))]}: there are {n_cells:,}.")
     return indices % max(n_cells, 1)
 
 
 def in_order(indices: np.ndarray, n_cells: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What to read for cells in any order, some maybe twice: (indices ascending, None for all; where each cell is).
+    """How to read cells in any order with repeats: (ascending indices, or None for all; position of each cell in them).
 
-    The places are None if the cells are in order already.
+    The positions are None if the cells are in ascending order already.
     """
     unique, places = np.unique(indices, return_inverse=True)
     if len(unique) == len(indices) and (places == np.arange(len(places))).all():

@@ -1,4 +1,4 @@
-"""Correlations between genes, in counts drawn anew from the posterior: what is left of them without the noise."""
+"""Correlations between genes, in counts drawn from the posterior without the noise of counting."""
 
 from typing import Literal
 
@@ -24,25 +24,25 @@ def correlate_genes(
     correlation_type: Literal["spearman", "pearson"] = "spearman",
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
-    """Correlation float64 [genes, genes], the mean over the batches that cells are decoded as.
+    """Correlations float64 [genes, genes], averaged over the batches that cells are decoded as.
 
-    columns          of the genes
-    rna_size_factor  library size at which rates are drawn: from a gamma of inverse dispersion theta
-    Memory is that of all draws, float32 [samples * cells, genes]: ask of a sample of cells.
-    Raises QueryError for another correlation, a likelihood without a dispersion (Poisson), or no cells.
+    columns          indices of the genes
+    rna_size_factor  library size at which rates are drawn, from a gamma distribution of inverse dispersion theta
+    All draws are in memory, float32 [samples * cells, genes]: use it with a sample of the cells.
+    Raises QueryError for an unknown correlation_type, a likelihood without dispersion (Poisson), or no cells.
     """
     if correlation_type not in ("spearman", "pearson"):
-        raise QueryError(f"correlation_type {correlation_type!r}: choose 'spearman' or 'pearson'.")
+        raise QueryError(f"correlation_type {correlation_type!r}: use 'spearman' or 'pearson'.")
     if not len(indices):
-        raise QueryError(f"{cells.path}: no cell is asked for.")
+        raise QueryError(f"{cells.path}: no cell was chosen.")
     if not model.settings.likelihood.has_dispersion:
         name = model.settings.gene_likelihood
-        raise QueryError(f"The likelihood {name!r} has no dispersion, from which correlations would be drawn.")
+        raise QueryError(f"The likelihood {name!r} has no dispersion, which correlations need.")
 
     def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
         expression = model.decode(z, posterior.codes, library, transform_batch=batch)
         assert expression.theta is not None
-        rate = rna_size_factor * expression.shares
+        rate = rna_size_factor * expression.proportions
         theta = expression.theta.expand_as(rate)[..., columns].contiguous()
         rate = rate[..., columns]
         return draw_gamma(theta, theta / rate, generator)
@@ -67,7 +67,7 @@ def correlate_genes(
 
 
 def _rank(draws: np.ndarray) -> None:
-    """Replace the values of each gene by their ranks, the mean rank where they are equal."""
+    """Replace the values of each gene by their ranks; equal values get their mean rank."""
     from scipy.stats import rankdata
 
     for gene in range(draws.shape[1]):
@@ -75,12 +75,12 @@ def _rank(draws: np.ndarray) -> None:
 
 
 def _correlate(draws: np.ndarray, size: int = 2**13) -> np.ndarray:
-    """Pearson's correlation of columns, added up in float64 over slices of rows."""
+    """Pearson's correlation of columns, with float64 sums over slices of rows."""
     mean = draws.mean(0, dtype=np.float64)
     products = np.zeros((draws.shape[1],) * 2)
     for at in range(0, len(draws), size):
         centred = draws[at : at + size] - mean
         products += centred.T @ centred
     spread = np.sqrt(np.diagonal(products))
-    with np.errstate(invalid="ignore"):  # a gene that never varies correlates with nothing: NaN, as numpy has it
+    with np.errstate(invalid="ignore"):  # a constant gene has no correlations: NaN, as in numpy
         return np.clip(products / np.outer(spread, spread), -1, 1)

@@ -1,4 +1,4 @@
-"""Statistics of the counts themselves, of groups of cells: sums over one pass, so that any union of groups has them."""
+"""Statistics of the counts of groups of cells: sums from one pass, which can be added for any union of the groups."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +14,7 @@ NORMALISED_LIBRARY = 1e4
 
 
 class GeneMeans(NamedTuple):
-    """Means over cells, float64 [genes]: of counts, of whether there is any, of counts scaled to 10,000 a cell."""
+    """Means over cells, float64 [genes]: of the counts, of counts > 0, of the counts scaled to 10,000 per cell."""
 
     counts: np.ndarray
     detected: np.ndarray
@@ -29,12 +29,12 @@ class CountStatistics:
     sums: np.ndarray
 
     def mean(self, labels: np.ndarray) -> GeneMeans:
-        """Means over the cells of these labels (bool [labels])."""
+        """Means over the cells with these labels (bool [labels])."""
         return GeneMeans(*(self.sums[:, labels].sum(1) / max(int(self.n_cells[labels].sum()), 1)))
 
 
 def count_statistics(model: VAE, cells: CountedCells, labels: np.ndarray, n_labels: int) -> CountStatistics:
-    """Sums over the cells of each label (int [cells], below n_labels), in one pass; memory is that of the sums."""
+    """Sums over the cells of each label (int [cells], below n_labels), in one pass; memory is that of the result."""
     sums = np.zeros((3, n_labels, model.settings.n_genes))
     for batch in cells.read_batches(model, None, PASS_CELLS):
         batch = batch.to("cpu")

@@ -1,9 +1,9 @@
 """Differential expression: draws of two populations' expression, compared gene by gene.
 
-'vanilla' asks whether a gene is expressed more in one (Lopez et al. 2018), 'change' how large its log fold change is
-(Boyeau et al. 2019). Names, defaults and columns are those of scvi-tools. Many comparisons share a pass over the cells:
-their draws are chosen first, then drawn in one pass, and the counts are added up in another. How many is bounded by the
-memory that this takes (`PASS_BYTES`), so memory does not grow with the number of groups, but for the table itself.
+'vanilla' tests whether a gene is expressed more in one population (Lopez et al. 2018), 'change' the size of its log
+fold change (Boyeau et al. 2019). Names, defaults and columns are those of scvi-tools. Several comparisons share a pass
+over the cells: their draws are chosen first, then drawn in one pass, and the counts are summed in another. `PASS_BYTES`
+limits how many share a pass, so only the memory for the table grows with the number of groups.
 """
 
 import warnings
@@ -26,12 +26,12 @@ from atlasvi.engine.queries.population import draw_weighed
 from atlasvi.engine.queries.question_cells import CountedCells, QueryError, QuestionCells
 from atlasvi.loaders.errors import MissingDependencyError
 
-PASS_BYTES = 2**28  # of draws and of sums of counts: how many comparisons share a pass
+PASS_BYTES = 2**28  # memory for draws and sums of counts: limits how many comparisons share a pass
 
 
 @dataclass
 class Comparison:
-    """Two groups of cells and what they are called; where they are among `labels`."""
+    """Two groups of cells, their names, and the labels of their cells."""
 
     name1: Any
     name2: Any
@@ -59,24 +59,24 @@ def differential_expression(
     filter_outlier_cells: bool = False,
     importance_weighting_kwargs: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """One table of genes for each comparison, one below the other, the most certain genes first.
+    """The genes' tables of all comparisons, one below the other; in each, the most certain genes come first.
 
-    groupby, group1, group2  an obs column, groups of it to compare (all if None), with which group (the rest if None)
-    idx1, idx2   or two populations, the second the rest if None
-    subset_idx   only these cells take part in groups; the rest is 'other'
-    all_stats    statistics of the counts too
+    groupby, group1, group2  obs column, groups to compare (None: all), group to compare with (None: all other cells)
+    idx1, idx2   instead of these, two populations; idx2 None: all other cells
+    subset_idx   use only these cells as members of groups; the others form the group 'other'
+    all_stats    add statistics of the counts
     weights      'importance' chooses draws that explain many cells of their group (slow: for small groups)
-    filter_outlier_cells  groups without the cells far from their others in latent space (needs scikit-learn)
-    Raises QueryError for groups that are not there or empty, ColumnError for a column that is not.
+    filter_outlier_cells  drop cells far from the others of their group in latent space (needs scikit-learn)
+    Raises QueryError for a group that does not exist or is empty, ColumnError if the column does not exist.
     """
     labels, comparisons = _compare(cells, groupby, group1, group2, idx1, idx2, subset_idx)
     for comparison in comparisons:
         for name, mask in ((comparison.name1, comparison.first), (comparison.name2, comparison.second)):
             if not mask[labels].any():
-                raise QueryError(f"{cells.path}: no cell is of {name!r}: there is nothing to compare.")
+                raise QueryError(f"{cells.path}: {name!r} has no cells: there is nothing to compare.")
     if all_stats and not isinstance(cells, CountedCells):
         warnings.warn(
-            "minified data has no counts, so their statistics are missing: all_stats=False leaves them out",
+            "minified data has no counts, so the answer has no statistics of them: all_stats=False avoids this warning",
             UserWarning,
             stacklevel=3,
         )
@@ -102,16 +102,16 @@ def differential_expression(
 
 
 def _measure_comparison(model: VAE, test: Test) -> int:
-    """Bytes that one comparison takes in a pass: the draws of both populations, a label's sums of counts."""
+    """Bytes that one comparison needs in a pass: draws of both populations, and the sums of counts of a label."""
     settings = model.settings
-    covariates = 2 + len(settings.n_categories) + settings.n_continuous  # of 8 bytes at most
+    covariates = 2 + len(settings.n_categories) + settings.n_continuous  # at most 8 bytes each
     return 2 * test.n_samples_overall * (4 * settings.n_latent + 8 * covariates) + 3 * 8 * settings.n_genes
 
 
 def merge_labels(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], np.ndarray]:
-    """The comparisons over as few labels as they need, and int64 [labels]: the new label of each old one.
+    """The comparisons with as few labels as possible, and int64 [labels]: the new label of each old one.
 
-    Labels that are on the same side of every comparison become one, so the sums of counts are those of few labels.
+    Labels that are in the same group in every comparison are merged, so that there are fewer sums of counts.
     """
     masks = np.array([mask for each in comparisons for mask in (each.first, each.second)])
     kinds, merged = np.unique(masks, axis=1, return_inverse=True)
@@ -131,7 +131,7 @@ def _compare_some(
     n_batches: int,
     all_stats: bool,
 ) -> Iterator[dict[str, Any]]:
-    """The columns of each comparison's table, of comparisons that share a pass over the cells."""
+    """The columns of the table of each comparison, for comparisons that share a pass over the cells."""
     statistics, n_genes = None, model.settings.n_genes
     if isinstance(cells, CountedCells) and (all_stats or (test.mode == "change" and test.pseudocounts is None)):
         statistics = count_statistics(model, cells, labels, len(comparisons[0].first))
@@ -158,7 +158,7 @@ def _compare(
     idx2: Where | None,
     subset_idx: Where | None,
 ) -> tuple[np.ndarray, list[Comparison]]:
-    """int64 [cells]: a label of each cell; the comparisons as masks over labels (the last: cells of no group)."""
+    """int64 [cells], a label of each cell; and the comparisons as masks over labels (the last label: no group)."""
     if idx1 is not None:
         labels = np.full(cells.n_cells, 2)
         labels[find_cells(cells, idx1)] = 0
@@ -168,16 +168,17 @@ def _compare(
         return labels, [Comparison("idx1", "idx2", np.array([True, False, False]), two)]
     if isinstance(group2, list | tuple | set | np.ndarray | pd.Index | pd.Series):
         raise QueryError(
-            "group2 is one group, or None for the rest: for several together give masks over the cells, idx1 and idx2."
+            "group2 is one group, or None for the rest: to compare with several, pass masks over the cells, idx1 and "
+            "idx2."
         )
     if groupby is None:
-        raise QueryError("Say which cells to compare: groupby (and group1, group2), or idx1 (and idx2).")
+        raise QueryError("No cells to compare: pass groupby (and group1, group2), or idx1 (and idx2).")
     column = cells.read_column(groupby)
     if subset_idx is not None:
         inside = np.zeros(cells.n_cells, bool)
         inside[find_cells(cells, subset_idx)] = True
         column = column.astype(str).where(inside, "other")
-    column = column.astype("category").cat.remove_unused_categories()  # a category without cells is no group
+    column = column.astype("category").cat.remove_unused_categories()  # drops categories without cells
     there = column.cat.categories
     labels = column.cat.codes.to_numpy(np.int64)
     labels[labels < 0] = len(there)
@@ -204,7 +205,7 @@ def _compare(
 
 
 class _Sampling:
-    """Draws of several populations: chosen first, drawn in one pass, decoded one population at a time."""
+    """Draws of several populations: chosen first, drawn in one pass, then decoded one population at a time."""
 
     def __init__(
         self,
@@ -217,17 +218,17 @@ class _Sampling:
         importance: dict[str, Any],
     ) -> None:
         if weights not in (None, "uniform", "importance"):
-            raise ValueError(f"weights {weights!r}: choose 'uniform' or 'importance'")
+            raise ValueError(f"weights {weights!r}: use 'uniform' or 'importance'")
         self.model, self.cells, self.generator, self.test = model, cells, generator, test
         self.importance = importance if weights == "importance" else None
         self.filter_outliers = filter_outliers
         self._chosen: list[np.ndarray] = []
-        self._populations: list[list[tuple[int | None, int]]] = []  # (batch, draws) of each
+        self._populations: list[list[tuple[int | None, int]]] = []  # for each population: (batch, number of draws)
         self._drawn: Drawn | None = None
         self._weighed: list[Drawn] = []
 
     def add(self, indices: np.ndarray, batches: Sequence[int] | range) -> None:
-        """A population: the cells with these indices, decoded as each of the batches in turn."""
+        """Add a population: the cells with these indices, decoded as each of these batches in turn."""
         model, cells, generator = self.model, self.cells, self.generator
         if self.filter_outliers:
             indices = drop_outliers(model, cells, indices)
@@ -244,15 +245,15 @@ class _Sampling:
                 self._weighed.append(draw_weighed(model, cells, generator, indices, n, **self.importance))
 
     def draw(self) -> None:
-        """Draw all that was chosen, in one pass over the cells."""
+        """Make all chosen draws, in one pass over the cells."""
         if self._chosen:
             self._drawn = draw_posterior(self.model, self.cells, self.generator, np.concatenate(self._chosen))
 
     def decode(self, population: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shares float32 [draws, genes] of a population, and float64 [draws] the batch each was decoded as (or NaN)."""
+        """Proportions float32 [draws, genes] of a population, and float64 [draws] the batches decoded as (NaN: own)."""
         before = sum(len(parts) for parts in self._populations[:population])
         at = sum(n for parts in self._populations[:population] for _, n in parts)
-        shares: list[np.ndarray] = []
+        proportions: list[np.ndarray] = []
         batches: list[np.ndarray] = []
         for k, (batch, n) in enumerate(self._populations[population]):
             if self._drawn is not None:
@@ -260,13 +261,13 @@ class _Sampling:
                 at += n
             else:
                 drawn = self._weighed[before + k]
-            shares.extend(part.shares.cpu().numpy() for part in decode_drawn(self.model, drawn, batch))
+            proportions.extend(part.proportions.cpu().numpy() for part in decode_drawn(self.model, drawn, batch))
             batches.append(np.full(n, np.nan if batch is None else batch))
-        return np.concatenate(shares), np.concatenate(batches)
+        return np.concatenate(proportions), np.concatenate(batches)
 
 
 def drop_outliers(model: VAE, cells: QuestionCells, indices: np.ndarray) -> np.ndarray:
-    """Cells of a population without those far from the others in latent space, by a robust covariance."""
+    """The cells of a population without outliers in latent space, found by a robust covariance."""
     try:
         from sklearn.covariance import EllipticEnvelope
     except ImportError:
@@ -277,14 +278,14 @@ def drop_outliers(model: VAE, cells: QuestionCells, indices: np.ndarray) -> np.n
     try:
         return indices[EllipticEnvelope(random_state=0).fit_predict(latents) == 1]
     except ValueError:
-        warnings.warn("the covariance of a group could not be estimated: all its cells stay", stacklevel=3)
+        warnings.warn("the covariance of a group could not be estimated: it keeps all its cells", stacklevel=3)
         return indices
 
 
 def _hardly_seen(
     statistics: CountStatistics | None, comparison: Comparison, test: Test, n_genes: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Which genes are below threshold_counts in either population; without counts, as scvi-tools has it, all."""
+    """Which genes are below threshold_counts in either population; without counts all of them, as in scvi-tools."""
     if test.mode != "change" or test.pseudocounts is not None:
         return None
     if statistics is None:

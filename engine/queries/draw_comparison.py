@@ -1,4 +1,4 @@
-"""Two populations' draws of expression compared gene by gene: probabilities, effect sizes, the genes to call."""
+"""Compare two populations' draws of expression gene by gene: probabilities, effect sizes, significant genes."""
 
 import inspect
 import warnings
@@ -19,11 +19,11 @@ EPSILON = 1e-8
 class Test:
     """How two populations are compared; see scvi-tools' `get_bayes_factors`.
 
-    delta         a log2 fold change within it is no change; None: estimated (needs scikit-learn)
-    pseudocounts  added to shares; None: from the genes that are hardly seen
-    threshold_counts  mean count below which a gene is hardly seen
-    test_mode     'three': up and down apart; 'two': together
-    batchid1, batchid2  codes of batches that each population is decoded as, where observed batches are not used
+    delta         log2 fold changes up to this size are no change; None: estimated (needs scikit-learn)
+    pseudocounts  added to the proportions; None: estimated from the genes with hardly any counts
+    threshold_counts  genes with a mean count below this have hardly any counts
+    test_mode     'three': increase and decrease are tested separately; 'two': together
+    batchid1, batchid2  codes of the batches that each population is decoded as, if not as the observed ones
     """
 
     mode: Literal["vanilla", "change"] = "vanilla"
@@ -43,15 +43,15 @@ class Test:
 
     def __post_init__(self) -> None:
         if self.mode not in ("vanilla", "change"):
-            raise NotImplementedError(f"mode {self.mode!r}: choose 'vanilla' or 'change'")
+            raise NotImplementedError(f"mode {self.mode!r}: use 'vanilla' or 'change'")
         if self.use_observed_batches and (self.batchid1 is not None or self.batchid2 is not None):
-            raise ValueError("batchid1 and batchid2 say as which batches to decode: give batch_correction=True too")
+            raise ValueError("batchid1 and batchid2 are batches to decode as: they need batch_correction=True")
 
 
 def compare_draws(
-    shares1: np.ndarray,
+    proportions1: np.ndarray,
     batches1: np.ndarray,
-    shares2: np.ndarray,
+    proportions2: np.ndarray,
     batches2: np.ndarray,
     test: Test,
     hardly_seen: tuple[np.ndarray, np.ndarray] | None,
@@ -59,12 +59,13 @@ def compare_draws(
 ) -> dict[str, Any]:
     """Probabilities and effect sizes of each gene from draws of two populations' expression.
 
-    shares1, shares2    float [draws, genes]
-    batches1, batches2  float [draws]: as which batch each was decoded, NaN: as its own
-    hardly_seen         bool [genes] each: genes below threshold_counts in either (mode change without pseudocounts)
+    proportions1, proportions2  float [draws, genes]
+    batches1, batches2  float [draws]: batch that each draw was decoded as; NaN: its own
+    hardly_seen         bool [genes] each: genes with a mean count below threshold_counts in either population; needed
+                        for mode 'change' without pseudocounts
     """
-    mean1, mean2 = shares1.mean(0), shares2.mean(0)
-    first, second = _pair(shares1, batches1, shares2, batches2, test, generator)
+    mean1, mean2 = proportions1.mean(0), proportions2.mean(0)
+    first, second = _pair(proportions1, batches1, proportions2, batches2, test, generator)
     if test.mode == "vanilla":
         proba_m1 = np.mean(first > second, 0)
         proba_m2 = 1.0 - proba_m1
@@ -85,7 +86,7 @@ def compare_draws(
     up, down = (effects >= delta, effects < -delta) if test.m1_domain_fn is None else test.m1_domain_fn(effects)
     proba_up, proba_down = np.mean(up, 0), np.mean(down, 0)
     proba_de = proba_up + proba_down if test.test_mode == "two" else np.maximum(proba_up, proba_down)
-    # fewer pseudocounts here, so that the fold changes themselves are not shrunk
+    # add less here than below, so that the fold changes themselves do not shrink
     effects = change(first, second, 1e-3 * pseudocounts)
     return {
         "proba_de": proba_de,
@@ -100,26 +101,26 @@ def compare_draws(
 
 
 def _pair(
-    shares1: np.ndarray,
+    proportions1: np.ndarray,
     batches1: np.ndarray,
-    shares2: np.ndarray,
+    proportions2: np.ndarray,
     batches2: np.ndarray,
     test: Test,
     generator: Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws of both populations side by side: of the same batch where both were decoded as the same ones."""
+    """Pairs of draws of both populations; from the same batch, if both were decoded as the same batches."""
     known1, known2 = (np.unique(batches[~np.isnan(batches)]) for batches in (batches1, batches2))
     if len(known1) and np.array_equal(known1, known2):
-        parts = [(shares1[batches1 == batch], shares2[batches2 == batch]) for batch in known1]
+        parts = [(proportions1[batches1 == batch], proportions2[batches2 == batch]) for batch in known1]
     else:
         if np.intersect1d(known1, known2).size:
             warnings.warn(
-                "batchid1 and batchid2 are different and share some batches: pairs are of any two, so what the batches "
-                "do is not corrected for",
+                "batchid1 and batchid2 differ but have batches in common: draws are paired whatever their batches, so "
+                "batch effects are not corrected for",
                 UserWarning,
                 stacklevel=4,
             )
-        parts = [(shares1, shares2)]
+        parts = [(proportions1, proportions2)]
     if test.use_permutation:
         n = test.m_permutation // len(parts)
         parts = [(a[draw_integers(len(a), n, generator)], b[draw_integers(len(b), n, generator)]) for a, b in parts]
@@ -128,21 +129,21 @@ def _pair(
     return np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])
 
 
-def _change_function(given: str | Callable | None) -> Callable[[np.ndarray, np.ndarray, float], np.ndarray]:
-    if given is None or given == "log-fold":
+def _change_function(change_fn: str | Callable | None) -> Callable[[np.ndarray, np.ndarray, float], np.ndarray]:
+    if change_fn is None or change_fn == "log-fold":
         return lambda x, y, pseudocounts: np.log2(x + pseudocounts) - np.log2(y + pseudocounts)
-    if not callable(given) or len(inspect.getfullargspec(given).args) != 3:
-        raise ValueError("change_fn must be 'log-fold' or a function of (shares1, shares2, pseudocounts)")
-    return given
+    if not callable(change_fn) or len(inspect.getfullargspec(change_fn).args) != 3:
+        raise ValueError("change_fn must be 'log-fold' or a function of (proportions1, proportions2, pseudocounts)")
+    return change_fn
 
 
 def estimate_pseudocounts(
     first: np.ndarray, second: np.ndarray, unseen1: np.ndarray, unseen2: np.ndarray, quantile: float = 0.9
 ) -> float:
-    """What to add to shares so that the fold changes of genes that are hardly seen shrink to zero; at least 1e-10."""
+    """What to add to proportions to shrink fold changes of genes with hardly any counts to zero; at least 1e-10."""
     largest = [
-        np.quantile(shares.max(0)[unseen], quantile) if unseen.any() else 1e-10
-        for shares, unseen in ((first, unseen1), (second, unseen2))
+        np.quantile(proportions.max(0)[unseen], quantile) if unseen.any() else 1e-10
+        for proportions, unseen in ((first, unseen1), (second, unseen2))
     ]
     return float(max(1e-10, max(largest) / first.shape[1]))
 
@@ -158,8 +159,8 @@ def estimate_delta(effects: np.ndarray, coefficient: float = 0.6, least: float =
 
 
 def describe_draws(draws: np.ndarray, levels: Sequence[float] = ()) -> dict[str, np.ndarray]:
-    """Mean, median, std, min and max of draws [draws, genes], and narrowest intervals that hold a share of them."""
-    said = {
+    """Mean, median, std, min and max of draws [draws, genes], and the narrowest intervals at these levels."""
+    summary = {
         "mean": draws.mean(0),
         "median": np.median(draws, 0),
         "std": draws.std(0),
@@ -170,15 +171,15 @@ def describe_draws(draws: np.ndarray, levels: Sequence[float] = ()) -> dict[str,
     for level in levels:
         n_inside = int(np.floor(level * len(draws)))
         if not 0 <= n_inside < len(draws):
-            raise ValueError(f"a credible interval of {level}: levels are from 0 to below 1")
+            raise ValueError(f"a credible interval of {level}: levels must be at least 0 and below 1")
         start = np.argmin(ordered[n_inside:] - ordered[: len(draws) - n_inside], axis=0)
         for name, rows in (("min", start), ("max", start + n_inside)):
-            said[f"confidence_interval_{str(level)[:5]}_{name}"] = np.take_along_axis(ordered, rows[None], 0)[0]
-    return said
+            summary[f"confidence_interval_{str(level)[:5]}_{name}"] = np.take_along_axis(ordered, rows[None], 0)[0]
+    return summary
 
 
 def control_fdr(probabilities: np.ndarray, target: float) -> np.ndarray:
-    """bool [genes]: those to call, so that of them a share of `target` is expected to be false; probabilities fall."""
+    """bool [genes]: those whose expected proportion of false discoveries is `target`; probabilities must descend."""
     expected = np.cumsum(1.0 - probabilities) / (1.0 + np.arange(len(probabilities)))
     return np.arange(len(probabilities)) < (expected <= target).sum()
 

@@ -1,4 +1,4 @@
-"""Decoded expression: what the model says a cell expresses. And the decoding that other questions share."""
+"""Decoded expression, and the decoding in minibatches that other questions use."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from atlasvi.engine.queries.model_names import find_batches, find_genes
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells, name_cells
 
 Batches = Sequence[int | None]
-"""Codes of batches to decode cells as if they were of, one after the other; None: the batch that each has."""
+"""Codes of batches to decode cells as, one after the other; None: the cell's own batch."""
 Decode = Callable[[Posterior, Tensor, Tensor, int | None], Tensor]
-"""(cells, z, library, batch to decode as) -> [cells, columns], or [samples, cells, columns] of several samples."""
+"""(cells, z, library, batch to decode as) -> [cells, columns], or [samples, cells, columns] for several samples."""
 
 
 @torch.inference_mode()
@@ -33,10 +33,10 @@ def decode_batches(
     n_samples: int = 1,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[np.ndarray]:
-    """What `decode` makes of each cell, averaged over the batches, a minibatch at a time, in the order of the cells.
+    """The result of `decode` for each cell, averaged over the batches; yielded by minibatch, in the order of the cells.
 
-    chosen     int64, ascending: indices of the cells; None: all
-    n_samples  draws of z (and of a latent library) a cell; 0: none, the mean of its posterior
+    chosen     ascending int64 indices of the cells; None: all
+    n_samples  draws of z (and of a latent library) per cell; 0: use the mean of the posterior instead
     """
     for posterior in cells.read_posteriors(model, chosen, max(batch_size // max(n_samples, 1), 1)):
         total = None
@@ -44,7 +44,7 @@ def decode_batches(
             if n_samples == 0:
                 z, library = posterior.mean(model)
             else:
-                assert generator is not None, "a draw needs a generator"
+                assert generator is not None, "draws need a generator"
                 z, library = posterior.draw(model, generator, n_samples)
             part = decode(posterior, z, library, batch)
             total = part if total is None else total + part
@@ -63,7 +63,7 @@ def decode_cells(
     n_samples: int = 1,
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
-    """The same of all of `indices` (int64, in any order) together: [..., cells, columns]; memory is that of it."""
+    """`decode_batches` of all of `indices` (int64, in any order) in one array [..., cells, columns]."""
     wanted, places = in_order(indices, cells.n_cells)
     out, at = np.empty(0, np.float32), 0
     options: dict[str, Any] = {"transform_batch": transform_batch, "n_samples": n_samples, "batch_size": batch_size}
@@ -82,23 +82,23 @@ def decode_expression(
     library_size: float | Literal["latent", "observed"] = 1,
     mean_of_samples: bool = False,
 ) -> Decode:
-    """Normalised expression, [..., cells, genes]: each gene's share of the library, or counts at a library size.
+    """Normalised expression, [..., cells, genes]: proportions of the genes, or counts at a library size.
 
-    columns          of the genes
-    library_size     that shares are multiplied with. 'observed': the cell's own (its size factor, if the model has
-                     one), which gives means of its counts; 'latent': the same, but where the model infers the library
-                     what it infers
-    mean_of_samples  the first axis is that of samples: their mean
+    columns          indices of the genes
+    library_size     multiplied with the proportions. 'observed': the cell's own library size (its size factor, if the
+                     model has one), which gives expected counts; 'latent': the same, but the inferred library size if
+                     the model infers it
+    mean_of_samples  average over the first axis, that of samples
     """
 
     def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
-        shares = model.shares(z, posterior.codes, transform_batch=batch)[..., columns]
+        proportions = model.proportions(z, posterior.codes, transform_batch=batch)[..., columns]
         if not isinstance(library_size, str):
-            values = shares * library_size
+            values = proportions * library_size
         elif model.settings.use_size_factor:
-            values = shares * posterior.codes["size_factor"][..., None]
+            values = proportions * posterior.codes["size_factor"][..., None]
         else:
-            values = shares * (posterior.library if library_size == "observed" else library)[..., None]
+            values = proportions * (posterior.library if library_size == "observed" else library)[..., None]
         return values.mean(0) if mean_of_samples else values
 
     return decode
@@ -116,14 +116,14 @@ def slice_expression(
     n_samples: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[tuple[pd.Index, np.ndarray]]:
-    """(names, normalised expression float32 [cells, genes]) of the chosen cells, a minibatch at a time, in their order.
+    """(names, normalised expression float32 [cells, genes]) of the chosen cells, by minibatch, in their order.
 
-    chosen           int64, ascending indices; None: all
-    genes            names; None means all of the model
-    transform_batch  names of batches to decode as, of which the mean is taken; None: the batch that each cell has
-    library_size     a number, also as text, 'observed' or 'latent' (see `decode_expression`)
-    n_samples        draws a cell, of which the mean is taken; 0: at the mean of its posterior, without a generator
-    Raises GeneError if a gene is not there, QueryError for another library size or an unknown batch.
+    chosen           ascending int64 indices; None: all
+    genes            names; None: all of the model
+    transform_batch  names of batches to decode as, over which the result is averaged; None: each cell's own batch
+    library_size     a number (or its text), 'observed' or 'latent' (see `decode_expression`)
+    n_samples        draws per cell, over which the result is averaged; 0: use the mean of the posterior instead
+    Raises GeneError for an unknown gene, QueryError for an unknown batch or an invalid library size.
     """
     size = read_library_size(library_size)
     decode = decode_expression(run.model, find_genes(run, genes, cells.path), size, mean_of_samples=n_samples > 1)
@@ -133,7 +133,7 @@ def slice_expression(
 
 
 def read_library_size(text: float | str) -> Any:
-    """A library size as `decode_expression` takes it. Raises QueryError for what is none."""
+    """A library size in the form that `decode_expression` takes. Raises QueryError for an invalid one."""
     if text in ("observed", "latent"):
         return text
     try:
@@ -142,16 +142,16 @@ def read_library_size(text: float | str) -> Any:
         size = np.nan
     if not 0 < size < np.inf:
         raise QueryError(
-            f"library size {text!r}: give a number, or 'observed' or 'latent'; numbers are finite and above 0."
+            f"library size {text!r}: use a number, 'observed' or 'latent'; numbers are finite and above 0."
         )
     return size
 
 
 @dataclass
 class Drawn:
-    """One draw of the posterior for each of many requests, on the CPU: what expression is decoded from.
+    """One draw of the posterior for each of many requests, on the CPU, ready to be decoded.
 
-    z  float32 [requests, latent]; library float32 [requests]; codes as `Batch.codes`
+    z  float32 [requests, latent]; library float32 [requests]; codes as in `Batch.codes`
     """
 
     z: Tensor
@@ -170,7 +170,7 @@ class Drawn:
 def draw_posterior(
     model: VAE, cells: QuestionCells, generator: Generator, indices: np.ndarray, batch_size: int = BATCH_SIZE
 ) -> Drawn:
-    """A draw for each of `indices` (int64, in any order, a cell as often as wanted), in one pass over the cells."""
+    """One draw for each of `indices` (int64, in any order, with repeats), in one pass over the cells."""
     order = np.argsort(indices, kind="stable")
     unique, n_draws = np.unique(indices, return_counts=True)
     parts: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
@@ -198,7 +198,7 @@ def draw_posterior(
 def decode_drawn(
     model: VAE, drawn: Drawn, transform_batch: int | None = None, batch_size: int = BATCH_SIZE
 ) -> Iterator[Expression]:
-    """Parameters of the likelihood of each draw, a minibatch at a time."""
+    """Parameters of the likelihood for each draw, by minibatch."""
     device = model.encoder.mean.weight.device
     for at in range(0, len(drawn), batch_size):
         part = drawn.take(slice(at, at + batch_size))

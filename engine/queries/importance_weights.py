@@ -1,4 +1,4 @@
-"""Importance weights of draws of the posterior: those likely to explain many cells of a population weigh more."""
+"""Importance weights of draws of the posterior: draws that explain many cells of a population get larger weights."""
 
 import math
 
@@ -12,7 +12,7 @@ from atlasvi.engine.queries.expression import Drawn, decode_drawn
 from atlasvi.engine.queries.model_fit import log_normal, marginal_log_likelihood
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells
 
-ELEMENTS = 2**24  # of anchors x draws x genes that are held at a time
+ELEMENTS = 2**24  # anchors x draws x genes in memory at a time
 
 
 @torch.inference_mode()
@@ -27,13 +27,13 @@ def weigh_draws(
     truncation: bool = False,
     n_mc_samples: int = 500,
 ) -> np.ndarray:
-    """Probabilities float64 [draws], summing to 1, that draws be chosen with; as scvi-tools' get_importance_weights.
+    """Probabilities float64 [draws], which sum to 1, of choosing each draw; as scvi-tools' get_importance_weights.
 
-    indices     int64: the population
+    indices     int64: cells of the population
     drawn       draws of its posterior
-    max_cells   anchors: cells of the population, chosen at random, that the draws are to explain
-    truncation  weights are at least their mean
-    n_mc_samples  for the marginal likelihood of the anchors
+    max_cells   number of anchors: cells of the population, chosen at random, that the draws should explain
+    truncation  raise weights to at least their mean
+    n_mc_samples  samples for the marginal likelihood of the anchors
     """
     anchors = sample_cells(indices, max_cells, generator)
     log_px = marginal_log_likelihood(model, cells, generator, anchors, n_mc_samples)
@@ -62,5 +62,5 @@ def weigh_draws(
 
 def _log_prob(model: VAE, expression: Expression, counts: Tensor, library: Tensor) -> Tensor:
     """log p(counts [genes] | z) of one cell for each draw [draws], at the cell's library."""
-    mean = expression.shares * library
+    mean = expression.proportions * library
     return model.settings.likelihood.log_prob(counts.expand_as(mean), expression._replace(mean=mean)).sum(1)

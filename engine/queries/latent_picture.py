@@ -1,4 +1,4 @@
-"""A picture of the latent space: every cell a point, one panel a column of `obs`."""
+"""A picture of the latent space: every cell is a point, and each column of `obs` has a panel."""
 
 import io
 import math
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Measured on an idle core: the picture of 10,000 cells takes 10 s, 3 of them the map and the rest imports and numba
-# compiling (15 s more the first time after installing umap-learn); 20,000 cells take 7 s more for a map that looks the
-# same.
+# Measured on an idle core: the picture of 10,000 cells takes 10 s, 3 s of them for the map, the rest for imports and
+# numba's compilation (15 s more at the first use after umap-learn is installed); 20,000 cells take 7 s more for a map
+# that looks the same.
 MAX_CELLS = 10_000
 N_NEIGHBOURS = 15
 N_EPOCHS = 200
-MIN_DISTANCE = 0.4  # groups fill the panel; UMAP's 0.1 draws them as dots
-MAX_CATEGORIES = 40  # of the legend; the rarest beyond are drawn together
+MIN_DISTANCE = 0.4  # so that groups fill the panel; with UMAP's default of 0.1 they are dots
+MAX_CATEGORIES = 40  # in the legend; the rarest others are drawn as one
 LEGEND_ROWS = 20
 PANEL = 4.4  # inches
-LETTER = 0.068  # inches a letter of the legend takes at most, at its size
+LETTER = 0.068  # largest width of a letter of the legend, in inches
 INK, FAINT, MISSING = "#333333", "#999999", "#d5d5d5"
 
-# Okabe & Ito, told apart by all kinds of colour vision; the yellow a little darker, to be seen on white.
+# Okabe & Ito's colours, distinct for all kinds of colour vision; the yellow is darker, to be visible on white.
 OKABE_ITO = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#d9c927", "#666666")
 
 
@@ -42,16 +42,16 @@ def draw_latent(
     title: str = "Latent space",
     max_cells: int = MAX_CELLS,
 ) -> str:
-    """Draw a map of the latent space, coloured by each of `columns`; return how it was made, "UMAP" or "PCA".
+    """Draw a map of the latent space, coloured by each of `columns`; returns the method, "UMAP" or "PCA".
 
     latent    float [cells, latent dimensions]
-    columns   per panel, name and values [cells] (the index means nothing): categories, or numbers (more than 40
-              distinct: a colour scale). With more than eight categories, numbers on the map say which is which where
-              a category keeps to itself.
+    columns   name and values [cells] of each panel (the index is ignored): categories, or numbers (with more than 40
+              distinct ones a colour scale). With more than eight categories, numbers on the map mark those whose
+              cells lie together.
     out_png   replaced if it exists
-    Of more than `max_cells` cells a random subset of that size is drawn; the subset and UMAP come from `seed`.
-    UMAP if umap-learn is installed, else the first two principal components; the axes say which.
-    Raises MissingDependencyError without matplotlib, ColumnError without a column or if one is of another length,
+    With more than `max_cells` cells, a random subset of that size is drawn; the subset and UMAP depend on `seed`.
+    UMAP is used if umap-learn is installed, else the first two principal components; the axes name the method.
+    Raises MissingDependencyError without matplotlib, ColumnError without columns or for a column of another length,
     OutputError if the file can't be written.
     """
     try:
@@ -60,7 +60,7 @@ def draw_latent(
     except ImportError as error:
         raise MissingDependencyError("the picture needs matplotlib: pip install 'atlasvi[plots]'.") from error
     if not columns:
-        raise ColumnError("picture: no column was given to colour the cells by: name at least one.")
+        raise ColumnError("picture: there is no column to colour the cells by: name at least one.")
     for name, values in columns.items():
         if len(values) != len(latent):
             raise ColumnError(f"picture: column {name!r} has {len(values):,} values for {len(latent):,} cells.")
@@ -74,7 +74,7 @@ def draw_latent(
     rows = [panels[start : start + per_row] for start in range(0, len(panels), per_row)]
     widths = [max(row[at].width for row in rows if at < len(row)) for at in range(per_row)]
     width, height = sum(widths) + PANEL * per_row + 0.5, 0.95 + len(rows) * (PANEL + 0.35)
-    with rc_context({"text.parse_math": False}):  # a dollar sign in a name begins no formula
+    with rc_context({"text.parse_math": False}):  # a dollar sign in a name must not start a formula
         figure = Figure(figsize=(width, height), facecolor="white")
         cells = f"{len(latent):,} cells" + (f", {len(shown):,} drawn" if len(shown) < len(latent) else "")
         figure.text(0.25 / width, 1 - 0.22 / height, title, va="top", size=13, weight="bold", color=INK)
@@ -91,13 +91,13 @@ def draw_latent(
 
 
 def place_cells(latent: np.ndarray, seed: int) -> tuple[str, np.ndarray]:
-    """Place cells, float [cells, d], in the plane: (how, float [cells, 2]), the long side of the cloud lying flat."""
+    """Place cells, float [cells, d], in the plane: (method, float [cells, 2]); the longer side is horizontal."""
     latent = latent.astype(np.float64)
     components = find_components(latent)
     if len(latent) <= N_NEIGHBOURS:
         return "PCA", components
     try:
-        with warnings.catch_warnings():  # umap-learn misses tensorflow
+        with warnings.catch_warnings():  # umap-learn warns if tensorflow is missing
             warnings.simplefilter("ignore")
             import numba
             import umap
@@ -105,7 +105,7 @@ def place_cells(latent: np.ndarray, seed: int) -> tuple[str, np.ndarray]:
     except ImportError:
         return "PCA", components
     distances, neighbours = NearestNeighbors(n_neighbors=N_NEIGHBOURS).fit(latent).kneighbors(latent)
-    threads = numba.get_num_threads()  # a seeded UMAP sets one thread, and leaves it so if it fails
+    threads = numba.get_num_threads()  # a seeded UMAP sets numba to one thread, and does not reset it if it fails
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -123,7 +123,7 @@ def place_cells(latent: np.ndarray, seed: int) -> tuple[str, np.ndarray]:
 
 
 def find_components(values: np.ndarray) -> np.ndarray:
-    """First two principal components, float64 [n, 2], of [n, d]; zeros where there are fewer. Signs are fixed."""
+    """First two principal components, float64 [n, 2], of [n, d]; zeros if there are fewer. Signs are fixed."""
     centred = values - values.mean(axis=0)
     _, axes = np.linalg.eigh(centred.T @ centred)
     axes = axes[:, ::-1][:, :2]
@@ -134,7 +134,7 @@ def find_components(values: np.ndarray) -> np.ndarray:
 
 
 class Colouring:
-    """A column as colours: `categories` and `codes` (-1: missing) with a colour each, or numbers on a scale."""
+    """A column as colours: `categories` with a colour each and `codes` (-1: missing), or numbers on a scale."""
 
     def __init__(self, name: str, values: pd.Series) -> None:
         self.name, self.values = name, values
@@ -150,7 +150,7 @@ class Colouring:
             values = values.cat.reorder_categories(sorted(values.cat.categories, key=split_numbers))
         counts = np.bincount(values.cat.codes[values.cat.codes >= 0], minlength=len(values.cat.categories))
         kept = np.sort(np.argsort(-counts, kind="stable")[: MAX_CATEGORIES - (len(counts) > MAX_CATEGORIES)])
-        new_code = np.full(len(counts) + 1, len(kept))  # beyond those kept: others
+        new_code = np.full(len(counts) + 1, len(kept))  # all categories that are not kept become "others"
         new_code[kept] = np.arange(len(kept))
         new_code[-1] = -1
         self.codes = new_code[values.cat.codes.to_numpy()]
@@ -165,17 +165,17 @@ class Colouring:
 
 
 def split_numbers(name: Any) -> list[Any]:
-    """Return a sorting key by which "donor 2" comes before "donor 10"."""
+    """A sorting key that puts "donor 2" before "donor 10"."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(name))]
 
 
 def shorten(name: str, length: int = 30) -> str:
-    """Cut a name's middle out, so that both ends tell it from others."""
+    """Shorten a name by its middle, because names often differ at the start or the end."""
     return name if len(name) <= length else f"{name[: length - 9]}…{name[-8:]}"
 
 
 def choose_colours(n_colours: int) -> list[Any]:
-    """Distinct colours: Okabe and Ito's up to eight, then matplotlib's tab20, dark ones first, then tab20b."""
+    """Distinct colours: up to eight Okabe and Ito's, then matplotlib's tab20, dark ones first, then tab20b."""
     import matplotlib
 
     if n_colours <= len(OKABE_ITO):
@@ -185,7 +185,7 @@ def choose_colours(n_colours: int) -> list[Any]:
 
 
 def draw_panel(figure: "Figure", axes: "Axes", places: np.ndarray, panel: Colouring, method: str) -> None:
-    """Draw one panel: points, what the colours mean beside them, and the axes' names, which carry no scale."""
+    """Draw one panel: points, a legend beside them, and names of the axes, which have no scale."""
     from matplotlib.colors import to_rgba
     from matplotlib.patheffects import withStroke
 
@@ -203,7 +203,7 @@ def draw_panel(figure: "Figure", axes: "Axes", places: np.ndarray, panel: Colour
         axes.scatter(places[:, 0], places[:, 1], c=colours[panel.codes], **points)
         axes.set_title(f"{panel.name} ({panel.n_categories:,})", loc="left", size=11, color=INK)
         middles = find_middles(places, panel) if len(panel.categories) > len(OKABE_ITO) else {}
-        if 2 * len(middles) < len(panel.categories):  # batches well mixed, say: a few numbers would only puzzle
+        if 2 * len(middles) < len(panel.categories):  # such as well-mixed batches: a few numbers would confuse
             middles = {}
         add_legend(axes, panel, is_numbered=bool(middles))
         for code, middle in middles.items():
@@ -217,7 +217,7 @@ def draw_panel(figure: "Figure", axes: "Axes", places: np.ndarray, panel: Colour
 
 
 def add_legend(axes: "Axes", panel: Colouring, is_numbered: bool) -> None:
-    """Name the colours to the right of the panel, in as many columns as they need."""
+    """Add a legend to the right of the panel, in as many columns as it needs."""
     from matplotlib.lines import Line2D
 
     names = [f"{code + 1}  {name}" if is_numbered else name for code, name in enumerate(panel.categories)]
@@ -242,7 +242,7 @@ def add_legend(axes: "Axes", panel: Colouring, is_numbered: bool) -> None:
 
 
 def find_middles(places: np.ndarray, panel: Colouring, n_near: int = 30) -> dict[int, np.ndarray]:
-    """Find the middle cell's place of each category, if most cells around that one are of the category."""
+    """The place of each category's middle cell, if most cells around it are of the same category."""
     middles = {}
     for code in np.unique(panel.codes[panel.codes >= 0]):
         own = places[panel.codes == code]
@@ -254,7 +254,7 @@ def find_middles(places: np.ndarray, panel: Colouring, n_near: int = 30) -> dict
 
 
 def write_picture(figure: "Figure", out: Path) -> None:
-    """Write a figure as PNG, whole or not at all. Raises OutputError."""
+    """Write a figure as a complete PNG or not at all. Raises OutputError."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=160)
     try:

@@ -1,4 +1,4 @@
-"""Latents of cells: parameters of q(z | x), their means, draws, what they come to together."""
+"""Latents of cells: parameters of q(z | x), their means, draws, and mixtures over cells."""
 
 from collections.abc import Iterator
 
@@ -18,10 +18,10 @@ ELEMENTS = 2**22  # of cells x components x latent that densities are computed f
 def slice_latents(
     model: VAE | None, cells: QuestionCells, chosen: np.ndarray | None = None, batch_size: int = BATCH_SIZE
 ) -> Iterator[tuple[pd.Index, np.ndarray, np.ndarray]]:
-    """(names, qzm, qzv) of the chosen cells, some cells at a time, in their order; latents float32 [cells, latent].
+    """(names, qzm, qzv) of the chosen cells, in slices, in their order; latents are float32 [cells, latent].
 
     model   may be None for minified cells
-    chosen  int64, ascending indices; None: all
+    chosen  ascending int64 indices; None: all
     """
     both = (np.stack(parts, axis=1) for parts in cells.read_latents(model, chosen, batch_size))
     for names, latents in name_cells(cells, chosen, both):
@@ -32,7 +32,7 @@ def slice_latents(
 def read_latents(
     model: VAE, cells: QuestionCells, indices: np.ndarray, batch_size: int = BATCH_SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """qzm and qzv, float32 [n, latent] each, of the cells with these indices; before the softmax if latents are ln."""
+    """qzm and qzv, float32 [n, latent] each, of the cells with these indices; before the softmax for ln latents."""
     wanted, places = in_order(indices, cells.n_cells)
     n_cells = cells.n_cells if wanted is None else len(wanted)
     latents = tuple(np.empty((n_cells, model.n_latent), np.float32) for _ in range(2))
@@ -57,7 +57,7 @@ def represent_cells(
 ) -> np.ndarray:
     """z float32 [n, latent]: the mean of q(z | x), or a draw.
 
-    mc_samples  draws that the mean of an ln latent is measured by; a normal's needs none
+    mc_samples  number of draws that estimate the mean of an ln latent; a normal latent needs none
     """
     qzm, qzv = read_latents(model, cells, indices, batch_size)
     softmax = model.settings.latent_distribution == "ln"
@@ -83,9 +83,9 @@ def latent_library(
     give_mean: bool = True,
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
-    """Library size of each cell, counts float32 [n, 1]: the mean of its posterior, or a draw (observed: what it is).
+    """Library size of each cell, counts float32 [n, 1]: the mean of its posterior, or a draw (or the observed one).
 
-    Raises RuntimeError if the mean of an observed library is asked for: it has no posterior.
+    Raises RuntimeError if give_mean is True and the library is observed: it then has no posterior.
     """
     wanted, places = in_order(indices, cells.n_cells)
     parts = []
@@ -104,13 +104,13 @@ def latent_library(
 def slice_library(
     model: VAE, cells: QuestionCells, chosen: np.ndarray | None = None, batch_size: int = BATCH_SIZE
 ) -> Iterator[np.ndarray]:
-    """Library size of the chosen cells, float32 [cells, 1], a minibatch at a time: observed, or its posterior mean."""
+    """Library size of the chosen cells, float32 [cells, 1], by minibatch: observed, or the mean of its posterior."""
     for posterior in cells.read_posteriors(model, chosen, batch_size):
         yield posterior.mean(model)[1].cpu().numpy()[:, None]
 
 
 def batch_vectors(model: VAE, cells: QuestionCells, indices: np.ndarray) -> np.ndarray:
-    """The vector of each cell's batch, float32 [cells, embedding]. Raises QueryError where batches are one-hot."""
+    """The embedding of each cell's batch, float32 [cells, embedding]. Raises QueryError if batches are one-hot."""
     if model.batch_embedding is None:
         raise QueryError("This model has no vectors of batches: it was not made with batch_representation='embedding'.")
     codes = cells.read_codes(cells.setup, indices).get("batch", np.zeros(len(indices), np.int64))
@@ -118,9 +118,9 @@ def batch_vectors(model: VAE, cells: QuestionCells, indices: np.ndarray) -> np.n
 
 
 def mix_posteriors(qzm: Tensor, qzv: Tensor, dof: float | None = 3.0) -> torch.distributions.MixtureSameFamily:
-    """The mixture, in equal parts, of the posteriors of cells [cells, latent].
+    """The mixture, with equal weights, of the posteriors of cells [cells, latent].
 
-    dof  degrees of freedom of Student's t about each mean; None: normals
+    dof  degrees of freedom of Student's t around each mean; None: normal distributions
     """
     scale = qzv.sqrt()
     part: torch.distributions.Distribution
@@ -134,7 +134,7 @@ def mix_posteriors(qzm: Tensor, qzv: Tensor, dof: float | None = 3.0) -> torch.d
 
 @torch.inference_mode()
 def log_density(z: Tensor, qzm: Tensor, qzv: Tensor, dof: float | None = None) -> Tensor:
-    """Log-density of that mixture at z [cells, latent], float32 [cells]; memory is bounded however many components."""
+    """Log-density of that mixture at z [cells, latent], float32 [cells]; memory does not grow with the components."""
     size = max(ELEMENTS // (len(z) * z.shape[1]), 1)
     total = torch.full((len(z),), -torch.inf, device=z.device)
     for at in range(0, len(qzm), size):

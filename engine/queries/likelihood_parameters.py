@@ -25,10 +25,10 @@ def likelihood_parameters(
     give_mean: bool = False,
     batch_size: int = BATCH_SIZE,
 ) -> dict[str, np.ndarray]:
-    """`mean` and where the likelihood has them `dispersions` and `dropout` (probability of a zero that is no draw).
+    """`mean` and, if the likelihood has them, `dispersions` and `dropout` (the probability of zero inflation).
 
-    All float32 [cells, genes], or [samples, cells, genes] of several samples that are not averaged; dispersions keep
-    the shape [cells, genes] where they do not depend on z.
+    All are float32 [cells, genes], or [samples, cells, genes] for several samples that are not averaged; dispersions
+    that do not depend on z are always [cells, genes].
     """
     n_genes, names = model.settings.n_genes, name_parameters(model)
 
@@ -38,14 +38,14 @@ def likelihood_parameters(
         return values.mean(0) if n_samples > 1 and give_mean else values
 
     values = decode_cells(model, cells, generator, decode, indices=indices, n_samples=n_samples, batch_size=batch_size)
-    said = {name: values[..., k * n_genes : (k + 1) * n_genes] for k, name in enumerate(names)}
-    if not model.settings.decodes_theta and values.ndim == 3 and "dispersions" in said:
-        said["dispersions"] = said["dispersions"][0]  # the same in all samples
-    return said
+    answer = {name: values[..., k * n_genes : (k + 1) * n_genes] for k, name in enumerate(names)}
+    if not model.settings.decodes_theta and values.ndim == 3 and "dispersions" in answer:
+        answer["dispersions"] = answer["dispersions"][0]  # the same in all samples
+    return answer
 
 
 def name_parameters(model: VAE) -> list[str]:
-    """Which of `mean`, `dispersions` and `dropout` the likelihood has."""
+    """The parameters among `mean`, `dispersions` and `dropout` that the likelihood has."""
     likelihood = model.settings.likelihood
     return ["mean"] + ["dispersions"] * likelihood.has_dispersion + ["dropout"] * likelihood.has_dropout
 
@@ -68,9 +68,10 @@ def slice_parameter(
     genes: Sequence[str] | None = None,
     transform_batch: Any = None,
 ) -> Iterator[tuple[pd.Index, np.ndarray]]:
-    """(names, one parameter float32 [cells, genes]) at the posterior mean of the chosen cells, a minibatch at a time.
+    """(names, one parameter float32 [cells, genes]) of the chosen cells at the posterior mean, by minibatch.
 
-    name  one of `name_parameters`. Raises QueryError if the likelihood has no such parameter.
+    name  one of `name_parameters`
+    Raises QueryError if the likelihood has no such parameter.
     """
     if name not in (known := name_parameters(run.model)):
         likelihood = run.model.settings.gene_likelihood

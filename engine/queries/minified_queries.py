@@ -1,4 +1,4 @@
-"""Latents and expression from a minified store by the model that it holds, slice by slice."""
+"""Latents and expression from a minified store, decoded by the model inside it, slice by slice."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +16,7 @@ def read_latent(
 ) -> Iterator[tuple[pd.Index, np.ndarray, np.ndarray]]:
     """Slices of (cell names, qzm, qzv) of the chosen cells, in the order of the store.
 
-    cells  int64, ascending indices; None: all
+    cells  ascending int64 indices; None: all
     """
     return slice_latents(None, MinifiedCells(store), cells)
 
@@ -29,10 +29,10 @@ def read_expression(
 ) -> Iterator[tuple[pd.Index, np.ndarray]]:
     """Slices of (cell names, decoded expression float32 [cells, genes]) at the posterior mean of each cell.
 
-    genes         names; None means all of the model
-    cells         int64, ascending indices; None: all
-    library_size  1 gives proportions (all genes sum to 1), another number that many counts a cell, 'observed' the
-                  cell's own library (its size factor, if the model has one): the expected counts
-    Raises GeneError if a gene is not there, QueryError for another library size.
+    genes         names; None: all of the model
+    cells         ascending int64 indices; None: all
+    library_size  1 gives proportions (the sum over all genes is 1), another number that many counts per cell,
+                  'observed' expected counts at the cell's own library size (or size factor, if the model has one)
+    Raises GeneError for an unknown gene, QueryError for an invalid library size.
     """
     return slice_expression(store.run, MinifiedCells(store), cells, genes=genes, library_size=library_size)

@@ -1,4 +1,4 @@
-"""How well the model explains cells: ELBO, reconstruction error, marginal log-likelihood. Nats a cell; needs counts."""
+"""How well the model fits cells: ELBO, reconstruction error, marginal log-likelihood, nats per cell; needs counts."""
 
 import math
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ FIT_COLUMNS = ("elbo", "reconstruction_loss", "kl", "marginal_ll")
 def slice_losses(
     model: VAE, cells: CountedCells, generator: Generator, chosen: np.ndarray | None, batch_size: int = BATCH_SIZE
 ) -> Iterator[CellLosses]:
-    """The terms of the loss of the chosen cells, float32 [cells] on the CPU, a minibatch at a time, in their order.
+    """The terms of the loss of the chosen cells, float32 [cells] on the CPU, by minibatch, in their order.
 
-    z (and a latent library) is drawn once. chosen: int64, ascending indices; None: all
+    z (and a latent library) is drawn once. chosen: ascending int64 indices; None: all
     """
     for batch in cells.read_batches(model, chosen, batch_size):
         yield CellLosses(*(term.cpu() for term in model(batch, generator)))
@@ -35,10 +35,10 @@ def slice_marginal_log_likelihood(
     n_samples: int = 1000,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Tensor]:
-    """log p(x) of the chosen cells, float32 [cells] on the CPU, a minibatch at a time, in their order.
+    """log p(x) of the chosen cells, float32 [cells] on the CPU, by minibatch, in their order.
 
-    By importance sampling from q(z | x) (and of a latent library). A lower bound in expectation, tighter the more
-    samples; their logarithms are added up as they come, so memory does not depend on their number.
+    By importance sampling from q(z | x) (and from q of a latent library). A lower bound in expectation, tighter with
+    more samples; a running sum makes memory independent of their number.
     """
     for posterior in cells.read_posteriors(model, chosen, batch_size):
         total = torch.full((len(posterior),), -math.inf, device=posterior.library.device)
@@ -73,9 +73,9 @@ def marginal_log_likelihood(
 def slice_fit(
     model: VAE, cells: CountedCells, generator: Generator, chosen: np.ndarray | None, n_marginal: int = 0
 ) -> Iterator[np.ndarray]:
-    """What `FIT_COLUMNS` names of the chosen cells, float32 [cells, columns], a minibatch at a time, in their order.
+    """The measures in `FIT_COLUMNS` for the chosen cells, float32 [cells, columns], by minibatch, in their order.
 
-    n_marginal  samples for the marginal log-likelihood, a fourth column; 0: without it
+    n_marginal  samples for the marginal log-likelihood, a fourth column; 0: without this column
     """
     marginal = slice_marginal_log_likelihood(model, cells, generator, chosen, n_marginal) if n_marginal else None
     for terms in slice_losses(model, cells, generator, chosen):
@@ -91,7 +91,7 @@ def _put_back(values: Tensor, places: np.ndarray | None) -> Tensor:
 
 
 def _log_weight(model: VAE, posterior: Posterior, generator: Generator) -> Tensor:
-    """log p(x, z, l) / q(z, l | x) [cells] at one draw. The softmax of ln changes both densities of z alike."""
+    """log p(x, z, l) / q(z, l | x) [cells] at one draw. The softmax of ln latents changes p(z) and q(z) alike."""
     assert posterior.counts is not None
     normal, library = posterior.draw_normal(generator)
     weight = log_normal(normal, 0.0, 1.0).sum(1) - log_normal(normal, posterior.qzm, posterior.qzv).sum(1)

@@ -1,4 +1,4 @@
-"""Genes and batches of a model, found by their names."""
+"""Find genes and batches of a model by their names."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -15,9 +15,9 @@ from atlasvi.loaders.errors import GeneError
 
 
 def find_genes(run: TrainedRun, names: Sequence[str] | None, path: str) -> np.ndarray | slice:
-    """int64 columns of the named genes, in their order (a slice of all if None).
+    """int64 columns of the named genes, in their order (None: a slice of all genes).
 
-    path  of the data, for errors. Raises GeneError, naming near ones, if a gene is not in the model.
+    path  of the data, for errors. Raises GeneError, with similar names, if a gene is not in the model.
     """
     if names is None:
         return slice(None)
@@ -25,24 +25,24 @@ def find_genes(run: TrainedRun, names: Sequence[str] | None, path: str) -> np.nd
     if (columns < 0).any():
         missing = names[int(np.flatnonzero(columns < 0)[0])]
         near = difflib.get_close_matches(missing, run.genes, 3)
-        hint = f"near ones: {', '.join(near)}" if near else f"it has {len(run.genes):,}: {name_some(run.genes)}"
+        hint = f"similar: {', '.join(near)}" if near else f"it has {len(run.genes):,}: {name_some(run.genes)}"
         raise GeneError(f"{path}: no gene {missing!r} in the model ({hint}).")
     return columns
 
 
 def find_batches(run: TrainedRun, names: Any) -> list[int | None]:
-    """Codes of one batch, or of several, by their names; None stands for the batch that each cell has.
+    """Codes of one batch, or of several, by their names; None stands for each cell's own batch.
 
-    Raises QueryError, naming those that there are, if the model knows no such batch.
+    Raises QueryError, with the model's batches, for an unknown batch.
     """
     several = isinstance(names, Iterable) and not isinstance(names, str)
     return [None if name is None else find_batch(run, name) for name in (names if several else [names])]
 
 
 def find_batch(run: TrainedRun, name: Any) -> int:
-    """Code of a batch by its name. Raises QueryError if the model knows no such batch."""
+    """Code of a batch by its name. Raises QueryError for an unknown batch."""
     known = run.setup.batch_categories or [0]
     place = find_categories(known, [to_category(name)])[0]
     if place is None:
-        raise QueryError(f"There is no batch {name!r}: the model knows {', '.join(map(str, known[:20]))}.")
+        raise QueryError(f"There is no batch {name!r}: the model's batches are {', '.join(map(str, known[:20]))}.")
     return place

@@ -1,4 +1,4 @@
-"""Values of chosen cells from obs, read in slices that hold some of them: an atlas has more cells than a question."""
+"""Values of chosen cells from obs, read only in slices that contain chosen cells."""
 
 import functools
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ from atlasvi.loaders.cells.open_cells import CellData
 from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.tables.store_tables import check_column
 
-SLICE_CELLS = 2**16  # of obs are read at a time: a chunk of a store's arrays
+SLICE_CELLS = 2**16  # rows of obs read at a time: one chunk of a store's arrays
 
 
 class ObsRows:
-    """obs of cells: whole columns, or the values of chosen cells. The slices read last are kept."""
+    """obs of cells: whole columns, or the values of chosen cells. The latest slices are cached."""
 
     def __init__(self, path: str, n_cells: int, table: ObsTable) -> None:
         self.path, self.n_cells, self.obs_columns, self._table = path, n_cells, table.columns, table
-        self._kept: dict[str | None, tuple[int, pd.Series]] = {}  # column, None for names -> where it starts, values
+        self._kept: dict[str | None, tuple[int, pd.Series]] = {}  # column (None: names) -> start of the slice, values
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
-        """One column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        """One column of cells [start, stop), or of all. Raises ColumnError, with the columns of obs."""
         return self._table.read_column(name, start, stop)
 
     def read_names(self, cells: np.ndarray | None = None) -> pd.Index:
@@ -40,11 +40,11 @@ class ObsRows:
         return self._take(name, cells)
 
     def read_codes(self, setup: Setup, cells: np.ndarray, labels: bool = False) -> dict[str, np.ndarray]:
-        """Covariates of the cells with these indices, as `Setup.read_codes` gives them, and raises what it raises."""
+        """Covariates of the cells with these indices, as from `Setup.read_codes`, which also gives the errors."""
         try:
             return setup.read_codes(_ChosenCells(self, cells), labels)
         except ColumnError:
-            setup.read_codes(self, labels)  # says of which cell it is by its index among all
+            setup.read_codes(self, labels)  # raises the same error with the index among all cells
             raise
 
     def _take(self, name: str | None, cells: np.ndarray) -> pd.Series:
@@ -65,10 +65,10 @@ class ObsRows:
 
 
 def slice_cells(cells: np.ndarray | None, n_cells: int, size: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-    """(start, indices of the chosen cells in [start, start + size)) for each slice that holds some of them.
+    """(start, indices of the chosen cells in [start, start + size)) for each slice that contains chosen cells.
 
-    cells  int64, ascending; None: all n_cells are chosen
-    size   cells of a slice; None: SLICE_CELLS
+    cells  ascending int64; None: all n_cells are chosen
+    size   number of cells in a slice; None: SLICE_CELLS
     """
     size = size or SLICE_CELLS
     if cells is None:
@@ -81,19 +81,19 @@ def slice_cells(cells: np.ndarray | None, n_cells: int, size: int | None = None)
 
 
 class _ChosenCells:
-    """Columns of chosen cells alone, as `Setup.read_codes` reads columns."""
+    """Columns of the chosen cells only, with the interface that `Setup.read_codes` reads."""
 
     def __init__(self, rows: ObsRows, cells: np.ndarray) -> None:
         self._rows, self._cells, self.obs_columns = rows, cells, rows.obs_columns
         self.path, self.n_cells = rows.path, len(cells)
 
     def read_column(self, name: str) -> pd.Series:
-        """One column of these cells. Raises ColumnError, naming those that are there."""
+        """One column of these cells. Raises ColumnError, with the columns of obs."""
         return self._rows.take_column(name, self._cells)
 
 
 class _CellDataObs:
-    """obs of cells on disk by slices of rows, as an `ObsTable`; the slice of all columns that was read last is kept."""
+    """obs of cells on disk, read by slices of rows, as an `ObsTable`; the latest slice of all columns is cached."""
 
     def __init__(self, data: CellData) -> None:
         self._data, self.columns = data, data.obs_columns
@@ -104,7 +104,7 @@ class _CellDataObs:
         return self._data.read_names(start, stop)
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
-        """One column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        """One column of cells [start, stop), or of all. Raises ColumnError, with the columns of obs."""
         if stop is None:
             return self._data.read_column(name).iloc[start:].reset_index(drop=True)
         check_column(name, self.columns, self._data.path)
@@ -117,21 +117,21 @@ class _CellDataObs:
 
 
 class _WholeColumns(_CellDataObs):
-    """The same, columns read as a whole, each once."""
+    """As _CellDataObs, but columns are read whole, each once."""
 
     def __init__(self, data: CellData) -> None:
         super().__init__(data)
         self._read_column = functools.cache(data.read_column)
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
-        """One column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        """One column of cells [start, stop), or of all. Raises ColumnError, with the columns of obs."""
         return self._read_column(name).iloc[start:stop].reset_index(drop=True)
 
 
 def open_obs(data: CellData) -> ObsTable:
     """obs of cells that have counts, in memory or on disk."""
-    if isinstance(data, MemoryCells):  # whose `read_obs` names columns as a store would
+    if isinstance(data, MemoryCells):  # its `read_obs` renames columns as a store would
         return AnnDataObs(data.adata)
-    # an older store, without a list of its files, says only of whole columns that values may have been lost in a copy
+    # for an older store, without a list of its files, only whole columns are checked for values lost in a copy
     is_unsure = isinstance(data, CellStore) and not data.attributes.get("manifest")
     return (_WholeColumns if is_unsure else _CellDataObs)(data)

@@ -1,4 +1,4 @@
-"""Data of any kind, opened to be trained on or to be asked about."""
+"""Open data of any kind for training or for questions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,51 +22,52 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import AtlasviError, ColumnError, CountsError, SourceError
 from atlasvi.loaders.sources.data_spec import DataSpec
 
-SETUP = "_atlasvi_setup"  # in uns: what setup_anndata was told; it goes with copies, subsets and files
+SETUP = "_atlasvi_setup"  # in uns: arguments of setup_anndata; copies, subsets and files keep it
 KEPT = ("layer", *KEYS)
 
 
 def is_anndata(data: Any) -> bool:
-    """Whether it is an AnnData (anndata is imported only if somebody has)."""
+    """Whether `data` is an AnnData (does not import anndata)."""
     return any(f"{kind.__module__}.{kind.__name__}".startswith("anndata.") for kind in type(data).__mro__)
 
 
-def write_setup(adata: Any, asked: Mapping[str, Any]) -> None:
-    """Keep in `uns` what the model is told of an AnnData (see `KEPT`), once it is found to be there.
+def write_setup(adata: Any, arguments: Mapping[str, Any]) -> None:
+    """Keep the arguments of a set-up in `uns` (see `KEPT`), after checking the layer and the columns.
 
-    Raises ColumnError if a layer or column is not there, has missing values, or is no number where one is asked for.
+    Raises ColumnError if a layer or column does not exist, has missing values, or is not numeric where it must be.
     """
     obs = MemoryObs(adata)
-    learn_setup(obs, SetupKeys.from_asked(asked), one_batch=True).read_codes(obs)
-    if (layer := asked["layer"]) is not None and layer not in adata.layers:
+    learn_setup(obs, SetupKeys.from_arguments(arguments), one_batch=True).read_codes(obs)
+    if (layer := arguments["layer"]) is not None and layer not in adata.layers:
         layers = ", ".join(list_layers(adata)) or "none"
         raise ColumnError(f"{NAME}: there is no layer {layer!r} (it has: {layers}).")
-    adata.uns[SETUP] = {name: value for name, value in asked.items() if value is not None}
+    adata.uns[SETUP] = {name: value for name, value in arguments.items() if value is not None}
 
 
 def keep_setup(adata: Any, setup: Setup) -> None:
-    """Keep in `uns` what a model knows of an AnnData, unless it was told already: then `SCVI(adata)` works too.
+    """Keep the set-up of a model in the `uns` of its AnnData, unless it has one: then `SCVI(adata)` works too.
 
-    A view stays one: writing into it would make it a copy that the caller does not have.
+    Views are not changed: writing into one would turn it into a copy, separate from the caller's data.
     """
     if not adata.is_view and SETUP not in adata.uns:
-        kept = {"layer": setup.layer, **setup.keys.as_asked()}
+        kept = {"layer": setup.layer, **setup.keys.as_arguments()}
         adata.uns[SETUP] = {name: value for name, value in kept.items() if value}
 
 
 def read_setup(adata: Any) -> dict[str, Any]:
-    """What `write_setup` kept. Raises SettingError if nothing was."""
+    """The set-up that `write_setup` kept. Raises SettingError if there is none."""
     if SETUP not in adata.uns:
         raise SettingError("The AnnData is not set up: call SCVI.setup_anndata(adata, batch_key=...) first.")
     kept = adata.uns[SETUP]
-    asked = {name: kept.get(name) for name in KEPT}
+    arguments = {name: kept.get(name) for name in KEPT}
     return {
-        name: list(value) if name.endswith("_keys") and value is not None else value for name, value in asked.items()
+        name: list(value) if name.endswith("_keys") and value is not None else value
+        for name, value in arguments.items()
     }
 
 
 def read_anndata(path: str | Path) -> Any:
-    """All of an AnnData (file or Zarr folder) in memory. Raises SourceError if it can't be read safely and whole."""
+    """A whole AnnData (file or Zarr folder) in memory. Raises SourceError if it can't be read safely and completely."""
     import anndata
 
     with reading(str(path)):
@@ -85,13 +86,13 @@ def read_anndata(path: str | Path) -> Any:
 def open_counts(data: Any, like: DataSpec, layer: str | None = None) -> CellData:
     """An AnnData, a cell store or any source (as a path, as a DataSpec, or opened) as cells with counts.
 
-    like   the options of a path that it does not say itself; whether values of an AnnData may be fractions
-    layer  of an AnnData: which matrix
+    like   options for a path that does not have its own; also whether an AnnData may hold fractions
+    layer  layer of an AnnData that holds the counts
     Raises SourceError for minified data.
     """
     if is_anndata(data):
         if is_minified_anndata(data, layer):
-            raise SourceError(f"{NAME}: it is minified, so it has no counts: give the data that was minified.")
+            raise SourceError(f"{NAME}: it is minified, so it has no counts: use the data that was minified.")
         cells = MemoryCells(data, layer, like.takes_fractions)
         check_emptied(cells)
         return cells
@@ -99,10 +100,10 @@ def open_counts(data: Any, like: DataSpec, layer: str | None = None) -> CellData
 
 
 def open_question_cells(data: Any, run: TrainedRun) -> QuestionCells:
-    """The same, or minified data, asked by the model of `run`: a minified store, or data that scvi-tools minified, as a
-    path, as an AnnData, or opened by `open_minified`.
+    """The same, or minified data, for questions to the model of `run`. Minified data is a minified store, or data that
+    scvi-tools minified, as a path, as an AnnData, or opened by `open_minified`.
 
-    Raises SourceError for minified data of another model, as far as its genes and latents tell.
+    Raises SourceError for data minified with another model, if its genes or latents show that.
     """
     if (kept := _open_kept(data, run)) is not None:
         kept.check_model(run)
@@ -117,9 +118,9 @@ def open_question_cells(data: Any, run: TrainedRun) -> QuestionCells:
 
 
 def reopen_question_cells(adata: Any, run: TrainedRun, known: QuestionCells | None) -> QuestionCells:
-    """The AnnData of a model as it is now. Its counts are read again only if they changed since `known` was opened.
+    """The AnnData of a model in its present state. Counts are read again only if they changed since `known` was opened.
 
-    Raises CountsError, saying so, if they no longer are counts.
+    Raises CountsError if they are no longer counts.
     """
     source = (
         known.source if isinstance(known, CountedCells) and not is_minified_anndata(adata, run.setup.layer) else None
@@ -133,7 +134,7 @@ def reopen_question_cells(adata: Any, run: TrainedRun, known: QuestionCells | No
 
 
 def _open_kept(data: Any, run: TrainedRun) -> KeptPosterior | None:
-    """Minified data of any kind; None if it is not minified, or has kept its counts."""
+    """Minified data of any kind; None if the data is not minified, or still has its counts."""
     if isinstance(data, (str, Path)):
         if is_minified_store(data):
             return MinifiedStore(data)

@@ -1,4 +1,4 @@
-"""A model and the cells that it is asked about, opened by their places."""
+"""A model and the cells of a question, opened from their paths."""
 
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +17,13 @@ from atlasvi.engine.training.run_parts import choose_device
 
 
 class OpenedQuestion:
-    """What a question is put to.
+    """The model and the cells that a question is about.
 
-    place   minified data, which is asked itself unless `data` is given; or a run or a model, which needs `data`
-    data    cells to ask: a cell store, any source, or minified data
-    model   a run or a model, for minified data of scvi-tools that has none beside it
+    place   minified data, whose cells are used unless `data` is set; or a run or a model, which needs `data`
+    data    cells to use: a cell store, any source, or minified data
+    model   a run or a model, for minified data of scvi-tools without a model beside it
     device  'cpu', 'cuda' or 'auto': where to encode and decode
-    Raises SourceError where something is none of these or is damaged, and what `open_question_cells` raises.
+    Raises SourceError if a path is of another kind or damaged, and the errors of `open_question_cells`.
     """
 
     cells: QuestionCells
@@ -44,7 +44,7 @@ class OpenedQuestion:
 
     @cached_property
     def run(self) -> TrainedRun:
-        """The model that is asked, on the device. Raises SourceError where minified data has none."""
+        """The model, on the device. Raises SourceError if minified data has none."""
         if self._run is None:
             assert self.kept is not None
             self._run = self.kept.run
@@ -53,14 +53,14 @@ class OpenedQuestion:
 
     @property
     def encoder(self) -> VAE | None:
-        """The model, if the latents of the cells are still to be computed; None where they were kept."""
+        """The model, if it must encode the cells; None if their latents were kept."""
         return self.run.model if isinstance(self.cells, CountedCells) else None
 
     def close(self) -> None:
-        """Close the files of counts that were opened."""
+        """Close the opened files of counts."""
         if isinstance(self.cells, CountedCells):
             self.cells.source.close()
 
     def make_generator(self, seed: int) -> Generator:
-        """A generator of the draws of one answer."""
+        """A generator for the draws of one answer."""
         return Generator(self._device).manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Draws of a population of cells together: of cells chosen at random, or of draws that explain many of the cells."""
+"""Draws for a population of cells as a whole: from cells chosen at random, or with importance weights."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -29,23 +29,23 @@ def population_expression(
     library_size: float | Literal["latent", "observed"] = 1,
     importance: dict[str, Any] | None = None,
 ) -> np.ndarray:
-    """Normalised expression float32 [n, genes] at n draws of the posterior of these cells together.
+    """Normalised expression float32 [n, genes] at n draws of the posterior of these cells as a whole.
 
-    indices       int64: of the cells
+    indices       int64 indices of the cells
     columns, transform_batch, library_size  as for `decode_expression` and `decode_batches`
-    importance    options of `weigh_draws`, to choose draws by how many cells they explain; None: at random
+    importance    options of `weigh_draws`, to choose draws by importance weights; None: choose cells at random
     Raises QueryError for importance weights of minified cells, or over several batches.
     """
     if importance is None:
         drawn = draw_posterior(model, cells, generator, indices[draw_integers(len(indices), n, generator)])
     elif len(transform_batch) > 1:
-        raise QueryError("Importance weights are of one batch, not of a mean over several.")
+        raise QueryError("Importance weights can be used with one batch only: transform_batch names several.")
     else:
         drawn = draw_weighed(model, cells, generator, indices, n, **importance)
-    own_library = library_size in ("latent", "observed")  # of a draw there is but one
+    own_library = library_size in ("latent", "observed")  # a draw has one library size
     decoded = []
     for batch in transform_batch:
-        parts = (part.mean if own_library else part.shares for part in decode_drawn(model, drawn, batch))
+        parts = (part.mean if own_library else part.proportions for part in decode_drawn(model, drawn, batch))
         decoded.append(np.concatenate([part[:, columns].cpu().numpy() for part in parts]))
     values = np.mean(decoded, axis=0) if len(decoded) > 1 else decoded[0]
     return values if isinstance(library_size, str) else values * np.float32(library_size)
@@ -63,13 +63,13 @@ def slice_population(
     library_size: float | str = 1.0,
     weights: Literal["uniform", "importance"] = "uniform",
 ) -> Iterator[tuple[pd.Index, np.ndarray]]:
-    """(indices of the draws, expression float32 [n, genes]) of `population_expression`, by names; one slice.
+    """(indices of the draws, expression float32 [n, genes]) of `population_expression`, by names, as one slice.
 
-    The arguments are those of `slice_expression`. Raises what that raises, QueryError for no cells.
+    The arguments are those of `slice_expression`. Raises its errors, and QueryError if there are no cells.
     """
     indices = take_chosen(chosen, 0, cells.n_cells)
     if not len(indices):
-        raise QueryError(f"{cells.path}: no cell is asked for.")
+        raise QueryError(f"{cells.path}: no cell was chosen.")
     values = population_expression(
         run.model,
         cells,
@@ -87,14 +87,14 @@ def slice_population(
 def draw_weighed(
     model: VAE, cells: QuestionCells, generator: Generator, indices: np.ndarray, n: int, **options: Any
 ) -> Drawn:
-    """n draws of the posterior of these cells, chosen by importance weights (`options`: those of `weigh_draws`).
+    """n draws of the posterior of these cells, chosen by importance weights (`options` of `weigh_draws`).
 
     Raises QueryError for minified cells.
     """
     counted = need_counts(cells, "weights='importance'")
     drawn = draw_posterior(model, counted, generator, np.tile(indices, n // len(indices) + 1))
-    shares = weigh_draws(model, counted, generator, indices, drawn, **options)
-    return drawn.take(choose_weighed(shares, n, generator))
+    probabilities = weigh_draws(model, counted, generator, indices, drawn, **options)
+    return drawn.take(choose_weighed(probabilities, n, generator))
 
 
 def choose_weighed(probabilities: np.ndarray, n: int, generator: Generator) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Counts drawn from the posterior predictive: what the model expects to be counted in a cell, noise and all."""
+"""Counts drawn from the posterior predictive distribution, which includes the noise of counting."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,8 +27,8 @@ def slice_counts(
 ) -> Iterator[tuple[pd.Index, np.ndarray]]:
     """(names, counts float32 [cells, genes]) drawn from the posterior predictive of the chosen cells.
 
-    n_samples  draws a cell. Of several, each cell has as many rows, and the first column says which draw each is.
-    The rest is as for `slice_expression`.
+    n_samples  draws per cell. If there are several, each cell has that many rows, numbered in the first column.
+    The other arguments are as for `slice_expression`.
     """
     decode = decode_counts(run.model, generator, find_genes(run, genes, cells.path))
     batches = find_batches(run, transform_batch)

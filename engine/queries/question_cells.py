@@ -1,4 +1,4 @@
-"""The cells that a question is asked about: counts, encoded as they are read, or a posterior that was kept."""
+"""The cells that a question is about: with counts, which are encoded when read, or with a kept posterior."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,23 +21,23 @@ from atlasvi.loaders.cells.open_cells import CellData, select_genes
 from atlasvi.loaders.errors import AtlasviError
 
 BATCH_SIZE = 1024
-SLICE_CELLS = 2**14  # of kept posteriors are read at a time
-CODES_CELLS = 2**16  # whose covariates are read at a time
+SLICE_CELLS = 2**14  # kept posteriors read at a time
+CODES_CELLS = 2**16  # cells whose covariates are read at a time
 
 
 class QueryError(AtlasviError, ValueError):
-    """A question that the cells or the model can't answer as it was put."""
+    """A question that these cells or this model can't answer."""
 
 
 @dataclass
 class Posterior:
-    """A minibatch of cells as the model knows them, on its device.
+    """A minibatch of cells, encoded by the model, on its device.
 
     qzm, qzv  float32 [cells, latent]: mean and variance of q(z | x)
-    library   float32 [cells], counts a cell
-    codes     covariates, as `Batch.codes`
-    qlm, qlv  float32 [cells]: mean and variance of q(log library | x), None where the library is observed
-    counts    the counts, None where only the posterior was kept
+    library   float32 [cells], counts per cell
+    codes     covariates, as in `Batch.codes`
+    qlm, qlv  float32 [cells]: mean and variance of q(log library | x); None if the library is observed
+    counts    the counts; None if only the posterior was kept
     """
 
     qzm: Tensor
@@ -64,7 +64,7 @@ class Posterior:
         return model.to_latent(normal), library
 
     def draw_normal(self, generator: Generator, n_samples: int = 1) -> tuple[Tensor, Tensor]:
-        """The same with z before the softmax that makes it ln."""
+        """The same, with z before the softmax of ln latents."""
         several = (n_samples,) if n_samples > 1 else ()
 
         def draw(mean: Tensor, variance: Tensor) -> Tensor:
@@ -78,9 +78,9 @@ class Posterior:
 
 
 class QuestionCells(Protocol):
-    """Cells that have covariates and names and, minibatch by minibatch, what a model knows of them.
+    """Cells with covariates and names and, by minibatch, their posterior.
 
-    Cells are chosen by their indices, int64, ascending, each once; None chooses all.
+    Cells are chosen by ascending int64 indices without repeats; None chooses all.
     """
 
     path: str
@@ -88,37 +88,38 @@ class QuestionCells(Protocol):
     obs_columns: list[str]
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
-        """One `obs` column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        """One `obs` column of cells [start, stop), or of all. Raises ColumnError, with the columns of obs."""
 
     def read_names(self, cells: np.ndarray | None = None) -> pd.Index:
         """Names of the cells with these indices, in any order; None: of all cells."""
 
     @property
     def setup(self) -> Setup:
-        """The columns of obs that the model takes. Raises SourceError where no model is known."""
+        """The columns of obs that the model uses. Raises SourceError if there is no model."""
 
     def take_column(self, name: str, cells: np.ndarray) -> pd.Series:
         """Values of one column [len(cells)] of the cells with these indices, in any order."""
 
     def read_codes(self, setup: Setup, cells: np.ndarray, labels: bool = False) -> dict[str, np.ndarray]:
-        """Covariates of the cells with these indices, in any order, as `Setup.read_codes` gives them."""
+        """Covariates of the cells with these indices, in any order, as from `Setup.read_codes`."""
 
     def read_latents(
         self, model: VAE | None, cells: np.ndarray | None, batch_size: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """qzm and qzv of the chosen cells, float32 [cells, latent], some cells at a time, in their order.
+        """qzm and qzv of the chosen cells, float32 [cells, latent], in slices, in their order.
 
-        model  may be None where the posterior was kept
+        model  may be None if the posterior was kept
         """
 
     def read_posteriors(self, model: VAE, cells: np.ndarray | None, batch_size: int) -> Iterator[Posterior]:
-        """What the model knows of the chosen cells, in their order."""
+        """The posterior of the chosen cells, in their order."""
 
 
 class CountedCells(ObsRows):
-    """Cells whose counts are there: in a cell store, any source, an AnnData in memory.
+    """Cells that have counts: in a cell store, in any source, or in an AnnData in memory.
 
-    source  the cells as they were opened; data  the same over the genes of the model
+    source  the cells as they were opened
+    data    the same cells, with the genes of the model
     """
 
     def __init__(self, data: CellData, genes: list[str], setup: Setup) -> None:
@@ -127,13 +128,13 @@ class CountedCells(ObsRows):
 
     @property
     def setup(self) -> Setup:
-        """The columns of obs that the model takes."""
+        """The columns of obs that the model uses."""
         return self._setup
 
     def read_batches(
         self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
     ) -> Iterator[Batch]:
-        """Counts of the chosen cells, in their order, on the device of the model."""
+        """Counts of the chosen cells, in their order, on the model's device."""
         device, labels = model.encoder.mean.weight.device, model.settings.dispersion == "gene-label"
         loader = BatchLoader(self.data, batch_size, seed=0, cells=_mark(cells, self.n_cells), shuffle=False)
         step = max(CODES_CELLS // batch_size, 1) * batch_size  # all minibatches but the last are full
@@ -143,15 +144,15 @@ class CountedCells(ObsRows):
                 codes = self.read_codes(self.setup, take_chosen(cells, at, min(at + step, loader.n_cells)), labels)
             here = slice(at % step, at % step + len(batch))
             at += len(batch)
-            given = {name: torch.from_numpy(values[here]).to(device) for name, values in codes.items()}
-            yield replace(batch, codes=given, memory=None)
+            covariates = {name: torch.from_numpy(values[here]).to(device) for name, values in codes.items()}
+            yield replace(batch, codes=covariates, memory=None)
 
     @torch.inference_mode()
     def read_latents(
         self, model: VAE | None, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """qzm and qzv of the chosen cells, float32 [cells, latent], a minibatch at a time, in their order."""
-        assert model is not None, "counts are encoded by a model"
+        assert model is not None, "a model is needed to encode counts"
         for batch in self.read_batches(model, cells, batch_size):
             qzm, qzv = model.encode(batch)
             yield qzm.cpu().numpy(), qzv.cpu().numpy()
@@ -160,7 +161,7 @@ class CountedCells(ObsRows):
     def read_posteriors(
         self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
     ) -> Iterator[Posterior]:
-        """What the model knows of the chosen cells, in their order."""
+        """The posterior of the chosen cells, in their order."""
         for batch in self.read_batches(model, cells, batch_size):
             qzm, qzv = model.encode(batch)
             qlm, qlv = model.encode_library(batch) if model.settings.has_latent_library else (None, None)
@@ -168,9 +169,9 @@ class CountedCells(ObsRows):
 
 
 class MinifiedCells(ObsRows):
-    """Cells whose counts are gone.
+    """Cells without counts, whose posterior was kept.
 
-    setup  of the model that is asked; None: of the one that the cells were minified with
+    setup  the setup of the model in use; None: that of the model that the cells were minified with
     """
 
     def __init__(self, kept: KeptPosterior, setup: Setup | None = None) -> None:
@@ -179,20 +180,20 @@ class MinifiedCells(ObsRows):
 
     @property
     def setup(self) -> Setup:
-        """The columns of obs that the model takes. Raises SourceError where no model is known."""
+        """The columns of obs that the model uses. Raises SourceError if there is no model."""
         return self.kept.setup if self._setup is None else self._setup
 
     def read_latents(
         self, model: VAE | None = None, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """qzm and qzv of the chosen cells, float32 [cells, latent], a slice at a time, in their order."""
+        """qzm and qzv of the chosen cells, float32 [cells, latent], in slices, in their order."""
         for _, qzm, qzv in self._read_slices(cells):
             yield qzm, qzv
 
     def read_posteriors(
         self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
     ) -> Iterator[Posterior]:
-        """What was kept of the chosen cells, in their order."""
+        """The kept posterior of the chosen cells, in their order."""
         device, labels, setup = model.encoder.mean.weight.device, model.settings.dispersion == "gene-label", self.setup
         for here, qzm, qzv in self._read_slices(cells):
             codes = self.read_codes(setup, here, labels)
@@ -201,11 +202,11 @@ class MinifiedCells(ObsRows):
             for at in range(0, len(here), batch_size):
                 part = slice(at, at + batch_size)
                 mean, variance, sizes = (torch.from_numpy(values[part]).to(device) for values in (qzm, qzv, library))
-                given = {name: torch.from_numpy(values[part]).to(device) for name, values in codes.items()}
-                yield Posterior(mean, variance, sizes, given)
+                covariates = {name: torch.from_numpy(values[part]).to(device) for name, values in codes.items()}
+                yield Posterior(mean, variance, sizes, covariates)
 
     def _read_slices(self, cells: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """The indices of the chosen cells of a slice, and their qzm and qzv."""
+        """For each slice: indices of its chosen cells, and their qzm and qzv."""
         for start, here in slice_cells(cells, self.n_cells, SLICE_CELLS):
             latent = self.kept.read_latent(start, min(start + SLICE_CELLS, self.n_cells))
             qzm, qzv = (values[here - start] for values in latent)
@@ -217,14 +218,14 @@ class MinifiedCells(ObsRows):
 
 
 def take_chosen(cells: np.ndarray | None, start: int, stop: int) -> np.ndarray:
-    """int64: the indices of the start-th to the stop-th of the chosen cells (None: all are chosen)."""
+    """int64: indices of the chosen cells number start to stop (None: all cells are chosen)."""
     return np.arange(start, stop) if cells is None else cells[start:stop]
 
 
 def name_cells(
     cells: QuestionCells, chosen: np.ndarray | None, parts: Iterator[np.ndarray]
 ) -> Iterator[tuple[pd.Index, np.ndarray]]:
-    """Values of the chosen cells, some cells at a time, with the names of these cells."""
+    """Values of the chosen cells, in slices, with the names of these cells."""
     at = 0
     for values in parts:
         yield cells.read_names(take_chosen(chosen, at, at + len(values))), values
@@ -232,10 +233,10 @@ def name_cells(
 
 
 def need_counts(cells: QuestionCells, question: str) -> CountedCells:
-    """The cells, whose counts a question needs. Raises QueryError where they are gone."""
+    """The cells, for a question that needs counts. Raises QueryError if they have none."""
     if not isinstance(cells, CountedCells):
         raise QueryError(
-            f"{cells.path}: {question} needs the counts, and minified data has none: ask the full data "
+            f"{cells.path}: {question} needs the counts, and minified data has none: use the full data "
             "(atlasvi query MINI DATA ..., where DATA has the counts)."
         )
     return cells

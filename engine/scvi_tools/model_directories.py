@@ -18,15 +18,15 @@ from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.manifest import ADVICE, MANIFEST, hash_file, read_manifest
 from atlasvi.loaders.outputs import write_folder_aside
 
-SAVED = "atlasvi.json"  # the list of what `SCVI.save` wrote; not MANIFEST, by which a run is known
+SAVED = "atlasvi.json"  # the list of the files of `SCVI.save`; another name than MANIFEST, which marks a run
 PARTS = ("train", "validation", "test")
 
 
 def load_scvi_tools(path: str | Path) -> TrainedRun:
     """A model that scvi-tools saved (its directory, or the `model.pt` in it), ready for inference.
 
-    Any SCVI model of scvi-tools 1.0 to 1.5. Raises SourceError if the file is not there, is no such model, is damaged,
-    names a type that it should not, or was made with something that we do not have; nothing of it is executed.
+    For all SCVI models of scvi-tools 1.0 to 1.5. Raises SourceError if the file does not exist, is no such model, is
+    damaged, names a type that is not allowed, or uses an option that we do not have; no code in it is run.
     """
     path = Path(path)
     file = path / MODEL if path.is_dir() else path
@@ -42,27 +42,27 @@ def load_scvi_tools(path: str | Path) -> TrainedRun:
         )
     except SourceError:
         raise
-    except Exception as error:  # what is not laid out as expected fails in any way it likes
-        raise SourceError(f"{file}: not a model of scvi-tools as 1.x saves it ({error!r}).") from error
+    except Exception as error:  # an unexpected layout can raise any exception
+        raise SourceError(f"{file}: this is not a model that scvi-tools 1.x saved ({error!r}).") from error
 
 
 def read_registry(file: Path) -> dict[str, Any] | None:
-    """What a model.pt of scvi-tools says of the data; None where it is no such file. Raises SourceError for damage."""
+    """The registry in a model.pt of scvi-tools; None if it is no such file. Raises SourceError if it is damaged."""
     if not file.is_file() or (file.parent / CONFIG).is_file():
         return None
     return read_torch_file(file)["attr_dict"]["registry_"]
 
 
 def _read_split(attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Numbers of the cells that were trained, validated and tested on, as far as they were kept."""
+    """Indices of the training, validation and test cells, as far as they were saved."""
     kept = {name: attributes.get(f"{name}_indices_") for name in PARTS}
     return {name: np.asarray(numbers, np.int64) for name, numbers in kept.items() if numbers is not None}
 
 
 def save_scvi_tools(run: TrainedRun, path: str | Path, attributes: Mapping[str, Any] | None = None) -> None:
-    """Write a model as a new directory that `scvi.model.SCVI.load` opens, with its data or with its minified data.
+    """Write a model as a new directory that `scvi.model.SCVI.load` opens, with its data or its minified data.
 
-    attributes  of the model there, instead of the usual ones: `is_trained_`, `train_indices_`, ...
+    attributes  attributes of the scvi-tools model that replace the default ones: `is_trained_`, `train_indices_`, ...
     Raises OutputError if `path` exists or can't be written.
     """
     with write_folder_aside(path) as scratch:
@@ -71,7 +71,7 @@ def save_scvi_tools(run: TrainedRun, path: str | Path, attributes: Mapping[str, 
 
 
 def write_scvi_model(run: TrainedRun, file: Path, attributes: Mapping[str, Any] | None = None) -> None:
-    """Write the one file of such a directory."""
+    """Write the model.pt of such a directory."""
     content = {
         "model_state_dict": {**to_scvi_weights(run.model), "pyro_param_store": {"params": {}, "constraints": {}}},
         "var_names": np.array(run.genes, object),
@@ -89,18 +89,18 @@ def write_scvi_model(run: TrainedRun, file: Path, attributes: Mapping[str, Any] 
             **(attributes or {}),
         },
     }
-    buffer = io.BytesIO()  # torch's own writer says nothing of a disk that is full
+    buffer = io.BytesIO()  # torch's own writer does not report a full disk
     torch.save(content, buffer)
     with open(file, "wb") as written:
         written.write(buffer.getvalue())  # not getbuffer: see checkpoint.py
 
 
 def check_saved(folder: Path, prefix: str, with_data: bool) -> bool:
-    """Look at the files beside a model that `SCVI.save` wrote, by its list; others have no list, which is fine.
+    """Check the files beside a model by the list that `SCVI.save` wrote; other models have no list, which is fine.
 
-    with_data  whether its adata.h5ad is to be read, so that it is looked at too
-    Returns whether they belong to the model: not if scvi-tools has saved another one over it since. Warns where one is
-    missing. Raises SourceError where one is damaged; one of another size was written anew, and is taken as it is.
+    with_data  True: adata.h5ad will be read, so it is checked too
+    Returns False if scvi-tools has since saved another model over this one, so that the files don't belong to it. Warns
+    if a file is missing. Raises SourceError if one is damaged; a file of another size was rewritten, and is accepted.
     """
     files = read_manifest(folder, f"{prefix}{SAVED}")
     if files is None:
@@ -108,8 +108,8 @@ def check_saved(folder: Path, prefix: str, with_data: bool) -> bool:
     model, data = f"{prefix}{MODEL}", f"{prefix}adata.h5ad"
     if model in files and hash_file(folder / model) != tuple(files.pop(model)):
         warnings.warn(
-            f"{folder / model} was written anew since {prefix}{SAVED} was, so what lies beside it (the optimizer, the "
-            "split) is of another model and is not read.",
+            f"{folder / model} was written after {prefix}{SAVED}, so the files beside it (the optimizer, the split) "
+            "belong to another model and are not read.",
             stacklevel=3,
         )
         return False
@@ -119,8 +119,8 @@ def check_saved(folder: Path, prefix: str, with_data: bool) -> bool:
             continue
         if not path.is_file():
             warnings.warn(
-                f"{path} is missing, which was saved with the model: what it held (in atlasvi.pt the optimizer, the "
-                "history and the split, in adata.h5ad the data) is not there; copy the folder again, if it should be.",
+                f"{path} is missing, which was saved with the model (atlasvi.pt holds the optimizer, the history and "
+                "the split, adata.h5ad the data): copy the folder again if you need it.",
                 stacklevel=3,
             )
         elif path.stat().st_size == size and hash_file(path)[1] != checksum:
@@ -129,8 +129,8 @@ def check_saved(folder: Path, prefix: str, with_data: bool) -> bool:
 
 
 def open_model(path: str | Path) -> TrainedRun:
-    """A finished run of ours, or a model directory of scvi-tools. Raises SourceError if it is neither."""
-    # a directory of scvi-tools holds a model.pt, as ours do, and neither configuration nor list of files
+    """A finished run of ours, or a model directory of scvi-tools. Raises SourceError if `path` is neither."""
+    # a directory of scvi-tools holds a model.pt too, but neither a configuration nor a list of files
     ours = any((Path(path) / name).is_file() for name in (CONFIG, MANIFEST))
     of_scvi_tools = (Path(path) / MODEL).is_file() and not ours
     return load_scvi_tools(path) if of_scvi_tools else load_run(path)

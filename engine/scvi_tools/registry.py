@@ -1,4 +1,4 @@
-"""What scvi-tools keeps beside a model's weights: how it was made and which columns it takes; read, and written."""
+"""What scvi-tools saves beside a model's weights: its options and the columns it uses; reading and writing them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ from atlasvi.engine.model.model_options import ModelOptions, ModelSettings
 from atlasvi.engine.torch_files import PickledSoftplus
 from atlasvi.loaders.errors import SourceError
 
-SCVI_VERSION = "1.5.1"  # whose layout is written
+SCVI_VERSION = "1.5.1"  # the version whose layout we write
 SCVI_DEFAULTS: dict[str, Any] = {
     "n_hidden": 128,
     "n_latent": 10,
@@ -40,7 +40,7 @@ SCVI_DEFAULTS: dict[str, Any] = {
     "use_layer_norm": "none",
     "var_activation": "exp",
 }
-NAMED = (  # the arguments that SCVI's signature names; the others go through its **kwargs
+NAMED = (  # arguments in SCVI's signature; the others are in its **kwargs
     "n_hidden",
     "n_latent",
     "n_layers",
@@ -54,29 +54,29 @@ WITHOUT_EFFECT = ("extra_payload_autotune", "registry", "use_gpu")
 
 
 def read_options(init_params: Mapping[str, Any], file: str) -> ModelOptions:
-    """The options that a model was made with. Raises SourceError, naming it, for one that we do not have."""
-    given = dict(init_params["non_kwargs"])
-    for nested in init_params["kwargs"].values():  # kept one level down, under the name of its variadic argument
-        given.update(nested)
-    embedding = dict(given.pop("batch_embedding_kwargs", None) or {})
+    """The options that a model was made with. Raises SourceError with the name of an option that we do not have."""
+    arguments = dict(init_params["non_kwargs"])
+    for nested in init_params["kwargs"].values():  # nested under the name of the variadic argument
+        arguments.update(nested)
+    embedding = dict(arguments.pop("batch_embedding_kwargs", None) or {})
     options = {**SCVI_DEFAULTS, "embedding_dim": embedding.pop("embedding_dim", 5)}
-    for name, value in given.items():
+    for name, value in arguments.items():
         if name == "var_activation":
             options[name] = name_activation(value, file)
         elif name in SCVI_DEFAULTS:
             options[name] = value
         elif name not in WITHOUT_EFFECT and value:
-            raise SourceError(f"{file}: the model was made with {name} = {value!r}, which we do not have.")
+            raise SourceError(f"{file}: the model was made with {name} = {value!r}, which atlasvi does not support.")
     if embedding:
-        raise SourceError(f"{file}: the model embeds batches with {', '.join(embedding)}, which we do not have.")
+        raise SourceError(f"{file}: batches are embedded with {', '.join(embedding)}, which atlasvi does not support.")
     return ModelOptions.model_validate(options)
 
 
 def read_setup(registry: Mapping[str, Any], file: str) -> Setup:
-    """The columns and categories that a model takes. Raises SourceError if it is no SCVI model."""
+    """The columns and categories that a model uses. Raises SourceError if it is no SCVI model."""
     if registry.get("model_name") != "SCVI":
-        raise SourceError(f"{file}: a {registry.get('model_name')} model; only SCVI is read.")
-    asked, fields = registry["setup_args"], registry["field_registries"]
+        raise SourceError(f"{file}: this is a {registry.get('model_name')} model: only SCVI models can be read.")
+    setup_args, fields = registry["setup_args"], registry["field_registries"]
     states = {name: field.get("state_registry") or {} for name, field in fields.items()}
     dtypes: dict[str, str] = {}
 
@@ -89,7 +89,7 @@ def read_setup(registry: Mapping[str, Any], file: str) -> Setup:
     further = states.get("extra_categorical_covs", {})
     columns = [str(key) for key in further.get("field_keys", ())]
     numbers = [str(key) for key in states.get("extra_continuous_covs", {}).get("columns", ())]
-    keys = SetupKeys.from_asked({**asked, CATEGORIES.key: columns, CONTINUOUS.key: numbers})
+    keys = SetupKeys.from_arguments({**setup_args, CATEGORIES.key: columns, CONTINUOUS.key: numbers})
     categories = {
         kind.code: {column: read_categories(column, states[kind.code]["categorical_mapping"])}
         for kind, column in ((BATCH, keys.batch_key), (LABELS, keys.labels_key))
@@ -100,25 +100,27 @@ def read_setup(registry: Mapping[str, Any], file: str) -> Setup:
             column: read_categories(column, further["mappings"][column]) for column in columns
         }
     n_cells = int(states["X"].get("n_obs", 0))
-    return Setup(keys=keys, categories=categories, category_dtypes=dtypes, layer=asked.get("layer"), n_cells=n_cells)
+    return Setup(
+        keys=keys, categories=categories, category_dtypes=dtypes, layer=setup_args.get("layer"), n_cells=n_cells
+    )
 
 
-def name_activation(given: Any, where: str) -> str:
-    """The name of what scvi-tools takes as a function: None, torch.exp, torch.nn.Softplus() or its functional form.
+def name_activation(activation: Any, where: str) -> str:
+    """The name of an activation in scvi-tools' form: None, torch.exp, torch.nn.Softplus() or torch's softplus function.
 
-    Raises SourceError for another; where  is what the error names.
+    Raises SourceError for another function; `where` begins its message.
     """
-    if given in (None, "exp", torch.exp):
+    if activation in (None, "exp", torch.exp):
         return "exp"
-    if given in ("softplus", F.softplus) or (
-        isinstance(given, nn.Softplus | PickledSoftplus) and (given.beta, given.threshold) == (1, 20)
+    if activation in ("softplus", F.softplus) or (
+        isinstance(activation, nn.Softplus | PickledSoftplus) and (activation.beta, activation.threshold) == (1, 20)
     ):
         return "softplus"
-    raise SourceError(f"{where}: var_activation {given!r} is not known here: there are exp and softplus.")
+    raise SourceError(f"{where}: var_activation {activation!r} is not supported: exp and softplus are.")
 
 
 def write_init_params(settings: ModelSettings) -> dict[str, Any]:
-    """What SCVI was called with, as it is kept."""
+    """The arguments of SCVI, in the form that scvi-tools saves."""
     options = {name: getattr(settings, name) for name in SCVI_DEFAULTS}
     further = {name: value for name, value in options.items() if name not in NAMED and value != SCVI_DEFAULTS[name]}
     if "var_activation" in further:
@@ -129,7 +131,7 @@ def write_init_params(settings: ModelSettings) -> dict[str, Any]:
 
 
 def write_registry(setup: Setup, settings: ModelSettings, genes: list[str]) -> dict[str, Any]:
-    """The registry of a model. It opens full data and, where the library is observed, minified data too."""
+    """The registry of a model, with which scvi-tools opens full data and, for an observed library, minified data."""
     keys = setup.keys
     counts = {"n_obs": setup.n_cells, "n_vars": len(genes), "column_names": np.array(genes, object)}
     place = "layers" if setup.layer else "X"
@@ -156,7 +158,7 @@ def write_registry(setup: Setup, settings: ModelSettings, genes: list[str]) -> d
     return {
         "scvi_version": SCVI_VERSION,
         "model_name": "SCVI",
-        "setup_args": {"layer": setup.layer, **keys.as_asked()},
+        "setup_args": {"layer": setup.layer, **keys.as_arguments()},
         "field_registries": fields,
         "setup_method_name": "setup_anndata",
     }
@@ -172,18 +174,18 @@ def _empty_field(**statistics: int) -> dict[str, Any]:
 
 
 def _joint_field(name: str, state: dict[str, Any], n: int) -> dict[str, Any]:
-    """Several columns of obs, which scvi-tools puts side by side in obsm."""
+    """Several columns of obs, which scvi-tools joins into one array in obsm."""
     return _field("obsm", f"_scvi_{name}", state, **{f"n_{name}": n}) if n else _empty_field(**{f"n_{name}": 0})
 
 
 def _categories(setup: Setup, key: str, categories: list[Category]) -> np.ndarray:
-    """Categories in the type that the column has: scvi-tools looks its values up among them."""
+    """Categories in the dtype of the column, because scvi-tools looks the column's values up among them."""
     values = np.array([*categories, None], object)[:-1]
     dtype = setup.category_dtypes.get(key)
     if dtype is None:
         return values
     try:
         typed = values.astype(dtype)
-    except OverflowError:  # a query may have added larger numbers
+    except OverflowError:  # a query mapping may have added larger numbers
         return values
     return typed if (typed == values).all() else values

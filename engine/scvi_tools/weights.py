@@ -1,7 +1,7 @@
-"""Our weights as scvi-tools names and lays them out, and back.
+"""Convert weights between our names and layout and those of scvi-tools.
 
-A layer there is one matrix [out, inputs]: counts or hidden state, continuous covariates, the batch's embedding, then
-the one-hot batch and each one-hot covariate. Here these are parameters of their own, most of them transposed.
+A layer of scvi-tools is one matrix [out, inputs]: counts or hidden state, continuous covariates, the batch's embedding,
+then the one-hot batch and each one-hot covariate. Here these are separate parameters, most of them transposed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,13 +19,13 @@ NORM_PARTS = ("weight", "bias", "running_mean", "running_var", "num_batches_trac
 
 
 def from_scvi_weights(weights: Mapping[str, np.ndarray | Tensor], settings: ModelSettings) -> VAE:
-    """A model in evaluation mode from scvi-tools' state dictionary; what the settings never use is left behind.
+    """A model in evaluation mode from scvi-tools' state dictionary; parameters that the settings never use are ignored.
 
-    Raises KeyError for a parameter that is not there, ValueError or RuntimeError for one of another shape.
+    Raises KeyError if a parameter is missing, ValueError or RuntimeError if one has the wrong shape.
     """
     if f"decoder.px_decoder.fc_layers.Layer {settings.n_layers - 1}.0.weight" not in weights:
-        raise ValueError(f"the weights are of fewer than {settings.n_layers} layers")
-    with torch.device("meta"):  # no memory is taken on the word of the settings
+        raise ValueError(f"the weights have fewer than {settings.n_layers} layers")
+    with torch.device("meta"):  # wrong settings must not allocate memory
         model = VAE(settings)
     ours, state = model.state_dict(), {}
     for theirs, pieces in _correspondence(model):
@@ -35,19 +35,19 @@ def from_scvi_weights(weights: Mapping[str, np.ndarray | Tensor], settings: Mode
             values = values.flatten()
         widths = [ours[name].shape[0 if transposed else -1] if ours[name].dim() else 1 for name, transposed in pieces]
         if values.dim() == 2 and values.shape[1] != sum(widths):
-            raise ValueError(f"{theirs} has {values.shape[1]} inputs, and these settings make {sum(widths)}")
+            raise ValueError(f"{theirs} has {values.shape[1]} inputs, but with these settings it has {sum(widths)}")
         parts = values.split(widths, dim=1) if values.dim() == 2 else (values,)
         for (name, transposed), part in zip(pieces, parts):
             part = (part.T if transposed else part).to(ours[name].dtype).contiguous()
             if part.shape != ours[name].shape:
-                raise ValueError(f"{theirs} is of shape {tuple(values.shape)}, which these settings do not make")
+                raise ValueError(f"{theirs} has shape {tuple(values.shape)}, which does not fit these settings")
             state[name] = part.clone()
     model.load_state_dict(state, assign=True)
     return model.eval()
 
 
 def to_scvi_weights(model: VAE) -> dict[str, Tensor]:
-    """scvi-tools' state dictionary of a model; what its settings never use is drawn as there, from a fixed seed."""
+    """scvi-tools' state dictionary of a model; parameters that it never uses are drawn as there, from a fixed seed."""
     whole = _add_unused_parts(model)
     ours = whole.state_dict()
     theirs = {}
@@ -59,7 +59,7 @@ def to_scvi_weights(model: VAE) -> dict[str, Tensor]:
 
 
 def _add_unused_parts(model: VAE) -> VAE:
-    """A copy on the CPU that has every part that scvi-tools' module has, used or not."""
+    """A copy on the CPU with every part that scvi-tools' module has, used or not."""
     settings = model.settings
     whole, hidden, genes = VAE(settings), settings.n_hidden, settings.n_genes
     whole.library_encoder = whole.library_encoder or Encoder(settings, 1, 1)
@@ -73,7 +73,7 @@ def _add_unused_parts(model: VAE) -> VAE:
 
 
 def _correspondence(model: VAE) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
-    """(their name, [(our name, whether it is transposed)] of the pieces that their columns consist of)."""
+    """(scvi-tools' name, [(our name, whether it is transposed)] of the blocks of columns of its matrix)."""
     yield from _encoder(model.encoder, "encoder", "z_encoder")
     if model.library_encoder is not None:
         yield from _encoder(model.library_encoder, "library_encoder", "l_encoder")

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, verified when read, the one before kept in case."""
+"""Checkpoints: each written completely or not at all, and verified when read; older ones are kept as a fallback."""
 
 import hashlib
 import io
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointError(AtlasviError, RuntimeError):
-    """No checkpoint that can be read."""
+    """There is no checkpoint that can be read."""
 
 
 class CheckpointWriter:
-    """Writes checkpoints on a thread, one at a time, while training goes on."""
+    """Writes checkpoints on a thread, one at a time, while training continues."""
 
     def __init__(self, folder: Path, kept: int) -> None:
         self._folder, self._kept = folder, kept
@@ -34,27 +34,27 @@ class CheckpointWriter:
         self._writing: Future[Path] | None = None
 
     def submit(self, step: int, state: dict[str, Any]) -> None:
-        """Begin to write `state`, which must not change any more; waits for the one before. Raises what that raised."""
+        """Start writing `state`, which must not change any more. Waits for the previous write and raises its error."""
         self.wait()
         self._writing = self._thread.submit(write_checkpoint, self._folder, step, state, self._kept)
 
     def check(self) -> None:
-        """Raises what went wrong since (OutputError on a full disk); waits for nothing."""
+        """Raise the error of a finished write, if there was one (OutputError on a full disk), without waiting."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> Path | None:
-        """Until what was submitted is on disk; where it is. Raises what went wrong with it."""
+        """Wait until the submitted checkpoint is on disk, and return its path. Raises the error of the write."""
         writing, self._writing = self._writing, None
         return None if writing is None else writing.result()
 
     def close(self) -> None:
-        """Let what is being written be finished; errors no longer matter."""
+        """Wait for a write in progress, and ignore its error."""
         self._thread.shutdown()
 
 
 def copy_state(state: Any) -> Any:
-    """The same with tensors on the CPU that nobody else changes: what a checkpoint is written from meanwhile."""
+    """A copy with its tensors on the CPU, so that a checkpoint can be written from it while training continues."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -67,14 +67,14 @@ def copy_state(state: Any) -> Any:
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) -> Path:
     """Write `state` (tensors, numbers, text, lists, dictionaries) as the checkpoint of a step; keep the `kept` newest.
 
-    The file's name carries the sha256 of its content, so that one rename publishes both. Others of this step or a later
-    one go: they are of a course that was left, or damaged, or else a resumed run would have begun there.
-    Raises OutputError, leaving those that were there, if the disk is full.
+    The file's name contains the sha256 of its content, so that one rename publishes both. Other checkpoints of this or
+    a later step are removed: the run was resumed before them, so they are damaged or belong to an abandoned course.
+    Raises OutputError if the disk is full; the earlier checkpoints then remain.
     """
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save({"format_version": RUN_FORMAT, **state}, buffer)
-    # not getbuffer: a view that an error keeps in a cycle crashes the garbage collector of Python 3.12.1
+    # not getbuffer(): if an error keeps its view in a cycle, the garbage collector of Python 3.12.1 crashes
     content = buffer.getvalue()
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     remove_unfinished(folder)
@@ -86,7 +86,7 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) 
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a folder, newest first."""
+    """The checkpoints in a folder, newest first."""
     return sorted((path for path in folder.glob("step-*.pt") if NAME.fullmatch(path.name)), reverse=True)
 
 
@@ -96,9 +96,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 def read_newest_checkpoint(folder: Path, *, older: bool = True) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint whose content matches its checksum.
+    """The newest checkpoint whose content matches its checksum: its path and its state.
 
-    older  whether an older one does where the newest is damaged: a warning says so
+    older  whether to use an older one, with a warning, if the newest is damaged
     Raises CheckpointError if there is none.
     """
     path, content = read_newest_content(folder, older=older)
@@ -106,7 +106,7 @@ def read_newest_checkpoint(folder: Path, *, older: bool = True) -> tuple[Path, d
 
 
 def read_newest_content(folder: Path, *, older: bool = True) -> tuple[Path, bytes]:
-    """The same, not yet taken apart."""
+    """As `read_newest_checkpoint`, but the content is bytes that are not parsed yet."""
     damaged = []
     for path in list_checkpoints(folder):
         try:
@@ -115,34 +115,34 @@ def read_newest_content(folder: Path, *, older: bool = True) -> tuple[Path, byte
             damaged.append(path.name)
             if not older:
                 raise CheckpointError(
-                    f"{path} is damaged, and it is the newest checkpoint: copy it again; or remove {folder}, to begin "
+                    f"{path} is damaged, and it is the newest checkpoint: copy it again; or remove {folder}, to start "
                     "from the model's weights with a new optimizer."
                 ) from None
             continue
         if damaged:
-            log.warning("%s: %s is damaged: going on from the older %s", folder, ", ".join(damaged), path.name)
+            log.warning("%s: %s is damaged: continuing from the older %s", folder, ", ".join(damaged), path.name)
         return path, content
     if damaged:
         raise CheckpointError(f"{folder}: all checkpoints are damaged ({', '.join(damaged)}): start a new run.")
-    raise CheckpointError(f"{folder}: there is no checkpoint to go on from: start the run without --resume.")
+    raise CheckpointError(f"{folder}: there is no checkpoint to resume from: start the run without --resume.")
 
 
 def read_content(path: Path) -> bytes:
-    """A checkpoint's content. Raises SourceError if it is not there, is damaged, or is not what we write."""
+    """The content of a checkpoint. Raises SourceError if it is missing, damaged, or not a checkpoint of ours."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise SourceError(f"{path}: it can't be read ({error.strerror}).") from error
+        raise SourceError(f"{path}: the file can't be read ({error.strerror}).") from error
     named = NAME.fullmatch(path.name)
     if named is None or not hashlib.sha256(content).hexdigest().startswith(named[2]):
         raise SourceError(f"{path} is damaged: it does not match the checksum in its name: copy it again.")
     if not isinstance(load_tensors(path, content), dict):
-        raise SourceError(f"{path} holds no state of a training run: copy it again.")
+        raise SourceError(f"{path} does not hold the state of a training run: copy it again.")
     return content
 
 
 def load_checkpoint(content: bytes) -> dict[str, Any]:
-    """The state in a checkpoint's content, on the CPU. Raises SourceError for a format newer than this code."""
+    """The state from a checkpoint's content, on the CPU. Raises SourceError if its format is newer than this code."""
     state = load_tensors("the checkpoint", content)
     check_version("the checkpoint", "checkpoint", state, RUN_FORMAT)
     return state

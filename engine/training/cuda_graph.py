@@ -1,7 +1,7 @@
-"""The training step on a GPU as one CUDA graph: with small minibatches, launching kernels would cost more than running.
+"""The training step on a GPU as one CUDA graph: with small minibatches, launching kernels takes longer than running.
 
-A graph replays kernels on fixed addresses. So minibatches are copied into buffers that stay where they are, the weight
-of the KL term is a tensor, and nothing in the step may ask the device for a value.
+A graph replays kernels on fixed addresses. So minibatches are copied into fixed buffers, the weight of the KL term is a
+tensor, and nothing in the step may read a value back from the device.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from atlasvi.engine.model.vae import VAE
 from atlasvi.kernels import choose_backend
 from atlasvi.loaders.batches.batch import Batch
 
-WARM_UP_STEPS = 3  # real steps, not captured: kernels are compiled, libraries take their workspaces
-SPARE = 1.25  # of room for counts: minibatches of one size differ little in their number
+WARM_UP_STEPS = 3  # ordinary steps before capture: kernels are compiled, libraries allocate workspaces
+SPARE = 1.25  # buffer size over counts of the first minibatch: minibatches of one size differ little
 
 
 class StaticBatch:
-    """Room for minibatches of one number of cells, at fixed addresses, with more counts than most of them have."""
+    """Buffers at fixed addresses for minibatches of one number of cells, with room for more nonzeros than usual."""
 
     def __init__(self, like: Batch) -> None:
         room = int(len(like.counts) * SPARE)
-        # all but the counts lies before them in one piece of memory, the genes last: it is copied in one go
+        # one piece of memory, copied in one go: first all that has a fixed length, then the counts, the genes last
         self._memory: Tensor | None = None
         if like.memory is not None:
             start = like.indices.data_ptr() - like.memory.data_ptr()
@@ -40,11 +40,11 @@ class StaticBatch:
         self.batch = Batch(**{name: reserve(getattr(like, name)) for name in names}, n_genes=like.n_genes, codes=codes)
 
     def fits(self, batch: Batch) -> bool:
-        """Whether a minibatch can be copied in: as many cells, not more counts than there is room for."""
+        """Whether a minibatch can be copied in: it has the same number of cells, and not more counts than fit."""
         return len(batch) == len(self.batch) and len(batch.counts) <= len(self.batch.counts)
 
     def fill(self, batch: Batch) -> Batch:
-        """Copy a minibatch in. What lies behind its counts is of others: kernels go by `indptr`."""
+        """Copy a minibatch in. Old values remain behind its counts, but kernels read only what `indptr` covers."""
         pairs = list(zip(self.batch.tensors, batch.tensors, strict=True))
         if self._memory is not None and batch.memory is not None:
             end = batch.indices.data_ptr() + batch.indices.nbytes - batch.memory.data_ptr()
@@ -55,19 +55,19 @@ class StaticBatch:
 
 
 def can_be_captured(model: VAE, device: torch.device) -> bool:
-    """Whether a step of this model never waits for the device: CUDA, fused kernels alone."""
+    """Whether no step of this model synchronises with the device: on CUDA, with fused kernels only."""
     fused = model.settings.likelihood.fused is not None
     return device.type == "cuda" and fused and choose_backend(device, dtype=model.dtype) == "triton"
 
 
 class GraphedStep:
-    """Calls `step(batch, kl_weight)` and, after some calls, replays what it does on the device instead of running it.
+    """Calls `step(batch, kl_weight)`; after a few calls it replays the step's kernels on the device instead.
 
     step       forward, backward and optimizer; returns a tensor on the device
-    generator  that the step draws from; seed it before each call
+    generator  used by the step; seed it before each call
 
-    Captured anew when a minibatch has more counts than there is room for, or `key` (what else is baked into the graph,
-    such as the learning rate) changes. A minibatch of another number of cells is run as it is.
+    The graph is captured again if a minibatch has more counts than fit, or if `key` changes (values that are constant
+    in the graph, such as the learning rate). A minibatch of another number of cells runs without the graph.
     """
 
     def __init__(self, step: Callable[[Batch, Tensor], Tensor], generator: Generator, device: torch.device) -> None:
@@ -79,7 +79,7 @@ class GraphedStep:
         self._steps, self._key = 0, ()
 
     def __call__(self, batch: Batch, kl_weight: float, key: tuple = ()) -> Tensor:
-        """Do a step; what it returns is overwritten by the next call."""
+        """Do one step; the next call overwrites the tensor that it returns."""
         self._kl_weight.fill_(kl_weight)
         if self._static is None or (len(batch) == len(self._static.batch) and not self._static.fits(batch)):
             self._static, self._graph = StaticBatch(batch), None
@@ -95,7 +95,7 @@ class GraphedStep:
         return self._sums
 
     def _run_aside(self, batch: Batch) -> Tensor:
-        """Run the step on a stream that is not the default one, as capturing does: autograd remembers streams."""
+        """Run the step on a stream other than the default, as capture does: autograd remembers the stream."""
         current, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
@@ -105,25 +105,25 @@ class GraphedStep:
         return sums
 
     def _capture(self, static: Batch) -> torch.cuda.CUDAGraph:
-        """The step as a graph; capturing runs nothing."""
+        """Capture the step as a graph; this does not run it."""
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._generator)
         torch.cuda.synchronize(self._device)
-        # thread_local: the loader's threads may pin memory meanwhile
+        # thread_local: the loader's threads may pin memory during capture
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._sums = self._step(static, self._kl_weight)
         return graph
 
 
 class DelayedRead:
-    """Values of a small tensor one call late, so that the host need not wait for the step that it has just begun."""
+    """Reads a small tensor one call late, so that the host need not wait for the step that it has just launched."""
 
     def __init__(self) -> None:
         self._there: Tensor | None = None
-        self._event: torch.cuda.Event | None = None  # of the copy of values that are still to be read
+        self._event: torch.cuda.Event | None = None  # recorded after the copy of the pending values
 
     def swap(self, values: Tensor) -> list[float] | None:
-        """Take these values; return those of the call before, or None if there are none."""
+        """Submit these values, and return those of the previous call, or None if there are none."""
         before = self.take()
         if self._there is None or self._there.shape != values.shape:
             self._there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -133,7 +133,7 @@ class DelayedRead:
         return before
 
     def take(self) -> list[float] | None:
-        """The values that are still to be read, if any."""
+        """The pending values, if any."""
         if self._event is None or self._there is None:
             return None
         self._event.synchronize()

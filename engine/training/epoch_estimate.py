@@ -1,4 +1,4 @@
-"""How long an epoch would take on so many devices, and what limits it: measured here for seconds, then reckoned."""
+"""Estimate how long an epoch takes on a number of devices, and what limits it, from measurements of some seconds."""
 
 import itertools
 import os
@@ -23,21 +23,23 @@ from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells
 from atlasvi.loaders.sources.data_spec import DataSpec
 
-WARM_UP = 6  # steps: kernels are compiled, memory is taken
-LATENCY_S = 50e-6  # of a message between machines; an all-reduce of n ranks sends 2 (n - 1), one after the other
+WARM_UP = 6  # steps before measuring: kernels are compiled, memory is allocated
+LATENCY_S = 50e-6  # per message between machines; an all-reduce of n ranks takes 2 (n - 1) messages in sequence
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Seconds of one rank; all but `reduce_s` and `epoch_s` measured here.
+    """Estimated times of one rank, in seconds. All but `reduce_s` and `epoch_s` were measured on this machine.
 
-    n_steps, n_cells  of an epoch, over all ranks
-    load_s, step_s    a share of a minibatch from disk, and forward, backward and optimizer on it, each by itself
-    both_s            the two at once, as training does them
-    validate_s        a share of a minibatch of held-out cells, of which there are `n_validation_steps`
-    reduce_bytes      gradients that a rank hands to the sum over ranks, once a step
-    reduce_s          that sum, over the network; exposed_s: what of it no backward pass hides
-    epoch_s           all of it; measured says whether the ranks were there, and exchanged gradients
+    n_steps, n_cells  per epoch, over all ranks
+    load_s, step_s    for one rank's part of a minibatch: reading it; forward, backward and optimizer
+    both_s            reading and computing at the same time, as in training
+    validate_s        for one rank's part of a minibatch of held-out cells; there are `n_validation_steps` of them
+    reduce_bytes      gradients that a rank sends into the all-reduce of each step
+    reduce_s          time of the all-reduce over the network
+    exposed_s         the part of reduce_s that does not overlap with the backward pass
+    epoch_s           the whole epoch
+    measured          True: all ranks took part in the measurement, and exchanged gradients
     """
 
     n_ranks: int
@@ -55,12 +57,12 @@ class Plan:
 
     @property
     def epoch_s(self) -> float:
-        """Training and validation."""
+        """Seconds of training and validation in an epoch."""
         return self.n_steps * (self.both_s + self.exposed_s) + self.n_validation_steps * self.validate_s
 
     @property
     def limit(self) -> str:
-        """What to make faster first."""
+        """The slowest part, which should be made faster first."""
         return max(
             (("reading", self.load_s), ("computing", self.step_s), ("network", self.reduce_s)), key=lambda x: x[1]
         )[0]
@@ -76,31 +78,31 @@ def plan_epoch_time(
     settings: Mapping[str, Any] | None = None,
     seconds: float = 20.0,
 ) -> Plan:
-    """Measure a rank's loader and step on this machine and reckon an epoch of `n_ranks` like it.
+    """Measure a rank's loader and step on this machine, and estimate an epoch of `n_ranks` such ranks.
 
-    network_gbps  Gbit/s between them; needed for several, unless this runs as that many ranks (`atlasvi launch`): then
-                  the sum over ranks is measured with the step
-    settings      as `train` takes them; the batch size is that over all ranks
-    seconds       to spend on it, about
-    On a CPU ranks are taken to share this machine's cores. Raises what `train` raises for bad input, SettingError if
-    the network is not said.
+    network_gbps  Gbit/s between the ranks; needed for several ranks, unless this is launched as that many (`atlasvi
+                  launch`): then the all-reduce is measured together with the step
+    settings      as for `train`; the batch size is that of the global minibatch
+    seconds       approximate time to spend on measuring
+    On a CPU, ranks are assumed to share this machine's cores. Raises the errors of `train` for bad input, SettingError
+    if network_gbps is needed and missing.
     """
     with join_ranks() as group, ExitStack() as ours:
         if group.reduces and group.world_size != n_ranks:
             raise SettingError(
-                f"plan: launched as {group.world_size} ranks and asked about {n_ranks}: make them the same."
+                f"plan: it was launched as {group.world_size} ranks, but --ranks is {n_ranks}: make them equal."
             )
         if not group.reduces and n_ranks > 1 and network_gbps is None:
-            raise SettingError("plan: say how fast the network between the devices is: --network GBPS.")
+            raise SettingError("plan: the speed of the network between the devices is needed: pass --network GBPS.")
         if isinstance(data, (DataSpec, str, Path)):
             data = open_cells(data)
             ours.callback(data.close)
         ranks = group if group.reduces else Ranks(0, n_ranks)
-        asked = {"seed": 0, "split_column": None}
+        arguments = {"seed": 0, "split_column": None}
         resolved = resolve_settings(None, {"accumulate": 1, **(settings or {})})
         data = allow_fractions(data, resolved.likelihood.takes_fractions)
         setup = learn_setup(data, SetupKeys(batch_key=batch_key))
-        parts = prepare_run(data, Path("plan"), setup, asked, resolved, device, ranks)
+        parts = prepare_run(data, Path("plan"), setup, arguments, resolved, device, ranks)
         parts.measure_library()
         threads = torch.get_num_threads()
         if parts.device.type == "cpu" and not group.reduces:
@@ -135,7 +137,7 @@ def _measure(parts: RunParts, network_gbps: float | None, seconds: float) -> Pla
     validate_s = _time(validate, itertools.cycle(kept), seconds / 2, sync, ranks)
     sizes = plan_bucket_sizes(list(parts.model.parameters()), parts.settings.compress_gradients)
     times = [reckon_reduce(size, ranks.world_size, network_gbps) for size in sizes]
-    # the last bucket is the first layer's, ready when the backward pass ends; the others have half of it to hide in
+    # the last bucket is ready only when the backward pass ends; the others can overlap with half of the backward pass
     exposed = 0.0 if ranks.reduces else times[-1] + max(sum(times[:-1]) - step_s / 2, 0.0)
     return Plan(
         n_ranks=ranks.world_size,
@@ -154,14 +156,14 @@ def _measure(parts: RunParts, network_gbps: float | None, seconds: float) -> Pla
 
 
 def reckon_reduce(n_bytes: int, n_ranks: int, network_gbps: float | None) -> float:
-    """Seconds of a ring all-reduce: each rank sends and receives 2 (n - 1) / n of it, in 2 (n - 1) messages."""
+    """Seconds of a ring all-reduce: each rank sends and receives 2 (n - 1) / n of the bytes, in 2 (n - 1) messages."""
     if n_ranks == 1 or network_gbps is None:
         return 0.0
     return 2 * (n_ranks - 1) * (n_bytes / n_ranks / (network_gbps * 1e9 / 8) + LATENCY_S)
 
 
 def _cycle(parts: RunParts) -> Iterator[Batch]:
-    """Full minibatches (this rank's share of each), epoch after epoch."""
+    """Full minibatches (this rank's part of each), epoch after epoch."""
     loader = parts.loaders["train"]
     whole = max(loader.n_cells // loader.batch_size, 1)
     for epoch in itertools.count():
@@ -173,7 +175,7 @@ def _cycle(parts: RunParts) -> Iterator[Batch]:
 def _time(
     act: Callable[[Batch], None], batches: Iterator[Batch], seconds: float, sync: Callable[[], None], ranks: Ranks
 ) -> float:
-    """Seconds a minibatch, once it runs evenly; all ranks take the same number."""
+    """Seconds per minibatch, once the speed is steady; all ranks take the same number of minibatches."""
     for batch in itertools.islice(batches, 2):
         act(batch)
     sync()
@@ -188,7 +190,7 @@ def _time(
 
 
 def describe_plan(plan: Plan) -> Iterator[str]:
-    """The plan as sentences."""
+    """The plan as sentences for the user."""
     load, step, both, validate, reduce, exposed = (
         f"{seconds * 1e3:.2f} ms"
         for seconds in (plan.load_s, plan.step_s, plan.both_s, plan.validate_s, plan.reduce_s, plan.exposed_s)
@@ -198,11 +200,11 @@ def describe_plan(plan: Plan) -> Iterator[str]:
         f"{plan.epoch_s:,.1f} s, {plan.n_cells / plan.epoch_s:,.0f} cells/s; {plan.limit} limits it."
     )
     yield (
-        f"A rank's share of a minibatch: reading {load}, computing {step}, both at once {both}; "
-        f"{plan.n_validation_steps:,} of validation at {validate}."
+        f"One rank's part of a minibatch: reading {load}, computing {step}, both at the same time {both}; "
+        f"{plan.n_validation_steps:,} minibatches of validation at {validate}."
     )
     megabytes = f"{plan.reduce_bytes / 1e6:,.2f} MB"
     if plan.measured:
-        yield f"Summing {megabytes} of gradients over the ranks is part of the times above."
+        yield f"The times above include summing {megabytes} of gradients over the ranks."
     elif plan.n_ranks > 1:
-        yield f"Summing {megabytes} of gradients takes {reduce} a step; {exposed} are not hidden by the backward pass."
+        yield f"Summing {megabytes} of gradients takes {reduce} a step; {exposed} don't overlap with the backward pass."

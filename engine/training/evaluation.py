@@ -1,4 +1,4 @@
-"""Losses of a model as it is (z sampled once, dropout off), and how many of its latent dimensions are used."""
+"""Losses of a model in evaluation mode (z sampled once, no dropout), and how many of its latent dimensions are used."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,26 +16,26 @@ from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.batches.loader import BatchLoader
 
 INFORMATIVE_KL = 0.1
-"""Nats a cell. The mean KL of a dimension bounds what it tells of the cells (Hoffman & Johnson 2016, "ELBO surgery"):
-to tell two equal groups of cells apart takes 0.69, and dimensions in use have several times this."""
+"""Nats per cell. A dimension's mean KL bounds its information about the cells (Hoffman & Johnson 2016, "ELBO surgery"):
+distinguishing two equal groups of cells takes 0.69, and dimensions in use have several times this."""
 
 
 class StopAskedError(Exception):
-    """A signal has asked some rank to stop."""
+    """A signal asked some rank to stop."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model comes to on some cells, all ranks together.
+    """The losses of a model on some cells, over all ranks.
 
-    kl_by_dimension  of each latent dimension, nats a cell
+    kl_by_dimension  KL of each latent dimension, nats per cell
     """
 
     terms: LossTerms
     kl_by_dimension: list[float]
 
     def report(self) -> dict[str, Any]:
-        """Plain values as a run's result holds them: MEASURES, n_cells, kl_by_dimension."""
+        """Plain values, as a run's result holds them: MEASURES, n_cells, kl_by_dimension."""
         n_cells = int(self.terms.n_cells)
         return {**self.terms.means(), "n_cells": n_cells, "kl_by_dimension": self.kl_by_dimension}
 
@@ -49,10 +49,11 @@ def evaluate(
     most: int | None = None,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """The terms of the loss over the cells of a loader, all ranks together. The loader is left where it was.
+    """The terms of the loss over the cells of a loader, over all ranks. The state of the loader does not change.
 
-    part   what the cells are called where another rank waits or fails
-    epoch  whose order is taken; most: cells after which to end (of a shuffled epoch, the first are a random sample)
+    part   name of these cells, for messages when another rank is waiting or fails
+    epoch  epoch whose order of cells is used
+    most   number of cells after which to end (the first cells of a shuffled epoch are a random sample)
     Raises StopAskedError on all ranks once `stop_asked` is true on one.
     """
     model, ranks = step.model, step.ranks
@@ -80,8 +81,8 @@ def evaluate(
 
 @contextmanager
 def _measure_kl(model: VAE) -> Iterator[list[float]]:
-    """A list that holds, after each call of the model in the block, the KL of each latent dimension summed over the
-    cells of that call.
+    """Yields a list that holds, after each call of the model in the block, the KL of each latent dimension, summed over
+    the cells of that call.
     """
     sums = [0.0] * model.n_latent
 
@@ -96,17 +97,17 @@ def _measure_kl(model: VAE) -> Iterator[list[float]]:
 
 
 def count_informative(kl_by_dimension: Sequence[float]) -> int:
-    """How many latent dimensions tell anything of the cells."""
+    """Number of latent dimensions that carry information about the cells."""
     return sum(kl >= INFORMATIVE_KL for kl in kl_by_dimension)
 
 
 def warn_of_collapse(n_informative: int, n_latent: int) -> str | None:
-    """What to tell a user where fewer than a fifth of the latent dimensions are used; None where more are."""
+    """A warning for the user if fewer than a fifth of the latent dimensions are used, else None."""
     if 5 * n_informative >= n_latent:
         return None
     return (
         f"Warning: {n_informative} of {count(n_latent, 'latent dimension')} carry information (a KL of at least "
-        f"{INFORMATIVE_KL} nats a cell). Unless the cells differ in no more than that, the latent space has collapsed: "
-        "train more steps (a smaller --batch-size, more --epochs), let the KL term rise over more of them "
+        f"{INFORMATIVE_KL} nats per cell). Unless the cells vary in so few ways, the latent space has collapsed: "
+        "train for more steps (a smaller --batch-size, more --epochs), let the weight of the KL term rise more slowly "
         "(--set kl_warmup_steps=N), or try --set use_batch_norm=both --set use_layer_norm=none."
     )

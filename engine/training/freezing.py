@@ -1,4 +1,4 @@
-"""What a model that learns new data keeps of its old one: parameters held as scvi-tools' scArches holds them."""
+"""Which parameters stay frozen when a model is trained on new data: as in scvi-tools' scArches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,24 +11,24 @@ from atlasvi.engine.training.settings import SettingError
 
 
 def group_parameters(model: VAE, freezing: Freezing | None, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups of parameters for an optimizer, those that are held left out; the model is changed so that they stay.
+    """Parameter groups for an optimizer, without the frozen parameters; the model is changed so that they stay frozen.
 
-    A parameter of which some rows are held is in a group without weight decay, which would move them.
-    Raises SettingError if nothing is left to learn.
+    A parameter with some frozen rows is in a group without weight decay, which would change those rows.
+    Raises SettingError if there is no parameter to train.
     """
     if freezing is None or freezing.unfrozen:
         return [{"params": list(model.parameters()), "weight_decay": weight_decay}]
-    held_rows = choose_learned(model, freezing)
+    held_rows = choose_trained(model, freezing)
     if not held_rows:
         raise SettingError(
-            "The model takes no covariate whose columns could learn, and all else of it is held: use it as it is "
-            "(load), or set unfrozen=True."
+            "The model uses no covariate whose columns could be trained, and all its other parameters are frozen: use "
+            "it as it is (load), or set unfrozen=True."
         )
     whole, partly = [], []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in held_rows)
         if held_rows.get(name):
-            parameter.register_hook(_hold_rows(held_rows[name]))
+            parameter.register_hook(_freeze_rows(held_rows[name]))
             partly.append(parameter)
         elif name in held_rows:
             whole.append(parameter)
@@ -36,8 +36,8 @@ def group_parameters(model: VAE, freezing: Freezing | None, weight_decay: float)
     return [group for group in groups if group["params"]]
 
 
-def choose_learned(model: VAE, freezing: Freezing) -> dict[str, int]:
-    """Names of the parameters that learn, and how many of their first rows are held all the same."""
+def choose_trained(model: VAE, freezing: Freezing) -> dict[str, int]:
+    """Names of the parameters to train, each with the number of its first rows that are frozen all the same."""
     settings = model.settings
     kept = [old for old, now in zip(freezing.n_categories, settings.n_categories) if now > 1]
     learned: dict[str, int] = {}
@@ -54,7 +54,7 @@ def choose_learned(model: VAE, freezing: Freezing) -> dict[str, int]:
             learned[name] = freezing.n_batches if place.startswith("encoder.") else 0
         elif place.endswith(".categories"):
             learned[name] = kept[int(part)] if place.startswith("encoder.") else 0
-        if ".norm." in name and not name.startswith("library_encoder.") and not _holds_norm(place, freezing):
+        if ".norm." in name and not name.startswith("library_encoder.") and not _is_norm_frozen(place, freezing):
             learned[name] = 0
     return learned
 
@@ -65,15 +65,15 @@ def _is_free_first_layer(name: str, freezing: Freezing) -> bool:
     )
 
 
-def _holds_norm(place: str, freezing: Freezing) -> bool:
-    """Whether the batch norm of a layer of encoder or decoder is held."""
+def _is_norm_frozen(place: str, freezing: Freezing) -> bool:
+    """Whether the batch norm of this encoder or decoder layer is frozen."""
     return freezing.freeze_batchnorm_decoder if place.startswith("decoder.") else freezing.freeze_batchnorm_encoder
 
 
-def _hold_rows(n: int) -> Callable[[Tensor], Tensor]:
-    def hold(gradient: Tensor) -> Tensor:
+def _freeze_rows(n: int) -> Callable[[Tensor], Tensor]:
+    def freeze(gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
         gradient[:n] = 0
         return gradient
 
-    return hold
+    return freeze

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a trace to look at, and a table of its parts."""
+"""Where the time of a step goes: a trace to view, and a table of the parts of a step."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +16,12 @@ WARMUP_STEPS, PROFILED_STEPS = 5, 20
 
 
 class StepProfiler:
-    """Profiles some steps of a run: writes a trace to `folder`, and prints a table. With no folder it does nothing.
+    """Profiles some steps of a run: writes a trace to `folder` and prints a table. Without a folder it does nothing.
 
-    The parts are those that the code marks with `record_function` under the names of PARTS; what is left of a step is
-    idle or none of them. The gradients of decoder and loss are computed with their values, so they are not in
-    `backward`. On a GPU the host runs ahead of the device, and a second column says what the device did for each part:
-    steps run as they are then, not as a graph.
+    The parts are the regions that the code marks with `record_function` under the names in PARTS; the rest of a step is
+    idle time or other work. The gradients of decoder and loss are computed together with the loss, so they are not in
+    `backward`. On a GPU the host runs ahead of the device, so a second column has the device's time for each part;
+    steps then run without the CUDA graph.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -48,7 +48,7 @@ class StepProfiler:
             self._profile.__exit__(kind, error, trace)
 
     def step(self) -> None:
-        """A step is over."""
+        """Call this after each step."""
         if self._profile is not None:
             self._profile.step()
 
@@ -63,20 +63,20 @@ class StepProfiler:
 
 
 def sum_parts(averages: Any) -> tuple[dict[str, float], dict[str, float]]:
-    """Total milliseconds of every marked region on the host; and on a GPU, if there is one, under "device" of all."""
+    """Milliseconds of each marked region: on the host; and on a GPU, if there is one, with their sum as "device"."""
     host = {event.key: event.cpu_time_total / 1e3 for event in averages if event.device_type == DeviceType.CPU}
     kernels = [event for event in averages if event.device_type == DeviceType.CUDA and event.key not in host]
     if not kernels:
         return host, {}
     device = {event.key: event.device_time_total / 1e3 for event in averages if event.key in PARTS}
     device["device"] = sum(event.self_device_time_total for event in kernels) / 1e3
-    # its kernels are launched by a thread of autograd's, outside of the region that the host marks
+    # autograd's thread launches the kernels of the backward pass, outside the region that the host marks
     device["backward"] = device["device"] - sum(device.get(name, 0.0) for name in PARTS if name != "backward")
     return host, device
 
 
 def format_parts(milliseconds: dict[str, float], device: dict[str, float] | None = None) -> Iterator[str]:
-    """A table of the parts of PROFILED_STEPS steps, from the total milliseconds that `sum_parts` gives."""
+    """A table of the parts of PROFILED_STEPS steps, from the total milliseconds that `sum_parts` returns."""
     total = sum(time for name, time in milliseconds.items() if name.startswith("ProfilerStep"))
 
     def row(name: str, time: float, on_device: float | None = None) -> str:

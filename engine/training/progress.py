@@ -1,4 +1,4 @@
-"""What a run says while it goes: a live line on a terminal, JSON lines, TensorBoard; the same numbers in each."""
+"""Reports of a running training: a live line on a terminal, JSON lines, TensorBoard; all have the same numbers."""
 
 import json
 import time
@@ -18,10 +18,10 @@ PLAIN_LINE_SECONDS = 5.0
 
 
 class RunLog:
-    """Writes metrics of a run; a context manager.
+    """Writes the metrics of a run; a context manager.
 
-    Epoch lines say kind 'epoch'; within long epochs there is a line of kind 'step' every ten seconds.
-    `history` are the lines of a resumed run: the file begins with them, and loses what came after its checkpoint.
+    The line of an epoch has the kind 'epoch'; during long epochs there is a line of kind 'step' every ten seconds.
+    `history` are the lines of a resumed run: the file starts with them, and lines after its checkpoint are dropped.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class RunLog:
             self._writer.close()
 
     def step(self, epoch: int, batch: int, step: int, losses: Mapping[str, float], cells_per_s: float) -> None:
-        """After an optimizer step: `batch` minibatches of `epoch` are done, `losses` are the epoch's means so far."""
+        """Report an optimizer step: `batch` minibatches of `epoch` are done, `losses` are the epoch's means so far."""
         now = time.monotonic()
         if now - self._logged > STEP_LINE_SECONDS:
             self._logged = now
@@ -73,7 +73,7 @@ class RunLog:
             )
 
     def epoch(self, line: Mapping[str, Any]) -> None:
-        """At the end of an epoch: its metrics."""
+        """Report the metrics of an epoch at its end."""
         self._write(line)
         if "validation_elbo" in line:
             self._validation = f"  held out {line['validation_elbo']:,.1f}"
@@ -83,11 +83,11 @@ class RunLog:
             left = line["seconds"] / (line["epoch"] + 1) * (self._epochs - line["epoch"] - 1)
             self.say(
                 f"epoch {line['epoch'] + 1}/{self._epochs}: ELBO {line['train_elbo']:,.1f}{self._validation} nats "
-                f"a cell, {line['cells_per_s']:,.0f} cells/s, {left:,.0f} s left"
+                f"per cell, {line['cells_per_s']:,.0f} cells/s, {left:,.0f} s left"
             )
 
     def say(self, sentence: str) -> None:
-        """A line to the person who watches."""
+        """Print a line for the user."""
         if self._live:
             self._console.print(make_printable(sentence), highlight=False, soft_wrap=True, markup=False, emoji=False)
         else:
@@ -98,7 +98,7 @@ class RunLog:
             self._file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise OutputError(
-                f"{self._file.name}: can't be written ({error.strerror}): mend that, then go on with --resume."
+                f"{self._file.name}: can't be written ({error.strerror}): correct that, then continue with --resume."
             ) from error
         if self._writer is not None:
             for name, value in line.items():
@@ -107,7 +107,7 @@ class RunLog:
 
 
 class SilentLog:
-    """What a rank that is not the first says: nothing."""
+    """The log of a rank that is not the first: it reports nothing."""
 
     def __enter__(self) -> "SilentLog":
         return self
@@ -126,7 +126,7 @@ class SilentLog:
 
 
 def _open_tensorboard(folder: Path) -> Any:
-    """A TensorBoard writer where the extra is installed, else None."""
+    """A TensorBoard writer if tensorboard is installed, else None."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -1,4 +1,4 @@
-"""New data onto an old model (scArches, Lotfollahi et al. 2022): categories are appended, what is known is held."""
+"""Map new data onto a trained model (scArches, Lotfollahi et al. 2022): categories are added, old weights frozen."""
 
 import logging
 import warnings
@@ -25,29 +25,29 @@ from atlasvi.loaders.sources.open_source import check_gene_names
 if TYPE_CHECKING:
     import anndata
 
-LEAST_SHARE = 0.8  # of the model's genes; with fewer scvi-tools warns too
+LEAST_SHARE = 0.8  # of the model's genes; scvi-tools warns below this too
 
 log = logging.getLogger(__name__)
 
 
 def report_genes(path: str, n_genes: int, missing: Sequence[str]) -> None:
-    """Say which share of a model's genes the data has: to the log, and as a warning where some are missing."""
+    """Log which proportion of a model's genes the data has, and warn if some are missing."""
     share = 1 - len(missing) / n_genes
-    log.info("%s: %.1f%% of the %d genes of the model are there", path, 100 * share, n_genes)
+    log.info("%s: %.1f%% of the %d genes of the model are in the data", path, 100 * share, n_genes)
     if missing:
-        poor = f" Less than {LEAST_SHARE:.0%}: what comes of it may be poor." if share < LEAST_SHARE else ""
+        poor = f" Below {LEAST_SHARE:.0%} the results may be poor." if share < LEAST_SHARE else ""
         warnings.warn(
-            f"{path}: {share:.1%} of the {n_genes:,} genes of the model are there; the {len(missing):,} others (first: "
-            f"{missing[0]!r}) count zero in every cell.{poor}",
+            f"{path}: {share:.1%} of the {n_genes:,} genes of the model are in the data; the {len(missing):,} others "
+            f"(first: {missing[0]!r}) count as zero in every cell.{poor}",
             UserWarning,
             stacklevel=3,
         )
 
 
 def align_anndata(adata: "anndata.AnnData", genes: pd.Index) -> "anndata.AnnData":
-    """A copy with just these genes, in this order, zero where it lacks one; a warning says which share is there.
+    """A copy with exactly these genes in this order; missing genes are zero, and a warning gives their proportion.
 
-    Raises GeneError if it has none of them, or gene names repeat.
+    Raises GeneError if all genes are missing, or gene names repeat.
     """
     import anndata
 
@@ -72,15 +72,15 @@ def align_anndata(adata: "anndata.AnnData", genes: pd.Index) -> "anndata.AnnData
 
 
 def map_query(reference: TrainedRun, data: CellData, freezing: Freezing, generator: Generator) -> TrainedRun:
-    """A model of the reference's weights that takes the categories of `data` too, ready to be trained on it.
+    """A model with the reference's weights and the categories of `data` added, ready to be trained on `data`.
 
     freezing  its numbers of categories are filled in here
-    data      over the genes of the reference
-    Raises ColumnError if a column that the model takes is not there.
+    data      has the genes of the reference
+    Raises ColumnError if a column that the model uses is missing.
     """
     settings = reference.model.settings
     setup = extend_setup(reference.setup, data)
-    codes = setup.read_codes(data)  # all columns that the model takes, so that none is missed only when it trains
+    codes = setup.read_codes(data)  # all columns, so that a missing one is found before training
     model = extend_model(reference.model, setup, generator)
     if settings.has_latent_library:
         fill_library_prior(model, data, codes, first=settings.n_batches)
@@ -89,9 +89,9 @@ def map_query(reference: TrainedRun, data: CellData, freezing: Freezing, generat
 
 
 def extend_setup(setup: Setup, data: CellData) -> Setup:
-    """The setup with the categories of `data` that it does not know, in sorted order after those that it does.
+    """The setup with the new categories of `data` appended in sorted order after its own.
 
-    Labels may be missing from the data, unless the model's dispersion needs them when it reads them.
+    The column of labels may be missing here; it is needed later only if the dispersion is per label.
     """
     labels_key = setup.keys.labels_key if setup.keys.labels_key in data.obs_columns else None
     return setup.extend(learn_setup(data, replace(setup.keys, labels_key=labels_key), one_batch=True))
@@ -99,16 +99,16 @@ def extend_setup(setup: Setup, data: CellData) -> Setup:
 
 @torch.no_grad()
 def extend_model(reference: VAE, setup: Setup, generator: Generator) -> VAE:
-    """A model with the weights of the reference and room for the categories of `setup`; new columns are drawn.
+    """A model with the weights of the reference and the categories of `setup`; the weights of new columns are drawn.
 
-    A covariate that had one category was no input of the reference. Where it becomes one, the column of that first
-    category is zero, so that all is as it was for its cells.
+    A covariate that had only one category was no input of the reference. If it becomes an input, the column of that
+    first category is zero, so that the results for its cells do not change.
     """
     settings = reference.settings.model_copy(update=setup.sizes)
     model = VAE(settings, generator).eval()
     old = dict(reference.named_parameters()) | dict(reference.named_buffers())
     old_layers = {name: part for name, part in reference.named_modules() if isinstance(part, Layer)}
-    moved: dict[str, Tensor | None] = {}  # of the columns of covariates: by covariate, whatever its place in the list
+    moved: dict[str, Tensor | None] = {}  # columns of the covariates, by covariate instead of by index
     for name, part in model.named_modules():
         if isinstance(part, Layer):
             before = old_layers[name]
@@ -131,6 +131,6 @@ def extend_model(reference: VAE, setup: Setup, generator: Generator) -> VAE:
 
 
 def _by_covariate(layer: Layer, n_categories: Sequence[int]) -> list[Tensor | None]:
-    """The columns of each further covariate in a layer; None where it has none, being of one category."""
+    """The columns of each further covariate in a layer; None for a covariate that has one category only."""
     there = iter(layer.categories)
     return [next(there, None) if n > 1 else None for n in n_categories]

@@ -1,6 +1,6 @@
 """The result of a finished run: the losses of the weights that are kept, and how the run went.
 
-Knows the parts of a run and where it ended. Knows nothing of the steps that led there.
+This module uses the parts of a run and its final state, but not the steps that led there.
 """
 
 import platform
@@ -17,11 +17,11 @@ from atlasvi.engine.training.run_state import RunState
 def make_result(
     parts: RunParts, state: RunState, n_bytes_reduced: int, evaluate: Callable[[str], Evaluation]
 ) -> dict[str, Any]:
-    """Evaluate the weights that are kept, which become those of the model; plain values, as result.json holds them.
+    """Evaluate the weights that are kept and set them in the model; returns plain values, as result.json holds them.
 
-    n_bytes_reduced  that a rank hands to the sum over ranks, once a step
-    evaluate  of a part of the cells, by its name
-    `last` tells of the last weights where others are kept.
+    n_bytes_reduced  gradients that a rank sends into the all-reduce of each step
+    evaluate         evaluates one part of the cells, by its name
+    If the kept weights are not the last ones, `last` of the result has the losses of the last ones.
     """
 
     def evaluate_all() -> dict[str, Any]:

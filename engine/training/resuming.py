@@ -1,4 +1,4 @@
-"""Going on with a run: an interrupted one where it stopped, a finished one as the start of another."""
+"""Resume an interrupted run where it stopped, or start a new run from a finished one."""
 
 import hashlib
 import shlex
@@ -24,9 +24,9 @@ from atlasvi.loaders.store_files import check_version
 
 
 def fingerprint(data: CellData) -> dict[str, Any]:
-    """What tells data apart: sizes, gene names, the first block of counts. Raises CountsError if that holds others.
+    """Values that identify the data: sizes, gene names, the first block of counts. Raises CountsError for bad counts.
 
-    So counts of another layer, or the same cells in another order, are not taken for those that a run began with.
+    With these, the counts of another layer, or the same cells in another order, are noticed when a run is resumed.
     """
     genes = "\n".join(map(str, data.genes)).encode()
     parts = data.read_block(0).to_csr()
@@ -41,9 +41,9 @@ def fingerprint(data: CellData) -> dict[str, Any]:
 
 
 def read_saved(out: Path) -> dict[str, Any]:
-    """The configuration that a run was started with. Raises SourceError if it is not there."""
+    """The configuration that a run was started with. Raises SourceError if there is no run."""
     if not (out / CONFIG).exists():
-        raise SourceError(f"{out}: there is no run to go on with: start it without --resume.")
+        raise SourceError(f"{out}: there is no run to resume: start it without --resume.")
     saved = read_json(out / CONFIG)
     check_version(str(out / CONFIG), "run", saved, RUN_FORMAT)
     if not isinstance(saved.get("settings"), dict) or "data" not in saved:
@@ -52,75 +52,75 @@ def read_saved(out: Path) -> dict[str, Any]:
 
 
 def read_data_spec(out: Path, saved: Mapping[str, Any]) -> DataSpec:
-    """How the data of a run was opened. Raises SourceError if the configuration is damaged there."""
+    """How the data of a run was opened. Raises SourceError if this part of the configuration is damaged."""
     with reading(str(out / CONFIG)):
         spec = DataSpec.from_record(saved["data"])
         layer = Setup.from_saved(saved["setup"]).layer if "setup" in saved else None
-        return replace(spec, layer=spec.layer or layer)  # the first versions kept the layer there alone
+        return replace(spec, layer=spec.layer or layer)  # the first versions kept only the layer, there
 
 
 def resume_command(data: CellData, out: Path, device: str = "auto") -> str:
-    """The command line that goes on with a run: as it was launched, with the options that opened its data."""
+    """The command that resumes a run: launched as before, with the options that opened its data."""
     words = ["train", str(data.spec), "--out", str(out), *([] if device == "auto" else [f"--device={device}"])]
     return f"{launch_prefix()} {shlex.join([*words, '--resume'])}"
 
 
 def explain_taken(out: Path) -> str:
-    """What to do where a new run was to be written to `out`, and a run is there already."""
+    """A message for a new run whose `out` already holds a run: what the user can do."""
     if (out / MODEL).is_file():
         return (
-            f"{out}: a finished run is there already: choose another --out, or train it further: "
+            f"{out}: this is a finished run already: choose another --out, or train it further: "
             f"--start {shlex.quote(str(out))} --out OTHER."
         )
     return (
-        f"{out}: a run that is not finished is there already: go on with it by giving the same command with --resume, "
+        f"{out}: this is an unfinished run already: resume it with the same command and --resume, "
         "or choose another --out."
     )
 
 
 def merge_saved(
-    out: Path, saved: Mapping[str, Any], asked: Mapping[str, Any], settings: Settings, data: CellData
+    out: Path, saved: Mapping[str, Any], arguments: Mapping[str, Any], settings: Settings, data: CellData
 ) -> tuple[dict[str, Any], Settings]:
-    """The saved configuration of a run to resume; `asked` and `settings` may repeat it, and need not say all of it.
+    """The saved configuration of a run to resume; `arguments` and `settings` may repeat parts of it.
 
-    Raises SettingError if the data or what was given now differ from it.
+    Raises SettingError if the data, an argument or a setting differs from what was saved.
     """
     began_with = read_data_spec(out, saved)
     if began_with.contradicts(data.spec) or any(saved.get(key) != value for key, value in fingerprint(data).items()):
         raise SettingError(
             f"{out}: the run was started with other data: with {began_with} as it was then, of {saved.get('n_cells')} "
             f"cells and {saved.get('n_genes')} genes; now it is {data.spec}, of {data.n_cells} cells and "
-            f"{len(data.genes)} genes, and its genes or the counts of its first cells are others: resume the run with "
-            "its data, or start another run in another place."
+            f"{len(data.genes)} genes, and its genes or the counts of its first cells differ: resume the run with "
+            "its data, or start another run with another --out."
         )
-    now = {key: value for key, value in asked.items() if value is not None}
+    now = {key: value for key, value in arguments.items() if value is not None}
     now.update({key: getattr(settings, key) for key in settings.model_fields_set})
     was = {**saved, **saved["settings"]}
     for key, value in now.items():
         if was.get(key) != value:
             raise SettingError(
                 f"{out}: the run was started with {key} = {was.get(key)!r}, and now it is {value!r}: resume it as it "
-                "was, or start another run in another place."
+                "was, or start another run with another --out."
             )
     with reading(str(out / CONFIG)):
-        return {key: saved.get(key) for key in asked}, Settings.model_validate(saved["settings"])
+        return {key: saved.get(key) for key in arguments}, Settings.model_validate(saved["settings"])
 
 
 def prepare_start(
     run: TrainedRun, data: CellData, keys: Mapping[str, Any], settings: Settings
 ) -> tuple[CellData, Setup, Settings, dict[str, Any]]:
-    """What it takes to train a run further: the data as its model takes it, its setup, settings with its model's
-    options, and the state to begin from: weights, and where its directory holds them optimizer, epoch, step, history.
+    """What is needed to train a finished run further: the data as its model expects it, its setup, the settings with
+    its model's options, and the state to begin from: weights and, if its directory holds them, optimizer and counters.
 
-    keys  of obs, None or those that the run has
-    Raises SettingError if keys or options of the model are given that are not the run's, GeneError if genes lack.
+    keys  names of obs columns; None or those that the run has
+    Raises SettingError if keys or model options differ from those of the run, GeneError if genes are missing.
     """
     options = {name: getattr(run.model.settings, name) for name in ModelOptions.model_fields}
-    has = run.setup.keys.as_asked()
-    given = {name: getattr(settings, name) for name in settings.model_fields_set & options.keys()}
-    for name, value in {**{key: value for key, value in keys.items() if value is not None}, **given}.items():
+    has = run.setup.keys.as_arguments()
+    changed = {name: getattr(settings, name) for name in settings.model_fields_set & options.keys()}
+    for name, value in {**{key: value for key, value in keys.items() if value is not None}, **changed}.items():
         if value != (was := {**has, **options}[name]):
-            raise SettingError(f"The model to start from has {name} = {was!r}, and now it is {value!r}: leave it out.")
+            raise SettingError(f"The model to start from has {name} = {was!r}, not {value!r}: leave it out.")
     state: dict[str, Any] = {"weights": run.model.state_dict(), "optimizer": None, "epoch": 0, "step": 0, "history": []}
     if run.state is not None:
         state.update(run.state)
@@ -136,20 +136,20 @@ def prepare_start(
 
 
 def _read_last_state(run: TrainedRun) -> dict[str, Any]:
-    """What the last checkpoint of a finished run holds; nothing where a model is kept without checkpoints.
+    """The state in the last checkpoint of a finished run; empty if its model was saved without checkpoints.
 
-    Raises CheckpointError if the last one is damaged or not there: what is older is not where the run ended.
+    Raises CheckpointError if the last checkpoint is damaged or missing: an older one is not where the run ended.
     """
     assert run.path is not None
     folder = run.path / "checkpoints"
     if not list_checkpoints(folder):
-        return {}  # the weights are where we begin
+        return {}  # begin from the weights alone
     path, saved = read_newest_checkpoint(folder, older=False)
     with reading(str(path)):
         state = {name: saved[name] for name in ("weights", "optimizer", "epoch", "step", "history")}
     if state["step"] != (ended := run.result.get("steps", state["step"])):
         raise CheckpointError(
             f"{path}: the newest checkpoint is of step {state['step']:,}, and the run ended at step {ended:,}: copy "
-            f"the last one again; or remove {folder}, to begin from the model's weights with a new optimizer."
+            f"the last one again; or remove {folder}, to start from the model's weights with a new optimizer."
         )
     return state

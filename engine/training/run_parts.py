@@ -1,6 +1,6 @@
-"""What a run is made of before its first step: device, split, loaders, model, optimizer, configuration.
+"""The parts of a run before its first step: device, split, loaders, model, optimizer, configuration.
 
-Everything is checked here, and nothing is written. Knows nothing of steps and epochs, and of where a run is.
+Everything is checked here, and nothing is written. Steps, epochs and the state of a run are elsewhere.
 """
 
 import os
@@ -35,12 +35,14 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(kw_only=True)
 class RunParts:
-    """What a run is made of; `prepare_run` makes it.
+    """The parts of a run; made by `prepare_run`.
 
-    out       the run directory, which need not be there yet
-    settings  as they were resolved; config: all that the run records of how it was started
+    out       the run directory, which need not exist yet
+    settings  the resolved settings
+    config    all that the run records about how it was started
     kernels   the backend: see `kernels.choose_backend`
-    codes     covariates of all cells; loaders: of the cells of each of PARTS
+    codes     covariates of all cells
+    loaders   one for the cells of each of PARTS
     """
 
     data: CellData
@@ -59,70 +61,70 @@ class RunParts:
     optimizer: torch.optim.Optimizer
 
     def check_watched(self) -> None:
-        """Raises SettingError if training was asked to watch the losses of validation cells, and there are none."""
+        """Raises SettingError if a setting needs losses of validation cells, and there are no validation cells."""
         settings = self.settings
-        stops = settings.early_stopping and "early_stopping" in settings.model_fields_set  # not where it is the default
-        for name, asked, metric in (
+        stops = settings.early_stopping and "early_stopping" in settings.model_fields_set  # not by default
+        for name, enabled, metric in (
             ("early_stopping", stops, settings.early_stopping_monitor),
             ("reduce_lr_on_plateau", settings.reduce_lr_on_plateau, settings.lr_scheduler_metric),
         ):
-            if asked and metric.startswith("validation") and not self.loaders["validation"].n_cells:
+            if enabled and metric.startswith("validation") and not self.loaders["validation"].n_cells:
                 raise SettingError(
-                    f"{name} watches {metric}, and no cell is held out to validate on: hold some out, or watch "
+                    f"{name} watches {metric}, and no cell is held out for validation: hold some out, or watch "
                     f"{metric.replace('validation', 'train')}."
                 )
 
     def measure_library(self) -> None:
-        """Set the prior of a latent library size, if there is one, from one pass over all cells."""
+        """Set the prior of a latent library size, if the model has one, from one pass over all cells."""
         if self.model.settings.has_latent_library:
             self.ranks.note("measuring library sizes")
             fill_library_prior(self.model, self.data, self.codes)
 
     def load(self, state: Mapping[str, Any], keep_rates: bool = False) -> None:
-        """Take the weights and the optimizer's moments (None: leave them) from the state of a checkpoint.
+        """Load the weights and the optimizer's moments from the state of a checkpoint (moments None: keep ours).
 
-        keep_rates  keep our learning rates and the like; else those of the checkpoint are taken
-        Raises ValueError if moments are not of the shape of their parameter: fused steps do not look.
+        keep_rates  keep our learning rates and similar options, instead of those of the checkpoint
+        Raises ValueError if moments don't have the shape of their parameter: fused optimizers do not check it.
         """
         self.model.load_state_dict(state["weights"])
         if (saved := state["optimizer"]) is None:
             return
         groups = self.optimizer.state_dict()["param_groups"] if keep_rates else saved["param_groups"]
         self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-        for group in self.optimizer.param_groups:  # the run may have begun on another device
+        for group in self.optimizer.param_groups:  # the run may have started on another device
             group["capturable"] = self.device.type == "cuda"
         for parameter, moments in self.optimizer.state.items():
             for name, value in moments.items():
                 if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
-                    raise ValueError(f"{name} of the optimizer is of shape {tuple(value.shape)}")
+                    raise ValueError(f"{name} of the optimizer has shape {tuple(value.shape)}")
 
 
 def prepare_run(
     data: CellData,
     out: Path,
     setup: Setup,
-    asked: Mapping[str, Any],
+    arguments: Mapping[str, Any],
     settings: Settings,
     device: str,
     ranks: Ranks | None = None,
 ) -> RunParts:
-    """Everything that a run over one data set needs, the weights drawn.
+    """All parts of a run over one data set, with newly drawn weights.
 
-    asked   what else the configuration records; of it `seed` and `split_column` are used here
-    device  'auto', 'cpu' or 'cuda'
-    Raises SettingError, ColumnError and CountsError for what does not fit.
+    arguments  other arguments, for the configuration; only `seed` and `split_column` are used here
+    device     'auto', 'cpu' or 'cuda'
+    Raises SettingError, ColumnError and CountsError for settings, columns and counts that don't fit.
     """
-    ranks, seed, chosen = ranks or Ranks(), int(asked["seed"]), choose_device(device)
+    ranks, seed, chosen = ranks or Ranks(), int(arguments["seed"]), choose_device(device)
     dtype = torch.float64 if settings.precision == "float64" else torch.float32
     kernels = choose_backend(chosen, dtype=dtype)
     if settings.precision == "bf16" and kernels != "triton":
-        raise SettingError(f"Setting precision = 'bf16': the kernels for {chosen} have float32 and float64.")
+        raise SettingError(f"Setting precision = 'bf16': the kernels for {chosen} support float32 and float64 only.")
     codes = setup.read_codes(data, labels=settings.dispersion == "gene-label")
     ranks.note("splitting the cells")
     split = (
         split_by_hash(data, settings.validation_fraction, seed)
-        if asked["split_column"] is None
-        else split_by_column(data, asked["split_column"], needs_validation=settings.validation_fraction > 0)
+        if arguments["split_column"] is None
+        else split_by_column(data, arguments["split_column"], needs_validation=settings.validation_fraction > 0)
     )
     ranks.note("planning the epochs")
     loaders = {
@@ -144,7 +146,7 @@ def prepare_run(
         "format_version": RUN_FORMAT,
         "data": data.spec.to_record(),
         **fingerprint(data),
-        **asked,
+        **arguments,
         "setup": setup.to_saved(),
         "device": str(chosen),
         "kernels": kernels,
@@ -187,16 +189,16 @@ def prepare_run(
 
 
 def choose_device(device: str) -> torch.device:
-    """'auto' is CUDA where it is there. Raises SettingError if CUDA is asked for and is not there."""
+    """The device; 'auto' is CUDA if there is one. Raises SettingError if CUDA is requested but not available."""
     if device not in ("auto", "cpu", "cuda"):
-        raise SettingError(f"device {device!r}: choose auto, cpu or cuda.")
+        raise SettingError(f"device {device!r}: use auto, cpu or cuda.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise SettingError("device cuda was asked for, and torch sees no CUDA device here: use --device cpu or auto.")
+        raise SettingError("--device is cuda, but torch finds no CUDA device here: use --device cpu or auto.")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def launch_id() -> str | None:
-    """Of torchrun's launch that this process is of, if any: restarts have it in common."""
+    """Identifier of the torchrun launch that started this process, if any; the same after restarts."""
     return os.environ.get("TORCHELASTIC_RUN_ID")
 
 

@@ -1,6 +1,6 @@
-"""Where a run is: all that a checkpoint keeps besides the weights and the optimizer, saved, checked and read again.
+"""The state of a run: all that a checkpoint holds besides weights and optimizer, and how it is saved, checked and read.
 
-Knows nothing of how a run is trained. Whatever else a checkpoint is to keep is a field of `RunState`.
+To keep something else in a checkpoint, add a field to `RunState`.
 """
 
 import math
@@ -13,16 +13,16 @@ from torch import Tensor
 from atlasvi.engine.model.loss_terms import TERMS, LossTerms
 
 History = list[dict[str, Any]]
-"""Lines of metrics, one an epoch."""
+"""Lines of metrics, one per epoch."""
 
 
 ADDED_LATER = ("first_epoch", "first_step")
-"""Fields of `RunState` that checkpoints of older versions do not hold: they take their defaults."""
+"""Fields of `RunState` that checkpoints of older versions do not hold: they take their default values."""
 
 
 @dataclass(frozen=True)
 class Best:
-    """The weights of the best validation ELBO; of epoch -1 as long as there is none."""
+    """The weights of the best validation ELBO so far; epoch -1 if there are none yet."""
 
     elbo: float = -math.inf
     epoch: int = -1
@@ -31,12 +31,13 @@ class Best:
 
 @dataclass
 class RunState:
-    """Where a run is; as it is made, at its beginning. Noise needs nothing: it is a function of the seed and the step.
+    """The state of a run; the defaults are its beginning. Random draws need no state: they depend on seed and step.
 
-    batch          minibatches of `epoch` that are done
-    terms          of the running epoch; epoch_seconds: of its steps
-    first_epoch, first_step  above 0 where another run was the start of this one
-    A field is checked by its type when it is read. One that an older version did not keep is named in ADDED_LATER.
+    batch          number of minibatches of `epoch` that are done
+    terms          loss terms of the current epoch
+    epoch_seconds  duration of the current epoch's steps
+    first_epoch, first_step  above 0 if this run was started from another run
+    A field is checked by its type when it is read. A field that older versions did not keep must be in ADDED_LATER.
     """
 
     epoch: int = 0
@@ -53,7 +54,7 @@ class RunState:
 
     @classmethod
     def from_saved(cls, state: Mapping[str, Any]) -> Self:
-        """From the state of a checkpoint of any version. Raises ValueError or KeyError for one of other content."""
+        """From the state of a checkpoint of any version. Raises ValueError or KeyError if the content is wrong."""
         check_state(state)
         others = [each.name for each in fields(cls) if each.name not in ("terms", "best")]
         kept = {name: state[name] for name in others if name in state or name not in ADDED_LATER}
@@ -61,27 +62,27 @@ class RunState:
 
     @classmethod
     def beginning_from(cls, state: Mapping[str, Any]) -> Self:
-        """To train a finished run further: its epochs, steps and history count on, its best weights do not."""
+        """To train a finished run further: its epochs, steps and history continue, its best weights are dropped."""
         check_state(state)
         epoch, step = state["epoch"], state["step"]
         return cls(epoch=epoch, step=step, history=list(state["history"]), first_epoch=epoch, first_step=step)
 
     def to_saved(self) -> dict[str, Any]:
-        """Plain values, as a checkpoint keeps them."""
+        """The state as plain values, as a checkpoint holds it."""
         kept = {each.name: getattr(self, each.name) for each in fields(self)}
         return {**kept, "history": list(self.history), "best": vars(self.best), **self.terms.to_saved()}
 
     def end_epoch(self, line: dict[str, Any]) -> None:
-        """Go to the beginning of the next epoch; `line` holds the metrics of this one."""
+        """Move to the start of the next epoch; `line` holds the metrics of this one."""
         self.history.append(line)
         self.epoch += 1
         self.batch, self.terms, self.epoch_seconds = 0, LossTerms(), 0.0
 
 
 def check_state(state: Mapping[str, Any]) -> None:
-    """Raise ValueError, saying where, unless what a state of training has is as training takes it for granted.
+    """Raise ValueError, naming the field, if a value of a training state does not have the expected form.
 
-    A file whose checksum is right may still be written by anything. What is missing raises where it is needed.
+    A file with the right checksum can still have wrong content. A missing field raises where it is needed.
     """
     checks = {each.name: _CHECKS[each.type] for each in fields(RunState)}
     checks |= {"sums": _are_sums, "terms": _are_terms}
@@ -110,7 +111,7 @@ def _are_sums(values: Any) -> bool:
 
 
 def _are_terms(value: Any) -> bool:
-    """Sums by the names of their terms: those of a newer version may be others; one that is not known is NaN."""
+    """Whether it holds sums by term. A newer version may have other terms; a missing term becomes NaN."""
     return isinstance(value, dict) and all(type(value.get(name, 0.0)) is float for name in TERMS)
 
 
@@ -119,7 +120,7 @@ def _is_history(lines: Any) -> bool:
 
 
 def _is_line(line: Any) -> bool:
-    """Whether it is a line of metrics: `kind` and numbers, among them the cells of the epoch."""
+    """Whether it is a line of metrics: `kind` and numbers, among them the number of cells of the epoch."""
     named = isinstance(line, dict) and "n_cells" in line and all(isinstance(name, str) for name in line)
     return named and all(type(value) in (int, float) for name, value in line.items() if name != "kind")
 

@@ -1,4 +1,4 @@
-"""What changes as a run goes on: the weight of the KL term, the learning rate, when to stop; all pure functions."""
+"""Schedules: the weight of the KL term, the learning rate, when to stop; all are pure functions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ METRICS = tuple(f"{part}_{name}" for part in ("train", "validation") for name in
 def weigh_kl(
     epoch: int, step: int, warmup_epochs: int | None, warmup_steps: int | None, least: float = 0.0, most: float = 1.0
 ) -> float:
-    """Weight of the KL term at a step: from `least` to `most` over the warm-up, by epochs or by steps, from 0 each.
+    """Weight of the KL term at a step: from `least` to `most` over the warm-up, counted in epochs or steps from 0.
 
-    By steps only if there is no warm-up by epochs; with neither it is `most` throughout. As scvi-tools does it.
+    The warm-up by steps is used only without one by epochs; without either, the weight is `most`. As in scvi-tools.
     """
     progress = epoch / warmup_epochs if warmup_epochs else step / warmup_steps if warmup_steps else 1.0
     return least + (most - least) * min(progress, 1.0)
 
 
 def name_metric(name: str) -> str:
-    """A metric of the log by its name, or by scvi-tools' (elbo_validation). Raises ValueError, listing them."""
+    """A metric by its name in the log, or by scvi-tools' (elbo_validation). Raises ValueError, listing the metrics."""
     theirs = {f"{measure}_{part}": f"{part}_{measure}" for part in ("train", "validation") for measure in MEASURES}
     theirs.update(kl_local_train="train_kl", kl_local_validation="validation_kl")
     name = theirs.get(name, name)
@@ -31,13 +31,13 @@ def name_metric(name: str) -> str:
 
 
 def costs(history: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
-    """A metric in each epoch of a history, turned so that less is better (an ELBO is better the larger it is)."""
+    """A metric in each epoch of a history, with its sign changed where larger is better (the ELBO)."""
     sign = -1.0 if metric.endswith("elbo") else 1.0
     return [sign * line[metric] for line in history if metric in line]
 
 
 def epochs_since_best(values: Sequence[float], min_delta: float = 0.0) -> int:
-    """Epochs since the last that was better by more than `min_delta` than the best before it."""
+    """Epochs since the last one that improved on the best before it by more than `min_delta`."""
     best, at = math.inf, 0
     for epoch, value in enumerate(values):
         if value < best - min_delta:
@@ -48,9 +48,10 @@ def epochs_since_best(values: Sequence[float], min_delta: float = 0.0) -> int:
 def rate_on_plateau(
     values: Sequence[float], rate: float, factor: float, patience: int, threshold: float = 0.0, least: float = 0.0
 ) -> float:
-    """The learning rate after epochs of these costs: times `factor` whenever more than `patience` brought nothing new.
+    """The learning rate after epochs of these costs: multiplied by `factor` after more than `patience` epochs without
+    improvement.
 
-    What torch's ReduceLROnPlateau comes to with an absolute threshold, as scvi-tools sets it.
+    Equivalent to torch's ReduceLROnPlateau with an absolute threshold, as scvi-tools uses it.
     """
     best, waited = math.inf, 0
     for value in values:

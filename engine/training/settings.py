@@ -1,4 +1,4 @@
-"""Settings of a run: typed, checked once, at the edge; written into the run as they were resolved."""
+"""Settings of a run: typed, checked once at the start, and written into the run as resolved."""
 
 import difflib
 import math
@@ -18,30 +18,30 @@ MOST_UNITS = 2**16
 
 
 class SettingError(AtlasviError, ValueError):
-    """A setting that is not known, or has a value that it can't have."""
+    """A setting that does not exist, or a value that it can't have."""
 
 
 class Settings(ModelOptions):
-    """Everything about a run that can be set with `--set KEY=VALUE` or in a TOML file; the model's options among it.
+    """All that can be set with `--set KEY=VALUE` or in a TOML file; includes the options of the model.
 
-    None means: decided from the data when the run starts, and written into its config.json.
+    None means: decided from the data when the run starts; the value is then written into its config.json.
     """
 
     epochs: int | None = Field(default=None, ge=1)
-    """round(20,000 / training cells x 400), at most 400, at least 1: scvi-tools' heuristic; an atlas gets one."""
+    """Default: scvi-tools' heuristic, round(20,000 / training cells x 400), between 1 and 400. An atlas gets 1."""
     batch_size: int = Field(default=128, ge=1)
     accumulate: int = Field(default=1, ge=1)
-    """Minibatches to a step: their gradients are added up, and the ranks exchange them once."""
+    """Minibatches per step: their gradients are added up, and the ranks exchange them once."""
     compress_gradients: Literal["none", "bf16"] = "none"
-    """What several ranks exchange: float32 gradients, or half the bytes."""
+    """What ranks exchange: float32 gradients, or bf16 gradients of half the size."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Stop after so many optimizer steps, wherever the epoch is."""
+    """Stop after this number of optimizer steps, even within an epoch."""
 
     optimizer: Literal["Adam", "AdamW"] = "Adam"
     learning_rate: float = Field(default=1e-3, ge=0)
     adam_eps: float = Field(default=0.01, gt=0)
     weight_decay: float = Field(default=1e-6, ge=0)
-    """L2, added to the gradient, with Adam; decoupled from it with AdamW."""
+    """With Adam an L2 penalty that is added to the gradient; with AdamW decoupled from the gradient."""
     reduce_lr_on_plateau: bool = False
     """Multiply the learning rate by lr_factor when lr_scheduler_metric has not improved for lr_patience epochs."""
     lr_factor: float = Field(default=0.6, gt=0, lt=1)
@@ -51,54 +51,54 @@ class Settings(ModelOptions):
     lr_min: float = Field(default=0.0, ge=0)
     kl_warmup_epochs: int | None = Field(default=None, ge=0)
     """The weight of the KL term rises from min_kl_weight to max_kl_weight, in epoch e (from 0) by e / kl_warmup_epochs;
-    0 is the full weight throughout. None: min(400, epochs // 2), so that a run always ends at the full weight
-    (scvi-tools' 400 is never reached by a shorter run); 0 where there is a warm-up by steps, as there is by default in
+    0: the full weight from the start. None: min(400, epochs // 2), so that a run always ends at the full weight (short
+    runs never reach the end of scvi-tools' 400 epochs); or 0 if there is a warm-up by steps, as there is by default in
     a run of at most 3 epochs."""
     kl_warmup_steps: int | None = Field(default=None, ge=1)
-    """The same by optimizer steps; a warm-up by epochs wins over it. None, in a run of at most 3 epochs that sets no
-    warm-up: all of its steps. Half of so few epochs are none or one, so that the weight would jump instead of rising,
-    and at its full weight from the first step the KL term collapses the latents that have not learned anything yet."""
+    """The same by optimizer steps; ignored if there is a warm-up by epochs. None, in a run of at most 3 epochs without
+    any other warm-up: all of its steps. Half of so few epochs would be none or one, so the weight would jump; and with
+    the full weight from the first step, the KL term collapses latents before they have learned anything."""
     min_kl_weight: float = Field(default=0.0, ge=0)
     max_kl_weight: float = Field(default=1.0, ge=0)
 
     freezing: Freezing | None = None
-    """What is held of the model that a run starts from (see `load_query_data`); it comes with that model."""
+    """Which parameters of the model that a run starts from are frozen (see `load_query_data`); set with that model."""
 
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the cells held out, chosen by a hash of each cell's identity; 0 trains on all. Not used with a split
-    column."""
+    """Proportion of cells that are held out, chosen by a hash of each cell's identity; 0 trains on all cells. Not used
+    with a split column."""
     validate_every: int = Field(default=1, ge=1)
-    """Epochs from one validation to the next."""
+    """Number of epochs between validations."""
     early_stopping: bool = True
     early_stopping_patience: int = Field(default=45, ge=1)
-    """Epochs without a better early_stopping_monitor after which training stops."""
+    """Number of epochs without improvement of early_stopping_monitor after which training stops."""
     early_stopping_min_delta: float = Field(default=0.0, ge=0)
     early_stopping_monitor: str = "validation_elbo"
-    """train_ or validation_ and reconstruction_loss, kl or elbo; scvi-tools' names (elbo_validation) do too."""
+    """train_ or validation_ with reconstruction_loss, kl or elbo; scvi-tools' names (elbo_validation) also work."""
     early_stopping_warmup_epochs: int = Field(default=0, ge=0)
-    """First epochs that early stopping does not look at."""
+    """Number of first epochs that early stopping ignores."""
     keep: Literal["best", "last"] = "best"
-    """Which weights become the model: those of the best validation ELBO, or the last."""
+    """The weights that the model keeps: those of the best validation ELBO, or the last ones."""
     evaluation_cells: int = Field(default=100_000, ge=1)
-    """Training cells that the final training loss is measured on, at most."""
+    """Largest number of training cells on which the final training loss is measured."""
 
     precision: Literal["float32", "bf16", "float64"] = "float32"
-    """bf16: of the output layer's products on CUDA; the likelihood and all sums stay float32. float64: of everything,
-    by torch's own operations, slowly: a reference to compare with. The model that is kept is float32."""
+    """bf16: for the output layer's products on CUDA; the likelihood and all sums stay float32. float64: for everything,
+    with torch's own operations, as a slow reference. The saved model is float32."""
     cuda_graph: bool = True
-    """On one GPU: replay the step as a CUDA graph. Models with a normal likelihood, accumulated steps and several ranks
-    run without."""
+    """On one GPU: replay the step as a CUDA graph. Not used for a normal likelihood, accumulated steps or several
+    ranks."""
 
     checkpoint_minutes: float = Field(default=10.0, gt=0)
-    """A checkpoint is written at the end of each epoch, and within one when so many minutes have passed."""
+    """A checkpoint is written at the end of each epoch, and within an epoch after this number of minutes."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
-    """And after so many steps."""
+    """A checkpoint is also written after this number of steps."""
     checkpoints_kept: int = Field(default=2, ge=1)
 
     @field_validator("n_hidden", "n_latent", "n_layers", "embedding_dim")
     @classmethod
     def _check_size(cls, size: int) -> int:
-        if size > MOST_UNITS:  # beyond any use: a slip of the keyboard is named before memory runs out
+        if size > MOST_UNITS:  # larger than anyone needs: report a typing error before memory runs out
             raise ValueError(f"at most {MOST_UNITS:,}")
         return size
 
@@ -115,7 +115,7 @@ class Settings(ModelOptions):
 
 
 def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE strings as a dictionary; values are read as TOML where that works, else as text."""
+    """KEY=VALUE strings as a dictionary; values are parsed as TOML if possible, else kept as text."""
     settings: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -129,9 +129,9 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def resolve_settings(config: Path | str | None = None, *overrides: Mapping[str, Any]) -> Settings:
-    """Defaults, then a TOML file, then the overrides, the last one winning; None in an override changes nothing.
+    """Settings from the defaults, then a TOML file, then the overrides in order; None in an override changes nothing.
 
-    Raises SettingError naming the key, what is wrong, and keys that are near.
+    Raises SettingError with the key, what is wrong with it, and similar keys.
     """
     values: dict[str, Any] = {}
     if config is not None:
@@ -154,19 +154,19 @@ def resolve_settings(config: Path | str | None = None, *overrides: Mapping[str, 
     except ValidationError as error:
         first = error.errors()[0]
         reason = first["msg"].removeprefix("Value error, ")
-        if not first["loc"]:  # of several settings together
+        if not first["loc"]:  # a check of several settings together
             raise SettingError(f"Settings: {reason}.") from None
         key = ".".join(map(str, first["loc"]))
         raise SettingError(f"Setting {key} = {first['input']!r}: {reason[0].lower()}{reason[1:]}.") from None
 
 
 def heuristic_epochs(n_cells: int) -> int:
-    """scvi-tools' number of epochs for so many cells: 400 up to 20,000 cells, then fewer, at least 1."""
+    """scvi-tools' number of epochs: 400 up to 20,000 cells, then fewer, at least 1."""
     return max(1, min(400, round(20_000 / n_cells * 400)))
 
 
 def resolve_schedule(settings: Settings, n_train: int) -> Settings:
-    """Fill in what depends on the number of training cells: epochs, and the KL warm-up that depends on them."""
+    """Fill in the settings that depend on the number of training cells: the epochs, and from them the KL warm-up."""
     epochs = settings.epochs or heuristic_epochs(n_train)
     warmup_epochs, warmup_steps = settings.kl_warmup_epochs, settings.kl_warmup_steps
     if warmup_epochs is None:

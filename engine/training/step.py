@@ -1,6 +1,6 @@
-"""One minibatch: the terms of its loss and, in training, its gradients, alone or together with other ranks.
+"""One minibatch: the terms of its loss and, in training, its gradients; on one rank or on several together.
 
-Knows the model, its optimizer, the ranks and the seed of the noise. Knows nothing of epochs, logs and files.
+This module uses the model, its optimizer, the ranks and the seed of random draws, but no epochs, logs or files.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from atlasvi.loaders.batches.loader import BatchLoader
 
 
 class StepTerms(NamedTuple):
-    """What an optimizer step came to, all its minibatches and ranks together; whether some rank is to stop."""
+    """Loss terms of an optimizer step, over all its minibatches and ranks; and whether some rank was asked to stop."""
 
     terms: LossTerms
     stop: bool
@@ -34,9 +34,9 @@ class StepTerms(NamedTuple):
 class Step:
     """The optimizer steps of a model on the minibatches of a loader.
 
-    For each minibatch: `take` it; where it `ends` a step, look at the terms that `take` returned, then `update` the
-    weights. As a CUDA graph, `take` has updated the weights already, and returns the terms of the step before: the last
-    ones come from `take_last`.
+    For each minibatch: `take` it; if it `ends` a step, check the terms that `take` returned, then `update` the weights.
+    With a CUDA graph, `take` has updated the weights already and returns the terms of the previous step; `take_last`
+    returns the last ones.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Step:
         self._every, self.device = settings.accumulate, model.encoder.mean.weight.device
         self._noise, self._evaluation_noise = Generator(self.device), Generator(self.device)
         self._parallel = DataParallel(model, ranks, settings.compress_gradients)
-        self._sums = torch.empty(0)  # of the minibatches of the running step: see `_pack`
+        self._sums = torch.empty(0)  # over the minibatches of the current step: see `_pack`
         alone = ranks.world_size == 1 and settings.accumulate == 1
         self._graph = (
             GraphedStep(self._take_alone, self._noise, self.device)
@@ -69,7 +69,7 @@ class Step:
 
     @property
     def n_bytes_reduced(self) -> int:
-        """Bytes of gradients that this rank hands to the sum over ranks, once a step; 0 without a group."""
+        """Bytes of gradients that this rank sends into the all-reduce of each step; 0 on a single rank."""
         return self._parallel.n_bytes
 
     def ends(self, number: int) -> bool:
@@ -81,18 +81,18 @@ class Step:
     ) -> StepTerms | None:
         """Forward and backward of minibatch `number` of an epoch, part of optimizer step `step` (both from 0).
 
-        stop_asked  whether this rank is to stop: all ranks learn it with the terms
-        Returns the terms once they are known: of the whole step with its last minibatch; of a graph one step late.
+        stop_asked  whether this rank was asked to stop; all ranks receive it with the terms
+        Returns the terms of a step after its last minibatch, else None; with a CUDA graph, one step later.
         """
         if self._graph is not None:
             seed_draws(self._noise, self._seed, TRAINING_NOISE, step)
-            rates = tuple(group["lr"] for group in self._optimizer.param_groups)  # baked into the graph
+            rates = tuple(group["lr"] for group in self._optimizer.param_groups)  # constants in the graph
             return _unpack(self._delayed.swap(self._graph(batch, kl_weight, rates)))
         self._compute_gradients(batch, number, step, kl_weight, stop_asked)
         return _unpack(self._sums.cpu().tolist()) if self.ends(number) else None
 
     def update(self) -> None:
-        """Change the weights by the gradients of the step."""
+        """Update the weights with the gradients of the step."""
         if self._graph is None:
             with record_function("optimizer"):
                 self._optimizer.step()
@@ -102,10 +102,11 @@ class Step:
         return _unpack(self._delayed.take())
 
     def evaluate(self, batch: Batch, number: int, n_cells: int) -> LossTerms:
-        """The terms of a minibatch without gradients, of this rank's cells alone.
+        """The terms of a minibatch without gradients, for this rank's cells only.
 
-        number   which says what noise is drawn; n_cells: of the whole minibatch, all ranks together
-        The cells are added up in float64: what is reported of a model has all its digits.
+        number   selects the random draws
+        n_cells  of the whole minibatch, over all ranks
+        The sum over cells is float64, so that reported losses are precise.
         """
         noise = self._share(self._evaluation_noise, EVALUATION_NOISE, number, n_cells)
         return LossTerms(*sum_terms(self.model(batch, noise), torch.float64).tolist())
@@ -113,8 +114,8 @@ class Step:
     def _compute_gradients(
         self, batch: Batch, number: int, step: int, kl_weight: float, stop_asked: Callable[[], bool]
     ) -> None:
-        """The loss is the mean over the cells of the whole step, all ranks and accumulated minibatches together; with
-        its last minibatch, gradients and terms are added up over the ranks.
+        """The loss is the mean over the cells of the whole step: all ranks and accumulated minibatches. With the last
+        minibatch of the step, gradients and terms are summed over the ranks.
         """
         size, n_cells = self._loader.batch_size, self._loader.n_cells
         place, is_last = number % self._every, self.ends(number)
@@ -147,13 +148,13 @@ class Step:
         return _pack(losses, stop=False)
 
     def _share(self, generator: Generator, purpose: int, number: int, n_cells: int) -> Noise:
-        """This rank's noise for a minibatch of `n_cells`."""
+        """Random draws for this rank's cells of a minibatch of `n_cells`."""
         seed_draws(generator, self._seed, purpose, number)
         return share_noise(generator, n_cells, self.ranks.rank, self.ranks.world_size)
 
 
 def _pack(losses: CellLosses, stop: bool) -> Tensor:
-    """The terms and how many ranks are to stop, float64, to be added up over ranks in one call."""
+    """The terms, and 1 if this rank is to stop, float64, so that one call sums them over ranks."""
     return F.pad(sum_terms(losses), (0, 1), value=float(stop))
 
 

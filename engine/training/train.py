@@ -1,7 +1,7 @@
-"""Start a training run, or go on with one: what was asked, checked and resolved, and its run directory.
+"""Start or resume a training run: check and resolve its arguments, and make its run directory.
 
-A run directory holds config.json (what was asked, as it was resolved), metrics.jsonl and tensorboard/, checkpoints/,
-and once finished model.pt and result.json. Losses are nats a cell: means over cells of sums over genes. `elbo` is the
+A run directory holds config.json (the resolved arguments and settings), metrics.jsonl and tensorboard/, checkpoints/,
+and once finished model.pt and result.json. Losses are nats per cell: means over cells of sums over genes. `elbo` is the
 evidence lower bound, so it is negative and larger is better: -(reconstruction_loss + kl).
 """
 
@@ -61,28 +61,28 @@ def train(
     profile: bool = False,
     rank_timeout_s: float = RANK_TIMEOUT_S,
 ) -> TrainedRun:
-    """Train scVI on a cell store or straight from a source, into a new run directory `out`.
+    """Train scVI on a cell store or on a source file, into a new run directory `out`.
 
-    data          a path, with options (PATH::layer=counts) or as a DataSpec; or cells that are open. Options that are
-                  not given are those of the run that is resumed or started from
-    batch_key     obs column of the batches to correct for; None trains without
+    data          a path, with options (PATH::layer=counts) or as a DataSpec; or opened cells. The default of an option
+                  is its value in the run that is resumed or started from
+    batch_key     obs column of the batches to correct for; None: no correction
     labels_key    obs column of cell labels: recorded, and used by the dispersion gene-label
     size_factor_key  obs column that the decoder scales by, instead of the library size
-    categorical_covariate_keys, continuous_covariate_keys  obs columns of what else is to be corrected for
+    categorical_covariate_keys, continuous_covariate_keys  obs columns of further covariates to correct for
     device        'auto', 'cpu' or 'cuda'
-    split_column  obs column that says train, validation or test for each cell; else a share is held out by a hash
-    config        TOML file of settings; `settings` win over it, and epochs and batch_size over both (see `Settings`)
-    start         a run to train further, ours or one of scvi-tools: its model and columns, and where it kept them its
-                  optimizer, its counts of epochs and steps and its history; `epochs` more are trained
-    resume        go on from the last good checkpoint of `out`; what is not given is as it was
-    profile       write a trace of some steps to `out`/profile and print where their time went
-    rank_timeout_s  after which a rank that hangs, or is not heard of, ends the run (see `join_ranks`)
-    The same seed, data and settings give the same run, also when it was interrupted and resumed. Started by torchrun
-    or `atlasvi launch`, all ranks call this alike; the minibatches, the noise and so the course of the losses are those
-    of one process. A group that torchrun has restarted goes on from the last checkpoint by itself.
-    Raises OutputError if `out` exists (or, to resume, does not), ColumnError, CountsError, SettingError for bad input,
-    TrainingError if the loss or the weights become NaN or infinite, TrainingInterrupted once SIGTERM or SIGINT has come
-    and a checkpoint is written, RankError if another rank failed.
+    split_column  obs column with train, validation or test for each cell; None: hold cells out by a hash
+    config        TOML file of settings; `settings` override it, epochs and batch_size override both (see `Settings`)
+    start         a run of ours or of scvi-tools to train further: it provides the model, the names of the columns and,
+                  if it holds them, optimizer, counts of epochs and steps, and history; `epochs` are added
+    resume        continue from the last good checkpoint of `out`; arguments that are left out are as before
+    profile       write a trace of some steps to `out`/profile and print how long their parts took
+    rank_timeout_s  seconds after which a rank that hangs or sends no heartbeat ends the run (see `join_ranks`)
+    The same seed, data and settings give the same run, even if it was interrupted and resumed. Under torchrun or
+    `atlasvi launch`, call this the same way on all ranks; minibatches and random draws, and so the losses, are those
+    of a single process. A group that torchrun restarts continues from the last checkpoint.
+    Raises OutputError if `out` exists (to resume: if it doesn't), ColumnError, CountsError, SettingError for bad input,
+    TrainingError if the loss or the weights become NaN or infinite, TrainingInterrupted after SIGTERM or SIGINT, once
+    a checkpoint is written, RankError if another rank failed.
     """
     out = Path(out)
     with join_ranks(rank_timeout_s) as ranks, stop_on_signals() as signals, ExitStack() as ours:
@@ -98,9 +98,9 @@ def train(
             categorical_covariate_keys=tuple(categorical_covariate_keys or ()),
             continuous_covariate_keys=tuple(continuous_covariate_keys or ()),
         )
-        asked: dict[str, Any] = {**keys.as_asked(), "seed": seed, "split_column": split_column}
+        arguments: dict[str, Any] = {**keys.as_arguments(), "seed": seed, "split_column": split_column}
         if seed is not None and seed < 0:
-            raise SettingError(f"seed {seed}: give a whole number from 0.")
+            raise SettingError(f"seed {seed}: use a whole number from 0 up.")
         like, saved = None, dict[str, Any]()  # how the data was opened before, and the configuration of a run to resume
         if resume := ranks.from_first(lambda: resume or _is_ours(out, ranks), "the start"):
             remove_leftovers(out)
@@ -121,23 +121,23 @@ def train(
             data = allow_fractions(data, takes_fractions(saved["settings"].get("gene_likelihood")))
             if saved.get("genes"):
                 data = select_genes(data, saved["genes"])
-            asked, resolved = merge_saved(out, saved, asked, resolved, data)
+            arguments, resolved = merge_saved(out, saved, arguments, resolved, data)
             if ranks.from_first((out / MODEL).is_file, "the start"):
                 if ranks.is_first:
-                    say(f"{out}: the run is finished already, so there is nothing to go on with.", error=True)
+                    say(f"{out}: the run is finished already, so there is nothing to resume.", error=True)
                 return load_run(out)
-        asked["seed"] = asked["seed"] or 0
+        arguments["seed"] = arguments["seed"] or 0
         ranks.note("reading the covariates")
         if resume and "setup" in saved:
             with reading(str(out / CONFIG)):
                 setup = Setup.from_saved(saved["setup"])
         elif isinstance(start, TrainedRun):
-            data, setup, resolved, first = prepare_start(start, data, keys.as_asked(), resolved)
-            asked["genes"] = [str(gene) for gene in data.genes]  # those of the model, whatever else the data has
+            data, setup, resolved, first = prepare_start(start, data, keys.as_arguments(), resolved)
+            arguments["genes"] = [str(gene) for gene in data.genes]  # the genes of the model; the data may have more
         else:
             data = allow_fractions(data, resolved.likelihood.takes_fractions)
-            setup = learn_setup(data, SetupKeys.from_asked(asked))
-        parts = prepare_run(data, out, setup, asked, resolved, device, ranks)
+            setup = learn_setup(data, SetupKeys.from_arguments(arguments))
+        parts = prepare_run(data, out, setup, arguments, resolved, device, ranks)
         trainer = Trainer(parts, profile)
         if not resume:
             parts.check_watched()
@@ -153,7 +153,7 @@ def train(
             parts.measure_library()
         if ranks.is_first and not resume:
             ranks.note("making the run directory")
-            with write_folder_aside(out) as scratch:  # with a checkpoint in it, so that there always is a last good one
+            with write_folder_aside(out) as scratch:  # with a first checkpoint, so that there always is a good one
                 (scratch / "result").mkdir()
                 write_json(scratch / "result" / CONFIG, parts.config)
                 write_checkpoint(scratch / "result" / "checkpoints", 0, trainer.save_state(), resolved.checkpoints_kept)

@@ -1,7 +1,7 @@
-"""The course of a training run: epochs of steps, validation, checkpoints on the way, the result at the end.
+"""A training run from start to end: epochs of steps, validation, checkpoints, the result.
 
-Knows in which order things happen, and when to stop. What a run is made of is in `run_parts`, where it is in
-`run_state`, what a minibatch comes to in `step`.
+This module decides the order of events, and when to stop. The parts of a run are in `run_parts`, its state in
+`run_state`, the work on a minibatch in `step`.
 """
 
 import time
@@ -32,7 +32,7 @@ from atlasvi.loaders.manifest import write_json, write_manifest
 
 
 class Trainer:
-    """Trains the model of a run; `state` says where it is, `step` takes its minibatches."""
+    """Trains the model of a run; `state` is the state of the run, `step` does its minibatches."""
 
     def __init__(self, parts: RunParts, profile: bool = False) -> None:
         self.parts, self.ranks, self.settings, self.loaders = parts, parts.ranks, parts.settings, parts.loaders
@@ -53,7 +53,7 @@ class Trainer:
         self._began: float | None = None
 
     def run(self, signals: Signals) -> TrainedRun:
-        """Train to the end and write the model and its result."""
+        """Train to the end, then write the model and its result."""
         parts, out = self.parts, self.parts.out
         with ExitStack() as open_until_done:
             enter = open_until_done.enter_context
@@ -93,21 +93,21 @@ class Trainer:
         return run
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint was taken. Raises whatever one of other content leads to."""
+        """Continue from a checkpoint. Raises any exception if its content is wrong."""
         self.state = RunState.from_saved(saved)
         self.parts.load(saved)
         self.epochs += self.state.first_epoch
         self.loaders["train"].set_epoch(self.state.epoch, self.state.batch)
 
     def begin_from(self, saved: Mapping[str, Any]) -> None:
-        """Train another run further (see `prepare_start`): its epochs and steps count on, its best weights do not."""
+        """Train another run further (see `prepare_start`): epochs and steps continue, its best weights are dropped."""
         self.state = RunState.beginning_from(saved)
         self.parts.load(saved, keep_rates=True)
         self.epochs += self.state.first_epoch
         self.loaders["train"].set_epoch(self.state.epoch)
 
     def save_state(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, as a checkpoint keeps it."""
+        """All that a resumed run needs, as a checkpoint keeps it."""
         if self._began is not None:
             self.state.seconds = time.monotonic() - self._began
         return {
@@ -117,7 +117,7 @@ class Trainer:
         }
 
     def _describe(self) -> str:
-        """A line on what is about to run, and how."""
+        """A line on what will run, and how."""
         parts, settings = self.parts, self.settings
         cells, genes, left = self.loaders["train"].n_cells, len(parts.data.genes), self.epochs - self.state.epoch
         where = f"{torch.get_num_threads()} threads" if parts.device.type == "cpu" else torch.cuda.get_device_name()
@@ -128,7 +128,7 @@ class Trainer:
             f"Training on {count(cells, 'cell')} x {count(genes, 'gene')}, {count(left, 'epoch')}, minibatches of "
             f"{settings.batch_size:,}, on {parts.device} ({where}{ranks}; kernels: {parts.kernels}"
             f"{', as a CUDA graph' if self.step.is_graph else ''})"
-            f"{'; no cell is held out, so nothing stops it early' if unwatched else ''}"
+            f"{'; no cell is held out, so there is no early stopping' if unwatched else ''}"
         )
 
     def _open_log(self) -> RunLog | SilentLog:
@@ -138,10 +138,10 @@ class Trainer:
         return RunLog(out / METRICS, out / "tensorboard", self.epochs, steps_an_epoch, self.state.history)
 
     def _train_epoch(self) -> None:
-        """What is left of the current epoch, validation, and the checkpoint that ends it."""
+        """The rest of the current epoch, its validation, and the checkpoint at its end."""
         state, step = self.state, self.step
-        kl_weight = self._kl_weight(max(state.step - 1, 0))  # of the last step, where a resumed epoch has none left
-        self.parts.model.train(self.settings.freezing is None)  # new data onto an old model: see `Freezing`
+        kl_weight = self._kl_weight(max(state.step - 1, 0))  # the last step's, if a resumed epoch has no steps left
+        self.parts.model.train(self.settings.freezing is None)  # query mapping: evaluation mode, see `Freezing`
         began = time.monotonic() - state.epoch_seconds
         feeder = DeviceFeeder(self.loaders["train"], self.parts.device)
         for batch in _mark_waits(feeder):
@@ -167,7 +167,7 @@ class Trainer:
         self._end_epoch(kl_weight)
 
     def _count(self, found: StepTerms | None, kl_weight: float) -> bool:
-        """Add what a step came to to the epoch's terms; whether some rank is to stop."""
+        """Add the terms of a step to those of the epoch; returns whether some rank was asked to stop."""
         if found is None:
             return False
         if wrong := find_infinite_loss(found.terms, kl_weight):
@@ -177,7 +177,7 @@ class Trainer:
         return found.stop
 
     def _stop_asked(self) -> bool:
-        """Whether a signal has asked this rank to stop."""
+        """Whether a signal asked this rank to stop."""
         return bool(self.signals.caught)
 
     def _check_weights(self) -> None:
@@ -219,7 +219,7 @@ class Trainer:
         self.checkpoint()
 
     def _adapt(self) -> None:
-        """Stop early, or lower the learning rate, as the history of this run says."""
+        """Stop early, or lower the learning rate, if the history of this run calls for it."""
         settings, history = self.settings, self.state.history[self.state.first_epoch :]
         watched = costs(history[settings.early_stopping_warmup_epochs :], settings.early_stopping_monitor)
         waited = epochs_since_best(watched, settings.early_stopping_min_delta)
@@ -241,7 +241,7 @@ class Trainer:
         return self.state.stopped_early or (steps is not None and self.state.step - self.state.first_step >= steps)
 
     def _kl_weight(self, step: int | None = None) -> float:
-        """Of a step of the running epoch, counted from 0; None: of the next one."""
+        """KL weight at a step of the current epoch, counted from 0; None: at the next step."""
         settings = self.settings
         return weigh_kl(
             self.state.epoch,
@@ -253,18 +253,18 @@ class Trainer:
         )
 
     def _rate(self) -> float:
-        """Cells/s of the running epoch, waiting for data included."""
+        """Cells/s of the current epoch, including the time spent waiting for data."""
         return self.state.terms.n_cells / max(self.state.epoch_seconds, 1e-9)
 
     def _losses(self, kl_weight: float, parts: Mapping[str, LossTerms]) -> dict[str, float]:
-        """The loss itself of an epoch that had one KL weight throughout."""
+        """The loss of an epoch that had one KL weight throughout."""
         if self.settings.kl_warmup_steps and not self.settings.kl_warmup_epochs:
             return {}
         losses = {f"{part}_loss": terms.loss(kl_weight) for part, terms in parts.items()}
         return {name: loss for name, loss in losses.items() if loss is not None}
 
     def _evaluate(self, part: str, most: int | None = None) -> Evaluation:
-        """The loss over (at most `most`) cells of a part; training cells in an order that no epoch trains in."""
+        """The losses over at most `most` cells of a part. Training cells are shuffled with an unused epoch number."""
         return evaluate(
             self.step,
             self.loaders[part],
@@ -275,7 +275,7 @@ class Trainer:
         )
 
     def checkpoint(self) -> None:
-        """Save in the background where the run is."""
+        """Save the state of the run in the background."""
         self._count(self.step.take_last(), self._kl_weight())
         self._check_weights()
         if self.ranks.is_first:
@@ -284,7 +284,7 @@ class Trainer:
         self._saved = time.monotonic()
 
     def _checkpoint_if_due(self) -> None:
-        """All ranks are in the same state, so rank 0 needs to ask no one."""
+        """All ranks are in the same state, so rank 0 can decide alone."""
         if not self.ranks.is_first:
             return
         self._writer.check()
@@ -294,7 +294,7 @@ class Trainer:
             self.checkpoint()
 
     def _interrupt(self, save: bool = True) -> NoReturn:
-        """End the run so that it can go on: where it is, or at its last checkpoint."""
+        """End the run so that it can be resumed: from here, or from its last checkpoint."""
         if save:
             self.checkpoint()
         if self.ranks.is_first:
@@ -305,19 +305,19 @@ class Trainer:
         saved = list_checkpoints(out / "checkpoints")[0].name if self.ranks.is_first else ""
         stopped = TrainingInterrupted(
             f"{out}: stopped by {by} after step {step}, saved in {saved}. "
-            f"Go on with: {resume_command(self.parts.data, out, self.parts.asked_device)}"
+            f"Resume with: {resume_command(self.parts.data, out, self.parts.asked_device)}"
         )
         stopped.agreed, stopped.what = True, f"stopped by {by} after step {step}"
         raise stopped
 
 
 def _name(part: str, measures: Mapping[str, float]) -> dict[str, float]:
-    """Measures by the names that lines of metrics have for them: with the part of the cells before."""
+    """Measures under the names in lines of metrics: prefixed with the part of the cells."""
     return {f"{part}_{name}": value for name, value in measures.items()}
 
 
 def _mark_waits(feeder: DeviceFeeder) -> Iterator[Batch]:
-    """The minibatches of a feeder, the time that each is waited for marked for the profiler."""
+    """The minibatches of a feeder; the time spent waiting for each is marked for the profiler."""
     with closing(iter(feeder)) as batches:  # type: ignore[type-var]  # a generator
         while True:
             with record_function("load wait"):

@@ -114,7 +114,7 @@ def test_the_split_of_a_scvi_tools_directory_is_read(run):
     both = re.search(r"ELBO of validation cells: (\S+); .* all cells: (\S+)", "\n".join(said))
     assert both is not None
     assert both[1] == both[2]
-    assert re.match(r"no validation cells: QueryError: .*no cell is asked for", said[-1])
+    assert re.match(r"no validation cells: QueryError: .*no cell was chosen", said[-1])
 
 
 MISTAKES = {
@@ -126,8 +126,8 @@ MISTAKES = {
     "group2=[...]": "QueryError: .*group2 is one group",
     "n_samples=": "SettingError: .*did you mean n_samples_overall",
     "library_size='observed'": "QueryError: .*library_size 'observed'",
-    "no cells, ELBO": "QueryError: .*no cell is asked for",
-    "no cells, expression": "QueryError: .*no cell is asked for",
+    "no cells, ELBO": "QueryError: .*no cell was chosen",
+    "no cells, expression": "QueryError: .*no cell was chosen",
     "no cells, data": r"\(0, 4\)",
     "groupby with a category that no cell has": r"\(80, 22\)",
     "early stopping without validation": "SettingError: .*early_stopping watches validation_elbo, and no cell is held",

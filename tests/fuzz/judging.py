@@ -54,7 +54,7 @@ def is_sentence(said: str) -> bool:
     """Whether what was written to standard error ends with one sentence of atlasvi, and holds no traceback."""
     last = said.strip().splitlines()[-1:] or [""]
     fine = re.match(r"atlasvi: .{10,}", last[0]) and len(last[0]) < LONGEST_SENTENCE
-    return bool(fine) and "Traceback" not in said and "not enough memory for what was asked" not in last[0]
+    return bool(fine) and "Traceback" not in said and "not enough memory for this" not in last[0]
 
 
 def same(answer: Any, expected: Any) -> bool:

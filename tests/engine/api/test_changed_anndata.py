@@ -132,7 +132,7 @@ def test_minified_data_is_known_by_its_latents_where_concat_dropped_uns(model: S
     both = [model.adata, make_adata(80, seed=1)]
     with pytest.raises(ValueError, match=r"minified.* 80 cells have no latents \(first: 'c1_0'\)"):
         model.get_latent_representation(anndata.concat(both, join="outer", uns_merge="first"))
-    with pytest.raises(ValueError, match="by obs column 'observed_lib_size' they had"):
+    with pytest.raises(ValueError, match="obs column 'observed_lib_size' shows that they had"):
         model.get_latent_representation(anndata.concat(both, join="outer"))
     with pytest.warns(UserWarning, match="180 cells have no counts"):  # nothing is left that tells them apart
         model.get_latent_representation(anndata.concat(both, join="inner"))

@@ -29,7 +29,7 @@ def decode_at_mean(model: SCVI, batch: int | None = None) -> np.ndarray:
     """Shares at the posterior mean of all cells."""
     (posterior,) = model.ask().read_posteriors(model.module, None, 1000)
     with torch.no_grad():
-        return model.module.decode(posterior.qzm, posterior.codes, transform_batch=batch).shares.numpy()
+        return model.module.decode(posterior.qzm, posterior.codes, transform_batch=batch).proportions.numpy()
 
 
 @given(st.lists(st.integers(0, 9), max_size=20))

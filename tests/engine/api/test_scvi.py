@@ -314,7 +314,7 @@ def test_a_process_killed_while_it_replaces_a_model_leaves_one_that_is_loaded_an
         else:
             assert torch.equal(read_weight(loaded), read_weight(model))
             assert loaded.run.state is None
-            assert any("was written anew since" in str(warning.message) for warning in said)
+            assert any("was written after" in str(warning.message) for warning in said)
         model.save(folder, overwrite=True, save_anndata=True)
         assert SCVI.load(folder).run.state["epoch"] == 3
 

@@ -60,7 +60,7 @@ def test_the_main_job_end_to_end(tmp_path: Path):
     labels = tmp_path / "labels.csv"
     labels.write_text("cell,cluster\n" + "".join(f"{name},{k % 3}\n" for k, name in enumerate(store_names(store))))
     for place in (store, mini):
-        assert "obs has cluster now" in atlasvi("annotate-obs", place, labels, "--key", "cell").stdout
+        assert "added to obs: cluster" in atlasvi("annotate-obs", place, labels, "--key", "cell").stdout
         assert anndata.read_zarr(place).obs["cluster"].loc[store_names(store)].tolist()[:4] == [0, 1, 2, 0]
     assert "has a column 'cluster' already" in atlasvi("annotate-obs", store, labels, ok=False).stderr
     for path, kind in ((store, "cell store"), (mini, "minified store"), (run, "run"), (counts, "400 cells x 60 genes")):
@@ -127,25 +127,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # what is there already
         ("simulate {}/a.h5ad", "a.h5ad exists already"),
         ("export {}/run {}/mini", "mini exists already"),
-        ("train {}/a.h5ad --out {}/run", "a finished run is there already: choose another --out"),
-        ("train {}/a.h5ad --out {}/half", "with --resume"),
-        ("minify {}/half {}/a.h5ad --out {}/m", "the run is not finished: go on with atlasvi train"),
-        ("train {}/a.h5ad --out {}/none --resume", "there is no run to go on with: start it without --resume"),
+        ("train {}/a.h5ad --out {}/run", "this is a finished run already: choose another --out"),
+        ("train {}/a.h5ad --out {}/half", "and --resume"),
+        ("minify {}/half {}/a.h5ad --out {}/m", "the run is not finished: resume it with atlasvi train"),
+        ("train {}/a.h5ad --out {}/none --resume", "there is no run to resume: start it without --resume"),
         # one thing given for another
-        ("query {}/run latent", "run is a run, and no minified data: make some with atlasvi minify RUN DATA --out"),
-        ("query {}/theirs latent", "theirs is a model, and no minified data"),
-        ("query {}/store latent", "store is a cell store, and no minified data"),
-        ("query {}/a.h5ad latent", "a.h5ad is no minified data"),
+        ("query {}/run latent", "run is a run, not minified data: make some with atlasvi minify RUN DATA --out"),
+        ("query {}/theirs latent", "theirs is a model, not minified data"),
+        ("query {}/store latent", "store is a cell store, not minified data"),
+        ("query {}/a.h5ad latent", "a.h5ad is not minified data"),
         ("query {}/mini.h5ad expression", "name the model's directory: atlasvi query {}/mini.h5ad --model DIR"),
         ("query {}/mini.h5ad --model {}/a.h5ad latent", "a.h5ad"),
         ("minify {}/a.h5ad {}/run --out {}/m", "a.h5ad is not a run directory"),
         ("train {}/mini.h5ad --out {}/r", "it was minified by scVI"),
         ("info {}/[bold]", "[bold]: a folder of no known format"),
         # files of names and of settings
-        ("query {}/mini expression --genes @{}/binary", "binary: not a text file: give one with a name in each line"),
+        ("query {}/mini expression --genes @{}/binary", "binary: not a text file: it must have one name per line"),
         ("query {}/mini expression --genes @{}/blank", "blank: it holds no names"),
         ("query {}/mini latent --cells @{}", "can't be read (Is a directory)"),
-        ("query {}/mini latent --cells @{}/none", "none: can't be read (No such file or directory)"),
+        ("query {}/mini latent --cells @{}/none", "none: the file can't be read (No such file or directory)"),
         ("train {}/a.h5ad --out {}/r --config {}/binary", "binary: not a TOML file"),
         ("train {}/a.h5ad --out {}/r --config {}/table.toml", "There is no setting 'model'"),
         ("train {}/a.h5ad --out {}/r --config {}", "can't be read (Is a directory)"),
@@ -159,7 +159,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("query {}/mini expression --genes MALAT1", "no gene 'MALAT1' in the model"),
         ("query {}/mini latent --where batch", "write it as COLUMN=VALUE"),
         ("query {}/mini latent --where donor=1", "obs has no column 'donor'"),
-        ("query {}/mini latent --cells nobody", "1 of the cells are not there (first: 'nobody')"),
+        ("query {}/mini latent --cells nobody", "1 of the cells do not exist (first: 'nobody')"),
     ],
 )
 def test_a_mistake_with_files_that_are_there_is_one_sentence_and_changes_nothing(made: Path, command, message):
@@ -243,7 +243,7 @@ def test_bad_settings_and_keys_are_said_in_a_sentence_and_leave_nothing(tmp_path
         (["--batch-key", "donor"], "obs has no column 'donor' (it has: batch, cell_type"),
         (["--set", "latent=3"], "There is no setting 'latent'; did you mean n_latent"),
         (["--set", "n_latent=-3"], "n_latent = -3"),
-        (["--split-column", "cell_type"], "as a split it must say train, validation"),
+        (["--split-column", "cell_type"], "as a split it must hold train, validation"),
     ):
         done = atlasvi("train", counts, "--out", tmp_path / "run", *arguments, ok=False)
         assert message in done.stderr

@@ -32,4 +32,4 @@ def test_where_all_wait_for_each_other_the_network_is_named():
     heartbeats = [heartbeat(rank, waiting=True, changed=50) for rank in range(3)]
     found = find_failed_rank(heartbeats, 101, 10, 10)
     assert found is not None
-    assert "the network between them fails" in found[1]
+    assert "the network between them has failed" in found[1]

@@ -48,7 +48,7 @@ def raise_sigterm(*arguments: object, **options: object) -> None:
 )
 def test_sigterm_while_a_file_is_read_is_not_called_damage(files: Path, monkeypatch, place, name, read):
     monkeypatch.setattr(place, name, raise_sigterm)
-    expected = pytest.raises(TrainingInterrupted, match="stopped by SIGTERM: give the same command again")
+    expected = pytest.raises(TrainingInterrupted, match="stopped by SIGTERM: run the same command again")
     with expected, stop_on_signals():
         read(files)
     assert not (files / "mini").exists()

@@ -93,9 +93,9 @@ def test_a_cable_pulled_for_30_s_is_survived_or_ends_in_a_sentence_and_the_run_g
 
 
 def test_a_place_to_meet_is_needed_and_must_be_one():
-    with pytest.raises(LaunchError, match="give all of them the same --rendezvous"):
+    with pytest.raises(LaunchError, match="pass the same --rendezvous"):
         launch(["train"], 1, n_nodes=2)
-    with pytest.raises(LaunchError, match="write HOST:PORT"):
+    with pytest.raises(LaunchError, match="use HOST:PORT"):
         find_address("nowhere")
 
 

@@ -77,13 +77,13 @@ def test_names_of_older_versions_are_known(counts: Path, tmp_path: Path):
 
 
 def test_what_is_not_minified_or_of_another_model_is_said(counts: Path, tmp_path: Path):
-    with pytest.raises(SourceError, match="is no minified data"):
+    with pytest.raises(SourceError, match="is not minified data"):
         open_minified(counts, MODELS / "plain")
     minify(MODELS / "plain", counts, tmp_path / "mini")
     write_minified_h5ad(tmp_path / "mini", tmp_path / "mini.h5ad")
     alone = open_minified(tmp_path / "mini.h5ad")
     assert sum(len(names) for names, _, _ in read_latent(alone)) == alone.n_cells  # which needs no model
-    with pytest.raises(SourceError, match=r"no model\.pt lies beside it: name the model's directory: .* --model DIR"):
+    with pytest.raises(SourceError, match=r"no model\.pt is beside it: name the model's directory: .* --model DIR"):
         read_expression(alone)
     with pytest.raises(SourceError, match="is not a run directory"):
         open_minified(tmp_path / "mini.h5ad", tmp_path)

@@ -115,7 +115,7 @@ def test_missing_genes_and_unknown_batches_are_named(run, counts, tmp_path):
         minify(run, tmp_path / "fewer.h5ad", tmp_path / "mini")
     source.obs["batch"] = ["a", "z"] * 75
     source.write_h5ad(tmp_path / "other.h5ad")
-    with pytest.raises(ColumnError, match=r"'batch' holds 'z', which is none of the batches .*a, b"):
+    with pytest.raises(ColumnError, match=r"'batch' holds 'z', which is not among the batches .*a, b"):
         minify(run, tmp_path / "other.h5ad", tmp_path / "mini")
     assert not (tmp_path / "mini").exists()
 
@@ -143,7 +143,7 @@ def test_latents_come_in_slices_of_the_cells_asked_for(run, counts, mini, monkey
 def test_expression_is_decoded_at_the_posterior_mean_in_the_cells_own_batch(run, counts, mini, library_size):
     qzm, _, library = posterior(run, counts)
     with torch.inference_mode():
-        proportions = run.model.shares(torch.from_numpy(qzm), {"batch": torch.arange(150) % 2}).numpy()
+        proportions = run.model.proportions(torch.from_numpy(qzm), {"batch": torch.arange(150) % 2}).numpy()
     scale = library[:, None] if library_size == "observed" else library_size
     everything = np.concatenate([values for _, values in read_expression(mini, library_size=library_size)])
     assert np.allclose(everything, proportions * scale, rtol=1e-4)
@@ -165,7 +165,7 @@ def test_cells_are_chosen_by_name_and_by_obs(mini):
         (dict(where=["type"]), QueryError, "write it as COLUMN=VALUE"),
         (dict(where=["type=C cell"]), QueryError, r"no cell has type = 'C cell' \(there are: B cell, NK, T, naive\)"),
         (dict(where=["tissue=lung"]), ColumnError, "obs has no column 'tissue' .*batch, type"),
-        (dict(names=["cell1", "nobody"]), QueryError, "1 of the cells are not there .*'nobody'"),
+        (dict(names=["cell1", "nobody"]), QueryError, "1 of the cells do not exist .*'nobody'"),
     ],
 )
 def test_what_is_not_there_is_said_with_what_is(mini, question, error, message):
@@ -174,9 +174,9 @@ def test_what_is_not_there_is_said_with_what_is(mini, question, error, message):
 
 
 def test_an_unknown_gene_or_library_size_is_refused_before_anything_is_decoded(mini):
-    with pytest.raises(GeneError, match=r"no gene .g300. in the model .*near ones: g"):
+    with pytest.raises(GeneError, match=r"no gene .g300. in the model .*similar: g"):
         read_expression(mini, ["g300"])
-    with pytest.raises(QueryError, match="give a number, or 'observed'"):
+    with pytest.raises(QueryError, match="use a number, 'observed'"):
         read_expression(mini, library_size="many")
 
 
@@ -196,7 +196,7 @@ def test_answers_are_written_as_arrays_and_other_files_are_refused(mini, tmp_pat
         ["g1"],
         (2, 1),
     )
-    with pytest.raises(QueryError, match=r"answer.pdf: write to a file that ends in"):
+    with pytest.raises(QueryError, match=r"answer.pdf: use a file name that ends in"):
         write_table(read_expression(mini, ["g1"]), ["g1"], tmp_path / "answer.pdf")
 
 

@@ -66,14 +66,14 @@ def test_codes_of_other_data_are_those_of_the_model(tmp_path: Path):
     codes = setup.read_codes(open_obs(tmp_path, fewer))
     assert codes["batch"].tolist() == [1] * 4
     assert codes["categories"].tolist() == [[1], [1], [0], [0]]
-    with pytest.raises(ColumnError, match=r"'sex' holds '3', which is none of the categories .*\(1, 2\)"):
+    with pytest.raises(ColumnError, match=r"'sex' holds '3', which is not among the categories .*\(1, 2\)"):
         setup.read_codes(open_obs(tmp_path, OBS.assign(sex=[1, 3, 1, 1])))
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"size_factor_key": "zero"}, r"'zero' holds 0 \(cell 1\): a size factor is above 0"),
+        ({"size_factor_key": "zero"}, r"'zero' holds 0 \(cell 1\): a size factor must be above 0"),
         ({"continuous_covariate_keys": ["donor"]}, "'donor' is not numeric"),
         ({"continuous_covariate_keys": ["gaps"]}, r"'gaps' has missing values \(1 cells, first: cell 1\)"),
         ({"continuous_covariate_keys": ["endless"]}, r"'endless' holds inf \(cell 1\)"),
@@ -83,7 +83,7 @@ def test_codes_of_other_data_are_those_of_the_model(tmp_path: Path):
 def test_columns_that_do_not_do_are_named(tmp_path: Path, keys: dict, message: str):
     data = open_obs(tmp_path)
     with pytest.raises(ColumnError, match=message):
-        learn_setup(data, SetupKeys.from_asked(keys)).read_codes(data)
+        learn_setup(data, SetupKeys.from_arguments(keys)).read_codes(data)
 
 
 def test_a_model_without_covariates_asks_for_nothing(tmp_path: Path):
@@ -148,15 +148,15 @@ def test_a_query_adds_what_is_new_and_a_mixed_key_has_no_type_of_its_own(tmp_pat
 def test_each_kind_has_a_key_of_its_own_and_goes_into_files_and_back(tmp_path: Path):
     assert sorted(kind.key for kind in KINDS) == sorted(KEYS)
     for kind, column in zip(KINDS, ("donor", "sick", "sex", "age", "factor"), strict=True):
-        keys = SetupKeys.from_asked({kind.key: [column] if kind.several else column})
+        keys = SetupKeys.from_arguments({kind.key: [column] if kind.several else column})
         setup = learn_setup(open_obs(tmp_path), keys)
         assert setup.columns(kind) == (column,)
         assert Setup.from_saved(json.loads(json.dumps(setup.to_saved()))) == setup
-        assert SetupKeys.from_asked(json.loads(json.dumps(keys.as_asked()))) == keys
+        assert SetupKeys.from_arguments(json.loads(json.dumps(keys.as_arguments()))) == keys
 
 
 def test_categories_without_the_name_of_their_column_are_refused():
-    with pytest.raises(ValueError, match="batches and names no column"):
+    with pytest.raises(ValueError, match="batches but does not name their column"):
         Setup.from_saved({"batch_key": None, "batch_categories": ["a", "b"]})
 
 

@@ -36,12 +36,12 @@ def test_a_run_is_read_back_ready_for_inference(saved: Path):
     assert not run.model.training
     z, codes = torch.ones(2, 3), {"batch": torch.tensor([0, 1])}
     drawn = VAE(run.model.settings, torch.Generator().manual_seed(0)).eval()
-    assert torch.equal(run.model.shares(z, codes), drawn.shares(z, codes))
+    assert torch.equal(run.model.proportions(z, codes), drawn.proportions(z, codes))
 
 
 def test_a_run_that_is_not_finished_says_how_to_go_on(saved: Path):
     (saved / "model.pt").unlink()
-    with pytest.raises(SourceError, match=r"not finished: go on with .*--resume"):
+    with pytest.raises(SourceError, match=r"not finished: resume it with .*--resume"):
         load_run(saved)
 
 
@@ -103,8 +103,10 @@ def test_a_finished_run_notices_what_is_missing_or_changed(saved: Path, file: st
 
 
 @pytest.mark.parametrize("change", [{"batch_key": None}, {"batch_categories": ["d1"]}, {"batch_categories": []}])
-def test_a_model_that_names_other_batches_than_it_tells_apart_is_refused(saved: Path, change: dict):
+def test_a_model_that_names_another_number_of_batches_than_it_has_is_refused(saved: Path, change: dict):
     content = torch.load(saved / "model.pt", weights_only=True)
     torch.save({**content, **change}, saved / "model.pt")
-    with pytest.raises(SourceError, match=r"model\.pt:? .*damaged.*(2 batches apart, and it names 1|names no column)"):
+    with pytest.raises(
+        SourceError, match=r"model\.pt:? .*damaged.*(2 batches, but it names 1|does not name their column)"
+    ):
         load_run(saved)

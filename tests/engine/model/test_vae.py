@@ -139,7 +139,7 @@ def test_dropout_is_in_the_encoder_in_training_alone():
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     z, codes = torch.ones(3, 5), {"batch": torch.zeros(3, dtype=torch.int64)}
-    assert torch.equal(model.decode(z, codes).shares, model.eval().decode(z, codes).shares)
+    assert torch.equal(model.decode(z, codes).proportions, model.eval().decode(z, codes).proportions)
 
 
 def test_dropout_keeps_the_mean():
@@ -154,7 +154,7 @@ def test_dropout_keeps_the_mean():
 
 def test_decoding_gives_proportions_that_depend_on_the_batch():
     model, z = make_model(), torch.zeros(2, 5)
-    proportions = model.decode(z, {"batch": torch.tensor([0, 2])}).shares
+    proportions = model.decode(z, {"batch": torch.tensor([0, 2])}).proportions
     assert torch.allclose(proportions.sum(1), torch.ones(2))
     assert not torch.allclose(proportions[0], proportions[1])
 

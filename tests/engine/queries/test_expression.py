@@ -20,7 +20,7 @@ def test_the_own_library_of_a_cell_is_what_the_model_scales_by(kind: str):
     run, cells = model.run, model.ask()
     (posterior,) = cells.read_posteriors(model.module, None, 100)
     with torch.inference_mode():
-        shares = model.module.shares(posterior.qzm, posterior.codes).numpy()
+        shares = model.module.proportions(posterior.qzm, posterior.codes).numpy()
     counts = np.asarray(adata.X.sum(1)).ravel()
     factor = {"observed": counts, "latent": counts, "size factor": adata.obs["factor"].to_numpy()}[kind]
     inferred = (posterior.qlm + posterior.qlv / 2).exp().numpy() if kind == "latent" else factor
@@ -36,7 +36,7 @@ def test_the_own_library_of_a_cell_is_what_the_model_scales_by(kind: str):
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "many", 0])
 def test_a_library_size_is_a_number_above_0_or_one_of_two_words(text: str | float):
-    with pytest.raises(QueryError, match="give a number, or 'observed' or 'latent'"):
+    with pytest.raises(QueryError, match="use a number, 'observed' or 'latent'"):
         read_library_size(text)
     assert read_library_size("1e4") == 1e4
     assert read_library_size("observed") == "observed"

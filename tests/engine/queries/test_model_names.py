@@ -20,7 +20,7 @@ def run() -> TrainedRun:
 def test_genes_are_found_in_the_order_in_which_they_are_named(run: TrainedRun):
     assert find_genes(run, ["LYZ", "CD3E"], "x").tolist() == [2, 0]
     assert np.arange(3)[find_genes(run, None, "x")].tolist() == [0, 1, 2]
-    with pytest.raises(GeneError, match=r"x: no gene 'CD3G' in the model \(near ones: CD3E, CD3D\)"):
+    with pytest.raises(GeneError, match=r"x: no gene 'CD3G' in the model \(similar: CD3E, CD3D\)"):
         find_genes(run, ["LYZ", "CD3G"], "x")
     with pytest.raises(GeneError, match="it has 3: CD3E, CD3D, LYZ"):
         find_genes(run, ["MALAT1"], "x")
@@ -30,5 +30,5 @@ def test_batches_are_found_by_value_and_by_their_text(run: TrainedRun):
     assert find_batches(run, None) == [None]
     assert find_batches(run, "2") == find_batches(run, 2) == find_batches(run, [2.0]) == [1]
     assert find_batches(run, [None, 1]) == [None, 0]
-    with pytest.raises(QueryError, match="no batch 'a': the model knows 1, 2"):
+    with pytest.raises(QueryError, match="no batch 'a': the model's batches are 1, 2"):
         find_batch(run, "a")

@@ -97,7 +97,7 @@ def test_a_batch_that_the_model_does_not_know_hinders_the_cells_of_it_alone(fold
     data = adata if kind == "AnnData" else tmp_path / "new.h5ad"
     before = model.get_latent_representation()
     np.testing.assert_allclose(model.get_latent_representation(data, indices=range(40)), before[:40], atol=1e-5)
-    with pytest.raises(ColumnError, match="'batch' holds 'new', which is none of the batches"):
+    with pytest.raises(ColumnError, match="'batch' holds 'new', which is not among the batches"):
         model.get_latent_representation(data, indices=[39, 40])
     factors = adata.obs["percent_mito"].to_numpy().copy()
     factors[50] = np.nan

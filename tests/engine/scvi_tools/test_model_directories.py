@@ -182,7 +182,9 @@ def test_weights_that_do_not_fit_the_settings_are_refused(tmp_path: Path):
         name = "decoder.px_decoder.fc_layers.Layer 0.0.weight"
         content["model_state_dict"][name] = np.zeros((8, 40), np.float32)
 
-    for number, (change, message) in enumerate([(drop, "px_r"), (widen, "has 40 inputs, and these settings make 15")]):
+    for number, (change, message) in enumerate(
+        [(drop, "px_r"), (widen, "has 40 inputs, but with these settings it has 15")]
+    ):
         with pytest.raises(SourceError, match=message):
             load_scvi_tools(change_model(MODELS / "latent", tmp_path / str(number), change))
 
@@ -276,7 +278,7 @@ def test_a_file_cut_anywhere_is_called_damaged(shared: Path, tmp_path: Path):
     for share in (0.0, 0.3, 0.9, 0.9999):
         cut = tmp_path / "model.pt"
         cut.write_bytes(content[: int(share * len(content))])
-        with pytest.raises(SourceError, match="damaged or cut short"):
+        with pytest.raises(SourceError, match="damaged, cut short or not written by torch"):
             load_scvi_tools(cut)
 
 
@@ -304,7 +306,7 @@ def test_settings_that_no_weights_back_are_not_built(tmp_path: Path):
     def widen(content: dict[str, Any]) -> None:
         content["attr_dict"]["init_params_"]["non_kwargs"]["n_hidden"] = 10**7
 
-    for number, (change, message) in enumerate([(deepen, "fewer than 1000000000 layers"), (widen, "do not make")]):
+    for number, (change, message) in enumerate([(deepen, "fewer than 1000000000 layers"), (widen, "not fit these")]):
         with pytest.raises(SourceError, match=message):
             load_scvi_tools(change_model(MODELS / "plain", tmp_path / str(number), change))
 
@@ -325,5 +327,5 @@ def test_what_is_not_there_or_no_model_is_said(tmp_path: Path):
     with pytest.raises(SourceError, match="there is no such file"):
         load_scvi_tools(tmp_path)
     torch.save({"weights": torch.zeros(3)}, tmp_path / "model.pt")
-    with pytest.raises(SourceError, match="not a model of scvi-tools"):
+    with pytest.raises(SourceError, match=r"not a model that scvi-tools 1\.x saved"):
         load_scvi_tools(tmp_path)

@@ -43,7 +43,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_a_warning_sa
     content[len(content) // 2] ^= 1
     newest.write_bytes({"a flipped byte": content, "cut short": content[:-9], "empty": b""}[damage])
     assert read_newest_checkpoint(tmp_path)[1]["epoch"] == 1
-    assert f"{newest.name} is damaged: going on from the older step-000000001-" in caplog.text
+    assert f"{newest.name} is damaged: continuing from the older step-000000001-" in caplog.text
     with pytest.raises(CheckpointError, match=rf"{newest.name} is damaged, and it is the newest checkpoint"):
         read_newest_checkpoint(tmp_path, older=False)
 

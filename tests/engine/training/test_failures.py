@@ -83,7 +83,7 @@ def test_a_rank_that_fails_is_named_on_rank_0_and_all_end(cells: Path, tmp_path:
     ranks, statuses = fail_on(cells, tmp_path / "run", 1, fault)
     lines = [line for line in ranks[0].said.splitlines() if line.startswith("atlasvi:")]
     assert len(lines) == 1, ranks[0].said
-    assert re.match(rf"atlasvi: {said}.*\. Go on from what was saved last\.$", lines[0]), lines[0]
+    assert re.match(rf"atlasvi: {said}.*\. Resume from the last checkpoint\.$", lines[0]), lines[0]
     assert ranks[1].said == ""
     assert statuses == [1, {"SIGKILL": -9, "SIGSTOP": -9}.get(fault, 1)]
     assert read_newest_checkpoint(tmp_path / "run" / "checkpoints")[1]["step"] == FAULTY_STEP - 1

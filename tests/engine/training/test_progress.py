@@ -30,8 +30,8 @@ def test_away_from_a_terminal_there_are_plain_lines_with_losses_speed_and_time_l
         log.epoch(line(3))  # the last one
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        "epoch 1/4: ELBO -321.5  held out -322.5 nats a cell, 4,568 cells/s, 6 s left",
-        "epoch 4/4: ELBO -324.5  held out -325.5 nats a cell, 4,568 cells/s, 0 s left",
+        "epoch 1/4: ELBO -321.5  held out -322.5 nats per cell, 4,568 cells/s, 6 s left",
+        "epoch 4/4: ELBO -324.5  held out -325.5 nats per cell, 4,568 cells/s, 0 s left",
     ]
 
 

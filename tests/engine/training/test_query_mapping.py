@@ -8,7 +8,7 @@ import torch
 
 from atlasvi.engine import SCVI
 from atlasvi.engine.model.model_options import Freezing
-from atlasvi.engine.training.freezing import choose_learned
+from atlasvi.engine.training.freezing import choose_trained
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.errors import GeneError
 from atlasvi.loaders.ingestion.ingest import ingest
@@ -67,7 +67,7 @@ def test_what_learns_is_what_scvi_tools_lets_learn(options: dict, freezing: dict
     adata = make_adata(30)
     SCVI.setup_anndata(adata, batch_key="batch")
     model = SCVI(adata, n_hidden=8, **options).module
-    assert set(choose_learned(model, Freezing(**freezing))) == learned
+    assert set(choose_trained(model, Freezing(**freezing))) == learned
 
 
 def test_a_latent_library_keeps_the_priors_of_known_batches_and_measures_new_ones():

@@ -75,11 +75,11 @@ def test_the_column_says_which_is_which_in_any_case_of_letters(categorical: bool
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        (["train", "validation", "maybe"], "says 'maybe'.*train, validation .*or test"),
-        (["train", "validation", 1], "says '1'"),
+        (["train", "validation", "maybe"], "holds 'maybe'.*train, validation .*or test"),
+        (["train", "validation", 1], "holds '1'"),
         (["train", "validation", None], r"missing values \(first: cell 2\)"),
-        (["train", "test"], "says 'validation' for no cell"),
-        (["validation", "test"], "says 'train' for no cell"),
+        (["train", "test"], "has no cell with 'validation'"),
+        (["validation", "test"], "has no cell with 'train'"),
     ],
 )
 def test_a_column_that_is_no_split_is_explained(column: list, message: str):

@@ -464,7 +464,7 @@ def test_a_run_of_a_newer_format_is_refused(cells: Path, tmp_path: Path, monkeyp
 
 
 def test_resuming_what_is_not_there_is_refused(cells: Path, tmp_path: Path):
-    with pytest.raises(SourceError, match="there is no run to go on with"):
+    with pytest.raises(SourceError, match="there is no run to resume"):
         train(cells, tmp_path / "run", resume=True)
     assert not (tmp_path / "run").exists()
 
@@ -476,10 +476,10 @@ def test_resuming_what_is_not_there_is_refused(cells: Path, tmp_path: Path):
         ({"batch_key": "one"}, ColumnError, r"'one' has one value \('same'\)"),
         ({"batch_key": "gaps"}, ColumnError, r"'gaps' has missing values \(1 cells, first: cell 4\)"),
         ({"labels_key": "kind"}, ColumnError, "no column 'kind'"),
-        ({"split_column": "type"}, ColumnError, "says 'B'|says 'T'"),
+        ({"split_column": "type"}, ColumnError, "holds 'B'|holds 'T'"),
         ({"settings": {"n_latnet": 3}}, SettingError, "did you mean n_latent"),
         ({"settings": {"n_latent": -3}}, SettingError, "n_latent = -3"),
-        ({"device": "tpu"}, SettingError, "choose auto, cpu or cuda"),
+        ({"device": "tpu"}, SettingError, "use auto, cpu or cuda"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_and_leaves_nothing(
@@ -562,10 +562,10 @@ def test_a_new_run_at_the_place_of_another_says_how_to_go_on_with_that(cells: Pa
     at_step(monkeypatch, 2, kill)
     with pytest.raises(Killed):
         train(cells, tmp_path / "run", **SCHEDULE)
-    with pytest.raises(OutputError, match=r"run: a run that is not finished is there already: go on .* with --resume"):
+    with pytest.raises(OutputError, match=r"run: this is an unfinished run already: resume it with .* --resume"):
         train(cells, tmp_path / "run", **SCHEDULE)
     train(cells, tmp_path / "run", resume=True)
-    with pytest.raises(OutputError, match=r"run: a finished run is there already: .* --start .*run --out OTHER"):
+    with pytest.raises(OutputError, match=r"run: this is a finished run already: .* --start .*run --out OTHER"):
         train(cells, tmp_path / "run", **SCHEDULE)
     (tmp_path / "other").mkdir()
     with pytest.raises(OutputError, match="other exists already"):
@@ -576,9 +576,7 @@ def test_resuming_a_finished_run_says_that_it_is_finished(cells: Path, tmp_path:
     run = train(cells, tmp_path / "run", **SCHEDULE)
     capsys.readouterr()
     assert_same_run(run, train(cells, tmp_path / "run", resume=True))
-    assert (
-        capsys.readouterr().err.strip().endswith("run: the run is finished already, so there is nothing to go on with.")
-    )
+    assert capsys.readouterr().err.strip().endswith("run: the run is finished already, so there is nothing to resume.")
 
 
 def test_how_to_go_on_is_a_command_that_opens_the_data_as_it_was_opened(cells: Path, tmp_path: Path, monkeypatch):
@@ -596,7 +594,7 @@ def test_how_to_go_on_is_a_command_that_opens_the_data_as_it_was_opened(cells: P
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
     assert kept == {"path": str(tmp_path / "my cells.h5ad"), **options, "format": "h5ad"}
     opened = f"{tmp_path / 'my cells.h5ad'}::layer=raw counts,gene_column=symbol,empty_cells=keep"
-    command = shlex.split(str(stopped.value).partition("Go on with: ")[2])
+    command = shlex.split(str(stopped.value).partition("Resume with: ")[2])
     assert command[:7] == ["atlasvi", "launch", "--nproc", "1", "--max-restarts", "3", "--"]
     assert command[7:] == [
         "train",
@@ -609,6 +607,6 @@ def test_how_to_go_on_is_a_command_that_opens_the_data_as_it_was_opened(cells: P
 
 
 def test_a_seed_below_zero_is_refused_before_anything_is_written(cells: Path, tmp_path: Path):
-    with pytest.raises(SettingError, match="seed -1: give a whole number from 0"):
+    with pytest.raises(SettingError, match="seed -1: use a whole number from 0"):
         train(cells, tmp_path / "run", seed=-1)
     assert not (tmp_path / "run").exists()

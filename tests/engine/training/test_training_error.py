@@ -19,7 +19,7 @@ def test_a_loss_with_any_term_that_is_not_finite_is_found(name: str, value: floa
 
 def test_the_terms_are_said_a_cell():
     said = find_infinite_loss(LossTerms(2.0, math.inf, 6.0, 0.0), 0.5)
-    assert said == "the loss is not finite (reconstruction inf, KL 3 nats a cell, KL weight 0.5)"
+    assert said == "the loss is not finite (reconstruction inf, KL 3 nats per cell, KL weight 0.5)"
 
 
 def test_weights_that_are_not_finite_are_found():

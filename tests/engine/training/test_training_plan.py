@@ -112,9 +112,9 @@ def test_a_model_of_scvi_tools_is_trained_further_on_its_columns(cells: Path):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"settings": {"n_latent": 7}}, "has n_latent = 3, and now it is 7"),
-        ({"batch_key": "age"}, "has batch_key = 'batch', and now it is 'age'"),
-        ({"continuous_covariate_keys": ["age"]}, r"has continuous_covariate_keys = None, and now it is \['age'\]"),
+        ({"settings": {"n_latent": 7}}, "has n_latent = 3, not 7"),
+        ({"batch_key": "age"}, "has batch_key = 'batch', not 'age'"),
+        ({"continuous_covariate_keys": ["age"]}, r"has continuous_covariate_keys = None, not \['age'\]"),
     ],
 )
 def test_a_model_to_start_from_keeps_its_shape(cells: Path, asked: dict[str, Any], message: str):
