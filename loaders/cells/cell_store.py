@@ -158,7 +158,7 @@ class CellStore:
         """Raise SourceError where an older store, which has no list of its files, has lost values.
 
         Zarr does not write chunks of zeros, so a missing chunk may be correct. But cell names and `source_row` are
-        always written, and the number of cells in each category is known; for other columns there is no way to tell.
+        never all zeros, and the number of cells in each category is known; for other columns there is no way to tell.
         """
         for name in ("var/_index", "obs/_index", *["obs/source_row"] * (max(self.source_sizes) > 1)):
             check_written(self.path, root[name])

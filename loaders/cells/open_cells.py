@@ -68,7 +68,7 @@ def align_genes(data: Cells, genes: Sequence[str]) -> tuple[Cells, list[str]]:
 
 
 def find_missing(path: str, there: pd.Index, wanted: pd.Index) -> list[str]:
-    """Those of the `wanted` genes that are not `there`. Raises GeneError if none is."""
+    """The `wanted` genes that the data lacks; `there` are its genes. Raises GeneError if it has none of them."""
     missing = wanted[~wanted.isin(there)].tolist()
     if len(missing) == len(wanted):
         raise GeneError(

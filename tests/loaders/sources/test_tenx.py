@@ -160,7 +160,7 @@ def test_a_file_without_genes_names_the_types_it_has(tmp_path):
     [
         ("%%MatrixMarket matrix coordinate pattern general\n4 3 1\n1 1\n", "kind 'coordinate pattern general'"),
         ("%%MatrixMarket matrix array real general\n4 3\n1\n", "kind 'array real general'"),
-        ("4 3 5\n" + ENTRIES, "no Matrix Market header"),
+        ("4 3 5\n" + ENTRIES, "not a Matrix Market header"),
         ("%%MatrixMarket matrix coordinate integer general\n%", "the line with rows, columns and entries is missing"),
         (HEADER.replace("4 3", "5 3") + ENTRIES, r"the matrix is 5 x 3, but features.tsv lists 4 features .* 3 cells"),
     ],
