@@ -1,13 +1,13 @@
-"""atlasvi.kernels: the arithmetic of scVI, usable without the rest; each next to a plain reference.
+"""atlasvi.kernels: the arithmetic of scVI, usable on its own; each kernel has a plain reference.
 
-log1p_linear       (log1p of) sparse counts times a weight, without a dense input          sparse_layer.py
-take_columns       a column for each cell, by a covariate's code                         columns.py
-norm_relu          bias, layer norm, ReLU and dropout of a hidden layer in one pass     hidden_layer.py
-decoder_nll        decoder's hidden state -> negative log-likelihood of each cell        decoder_loss.py
-logits_nll         the same from logits                                                  logits_loss.py
-nb_log_prob, zinb_log_prob, poisson_log_prob   elementwise, exact: the reference         reference.py
-order_by_gene      what both need for their gradients on a GPU, computed once           gene_order.py
-choose_backend     which implementation runs: 'cpu', 'triton' or 'torch'                backends.py
+log1p_linear       log1p of sparse counts (or the counts) times a weight, sparse throughout    sparse_layer.py
+take_columns       a column of a parameter for each cell, by its code of a covariate        columns.py
+norm_relu          bias, layer norm, ReLU and dropout of a hidden layer, in one pass       hidden_layer.py
+decoder_nll        decoder's hidden state -> negative log-likelihood of each cell           decoder_loss.py
+logits_nll         logits -> negative log-likelihood of each cell                           logits_loss.py
+nb_log_prob, zinb_log_prob, poisson_log_prob   elementwise, exact: the reference            reference.py
+order_by_gene      sorts nonzeros by gene, once, for the gradient of log1p_linear on a GPU  gene_order.py
+choose_backend     which implementation runs: 'cpu', 'triton' or 'torch'                   backends.py
 """
 
 import atlasvi.kernels.numba_cache  # noqa: F401

@@ -1,4 +1,4 @@
-"""Which implementation of the kernels runs: chosen by device, and overridable."""
+"""Which implementation of the kernels runs: chosen by device, unless the caller or the environment chooses."""
 
 import importlib
 import importlib.util
@@ -16,10 +16,10 @@ INTERPRETER = "TRITON_INTERPRET"
 def choose_backend(device: torch.device, asked: str | None = None, dtype: torch.dtype = torch.float32) -> str:
     """'cpu' (compiled by numba) on the CPU; 'triton' on CUDA, if it is installed; 'torch' (plain, dense) elsewhere.
 
-    asked  a name wins over the device; so does the environment variable ATLASVI_KERNELS. 'triton' runs on the CPU too,
-           slowly, under triton's interpreter (TRITON_INTERPRET=1 from before triton is imported): for tests
-    dtype  float64 runs on 'torch' alone, whatever the variable says
-    Raises ValueError for a name that is none of them, or does not run on the device or in the dtype.
+    asked  the caller's choice, if any; else the environment variable ATLASVI_KERNELS overrides the device. For tests,
+           'triton' runs on the CPU too, slowly, in its interpreter (TRITON_INTERPRET=1 before triton is imported)
+    dtype  float64 runs only on 'torch', whatever the variable says
+    Raises ValueError for an unknown name, or a backend that does not run on the device or in the dtype.
     """
     if dtype == torch.float64 and asked in (None, "torch"):
         return "torch"
@@ -49,17 +49,17 @@ def _has_triton() -> bool:
 
 @cache
 def load_sweep(backend: str) -> Any:
-    """The class of a backend that turns tiles of logits into losses and slopes."""
+    """The `Sweep` class of a backend, which turns tiles of logits into losses and slopes."""
     return importlib.import_module(f"atlasvi.kernels.{backend}_tile").Sweep
 
 
 @cache
 def load_sparse(backend: str) -> Any:
-    """The module of a backend that multiplies sparse counts."""
+    """The module of a backend for products with sparse counts."""
     return importlib.import_module(f"atlasvi.kernels.{backend}_sparse")
 
 
 @cache
 def load_hidden(backend: str) -> Any:
-    """The module of a backend that does what follows the product of a hidden layer."""
+    """The module of a backend for the part of a hidden layer after its matrix product."""
     return importlib.import_module(f"atlasvi.kernels.{backend}_hidden")

@@ -1,4 +1,4 @@
-"""A column of a parameter for each cell, by the code of a covariate; gradients are the same at every run."""
+"""A column of a parameter for each cell, by its code of a covariate; gradients are the same in every run."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from atlasvi.kernels.backends import choose_backend, load_hidden
 
 
 def take_columns(columns: Tensor, codes: Tensor) -> Tensor:
-    """columns[codes]: [cells, hidden] of columns [categories, hidden] and codes int64 [cells]; differentiable.
+    """columns[codes]: [cells, hidden] from columns [categories, hidden] and codes int64 [cells]; differentiable.
 
-    Torch's own gradient adds up in any order on a GPU; that of 'triton' has a fixed one.
+    On a GPU, torch's own gradient is summed in no fixed order; that of 'triton' is.
     """
     if choose_backend(columns.device, dtype=columns.dtype) != "triton":
         return F.embedding(codes, columns)
-    return _TakeColumns.apply(columns, codes.contiguous())  # a column of several covariates' codes is not
+    return _TakeColumns.apply(columns, codes.contiguous())  # one column of a code matrix is not contiguous
 
 
 class _TakeColumns(torch.autograd.Function):

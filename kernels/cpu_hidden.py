@@ -1,6 +1,6 @@
 """Bias, layer norm, ReLU and dropout of a hidden layer on a CPU, and their gradients, cell by cell.
 
-Loops that sum do not store, so that the last digit does not depend on where arrays lie: see cpu_likelihood.
+Loops that sum do not store, so that the last digit does not depend on the arrays' addresses: see cpu_likelihood.
 """
 
 import math
@@ -14,7 +14,7 @@ from atlasvi.kernels.cpu_likelihood import run_on_threads
 from atlasvi.kernels.vector_math import FASTMATH, f32
 
 EPSILON = 1e-5
-ALONE = 2**19  # values up to which to wake another thread costs more than it helps
+FEW_VALUES = 2**19  # up to this number of values, one thread is faster than several
 
 
 def norm_relu(
@@ -25,7 +25,7 @@ def norm_relu(
     arrays = (
         projected.detach().contiguous().numpy(),
         columns.detach().contiguous().numpy(),
-        *_chosen(codes, dropout, len(projected)),
+        *_to_arrays(codes, dropout, len(projected)),
         out.numpy(),
         normed.numpy(),
         scales.numpy(),
@@ -37,22 +37,22 @@ def norm_relu(
 def norm_relu_backward(
     grad: Tensor, normed: Tensor, scales: Tensor, codes: Tensor | None, dropout: Tensor | None, n_columns: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by projected [cells, hidden] and by columns [n_columns, hidden]."""
+    """Gradients with respect to projected [cells, hidden] and columns [n_columns, hidden]."""
     to, n_threads = torch.empty_like(normed), _threads(normed)
-    # each thread adds to a table of its own, in an order that depends on nothing but their number
+    # each thread sums into its own table, so that the order of the sums depends only on the number of threads
     tables = torch.zeros(n_threads, n_columns, normed.shape[1])
     arrays = (
         grad.contiguous().numpy(),
         normed.numpy(),
         scales.numpy(),
-        *_chosen(codes, dropout, len(normed)),
+        *_to_arrays(codes, dropout, len(normed)),
         to.numpy(),
     )
     run_on_threads(lambda k, a, b: _norm_relu_backward(a, b, *arrays, tables[k].numpy()), len(to), n_threads)
     return to, tables[0] if n_threads == 1 else tables.sum(0)
 
 
-def _chosen(codes: Tensor | None, dropout: Tensor | None, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
+def _to_arrays(codes: Tensor | None, dropout: Tensor | None, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
     return (
         np.zeros(n_cells, np.int64) if codes is None else codes.numpy(),
         np.empty((0, 0), np.float32) if dropout is None else dropout.contiguous().numpy(),
@@ -60,7 +60,7 @@ def _chosen(codes: Tensor | None, dropout: Tensor | None, n_cells: int) -> tuple
 
 
 def _threads(values: Tensor) -> int:
-    return torch.get_num_threads() if values.numel() > ALONE else 1
+    return torch.get_num_threads() if values.numel() > FEW_VALUES else 1
 
 
 @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
@@ -93,7 +93,7 @@ def _norm_relu(
         for j in range(n):
             value = values[j] * scale
             values[j] = value
-            result[j] = f32(0) if value <= 0 else value  # NaN stays
+            result[j] = f32(0) if value <= 0 else value  # NaN stays NaN
         if len(dropout):
             factors = dropout[cell]
             for j in range(n):

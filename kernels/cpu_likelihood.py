@@ -9,12 +9,13 @@ mu + mu**2 / theta; exact, no epsilon inside the logarithms. In nats, with r = m
              x > 0: softplus(pi) + NB
     Poisson  mu - x log(mu) + log(x!)
 
-The zeros, nearly all elements, are swept by vector code in float32; nonzeros are taken out of the sweep (their mean set
-to zero, where its terms vanish) and done one by one in float64: where counts are large, what is left is the small
-difference of large terms. Slopes are by log(mu); through the softmax they become slope - proportion * sum(slopes).
+The zeros, nearly all elements, are computed in one sweep of vector code in float32. For the sweep, the mean of each
+nonzero is set to zero, where its terms vanish; nonzeros are computed in float64, since for large counts the result is a
+small difference of large terms. Slopes are derivatives by log(mu); the softmax turns them into
+slope - proportion * sum(slopes).
 
-Loops that sum do not store to another array: of such a loop the compiler makes two, one for arrays that may overlap,
-and they sum in another order. Which of them runs, and so the last digit, would depend on where in memory arrays lie.
+Loops that sum do not store to another array: the compiler makes two versions of such a loop, one for arrays that may
+overlap, which sum in different orders. The addresses of the arrays would decide which one runs, and so the last digit.
 
 Functions with FASTMATH are inlined into their callers. Each compiled caller would else bring a copy of a function that
 it calls, the linker takes the copy that the process has loaded first, and copies differ in their last digits: a process
@@ -36,15 +37,15 @@ from atlasvi.kernels.reference import Likelihood
 from atlasvi.kernels.vector_math import FASTMATH, exp32, f32, log1p32, log1p_rest32, log64
 
 FEW_FACTORS = 6
-MOST_FACTORS = 16  # of theta (theta + 1) ...: up to here their product fits float64 for every theta
+MOST_FACTORS = 16  # of theta (theta + 1) ...: up to this number their product fits float64 for every theta
 DIRECT_SUM = 64
-PART = 4096  # genes: float32 sums are kept short, and rows of a part in the nearest cache
+PART = 4096  # genes: float32 sums stay short, and the rows of a part stay in the fastest cache
 LOG_FACTORIAL = np.array([math.lgamma(x + 1) for x in range(MOST_FACTORS + 1)])
 
 
 @njit(inline="always", fastmath=FASTMATH, error_model="numpy")
 def softplus32(x: Any) -> Any:
-    """log(1 + exp(x)); NaN of NaN, which max(x, 0) would swallow."""
+    """log(1 + exp(x)); NaN if x is NaN, which max(x, 0) would lose."""
     return f32(0.5) * (x + abs(x)) + log1p32(exp32(-abs(x)))
 
 
@@ -90,7 +91,7 @@ def _nb_nonzero(x: Any, log_mean: float, mean: float, theta: float) -> tuple[flo
             product *= 1 + j * by_theta
             harmonic += 1 / (theta + j)
         # log of theta (theta + 1) ... (theta + x - 1) / total**x, whose first factor is -log1p_ratio
-        rising, log_factorial = -(x * log1p_ratio), 0.0  # counts may be unsigned
+        rising, log_factorial = -(x * log1p_ratio), 0.0  # x may be unsigned: do not negate it
         if x > 1:
             rising, log_factorial = rising + math.log(product), LOG_FACTORIAL[x]
     else:
@@ -98,7 +99,7 @@ def _nb_nonzero(x: Any, log_mean: float, mean: float, theta: float) -> tuple[flo
         if theta < 1e3:
             rising = math.lgamma(x + theta) - math.lgamma(theta) + x * math.log(by_total)
             harmonic = _digamma(x + theta) - _digamma(theta)
-        else:  # the two lgammas agree in most digits: Stirling's series, its large terms subtracted by hand
+        else:  # the two lgammas agree in most digits: Stirling's series, its large terms cancelled by hand
             rising = (x + theta - 0.5) * math.log1p(x / theta) - x - x * log1p_ratio
             rising += _stirling_tail(x + theta) - _stirling_tail(theta)
             harmonic = math.log1p(x / theta) + 0.5 * x / (theta * (x + theta))
@@ -111,10 +112,10 @@ def _nb_nonzero(x: Any, log_mean: float, mean: float, theta: float) -> tuple[flo
     return loss, (mean - x) * theta * by_total, theta * (log1p_ratio + (x - mean) * by_total - harmonic)
 
 
-@njit(error_model="numpy")  # no fastmath: what is rounded off is what it is about
+@njit(error_model="numpy")  # no fastmath, which would lose the low-order digits
 def _nb_small_counts(counts: np.ndarray, log_means: np.ndarray, means: np.ndarray, thetas: np.ndarray) -> None:
-    """The same of counts up to FEW_FACTORS, in vector code. float64 all: counts; log_means become losses but for
-    log(x!), means the slopes by log mean, thetas those by log theta.
+    """The same for counts up to FEW_FACTORS, in vector code. All arrays float64 [counts]: log_means become losses
+    without log(x!), means become slopes by log mean, thetas slopes by log theta.
 
     With P = (1 + 1 / theta) ... (1 + (x - 1) / theta), the harmonic sum is (x - P' / (theta P)) / theta.
     """
@@ -139,11 +140,11 @@ def _nb_small_counts(counts: np.ndarray, log_means: np.ndarray, means: np.ndarra
 def _nb_nonzeros(
     counts: np.ndarray, log_means: np.ndarray, means: np.ndarray, thetas: np.ndarray, xs: np.ndarray, large: np.ndarray
 ) -> float:
-    """Sum of the losses of a cell's counts > 0; means and thetas become slopes by their logarithms. All but counts
-    float64 and overwritten; large [counts, 3]."""
+    """Sum of the losses of a cell's counts > 0; means and thetas become slopes by their logarithms. All arrays but
+    counts are float64 and overwritten; large [counts, 3]."""
     value, n_large = 0.0, 0
     for k in range(len(counts)):
-        x = np.int64(counts[k])  # an unsigned one has no negative
+        x = np.int64(counts[k])  # signed, so that it can be negated
         xs[k] = x
         if x <= FEW_FACTORS:
             value += LOG_FACTORIAL[x]
@@ -162,7 +163,7 @@ def _nb_nonzeros(
 
 @njit(forceinline=True, fastmath=True)
 def _find_largest(values: np.ndarray) -> Any:
-    """The largest value, eight compared at a time; NaN are passed over, and come through where values are used."""
+    """The largest value, with eight comparisons at a time; NaN is skipped here, but propagates from the values."""
     a = b = c = d = e = f = g = h = values[0]
     whole = len(values) // 8 * 8
     for k in range(0, whole, 8):
@@ -175,7 +176,7 @@ def _find_largest(values: np.ndarray) -> Any:
 
 @njit(forceinline=True, fastmath=FASTMATH, error_model="numpy")
 def _prepare_softmax(row: np.ndarray) -> Any:
-    """Logits become exp(logit - largest). Returns (largest, sum of them)."""
+    """Logits become exp(logit - largest logit). Returns (largest logit, sum of the exponentials)."""
     largest, total = _find_largest(row), f32(0)
     for g in range(len(row)):
         e = exp32(row[g] - largest)
@@ -185,20 +186,20 @@ def _prepare_softmax(row: np.ndarray) -> Any:
 
 
 @njit(forceinline=True, fastmath=FASTMATH, error_model="numpy")
-def _prepare_softplus(row: np.ndarray, share: np.ndarray) -> None:
-    """share = softplus(logit); logits become d log(share) / d logit, which goes to 1 where both vanish."""
+def _prepare_softplus(row: np.ndarray, proportion: np.ndarray) -> None:
+    """proportion = softplus(logit); logits become d log(proportion) / d logit, which tends to 1 where both vanish."""
     for g in range(len(row)):
         x = row[g]
         t = exp32(-abs(x))
-        value = f32(0.5) * (x + abs(x)) + log1p32(t)  # NaN of NaN, which max(x, 0) would swallow
-        share[g] = value
+        value = f32(0.5) * (x + abs(x)) + log1p32(t)  # NaN if x is NaN, which max(x, 0) would lose
+        proportion[g] = value
         row[g] = (f32(1) if x >= 0 else t) / ((f32(1) + t) * value) if x > f32(-15) else f32(1)
 
 
 @njit(forceinline=True, fastmath=FASTMATH, error_model="numpy")
-def _finish_softmax(share: np.ndarray, slope: np.ndarray, ratio: Any, weight: float) -> None:
-    for g in range(len(share)):
-        share[g] = (slope[g] - share[g] * ratio) * weight
+def _finish_softmax(proportion: np.ndarray, slope: np.ndarray, ratio: Any, weight: float) -> None:
+    for g in range(len(proportion)):
+        proportion[g] = (slope[g] - proportion[g] * ratio) * weight
 
 
 @njit(forceinline=True, fastmath=FASTMATH, error_model="numpy")
@@ -220,7 +221,7 @@ def _make_sweep_part(likelihood: Likelihood, theta_per_cell: bool) -> Callable[.
 
     @njit(forceinline=True, fastmath=FASTMATH, error_model="numpy")
     def sweep_part(
-        share: np.ndarray,
+        proportion: np.ndarray,
         scale: float,
         theta: np.ndarray,
         by_theta: np.ndarray,
@@ -232,13 +233,13 @@ def _make_sweep_part(likelihood: Likelihood, theta_per_cell: bool) -> Callable[.
     ) -> Any:
         loss, slopes = f32(0), f32(0)
         if poisson:
-            for g in range(len(share)):
-                slope[g] = share[g] * scale
-            for g in range(len(share)):
+            for g in range(len(proportion)):
+                slope[g] = proportion[g] * scale
+            for g in range(len(proportion)):
                 loss += slope[g]
             return loss, loss
-        for g in range(len(share)):
-            mu = share[g] * scale
+        for g in range(len(proportion)):
+            mu = proportion[g] * scale
             r = mu * by_theta[g]
             q = f32(1) / (f32(1) + r)
             log1p_ratio, rest = log1p_rest32(r, q)
@@ -256,7 +257,7 @@ def _make_sweep_part(likelihood: Likelihood, theta_per_cell: bool) -> Callable[.
                 grad[g] = slope_theta * weight
             else:
                 grad[g] += slope_theta * weight
-        for g in range(len(share)):  # by itself: see the module
+        for g in range(len(proportion)):  # a separate loop: see the module's docstring
             loss += terms[g]
             slopes += slope[g]
         return loss, slopes
@@ -264,8 +265,8 @@ def _make_sweep_part(likelihood: Likelihood, theta_per_cell: bool) -> Callable[.
     return sweep_part
 
 
-# Each is a name of this module: numba files compiled code under what a function encloses, and a compiled function that
-# is enclosed is another one in each process, so that nothing would ever be found again.
+# Each has a name in this module: numba caches compiled code by the values that a function encloses, and an enclosed
+# compiled function differs in each process, so that the cache would never be used.
 _sweep_poisson = _make_sweep_part("poisson", False)
 _sweep_nb, _sweep_nb_per_cell = _make_sweep_part("nb", False), _make_sweep_part("nb", True)
 _sweep_zinb, _sweep_zinb_per_cell = _make_sweep_part("zinb", False), _make_sweep_part("zinb", True)
@@ -278,12 +279,12 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
     sweep(first, last, logits, slopes, library, log_theta, theta_rows, dropout, indptr, indices, counts, weights, loss,
     by_library, grad_theta)
 
-    Cells [first, last) of: logits float32 [cells, genes]; slopes, the same or of the same shape, written: d nll /
-    d logits * weight; library float32 [cells]; log_theta float32 [rows, genes] with theta_rows int64 [cells] saying
-    which row is a cell's, or, if theta_per_cell, [cells, genes], overwritten by its gradient; dropout logits float32
-    [cells, genes], overwritten by theirs (ZINB; else [0, 0]); CSR indptr [cells + 1], indices, counts; weights float32
-    [cells] of the gradients; loss and by_library (d nll / d log library) float64 [cells], written; grad_theta float32
-    [rows, genes], added to.
+    For cells [first, last). logits float32 [cells, genes]; slopes, the same array or one of the same shape, is written:
+    d nll / d logits * weight. library float32 [cells]. log_theta float32 [rows, genes], with theta_rows int64 [cells]
+    for each cell's row; or, if theta_per_cell, [cells, genes], overwritten by its gradient. dropout: logits float32
+    [cells, genes], overwritten by their gradient (ZINB; else [0, 0]). CSR: indptr [cells + 1], indices, counts. weights
+    float32 [cells] of the gradients. loss and by_library (d nll / d log library) float64 [cells] are written.
+    grad_theta float32 [rows, genes] is added to.
     """
     poisson, inflated = likelihood == "poisson", likelihood == "zinb"
     inlined = Path(vector_math.__file__).read_bytes()
@@ -306,7 +307,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
         by_library: np.ndarray,
         grad_theta: np.ndarray,
     ) -> None:
-        _ = inlined  # numba keeps compiled code by this file and what a function encloses: not by what it inlines
+        _ = inlined  # numba's cache depends on this file and on enclosed values, not on inlined files: enclose those
         n_genes, copied = logits.shape[1], logits.ctypes.data != slopes.ctypes.data
         slope, plus = np.empty(n_genes, np.float32), np.empty(0 if softmax else n_genes, np.float32)
         n_thetas, known = 0 if poisson else n_genes, -1
@@ -317,7 +318,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
             longest = max(longest, indptr[cell + 1] - indptr[cell])
         log_means, means, pis = np.empty(longest), np.empty(longest), np.empty(longest, np.float32)
         thetas, xs, large = np.empty(longest), np.empty(longest), np.empty((longest, 3))
-        own = np.empty(longest, np.float32)  # shares at the nonzeros
+        own = np.empty(longest, np.float32)  # proportions of the nonzeros
         for cell in range(first, last):
             row, begin, n = slopes[cell], indptr[cell], indptr[cell + 1] - indptr[cell]
             genes = indices[begin : begin + n]
@@ -325,29 +326,29 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
             if not poisson and (theta_per_cell or theta_row != known):
                 known = theta_row
                 _prepare_theta(log_theta[theta_row], theta, by_theta)
-            if copied:  # then all is done in place, and the compiler need not ask what overlaps what
+            if copied:  # then the sweep works in place, and the compiler need not check whether arrays overlap
                 row[:] = logits[cell]
             for k in range(n):
                 log_means[k] = row[genes[k]]
             weight, cell_library = weights[cell], library[cell]
             log_scale = math.log(cell_library) if n else 0.0
-            scale, total, share = cell_library, f32(1), row
+            scale, total, proportion = cell_library, f32(1), row
             if softmax:
                 largest, total = _prepare_softmax(row)
                 log_scale -= largest + math.log(total)
                 scale = cell_library / total
             else:
-                share = plus
+                proportion = plus
                 _prepare_softplus(row, plus)
             for k in range(n):
                 if not softmax and log_means[k] > -15:
                     log_means[k] = math.log(max(log_means[k], 0.0) + math.log1p(math.exp(-abs(log_means[k]))))
                 log_means[k] += log_scale
-                own[k] = share[genes[k]]
+                own[k] = proportion[genes[k]]
                 means[k] = np.float64(own[k]) * scale
-                if counts[begin + k] > MOST_FACTORS or means[k] > MOST_FACTORS:  # float32 would not do
+                if counts[begin + k] > MOST_FACTORS or means[k] > MOST_FACTORS:  # float32 is not exact enough
                     means[k] = math.exp(log_means[k])
-                share[genes[k]] = 0  # where the terms of a zero vanish
+                proportion[genes[k]] = 0  # so that the terms of a zero vanish
             pi_row = dropout[cell] if inflated else no_dropout
             if inflated:
                 for k in range(n):
@@ -357,8 +358,8 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
             for start in range(0, n_genes, PART):
                 part = slice(start, min(start + PART, n_genes))
                 arguments = (
-                    share[part], scale, theta[part], by_theta[part], pi_row[part], slope[part], grad_row[part], terms,
-                    weight,
+                    proportion[part], scale, theta[part], by_theta[part], pi_row[part], slope[part], grad_row[part],
+                    terms, weight,
                 )  # fmt: skip
                 if poisson:
                     of_part, slopes_of_part = _sweep_poisson(*arguments)
@@ -380,7 +381,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
             for k in range(n):
                 g = genes[k]
                 if poisson:
-                    x = np.int64(own_counts[k])  # an unsigned one has no negative
+                    x = np.int64(own_counts[k])  # signed, so that it can be negated
                     log_factorial = LOG_FACTORIAL[x] if x <= MOST_FACTORS else math.lgamma(x + 1.0)
                     value += means[k] - x * log_means[k] + log_factorial
                     slope[g] = means[k] - x
@@ -388,7 +389,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
                     slope[g] = means[k]
                     grad_row[g] += thetas[k] * weight
                 all_slopes += slope[g]
-                share[g] = own[k]
+                proportion[g] = own[k]
                 if inflated:
                     pi = np.float64(pis[k])
                     value += max(pi, 0.0) + math.log1p(math.exp(-abs(pi)))
@@ -406,7 +407,7 @@ _POOLS: dict[int, ThreadPoolExecutor] = {}
 
 
 def run_on_threads(function: Callable[[int, int, int], None], n: int, n_threads: int) -> None:
-    """Call function(thread, start, stop) for even shares of range(n), on that many threads; waits for all."""
+    """Call function(thread, start, stop) for equal parts of range(n), on that many threads; waits for all."""
     n_threads = max(1, min(n_threads, n))
     edges = [n * k // n_threads for k in range(n_threads + 1)]
     if n_threads == 1:

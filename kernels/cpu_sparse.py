@@ -13,7 +13,7 @@ from atlasvi.kernels.reference import as_integers
 
 LOG1P = np.log1p(np.arange(256)).astype(np.float32)
 SAMPLES = 4096
-BLOCK_BYTES = 2**18  # of the weight, or its gradient: a block of genes stays in the nearest caches while all cells pass
+BLOCK_BYTES = 2**18  # of the weight or its gradient: a block of genes stays in the fastest caches for all cells
 
 
 def multiply(indptr: Tensor, genes: Tensor, counts: Tensor, weight: Tensor, raw: bool = False) -> Tensor:
@@ -30,11 +30,11 @@ def multiply(indptr: Tensor, genes: Tensor, counts: Tensor, weight: Tensor, raw:
 
 
 def accumulate(indptr: Tensor, genes: Tensor, counts: Tensor, grad: Tensor, n_genes: int, raw: bool = False) -> Tensor:
-    """log1p(counts).T @ grad, or counts.T @ grad if raw: float32 [genes, hidden]; each thread has its own genes."""
+    """log1p(counts).T @ grad, or counts.T @ grad if raw: float32 [genes, hidden]; genes are split among threads."""
     out = torch.empty(n_genes, grad.shape[1])
     arrays = (indptr.numpy().astype(np.int64), genes.numpy(), as_integers(counts).numpy(), grad.numpy())
     n_threads = torch.get_num_threads()
-    # as many counts to each, judged by some of them; a gene's sum is in the order of the cells, whatever the ranges
+    # equal numbers of counts to each thread, estimated from a sample; a gene's sum is in the order of the cells anyway
     used = arrays[1][: arrays[0][-1]]
     sample = np.sort(used[:: max(len(used) // SAMPLES, 1)])
     cuts = [int(sample[len(sample) * k // n_threads]) for k in range(1, n_threads)] if len(sample) else []
@@ -66,7 +66,7 @@ def _multiply(
     raw: bool,
     out: np.ndarray,
 ) -> None:
-    """Cells [first, last) of the product, a block of genes after the other."""
+    """Cells [first, last) of the product, one block of genes after the other."""
     n_genes, n_hidden = weight.shape
     block = max(BLOCK_BYTES // (4 * n_hidden), 1)
     reached = indptr[first:last].copy()
@@ -94,7 +94,7 @@ def _accumulate(
     raw: bool,
     out: np.ndarray,
 ) -> None:
-    """Genes [first, last) of the product, a block of them after the other."""
+    """Genes [first, last) of the product, one block of them after the other."""
     n_cells, n_hidden = grad.shape
     block = max(BLOCK_BYTES // (4 * n_hidden), 1)
     reached = np.empty(n_cells, np.int64)

@@ -1,4 +1,4 @@
-"""A tile of logits on the CPU: its cells shared out among threads."""
+"""A tile of logits on the CPU: its cells are split among threads."""
 
 import sys
 import threading
@@ -25,10 +25,10 @@ def sweep_tile(
     library_grad: Tensor | None = None,
     slopes: Tensor | None = None,
 ) -> None:
-    """Losses of cells [first, last) into `loss`; their logits become slopes, `table_grad` is added to.
+    """Write losses of cells [first, last) to `loss`, turn their logits into slopes, and add to `table_grad`.
 
     logits  float32 [last - first, genes] each: of genes, of log theta for each cell (or None), of dropouts (or None)
-    slopes  where those of genes go, if the logits are to be kept
+    slopes  where the slopes of genes go, if their logits must stay unchanged
     library_grad  float32 like `loss`, written: weight * d nll / d library
     """
     head, theta_logits, dropout = (None if tensor is None else tensor.detach().numpy() for tensor in logits)
@@ -45,7 +45,7 @@ def sweep_tile(
     if options.theta_rows is not None:
         rows = options.theta_rows[first:last].numpy()
     no_rows = np.zeros((0, 0), np.float32)
-    # each thread adds to a table of its own, in an order that depends on nothing but their number
+    # each thread sums into its own table, so that the order of the sums depends only on the number of threads
     tables = np.zeros((n_threads, *theta_logits.shape) if not per_cell else (n_threads, 1, 0), np.float32)
     values, by_library = np.empty((2, last - first))
     cells = options.cells
@@ -70,7 +70,7 @@ def sweep_tile(
         table_grad += torch.from_numpy(tables.sum(0)).view_as(table_grad)
 
 
-TILE_BYTES = 16 * 2**20  # of logits: wide enough for the matrix products, small beside the weights of a large model
+TILE_BYTES = 16 * 2**20  # of logits: wide enough for fast matrix products, small beside the weights of a large model
 
 
 class Sweep:
@@ -87,27 +87,27 @@ class Sweep:
         library_grad: Tensor | None = None,
         bias_grads: list[Tensor | None] | None = None,
     ) -> None:
-        """See `sweep_tile`. bias_grads: of each of its logits, [genes]: their gradients' sums over cells are added."""
+        """See `sweep_tile`. bias_grads: [genes] for each of the logits, to which their gradients are added."""
         self.options, self.given, self.library_grad = options, (table, weights, loss, table_grad), library_grad
         self.bias_grads = bias_grads or [None, None, None]
 
     @staticmethod
     def tile_cells(n_genes: int, n_heads: int) -> int:
-        """Cells of a tile of `n_heads` products; all of them, if there are none."""
+        """Number of cells in a tile if `n_heads` products are computed; all cells if none is."""
         return TILE_BYTES // (4 * n_genes) if n_heads else sys.maxsize
 
     @staticmethod
     def allocate(number: int, n_cells: int, n_genes: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """[cells, genes], used again by the next sweep of this thread: fresh memory costs its page faults."""
+        """[cells, genes], reused by the next sweep of this thread, since new memory costs page faults."""
         kept = _TILES.__dict__.setdefault("kept", {})
         key, n = (number, dtype), n_cells * n_genes
         if key not in kept or kept[key].numel() < n:
-            with torch.inference_mode(False):  # or a first call in inference mode leaves what no other may write to
+            with torch.inference_mode(False):  # or other calls could not write to memory made in inference mode
                 kept[key] = torch.empty(n, dtype=dtype)
         return kept[key][:n].view(n_cells, n_genes)
 
     def project(self, number: int, hidden: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-        """hidden @ weight.T + bias into `out`: logits of a tile, to be taken next."""
+        """hidden @ weight.T + bias into `out`: logits of the next tile."""
         return torch.addmm(bias, hidden, weight.T, out=out)
 
     def take(
@@ -119,7 +119,7 @@ class Sweep:
         keep: bool = False,
         slopes: list[Tensor | None] | None = None,
     ) -> None:
-        """See `sweep_tile`. keep: logits stay as they are, gradients go into `slopes`; else they go over the logits."""
+        """See `sweep_tile`. keep: logits stay unchanged, gradients go into `slopes`; else they overwrite the logits."""
         target = None
         if keep and slopes is not None:
             target = slopes[0]
@@ -130,7 +130,7 @@ class Sweep:
                 grad += tile.sum(0)
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Nothing remains to be done."""
 
 
 def _copy(tensor: Tensor, to: Tensor | None) -> Tensor:

@@ -1,10 +1,10 @@
 """From the decoder's hidden state to each cell's negative log-likelihood, with all gradients in one sweep.
 
-Output layer, softmax (or softplus) over genes, mean = library * share, likelihood at the zeros in closed form, the
-nonzeros by themselves. Cells are taken a tile at a time; nothing of size cells x genes outlives its tile. The gradients
-are computed with the value, so the backward pass only hands them on: they are exact for the upstream gradient that was
-expected, scaled for another that is the same for all cells, and computed anew for any else. On a GPU, where to compare
-is to wait, they are computed with the value only if an upstream gradient is promised, and NaN if it is another.
+Output layer, softmax (or softplus) over genes, mean = library * proportion, likelihood of the zeros in closed form,
+nonzeros separately. Cells are taken a tile at a time; nothing of size cells x genes is kept longer than its tile. The
+gradients are computed with the value, for an expected upstream gradient. If the upstream gradient differs, they are
+scaled (if it is the same for all cells) or recomputed. On a GPU, where a comparison would wait for the device, they are
+computed with the value only if the caller gives `expected_grad`, and become NaN if the upstream gradient differs.
 """
 
 import math
@@ -27,8 +27,7 @@ from atlasvi.kernels.reference import Likelihood
 class SparseCounts:
     """Counts of cells x genes in CSR: indptr int32 or int64 [cells + 1], indices and counts of any integer type.
 
-    indices and counts may be longer than indptr[-1]; what is past it is not looked at (buffers of a fixed size, for
-    CUDA graphs).
+    indices and counts may be longer than indptr[-1]; the rest is ignored (buffers of a fixed size, for CUDA graphs).
     """
 
     indptr: Tensor
@@ -36,7 +35,7 @@ class SparseCounts:
     counts: Tensor
 
     def contiguous(self) -> "SparseCounts":
-        """The same with values next to each other, as kernels read them."""
+        """The same in contiguous memory, as the kernels require."""
         return SparseCounts(self.indptr.contiguous(), self.indices.contiguous(), self.counts.contiguous())
 
 
@@ -65,26 +64,25 @@ def decoder_nll(
 ) -> Tensor:
     """Negative log-likelihood of each cell, summed over genes, nats: float32 [cells].
 
-    hidden      float32 [cells, hidden]; float64 (all tensors then) is computed by 'torch'
-    head        logits of genes
+    hidden      float32 [cells, hidden]; float64 (then for all tensors) runs on 'torch'
+    head        output layer that gives the logits of genes
     library     float32 [cells], counts a cell; zero is allowed (an empty cell has loss 0) where no gradient is wanted
-    log_theta   log of the inverse dispersion: [genes]; [rows, genes] with theta_rows int64 [cells] saying which row is
-                a cell's (its batch, its label); or a Head, which gives one for each cell and gene. None for Poisson
+    log_theta   log of the inverse dispersion: [genes]; [rows, genes] with theta_rows int64 [cells], the row of each
+                cell (its batch or label); or a Head, which gives one for each cell and gene. None for Poisson
     dropout     head of the logits of dropouts, for ZINB
     softmax     mean = library * softmax(logits); False: library * softplus(logits), where library is a size factor
     expected_grad  upstream gradient of each cell for which the gradients are computed with the loss (1 / cells under a
-                mean); None computes them in the backward pass ('triton') or for 1 ('cpu'). For 'triton' a number
-                promises that it will be just this one: if not, there are NaN in all gradients. 'cpu' makes sure, and
-                computes them anew where it is another
-    precision   of the products with weights: 'float32', all its digits; 'bf16' ('triton' only): factors in bfloat16,
-                sums in float32. The likelihood is float32 in either case
+                mean). None: for 1 ('cpu'), or in the backward pass ('triton'). If the upstream gradient differs, 'cpu'
+                recomputes the gradients, and with 'triton' all gradients contain NaN
+    precision   of the products with weights: 'float32', or 'bf16' ('triton' only): factors in bfloat16, sums in
+                float32. The likelihood is float32 in either case
     backend     'cpu', 'triton' or 'torch'; None chooses by device (see `choose_backend`)
     Differentiable in hidden, library, both weights and biases of all heads, and log_theta.
     Raises ValueError if the options do not fit each other.
     """
     check_options(likelihood, log_theta, theta_rows, dropout)
     if isinstance(log_theta, Tensor) and log_theta.dim() == 2 and len(log_theta) > 1 and theta_rows is None:
-        raise ValueError(f"log_theta has {len(log_theta)} rows: theta_rows has to say which is a cell's")
+        raise ValueError(f"log_theta has {len(log_theta)} rows: theta_rows must give the row of each cell")
     name = choose_backend(hidden.device, backend, hidden.dtype)
     if precision != "float32" and not (precision == "bf16" and name == "triton"):
         raise ValueError(f"precision is {precision!r} on {name!r}: choose 'float32', or 'bf16' on 'triton'")
@@ -100,7 +98,7 @@ def decoder_nll(
 def check_options(
     likelihood: str, log_theta: Tensor | Head | None, theta_rows: Tensor | None, dropout: Tensor | Head | None
 ) -> None:
-    """Raises ValueError if the options of a likelihood do not fit each other."""
+    """Raise ValueError if the options of a likelihood do not fit each other."""
     if likelihood not in ("nb", "zinb", "poisson"):
         raise ValueError(f"likelihood is {likelihood!r}: choose 'nb', 'zinb' or 'poisson'")
     if (log_theta is None) != (likelihood == "poisson"):
@@ -122,7 +120,7 @@ def _plain(
     likelihood: Likelihood,
     softmax: bool,
 ) -> Tensor:
-    """The same by autograd over dense matrices: the reference, in any dtype, on any device."""
+    """The same by autograd over dense matrices: the reference, for any dtype and device."""
     counts = reference.to_dense(cells.indptr, cells.indices, cells.counts, len(head.bias), hidden.dtype)
     if isinstance(log_theta, Head):
         log_theta = torch.addmm(log_theta.bias, hidden, log_theta.weight.T)
@@ -135,7 +133,7 @@ def _plain(
 
 @dataclass(frozen=True)
 class Options:
-    """What a sweep is told besides its tensors."""
+    """Everything that a sweep needs besides the tensors that it differentiates."""
 
     backend: str
     likelihood: Likelihood
@@ -158,7 +156,7 @@ class Options:
         theta_rows: Tensor | None,
         precision: Precision = "float32",
     ) -> "Options":
-        """Options whose tensors hold their values next to each other, as kernels read them."""
+        """Options with contiguous tensors, as the kernels require."""
         rows = None if theta_rows is None else theta_rows.contiguous()
         library = library.detach().contiguous()
         return cls(backend, likelihood, softmax, expected_grad, cells.contiguous(), library, rows, precision)
@@ -186,8 +184,8 @@ class _DecoderNLL(torch.autograd.Function):
         (grad,) = grads
         n_inputs = 2 + 6
         (hidden, table, *heads), gradients = ctx.saved_tensors[:n_inputs], ctx.saved_tensors[n_inputs:]
-        if ctx.expected is not None and ctx.options.backend != "cpu":  # as was promised, and nothing may wait
-            spoil_unless_kept(grad, ctx.expected, gradients)
+        if ctx.expected is not None and ctx.options.backend != "cpu":  # without waiting for the device
+            set_nan_unless_expected(grad, ctx.expected, gradients)
             return None, *gradients
         if ctx.expected is not None and bool((grad == ctx.expected).all()):
             return None, *gradients
@@ -197,10 +195,10 @@ class _DecoderNLL(torch.autograd.Function):
         return None, *_sweep(ctx.options, hidden, table, heads, grad.contiguous(), ctx.by_library)[1]
 
 
-def spoil_unless_kept(grad: Tensor, expected: float, gradients: Iterable[Tensor | None]) -> None:
-    """Make the first value of each gradient NaN if the upstream gradient is not the expected one, but for rounding.
+def set_nan_unless_expected(grad: Tensor, expected: float, gradients: Iterable[Tensor | None]) -> None:
+    """Make the first value of each gradient NaN unless the upstream gradient is the expected one, up to rounding.
 
-    Without waiting for the device to say.
+    It does not wait for the device.
     """
     difference = torch.linalg.vector_norm(grad - expected)
     kept = difference <= 1e-6 * abs(expected) * math.sqrt(len(grad))
@@ -211,9 +209,9 @@ def spoil_unless_kept(grad: Tensor, expected: float, gradients: Iterable[Tensor 
 def _sweep(
     options: Options, hidden: Tensor, table: Tensor | None, heads: Any, weights: Tensor | None, by_library: bool
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Losses of all cells and the gradients of (hidden, table, library, each weight and bias), or None for each.
+    """Losses of all cells, and the gradients of (hidden, table, library, each weight and bias), or None for each.
 
-    All without weights, and that of the library unless by_library.
+    Gradients are None without weights, and that of the library unless by_library.
     """
     n_cells, n_genes = len(hidden), len(heads[1])
     loss = torch.empty(n_cells, dtype=torch.float32, device=hidden.device)
@@ -223,7 +221,7 @@ def _sweep(
             None if tensor is None else torch.empty_like(tensor, memory_format=torch.contiguous_format)
             for tensor in (hidden, table, options.library if by_library else None, *heads)
         ]
-        # the first product writes those of hidden and of weights; without cells there is none
+        # the first product overwrites the gradients of hidden and weights; without cells there is no product
         added_to = gradients if n_cells == 0 else [gradients[1], *gradients[4::2]]
         torch._foreach_zero_([tensor for tensor in added_to if tensor is not None])
     sweep = load_sweep(options.backend)(

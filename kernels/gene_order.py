@@ -1,4 +1,4 @@
-"""The nonzeros of a minibatch in the order of their genes: what sums over cells without atomics go by."""
+"""The nonzeros of a minibatch sorted by gene, so that sums over cells need no atomics."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from atlasvi.kernels.backends import choose_backend, load_sparse
 
 @dataclass(frozen=True)
 class GeneOrder:
-    """Nonzeros of gene g are places[starts[g]: starts[g + 1]] of the CSR arrays, in the order of their cells.
+    """Nonzeros of gene g are places[starts[g] : starts[g + 1]] of the CSR arrays, in the order of their cells.
 
-    places int64 [nonzeros], starts int64 [genes + 1], cells int32 [nonzeros]: the cell of each nonzero, in CSR's order.
+    places int64 [nonzeros], starts int64 [genes + 1], cells int32 [nonzeros]: the cell of each nonzero, in CSR order.
     """
 
     places: Tensor
@@ -20,11 +20,11 @@ class GeneOrder:
 
 
 def order_by_gene(indptr: Tensor, genes: Tensor, n_genes: int, *, backend: str | None = None) -> GeneOrder | None:
-    """The order that the gradient of `log1p_linear` needs, to be computed once for all layers that take the counts.
+    """The order for the gradient of `log1p_linear`, computed once for all layers whose input is these counts.
 
-    indptr int32 or int64 [cells + 1], genes any integer type, at least indptr[-1]: more is not looked at. None for a
-    backend that does without. It says where the counts are, so it must be computed anew for every minibatch, also where
-    minibatches come in the same memory.
+    indptr int32 or int64 [cells + 1]; genes of any integer type, at least indptr[-1] of them, the rest is ignored.
+    Returns None for a backend that does not need it. The order depends on where the counts are, so it must be computed
+    for every minibatch, even if several minibatches use the same memory.
     """
     name = choose_backend(indptr.device, backend)
     if name != "triton":

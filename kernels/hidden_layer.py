@@ -1,4 +1,4 @@
-"""What follows the product of a hidden layer: bias, layer norm without parameters, ReLU, dropout, in one pass."""
+"""The part of a hidden layer after its product: bias, layer norm without parameters, ReLU, dropout, in one pass."""
 
 from typing import Any
 
@@ -22,10 +22,10 @@ def norm_relu(
     """relu(layer_norm(projected + columns[codes])) * dropout: [cells, hidden], differentiable in the first two.
 
     projected  [cells, hidden]; float32 for 'cpu'
-    columns    [categories, hidden]: the bias, or the bias and a column for each category of a covariate
-    codes      int64 [cells], which of them is a cell's; None: the first is everyone's
-    dropout    [cells, hidden], what to multiply with; None: 1
-    backend    'cpu' and 'triton', where all is one pass over a cell's values; 'torch', torch's own operations; None
+    columns    [categories, hidden]: the bias, or the bias plus a column for each category of a covariate
+    codes      int64 [cells], the index of each cell's column; None: all cells use the first
+    dropout    [cells, hidden], factors; None: 1
+    backend    'cpu' and 'triton' do all in one pass over a cell's values; 'torch' uses torch's own operations; None
                chooses by device (see `choose_backend`)
     Layer norm as in Ba et al. 2016 (arXiv 1607.06450), over the hidden units, with epsilon 1e-5.
     """

@@ -1,4 +1,4 @@
-"""From logits of genes to each cell's negative log-likelihood, value and slopes in one sweep over them."""
+"""From logits of genes to each cell's negative log-likelihood, value and slopes in one sweep over the logits."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from atlasvi.kernels import reference
 from atlasvi.kernels.backends import choose_backend, load_sweep
-from atlasvi.kernels.decoder_loss import Options, SparseCounts, check_options, spoil_unless_kept
+from atlasvi.kernels.decoder_loss import Options, SparseCounts, check_options, set_nan_unless_expected
 from atlasvi.kernels.reference import Likelihood
 
 
@@ -30,10 +30,10 @@ def logits_nll(
     logits     float32 [cells, genes]
     log_theta  [genes]; [rows, genes] with theta_rows int64 [cells]; or, without theta_rows, [cells, genes]
     dropout    logits of dropouts float32 [cells, genes], for ZINB
-    expected_grad  upstream gradient of each cell for which the gradients are computed with the loss. 'cpu': another
-               (or another than 1, if None) costs a second sweep. 'triton': None computes them in the backward pass; a
-               number promises that it will be just this one: if not, there are NaN in all gradients
-    All else as in `decoder_nll`, which holds no logits longer than a tile and is to be preferred.
+    expected_grad  upstream gradient of each cell for which the gradients are computed with the loss. 'cpu': if it
+               differs (from 1, if None), a second sweep is needed. 'triton': None computes them in the backward pass;
+               if the upstream gradient differs from a given number, all gradients contain NaN
+    All else as in `decoder_nll`, which should be preferred, since it keeps no logits longer than a tile.
     Differentiable in logits, log_theta and dropout. Raises ValueError if the options do not fit each other.
     """
     per_cell = theta_rows is None and log_theta is not None and log_theta.dim() == 2
@@ -73,16 +73,16 @@ class _LogitsNLL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        gradients, ctx.gradients = ctx.gradients, None  # handed on once: they may be the caller's from then on
-        if gradients is not None and ctx.options.backend != "cpu":  # as was promised, and nothing may wait
-            spoil_unless_kept(grad, ctx.expected, gradients)
+        gradients, ctx.gradients = ctx.gradients, None  # used once: the caller may change them in place
+        if gradients is not None and ctx.options.backend != "cpu":  # without waiting for the device
+            set_nan_unless_expected(grad, ctx.expected, gradients)
         elif gradients is None or not bool((grad == ctx.expected).all()):
             gradients = _sweep(ctx.options, ctx.saved_tensors, grad.contiguous())[1]
         return None, *gradients
 
 
 def _sweep(options: Options, inputs: Any, weights: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
-    """Losses of all cells, and the gradients of (logits, table, log_theta, dropout); None of them without weights."""
+    """Losses of all cells, and gradients of (logits, table, log_theta, dropout), all None without weights."""
     logits, table, log_theta, dropout = inputs
     (n_cells, n_genes), dense = logits.shape, torch.contiguous_format
     given = [None if tensor is None else tensor.detach().contiguous() for tensor in (logits, log_theta, dropout)]

@@ -1,4 +1,4 @@
-"""Matrix products around the sweep: exact float32, or of bfloat16 factors with float32 sums."""
+"""Matrix products before and after the sweep: exact float32, or bfloat16 factors with float32 sums."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ Precision = Literal["float32", "bf16"]
 def multiply_into(to: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
     """to = a @ b, or to += a @ b, in float32; a and b both float32 or both bfloat16."""
     if a.dtype == torch.bfloat16 and not a.is_cuda:
-        a, b = a.float(), b.float()  # the same numbers, for tests
+        a, b = a.float(), b.float()  # the same values; needed in tests on the CPU
     if a.dtype == torch.float32:
         torch.addmm(to, a, b, beta=int(add), out=to)
     elif add:
@@ -24,7 +24,7 @@ def multiply_into(to: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """float32 products on CUDA keep all their digits, whatever torch was told about the products of others."""
+    """Let float32 products on CUDA keep all their digits, whatever torch's TF32 setting is."""
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision
     if before != "tf32":

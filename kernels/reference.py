@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LARGE_THETA = 1e3  # from here on Stirling's series is exact to 1e-17, and lgamma(x + theta) - lgamma(theta) is not
+LARGE_THETA = 1e3  # above it Stirling's series is exact to 1e-17, and lgamma(x + theta) - lgamma(theta) is not
 Likelihood = Literal["nb", "zinb", "poisson"]
 
 
@@ -20,15 +20,15 @@ def nb_log_prob(counts: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
     counts  [cells, genes], non-negative whole numbers in a float dtype
     mean    [cells, genes], >= 0, in counts
     theta   broadcastable to it, > 0: inverse dispersion
-    In float64 it is right to nine digits for theta from 1e-6 to 1e8, counts and means to 1e6, and a mean of 0.
+    In float64 it is exact to nine digits for theta from 1e-6 to 1e8, counts and means to 1e6, and for a mean of 0.
     """
-    positive_mean = torch.where(counts > 0, mean, 1)  # else 0 log(0) has no gradient
+    positive_mean = torch.where(counts > 0, mean, 1)  # otherwise the gradient of 0 log(0) is NaN
     combinations = _log_rising(counts, theta) - torch.lgamma(counts + 1)
     return combinations + torch.xlogy(counts, positive_mean) - (counts + theta) * torch.log1p(mean / theta)
 
 
 def zinb_log_prob(counts: Tensor, mean: Tensor, theta: Tensor, dropout: Tensor) -> Tensor:
-    """Log-probability under a zero-inflated negative binomial; `dropout` is the logit of a zero that is no draw."""
+    """Log-probability under a zero-inflated negative binomial; `dropout` is the logit of the zero inflation."""
     of_zero = F.softplus(-dropout - theta * torch.log1p(mean / theta)) - F.softplus(-dropout)
     return torch.where(counts > 0, nb_log_prob(counts, mean, theta) - F.softplus(dropout), of_zero)
 
@@ -59,7 +59,7 @@ def as_integers(counts: Tensor) -> Tensor:
 
 
 def to_dense(indptr: Tensor, indices: Tensor, counts: Tensor, n_genes: int, dtype: torch.dtype) -> Tensor:
-    """[cells, genes] of CSR, in a float dtype; what is past the end of indptr is not looked at."""
+    """[cells, genes] from CSR, in a float dtype; elements after indptr[-1] are ignored."""
     dense = torch.zeros(len(indptr) - 1, n_genes, dtype=dtype, device=counts.device)
     rows = torch.repeat_interleave(torch.arange(len(dense), device=counts.device), indptr.diff().long())
     dense[rows, indices[: len(rows)].long()] = counts[: len(rows)].to(dtype)
@@ -80,8 +80,8 @@ def nll_from_logits(
     counts, logits [cells, genes]; library [cells]; log_theta broadcastable to [cells, genes] (not for Poisson); dropout
     logits [cells, genes] (ZINB). The mean is library * softmax(logits), or library * softplus(logits).
     """
-    shares = torch.softmax(logits, dim=1) if softmax else F.softplus(logits)
-    mean = shares * library[:, None]
+    proportions = torch.softmax(logits, dim=1) if softmax else F.softplus(logits)
+    mean = proportions * library[:, None]
     if likelihood == "poisson":
         return -poisson_log_prob(counts, mean).sum(1)
     assert log_theta is not None

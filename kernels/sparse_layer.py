@@ -1,4 +1,4 @@
-"""The encoder's first layer: counts, and log1p of counts, are as sparse as they come."""
+"""The encoder's first layer, which keeps counts and log1p of counts sparse."""
 
 from typing import Any
 
@@ -24,11 +24,11 @@ def log1p_linear(
     """log1p(counts) @ weight for counts in CSR: [cells, hidden], differentiable in the weight.
 
     indptr  int32 or int64 [cells + 1], genes and counts [nnz] of any integer types; genes sorted in each cell. Both may
-            be longer than indptr[-1]; what is past it is not looked at. Counts of a float type are any numbers above
-            -1, by plain torch
+            be longer than indptr[-1]; the rest is ignored. Counts of a float type may be any numbers above -1, and
+            are computed by plain torch
     weight  float32 [genes, hidden]
     raw     counts @ weight, without the logarithm
-    order   see `order_by_gene`; None: computed in the backward pass, where it is needed
+    order   see `order_by_gene`; None: computed in the backward pass if needed
     backend 'cpu', 'triton' or 'torch'; None chooses by device (see `choose_backend`)
     """
     name = choose_backend(weight.device, backend, weight.dtype)

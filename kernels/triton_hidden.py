@@ -1,7 +1,7 @@
-"""What follows the product of a hidden layer, by Triton: columns, layer norm, ReLU, dropout, a few cells a program.
+"""The part of a hidden layer after its product, by Triton: columns, layer norm, ReLU, dropout; few cells a program.
 
-Forward and backward are a kernel each; the gradient of the columns is the product of the cells' one-hot codes with that
-of the cells, by chunks of cells whose sums are then added up: no atomics, the same sums at every run.
+Forward and backward are one kernel each. The gradient of the columns is the product of the cells' one-hot codes with
+the gradient of the cells, in chunks of cells whose sums are then added up: no atomics, the same sums in every run.
 """
 
 import torch
@@ -35,7 +35,7 @@ def norm_relu(
 def norm_relu_backward(
     grad: Tensor, normed: Tensor, scales: Tensor, codes: Tensor | None, dropout: Tensor | None, n_columns: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `projected` [cells, hidden] and of `columns`, from that of the output."""
+    """Gradients with respect to `projected` [cells, hidden] and `columns`, from the gradient of the output."""
     grad = grad.contiguous()
     n_cells, n_hidden = grad.shape
     projected_grad = torch.empty_like(grad)
@@ -140,7 +140,7 @@ def _backward_kernel(
     ROWS: tl.constexpr,
     HIDDEN: tl.constexpr,
 ):
-    """Layer norm's gradient: scale * (g - mean(g) - normed * mean(g * normed)), where g is that of `normed`."""
+    """Layer norm's gradient: scale * (g - mean(g) - normed * mean(g * normed)), g the gradient of `normed`."""
     cell = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     h = tl.arange(0, HIDDEN)
     inside = (cell < n_cells)[:, None] & (h < n_hidden)[None, :]

@@ -1,18 +1,19 @@
-"""Likelihood of sparse counts from a tile of logits, by Triton: three kernels, no atomics, the same sums at every run.
+"""Likelihood of sparse counts from a tile of logits, by Triton: three kernels, no atomics, the same sums in every run.
 
     nonzeros_kernel  a program a cell: scale of its softmax; the nonzeros, which it then marks in the tile
     zeros_kernel     a program for some genes of some cells: loss, slopes and the gradient of a table of theta
     slopes_kernel    likewise: the gradients of the logits, and their sums over cells (both are in triton_slopes.py)
 
 In place of the logit of a cell's k-th nonzero the tile gets a NaN with the bits FIRST_MARK + k, which `read_marks`
-turns into k and a logit of minus infinity: the mean is 0 there, and all terms of the zeros vanish. A logit of minus
-infinity also pads each row of the tile to `width`, a multiple of 16 that lets loads be wide. NaN in a cell's logits
+decodes to k and a logit of minus infinity: the mean is 0 there, and all terms of the zeros vanish. A logit of minus
+infinity also pads each row of the tile to `width`, a multiple of 16 for wide loads. NaN in a cell's logits
 (which have other bits) make its softmax NaN, so they propagate to the loss and to the gradients of that cell.
 
-Arguments that kernels share, float32 but for CSR. logits: [cells, genes], rows `stride` or `width` apart; theta: log
+Common arguments of the kernels, float32 except CSR. logits: [cells, genes], rows `stride` or `width` apart; theta: log
 theta, [genes] ("gene"), rows of a table chosen by theta_rows ("rows"), [cells, genes] ("cells"); dropout: logits
 [cells, genes] (ZINB); indptr, genes, counts: CSR; library, weights (of the gradients) [cells]; offsets, scales [cells]:
-share = exp2(logit * LOG2E - offset) * scale. Of each nonzero, times the weight: by_logit, by_theta, by_dropout, shares.
+proportion = exp2(logit * LOG2E - offset) * scale. [nonzeros], times the weight: by_logit, by_theta, by_dropout,
+proportions.
 """
 
 import triton
@@ -29,7 +30,7 @@ from atlasvi.kernels.triton_math import (
     softplus_slope,
 )
 
-FIRST_MARK = tl.constexpr(-0x400000 + 1)  # as int32: a NaN with its sign set, beyond the one that arithmetic gives
+FIRST_MARK = tl.constexpr(-0x400000 + 1)  # as int32: a NaN with its sign bit set, unlike any result of arithmetic
 
 
 @triton.jit
@@ -42,7 +43,7 @@ def read_marks(tile, n):
 
 @triton.jit
 def theta_row(theta, theta_rows, stride, cell, THETA: tl.constexpr):
-    """Where the log theta of a cell begin."""
+    """Pointer to the first log theta of a cell."""
     if THETA == "rows":
         return theta + tl.load(theta_rows + cell) * stride
     elif THETA == "cells":
@@ -64,19 +65,19 @@ def mean_of(logits, offset, factor, library, SOFTMAX: tl.constexpr):
 
 @triton.jit
 def _mark_pad(marked, n_genes, width):
-    """Takes out what pads a row."""
+    """Write minus infinity to the padding of a row."""
     g = n_genes + tl.arange(0, 16)
     tl.store(marked + g, tl.full([16], float("-inf"), tl.float32), mask=g < width)
 
 
 @triton.jit
 def _read_row(row, marked, n_genes, width, COPY: tl.constexpr, BLOCK: tl.constexpr):
-    """(offset, 1 / sum of exp2(logit * LOG2E - offset)) of a row, read once: lanes scale their sums as they go."""
+    """(offset, 1 / sum of exp2(logit * LOG2E - offset)) of a row in one pass: each lane rescales its sum as needed."""
     highest = tl.full([BLOCK], float("-inf"), tl.float32)
     sums = tl.zeros([BLOCK], tl.float32)
     for start in range(0, width, BLOCK):
         g = start + tl.arange(0, BLOCK)
-        if COPY:  # the row is not read again, and its copy is: what the cache keeps is to be the copy
+        if COPY:  # the row is not read again, but its copy is: keep the copy in the cache
             logits = tl.load(row + g, mask=g < n_genes, other=float("-inf"), eviction_policy="evict_first")
             tl.store(marked + g, logits, mask=g < width)
         else:
@@ -93,7 +94,7 @@ def _read_row(row, marked, n_genes, width, COPY: tl.constexpr, BLOCK: tl.constex
 
 @triton.jit
 def _join_parts(maxima, sums, n_parts, PARTS: tl.constexpr):
-    """The same from each part's largest logit and its sum of exp2((logit - largest) * LOG2E)."""
+    """The same from the largest logit of each part and its sum of exp2((logit - largest) * LOG2E)."""
     part = tl.arange(0, PARTS)
     highest = tl.load(maxima + part, mask=part < n_parts, other=float("-inf"))
     some = tl.load(sums + part, mask=part < n_parts, other=0.0)
@@ -118,7 +119,7 @@ def nonzeros_kernel(
     scales,
     slope_sums,
     by_logit,
-    shares,
+    proportions,
     by_theta,
     by_dropout,
     large,
@@ -140,11 +141,11 @@ def nonzeros_kernel(
     NONZEROS: tl.constexpr,
     LARGE: tl.constexpr,
 ):
-    """Writes offsets and scales of a cell, loss and slope_sums of its nonzeros, and what slopes_kernel needs of each.
+    """Write offsets and scales of a cell, loss and slope_sums of its nonzeros, and each one's values for slopes_kernel.
 
-    marked [cells, width] may be `logits`; COPY if it is not. PARTS: room for the n_parts of `maxima` and `sums` [cells,
-    n_parts] that project_kernel wrote of the softmax, or 0: the row is read. large int32 [nonzeros]: room for the
-    places of the counts past MOST_FACTORS, which are rare, and done in float64 once the others are.
+    marked [cells, width] may be `logits`; COPY if it is not. PARTS: an upper bound of n_parts, for `maxima` and `sums`
+    [cells, n_parts] of the softmax, which project_kernel wrote; 0: read the row instead. large int32 [nonzeros]: memory
+    for the places of counts above MOST_FACTORS, which are rare, and computed in float64 after the others.
     """
     cell = tl.program_id(0)
     row = logits + cell.to(tl.int64) * stride
@@ -169,10 +170,10 @@ def nonzeros_kernel(
                 tl.store(marked + g, tl.load(row + g, mask=g < n_genes, other=float("-inf")), mask=g < width)
         elif PARTS == 0:
             _mark_pad(marked, n_genes, width)
-    tl.debug_barrier()  # what is read below may be what another thread wrote
+    tl.debug_barrier()  # below, a thread may read what another thread wrote
 
     begin, end = tl.load(indptr + cell), tl.load(indptr + cell + 1)
-    exact_scale = tl.log(cell_library.to(tl.float64))  # log(mean) less that of exp2(...), or of softplus
+    exact_scale = tl.log(cell_library.to(tl.float64))  # log(mean) - log of exp2(...), or of softplus
     if SOFTMAX:
         exact_scale += tl.log(tl.cast(scale, tl.float64))
     lanes = tl.arange(0, NONZEROS)
@@ -184,7 +185,7 @@ def nonzeros_kernel(
         g = tl.load(genes + k, mask=inside, other=0).to(tl.int32)
         x = tl.load(counts + k, mask=inside, other=1).to(tl.float32)
         logit = tl.load(marked + g, mask=inside, other=0.0)
-        tl.debug_barrier()  # nothing else keeps another thread from writing a mark before this one loads the logit
+        tl.debug_barrier()  # otherwise another thread might write a mark before this one loads the logit
         tl.store(marked + g, ((k - begin).to(tl.int32) + FIRST_MARK).to(tl.float32, bitcast=True), mask=inside)
         mean, e = mean_of(logit, offset, cell_library * scale, cell_library, SOFTMAX)
         if SOFTMAX:
@@ -206,7 +207,7 @@ def nonzeros_kernel(
                 tl.store(by_dropout + k, sigmoid(pi) * weight, mask=inside)
         if GRADIENTS:
             if SOFTMAX:
-                tl.store(shares + k, e * scale * weight, mask=inside)
+                tl.store(proportions + k, e * scale * weight, mask=inside)
             else:
                 slope *= softplus_slope(logit)
             if LIKELIHOOD != "poisson":
@@ -214,7 +215,7 @@ def nonzeros_kernel(
         tl.store(by_logit + k, tl.where(is_large, logit, slope * weight), mask=inside)
         tl.store(large + begin + n_large + tl.cumsum(is_large.to(tl.int32), 0) - 1, k.to(tl.int32), mask=is_large)
         n_large += tl.sum(is_large.to(tl.int32), 0)
-    tl.debug_barrier()  # what was put by may be another thread's
+    tl.debug_barrier()  # below, a thread may read what another thread stored
 
     exact_value, exact_slope_sum = tl.sum(value, 0).to(tl.float64), tl.sum(slope_sum, 0).to(tl.float64)
     exact_lanes = tl.arange(0, LARGE)

@@ -1,8 +1,8 @@
 """Terms of the likelihoods for Triton kernels, elementwise; the formulas are those of cpu_likelihood.py.
 
-Built of what every Triton and its interpreter have: exp2 and rsqrt (one instruction each, 2 ulp, zero for what would be
-denormal) and log. float32, but for counts past MOST_FACTORS, whose large terms nearly cancel: those in float64. Slopes
-are by log mean and log theta.
+Built on functions of every Triton and its interpreter: exp2 and rsqrt (one instruction each, 2 ulp, zero instead of
+denormal results) and log. float32, except for counts above MOST_FACTORS, whose large terms nearly cancel and which are
+computed in float64. Slopes are derivatives by log mean and log theta.
 """
 
 import triton
@@ -11,25 +11,25 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 HALF_LOG_2PI = tl.constexpr(0.9189385332046727)
-MOST_FACTORS = tl.constexpr(8)  # of theta (theta + 1) ...: in two products of four they stay above the smallest float32
+MOST_FACTORS = tl.constexpr(8)  # of theta (theta + 1) ...: two products of four stay above the smallest float32
 
 
 @triton.jit
 def reciprocal(x):
-    """1 / x for x > 0: two instructions, where a division takes seven."""
+    """1 / x for x > 0 in two instructions; a division takes seven."""
     root = tl.math.rsqrt(x)
     return root * root
 
 
 @triton.jit
 def log1p32(r):
-    """(log(1 + r), log(1 + r) - r / (1 + r)) for r >= 0, without loss where r is small.
+    """(log(1 + r), log(1 + r) - r / (1 + r)) for r >= 0, exact also for small r.
 
     1 + r = 2**n (1 + f), 1 + f in [sqrt(1/2), sqrt(2)], and log(1 + f) = 2 artanh(f / (2 + f)).
     """
     bits = (1.0 + r).to(tl.int32, bitcast=True)
     n = (bits - 0x3F3504F3) >> 23
-    scaled = (n - 1).to(tl.uint32, bitcast=True) < 128  # not where 1 + r needs no scaling; nor NaN, which stay NaN
+    scaled = (n - 1).to(tl.uint32, bitcast=True) < 128  # false where 1 + r needs no scaling, and for NaN, which stays
     f = tl.where(scaled, (bits - (n << 23)).to(tl.float32, bitcast=True) - 1.0, r)
     s = f * reciprocal(2.0 + f)
     t = s * s
@@ -56,13 +56,13 @@ def sigmoid(x):
 
 @triton.jit
 def softplus_slope(x):
-    """d log softplus(x) / dx, which goes to 1 where both vanish."""
+    """d log softplus(x) / dx, which tends to 1 where both vanish."""
     return tl.where(x > -15.0, sigmoid(x) / softplus(x), 1.0)
 
 
 @triton.jit
 def zero_terms(mean, theta, inverse_theta, dropout, LIKELIHOOD: tl.constexpr):
-    """(nll, slope by log mean, by log theta, by the logit of a dropout) of counts of zero. All vanish with the mean."""
+    """(nll, slope by log mean, by log theta, by the logit of a dropout) of counts of zero; all zero if mean is zero."""
     if LIKELIHOOD == "poisson":
         return mean, mean, mean, mean
     else:
@@ -73,9 +73,9 @@ def zero_terms(mean, theta, inverse_theta, dropout, LIKELIHOOD: tl.constexpr):
         by_theta = theta * excess
         if LIKELIHOOD == "zinb":
             inner = -dropout - loss
-            share = sigmoid(inner)
+            kept = sigmoid(inner)
             loss = softplus(-dropout) - softplus(inner)
-            return loss, slope * share, by_theta * share, share - sigmoid(-dropout)
+            return loss, slope * kept, by_theta * kept, kept - sigmoid(-dropout)
         else:
             return loss, slope, by_theta, slope
 
@@ -111,7 +111,7 @@ def small_nonzero_terms(x, log_mean, mean, theta, LIKELIHOOD: tl.constexpr):
 
 @triton.jit
 def log1p64(r):
-    """log(1 + r), r > -1, right where r is small: what rounding took from 1 + r is put back."""
+    """log(1 + r), r > -1, exact also for small r: the rounding error of 1 + r is added back."""
     u = 1.0 + r
     return tl.log(u) + (r - (u - 1.0)) / u
 
@@ -132,14 +132,14 @@ def digamma_tail(t):
 
 @triton.jit
 def large_nonzero_terms(x, log_mean, theta, LIKELIHOOD: tl.constexpr):
-    """As small_nonzero_terms, for counts past MOST_FACTORS, all in float64.
+    """As small_nonzero_terms, for counts above MOST_FACTORS, all in float64.
 
     lgamma(x + theta) - lgamma(theta) by Stirling's series at n = x + theta and at m = theta + 8, reached by
-    lgamma(theta) = lgamma(m) - log(theta (theta + 1) ... (theta + 7)). Terms are joined before logarithms are taken:
-    for a theta of 1e8 they would cancel to the last digit.
+    lgamma(theta) = lgamma(m) - log(theta (theta + 1) ... (theta + 7)). Terms are combined before logarithms are taken:
+    for a theta of 1e8 they would otherwise cancel in all digits.
     """
     mean = tl.exp(log_mean)
-    log_factorial = (x + 0.5) * tl.log(x) - x + stirling_tail(x)  # less log(2 pi) / 2
+    log_factorial = (x + 0.5) * tl.log(x) - x + stirling_tail(x)  # minus log(2 pi) / 2
     if LIKELIHOOD == "poisson":
         return mean - x * log_mean + log_factorial + HALF_LOG_2PI, mean - x, mean
     else:

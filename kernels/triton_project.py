@@ -1,7 +1,7 @@
-"""The output layer's product with its bias, by Triton, and on the way what the softmax needs of each cell.
+"""The output layer's product and bias, by Triton, and in the same pass each cell's values for the softmax.
 
-A program has a block of cells and a block of genes. float32 factors are split in two parts of tf32, whose three larger
-products are added up on the tensor cores (relative error about 1e-6); bfloat16 factors are multiplied as they are.
+A program has a block of cells and a block of genes. float32 factors are split in two tf32 parts, of whose products the
+three larger ones are summed on the tensor cores (relative error about 1e-6); bfloat16 factors are multiplied directly.
 """
 
 import triton
@@ -12,22 +12,22 @@ from atlasvi.kernels.triton_math import LOG2E
 from atlasvi.kernels.triton_sparse import device_of
 
 CELLS, GENES, WARPS = 64, 128, 4  # of a program
-HIDDEN_BYTES = 128  # of a cell's hidden units that are multiplied at a time
+HIDDEN_BYTES = 128  # bytes of a cell's hidden units that are multiplied at a time
 
 
 def count_parts(n_genes: int) -> int:
-    """Blocks of genes that a row has."""
+    """Number of blocks of genes in a row."""
     return triton.cdiv(n_genes, GENES)
 
 
 def project(
     hidden: Tensor, weight: Tensor, bias: Tensor, out: Tensor, maxima: Tensor | None = None, sums: Tensor | None = None
 ) -> Tensor:
-    """hidden @ weight.T + bias into `out` float32 [cells, genes], whose rows may be padded; the pad is minus infinity.
+    """hidden @ weight.T + bias into `out` float32 [cells, genes]; padding of rows, if any, becomes minus infinity.
 
     hidden, weight  both float32 or both bfloat16
-    maxima, sums    float32 [cells, count_parts(genes)]: of each block of genes the largest logit, and the sum of
-                    exp(logit - largest); None: not wanted
+    maxima, sums    float32 [cells, count_parts(genes)], written: for each block of genes the largest logit, and the
+                    sum of exp(logit - largest); None: not needed
     """
     (n_cells, n_hidden), n_genes = hidden.shape, len(weight)
     with device_of(hidden):
@@ -84,4 +84,4 @@ def _project_kernel(
 
 
 IS_INTERPRETED = not isinstance(_project_kernel, triton.JITFunction)
-"""Then products are of float32: the interpreter would multiply the bits of bfloat16 as whole numbers."""
+"""If so, products are computed in float32: the interpreter would multiply the bits of bfloat16 as integers."""

@@ -1,7 +1,7 @@
-"""The zeros of a tile of logits, and the gradients of all of it, by Triton; see triton_likelihood.py.
+"""The zeros of a tile of logits, and the gradients of the whole tile, by Triton; see triton_likelihood.py.
 
-Programs that have a block of genes and CELLS cells, one after the other, read what belongs to a gene once for all of
-them, and add up over them what is summed over cells, into `parts` [groups, genes].
+A program has a block of genes and CELLS cells, one after the other. It reads the values of a gene once for all of these
+cells, and adds sums over cells to `parts` [groups, genes].
 """
 
 import triton
@@ -13,7 +13,7 @@ from atlasvi.kernels.triton_math import LOG2E, softplus_slope, zero_terms
 
 @triton.jit
 def _put(parts, sums, known, ADD: tl.constexpr):
-    """Writes sums, or adds them to those of earlier tiles."""
+    """Write sums, or add them to those of earlier tiles."""
     if ADD:
         sums += tl.load(parts, mask=known, other=0.0)
     tl.store(parts, sums, mask=known)
@@ -49,9 +49,9 @@ def zeros_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Sums over the zeros: writes loss_parts and slope_parts [cells, n_blocks], and theta_parts [groups, genes].
+    """Sums over the zeros: write loss_parts and slope_parts [cells, n_blocks], and theta_parts [groups, genes].
 
-    With one theta a gene, the gradients by log theta are summed over cells here, those of the nonzeros too.
+    With one theta a gene, its gradients are summed over cells here, those of the nonzeros too.
     """
     block, group = tl.program_id(0), tl.program_id(1)
     g = block * BLOCK + tl.arange(0, BLOCK)
@@ -102,7 +102,7 @@ def slopes_kernel(
     slope_parts,
     indptr,
     by_logit,
-    shares,
+    proportions,
     by_theta,
     by_dropout,
     slopes,
@@ -130,10 +130,10 @@ def slopes_kernel(
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Writes the gradients of the logits, of log theta unless one a gene, and of dropouts.
+    """Write the gradients of the logits, of log theta (unless there is one a gene), and of dropouts.
 
-    Each may take the place of what it is the gradient of. Through the softmax: slope - share * sum of slopes. BIAS:
-    their sums over cells go into the three arrays of parts [groups, genes].
+    Each gradient may overwrite its variable. Through the softmax: slope - proportion * sum of slopes. BIAS: sums of the
+    gradients over cells go into the three arrays of parts [groups, genes].
     """
     block, group = tl.program_id(0), tl.program_id(1)
     g = block * BLOCK + tl.arange(0, BLOCK)
@@ -175,7 +175,7 @@ def slopes_kernel(
         slope *= weight
         slope += tl.load(by_logit + k, mask=is_mark, other=0.0)
         if SOFTMAX:
-            slope -= tl.load(shares + k, mask=is_mark, other=0.0) * slope_sum
+            slope -= tl.load(proportions + k, mask=is_mark, other=0.0) * slope_sum
         tl.store(slopes + place * slopes_stride + g, slope, mask=g < slopes_stride)
         if BIAS:
             sums += slope

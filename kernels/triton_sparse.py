@@ -1,7 +1,7 @@
 """Products of (log1p of) sparse counts with dense matrices, by Triton.
 
-Sums over cells go gene by gene through the nonzeros in the order of their genes (a stable sort): no atomics, the same
-sums at every run. Nothing waits for the device; what is past the end of `indptr` is not looked at.
+Sums over cells visit the nonzeros sorted by gene (a stable sort): no atomics, the same sums in every run. Nothing waits
+for the device; elements after indptr[-1] are ignored.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from atlasvi.kernels.gene_order import GeneOrder
 
 
 def order_by_gene(indptr: Tensor, genes: Tensor, n_genes: int) -> GeneOrder:
-    """The nonzeros in the order of their genes; of one gene, in the order of their cells."""
-    # a sort of half as wide keys takes half the passes; what is past the end comes last
+    """The nonzeros sorted by gene, and for one gene in the order of their cells."""
+    # keys of half the width need half the passes; elements after indptr[-1] come last
     dtype = torch.int16 if n_genes < torch.iinfo(torch.int16).max else torch.int32
     keys = indptr.new_full((len(genes),), n_genes, dtype=dtype)
     cells = torch.empty_like(keys, dtype=torch.int32)
@@ -61,7 +61,7 @@ def accumulate(
 
 
 def device_of(tensor: Tensor) -> Any:
-    """The device of a tensor as the current one, which is where Triton launches; nothing under its interpreter."""
+    """Make the device of a tensor the current one, where Triton launches; does nothing in its interpreter."""
     return torch.cuda.device(tensor.device.index if tensor.is_cuda else -1)
 
 

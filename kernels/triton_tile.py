@@ -1,7 +1,7 @@
-"""A sweep over cells by Triton: products and kernels launched for one tile of logits after another.
+"""A sweep over cells by Triton: products and kernels, launched for one tile of logits after another.
 
-Nothing waits for the device and no size depends on what is in a tensor, so a CUDA graph can capture a sweep. `indices`
-and `counts` may be longer than indptr says: what is past its end is not looked at.
+Nothing waits for the device and no size depends on values in a tensor, so a CUDA graph can capture a sweep. `indices`
+and `counts` may be longer than indptr[-1]: the rest is ignored.
 """
 
 from typing import Any
@@ -17,16 +17,16 @@ from atlasvi.kernels.triton_slopes import add_rows_kernel, slopes_kernel, zeros_
 TILE_BYTES = (
     2**29
 )  # of logits of all heads: smaller tiles leave the device idle between kernels, larger ones gain nothing
-FEW_CELLS = 2_048  # up to which programs of zeros and slopes have GROUPS[0] cells, so that there are enough of them
+FEW_CELLS = 2_048  # up to so many, programs of zeros and slopes have GROUPS[0] cells, so that there are more programs
 GROUPS = 8, 32
 BLOCK, WARPS = 1024, 4  # genes and warps of a program of zeros or slopes
-STAGES = 3  # cells whose logits are on their way from memory meanwhile
-NONZEROS, NONZERO_WARPS = 1024, 4  # at a time, and warps of a program, which has a cell
+STAGES = 3  # cells whose logits are being loaded meanwhile
+NONZEROS, NONZERO_WARPS = 1024, 4  # nonzeros at a time, and warps of a program, which has one cell
 LARGE = 128
 
 
 class Sweep:
-    """Losses and slopes of the cells of a minibatch, by tiles; the same sums in the same order at every run."""
+    """Losses and slopes of the cells of a minibatch, by tiles; the same sums in the same order in every run."""
 
     def __init__(
         self,
@@ -41,10 +41,10 @@ class Sweep:
     ) -> None:
         """`loss` float32 [cells] is written; `table_grad` (like `table`, [rows, genes] or [genes]), of zeros, added to.
 
-        weights       float32 [cells] of the gradients; None if none are wanted
+        weights       float32 [cells] of the gradients; None: no gradients
         library_grad  float32 [cells], written: weight * d nll / d library
-        bias_grads    float32 [genes] each, of logits, log theta and dropouts, or None, written: their gradients' sums
-                      over all cells
+        bias_grads    None or float32 [genes] for logits, log theta and dropouts, written: sums of their gradients over
+                      all cells
         """
         self.options, self.n_genes, self.weights = options, n_genes, weights
         self.table = None if table is None else table.contiguous()
@@ -56,8 +56,8 @@ class Sweep:
         self.offsets, self.scales, self.slope_sums = new(3, n_cells)
         self.loss_parts, self.slope_parts = new(2, n_cells, self.n_blocks)
         self.softmax_parts: Tensor | None = None  # of the tile that was projected last
-        # of each nonzero: gradients of logits, of log theta, of dropouts; shares
-        self.by_logit, self.by_theta, self.by_dropout, self.shares = new(4, n_nonzeros)
+        # for each nonzero: gradients of logits, of log theta, of dropouts; proportions
+        self.by_logit, self.by_theta, self.by_dropout, self.proportions = new(4, n_nonzeros)
         self.large = new(n_nonzeros, dtype=torch.int32)
         self.sums_genes = table is not None and weights is not None and self.theta_rows is None
         tile_cells = min(self.tile_cells(n_genes, 1), n_cells)
@@ -68,16 +68,16 @@ class Sweep:
 
     @staticmethod
     def tile_cells(n_genes: int, n_heads: int) -> int:
-        """Cells of a tile of `n_heads` products, or of none."""
+        """Number of cells in a tile if `n_heads` products are computed."""
         return max(TILE_BYTES // (4 * n_genes * max(n_heads, 1)) // GROUPS[1], 1) * GROUPS[1]
 
     @staticmethod
     def allocate(number: int, n_cells: int, n_genes: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """[cells, genes], uninitialised, rows apart by a multiple of 16: that lets loads be wide."""
+        """[cells, genes], uninitialised; rows begin at multiples of 16 elements, for wide loads."""
         return like.new_empty(n_cells, triton.cdiv(n_genes, 16) * 16, dtype=dtype)[:, :n_genes]
 
     def project(self, number: int, hidden: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-        """Logits of a tile, to be taken next; of head 0 what its softmax needs too."""
+        """Logits of the next tile; for head 0 also the parts of its softmax."""
         if number > 0 or not self.options.softmax:
             return triton_project.project(hidden, weight, bias, out)
         self.softmax_parts = self.loss.new_empty(2, len(hidden), triton_project.count_parts(self.n_genes))
@@ -96,7 +96,7 @@ class Sweep:
 
         logits  float32 [last - first, genes]: of genes, of log theta for each cell (or None), of dropouts (or None)
         slopes  where the gradients go, in any float dtype; None: over the logits
-        keep    logits stay as they are; slopes[0], float32, is written on in any case
+        keep    logits stay unchanged; slopes[0], float32, is overwritten in any case
         """
         head, log_theta, dropout = logits
         assert head is not None
@@ -111,7 +111,7 @@ class Sweep:
             theta_out = self.allocate(0, *shape, head, torch.float32) if self.weights is not None else None
         assert marked is not None
         assert out is not None
-        # a kernel that does not use a tensor is given another
+        # a kernel needs some tensor even for arguments that it does not use
         theta, theta_out, dropout, dropout_out = (
             head if tensor is None else tensor for tensor in (theta, theta_out, dropout, dropout_out)
         )
@@ -132,7 +132,7 @@ class Sweep:
         with triton_sparse.device_of(head):
             nonzeros_kernel[(shape[0],)](
                 head, marked, theta, theta_rows, dropout, indptr, cells.indices, cells.counts, library, weights,
-                self.loss[first:last], *per_cell, slope_sums, self.by_logit, self.shares, self.by_theta,
+                self.loss[first:last], *per_cell, slope_sums, self.by_logit, self.proportions, self.by_theta,
                 self.by_dropout, self.large, maxima, sums, self.n_genes, head.stride(0), marked.stride(0), *strides,
                 n_parts, *kinds, keep, gradients, triton.next_power_of_2(n_parts) if n_parts else 0, BLOCK, NONZEROS,
                 LARGE, num_warps=NONZERO_WARPS, enable_fp_fusion=True,
@@ -146,7 +146,7 @@ class Sweep:
                 return
             slopes_kernel[blocks](
                 marked, theta, theta_rows, dropout, library, weights, *per_cell, slope_sums, slope_parts, indptr,
-                self.by_logit, self.shares, self.by_theta, self.by_dropout, out, theta_out, dropout_out,
+                self.by_logit, self.proportions, self.by_theta, self.by_dropout, out, theta_out, dropout_out,
                 *self.parts[1:], shape[0], self.n_genes, marked.stride(0), *strides, *out_strides, self.n_blocks,
                 *kinds, bias, first > 0, self.group, BLOCK, rounded, STAGES, num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip
@@ -163,7 +163,7 @@ class Sweep:
         )
 
     def finish(self) -> None:
-        """What is summed over tiles goes into `loss` and the gradients."""
+        """Add the sums over tiles to `loss` and the gradients."""
         self.loss += self.loss_parts.sum(1)
         if self.library_grad is not None and self.weights is not None:
             by_log_library = self.slope_sums + self.slope_parts.sum(1)

@@ -1,8 +1,8 @@
-"""exp and log1p of float32, log of float64, as vector code: numba's own call a library for each element.
+"""exp and log1p of float32, log of float64, as vector code; numba itself calls a library for each element.
 
 Polynomials of Cephes (netlib.org/cephes, expf.c and logf.c), branchless; relative error below 2e-7. Functions are
-inlined into the loops that call them; those loops need `error_model="numpy"`, since a check for division by zero in
-them would keep them scalar, and FASTMATH, which lets sums be split into lanes.
+inlined into the loops that call them. Those loops need `error_model="numpy"`, since a check for division by zero would
+prevent vector code, and FASTMATH, which allows sums to be split into lanes.
 """
 
 from typing import Any
@@ -12,14 +12,14 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-# not "ninf" and not "nnan": infinities and NaN must come out as they are
+# not "ninf" and not "nnan": infinities and NaN must propagate
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 f32, i32 = np.float32, np.int32
 
 
 def _make_bitcast(given: Any, wanted: Any, wanted_ir: ir.Type) -> Any:
-    """The same bits as another type of number."""
+    """A function that returns the same bits as another type of number."""
 
     def build(typing_context: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -38,7 +38,7 @@ from_bits64: Any = _make_bitcast(types.int64, types.float64, ir.DoubleType())
 
 @njit(inline="always", fastmath=FASTMATH, error_model="numpy")
 def exp32(x: Any) -> Any:
-    """exp(x) for x <= 88; 0 below -87.3, NaN of NaN."""
+    """exp(x) for x <= 88; 0 below -87.3; NaN if x is NaN."""
     n = np.floor(max(x, f32(-87.3)) * f32(1.44269504) + f32(0.5))
     r = x - n * LN2_HIGH - n * LN2_LOW
     p = f32(1.9875691500e-4)
@@ -53,8 +53,8 @@ def exp32(x: Any) -> Any:
 
 @njit(inline="always", fastmath=FASTMATH, error_model="numpy")
 def log1p32(x: Any) -> Any:
-    """log(1 + x) for x >= 0, also where 1 + x rounds to 1: what is below sqrt(2) - 1 goes into the series as it is."""
-    small = not x >= f32(0.41421354)  # NaN too, so that it goes through the series
+    """log(1 + x) for x >= 0, also where 1 + x rounds to 1: below sqrt(2) - 1, x itself is the series' argument."""
+    small = not x >= f32(0.41421354)  # true for NaN, which propagates through the series
     bits = to_bits(f32(1) + x)
     exponent = i32(0) if small else i32(i32(bits - i32(0x3F3504F3)) >> i32(23))
     f = x if small else from_bits(i32(bits - i32(exponent << i32(23)))) - f32(1)
@@ -64,7 +64,7 @@ def log1p32(x: Any) -> Any:
 @njit(inline="always", fastmath=FASTMATH, error_model="numpy")
 def log1p_rest32(x: Any, q: Any) -> Any:
     """(log(1 + x), log(1 + x) - x q) for x >= 0 and q = 1 / (1 + x), the difference as exact as the terms."""
-    small = not x >= f32(0.41421354)  # NaN too, so that it goes through the series
+    small = not x >= f32(0.41421354)  # true for NaN, which propagates through the series
     bits = to_bits(f32(1) + x)
     exponent = i32(0) if small else i32(i32(bits - i32(0x3F3504F3)) >> i32(23))
     f = x if small else from_bits(i32(bits - i32(exponent << i32(23)))) - f32(1)
@@ -97,8 +97,8 @@ def _series(f: Any) -> Any:
 
 @njit(inline="always", error_model="numpy")
 def log64(x: Any) -> Any:
-    """log(x) of float64 x >= 1, right to its last digits in loops without fastmath (fdlibm, e_log.c); NaN and infinity
-    do not come through."""
+    """log(x) of float64 x >= 1, exact to the last digits in loops without fastmath (fdlibm, e_log.c); not valid for
+    NaN and infinity."""
     bits = to_bits64(x) + (0x3FF0000000000000 - 0x3FE6A09E00000000)
     f = from_bits64((bits & 0x000FFFFFFFFFFFFF) + 0x3FE6A09E00000000) - 1.0
     k = from_bits64((bits >> 52) | 0x4330000000000000) - (4503599627370496.0 + 1023.0)  # an integer below 2**52

@@ -2,19 +2,19 @@
 
 DataSpec         where data is and how it is read                 sources/data_spec.py
 open_source      any file of counts, read by slices of rows      sources/ (open_source, anndata_files, tenx, soma ...)
-Source           what all of them can be asked                   sources/source_protocol.py
+Source           the protocol of all of them                      sources/source_protocol.py
 ingest           sources -> a cell store, shuffled out of core   ingestion/ingest.py
 open_cells       a cell store, or a source, as blocks of cells   cells/open_cells.py, cells/cell_store.py
-Cells            what all cells in blocks can be asked           cells/cells_protocol.py
-add_obs_columns  columns made after a store was, into its obs    cells/added_columns.py
-MemoryCells      an AnnData in memory, as such blocks            cells/memory_cells.py
+Cells            the protocol of all cells in blocks              cells/cells_protocol.py
+add_obs_columns  adds columns to obs of a finished store          cells/added_columns.py
+MemoryCells      an AnnData in memory, as blocks of cells         cells/memory_cells.py
 BatchLoader      cells -> minibatches, for any PyTorch model     batches/loader.py (epoch_order, cell_selection)
 DeviceFeeder     minibatches -> a GPU, ahead of the model        batches/device_feeder.py
 Batch            one minibatch: CSR counts, library, covariates  batches/batch.py
-AtlasviError     what a user can mend, in a sentence             errors.py
+AtlasviError     an error that a user can correct, in a sentence  errors.py
 
 Below them: tables/ (obs and var), arrays/ (HDF5 and Zarr, read fast), rows/ (sparse rows in memory). A subpackage
-imports those named after it alone. Nothing is imported before it is used: ingest runs without torch.
+imports only those that are named after it here. Nothing is imported before it is used: ingest runs without torch.
 """
 
 import importlib

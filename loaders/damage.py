@@ -1,4 +1,4 @@
-"""Damaged files: whatever a library throws at one becomes a sentence to a person."""
+"""Damaged files: whatever error a library raises while it reads one becomes one sentence for the user."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from atlasvi.loaders.errors import AtlasviError, SourceError
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Turn a library's error while `path` is read into a SourceError that names the path; let our own errors pass.
+    """Turn a library's error while `path` is read into a SourceError that names the path; our own errors pass through.
 
-    A flipped byte raises nearly anything, anywhere in h5py, zarr, numcodecs, TileDB, pandas or numpy (tried), even
-    AttributeError where a table turns into something else; so no kind is left out. The first error stays attached.
+    A flipped byte can raise nearly any exception in h5py, zarr, numcodecs, TileDB, pandas or numpy (tried), even an
+    AttributeError where a table becomes another object, so all of them are caught. The original error stays attached.
     """
     try:
         yield
@@ -19,7 +19,7 @@ def reading(path: str) -> Iterator[None]:
         raise
     except PermissionError as error:
         raise SourceError(
-            f"{path}: no permission to read it; ask its owner, or copy it to a place of yours."
+            f"{path}: no permission to read it; ask its owner, or copy it to a place where you may read it."
         ) from error
     except BlockingIOError as error:
         raise SourceError(
@@ -27,16 +27,16 @@ def reading(path: str) -> Iterator[None]:
         ) from error
     except MemoryError as error:
         raise SourceError(
-            f"{path}: reading it asks for more memory than there is; read fewer cells at once, or, if it asks for "
-            "absurdly much, copy the file again: it may be damaged."
+            f"{path}: reading it takes more memory than there is; read fewer cells at once, or, if the size makes no "
+            "sense, copy the file again: it may be damaged."
         ) from error
     except Exception as error:
-        # The libraries' messages run over many lines; a KeyError may be a bare name.
+        # The libraries' messages have many lines; the message of a KeyError may be only a name.
         words = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         if isinstance(error, KeyError) and " " not in words:
             words = f"there is no {words!r}"
         first_line = next((line.strip() for line in words.splitlines() if line.strip()), type(error).__name__)
         raise SourceError(
-            f"{path}: it is damaged or cut short and can't be read; copy it again, or write it anew "
-            f"(the reader's own words: {first_line[:200].rstrip('.')})."
+            f"{path}: it is damaged or cut short and can't be read; copy it again, or write it again "
+            f"(the library's message: {first_line[:200].rstrip('.')})."
         ) from error

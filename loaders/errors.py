@@ -1,14 +1,14 @@
-"""What can be wrong with data, each as one sentence to a person: what was found, where, and what to do.
+"""What can be wrong with data, each error as one sentence to a person: what was found, where, and what to do.
 
 Every error that a user can cause is an `AtlasviError`; the command line prints its message without a traceback.
 """
 
 
 class AtlasviError(Exception):
-    """Base of all errors that a user can mend; the message is one or two sentences.
+    """Base of all errors that a user can correct; the message is one or two sentences.
 
-    exit_status  that the command line ends with
-    keeps_work   whether the same call may go on with what was done before it (where it can at all), as after a kill
+    exit_status  exit status of the command line
+    keeps_work   whether the finished part of the work is kept, so that the same call can continue it, as after a kill
     """
 
     exit_status, keeps_work = 1, False
@@ -31,7 +31,7 @@ class GeneError(AtlasviError, ValueError):
 
 
 class ColumnError(AtlasviError, ValueError, KeyError):
-    """An `obs` or `var` column is not there, or does not hold what was asked of it.
+    """An `obs` or `var` column is missing, or its values can't be used as requested.
 
     A KeyError too, since scvi-tools raises one for a column that is not there.
     """
@@ -50,4 +50,4 @@ class WorkerError(AtlasviError, RuntimeError):
 
 
 class MissingDependencyError(AtlasviError, ImportError):
-    """An optional dependency is needed for what was asked; the message says what to install."""
+    """An optional dependency is needed and not installed; the message says what to install."""

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def mix64(values: np.ndarray, seed: int) -> np.ndarray:
-    """Well-mixed uint64 of uint64 values: the finaliser of splitmix64 (Steele et al. 2014, OOPSLA), seeded."""
+    """Hash uint64 values to well-mixed uint64: the finaliser of splitmix64 (Steele et al. 2014, OOPSLA) with a seed."""
     with np.errstate(over="ignore"):
         state = np.asarray(values).astype(np.uint64) + np.uint64(
             (seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) % 2**64
@@ -15,7 +15,7 @@ def mix64(values: np.ndarray, seed: int) -> np.ndarray:
 
 
 def cell_keys(source: np.ndarray | int, source_row: np.ndarray) -> np.ndarray:
-    """uint64 key of each cell from the number of its source (in the order given) and its row there."""
+    """uint64 key of each cell, from the index of its source (in the order of the sources) and its row there."""
     offset = mix64(np.atleast_1d(np.asarray(source)), seed=1)
     with np.errstate(over="ignore"):
         return mix64(np.asarray(source_row).astype(np.uint64) + offset, seed=2)

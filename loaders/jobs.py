@@ -1,10 +1,10 @@
-"""Work that processes share, and that the same call goes on with after a kill: the folder in which it is done.
+"""Jobs that several processes share and that the same call continues after a kill: the folder in which they are done.
 
 The folder is `.NAME.unfinished` beside the output (see `write_folder_aside`):
 
-    job.json   what is to be done, written when whoever sees it may begin
-    parts      numbered; a part is done when a file says so that is written last, whole, and with a checksum (`Parts`)
-    result     becomes the output
+    job.json   what is to be done; once it exists, other processes may begin to work
+    parts      numbered; a part is done when its file exists, which is written last, whole and with a checksum (`Parts`)
+    result     becomes the output at the end
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ Opened = TypeVar("Opened")
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done, as plain values; a kind of work derives from it. Equal jobs may go on with each other's."""
+    """What is to be done, as plain values; each kind of work has a subclass. An equal job may continue this one."""
 
     def save(self, scratch: Path) -> None:
-        """Write it where `load` finds it; whoever sees it may begin to work."""
+        """Write it where `load` finds it; other processes may begin to work once it exists."""
         write_json(scratch / JOB, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, scratch: Path) -> Self | None:
-        """The job that is being done in a folder; None if it is none, damaged, or of an older version."""
+        """The job of a folder; None if the folder has none, or it is damaged or of an older version."""
         try:
             return cls(**read_json(scratch / JOB, older=False))
         except (SourceError, TypeError):
@@ -52,22 +52,23 @@ def open_job_folder(out: str | Path, job: Job) -> Iterator[Path]:
 
 @contextmanager
 def reading_unfinished(path: Path) -> Iterator[None]:
-    """Turn damage of what an earlier process has left in a job's folder into a SourceError, which ends the job."""
+    """Turn damage to files that an earlier process left in a job's folder into a SourceError, which ends the job."""
     try:
         with reading(str(path)):
             yield
     except SourceError as error:
         raise SourceError(
             f"{path}: this part of the unfinished work is damaged or gone, so all of it is removed: give the same "
-            f"command again, which begins anew ({error.__cause__ or error})."
+            f"command again, which starts from the beginning ({error.__cause__ or error})."
         ) from error
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The numbered parts of one stage of a job: for each that is done a file of plain values with their checksum.
+    """The numbered parts of one stage of a job: each finished part has a file of plain values with their checksum.
 
-    folder  of the files, which may hold others too; name: of each, as '{:06d}.json'
+    folder  where the files are; it may hold other files too
+    name    pattern of their names, such as '{:06d}.json'
     """
 
     folder: Path
@@ -83,20 +84,20 @@ class Parts:
         return [number for number in range(n_parts) if self.name.format(number) not in there]
 
     def finish(self, number: int, values: dict[str, Any]) -> None:
-        """Say that a part is done, all files of which are on disk, and what it holds."""
+        """Record that a part is done, and its values; all other files of the part must be on disk already."""
         write_json(self.folder / self.name.format(number), values)
 
     def read(self, number: int) -> dict[str, Any]:
-        """What `finish` wrote. Raises SourceError if it is damaged or gone."""
+        """The values that `finish` wrote. Raises SourceError if they are damaged or gone."""
         path = self.folder / self.name.format(number)
         with reading_unfinished(path):
             return read_json(path, older=False)
 
 
 class KeptOpen(Generic[Opened]):
-    """What a process has opened to work on a job, kept for its next task; of one job at a time.
+    """What a process has opened for a job and keeps for its next task; for one job at a time.
 
-    open_job  called with the folder of the job
+    open_job  opens it, given the folder of the job
     """
 
     def __init__(self, open_job: Callable[[Path], Opened]) -> None:
@@ -104,17 +105,17 @@ class KeptOpen(Generic[Opened]):
         self._kept: dict[Path, Opened] = {}
 
     def get(self, scratch: str | Path) -> Opened:
-        """What is open for a job, opened now if it is not yet."""
+        """What is open for a job; it is opened now if need be."""
         place = Path(scratch).absolute()
         if place not in self._kept:
             self.keep(place, self._open_job(place))
         return self._kept[place]
 
     def keep(self, scratch: Path, opened: Opened) -> None:
-        """Have tasks that run in this process use this."""
+        """Let tasks that run in this process use what is open already."""
         self._kept.clear()
         self._kept[scratch.absolute()] = opened
 
     def forget(self, scratch: Path) -> None:
-        """The job is done with, in this process."""
+        """Drop what is kept for a job that has ended."""
         self._kept.pop(scratch.absolute(), None)

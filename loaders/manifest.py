@@ -1,8 +1,8 @@
-"""Whether files are as they were written: JSON that carries its own checksum, folders that carry a list of theirs.
+"""Are files as they were written? JSON that carries its own checksum, and folders with a list of their files.
 
 The list of a folder, `manifest.json`, is written last: {"files": {name: [bytes, crc32c]}, "crc32c": of the list}.
-A file of the list that is missing, or of another size, is noticed when the folder is opened; checksums of metadata are
-compared then, too, and those of all files by `atlasvi check`. Files that are not in the list are nobody's concern.
+When a folder is opened, each file of the list must be there with its size, and metadata must match their checksums;
+`atlasvi check` compares the checksums of all files. Files that are not in the list are ignored.
 """
 
 import json
@@ -21,21 +21,21 @@ MANIFEST, CHECKSUM = "manifest.json", "crc32c"
 PIECE_BYTES = 2**24
 
 Files = dict[str, tuple[int, str]]
-"""Bytes and crc32c, as eight hexadecimal digits, of each file of a folder, by its path in it."""
+"""For each file of a folder, by its path in it: bytes, and crc32c as eight hexadecimal digits."""
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values as JSON that carries its own checksum, whole or not at all."""
-    plain = json.loads(json.dumps(values))  # as they will be read: keys that are text
+    plain = json.loads(json.dumps(values))  # as `read_json` will see it: all keys are text
     content = json.dumps({**plain, CHECKSUM: _hash_json(plain)}, indent=2) + "\n"
     write_whole(path, content.encode())
 
 
 def read_json(path: Path, *, older: bool = True) -> dict[str, Any]:
-    """What `write_json` wrote.
+    """Read what `write_json` wrote.
 
-    older  whether it may be of an older atlasvi, which wrote no checksum
-    Raises SourceError if it is not there, is no JSON, or does not match its checksum.
+    older  whether it may come from an older atlasvi, which wrote no checksum
+    Raises SourceError if the file is missing, is not JSON, or does not match its checksum.
     """
     try:
         values = json.loads(path.read_bytes())
@@ -69,9 +69,9 @@ def hash_file(path: Path) -> tuple[int, str]:
 
 
 def hash_files(folder: Path, names: Iterable[str] | None = None, known: Mapping[str, Any] | None = None) -> Files:
-    """Bytes and crc32c of the files of a folder; None: of all below it.
+    """Bytes and crc32c of the files of a folder: those of `names`, or of all files below it.
 
-    known  bytes and crc32c of files that are not to be read once more
+    known  entries of files that need not be read again
     """
     listed = sorted(_list_sizes(folder) if names is None else names)
     return {name: (known or {}).get(name) or hash_file(folder / name) for name in listed if name != MANIFEST}
@@ -80,15 +80,15 @@ def hash_files(folder: Path, names: Iterable[str] | None = None, known: Mapping[
 def write_manifest(
     folder: Path, names: Iterable[str] | None = None, known: Mapping[str, Any] | None = None, list_name: str = MANIFEST
 ) -> None:
-    """Write the list of the files of a folder (see `hash_files`), as a file of another name where one is given."""
+    """Write the list of a folder's files (see `hash_files`), as manifest.json or under `list_name`."""
     write_json(folder / list_name, {"files": hash_files(folder, names, known)})
 
 
 @contextmanager
 def changing(folder: Path, is_changed: Callable[[str], bool]) -> Iterator[None]:
-    """Some files of a folder are changed or added in the block; its list, if it has one, is as it should be throughout.
+    """Keep a folder's list of files, if it has one, correct while files are changed or added in the block.
 
-    is_changed  of which names; they are not in the list meanwhile, so that a kill leaves a folder that is in order
+    is_changed  whether a file of this name is changed; these are not in the list meanwhile, so a kill does no harm
     """
     files = read_manifest(folder)
     if files is None:
@@ -101,7 +101,7 @@ def changing(folder: Path, is_changed: Callable[[str], bool]) -> Iterator[None]:
 
 
 def read_manifest(folder: Path, list_name: str = MANIFEST) -> Files | None:
-    """The list of a folder's files; None if it has none. Raises SourceError if it is damaged."""
+    """The list of a folder's files, or None if it has no list. Raises SourceError if it is damaged."""
     if not (folder / list_name).exists():
         return None
     files = read_json(folder / list_name).get("files")
@@ -113,37 +113,37 @@ def read_manifest(folder: Path, list_name: str = MANIFEST) -> Files | None:
 
 
 def _is_entry(value: Any) -> bool:
-    """Whether it is a size and a checksum."""
+    """Whether a value is a size and a checksum."""
     return isinstance(value, list) and len(value) == 2 and type(value[0]) is int and isinstance(value[1], str)
 
 
 def check_files(folder: Path, files: Files, compared: Callable[[str], bool]) -> None:
-    """Raise SourceError, naming the first, if a file is missing, of another size, or does not match its checksum.
+    """Raise SourceError, naming the first, if a file is missing, has another size, or does not match its checksum.
 
-    compared  of which names the checksums are compared, too
+    compared  whether the checksum of a file of this name is compared too
     """
     for sentence in find_damage(folder, files, compared):
         raise SourceError(sentence)
 
 
 def find_damage(folder: Path, files: Files, compared: Callable[[str], bool]) -> Iterator[str]:
-    """A sentence for each file that is missing, of another size, or does not match its checksum."""
+    """A sentence for each file that is missing, has another size, or does not match its checksum."""
     there = _list_sizes(folder)
     for name, (size, checksum) in files.items():
         path = folder / name
         if name not in there:
-            yield f"{path} is missing: copy it again from where the rest came from."
+            yield f"{path} is missing: copy it again from where the other files came from."
         elif there[name] != size:
             yield f"{path} is damaged or was changed: it has {there[name]:,} bytes, and {size:,} were written. {ADVICE}"
         elif compared(name) and (found := hash_file(path)[1]) != checksum:
             yield f"{path} is damaged or was changed: its crc32c is {found}, and {checksum} was written. {ADVICE}"
 
 
-ADVICE = "Copy it again; if you changed it on purpose, atlasvi check --renew takes it as it is."
+ADVICE = "Copy it again; if you changed it on purpose, atlasvi check --renew accepts the change."
 
 
 def _list_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of all files below a folder, by their path in it; links that lead nowhere are left out."""
+    """Bytes of all files below a folder, by their path in it; broken links are left out."""
     sizes: dict[str, int] = {}
     waiting: list[tuple[str, str]] = [(str(folder), "")]
     while waiting:
@@ -156,12 +156,12 @@ def _list_sizes(folder: Path) -> dict[str, int]:
                     else:
                         sizes[f"{prefix}{entry.name}"] = entry.stat().st_size
                 except OSError:
-                    if not entry.is_symlink():  # a link that leads nowhere is as good as a file that is not there
+                    if not entry.is_symlink():  # a broken link counts as a missing file
                         raise
     return sizes
 
 
 def names_below(folders: Iterable[str]) -> Callable[[str], bool]:
-    """A test for metadata of Zarr, and for what lies in some folders, which are read as a whole when it is opened."""
+    """A test for Zarr metadata, and for files below these folders, which are read whole when the store is opened."""
     prefixes = tuple(f"{folder}/" for folder in folders)
     return lambda name: name.endswith("zarr.json") or name.startswith(prefixes)

@@ -10,24 +10,24 @@ from pathlib import Path
 def ensure_numba_cache(package: Path) -> None:
     """Give numba a folder among the temporary files, if it can write neither into `package` nor into a home.
 
-    numba refuses to import code that asks for a cache and can have none. Containers are often so: installed by root,
-    run by a user id without a home. The folder is kept, for the next process and those that this one starts; the
-    variable NUMBA_CACHE_DIR names another. kernels/numba_cache.py is the same as this file, since the two packages
-    import nothing of each other.
+    numba refuses to import code with cache=True if it can write no cache. This is common in containers: installed by
+    root, run by a user id without a home. The folder is reused by later processes and passed on to child processes; the
+    variable NUMBA_CACHE_DIR names another. kernels/numba_cache.py is the same as this file, since neither package
+    imports the other.
     """
     if os.environ.get("NUMBA_CACHE_DIR") or _can_write(package / "__pycache__") or _can_write(_user_cache()):
         return
     try:
         folder = _private_folder()
     except OSError:
-        return  # nothing can be written anywhere: numba says so
+        return  # nothing can be written anywhere: numba will report it
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
-    if "numba" in sys.modules:  # it has read its environment
+    if "numba" in sys.modules:  # it has read its environment already
         sys.modules["numba"].config.CACHE_DIR = str(folder)
 
 
 def _private_folder() -> Path:
-    """One that nobody else can write into, since numba loads pickles from it."""
+    """A folder that no other user can write into, since numba loads pickles from it."""
     folder = Path(tempfile.gettempdir(), f"atlasvi-numba-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
@@ -36,13 +36,13 @@ def _private_folder() -> Path:
 
 
 def _user_cache() -> Path:
-    """Where numba looks: below XDG_CACHE_HOME or the home directory."""
+    """Where numba puts its cache: below XDG_CACHE_HOME or the home directory."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "numba")
 
 
 def _can_write(folder: Path) -> bool:
-    """Whether the folder can be made, if need be, and a file in it, which is how numba finds out."""
-    if not folder.is_absolute():  # '~', which stays so for a user without a home
+    """Whether the folder and a file in it can be made; numba tests it the same way."""
+    if not folder.is_absolute():  # '~' is not expanded for a user without a home
         return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,4 +52,4 @@ def _can_write(folder: Path) -> bool:
         return False
 
 
-ensure_numba_cache(Path(__file__).parent)  # the package imports this file before any that compiles
+ensure_numba_cache(Path(__file__).parent)  # the package imports this file before any code that numba compiles

@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all: written beside their place, flushed to disk, renamed.
+"""Outputs appear whole or not at all: they are written beside their final place, flushed to disk, then renamed.
 
 All of them go through `publish`: `write_whole` (a file that may be replaced), `write_file_aside` and
 `write_folder_aside` (a new output), `write_files_aside` (some files of a folder).
@@ -17,13 +17,13 @@ from atlasvi.loaders.errors import OutputError
 
 UNFINISHED = ".unfinished"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Numbers of the errors that say that a disk is full, a quota used up, or a file larger than may be."""
+"""errno of a full disk, an exhausted quota, and a file larger than allowed."""
 
 
 def publish(made: Path, out: Path, replace: bool = False) -> None:
-    """Flush a file or a folder to disk and rename it to `out` on the same file system, so that it is there whole.
+    """Flush a file or folder to disk and rename it to `out` on the same file system, so that it appears whole.
 
-    replace  whether it may take the place of a file that is there. Raises OutputError if it may not and one is.
+    replace  whether it may replace a file at `out`. Raises OutputError if it may not and there is one.
     """
     sync_tree(made)
     if not replace:
@@ -35,7 +35,7 @@ def publish(made: Path, out: Path, replace: bool = False) -> None:
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Replace a file by new content in one step.
 
-    Several processes may write the same. What a killed one leaves is removed by `remove_unfinished`.
+    Several processes may write the same file. What a killed one leaves is removed by `remove_unfinished`.
     Raises OutputError on a full disk.
     """
     with _beside(path) as temporary, explain_full_disk(path):
@@ -47,17 +47,17 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 def write_file_aside(out: str | Path) -> Iterator[Path]:
     """A temporary path beside `out`; the file that the caller writes there becomes `out`, a new file, at the end.
 
-    On any error it goes and nothing else was touched.
+    On any error the temporary file is removed and nothing else is touched.
     Raises OutputError if `out` exists or can't be written (a full disk, no such folder).
     """
     out = Path(out)
     check_output_free(out)
     if not out.parent.is_dir():
-        raise OutputError(f"{out}: there is no folder {out.parent} to write it in.")
+        raise OutputError(f"{out}: there is no folder {out.parent}: make it first, or choose another place.")
     _remove_left_behind(out)
     with _beside(out) as temporary:
         try:
-            temporary.touch()  # so that a place that can't be written is found before there is anything to write
+            temporary.touch()  # fail before the work is done, not after
         except OSError as error:
             raise OutputError(f"{out}: can't be written there ({error.strerror}).") from error
         with explain_full_disk(out):
@@ -69,8 +69,8 @@ def write_file_aside(out: str | Path) -> Iterator[Path]:
 def write_files_aside(folder: Path, order: Sequence[str]) -> Iterator[Path]:
     """A temporary folder in `folder`; the files that the caller writes there replace those of their names at the end.
 
-    order  the names, first to last: of a process that is killed meanwhile the first so many are replaced
-    On any error in the block nothing was touched. Raises OutputError if `folder` can't be written (a full disk).
+    order  the names, in the order in which they are replaced; a kill during this leaves the later ones as they were
+    On any error in the block nothing is touched. Raises OutputError if `folder` can't be written (a full disk).
     """
     aside = folder / order[0]
     _remove_left_behind(aside)
@@ -87,13 +87,13 @@ def write_files_aside(folder: Path, order: Sequence[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda scratch: False) -> Iterator[Path]:
+def write_folder_aside(out: str | Path, is_same_job: Callable[[Path], bool] = lambda scratch: False) -> Iterator[Path]:
     """A scratch folder `.NAME.unfinished` beside `out`; what the caller puts in its `result` becomes `out` at the end.
 
-    On any error, an interrupt included, the scratch folder goes, with the folders that were made for it, and nothing
-    else was touched. What a killed process left is removed by the next one, unless goes_on(scratch) says that it is of
-    the same job and can be used: then an interrupt, and an error that another attempt may not meet (`keeps_work`),
-    leave it too. A lock keeps two writers of one output apart.
+    On any error, an interrupt included, the scratch folder is removed, with the parent folders that were made for it,
+    and nothing else is touched. What a killed process left is removed by the next one, unless is_same_job(scratch) is
+    true, so that the work can be continued: then an interrupt, and an error that may not occur again (`keeps_work`),
+    leave it too. A lock keeps two processes from writing one output.
     Raises OutputError if `out` exists, is being written by another process, or can't be written (a full disk).
     """
     out = Path(out)
@@ -115,7 +115,7 @@ def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda
                 raise OutputError(
                     f"{out}: another process is writing it: wait for it, or choose another place."
                 ) from None
-            if not goes_on(scratch):
+            if not is_same_job(scratch):
                 for left in scratch.iterdir():
                     _remove(left)
             with explain_full_disk(out):
@@ -123,7 +123,7 @@ def write_folder_aside(out: str | Path, goes_on: Callable[[Path], bool] = lambda
                 publish(scratch / "result", out)
         except BaseException as error:
             again = isinstance(error, (KeyboardInterrupt, SystemExit)) or getattr(error, "keeps_work", False)
-            kept = kept or (again and goes_on(scratch))
+            kept = kept or (again and is_same_job(scratch))
             raise
         finally:
             if not kept:
@@ -138,11 +138,11 @@ def name_scratch(out: str | Path) -> Path:
 
 
 def remove_leftovers(out: str | Path) -> None:
-    """Remove the scratch folder of a finished output, whose writer was killed before it did; else nothing."""
+    """Remove the scratch folder of a finished output, if its process was killed before it could."""
     scratch = name_scratch(out)
     if not os.path.exists(out) or not os.path.isdir(scratch) or os.path.exists(scratch / "result"):
         return
-    with contextlib.suppress(OSError):  # it is being cleaned up, or is not ours to remove
+    with contextlib.suppress(OSError):  # another process is removing it, or we may not
         lock = os.open(scratch, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,12 +152,12 @@ def remove_leftovers(out: str | Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the files that killed processes left of `write_whole` in a folder.
+    """Remove the files that killed processes left when they called `write_whole` in a folder.
 
-    Those of a process that runs stay, and so do folders: they are the work of a command that goes on with it.
+    Files of running processes stay, and so do folders: the same command can continue the work in them.
     """
     for left in folder.glob(".*"):
-        _, mark, process = left.name.rpartition(UNFINISHED)  # the first versions wrote the process before the mark
+        _, mark, process = left.name.rpartition(UNFINISHED)  # the first versions wrote the process id before the mark
         if mark and not left.is_dir() and not (process and _is_running(process.removeprefix("-"))):
             left.unlink(missing_ok=True)
 
@@ -202,9 +202,9 @@ def sync_tree(made: Path) -> None:
 
 @contextlib.contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A path beside `out` that is free and of this process alone; what is there at the end is removed."""
+    """A free path beside `out` that no other process uses; whatever is there at the end is removed."""
     temporary = out.parent / f".{out.name}{UNFINISHED}-{os.getpid()}"
-    _remove(temporary)  # of an earlier process of this number
+    _remove(temporary)  # left by an earlier process with the same id
     try:
         yield temporary
     finally:
@@ -213,7 +213,7 @@ def _beside(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def making_parents(out: Path) -> Iterator[None]:
-    """The folders that lead to `out` are made; where the block fails, those made here that are empty are removed."""
+    """Make the parent folders of `out`; if the block fails, remove those that were made here and are empty."""
     made: list[Path] = []
     try:
         for parent in reversed(out.parents):
@@ -231,13 +231,13 @@ def making_parents(out: Path) -> Iterator[None]:
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    with contextlib.suppress(OSError):  # something is in it by now
+    with contextlib.suppress(OSError):  # it is not empty any more
         for folder in reversed(folders):
             folder.rmdir()
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder, where there is one and it can be removed."""
+    """Remove a file or a folder, if it exists and can be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -253,7 +253,7 @@ def _remove_left_behind(out: Path) -> None:
 
 
 def _is_running(process: str) -> bool:
-    """Whether there is a process of this number; True for what is no number."""
+    """Whether a process with this id is running; True for text that is not a number."""
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:

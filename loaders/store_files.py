@@ -1,4 +1,4 @@
-"""Which folders are stores of ours, and whether all the files are there that were written."""
+"""Which folders are stores of atlasvi, and whether all files that were written are there."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def is_cell_store(path: str | Path) -> bool:
 def check_version(path: str, kind: str, content: Mapping[str, Any], newest: int) -> None:
     """Raise SourceError if `content` says that it is of a newer format than this code knows.
 
-    What says nothing is of format 1: runs, models and checkpoints of the first versions.
+    Without a format_version it is format 1: runs, models and checkpoints of the first versions.
     """
     found = content.get("format_version", 1)
     if type(found) is not int or found < 0:
@@ -44,9 +44,9 @@ def check_version(path: str, kind: str, content: Mapping[str, Any], newest: int)
 
 
 def check_manifest(path: Path, attributes: Mapping[str, Any]) -> bool:
-    """Compare a store with its list of files (sizes, and checksums of metadata); whether it has one.
+    """Compare a store with its list of files (sizes, and checksums of metadata); returns whether it has a list.
 
-    Raises SourceError if a file is missing or damaged, the list itself included; older stores have none.
+    Raises SourceError if a file or the list is missing or damaged; stores of older versions have no list.
     """
     files = read_manifest(path)
     if files is None:
@@ -58,7 +58,7 @@ def check_manifest(path: Path, attributes: Mapping[str, Any]) -> bool:
 
 
 def check_listed(path: str | Path) -> None:
-    """Compare a cell store that is read as a source with its list of files; any other source has none, which is fine.
+    """Compare a cell store that is read as a source with its list of files; other sources have no list and pass.
 
     Zarr reads a chunk that is missing as zeros. Raises SourceError if a file is missing or damaged.
     """

@@ -1,7 +1,7 @@
-"""Tasks of an ingest or a minify, done here, by processes of this machine, or by a Dask cluster.
+"""Tasks of ingest and minify, run in this process, in processes of this machine, or on a Dask cluster.
 
-Why not an executor of others: those of concurrent.futures fork, which the threads of numba and zarr do not survive, or
-ask scripts for a main guard; loky's restarts a worker whose memory has grown by 300 MB, with a warning.
+Other executors do not fit: those of concurrent.futures fork, which the threads of numba and zarr do not survive, or
+need a main guard in scripts; loky restarts a worker whose memory has grown by 300 MB, with a warning.
 """
 
 import importlib
@@ -35,12 +35,12 @@ def run_task(task: Task) -> None:
 class Workers:
     """Processes of this machine, or a Dask cluster whose workers see the same files; a context manager.
 
-    asked  processes; 1 does the work in this one, None starts one for each core that has two tasks to do
-    dask   address of a scheduler; instead of processes here
+    n_processes  1 runs all tasks in this process, None starts one for each core that has two tasks to do
+    dask         address of a Dask scheduler, to be used instead of processes of this machine
     """
 
-    def __init__(self, asked: int | None, dask: str | None) -> None:
-        self._asked, self._dask = asked, dask
+    def __init__(self, n_processes: int | None, dask: str | None) -> None:
+        self._n_processes, self._dask = n_processes, dask
         self._processes: list[subprocess.Popen[str]] = []
         self._idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
 
@@ -53,11 +53,11 @@ class Workers:
             process.communicate()
 
     def run(self, tasks: Sequence[Task], done: Callable[[Task], None], here: bool = False) -> None:
-        """Run all tasks, in any order; `done` is called in this thread after each. `here`: in this process alone.
+        """Run all tasks, in any order; `done` is called in this thread after each. `here`: all in this process.
 
-        The first error of a task stops the others and is raised here as what it was.
+        The first error of a task stops the others and is raised here with its own type.
         """
-        n_processes = self._asked or max(1, min(os.cpu_count() or 1, len(tasks) // 2))
+        n_processes = self._n_processes or max(1, min(os.cpu_count() or 1, len(tasks) // 2))
         if here or (self._dask is None and min(n_processes, len(tasks)) == 1):
             for task in tasks:
                 run_task(task)
@@ -112,15 +112,15 @@ def _run_on_dask(tasks: Sequence[Task], address: str, done: Callable[[Task], Non
 
 
 def _start_process() -> "subprocess.Popen[str]":
-    """A process with a program of its own, neither forked nor spawned: a script needs no main guard for it."""
-    # a namespace package: the child finds it where this process does, installed or not
+    """Start a process that runs `serve`, neither forked nor spawned, so a user's script needs no main guard for it."""
+    # atlasvi is a namespace package: the child finds it where this process does, installed or not
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "atlasvi.loaders.workers"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def _ask(process: "subprocess.Popen[str]", task: Task) -> None:
-    """Have a process run a task. Raises what the task raised, or SourceError if the process died."""
+    """Let a process run a task. Raises the task's error, or WorkerError if the process died."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -131,8 +131,8 @@ def _ask(process: "subprocess.Popen[str]", task: Task) -> None:
         line = ""
     if not line:
         raise WorkerError(
-            f"ingest: a worker process ended with status {process.wait()} (-9: killed, often for want of memory): run "
-            "the same command again to go on, with fewer --workers if memory was short."
+            f"ingest: a worker process ended with status {process.wait()} (-9: killed, often because memory ran out): "
+            "run the same command again to continue, with fewer --workers if memory was short."
         )
     if (answer := json.loads(line)) is None:
         return
@@ -145,12 +145,12 @@ def _ask(process: "subprocess.Popen[str]", task: Task) -> None:
 
 
 def serve() -> None:
-    """The program of a worker process: tasks as JSON lines come in, null or an error goes out."""
+    """Main loop of a worker process: reads tasks as JSON lines, answers each with null or an error."""
     for line in sys.stdin:
         answer = None
         try:
             run_task(json.loads(line))
-        except Exception as error:  # goes to the process that asked
+        except Exception as error:  # sent to the parent process
             answer = {
                 "kind": type(error).__name__,
                 "message": error.strerror if isinstance(error, OSError) and error.errno else str(error),
@@ -161,7 +161,7 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    # what a library prints must not be taken for an answer
+    # output that a library prints must not be taken for an answer
     OUT = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve()

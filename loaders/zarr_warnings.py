@@ -1,4 +1,4 @@
-"""Warnings of the libraries that nobody who reads a store or a source can do anything about."""
+"""Silences warnings of the libraries that a user who reads a store or a source can do nothing about."""
 
 import contextlib
 import warnings
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_zarr() -> Iterator[None]:
-    """Without zarr's and anndata's notes on young parts of the format, which a user can do nothing about."""
+    """Silence warnings of zarr and anndata about unfinished parts of the Zarr format."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
@@ -15,13 +15,13 @@ def quiet_zarr() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="The data type .* does not have a Zarr V3 specification")
         warnings.filterwarnings(
             "ignore", message="Object at manifest.json is not recognized"
-        )  # beside Zarr's own files
+        )  # a file that does not belong to Zarr
         yield
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Without any warning: of other people's files they are about types off a standard, or about coming releases."""
+    """Silence all warnings: about files of others they concern unusual types or future releases."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

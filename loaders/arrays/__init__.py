@@ -1,4 +1,4 @@
-"""Stored arrays and matrices, read fast: HDF5 and Zarr past their libraries, shards, decoding, checks before reading.
+"""Stored arrays and matrices: fast readers that bypass the HDF5 and Zarr libraries, shards, decoding, safety checks.
 
 It may import `rows`, and the files beside the subpackages.
 """

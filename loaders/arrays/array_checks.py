@@ -1,7 +1,7 @@
-"""Checks of stored arrays before anything of them is read: that reading them is safe, and that all of them is there.
+"""Checks of stored arrays before any of their values are read: reading must be safe, and the arrays complete.
 
-What a library would do without a word is refused here: run a pickle, read another file of this machine, decode
-gigabytes for one chunk, or give zeros for values that were never written or copied.
+A library may silently run a pickle, read another file of this machine, decode gigabytes for one chunk, or return zeros
+for values that were never written or copied; here these are errors.
 """
 
 import json
@@ -19,9 +19,9 @@ from zarr.storage import LocalStore
 from atlasvi.loaders.arrays.missing_chunks import Node, can_be_zeros, find_missing_chunks
 from atlasvi.loaders.errors import MissingDependencyError, SourceError
 
-LARGEST_CHUNK = 2**30  # bytes; libraries write chunks of some MB, and a chunk is decoded as a whole
+LARGEST_CHUNK = 2**30  # bytes; libraries write chunks of some MB, and a chunk must be decoded whole
 
-# What each codec does is known to be harmless; `pickle` is none of them, and those unknown may run anything.
+# All of these are known to be harmless. `pickle` is not among them, and an unknown codec may run any program.
 SAFE_CODECS = {
     "bytes", "blosc", "zstd", "gzip", "zlib", "bz2", "lz4", "lzma", "crc32c", "crc32", "adler32", "fletcher32",
     "jenkins_lookup3", "transpose", "shuffle", "delta", "fixedscaleoffset", "quantize", "bitround", "packbits",
@@ -41,7 +41,7 @@ HDF5_FILTERS = {
     32024: "sz3",
     32026: "blosc2",
     32028: "sperr",
-}  # fmt: skip  registered with the HDF Group; those that the package hdf5plugin brings
+}  # fmt: skip  filters registered with the HDF Group; the package hdf5plugin has most of them
 
 
 def is_array(node: Node) -> bool:
@@ -50,11 +50,11 @@ def is_array(node: Node) -> bool:
 
 
 def check_stored(path: str, root: Node, key: str, fill_missing: bool = False) -> list[str]:
-    """Raise SourceError where an array at `key` of a file, or below it, can't be read safely and whole.
+    """Raise SourceError where an array at `key` of a file, or below it, can't be read safely or is incomplete.
 
-    root          the file's group, which `key` is of; `path` is what errors call the file
-    fill_missing  take chunks that are not there for zeros, as the libraries do
-    Returns the names of the arrays whose missing chunks are taken for zeros, though they could be lost.
+    root          the file's group that contains `key`; `path` is the name of the file in errors
+    fill_missing  read missing chunks as zeros, as the libraries do
+    Returns the names of the arrays whose missing chunks are read as zeros, though they may have been lost.
     """
     zeros = []
     for name, node in walk_nodes(path, root, key):
@@ -70,12 +70,12 @@ def walk_nodes(path: str, root: Node, key: str) -> Iterator[tuple[str, Node]]:
     node = check_inside(path, root, key)
     yield key, node
     if not is_array(node):
-        for name in sorted(node):  # Zarr lists in any order
+        for name in sorted(node):  # Zarr lists members in no fixed order
             yield from walk_nodes(path, root, f"{key}/{name}")
 
 
 def check_inside(path: str, root: Node, key: str) -> Node:
-    """What is at `key` of a file. Raises SourceError where that is in another HDF5 file, reached by any link."""
+    """The node at `key` of a file. Raises SourceError where a link leads to another HDF5 file."""
     if not isinstance(root, h5py.Group):
         return root[key]
     if isinstance(root.get(key, getlink=True), h5py.ExternalLink):
@@ -87,9 +87,9 @@ def check_inside(path: str, root: Node, key: str) -> Node:
 
 
 def leads_elsewhere(what: str) -> SourceError:
-    """The error about data that lie in another file."""
+    """The error for data that is in another file."""
     return SourceError(
-        f"{what} lies in another file that this one points to, which is not followed; write it anew as one file: "
+        f"{what} lies in another file that this one points to, which is not followed; write it again as one file: "
         "anndata.read_h5ad(...).write_h5ad('whole.h5ad')."
     )
 
@@ -97,7 +97,7 @@ def leads_elsewhere(what: str) -> SourceError:
 def check_safe(what: str, array: Node) -> None:
     """Raise SourceError where reading the array could run a program, read another file, or decode gigabytes at once.
 
-    what  what errors call the array. Raises MissingDependencyError where an HDF5 filter is not installed.
+    what  name of the array in errors. Raises MissingDependencyError where an HDF5 filter is not installed.
     """
     if isinstance(array, h5py.Dataset):
         if array.external or array.is_virtual:
@@ -111,7 +111,7 @@ def check_safe(what: str, array: Node) -> None:
     if decoded_whole and size > LARGEST_CHUNK:
         raise SourceError(
             f"{what} is stored in chunks of {size / 1e9:,.1f} GB, each of which must be decoded as a whole; write it "
-            "anew in smaller chunks (anndata's default)."
+            "again in smaller chunks (anndata's default)."
         )
 
 
@@ -129,14 +129,14 @@ def _refuse_unsafe(what: str, described: dict[str, Any]) -> None:
                 else f"with the codec {name!r}, which is not known to be safe"
             )
             raise SourceError(
-                f"{what}: the array is stored {how}, and is refused; write the file anew with a current anndata."
+                f"{what}: the array is stored {how}, and is refused; write the file again with a current anndata."
             )
 
 
 def check_group_codecs(group: zarr.Group) -> None:
     """Raise SourceError where an array of a Zarr group, at any depth, has a codec that is not known to be safe.
 
-    The consolidated copies of its metadata are looked at too, if it has any: other readers go by them.
+    Consolidated copies of its metadata are checked too, since other readers use them.
     """
     for _, node in group.members(max_depth=None):
         if isinstance(node, zarr.Array):
@@ -152,14 +152,14 @@ def check_group_codecs(group: zarr.Group) -> None:
 
 
 def find_codecs(described: Any) -> Iterator[str]:
-    """Yield the names of all codecs in metadata, those inside of others (shards) too."""
+    """Yield the names of all codecs in metadata, also of codecs inside others (shards)."""
     if isinstance(described, dict):
         name = described.get("id", described.get("name"))
         if name is not None:
             yield str(name)
         for value in described.values():
             yield from find_codecs(value)
-    elif hasattr(described, "get_config") or hasattr(described, "to_dict"):  # a codec itself, of numcodecs or zarr
+    elif hasattr(described, "get_config") or hasattr(described, "to_dict"):  # a codec object of numcodecs or zarr
         yield from find_codecs(described.get_config() if hasattr(described, "get_config") else described.to_dict())
     elif isinstance(described, list | tuple):
         for part in described:
@@ -167,7 +167,7 @@ def find_codecs(described: Any) -> Iterator[str]:
 
 
 def check_filters(what: str, array: h5py.Dataset) -> None:
-    """Raise MissingDependencyError where a filter of an HDF5 dataset is not there; hdf5plugin's are loaded if it is."""
+    """Raise MissingDependencyError where a filter of an HDF5 dataset is missing; loads hdf5plugin if installed."""
     properties = array.id.get_create_plist()
     for k in range(properties.get_nfilters()):
         number = properties.get_filter(k)[0]
@@ -175,31 +175,31 @@ def check_filters(what: str, array: h5py.Dataset) -> None:
             with suppress(ImportError):
                 import hdf5plugin  # noqa: F401  registers its filters
             if not h5z.filter_avail(number):
-                name = HDF5_FILTERS.get(number, "a filter unknown here")
+                name = HDF5_FILTERS.get(number, "unknown to atlasvi")
                 raise MissingDependencyError(
                     f"{what} is compressed with HDF5's filter {number} ({name}), which is not installed: "
-                    "pip install hdf5plugin, then the same again."
+                    "pip install hdf5plugin, then give the same command again."
                 )
 
 
 def check_complete(path: str, name: str, array: Node, root: Node) -> bool:
-    """Raise SourceError where chunks of an array are missing that can't be zeros by the other parts of the file.
+    """Raise SourceError where chunks of an array are missing and the rest of the file shows that they are not zeros.
 
-    Returns whether chunks are taken for zeros that could be others too (see missing_chunks), so that it must be said.
-    HDF5 files have all their chunks.
+    Returns whether missing chunks are read as zeros that may have been lost (see missing_chunks), so the user must be
+    notified. An HDF5 file must have all its chunks.
     """
     missing: list[int] | range = []
     if isinstance(array, h5py.Dataset):
         n_expected, n_missing = count_unwritten(array)
-        cause = "writing the file was interrupted; write it anew"
+        cause = "writing the file was interrupted; write it again"
     else:
         n_expected, missing = find_missing_chunks(array)
         n_missing = 0 if missing and can_be_zeros(name, array, root, n_expected, missing) else len(missing)
         cause = "the copy is incomplete; copy it again"
     if n_missing:
         raise SourceError(
-            f"{path}: {n_missing} of {n_expected} chunks of {name} are missing: {cause}. If whoever wrote it left out "
-            f"chunks that hold only zeros, as zarr-python 3 does, read them so: {path}::missing_chunks=zeros"
+            f"{path}: {n_missing} of {n_expected} chunks of {name} are missing: {cause}. If the program that wrote it "
+            f"leaves out chunks of only zeros, as zarr-python 3 does, read them as zeros: {path}::missing_chunks=zeros"
         )
     nothing_stored = len(missing) == n_expected
     proven = ("/indices", "/indptr", "/mask", "/codes") if nothing_stored else ("/indices", "/indptr")
@@ -207,7 +207,7 @@ def check_complete(path: str, name: str, array: Node, root: Node) -> bool:
 
 
 def count_unwritten(array: h5py.Dataset) -> tuple[int, int]:
-    """(chunks that an HDF5 dataset should have, those of them that were never written)."""
+    """(chunks that an HDF5 dataset should have, how many of them were never written)."""
     if not array.size:
         return 0, 0
     if array.chunks is None:

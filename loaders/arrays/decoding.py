@@ -1,6 +1,6 @@
-"""Runs of Blosc chunks decoded, and gaps undone, in one call that holds no lock.
+"""Runs of Blosc chunks decoded, and differences summed up to indices, in one call that releases the lock.
 
-Chunk by chunk, Python would take a third of the time: so compiled code calls C-Blosc itself, at its address in memory.
+A loop over chunks in Python would take a third of the time, so compiled code calls C-Blosc at its address in memory.
 """
 
 import ctypes
@@ -12,12 +12,12 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numcodecs import blosc
 
-MOST_TALLIED = 2**20  # elements of a chunk: a lane's count of descents stays below 65,536
-VECTOR_BYTES = 64  # of the running sum; the compiler makes of it what the processor has
+MOST_TALLIED = 2**20  # elements of a chunk: so each lane's number of descents stays below 65,536
+VECTOR_BYTES = 64  # of a running sum; the compiler splits it into vectors of the processor
 
 
 def _find_functions() -> tuple[int, int]:
-    """Addresses of C-Blosc's `blosc_decompress_ctx` and `LZ4_decompress_safe` in numcodecs; 0 if not shown."""
+    """Addresses of C-Blosc's `blosc_decompress_ctx` and `LZ4_decompress_safe` in numcodecs; 0 if not exported."""
     try:
         library = ctypes.CDLL(blosc.__file__)
         functions = library.blosc_decompress_ctx, library.LZ4_decompress_safe
@@ -33,15 +33,15 @@ BLOSC_DECOMPRESS, LZ4_DECOMPRESS = _find_functions()
 def decode_chunks(
     coded: np.ndarray, begins: np.ndarray, ends: np.ndarray, out: np.ndarray, delta: bool, low: int = 0, high: int = 0
 ) -> int:
-    """Decompress chunk after chunk of equal size into `out`, and undo the gaps within each if `delta`.
+    """Decompress chunks of equal size into `out`, and sum up the differences within each if `delta`.
 
-    coded      uint8: Blosc frames, the k-th from begins[k] to ends[k]; int64 [chunks] each
+    coded      uint8: Blosc frames; frame k is coded[begins[k] : ends[k]], int64 [chunks] each
     out        unsigned or signed integers [chunks * elements of a chunk]
-    low, high  a span of `out` whose descents are counted on the way (see `count_descents`)
+    low, high  range of `out` whose descents are counted meanwhile (see `count_descents`)
     Returns the number of descents. Raises ValueError if a frame does not hold what it should.
     """
     if (bad := find_bad_frame(coded, begins, ends, out.nbytes // len(begins))) >= 0:
-        raise ValueError(f"chunk {bad} of {len(begins)} is no Blosc frame of its length")
+        raise ValueError(f"chunk {bad} of {len(begins)} is not a Blosc frame of its length")
     if BLOSC_DECOMPRESS:
         bad, descents = _decode_chunks(BLOSC_DECOMPRESS, LZ4_DECOMPRESS, coded, begins, out, delta, low, high)
         if bad >= 0:
@@ -59,10 +59,10 @@ def decode_chunks(
 
 @njit(nogil=True, cache=True)
 def count_descents(values: np.ndarray, low: int, high: int) -> int:
-    """How many of values[low:high], the first left out, are not larger than the one before them."""
+    """How many of values[low + 1 : high] are not larger than the one before them."""
     total = 0
     for start in range(low + 1, high, 2**15):
-        # fewer than 65,536 fit 16 bits: four times as many to an instruction as with 64
+        # up to 32,768 descents fit 16 bits: four times as many lanes to a vector as with 64
         part, before = values[start : min(start + 2**15, high)], values[start - 1 :]
         n = np.uint16(0)
         for k in range(len(part)):
@@ -73,10 +73,10 @@ def count_descents(values: np.ndarray, low: int, high: int) -> int:
 
 @njit(nogil=True, cache=True)
 def find_bad_frame(coded: np.ndarray, begins: np.ndarray, ends: np.ndarray, size: int) -> int:
-    """The number of the first Blosc frame that does not say that it is as long as it is, of `size` bytes; or -1.
+    """Index of the first Blosc frame whose header does not give its true length and `size` decoded bytes; or -1.
 
-    C-Blosc believes the length in a frame's header, and `_decode_pairs` those of the two streams of 2-byte integers:
-    where these are damaged they would read past the end.
+    C-Blosc trusts the length in a frame's header, and `_decode_pairs` those of the two streams of 2-byte integers:
+    if they are damaged, both would read past the end.
     """
     for k in range(len(begins)):
         frame = coded[begins[k] : ends[k]]
@@ -99,7 +99,7 @@ def _read_uint32(data: np.ndarray, at: int) -> int:
 
 
 def _build_sum(typing_context: Any, address: Any, carry: Any) -> Any:
-    """Running sum of VECTOR_BYTES of integers at an address, in place, `carry` added to each; returns the last."""
+    """Running sum of VECTOR_BYTES of integers at an address, in place, plus `carry`; returns the last element."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         vector = ir.VectorType(ir.IntType(carry.bitwidth), VECTOR_BYTES * 8 // carry.bitwidth)
@@ -111,10 +111,10 @@ def _build_sum(typing_context: Any, address: Any, carry: Any) -> Any:
 
 
 def _build_pair_sum(typing_context: Any, low: Any, high: Any, target: Any, tally: Any, carry: Any) -> Any:
-    """The same of 2-byte integers whose low and high bytes are at two addresses; the sums go to `target`.
+    """The same for 2-byte integers whose low and high bytes are at two addresses; the sums go to `target`.
 
-    Descents are counted, lane by lane, in the vector at `tally`: of whole numbers that wrap around, a sum is not above
-    the one before it if the gap between them is zero or the sum is below the gap.
+    Descents are counted in each lane of the vector at `tally`: with integers that wrap around, a sum is not above the
+    one before it if the difference between them is zero or the sum is below the difference.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -136,21 +136,21 @@ def _build_pair_sum(typing_context: Any, low: Any, high: Any, target: Any, tally
 
 
 def _store_sums(builder: Any, gaps: Any, carry: Any, target: Any) -> tuple[Any, Any]:
-    """Store the running sum of a vector plus `carry`; returns its last element, and all of it.
+    """Store the running sum of a vector plus `carry`; returns its last element, and the whole vector.
 
-    In log2(lanes) steps, each adding the vector to itself shifted by 1, 2, 4, ... lanes (Hillis and Steele 1986): a
-    third of the time of a loop, in which each addition waits for the one before.
+    It takes log2(lanes) steps, each adding the vector to itself shifted by 1, 2, 4, ... lanes (Hillis and Steele 1986):
+    a third of the time of a loop, in which each addition waits for the one before.
     """
     lanes, position, sums, shift = gaps.type.count, ir.IntType(32), gaps, 1
     none, nothing = ir.Constant(gaps.type, [0] * lanes), ir.Constant(gaps.type, ir.Undefined)
     while shift < lanes:
-        # of the two vectors, lanes are numbered one after the other: zeros come in from the first
+        # lanes of the two vectors are numbered in sequence: zeros are shifted in from the first
         chosen = [lanes + k - shift if k >= shift else k for k in range(lanes)]
         mask = ir.Constant(ir.VectorType(position, lanes), chosen)
         sums, shift = builder.add(sums, builder.shuffle_vector(none, sums, mask)), shift * 2
     first = builder.insert_element(nothing, carry, position(0))
     carried = builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(position, lanes), [0] * lanes))
-    # the next vector waits for this sum alone, not for the vector's addition
+    # the next vector waits only for this sum, not for the addition to the whole vector
     last = builder.add(builder.extract_element(sums, position(lanes - 1)), carry)
     total = builder.add(sums, carried)
     builder.store(total, target, align=gaps.type.element.width // 8)
@@ -163,7 +163,7 @@ _sum_pairs: Any = intrinsic(_build_pair_sum)
 
 @njit(nogil=True, cache=True)
 def undo_gaps(values: np.ndarray) -> None:
-    """Running sum in place, wrapping around: gaps to indices."""
+    """Running sum in place, wrapping around: turns differences into indices."""
     cast, step = values.dtype.type, VECTOR_BYTES // values.itemsize
     carry, whole = cast(0), len(values) // step * step
     for k in range(0, whole, step):
@@ -174,7 +174,7 @@ def undo_gaps(values: np.ndarray) -> None:
 
 
 def _build_call(typing_context: Any, address: Any, source: Any, target: Any, third: Any, fourth: Any) -> Any:
-    """int function(const void *, void *, third, fourth) at an address; third and fourth of the widths given."""
+    """int function(const void *, void *, third, fourth) at an address; third and fourth have the given widths."""
     integer, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
     numbers = [ir.IntType(third.bitwidth), ir.IntType(fourth.bitwidth)]
 
@@ -206,14 +206,14 @@ def _decode_chunks(
     low: int,
     high: int,
 ) -> tuple[int, int]:
-    """As `decode_chunks`: the number of the first chunk that fails, or -1, and the descents."""
+    """As `decode_chunks`; returns (index of the first chunk that fails, or -1, the number of descents)."""
     chunk, descents = len(out) // len(begins), 0
     planes, tally = np.empty(2 * chunk if out.itemsize == 2 else 0, np.uint8), np.zeros(VECTOR_BYTES // 2, np.uint16)
     for k in range(len(begins)):
         part, frame = out[k * chunk : (k + 1) * chunk], coded[begins[k] :]
         if _decode_pairs(lz4_decompress, frame, planes, part, delta, tally):
             if delta and low < k * chunk and (k + 1) * chunk <= high and chunk < MOST_TALLIED:
-                # the first gap is from nothing, not from the chunk before
+                # the first difference is to zero, not to the chunk before: compare the elements instead
                 descents += int(tally.sum()) - (part[0] == 0) + (part[0] <= out[k * chunk - 1])
                 continue
         else:
@@ -222,7 +222,7 @@ def _decode_chunks(
                 return k, descents
             if delta:
                 undo_gaps(part)
-        # while the chunk is in the nearest caches; from the last element of the chunk before
+        # now, while the chunk is in the fastest caches; begins with the last element of the chunk before
         descents += count_descents(out, max(low, k * chunk - 1), min(high, (k + 1) * chunk))
     return -1, descents
 
@@ -231,11 +231,11 @@ def _decode_chunks(
 def _decode_pairs(
     lz4_decompress: int, frame: np.ndarray, planes: np.ndarray, out: np.ndarray, delta: bool, tally: np.ndarray
 ) -> bool:
-    """Decode a frame of 2-byte integers if it is one block of two LZ4 streams, of low and of high bytes; else False.
+    """Decode a frame of 2-byte integers that is one block of two LZ4 streams, low and high bytes; else return False.
 
-    With gaps, `tally`, uint16 [lanes], becomes the descents counted in each lane (see `_build_pair_sum`).
-    numcodecs' C-Blosc is built for any x86: to interleave the bytes takes it a fifth of a block's time, vector code of
-    this machine's own much less. Frame: github.com/Blosc/c-blosc, README_CHUNK_FORMAT.rst.
+    With differences, `tally`, uint16 [lanes], becomes the descents in each lane (see `_build_pair_sum`).
+    numcodecs' C-Blosc is built for any x86 and needs a fifth of a block's time to interleave the bytes; vector code for
+    this processor needs much less. Frame: github.com/Blosc/c-blosc, README_CHUNK_FORMAT.rst.
     """
     n, flags = len(out), frame[2]
     one_block = _read_int32(frame, 4) == 2 * n and _read_int32(frame, 8) == 2 * n
@@ -269,7 +269,7 @@ def _decode_pairs(
 
 @njit(nogil=True, cache=True)
 def _decode_stream(lz4_decompress: int, stream: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The bytes of a stream, those of one that could not be compressed where they are; none if it is damaged."""
+    """The decoded bytes of a stream (the stream itself if it is not compressed); empty if it is damaged."""
     if len(stream) == len(target):
         return stream
     source, place = np.int64(stream.ctypes.data), np.int64(target.ctypes.data)

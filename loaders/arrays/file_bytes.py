@@ -1,4 +1,4 @@
-"""Files read through handles that stay open: how many may be open, and their bytes read into memory that is there."""
+"""Files that stay open: how many may be open, and how their bytes are read into existing memory."""
 
 import os
 import resource
@@ -13,7 +13,7 @@ def share_of_files(part: int, most: int) -> int:
 
 
 def read_into(handle: int, offset: int, out: np.ndarray) -> bool:
-    """Fill `out`, contiguous, with what an open file holds from `offset` on; False if the file ends before."""
+    """Fill contiguous `out` with an open file's bytes from `offset` on; returns False if the file ends before."""
     waiting = out.view(np.uint8).data
     while len(waiting):  # one call reads at most 2 GiB
         n = os.preadv(handle, [waiting], offset)

@@ -1,7 +1,7 @@
-"""One-dimensional HDF5 datasets read past the HDF5 library: it has one lock for all threads, and copies twice.
+"""One-dimensional HDF5 datasets read without the HDF5 library, which has one lock for all threads and copies twice.
 
-A dataset that is contiguous or cut into chunks without filters is bytes at known places of the file. Chunks compressed
-by gzip, with or without its byte shuffle, are inflated by each thread for itself. All else is left to the library.
+The bytes of a dataset that is contiguous, or chunked without filters, are at known places of the file. Chunks that are
+compressed with gzip, with or without byte shuffle, are decoded by each thread. All others are left to the library.
 """
 
 import os
@@ -24,7 +24,7 @@ def open_hdf5_array(path: str, array: h5py.Dataset, buffers: Buffers) -> "Hdf5Ar
     properties = array.id.get_create_plist()
     filters = [properties.get_filter(k)[0] for k in range(properties.get_nfilters())]
     plain = array.dtype.isnative and array.dtype.kind in "iuf" and array.dtype.itemsize <= 8
-    whole_file = array.file.userblock_size == 0 and array.file.driver == "sec2"  # else places are counted otherwise
+    whole_file = array.file.userblock_size == 0 and array.file.driver == "sec2"  # otherwise offsets differ
     if not (plain and whole_file) or not array.shape[0]:
         return None
     if properties.get_layout() == h5d.CONTIGUOUS:
@@ -36,7 +36,7 @@ def open_hdf5_array(path: str, array: h5py.Dataset, buffers: Buffers) -> "Hdf5Ar
     elif properties.get_layout() == h5d.CHUNKED and filters in [[], *GZIP] and hasattr(array.id, "chunk_iter"):
         chunk = int(array.chunks[0])
         offsets, sizes = _locate_chunks(array, chunk)
-        if (offsets < 0).any():  # never written: full of the fill value
+        if (offsets < 0).any():  # never written: they hold the fill value
             return None
     else:
         return None
@@ -44,7 +44,7 @@ def open_hdf5_array(path: str, array: h5py.Dataset, buffers: Buffers) -> "Hdf5Ar
 
 
 def _locate_chunks(array: h5py.Dataset, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-    """Int64 [chunks] each: where in the file they are, -1 for those that are not there or skip a filter; how long."""
+    """Int64 [chunks] each: offset in the file (-1 for chunks that are not stored or skip a filter), and bytes there."""
     n_chunks = -(-array.shape[0] // chunk)
     offsets, sizes = np.full(n_chunks, -1, np.int64), np.zeros(n_chunks, np.int64)
 
@@ -58,10 +58,10 @@ def _locate_chunks(array: h5py.Dataset, chunk: int) -> tuple[np.ndarray, np.ndar
 
 
 class Hdf5Array:
-    """A dataset whose bytes are at known places of a file; read by several threads at once.
+    """A dataset whose bytes are at known places of a file; several threads may read it at once.
 
     offsets, sizes  int64 [chunks]: where the chunks are in the file, and their bytes there
-    filters         none, or one of GZIP
+    filters         empty, or one of GZIP
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Hdf5Array:
         self._path, self._name, self._dtype, self._length = path, array.name, array.dtype, array.shape[0]
         self._chunk, self._offsets, self._sizes, self._filters, self._buffers = chunk, offsets, sizes, filters, buffers
         self.piece = chunk if filters else 1
-        # the library's own handle: the file that it opened, even if another one is by now at its path
+        # the library's own handle: the file that it opened, even if another one is at its path by now
         self._handle = os.dup(array.file.id.get_vfd_handle())
         self._lock = threading.Lock()
         self._status = self._identify()
@@ -108,7 +108,7 @@ class Hdf5Array:
         coded = self._buffers.take(int(self._sizes[chunk]), np.uint8)
         self._read_bytes(int(self._offsets[chunk]), coded)
         try:
-            # one byte more than there should be: a stream that goes on is noticed, not decoded
+            # one byte more than expected, so that a longer stream is noticed but not decoded
             content = np.frombuffer(zlib.decompressobj().decompress(coded.data, out.nbytes + 1), np.uint8)
         except zlib.error as error:
             raise self._damaged(f"chunk {chunk}: {error}") from error
@@ -125,7 +125,7 @@ class Hdf5Array:
 
     def _damaged(self, what: str) -> SourceError:
         return SourceError(
-            f"{self._path}: {self._name} is damaged or cut short ({what}); copy the file again, or write it anew."
+            f"{self._path}: {self._name} is damaged or cut short ({what}); copy the file again, or write it again."
         )
 
     def _identify(self) -> tuple[int, int]:
@@ -133,7 +133,7 @@ class Hdf5Array:
         return status.st_size, status.st_mtime_ns
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Drop the references to the file."""
         with self._lock:
             if self._handle >= 0:
                 os.close(self._handle)

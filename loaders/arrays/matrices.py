@@ -1,4 +1,4 @@
-"""The ways a matrix lies in an HDF5 or Zarr group, each read by rows: CSR, CSC, dense."""
+"""The layouts of a matrix in an HDF5 or Zarr group, each read by rows: CSR, CSC, dense."""
 
 import threading
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ from atlasvi.loaders.rows.spool import RowSpool
 
 Array = Any  # h5py.Dataset or zarr.Array: shape, dtype, chunks, slicing
 
-# One read of a dense matrix: wide enough that few chunks are decoded twice, small beside a training batch's memory.
+# Bytes of one read of a dense matrix: wide enough to decode few chunks twice, small beside a minibatch's memory.
 DENSE_BYTES = 64 * 2**20
-# Entries of a CSC matrix taken to the spool at once.
+# Entries of a CSC matrix passed to the spool at a time.
 PIECE_ENTRIES = 2**20
 
 
 class CompressedRows:
-    """A CSR matrix as three arrays, of which only slices are read.
+    """A CSR matrix stored as three arrays, of which only slices are read.
 
-    What is said of its members here holds for every `Matrix`.
+    The docstrings of its members hold for every `Matrix`.
 
-    path, name  what errors call it
+    path, name  names of the file and the matrix in errors
     Raises SourceError where the arrays' lengths do not fit each other or `shape`.
     """
 
@@ -38,7 +38,7 @@ class CompressedRows:
 
     def __init__(self, path: str, name: str, data: Array, indices: Array, indptr: Array, shape: tuple[int, int]):
         self.shape = shape  # cells x genes
-        self.nnz: int | None = int(data.shape[0])  # explicit zeros and duplicates among them; None if not known
+        self.nnz: int | None = int(data.shape[0])  # explicit zeros and duplicates included; None if not known
         self._path, self._name = path, name
         self._data, self._indices, self._indptr = data, indices, indptr
         check_compressed(path, name, data, indices, indptr, shape[0])
@@ -46,7 +46,7 @@ class CompressedRows:
         self._lock = threading.Lock()
 
     def read_rows(self, start: int, stop: int) -> sp.csr_matrix:
-        """Rows [start, stop) as canonical CSR in the stored type."""
+        """Rows [start, stop) as canonical CSR in the stored dtype."""
         indptr = np.asarray(self._indptr[start : stop + 1]).astype(np.int64)
         low, high = int(indptr[0]), int(indptr[-1])
         if not 0 <= low <= high <= int(self._data.shape[0]):
@@ -55,30 +55,30 @@ class CompressedRows:
         return canonical_csr(data, np.asarray(self._indices[low:high]), indptr - low, self.shape[1])
 
     def read_narrow(self, start: int, stop: int) -> Rows | None:
-        """Rows [start, stop) as narrow counts, fast; None where `read_rows` must be asked."""
-        if min(self.shape) < 2:  # all indices may be zero, and then chunks of them need not be there
+        """Rows [start, stop) as counts of narrow dtypes, fast; None where the caller must use `read_rows`."""
+        if min(self.shape) < 2:  # all indices may be zero, and then chunks of them need not be stored
             return None
         return self._open_direct().read(start, stop)
 
     def count_piece_rows(self) -> float:
-        """Rows that are decoded together: a read of fewer decodes more than it returns."""
+        """Rows that are decoded together: reading fewer decodes more than is returned."""
         piece = max(self._open_direct().data.piece, self._open_direct().indices.piece)
         return piece * self.shape[0] / max(self.nnz or 0, 1)
 
     def _open_direct(self) -> "DirectRows":
-        with self._lock:  # opened when first asked for: to find the chunks of a large file takes a while
+        with self._lock:  # opened at the first read: finding the chunks of a large file takes a while
             if self._direct is None:
                 self._direct = DirectRows(self._path, self._data, self._indices, self._indptr, self.shape[1])
         return self._direct
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         if self._direct is not None:
             self._direct.close()
 
 
 class DirectRows:
-    """The three arrays of a CSR matrix read straight from their files where these allow (see stored_arrays.py)."""
+    """The three arrays of a CSR matrix, read directly from their files where possible (see stored_arrays.py)."""
 
     def __init__(self, path: str, data: Array, indices: Array, indptr: Array, n_genes: int) -> None:
         self._buffers, self._n_genes, self._nnz = Buffers(), n_genes, int(data.shape[0])
@@ -87,7 +87,7 @@ class DirectRows:
         self._pointers = RowPointers(path, indptr, self._buffers)
 
     def read(self, start: int, stop: int) -> Rows | None:
-        """Rows [start, stop) as narrow counts, None if they are not the plain CSR of counts."""
+        """Rows [start, stop) as counts of narrow dtypes; None if they are not canonical CSR of counts."""
         indptr = self._pointers.read(start, stop)
         low, high = int(indptr[0]), int(indptr[-1])
         if not 0 <= low <= high <= self._nnz:
@@ -99,13 +99,13 @@ class DirectRows:
         return narrow_rows(start, indptr - low, indices, values, self._n_genes, self._buffers)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for array in (self.data, self.indices, self._pointers):
             array.close()
 
 
 class DenseRows:
-    """A dense matrix, read in tiles of at most DENSE_BYTES and turned to CSR tile by tile."""
+    """A dense matrix, read in tiles of at most DENSE_BYTES that become CSR one by one."""
 
     spooled = False
 
@@ -115,7 +115,7 @@ class DenseRows:
         self._path, self._name, self._array = path, name, array
 
     def read_rows(self, start: int, stop: int) -> sp.csr_matrix:
-        """Rows [start, stop) as canonical CSR in the stored type."""
+        """Rows [start, stop) as canonical CSR in the stored dtype."""
         n_cols = self.shape[1]
         n_rows, width = dense_tile(stop - start, n_cols, self._array.chunks, self._array.dtype.itemsize)
         bands = [
@@ -132,7 +132,7 @@ class DenseRows:
         return canonical_csr(matrix.data, matrix.indices, matrix.indptr, n_cols)
 
     def read_narrow(self, start: int, stop: int) -> None:
-        """None: `read_rows` must be asked."""
+        """None always: the caller uses `read_rows`."""
 
     def count_piece_rows(self) -> float:
         """Rows that are decoded together."""
@@ -142,7 +142,7 @@ class DenseRows:
         return sp.csr_matrix(to_numbers(np.asarray(self._array[rows, cols]), self._path, self._name))
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing is open."""
 
 
 def dense_tile(n_rows: int, n_cols: int, chunks: tuple[int, ...] | None, itemsize: int) -> tuple[int, int]:
@@ -190,7 +190,7 @@ class SpooledColumns(RowSpool):
 
 
 Matrix = CompressedRows | DenseRows | RowSpool
-"""Cells x genes, read by rows: all that a file can hold."""
+"""Cells x genes, read by rows: any layout that a file may have."""
 
 
 def check_compressed(path: str, name: str, data: Array, indices: Array, indptr: Array, n_major: int) -> None:
@@ -199,7 +199,7 @@ def check_compressed(path: str, name: str, data: Array, indices: Array, indptr: 
         if len(array.shape) != 1 or (part != "data" and array.dtype.kind not in "iu"):
             raise SourceError(
                 f"{path}: {name} is damaged: {part} is an array of {array.dtype} with {len(array.shape)} dimensions, "
-                f"where it should be {'numbers' if part == 'data' else 'integers'} in one; write the file anew."
+                f"where it should be {'numbers' if part == 'data' else 'integers'} in one; write the file again."
             )
     n_entries = int(data.shape[0])
     ends = (int(indptr[0]), int(indptr[-1])) if indptr.shape[0] else (0, 0)
@@ -207,5 +207,5 @@ def check_compressed(path: str, name: str, data: Array, indices: Array, indptr: 
         raise SourceError(
             f"{path}: {name} is damaged: {indices.shape[0]} indices, {n_entries} values and {indptr.shape[0]} pointers "
             f"(up to {ends[1]}) for {n_major} rows or columns do not fit each other; copy the file again, or write it "
-            "anew."
+            "again."
         )

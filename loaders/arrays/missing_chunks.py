@@ -1,14 +1,14 @@
-"""Chunks of Zarr arrays that are not there: left out because they hold only zeros, or lost on the way here?
+"""Chunks of Zarr arrays that are not stored: omitted because they hold only zeros, or lost on the way here?
 
-zarr-python 3 writes no chunk that is full of the array's fill value (0, or empty text), and reads every chunk that is
-not there as full of it, lost ones too. What tells the two apart is in the other parts of the file:
+zarr-python 3 does not write a chunk that holds only the array's fill value (0, or empty text), and reads every missing
+chunk as the fill value, also one that was lost. The other parts of the file show which it was:
 
-  sparse indices  a row has no gene twice, so zeros can only be single entries of their rows
-  sparse indptr   only its beginning can be zero: the first rows are empty, all entries so far are those of one row
-  an array of which nothing is stored  zeros must make sense of it: a mask, codes of one category, a column of numbers
-  other arrays of one dimension  zeros that fill a whole chunk begin and end at no chunk's border, so the chunks beside
-                  it end in more zeros than they have together anywhere else; every category still has a cell
-  dense matrices  the same genes have next to no counts in the chunks of other cells
+  sparse indices  a row has no gene twice, so in a chunk of zeros each entry is the only one of its row
+  sparse indptr   zero only at the beginning: the first rows are empty, all entries so far belong to one row
+  an array without any stored chunk  zeros must be plausible: a mask, codes of one category, a column of numbers
+  other arrays of one dimension  a run of zeros that fills a chunk hardly ends just at its border, so the chunks beside
+                  it end in longer runs of zeros than they have elsewhere; every category still has a cell
+  dense matrices  the same genes have almost no counts in the chunks of other cells
 """
 
 from collections.abc import Iterator
@@ -19,16 +19,16 @@ import numpy as np
 import zarr
 from zarr.core.sync import sync
 
-Node = Any  # h5py.Group | h5py.Dataset | zarr.Group | zarr.Array, whose common part is not typed anywhere
+Node = Any  # h5py.Group | h5py.Dataset | zarr.Group | zarr.Array, which have no common type
 
-MOST_NAMED_CHUNKS = 2**22  # of an array that says that it has more, none is looked for by name
-FEWEST_ZEROS = 32  # of a run of zeros that is taken to go on in the chunk beside it
-FEW_COUNTS = 10  # a chunk's worth of genes that has no more in other cells may have none in these
-SAMPLED_CHUNKS = 4  # of a dense matrix, for each block of genes
+MOST_NAMED_CHUNKS = 2**22  # if an array claims to have more, they are not searched for by name
+FEWEST_ZEROS = 32  # of a run of zeros that may continue in the next chunk
+FEW_COUNTS = 10  # if a chunk's genes have at most so many in other cells, they may have none in these
+SAMPLED_CHUNKS = 4  # chunks of a dense matrix that are looked at for each block of genes
 
 
 def find_missing_chunks(array: zarr.Array) -> tuple[int, list[int] | range]:
-    """(stored chunks or shards that a Zarr array should have, the numbers of those that are not there)."""
+    """(stored chunks or shards that a Zarr array should have, indices of the missing ones)."""
     grid = count_chunks(array)
     n_expected = int(np.prod(grid, dtype=object))
     if n_expected == 0:
@@ -43,7 +43,7 @@ def find_missing_chunks(array: zarr.Array) -> tuple[int, list[int] | range]:
 
 
 def _stored(array: zarr.Array) -> tuple[int, ...]:
-    """The shape of what is stored as one object: a shard where there are shards, else a chunk."""
+    """The shape of what is stored as one object: a shard if the array has shards, else a chunk."""
     return array.shards or array.chunks
 
 
@@ -57,7 +57,7 @@ async def _list_keys(store: Any, prefix: str) -> list[str]:
 
 
 def can_be_zeros(name: str, array: zarr.Array, root: Node, n_expected: int, missing: list[int] | range) -> bool:
-    """Whether the other parts of a file make sense if the missing chunks of an array hold only zeros (see above)."""
+    """Whether the rest of a file is consistent with missing chunks that hold only zeros (see above)."""
     folder, _, last = name.rpartition("/")
     parent = root[folder] if folder else root
     kind = str(parent.attrs.get("encoding-type", ""))
@@ -76,12 +76,12 @@ def can_be_zeros(name: str, array: zarr.Array, root: Node, n_expected: int, miss
 
 
 def _can_be_all_zeros(last: str, kind: str, array: zarr.Array, parent: Node) -> bool:
-    """Whether an array of which no chunk is stored can be one of zeros, or of empty text."""
+    """Whether an array without any stored chunk can be all zeros, or all empty text."""
     if _has_chunk_folder(array):
         return False
     if kind == "categorical":
         return _count_categories(parent["categories"]) == 1
-    if "categories" in array.attrs:  # codes of anndata 0.7
+    if "categories" in array.attrs:  # codes in a file of anndata 0.7
         return _count_categories(parent[str(array.attrs["categories"])]) == 1
     if array.dtype.kind in "biuf":
         return True
@@ -93,13 +93,13 @@ def _count_categories(categories: Node) -> int:
 
 
 def _has_chunk_folder(array: zarr.Array) -> bool:
-    """Whether the folder of an array's chunks is there, which is made with the first chunk, so there was one."""
+    """Whether the folder of an array's chunks exists: it is made with the first chunk, so there was one."""
     root, first = getattr(array.store, "root", None), array.metadata.encode_chunk_key((0,) * array.ndim)
     return root is not None and "/" in first and (root / array.path / first.split("/")[0]).is_dir()
 
 
 def _are_single_entries(matrix: zarr.Group, indices: zarr.Array, missing: list[int] | range) -> bool:
-    """Whether each entry in missing chunks is the only one of its row: gene 0 can't occur twice in one."""
+    """Whether each entry in the missing chunks is alone in its row: gene 0 can't occur twice in a row."""
     step, length = _stored(indices)[0], indices.shape[0]
     pointers: Node = matrix["indptr"]
     if find_missing_chunks(pointers)[1]:
@@ -114,7 +114,7 @@ def _are_single_entries(matrix: zarr.Group, indices: zarr.Array, missing: list[i
 
 
 def _are_leading_empty_rows(matrix: zarr.Group, indptr: zarr.Array, missing: list[int] | range) -> bool:
-    """Whether the missing chunks are the first, and what the next ones begin with are the entries of one row."""
+    """Whether the missing chunks are the first ones, and the next chunk begins with the entries of one row."""
     first = len(missing) * _stored(indptr)[0]
     if list(missing) != list(range(len(missing))) or first >= indptr.shape[0]:
         return cast(Node, matrix["data"]).shape == (0,)
@@ -124,7 +124,7 @@ def _are_leading_empty_rows(matrix: zarr.Group, indptr: zarr.Array, missing: lis
 
 
 def _lie_in_longer_zeros(array: zarr.Array, missing: list[int] | range) -> bool:
-    """Whether each run of missing chunks has zeros on both sides that look like parts of one longer run of zeros."""
+    """Whether each run of missing chunks lies between zeros that look like parts of one longer run of zeros."""
     step, n_stored = _stored(array)[0], count_chunks(array)[0]
     zero = 0 if array.fill_value is None else array.fill_value
     for first, last in _find_runs(missing):
@@ -138,16 +138,16 @@ def _lie_in_longer_zeros(array: zarr.Array, missing: list[int] | range) -> bool:
 
 
 def _find_runs(numbers: list[int] | range) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) of each run of consecutive ones among ascending numbers."""
+    """Yield (first, last) of each run of consecutive numbers in an ascending list."""
     values = np.asarray(numbers)
     for run in np.split(values, np.flatnonzero(np.diff(values) > 1) + 1):
         yield int(run[0]), int(run[-1])
 
 
 def ends_in_long_zeros(is_zero: np.ndarray) -> bool:
-    """Whether a chunk ends in a run of zeros that is twice as long as any between two of its other values, or longer.
+    """Whether a chunk ends in a run of zeros at least twice as long as any between two of its other values.
 
-    is_zero  [values of the chunk] bool. False for a chunk that is all zeros: whoever stored that one leaves none out.
+    is_zero  bool [values of the chunk]. False for a chunk of only zeros: a program that stored it omits none.
     """
     others = np.flatnonzero(~is_zero)
     if not len(others):
@@ -157,16 +157,17 @@ def ends_in_long_zeros(is_zero: np.ndarray) -> bool:
 
 
 def _uses_all_categories(last: str, kind: str, array: zarr.Array, parent: Node) -> bool:
-    """Whether an array is no codes, or codes among which each category is: anndata writes none that no cell has."""
+    """Whether an array is not codes, or codes that use all categories: anndata writes no category without a cell."""
     if last != "codes" or kind != "categorical":
         return "categories" not in array.attrs
     return len(np.setdiff1d(np.arange(_count_categories(parent["categories"])), np.asarray(array[:]))) == 0
 
 
 def _have_few_counts(matrix: zarr.Array, missing: list[int] | range) -> bool:
-    """Whether the genes of each missing chunk have next to no counts in the chunks of other cells.
+    """Whether the genes of each missing chunk have almost no counts in the chunks of other cells.
 
-    Where none of those is stored either, each block of cells must have chunks of other genes, in two blocks or more.
+    Where no chunk of these genes is stored, each block of cells must have stored chunks of other genes, and there must
+    be at least two blocks.
     """
     n_rows, n_columns = count_chunks(matrix)
     rows, columns = np.divmod(np.asarray(missing), n_columns)
@@ -177,6 +178,6 @@ def _have_few_counts(matrix: zarr.Array, missing: list[int] | range) -> bool:
         stored = np.setdiff1d(np.arange(n_rows), rows[columns == column])[:SAMPLED_CHUNKS]
         for row in stored:
             values = matrix[row * height : (row + 1) * height, column * width : (column + 1) * width]
-            if not 0 < np.count_nonzero(values) <= FEW_COUNTS:  # one of zeros that is stored: no other is left out
+            if not 0 < np.count_nonzero(values) <= FEW_COUNTS:  # 0: a stored chunk of zeros, so none is omitted
                 return False
     return True

@@ -1,4 +1,4 @@
-"""One-dimensional sharded Zarr v3 arrays written straight to shard files (shards.py says what is in one)."""
+"""One-dimensional sharded Zarr v3 arrays written directly to shard files (their layout: see shards.py)."""
 
 import os
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from atlasvi.loaders.zarr_warnings import quiet_zarr
 
 
 def create_sharded(group: zarr.Group, name: str, length: int, layout: Layout) -> Path:
-    """Make the metadata of array `name` [length] in a group on local disk; returns its folder."""
+    """Write the metadata of array `name` [length] in a group on local disk; returns the array's folder."""
     with quiet_zarr():
         array = group.create_array(
             name,
@@ -42,20 +42,21 @@ def create_sharded(group: zarr.Group, name: str, length: int, layout: Layout) ->
 
 
 class ChunkEncoder:
-    """Encodes a part of an array that begins at any element: whole inner chunks go to a file, one after the other.
+    """Encodes a part of an array that begins at any element; whole inner chunks go to a file, in their order.
 
-    start  number of the part's first element. Afterwards `sizes` are the bytes of each chunk, `head` and `tail` the
-    elements before the first whole chunk and after the last.
+    start  index of the part's first element
+    In the end, `sizes` are the bytes of each chunk, `head` and `tail` the elements before the first whole chunk and
+    after the last.
     """
 
     def __init__(self, layout: Layout, start: int, file: BinaryIO) -> None:
         self._layout, self._file = layout, file
-        self._wanted = -start % layout.chunk  # elements that the head still lacks
+        self._wanted = -start % layout.chunk  # elements still missing in the head
         self._head, self._rest = [np.empty(0, layout.dtype)], np.empty(0, layout.dtype)
         self.sizes: list[int] = []
 
     def append(self, values: np.ndarray) -> None:
-        """Add values; they must fit `layout.dtype`."""
+        """Append values; they must fit `layout.dtype`."""
         head, values = values[: self._wanted], values[self._wanted :]
         self._head.append(head.astype(self._layout.dtype))
         self._wanted -= len(head)
@@ -87,12 +88,12 @@ class ShardWriter:
         self._file: BinaryIO | None = None
         self._shard = 0
         self._sizes: list[int] = []
-        self._checksum = 0  # crc32c of the shard so far
-        self.files: dict[str, tuple[int, str]] = {}  # of the shards that are done: bytes and crc32c
+        self._checksum = 0  # crc32c of the current shard so far
+        self.files: dict[str, tuple[int, str]] = {}  # of the finished shards: bytes and crc32c
         (folder / "c").mkdir(exist_ok=True)
 
     def append(self, values: np.ndarray) -> None:
-        """Add values; they must fit `layout.dtype`."""
+        """Append values; they must fit `layout.dtype`."""
         at = 0
         while at < len(values):
             take = min(len(values) - at, self.layout.chunk - self._filled)
@@ -104,7 +105,7 @@ class ShardWriter:
                 self._filled = 0
 
     def append_encoded(self, path: Path, sizes: Sequence[int]) -> None:
-        """Add the inner chunks that a `ChunkEncoder` wrote to a file; the elements so far must fill whole chunks.
+        """Append the inner chunks that a `ChunkEncoder` wrote to a file; elements so far must fill whole chunks.
 
         Raises DamagedChunkError if one does not match its checksum.
         """

@@ -1,7 +1,7 @@
-"""One-dimensional sharded Zarr v3 arrays read straight from the shard files (shard_writing.py writes them).
+"""One-dimensional sharded Zarr v3 arrays read directly from the shard files (shard_writing.py writes them).
 
-The files are what any Zarr v3 reader expects (sharding_indexed, blosc, crc32c, the registered delta filter); going
-past zarr-python saves its per-chunk overhead, and lets a shard be streamed to disk chunk by chunk.
+The files are valid for any Zarr v3 reader (sharding_indexed, blosc, crc32c, the registered delta filter); bypassing
+zarr-python saves its overhead for each chunk, and lets a shard be written to disk chunk by chunk.
 Layout of a shard file: the encoded inner chunks one after the other, then (offset, length) as little-endian uint64
 for each inner chunk, then the crc32c of that index.
 """
@@ -24,23 +24,23 @@ from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.rows.buffers import Buffers
 
 CHUNK_MISSING = 2**64 - 1
-OPEN_SHARDS = 96  # kept open, over all arrays; an atlas has thousands, a process may open about a thousand files
+OPEN_SHARDS = 96  # kept open, over all arrays; an atlas has thousands, and a process may open about a thousand files
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a one-dimensional array is cut and coded; the same for writer and reader."""
+    """How a one-dimensional array is split and encoded; the same for writer and reader."""
 
     dtype: np.dtype
     chunk: int  # elements in an inner chunk: the unit of decoding
     shard: int  # elements in a shard file, a multiple of chunk
-    delta: bool  # store differences within an inner chunk (wrapping around), so that sorted values cost few bits
+    delta: bool  # store differences within an inner chunk (wrapping around), so that sorted values take few bits
     compressor: str = "lz4"
     level: int = 5
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of a decoded inner chunk; blosc is told to compress them as one block (its default is smaller)."""
+        """Bytes of a decoded inner chunk, which blosc compresses as one block (its default is smaller)."""
         return self.chunk * self.dtype.itemsize
 
     def encode(self, values: np.ndarray) -> bytes:
@@ -57,10 +57,10 @@ class Layout:
 
 
 class ShardReader:
-    """Reads runs of elements of a sharded array, by several threads at once.
+    """Reads ranges of elements of a sharded array; several threads may read at once.
 
-    Handles and indices of shards are kept. A shard that was deleted or replaced since it was opened is noticed: mixing
-    the chunks of two stores would be silent.
+    Open files and indices of shards are kept. A shard that was deleted or replaced since it was opened raises an error,
+    since chunks of two stores would otherwise be mixed silently.
     """
 
     def __init__(self, folder: Path, layout: Layout, length: int, buffers: Buffers | None = None) -> None:
@@ -69,7 +69,7 @@ class ShardReader:
         self._buffers = buffers or Buffers()
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Elements [start, stop), as an array of their own. Raises SourceError if they are damaged."""
+        """Elements [start, stop) in a new array. Raises SourceError if they are damaged."""
         chunk = self.layout.chunk
         first, last = start // chunk, -(-stop // chunk)
         out = np.empty(max(last - first, 0) * chunk, self.layout.dtype)
@@ -79,7 +79,7 @@ class ShardReader:
     def read_chunks(self, first: int, last: int, out: np.ndarray, low: int = 0, high: int = 0) -> int:
         """Decode inner chunks [first, last) into `out` [(last - first) * chunk].
 
-        Returns how many of out[low:high], the first left out, are not larger than the one before them.
+        Returns how many of out[low + 1 : high] are not larger than the one before them.
         """
         per_shard, size = self.layout.shard // self.layout.chunk, self.layout.chunk
         at, descents = first, 0
@@ -101,7 +101,7 @@ class ShardReader:
                 )
             except ValueError as error:
                 raise DamagedChunkError(f"{shard.path} is damaged ({error}): copy the store again.") from error
-            if low < begin < high:  # each shard is decoded by itself
+            if low < begin < high:  # shards are decoded one by one: compare across the border
                 descents += int(out[begin] <= out[begin - 1])
             at = end
         return descents
@@ -111,23 +111,23 @@ class ShardReader:
         self._shards.close()
 
     def _read_coded(self, shard: "OpenShard", index: np.ndarray) -> np.ndarray:
-        """uint8: the bytes of neighbouring inner chunks, whose rows of the shard's index are given."""
+        """uint8: the bytes of consecutive inner chunks, given their rows of the shard's index."""
         begin, ends = int(index[0, 0]), index.sum(1)
         if (index[1:, 0] != ends[:-1]).any():
-            raise _misplaced(shard.path)  # `ShardWriter` writes chunk after chunk
+            raise _misplaced(shard.path)  # `ShardWriter` writes chunks without gaps
         coded = self._buffers.take(int(ends[-1]) - begin, np.uint8)
         if not read_into(shard.handle, begin, coded):
             raise SourceError(f"{shard.path} is cut short: copy the store again, or ingest it again.")
         return coded
 
     def _check(self, shard: "OpenShard", first: int, begins: np.ndarray, ends: np.ndarray, coded: np.ndarray) -> None:
-        """Raises DamagedChunkError, naming the first inner chunk whose crc32c is not the one written at its end."""
+        """Raise DamagedChunkError, naming the first inner chunk that does not match the crc32c at its end."""
         ends = ends - 4
         if (ends < begins).any():
             raise _misplaced(shard.path)
         written = coded[ends[:, None] + np.arange(4)].view("<u4")[:, 0]
         spans = zip(begins.tolist(), ends.tolist())
-        # google_crc32c takes any buffer and copies none, though its types say bytes
+        # google_crc32c accepts any buffer without a copy, though its type hints say bytes
         found = np.array([google_crc32c.value(coded[begin:end]) for begin, end in spans])
         if (found != written).any():
             k = int(np.flatnonzero(found != written)[0])
@@ -137,14 +137,14 @@ class ShardReader:
             )
 
     def _open(self, number: int) -> "OpenShard":
-        """The shard, opened now or before; raises SourceError if it is not there, or no longer the one opened."""
+        """The shard, opened if need be. Raises SourceError if the file is missing or is not the one opened before."""
         path = self.folder / "c" / str(number)
         try:
             shard = self._shards.take(number, path)
             if identify(os.stat(path)) != shard.identity:
                 raise SourceError(
-                    f"{path} was replaced or changed while it was being read: open the store again, and go on from the "
-                    "last checkpoint only if it holds the same cells."
+                    f"{path} was replaced or changed while it was being read: open the store again, and resume from "
+                    "the last checkpoint only if it holds the same cells."
                 )
         except FileNotFoundError:
             raise SourceError(f"{path} is missing: copy the store again, or ingest it again.") from None
@@ -152,7 +152,7 @@ class ShardReader:
 
 
 class OpenShard:
-    """A shard file held open, with its index: uint64 [chunks, 2], offset and length of each inner chunk."""
+    """An open shard file and its index: uint64 [chunks, 2], offset and length of each inner chunk."""
 
     def __init__(self, path: Path, n_chunks: int) -> None:
         self.path, self.handle = path, os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -166,9 +166,9 @@ class OpenShard:
         self._end = status.st_size - n_bytes
 
     def check_inside(self, index: np.ndarray) -> None:
-        """Raises DamagedChunkError if a chunk of these rows of the index is not in the file."""
+        """Raise DamagedChunkError if a chunk of these rows of the index is not in the file."""
         offsets, sizes = index.T
-        # each by itself first: their sum may wrap around
+        # compare each one first: their sum may wrap around
         if (offsets > self._end).any() or (sizes > self._end).any() or (offsets + sizes > self._end).any():
             raise _misplaced(self.path)
 
@@ -178,30 +178,30 @@ class OpenShard:
 
 
 class OpenShards:
-    """The shards of one array, of which those stay open that were read last; for several threads.
+    """The shards of one array, of which the most recently read stay open; for several threads.
 
-    All arrays of the process share `most_open`, as a source may be of many arrays.
+    All arrays of the process share the limit `most_open`, since a source may have many arrays.
     """
 
     most_open = share_of_files(8, OPEN_SHARDS)
-    _arrays: ClassVar[weakref.WeakSet["OpenShards"]] = weakref.WeakSet()  # that have opened a shard
+    _arrays: ClassVar[weakref.WeakSet["OpenShards"]] = weakref.WeakSet()  # all that have opened a shard
 
     def __init__(self, n_chunks: int) -> None:
         self._n_chunks, self._lock = n_chunks, threading.Lock()
         self._shards: OrderedDict[int, OpenShard] = OrderedDict()
 
     def take(self, number: int, path: Path) -> OpenShard:
-        """A shard by its number, opened at its path if it is not open. Raises FileNotFoundError, SourceError."""
+        """A shard by its index, opened at its path if it is not open. Raises FileNotFoundError, SourceError."""
         with self._lock:
             self._arrays.add(self)
             shard = self._shards.pop(number, None) or OpenShard(path, self._n_chunks)
             self._shards[number] = shard
             while len(self._shards) > max(self.most_open // len(self._arrays), 1):
-                self._shards.popitem(last=False)  # closed once nobody reads from it
+                self._shards.popitem(last=False)  # closed when the last reader is done
         return shard
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all shards."""
         with self._lock:
             self._shards.clear()
             self._arrays.discard(self)
@@ -212,5 +212,5 @@ def _misplaced(path: Path) -> DamagedChunkError:
 
 
 def identify(status: os.stat_result) -> tuple[int, int, int]:
-    """What tells a file from another one at its path, or from itself before it was written to."""
+    """Values that differ between two files at one path, and for one file before and after it is written to."""
     return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,6 +1,6 @@
-"""One-dimensional Zarr arrays on local disk, v2 or v3, sharded or not, read past zarr-python: whole runs of chunks.
+"""One-dimensional Zarr arrays on local disk, v2 or v3, sharded or not, read without zarr-python, many chunks at once.
 
-Known codecs are Blosc, Zstandard, gzip and zlib, with or without crc32c; zarr-python reads what is coded otherwise.
+Supported codecs are Blosc, Zstandard, gzip and zlib, with or without crc32c; zarr-python reads all others.
 """
 
 import itertools
@@ -33,9 +33,10 @@ WINDOWS = {"gzip": 31, "zlib": 15}  # what zlib calls the two formats
 
 @dataclass(frozen=True)
 class Coding:
-    """How a chunk becomes bytes.
+    """How a chunk is encoded.
 
-    compressor  'blosc', a numcodecs codec, or None; checked: crc32c of the compressed bytes after them
+    compressor  'blosc', a numcodecs codec, or None
+    checked     whether the crc32c of the compressed bytes follows them
     """
 
     compressor: str | Codec | None
@@ -66,7 +67,7 @@ def open_zarr_array(array: zarr.Array, buffers: Buffers) -> "ZarrArray | None":
         return None
     folder = Path(str(store.root)) / array.path
     shard = array.shards[0] if array.shards else 0
-    if find_missing_chunks(array)[1]:  # zeros need not be stored, where whoever opened the source believes in them
+    if find_missing_chunks(array)[1]:  # zarr-python fills in zeros, if opening the source accepted the missing chunks
         return None
     return ZarrArray(array, folder, array.chunks[0], shard, coding, buffers)
 
@@ -79,11 +80,11 @@ def _find_coding_v2(compressor: Any) -> Coding | None:
 
 
 def _find_coding_v3(codecs: Any) -> Coding | None:
-    """The coding that a list of codecs makes: bytes in the order of this machine, then at most one compressor."""
+    """The coding given by a list of codecs: bytes in this machine's order, then at most one compressor; else None."""
     names = [codec.to_dict()["name"] for codec in codecs]
     if not names or names[0] != "bytes":
         return None
-    # in the words of the metadata, since what the attributes of codecs are differs between releases of zarr
+    # read from the metadata, since the attributes of codec objects differ between releases of zarr
     if codecs[0].to_dict().get("configuration", {}).get("endian", "little") != "little":
         return None
     checked = names[-1] == "crc32c"
@@ -96,15 +97,16 @@ def _find_coding_v3(codecs: Any) -> Coding | None:
 
 
 class NotStoredError(Exception):
-    """A chunk of a shard is not there, which says that it is full of the fill value; zarr-python fills it in."""
+    """A chunk of a shard is not stored, so it holds only the fill value; zarr-python must fill it in."""
 
 
 class ZarrArray:
-    """An array whose chunks are whole files, or lie in shard files; read by several threads at once.
+    """An array whose chunks are whole files, or parts of shard files; several threads may read it at once.
 
-    chunk   elements of a chunk, shard those of a shard (0: each chunk is a file)
-    Handles and indices of shards are kept. A file that was replaced or written to since it was first read is noticed:
-    mixing the chunks of two arrays would be silent.
+    chunk   elements of a chunk
+    shard   elements of a shard; 0: each chunk is a file
+    Open files and indices of shards are kept. A file that was replaced or written to since it was first read raises an
+    error, since chunks of two arrays would otherwise be mixed silently.
     """
 
     def __init__(
@@ -164,7 +166,7 @@ class ZarrArray:
         offsets, sizes = index.astype(np.int64).T
         ends = np.cumsum(sizes)
         coded = self._buffers.take(int(ends[-1]), np.uint8)
-        # shards are written in any order: what lies together is read together
+        # shards may be written in any order: consecutive bytes are read together
         cuts = [0, *(np.flatnonzero(offsets[1:] != offsets[:-1] + sizes[:-1]) + 1).tolist(), len(offsets)]
         for low, high in itertools.pairwise(cuts):
             begin = int(ends[low] - sizes[low])
@@ -194,7 +196,7 @@ class ZarrArray:
             if isinstance(compressor, Codec):
                 try:
                     content = np.frombuffer(decode_bounded(compressor, content, size), np.uint8)
-                except Exception as error:  # each codec raises what it likes
+                except Exception as error:  # each codec raises errors of its own
                     raise _damaged(path, first + k, str(error)) from error
             if len(content) != size:
                 raise _damaged(path, first + k, f"it has {len(content)} bytes where {size} should be")
@@ -202,20 +204,21 @@ class ZarrArray:
 
 
 def decode_bounded(compressor: Codec, coded: np.ndarray, size: int) -> bytes:
-    """A chunk decoded by Zstandard, gzip or zlib; of one that goes on beyond `size` bytes, no more than one byte more.
+    """Decode a chunk with Zstandard, gzip or zlib; of a stream longer than `size` bytes only one more byte is decoded.
 
-    A damaged or hostile chunk can say, or hold, gigabytes. Raises ValueError where Zstandard's says another size.
+    A damaged or hostile chunk can claim, or decode to, gigabytes. Raises ValueError where a Zstandard header gives
+    another size.
     """
     if compressor.codec_id in WINDOWS:
         return zlib.decompressobj(WINDOWS[compressor.codec_id]).decompress(coded.data, size + 1)
-    said = read_zstd_size(coded)
-    if said not in (None, size):
-        raise ValueError(f"it says that it holds {said} bytes where {size} should be")
+    declared = read_zstd_size(coded)
+    if declared not in (None, size):
+        raise ValueError(f"its header says that it holds {declared} bytes where {size} should be")
     return compressor.decode(coded)
 
 
 def read_zstd_size(frame: np.ndarray) -> int | None:
-    """The decoded size that the header of a Zstandard frame gives, if it does (RFC 8878, 3.1.1.1)."""
+    """The decoded size that a Zstandard frame gives in its header, or None (RFC 8878, 3.1.1.1)."""
     if len(frame) < 5 or frame[:4].tobytes() != b"\x28\xb5\x2f\xfd":
         return None
     descriptor = int(frame[4])

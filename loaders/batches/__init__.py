@@ -1,4 +1,4 @@
-"""Minibatches for a model: the order of an epoch, the cells it visits, assembly in the background, a device's copy.
+"""Minibatches for a model: the order of an epoch, which cells it visits, reading in the background, copies to a GPU.
 
 It may import `cells` and what `cells` may.
 """

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ALIGNMENT = 64  # bytes: of a cache line, and more than any device asks for
+ALIGNMENT = 64  # bytes: one cache line, and at least what any device requires
 
 
 def lay_out(
     wanted: Mapping[str, tuple[tuple[int, ...], np.dtype]], take: Callable[[int], np.ndarray]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Memory for arrays of these shapes and dtypes, one after the other, and the arrays in it by name.
+    """Memory for arrays of these shapes and dtypes, one after the other, and the arrays by name as views of it.
 
-    take  called with the number of bytes; returns uint8 [bytes]
+    take  returns memory, uint8 [bytes], given the number of bytes
     """
     spans, end = [], 0
     for shape, dtype in wanted.values():
@@ -37,11 +37,11 @@ class Batch:
 
     indptr   int32 [cells + 1]
     indices  uint16 or int32 [nnz], gene indices, sorted within a cell
-    counts   uint8, uint16 or int32 [nnz]; float32 where they are numbers for the normal likelihood
-    library  float32 [cells], total counts of each cell over the genes of the batch
-    codes    int64 (categories) or float32, [cells] or [cells, columns]: codes["batch"], codes["labels"], ...
-    rows     int64 [cells], position of each cell in the data
-    memory   uint8 [bytes] that all of these are in, so that they cross to a device in one copy; None: each by itself
+    counts   uint8, uint16 or int32 [nnz]; float32 where they are fractions, for the normal likelihood
+    library  float32 [cells], library size: total counts of each cell over the genes of the batch
+    codes    covariates: int64 (categories) or float32, [cells] or [cells, columns]: codes["batch"], codes["labels"] ...
+    rows     int64 [cells], index of each cell in the data
+    memory   uint8 [bytes] that contains all of these, so that one copy moves them to a device; None: separate tensors
     """
 
     indptr: Tensor
@@ -72,14 +72,14 @@ class Batch:
         return Batch(indptr, indices, counts, library, rows, self.n_genes, dict(zip(self.codes, codes)), memory)
 
     def _find_in(self, memory: Tensor) -> list[Tensor]:
-        """`tensors` where they are in a copy of this batch's memory.
+        """The same tensors as `tensors`, as views of a copy of this batch's memory.
 
-        Cut in one call: each of torch's calls lets go of the interpreter and waits to have it back from the loader.
+        One call splits them all: each call of torch releases the interpreter lock, which the loader may then hold.
         """
         assert self.memory is not None
         begin, end, sizes = self.memory.data_ptr(), 0, []
         tensors = self.tensors
-        # a tensor of no values may say that it is anywhere
+        # the address of an empty tensor may be anything
         starts = [tensor.data_ptr() - begin if tensor.nbytes else 0 for tensor in tensors]
         order = sorted(range(len(tensors)), key=lambda k: (starts[k], tensors[k].nbytes))
         for k in order:
@@ -92,7 +92,7 @@ class Batch:
     def to_sparse_csr(self) -> Tensor:
         """float32 sparse CSR [cells, genes], as torch multiplies it."""
         size = (len(self), self.n_genes)
-        with warnings.catch_warnings():  # torch says of every CSR tensor that CSR is in beta
+        with warnings.catch_warnings():  # torch warns for every CSR tensor that CSR is in beta
             warnings.simplefilter("ignore", UserWarning)
             return torch.sparse_csr_tensor(
                 self.indptr, self.indices.int(), self.counts.float(), size, check_invariants=False

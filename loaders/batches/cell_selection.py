@@ -1,4 +1,4 @@
-"""Which cells an epoch visits, and how often: by an expression over `obs`, by weights, with classes in balance."""
+"""Which cells an epoch visits, and how often: by an expression over `obs`, by weights, or with balanced classes."""
 
 import ast
 
@@ -13,20 +13,20 @@ SLICE_CELLS = 2**18
 
 
 def choose_cells(data: Columns, expression: str) -> np.ndarray:
-    """bool [data.n_cells]: where an expression over `obs` columns holds, as `pandas.DataFrame.eval` reads it.
+    """bool [data.n_cells]: where an expression over `obs` columns is true, in the syntax of `pandas.DataFrame.eval`.
 
     For example: "cell_type == 'B cell' and n_genes > 500", "donor in ['d1', 'd2']", "`cell type` != 'doublet'".
-    Raises ColumnError if a column is not there, the expression can't be read, or it says neither true nor false.
+    Raises ColumnError if a column is missing, or the expression is invalid, is not true or false, or is never true.
     """
     columns = [name for name in data.obs_columns if name in _names(expression, data)]
     chosen = np.empty(data.n_cells, bool)
-    # each column as a whole: a slice of a store's `obs` would read all columns
+    # column by column: a slice of a store's `obs` would read all columns
     table = pd.DataFrame({name: data.read_column(name).array for name in columns}, index=range(data.n_cells))
     for start in range(0, data.n_cells, SLICE_CELLS):
         part = table.iloc[start : start + SLICE_CELLS]
         try:
             holds = part.eval(expression, engine="python", resolvers=[], local_dict={}, global_dict={})
-        except Exception as error:  # pandas raises whatever the operation raised
+        except Exception as error:  # any exception of the operation that pandas runs
             raise ColumnError(f"{data.path}: the expression {expression!r} fails on its obs ({error}).") from error
         if np.ndim(holds) != 1 or getattr(holds, "dtype", None) not in (bool, pd.BooleanDtype()):
             raise ColumnError(
@@ -35,14 +35,14 @@ def choose_cells(data: Columns, expression: str) -> np.ndarray:
             )
         chosen[start : start + SLICE_CELLS] = holds.fillna(False).to_numpy(bool)
     if not chosen.any():
-        raise ColumnError(f"{data.path}: the expression {expression!r} holds for no cell.")
+        raise ColumnError(f"{data.path}: the expression {expression!r} is true for no cell.")
     return chosen
 
 
 def _names(expression: str, data: Columns) -> set[str]:
-    """The names that an expression uses; `quoted names` are those that are no Python names."""
+    """The names that an expression uses; names in backticks may be any text."""
     if "@" in expression:
-        raise ColumnError(f"{data.path}: {expression!r}: variables (@name) are not known here; write the value itself.")
+        raise ColumnError(f"{data.path}: {expression!r}: @name variables can't be used here; write the value itself.")
     plain, quoted = "", set()
     for k, part in enumerate(expression.split("`")):
         plain += " _quoted_ " if k % 2 else part
@@ -52,7 +52,7 @@ def _names(expression: str, data: Columns) -> set[str]:
         tree = ast.parse(plain.strip(), mode="eval")
     except SyntaxError as error:
         raise ColumnError(
-            f"{data.path}: {expression!r} is no expression over obs columns ({error.msg}); write it as in "
+            f"{data.path}: {expression!r} is not an expression over obs columns ({error.msg}); write it as in "
             "\"cell_type == 'B cell' and n_genes > 500\"."
         ) from error
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - {"_quoted_"} | quoted
@@ -62,9 +62,9 @@ def _names(expression: str, data: Columns) -> set[str]:
 
 
 def balance_classes(data: Cells, column: str, cells: np.ndarray | None) -> np.ndarray:
-    """float64 [data.n_cells]: weights under which the classes of an `obs` column are drawn equally often.
+    """float64 [data.n_cells]: weights that draw the classes of an `obs` column equally often.
 
-    cells  bool [data.n_cells]: those that may be drawn. Raises ColumnError if one of them has no class.
+    cells  bool [data.n_cells]: cells that may be drawn; None: all. Raises ColumnError if one of them has no class.
     """
     codes, _ = pd.factorize(data.read_column(column))
     mask = np.ones(data.n_cells, bool) if cells is None else cells
@@ -78,10 +78,10 @@ def balance_classes(data: Cells, column: str, cells: np.ndarray | None) -> np.nd
 
 
 class Draws:
-    """How often each cell is visited when cells are drawn by weight: as often an epoch as cells may be drawn in all.
+    """How often each cell is visited when cells are drawn by weight; an epoch has as many visits as drawable cells.
 
-    Systematic sampling (Madow 1949): each cell is drawn its expected number of times, rounded down or up at random,
-    so the rare are repeated and the common take turns from epoch to epoch; an epoch always has the same length.
+    Systematic sampling (Madow 1949): each cell is drawn its expected number of times, rounded down or up at random.
+    Rare cells are repeated, common ones take turns from epoch to epoch, and every epoch has the same length.
     """
 
     def __init__(self, weights: np.ndarray, cells: np.ndarray | None) -> None:

@@ -1,4 +1,4 @@
-"""Minibatches on a device, each copied there while the one before it is computed with."""
+"""Minibatches on a device: the next one is copied there while the model computes with the current one."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -14,9 +14,9 @@ from atlasvi.loaders.batches.loader import BatchLoader
 class DeviceFeeder:
     """The minibatches of a loader, on `device`.
 
-    On CUDA a thread of its own takes the next minibatch and has it cross on a stream of its own, from pinned memory,
-    while this one is computed with. On the CPU they are passed on. `state_dict` is that of the next minibatch to be
-    handed out, not of those on their way.
+    On CUDA, a separate thread takes the next minibatch and copies it on a separate stream, from pinned memory, while
+    the model computes. On the CPU, minibatches are passed on unchanged. `state_dict` is that of the next minibatch that
+    the caller gets, not of those on their way.
     """
 
     def __init__(self, loader: BatchLoader, device: torch.device | str) -> None:
@@ -28,11 +28,11 @@ class DeviceFeeder:
         return len(self.loader)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next minibatch is."""
+        """Position of the next minibatch."""
         return self.loader.state_dict() if self._state is None else dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Continue where `state_dict` was taken."""
         self.loader.load_state_dict(state)
         self._state = None
 
@@ -43,7 +43,7 @@ class DeviceFeeder:
             return
         side = torch.cuda.Stream(self.device)
         batches = iter(self.loader)
-        crossing: deque[tuple[Batch, torch.cuda.Event]] = deque()  # on the host, kept until their copy is done
+        crossing: deque[tuple[Batch, torch.cuda.Event]] = deque()  # host batches, kept until their copy is done
 
         def fetch() -> tuple[Batch, torch.cuda.Event, dict[str, int]] | None:
             batch = next(batches, None)
@@ -57,19 +57,19 @@ class DeviceFeeder:
                 crossing.popleft()
             return copied, event, self.loader.state_dict()
 
-        self._state = self.loader.state_dict()  # the loader itself goes ahead from here on
+        self._state = self.loader.state_dict()  # the loader itself runs ahead from here on
         with ThreadPoolExecutor(1, thread_name_prefix="atlasvi-feeder") as copier:
             following = copier.submit(fetch)
             try:
                 while (fetched := following.result()) is not None:
                     following = copier.submit(fetch)
                     yield self._hand_out(*fetched)
-                self._state = None  # the epoch is over: the loader stands at the next one
+                self._state = None  # the epoch is over: the state is the loader's again
             finally:
                 wait([following])
                 batches.close()  # type: ignore[attr-defined]  # a generator
                 side.synchronize()
-                if self._state is not None:  # a consumer that broke off has not seen what was on its way
+                if self._state is not None:  # the caller stopped early: go back to the minibatch it would get next
                     self.loader.load_state_dict(self._state)
                 self._state = None
 
@@ -77,6 +77,6 @@ class DeviceFeeder:
         current = torch.cuda.current_stream(self.device)
         current.wait_event(event)
         for tensor in batch.tensors if batch.memory is None else [batch.memory]:
-            tensor.record_stream(current)  # its memory must not be given away before this stream is done with it
+            tensor.record_stream(current)  # its memory must not be reused before this stream is done with it
         self._state = state
         return batch

@@ -1,8 +1,8 @@
 """The order of cells in an epoch: a pure function of (seed, epoch), the same for any ranks, threads and restarts.
 
-The blocks of the data are permuted and taken in groups; the cells of a group are mixed. Minibatch k is the cells at
-positions [k * batch_size, (k + 1) * batch_size) of that order: a set, the same whoever asks. Within it cells stand
-block by block, and rank r of w takes the r-th of w runs of it: so a rank reads few of the blocks, every rank takes
+The blocks of the data are permuted and taken in groups; the cells of a group are shuffled. Minibatch k is the cells at
+positions [k * batch_size, (k + 1) * batch_size) of that order: the same set of cells for every rank. Within it, cells
+are sorted by block, and rank r of w takes the r-th of w equal slices. So a rank reads few of the blocks, all ranks take
 the same number of steps, and together they visit each cell once.
 """
 
@@ -14,12 +14,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Which blocks are mixed with which, in which order.
+    """Which blocks an epoch reads, in which order, and which of them are shuffled together.
 
     blocks        int64 [blocks]: the blocks that are read, in the order of the epoch, group after group
-    edges         int64 [blocks + 1]: cells of the epoch before each of them; the last is the cells in all
-    group_blocks  how many of them make a group; the last may be smaller
-    seed, epoch   what the order within groups depends on; seed None keeps the order of the data
+    edges         int64 [blocks + 1]: number of the epoch's cells before each block; the last element is the total
+    group_blocks  blocks in a group; the last group may be smaller
+    seed, epoch   determine the order within groups; seed None keeps the order of the data
     """
 
     blocks: np.ndarray
@@ -34,7 +34,7 @@ class EpochPlan:
         return int(self.edges[-1])
 
     def order_group(self, group: int) -> np.ndarray:
-        """int64 [cells of the group]: positions of its cells, as if they came block by block, in the epoch's order."""
+        """int64 [cells of the group], in the epoch's order: positions that its cells would have sorted by block."""
         edges = self.edges[group * self.group_blocks :]
         start, stop = int(edges[0]), int(edges[min(self.group_blocks, len(edges) - 1)])
         if self.seed is None:
@@ -47,7 +47,8 @@ class EpochPlan:
 class Part:
     """Cells of one block that go into a minibatch.
 
-    group, block  where they are; cells  int64 [n], ascending: the how many-th of the block's cells to be visited
+    group, block  indices of the group in the epoch and of the block in the data
+    cells         int64 [n], ascending indices into the block's cells that this epoch visits
     """
 
     group: int
@@ -58,7 +59,7 @@ class Part:
 def plan_epoch(block_cells: np.ndarray, group_blocks: int, seed: int | None, epoch: int) -> EpochPlan:
     """Permute the blocks and group them, `group_blocks` at a time.
 
-    block_cells  int [blocks]: cells to visit in each block; a block with none is not read
+    block_cells  int [blocks]: number of cells to visit in each block; blocks with 0 are not read
     seed         None keeps the order of the data
     """
     blocks = np.flatnonzero(block_cells)
@@ -70,10 +71,10 @@ def plan_epoch(block_cells: np.ndarray, group_blocks: int, seed: int | None, epo
 def plan_minibatches(
     plan: EpochPlan, batch_size: int, start: int = 0, rank: int = 0, world_size: int = 1
 ) -> Iterator[list[Part]]:
-    """The share of `rank` in each minibatch from `start` on; an empty list where it has none."""
+    """The part of each minibatch that `rank` takes, from minibatch `start` on; an empty list where it takes no cell."""
     group_edges = plan.edges[:: plan.group_blocks]
     group = max(int(np.searchsorted(group_edges, start * batch_size, side="right")) - 1, 0)
-    begin = int(group_edges[group])  # position in the epoch of the first of `waiting`
+    begin = int(group_edges[group])  # position in the epoch of the first cell in `waiting`
     waiting = np.zeros(0, np.int64)
     for at in range(start * batch_size, plan.n_cells, batch_size):
         stop = min(at + batch_size, plan.n_cells)
@@ -87,12 +88,12 @@ def plan_minibatches(
 
 
 def share_of(n_cells: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The run [first, last) of a minibatch of `n_cells` that a rank takes; it may be empty."""
+    """The slice [first, last) of a minibatch of `n_cells` that a rank takes; it may be empty."""
     return n_cells * rank // world_size, n_cells * (rank + 1) // world_size
 
 
 def _split_by_block(plan: EpochPlan, positions: np.ndarray) -> Iterator[Part]:
-    """Ascending positions, as if cells came block by block, as cells of blocks."""
+    """Split ascending positions of cells, which are sorted by block, into cells of blocks."""
     if not len(positions):
         return
     first = int(np.searchsorted(plan.edges, positions[0], side="right")) - 1

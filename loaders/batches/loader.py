@@ -1,4 +1,4 @@
-"""Minibatches from cells on disk: an ordinary PyTorch IterableDataset that can stop and go on at any minibatch."""
+"""Minibatches from cells on disk: an ordinary PyTorch IterableDataset that can stop and resume at any minibatch."""
 
 import itertools
 import logging
@@ -24,31 +24,31 @@ from atlasvi.loaders.errors import DamagedChunkError
 from atlasvi.loaders.rows.block_rows import Rows, copy_cells
 from atlasvi.loaders.rows.buffers import Buffers
 
-READY_CELLS = 2**12  # put together before they are asked for
+READY_CELLS = 2**12  # cells in minibatches that are assembled before the caller asks for them
 MOST_THREADS = 4
 
 log = logging.getLogger(__name__)
 
 
 class BatchLoader(IterableDataset):
-    """Minibatches of `batch_size` cells, each cell of the epoch once; the last may be smaller, none is dropped.
+    """Minibatches of `batch_size` cells, each cell once an epoch; the last may be smaller, no cell is dropped.
 
     data        a cell store or source, as a path or as `open_cells` opened it
-    batch_size  cells in a minibatch, over all ranks
-    seed        of the order; (seed, epoch) fixes it, whatever the threads, the ranks and the restarts
+    batch_size  cells in a minibatch, summed over all ranks
+    seed        (seed, epoch) determines the order, whatever the number of threads, ranks and restarts
     codes       covariates: names of obs columns, or name -> int or float [data.n_cells]
-    genes       names of the genes wanted, in the order wanted; None takes all
+    genes       names of the genes to read, in this order; None: all
     cells       which cells to visit: bool [data.n_cells], or an expression over obs ("cell_type == 'B cell'")
-    weights     float [data.n_cells] that cells are drawn by, the rare ones several times; an epoch is as long as ever
+    weights     float [data.n_cells]: draw cells by weight, some several times; the length of an epoch is unchanged
     balance     an obs column whose classes are drawn equally often
     shuffle     False keeps the order of the data
-    rank, world_size  this process takes the rank-th share of each minibatch
-    threads     that read and assemble in the background; None: one a core, at most 4
-    damaged     'stop' at a block that does not match its checksum, or 'skip' it: `lost_cells` then counts what is lost
+    rank, world_size  this process takes the part of each minibatch that belongs to `rank`
+    threads     background threads that read and assemble; None: one a core, at most 4
+    damaged     'stop' at a block that does not match its checksum, or 'skip' it; `lost_cells` counts the cells lost
 
-    Iterating yields what is left of the current epoch, from the cursor on, and then moves to the next epoch. Counts are
-    read and assembled by background threads; `num_workers` of a DataLoader around this must be 0. Memory: two groups of
-    blocks and a few minibatches, about 200 MB from a cell store, whatever the number of cells.
+    Iterating yields the rest of the current epoch and then moves to the next epoch. Background threads read the counts
+    and assemble minibatches; `num_workers` of a DataLoader around this must be 0. Memory: two groups of blocks and some
+    minibatches, about 200 MB from a cell store, whatever the number of cells.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class BatchLoader(IterableDataset):
             self.data = select_genes(self.data, genes)
         self.batch_size, self.seed, self.shuffle, self.damaged = batch_size, seed, shuffle, damaged
         self.rank, self.world_size = rank, world_size
-        self.categories: dict[str, list[Any]] = {}  # of covariates given by name: what each code stands for
+        self.categories: dict[str, list[Any]] = {}  # of covariates given by name: the category of each code
         self._codes = self._read_codes(codes or {})
         self._cells = choose_cells(self.data, cells) if isinstance(cells, str) else cells
         for name, values in {**self._codes, "cells": self._cells, "weights": weights}.items():
@@ -103,20 +103,20 @@ class BatchLoader(IterableDataset):
 
     @property
     def lost_cells(self) -> int:
-        """Cells left out so far because their block was damaged; 0 unless `damaged` is 'skip'."""
+        """Cells skipped so far because their block was damaged; 0 unless `damaged` is 'skip'."""
         return sum(self._lost.values())
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Set the cursor: the next iteration begins at minibatch `start_batch` of `epoch`."""
+        """Set the position: the next iteration begins at minibatch `start_batch` of `epoch`."""
         self._epoch, self._batch = epoch, start_batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next minibatch is, and what the order depends on."""
+        """Position of the next minibatch, and the values that determine the order."""
         order = {"seed": self.seed, "batch_size": self.batch_size, "n_cells": self.n_cells}
         return {"epoch": self._epoch, "batch": self._batch, **order}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where `state_dict` was taken, on any number of ranks. Raises ValueError if the order is another one."""
+        """Continue where `state_dict` was taken, on any number of ranks. Raises ValueError if the order differs."""
         for name, now in self.state_dict().items():
             if name not in ("epoch", "batch") and state.get(name, now) != now:
                 raise ValueError(f"the state was taken with {name}={state[name]}, and this loader has {name}={now}")
@@ -124,7 +124,7 @@ class BatchLoader(IterableDataset):
 
     def __iter__(self) -> Iterator[Batch]:
         if get_worker_info() is not None:
-            raise RuntimeError("BatchLoader reads with threads of its own: set num_workers=0, or iterate it directly")
+            raise RuntimeError("BatchLoader has its own threads for reading: set num_workers=0, or iterate it directly")
         if self._draws is not None:
             self._block_cells = self._count_block_cells(self._epoch)
         plan = plan_epoch(self._block_cells, self.data.group_blocks, self.seed if self.shuffle else None, self._epoch)
@@ -132,23 +132,23 @@ class BatchLoader(IterableDataset):
         try:
             for batch in self._stream(plan, workers):
                 self._batch += 1
-                # under several ranks a share may be empty: all must take the same number of steps
+                # a rank's part may be empty: yield it, since all ranks must take the same number of steps
                 if len(batch) or self.world_size > 1:
                     yield batch
-        finally:  # also when the consumer breaks off
+        finally:  # also when the caller leaves the loop early
             workers.shutdown(wait=True, cancel_futures=True)
         self.set_epoch(self._epoch + 1)
 
     def _stream(self, plan: EpochPlan, workers: Executor) -> Iterator[Batch]:
-        """Minibatches from the cursor on; blocks are read while the minibatches before theirs are put together."""
-        # the next group is read from the middle of this one on: both are in memory then, however late it began
+        """Minibatches from the current position on; blocks are read while earlier minibatches are assembled."""
+        # the next group is read once half of this one is used, so both are in memory for some time in any case
         group_cells = plan.n_cells * self.data.group_blocks // max(len(plan.blocks), 1)
         n_planned, n_ready = (max(cells // self.batch_size, 2) for cells in (group_cells // 2, READY_CELLS))
         planned: deque[list[tuple[Future[Block], np.ndarray]]] = deque()
         ready: deque[Future[Batch]] = deque()
         blocks: dict[tuple[int, int], Future[Block]] = {}
         for parts in plan_minibatches(plan, self.batch_size, self._batch, self.rank, self.world_size):
-            if parts:  # blocks of groups that are over are let go of, once their minibatches are put together
+            if parts:  # drop the blocks of finished groups; minibatches that are not yet assembled keep theirs
                 blocks = {key: block for key, block in blocks.items() if key[0] >= parts[0].group}
             planned.append([(self._submit(part, blocks, plan.epoch, workers), part.cells) for part in parts])
             if len(planned) > n_planned:
@@ -163,7 +163,7 @@ class BatchLoader(IterableDataset):
     def _submit(
         self, part: Part, blocks: dict[tuple[int, int], Future["Block"]], epoch: int, workers: Executor
     ) -> Future["Block"]:
-        """The block of a part, to be read by a worker if it is not yet."""
+        """The block of a part; a worker reads it if no earlier part did."""
         key = part.group, part.block
         if key not in blocks:
             blocks[key] = workers.submit(self._read_block, part.block, epoch)
@@ -185,7 +185,7 @@ class BatchLoader(IterableDataset):
         return Block(rows, None if self._cells is None else np.flatnonzero(self._cells[start:stop]))
 
     def _assemble(self, parts: "list[tuple[Future[Block], np.ndarray]]") -> Batch:
-        """The minibatch of the chosen cells of each block."""
+        """Assemble a minibatch from the chosen cells of each block."""
         read = [(block.result(), cells) for block, cells in parts]
         pieces = [
             (block.rows, cells if block.visited is None else block.visited[cells])
@@ -196,10 +196,10 @@ class BatchLoader(IterableDataset):
         ends = np.zeros(1 + sum(map(len, lengths)), np.int64)
         np.cumsum(np.concatenate([*lengths, np.zeros(0, np.int32)]), out=ends[1:])
         counts_dtype = np.result_type(np.uint8, *(rows.counts.dtype for rows, _ in pieces))
-        if counts_dtype.kind == "f":  # numbers of the normal likelihood
+        if counts_dtype.kind == "f":  # values that are not whole
             counts_dtype = np.dtype(np.float32)
         elif counts_dtype.itemsize == 4:
-            counts_dtype = np.dtype(np.int32)  # torch computes little with uint32
+            counts_dtype = np.dtype(np.int32)  # torch has few operations for uint32
         index_dtype = np.result_type(np.uint16, *(rows.indices.dtype for rows, _ in pieces))
         n_cells, n_counts = len(ends) - 1, int(ends[-1])
         memory, arrays = lay_out(
@@ -229,7 +229,7 @@ class BatchLoader(IterableDataset):
         return Batch(**tensors, n_genes=len(self.data.genes), codes=codes, memory=torch.from_numpy(memory))
 
     def _count_block_cells(self, epoch: int) -> np.ndarray:
-        """int64 [blocks]: visits of cells in each block."""
+        """int64 [blocks]: number of visits to cells of each block."""
         edges = self.data.block_starts
         if self._draws is not None:
             draws = self._draws
@@ -239,7 +239,7 @@ class BatchLoader(IterableDataset):
         return np.array([np.count_nonzero(self._cells[a:b]) for a, b in itertools.pairwise(edges)], np.int64)
 
     def _read_codes(self, codes: Mapping[str, np.ndarray] | Sequence[str]) -> dict[str, np.ndarray]:
-        """The covariates of all cells; those given by name are read, numbers as they are and all else as categories."""
+        """Covariates of all cells; columns given by name are read: floats as float32, all others as categories."""
         if isinstance(codes, Mapping):
             return {name: _narrow(np.asarray(values)) for name, values in codes.items()}
         read: dict[str, np.ndarray] = {}
@@ -256,24 +256,24 @@ class BatchLoader(IterableDataset):
 
 @dataclass
 class Block:
-    """A block that was read: its rows, None if it is damaged; which of them are visited, None for all in order."""
+    """A block that was read: its rows (None if damaged); indices of the visited rows (None: all, in order)."""
 
     rows: Rows | None
     visited: np.ndarray | None
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
-    """Codes in the narrowest type that holds them: they are kept for all cells."""
+    """Integer codes in the narrowest dtype, since they are kept for all cells."""
     if values.dtype.kind not in "iu" or not len(values):
         return values
     return values.astype(np.result_type(np.min_scalar_type(values.min()), np.min_scalar_type(values.max())))
 
 
 def _wide_type(values: np.ndarray) -> np.dtype:
-    """The dtype of codes as torch indexes with them, and of numbers as it computes with them."""
+    """The dtype in a minibatch: int64 for codes, with which torch indexes, and float32 for numbers."""
     return np.dtype(np.float32 if values.dtype.kind == "f" else np.int64)
 
 
 def _allocate_pinned(length: int, dtype: np.dtype) -> np.ndarray:
-    """Memory that a GPU copies from while the CPU does something else."""
+    """Pinned memory, from which a GPU copies while the CPU does something else."""
     return torch.empty(length * dtype.itemsize, dtype=torch.uint8, pin_memory=True).numpy().view(dtype)

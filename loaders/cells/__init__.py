@@ -1,4 +1,4 @@
-"""Cells in blocks of rows, which is what a model is trained on: a cell store, a source, an AnnData in memory.
+"""Cells in blocks of rows, on which a model is trained: a cell store, a source, an AnnData in memory.
 
 It may import `sources` and what `sources` may.
 """

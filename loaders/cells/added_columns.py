@@ -1,7 +1,7 @@
-"""Columns of obs that are made after a store was: clusters, labels, quality measures.
+"""Columns that are added to obs of a finished store: clusters, labels, quality measures.
 
-The new columns are written aside, inside the store, and moved to their places; the store then announces them all in
-one step. A kill leaves a store without them, or with all of them.
+The new columns are written to a scratch folder inside the store and moved to their places; then one step lists all of
+them in the metadata. A kill leaves a store without them, or with all of them.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ from atlasvi.loaders.tables.store_tables import (
     has_masks,
 )
 
-SCRATCH = ".added.unfinished"  # in the store
+SCRATCH = ".added.unfinished"  # folder inside the store
 SLICE_CELLS = 2**18
-OURS = (*RESERVED, "observed_lib_size")  # written by ingest and minify; queries rely on them
-MASKED_VERSIONS = {"cell store": 3, "minified store": 2}  # the first formats that know columns with a mask
+PROTECTED = (*RESERVED, "observed_lib_size")  # written by ingest and minify; queries rely on them
+MASKED_VERSIONS = {"cell store": 3, "minified store": 2}  # the first formats that support columns with a mask
 
 
 def add_obs_columns(
@@ -43,13 +43,13 @@ def add_obs_columns(
 ) -> list[str]:
     """Add the columns of a table to obs of a finished cell store or minified store; returns their names.
 
-    table    a row a cell, in any order. Its index holds the cells' names; or it has the columns `source` and
-             `source_row`, as obs has them, which tell cells apart whose names repeat.
-             Text becomes categories where it repeats, as in ingest
-    partial  cells of the store that the table lacks are missing in the new columns, instead of an error
-    replace  columns that are there already are written anew, instead of an error
-    A store that is open shows the columns when it is opened again. `uns/atlasvi/library` is not extended.
-    Raises SourceError if `store` is none, ColumnError where rows and cells do not match or a name can't be used,
+    table    one row for each cell, in any order. Its index holds the cells' names; or, if names repeat, its columns
+             `source` and `source_row` identify the cells, as obs has them.
+             Text becomes categorical where values repeat, as in ingest
+    partial  cells that are not in the table get missing values in the new columns, instead of an error
+    replace  columns that obs has already are replaced, instead of an error
+    A store that is already open shows the columns after it is opened again. `uns/atlasvi/library` is not extended.
+    Raises SourceError if `store` is not a store, ColumnError where rows and cells do not match or a name can't be used,
     OutputError if the store can't be written.
     """
     path = Path(store)
@@ -72,7 +72,7 @@ def add_obs_columns(
 
 
 def _add(path: Path, attributes: dict, columns: dict[str, pd.Series], obs: TableReader, group: zarr.Group) -> None:
-    """Write columns, in the order of the store, and announce them."""
+    """Write columns, in the order of the store's cells, and list them in its metadata."""
     scratch = path / SCRATCH
     try:
         _write(scratch, columns, obs)
@@ -86,15 +86,15 @@ def _add(path: Path, attributes: dict, columns: dict[str, pd.Series], obs: Table
 
 
 def read_table(path: str | Path, key: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """A .csv or .tsv file (or either with .gz) for `add_obs_columns`, its numbers and missing values kept exactly.
+    """Read a .csv or .tsv file (or either with .gz) for `add_obs_columns`, numbers and missing values exactly.
 
-    key      the column with the names of the cells; None: the first, unless there are `source` and `source_row`
-    columns  those to take; None: all others
+    key      the column with the cells' names; None: the first, unless there are `source` and `source_row`
+    columns  the columns to read; None: all others
     Raises SourceError if the file can't be read, ColumnError if a column is not there.
     """
     name = str(path).lower().removesuffix(".gz")
     if not name.endswith((".csv", ".tsv")):
-        raise SourceError(f"{path}: a table is read from a file that ends in .csv or .tsv (or either with .gz).")
+        raise SourceError(f"{path}: the table must be a file whose name ends in .csv or .tsv (or either with .gz).")
     separator = "\t" if name.endswith(".tsv") else ","
     try:
         head = pd.read_csv(path, sep=separator, nrows=0, encoding="utf-8-sig")
@@ -127,7 +127,7 @@ def read_table(path: str | Path, key: str | None = None, columns: Sequence[str] 
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Keep a second process from adding to the same store, and remove what a killed one left.
+    """Keep a second process from adding to the same store, and remove what a killed process left.
 
     Raises OutputError where the store can't be written.
     """
@@ -147,19 +147,19 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _match(table: pd.DataFrame, by_source: bool, obs: TableReader, path: Path, partial: bool) -> np.ndarray:
-    """int64 [cells]: the row of the table for each cell, -1 where there is none and that may be."""
+    """int64 [cells]: the row of the table for each cell, -1 for cells without a row if `partial`."""
     if by_source:
         sources = obs.read_column("source", 0, 0).cat.categories
         keys = _join_keys(sources.get_indexer(pd.Index(table["source"].astype(str))), table["source_row"])
     else:
         keys = pd.Index(table.index.astype(str), dtype=object)
 
-    def say(row: int) -> str:
+    def name_row(row: int) -> str:
         return f"{table['source'].iloc[row]!r}, row {table['source_row'].iloc[row]}" if by_source else repr(keys[row])
 
     if keys.has_duplicates:
         raise ColumnError(
-            f"The table names a cell twice (first: {say(int(keys.duplicated().argmax()))}): keep one row."
+            f"The table has two rows for a cell (first: {name_row(int(keys.duplicated().argmax()))}): keep one row."
         )
     rows, times = np.empty(obs.n_rows, np.int64), np.zeros(len(keys), np.int64)
     for start in range(0, obs.n_rows, SLICE_CELLS):
@@ -173,27 +173,27 @@ def _match(table: pd.DataFrame, by_source: bool, obs: TableReader, path: Path, p
         times += np.bincount(found[found >= 0], minlength=len(keys))
     if (times > 1).any():
         raise ColumnError(
-            f"{path}: {int((times > 1).sum()):,} names of the table are those of several cells (first: "
-            f"{say(int((times > 1).argmax()))}): tell cells apart by columns `source` and `source_row`, as obs has "
-            "them."
+            f"{path}: {int((times > 1).sum()):,} names in the table belong to several cells (first: "
+            f"{name_row(int((times > 1).argmax()))}): add the columns `source` and `source_row` of obs to "
+            "the table."
         )
     if (times == 0).any():
         raise ColumnError(
-            f"{path}: {int((times == 0).sum()):,} of {len(keys):,} rows of the table are no cell of the store (first: "
-            f"{say(int((times == 0).argmax()))}): leave them out, or name cells as the store does."
+            f"{path}: {int((times == 0).sum()):,} of {len(keys):,} rows of the table match no cell of it (first: "
+            f"{name_row(int((times == 0).argmax()))}): leave them out, or name cells as the store does."
         )
     if not partial and (rows < 0).any():
         cell = int((rows < 0).argmax())
         raise ColumnError(
             f"{path}: {int((rows < 0).sum()):,} of {obs.n_rows:,} cells are not in the table (first: "
-            f"{obs.read_names(cell, cell + 1)[0]!r}): add them, or say that they are to be missing (--partial, "
+            f"{obs.read_names(cell, cell + 1)[0]!r}): add them, or let them be missing in the new columns (--partial, "
             "partial=True)."
         )
     return rows
 
 
 def _join_keys(sources: np.ndarray, rows: pd.Series) -> pd.Index:
-    """Source and row as one number; -1 and below for what is no source or row."""
+    """Source and row as one number; negative for values that are not a source or a row."""
     numbers = pd.to_numeric(rows, errors="coerce").fillna(-1).to_numpy(np.int64)
     unknown = (sources < 0) | (numbers < 0)
     return pd.Index(np.where(unknown, -1 - np.arange(len(rows)), sources.astype(np.int64) * 2**40 + numbers))
@@ -207,8 +207,8 @@ def _check_columns(new: pd.DataFrame, there: list[str], path: Path, replace: boo
         repeated = next(name for name in names if names.count(name) > 1)
         raise ColumnError(f"The table has several columns called {repeated!r}: give them different names.")
     for name in names:
-        if name in OURS or (name in there and not replace):
-            hint = "" if name in OURS else ", or say that it is to be replaced (--replace, replace=True)"
+        if name in PROTECTED or (name in there and not replace):
+            hint = "" if name in PROTECTED else ", or replace it (--replace, replace=True)"
             raise ColumnError(f"{path}: obs has a column {name!r} already: choose another name{hint}.")
     if unfit := find_storable_names([*there, *(name for name in names if name not in there)]):
         raise ColumnError(
@@ -218,7 +218,7 @@ def _check_columns(new: pd.DataFrame, there: list[str], path: Path, replace: boo
 
 
 def _take(new: pd.DataFrame, name: str, rows: np.ndarray) -> Any:
-    """The values of one new column in the order of the store."""
+    """The values of one new column in the order of the store's cells."""
     gaps = rows < 0
     dtype = join_dtypes([new[name].dtype, *([None] * bool(gaps.any()))])
     values = pd.Series(convert_column(new, name, dtype)).take(np.maximum(rows, 0)).reset_index(drop=True)
@@ -228,7 +228,7 @@ def _take(new: pd.DataFrame, name: str, rows: np.ndarray) -> Any:
 
 
 def _write(scratch: Path, columns: dict[str, pd.Series], obs: TableReader) -> None:
-    """The new columns as a table of their own, in the order of the store."""
+    """Write the new columns as a separate table, in the order of the store's cells."""
     table = pd.DataFrame(columns, index=pd.RangeIndex(obs.n_rows))
     record, dtypes = obs_to_record(table.set_axis(np.full(obs.n_rows, ""), axis=0)), dict(table.dtypes)
     text = TextColumns(dtypes)
@@ -238,19 +238,19 @@ def _write(scratch: Path, columns: dict[str, pd.Series], obs: TableReader) -> No
 
 
 def _move(scratch: Path, folder: Path, group: zarr.Group, names: list[str], there: list[str]) -> None:
-    """Move written columns into obs, and announce them."""
-    if replaced := set(names) & set(there):  # meanwhile the store is one without them
+    """Move the written columns into obs, and list them."""
+    if replaced := set(names) & set(there):  # until they are listed again, the store is valid without them
         _announce(folder, [name for name in there if name not in replaced])
     for name in names:
         create_parents(group, name)
         place = folder.joinpath(*Path(name).parts)
-        shutil.rmtree(place, ignore_errors=True)  # replaced, or left by a killed process
+        shutil.rmtree(place, ignore_errors=True)  # the old column, or one that a killed process left
         publish(scratch.joinpath(*Path(name).parts), place)
     _announce(folder, [*there, *(name for name in names if name not in there)])
 
 
 def _announce(folder: Path, columns: list[str]) -> None:
-    """Write which columns obs has."""
+    """Write the list of obs columns."""
     _change_attributes(folder, **{"column-order": columns})
 
 

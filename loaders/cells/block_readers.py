@@ -1,8 +1,8 @@
-"""The rows of a cell store's X: read fast from its shards, or slowly through zarr-python, bit for bit alike.
+"""The rows of a cell store's X: read fast from its shards, or slowly through zarr-python; both give the same bits.
 
-The environment variable ATLASVI_READER chooses: 'shards' (the usual) or 'zarr', the reference that the fast reader is
-compared with. Of a damaged store both refuse what they read; only the fast one names the shard and the chunk, and
-notices that a shard was replaced or deleted since it was opened.
+The environment variable ATLASVI_READER chooses: 'shards' (the default) or 'zarr', the reference that the fast reader is
+compared with. Both refuse damaged rows; only the fast one names the shard and the chunk, and notices that a shard was
+replaced or deleted since it was opened.
 """
 
 import itertools
@@ -26,7 +26,8 @@ ARRAYS = ("data", "indices", "indptr")
 class ShardRows:
     """Rows read from the shard files of X, by several threads at once.
 
-    layouts  of data, indices and indptr; block_elements: stored counts of a block, at most
+    layouts         of data, indices and indptr
+    block_elements  stored counts of a block, at most
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class ShardRows:
 
 
 class ZarrRows:
-    """Rows read as slices of plain Zarr arrays, and checked row by row: the reference of `ShardRows`."""
+    """Rows read as slices of plain Zarr arrays, and checked row by row: the reference for `ShardRows`."""
 
     def __init__(self, matrix: Any, shape: tuple[int, int], nnz: int, block_elements: int) -> None:
         self._arrays: list[zarr.Array] = [matrix[name] for name in ARRAYS]
@@ -90,10 +91,10 @@ class ZarrRows:
         return Rows.from_csr(start, pointers, genes, counts)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing is open."""
 
     def _slice(self, array: zarr.Array, start: int, stop: int) -> np.ndarray:
-        """Elements [start, stop). Raises ValueError where zarr can't decode them: it raises what its codecs do."""
+        """Elements [start, stop). Raises ValueError where zarr fails, with any exception, to decode them."""
         try:
             return np.asarray(array[start:stop])
         except MemoryError:
@@ -110,13 +111,13 @@ def open_rows(
     nnz: int,
     block_elements: int,
 ) -> ShardRows | ZarrRows:
-    """The reader of X that ATLASVI_READER names; `folder` and `matrix` are X, as files and as a Zarr group.
+    """The reader of X that ATLASVI_READER names; `folder` and `matrix` are X as a folder and as a Zarr group.
 
-    Raises SourceError for a name that is neither.
+    Raises SourceError for any other name.
     """
-    asked = os.environ.get(VARIABLE) or "shards"
-    if asked not in ("shards", "zarr"):
-        raise SourceError(f"The environment variable {VARIABLE} is {asked!r}: it can be 'shards' or 'zarr'.")
-    if asked == "zarr":
+    reader = os.environ.get(VARIABLE) or "shards"
+    if reader not in ("shards", "zarr"):
+        raise SourceError(f"The environment variable {VARIABLE} is {reader!r}: it can be 'shards' or 'zarr'.")
+    if reader == "zarr":
         return ZarrRows(matrix, shape, nnz, block_elements)
     return ShardRows(folder, layouts, shape, nnz, block_elements)

@@ -1,7 +1,7 @@
 """The cell store: shuffled counts as a plain AnnData Zarr v3, read in blocks straight from its shards.
 
-    STORE/                   attributes `atlasvi`: what this is, format version, sizes, how X is cut
-      X/                     CSR: data (narrowest unsigned), indices (uint16 where genes allow, as gaps), indptr
+    STORE/                   attributes `atlasvi`: kind, format version, sizes, how X is split into chunks
+      X/                     CSR: data (narrowest unsigned), indices (uint16 if genes allow, as differences), indptr
       obs/                   all columns of the sources, `source` and `source_row`
       var/                   gene names and columns
       uns/atlasvi/           block_starts [blocks + 1], gene_totals [genes], gene_cells [genes],
@@ -9,8 +9,8 @@
       manifest.json          bytes and crc32c of every file, written last; stores of atlasvi 0.1 to 0.3 have none
 
 A block is a run of 32 inner chunks and the rows that start in it; only its last row reaches into the next chunk, so
-an epoch decodes about 1/32 of the chunks twice. Each inner chunk carries its own crc32c: finer than a checksum a block,
-and every Zarr reader checks it.
+an epoch decodes about 1/32 of the chunks twice. Each inner chunk has its own crc32c, which is finer than a checksum for
+each block and is verified by every Zarr reader.
 """
 
 import logging
@@ -47,9 +47,9 @@ from atlasvi.loaders.zarr_warnings import quiet_zarr
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
-VERSION_WITHOUT_MASKS = 2  # of a store whose tables have no nullable columns: older readers know all of it
+VERSION_WITHOUT_MASKS = 2  # of a store whose tables have no nullable columns: older readers can read it
 CHUNK = 2**17  # elements: large enough that decoding, not Python, takes the time
-BLOCK_CHUNKS = 32  # one more is read for the end of the last cell: 3% of an epoch is decoded twice
+BLOCK_CHUNKS = 32  # one more is read for the end of the last cell: an epoch decodes 3% twice
 SHARD_BLOCKS = 8
 INDPTR_LAYOUT = Layout(np.dtype("<i8"), chunk=2**12, shard=2**20, delta=True, compressor="zstd")
 GROUP_BLOCKS = 2
@@ -63,16 +63,16 @@ ATTRIBUTES: dict[str, type] = {
     "source_sizes": list,
 }
 PROFILES: dict[str, dict[str, tuple[str, int]]] = {
-    # compressor and level of counts and of gaps between gene indices; times and sizes are of a stored count, one thread
-    # counts: 0.43 ns, 3.6 bits (plain lz4, which looks less for matches, takes 0.65 ns, 4.9 bits); gaps: 0.1 ns, 8.1
+    # compressor and level of counts and of index differences; times and sizes are for one stored count, one thread
+    # counts: 0.43 ns, 3.6 bits (plain lz4, which searches less for matches: 0.65 ns, 4.9 bits); indices: 0.1 ns, 8.1
     "fast": {"counts": ("lz4hc", 1), "indices": ("lz4", 5)},
-    # counts: 1.1 ns, 2.4 bits; gaps: 0.7 ns, 5.6 bits
+    # counts: 1.1 ns, 2.4 bits; indices: 0.7 ns, 5.6 bits
     "small": {"counts": ("zstd", 2), "indices": ("zstd", 1)},
 }
 
 
 def layouts(attributes: dict) -> tuple[Layout, Layout]:
-    """How `data` and `indices` of X are cut and coded, from the attributes of the store."""
+    """How `data` and `indices` of X are split and encoded, from the attributes of the store."""
     chunk = attributes["chunk"]
     shard = chunk * attributes["block_chunks"] * attributes["shard_blocks"]
     counts, indices = attributes["codecs"]["counts"], attributes["codecs"]["indices"]
@@ -85,7 +85,7 @@ def layouts(attributes: dict) -> tuple[Layout, Layout]:
 class CellStore:
     """A finished cell store, opened for reading, as `Cells`."""
 
-    layer: str | None = None  # of AnnData: the counts are in X
+    layer: str | None = None  # always: the counts are in X
 
     def __init__(self, path: str | Path, spec: DataSpec | None = None) -> None:
         self.path = str(path)
@@ -114,7 +114,7 @@ class CellStore:
         from anndata.io import read_elem
 
         has_manifest = check_manifest(path, self.attributes)
-        # Not by its consolidated metadata: those copies may say anything, and zarr misreads names that differ by case.
+        # Without its consolidated metadata: those copies may differ, and zarr misreads names that differ only by case.
         root = cast(Any, zarr.open_group(path, mode="r", use_consolidated=False))
         check_group_codecs(root)
         self.n_cells: int = self.attributes["n_cells"]
@@ -127,7 +127,7 @@ class CellStore:
         self.block_starts: np.ndarray = self.statistics["block_starts"]
         self.group_blocks = GROUP_BLOCKS
         self.mixing = (
-            "shuffled as a whole when the store was written, so neighbouring cells are strangers; "
+            "shuffled as a whole when the store was written, so neighbouring cells are unrelated; "
             f"{GROUP_BLOCKS} blocks of them are mixed at a time"
         )
         data, indices = layouts(self.attributes)
@@ -148,17 +148,17 @@ class CellStore:
         n_blocks = max(-(-self.nnz // block_elements), 1)
         check_block_starts(self.path, self.block_starts, self.n_cells, n_blocks)
         check_lengths(self.path, root["obs"], self.n_cells)
-        self._unsure: dict[str, str] = {}  # columns that may have lost values, and a file that is missing
+        self._maybe_lost: dict[str, str] = {}  # columns whose values may be lost, with the name of a missing file
         if not has_manifest:
             self._check_chunks(root)
         shape = self.n_cells, len(self.var)
         self._rows = open_rows(path / "X", root["X"], (data, indices, INDPTR_LAYOUT), shape, self.nnz, block_elements)
 
     def _check_chunks(self, root: Any) -> None:
-        """Raise SourceError for what an older store, which has no list of its files, has lost.
+        """Raise SourceError where an older store, which has no list of its files, has lost values.
 
-        Zarr does not write chunks that are full of zeros. So names and rows of sources must be there; how many cells a
-        category has was counted when the store was made; of other columns nobody can tell.
+        Zarr does not write chunks of zeros, so a missing chunk may be correct. But cell names and `source_row` are
+        always written, and the number of cells in each category is known; for other columns there is no way to tell.
         """
         for name in ("var/_index", "obs/_index", *["obs/source_row"] * (max(self.source_sizes) > 1)):
             check_written(self.path, root[name])
@@ -169,10 +169,10 @@ class CellStore:
             if lost is not None and name in counted:
                 codes = self._obs.read_column(name).cat.codes.to_numpy()
                 found = np.bincount(codes[codes >= 0], minlength=len(counted[name]))
-                if (found < counted[name][:, 0]).any():  # cells without counts were not counted
+                if (found < counted[name][:, 0]).any():  # cells without counts are not in `counted`
                     raise SourceError(f"{lost} is missing: {self.path} was copied in part: copy it again.")
             elif lost is not None:
-                self._unsure[name] = lost
+                self._maybe_lost[name] = lost
 
     @property
     def genes(self) -> pd.Index:
@@ -181,7 +181,7 @@ class CellStore:
 
     @property
     def sources(self) -> list[str]:
-        """The sources that the cells came from, in the order given."""
+        """Paths of the sources that the cells came from, in the order of ingest."""
         return self.attributes["sources"]
 
     def read_block(self, block: int) -> Rows:
@@ -213,9 +213,9 @@ class CellStore:
 
     def read_column(self, name: str) -> pd.Series:
         """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
-        if name in self._unsure:
+        if name in self._maybe_lost:
             log.warning(
-                "%s: %s is not there: its values are zero, or were lost in a copy", self.path, self._unsure[name]
+                "%s: %s is missing: its values are zero, or were lost in a copy", self.path, self._maybe_lost[name]
             )
         return self._obs.read_column(name)
 
@@ -225,7 +225,7 @@ class CellStore:
         return cell_keys(source, self._obs.read_column("source_row", start, stop).to_numpy())
 
     def allow_fractions(self) -> "CellStore":
-        """The same: a store holds whole counts."""
+        """The same store: it holds whole counts only."""
         return self
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Cells seen through a list of genes, or with one more column of obs; all else is that of the cells behind."""
+"""Cells seen through a list of genes, or with one more column of obs; all else is delegated to the original cells."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from atlasvi.loaders.sources.data_spec import DataSpec
 
 
 class CellsView:
-    """Every member of `Cells`, asked of other cells; what a view changes it overrides."""
+    """Every member of `Cells`, delegated to other cells; a view overrides what it changes."""
 
     def __init__(self, data: Cells) -> None:
         self._data = data
@@ -99,7 +99,7 @@ class CellsView:
 
 
 class SelectedGenes(CellsView):
-    """Only the genes of a list, columns in its order; a gene that the data does not have counts zero in every cell."""
+    """Only the genes of a list, as columns in its order; a gene that the data lacks has zero counts in every cell."""
 
     def __init__(self, data: Cells, genes: pd.Index) -> None:
         super().__init__(data)
@@ -107,20 +107,20 @@ class SelectedGenes(CellsView):
 
     @property
     def var(self) -> pd.DataFrame:
-        """A row for each gene of the list, values missing for those that the data does not have."""
+        """One row for each gene of the list, with missing values for genes that the data lacks."""
         return self._var
 
     def read_block(self, block: int) -> Rows:
-        """The counts of one block over the chosen genes."""
+        """The counts of one block for the chosen genes."""
         return self._choice.apply(self._data.read_block(block))
 
     def allow_fractions(self) -> "SelectedGenes":
-        """The same genes of the same cells, with numbers that are not whole taken as they are."""
+        """The same genes of the same cells, accepting values that are not whole."""
         return SelectedGenes(self._data.allow_fractions(), self.genes)
 
 
 class AddedColumn(CellsView):
-    """One more column of obs; values [n_cells], of any type."""
+    """Cells with one more column of obs; values [n_cells], of any type."""
 
     def __init__(self, data: Cells, name: str, values: Sequence[Any]) -> None:
         super().__init__(data)
@@ -132,13 +132,13 @@ class AddedColumn(CellsView):
         return [*self._data.obs_columns, self._name]
 
     def read_column(self, name: str) -> pd.Series:
-        """One `obs` column of all cells. Raises ColumnError, naming those of the cells behind."""
+        """One `obs` column of all cells. Raises ColumnError, naming the columns of the original cells."""
         return self._values if name == self._name else self._data.read_column(name)
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
-        """`obs` of cells [start, stop), with the column."""
+        """`obs` of cells [start, stop), with the added column."""
         return self._data.read_obs(start, stop).assign(**{self._name: self._values.iloc[start:stop].array})
 
     def allow_fractions(self) -> "AddedColumn":
-        """The same column of the same cells, with numbers that are not whole taken as they are."""
+        """The same column of the same cells, accepting values that are not whole."""
         return AddedColumn(self._data.allow_fractions(), self._name, self._values)

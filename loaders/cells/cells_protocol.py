@@ -1,4 +1,4 @@
-"""The protocol of cells: what a model is trained on, in blocks of rows, whether from a store, a source or memory."""
+"""The protocol of cells, on which a model is trained: read in blocks of rows, from a store, a source or memory."""
 
 from typing import Protocol, runtime_checkable
 
@@ -10,11 +10,11 @@ from atlasvi.loaders.sources.data_spec import DataSpec
 
 
 class Columns(Protocol):
-    """The part of `Cells` that is about `obs` alone, which minified data has too."""
+    """The part of `Cells` that concerns `obs` alone, which minified data implements too."""
 
     @property
     def path(self) -> str:
-        """Where the cells are: what errors call them."""
+        """Path of the cells, or the name that errors use for them."""
 
     @property
     def n_cells(self) -> int:
@@ -35,18 +35,18 @@ class Columns(Protocol):
 class Cells(Columns, Protocol):
     """Cells x genes, read block by block.
 
-    Cells [block_starts[b], block_starts[b + 1]) are block b. Everything that is opened to be trained on implements all
-    of it, and a view of other cells (fewer genes, one column more) delegates to them what it does not change.
-    All reads may be made by several threads at once.
+    Cells [block_starts[b], block_starts[b + 1]) are block b. Everything that can be opened for training implements all
+    of it; a view (fewer genes, one column more) delegates to the original cells what it does not change.
+    Several threads may call all read methods at once.
     """
 
     @property
     def spec(self) -> DataSpec:
-        """The path and the options that it was opened with."""
+        """The path and the options that the data was opened with."""
 
     @property
     def layer(self) -> str | None:
-        """The key of `AnnData.layers` that the counts are in; None where they are in X or raw, or it is no AnnData."""
+        """The key of `AnnData.layers` that holds the counts; None if they are in X or raw, or it is not an AnnData."""
 
     @property
     def var(self) -> pd.DataFrame:
@@ -58,7 +58,7 @@ class Cells(Columns, Protocol):
 
     @property
     def source_sizes(self) -> list[int]:
-        """How many rows each source had: in `obs`, 0 <= source_row < source_sizes[code of source]."""
+        """Number of rows of each source; in `obs`, 0 <= source_row < source_sizes[code of source]."""
 
     @property
     def block_starts(self) -> np.ndarray:
@@ -66,7 +66,7 @@ class Cells(Columns, Protocol):
 
     @property
     def group_blocks(self) -> int:
-        """How many blocks are in memory together, and mixed with each other, when cells are shuffled; at least 1."""
+        """Number of blocks that are in memory together and shuffled with each other; at least 1."""
 
     @property
     def mixing(self) -> str:
@@ -75,24 +75,24 @@ class Cells(Columns, Protocol):
     def read_block(self, block: int) -> Rows:
         """The counts of one block: for each cell ascending gene indices, uint16 or int32, and counts above 0.
 
-        Counts are unsigned integers, floats only of data that was opened for numbers (see `allow_fractions`).
-        Raises DamagedChunkError or SourceError if they are damaged, CountsError if they are no counts.
+        Counts are unsigned integers, or floats only if the data was opened to accept them (see `allow_fractions`).
+        Raises DamagedChunkError or SourceError if they are damaged, CountsError if they are not counts.
         """
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop), `source` and `source_row` among its columns; the index holds the cell names."""
 
     def read_names(self, start: int = 0, stop: int | None = None) -> pd.Index:
-        """Names of cells [start, stop), str; without numbers those of all cells."""
+        """Names of cells [start, stop), str; without arguments those of all cells."""
 
     def split_keys(self, start: int, stop: int) -> np.ndarray:
         """uint64 [stop - start]: a hash of each cell's identity, the same from a store as from its source."""
 
     def allow_fractions(self) -> "Cells":
-        """The same cells, of which numbers that are not whole are read as they are: what the normal likelihood models.
+        """The same cells, accepting values that are not whole, as the normal likelihood does.
 
         A cell store holds counts, so nothing changes for it.
         """
 
     def close(self) -> None:
-        """Close the files, where any are open."""
+        """Close all open files."""

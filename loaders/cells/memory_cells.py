@@ -1,4 +1,4 @@
-"""An AnnData in memory seen as cells in blocks: what `open_cells` is to a file."""
+"""An AnnData in memory seen as cells in blocks; `open_cells` does the same for files."""
 
 import copy
 import os
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     import anndata
 
 BLOCK_CELLS = 2**15
-NAME = "the AnnData"  # what errors call it
+NAME = "the AnnData"  # its name in errors
 
 
 class MemoryObs:
-    """`obs` of an AnnData, as columns are read from files."""
+    """`obs` of an AnnData, read by column as from a file."""
 
     def __init__(self, adata: "anndata.AnnData") -> None:
         self.adata, self.path, self.n_cells = adata, NAME, adata.n_obs
@@ -54,10 +54,10 @@ def list_layers(adata: "anndata.AnnData") -> list[str]:
 class MemoryCells(MemoryObs):
     """Cells of an AnnData as `Cells`: shuffled as a whole, empty cells kept.
 
-    adata  X (or the layer) dense, CSR or CSC of any type; its counts are copied once, into the narrowest types
+    adata  X (or the layer) dense, CSR or CSC of any dtype; its counts are copied once, into the narrowest dtypes
     layer  which matrix holds the counts; None: X
-    fractions  numbers that are not whole are taken as they are (see `check_counts`)
-    Raises CountsError where they are no counts, ColumnError if the layer is not there, GeneError if gene names repeat.
+    fractions  accept values that are not whole (see `check_counts`)
+    Raises CountsError where values are not counts, ColumnError if the layer is missing, GeneError if gene names repeat.
     """
 
     def __init__(self, adata: "anndata.AnnData", layer: str | None = None, fractions: bool = False) -> None:
@@ -72,13 +72,13 @@ class MemoryCells(MemoryObs):
             raise SourceError(
                 f"{NAME}: X is empty: name the layer that holds the counts (it has: {', '.join(list_layers(adata))})."
             )
-        self.var = adata.var.copy(deep=False)  # renaming the AnnData's genes must not rename those that were read
+        self.var = adata.var.copy(deep=False)  # genes that the user renames later keep their names here
         check_gene_names(NAME, self.var)
         self.source_sizes = [self.n_cells]
         self._seen = _fingerprint(adata, layer, matrix)
         self._rows = self._narrow(matrix)
         self.block_starts = np.append(np.arange(0, self.n_cells, BLOCK_CELLS), self.n_cells)
-        self.group_blocks = max(len(self.block_starts) - 1, 1)  # without a cell there is no block
+        self.group_blocks = max(len(self.block_starts) - 1, 1)  # 1 even if there are no cells and so no blocks
         self.mixing = "shuffled as a whole in memory"
 
     @property
@@ -87,7 +87,7 @@ class MemoryCells(MemoryObs):
         return self.var.index
 
     def look_again(self) -> "MemoryCells | None":
-        """These counts with the columns that obs has now; None if the AnnData has other counts or genes by now."""
+        """The same counts with the current columns of obs; None if counts or genes of the AnnData have changed."""
         now = _fingerprint(self.adata, self.layer, _take_matrix(self.adata, self.layer))
         if now is None or now != self._seen or not self.genes.equals(self.adata.var_names):
             return None
@@ -96,7 +96,7 @@ class MemoryCells(MemoryObs):
         return same
 
     def count_genes(self) -> np.ndarray:
-        """int32 [cells]: how many genes each cell has a count of."""
+        """int32 [cells]: number of genes with counts in each cell."""
         return self._rows.lengths
 
     def read_block(self, block: int) -> Rows:
@@ -112,11 +112,11 @@ class MemoryCells(MemoryObs):
         return obs.assign(source=source, source_row=np.arange(start, start + len(obs)))
 
     def split_keys(self, start: int, stop: int) -> np.ndarray:
-        """uint64 [stop - start]: a hash of each cell's place."""
+        """uint64 [stop - start]: a hash of each cell's index."""
         return cell_keys(0, np.arange(start, stop))
 
     def allow_fractions(self) -> "MemoryCells":
-        """The same cells, with numbers that are not whole taken as they are."""
+        """The same cells, accepting values that are not whole."""
         return self if self.spec.takes_fractions else MemoryCells(self.adata, self.layer, fractions=True)
 
     def close(self) -> None:
@@ -132,10 +132,10 @@ class MemoryCells(MemoryObs):
             counts.check_format(full_check=True)  # compiled code would follow indices outside the matrix
         except ValueError as error:
             raise CountsError(
-                f"{NAME}: {self.layer or 'X'} is no proper sparse matrix ({error}): make it anew."
+                f"{NAME}: {self.layer or 'X'} is not a valid sparse matrix ({error}): make it again."
             ) from None
         if not counts.has_canonical_format:
-            counts = counts.copy()  # it may share the user's arrays, which stay as they are
+            counts = counts.copy()  # it may share memory with the user's arrays, which must not change
             counts.sum_duplicates()
         names, layers = self.adata.obs_names, list_layers(self.adata)
         places = self.layer or "X", [*layers, *["X"] * bool(layers)]
@@ -154,7 +154,7 @@ def _take_matrix(adata: "anndata.AnnData", layer: str | None) -> Any:
 
 
 def _fingerprint(adata: "anndata.AnnData", layer: str | None, matrix: Any) -> tuple | None:
-    """What changes when the counts of an AnnData do; None where that can't be told (then they are read again)."""
+    """A value that changes when the counts of an AnnData do; None if that can't be detected (then they are reread)."""
     if adata.isbacked and layer is None:
         return str(adata.filename), os.stat(adata.filename).st_mtime_ns, adata.shape
     if sparse.issparse(matrix):
@@ -168,5 +168,5 @@ def _fingerprint(adata: "anndata.AnnData", layer: str | None, matrix: Any) -> tu
     seen: list[Any] = [matrix.shape]
     for part in parts:
         flat = np.asarray(part).ravel(order="K")  # a view, where the array is contiguous
-        seen += [part.dtype, part.strides, google_crc32c.value(flat.view(np.uint8))]  # it takes any buffer
+        seen += [part.dtype, part.strides, google_crc32c.value(flat.view(np.uint8))]  # accepts any buffer
     return tuple(seen)

@@ -1,4 +1,4 @@
-"""Cells are opened, from a cell store or straight from a source, and seen through the genes of a model."""
+"""Opens cells from a cell store or a source, and selects the genes of a model from them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from atlasvi.loaders.sources.data_spec import DataSpec, parse_source
 from atlasvi.loaders.sources.open_source import open_spec, recognise
 from atlasvi.loaders.store_files import is_cell_store
 
-CellData = Cells  # the name that it had before, by which callers outside may know it
+CellData = Cells  # its former name, which other code may use
 
 
 def open_cells(
@@ -28,10 +28,10 @@ def open_cells(
     values: Literal["counts", "numbers"] | None = None,
     like: DataSpec | None = None,
 ) -> Cells:
-    """A cell store or any source, ready to be trained on. What the options mean `open_source` and `DataSpec` say.
+    """Open a cell store or any source for training. The options are explained at `open_source` and `DataSpec`.
 
-    like  what other data was opened with: an option that is not given here is as it was there, where it applies
-    Raises SourceError if it can't be opened, or if an option is given that a cell store does not have.
+    like  how other data was opened: options that are not given here are taken from it, where they apply
+    Raises SourceError if the data can't be opened, or if an option does not apply to a cell store.
     """
     options = {"layer": layer, "gene_column": gene_column, "measurement": measurement}
     spec = parse_source(data, **options, empty_cells=empty_cells, values=values)
@@ -44,23 +44,23 @@ def open_cells(
 
 
 def select_genes(data: Cells, genes: Sequence[str]) -> Cells:
-    """`data` with just these genes, in this order. Raises GeneError, naming the first, if some are not there."""
+    """`data` with only these genes, in this order. Raises GeneError, naming the first, if some are missing."""
     wanted = pd.Index(genes)
     if wanted.equals(data.genes):
         return data
     if missing := wanted[~wanted.isin(data.genes)].tolist():
         raise GeneError(
             f"{data.path}: {len(missing)} of the {len(wanted):,} genes of the model are not there "
-            f"(first: {missing[0]!r}): give the data that the model was trained on, or, if genes go by another name "
-            "here, the column of var that has the model's: PATH::gene_column=NAME."
+            f"(first: {missing[0]!r}): give the data that the model was trained on, or, if its genes have other "
+            "names, choose the column of var with the model's names: PATH::gene_column=NAME."
         )
     return SelectedGenes(data, wanted)
 
 
 def align_genes(data: Cells, genes: Sequence[str]) -> tuple[Cells, list[str]]:
-    """`data` with just these genes, in this order, and those that it does not have: they count zero in every cell.
+    """`data` with only these genes, in this order, and a list of the genes that it lacks, whose counts are zero.
 
-    Raises GeneError if it has none of them.
+    Raises GeneError if it has none of the genes.
     """
     wanted = pd.Index(genes)
     missing = find_missing(data.path, data.genes, wanted)
@@ -68,7 +68,7 @@ def align_genes(data: Cells, genes: Sequence[str]) -> tuple[Cells, list[str]]:
 
 
 def find_missing(path: str, there: pd.Index, wanted: pd.Index) -> list[str]:
-    """Genes that are wanted and not there. Raises GeneError if none is."""
+    """Those of the `wanted` genes that are not `there`. Raises GeneError if none is."""
     missing = wanted[~wanted.isin(there)].tolist()
     if len(missing) == len(wanted):
         raise GeneError(
@@ -79,10 +79,10 @@ def find_missing(path: str, there: pd.Index, wanted: pd.Index) -> list[str]:
 
 
 def add_column(data: Cells, name: str, values: Sequence[Any]) -> Cells:
-    """The same cells with one more column of obs, one value a cell."""
+    """The same cells with one more column of obs, one value for each cell."""
     return AddedColumn(data, name, values)
 
 
 def allow_fractions(data: Cells, allowed: bool = True) -> Cells:
-    """The same cells; those of a source with numbers that are not whole taken as they are, if they are `allowed`."""
+    """The same cells, accepting values that are not whole if `allowed`."""
     return data.allow_fractions() if allowed else data

@@ -1,4 +1,4 @@
-"""One source seen as cells in blocks: training straight from the file, at the speed that its layout allows."""
+"""One source seen as cells in blocks: training directly from the file, at the speed that its layout allows."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,16 +15,16 @@ from atlasvi.loaders.sources.run_lengths import count_mixed_runs, describe_mixin
 from atlasvi.loaders.sources.source_protocol import Source
 from atlasvi.loaders.tables.store_tables import check_column
 
-SLICE_CELLS = 2**17  # of obs, all columns of which are read to have one
+SLICE_CELLS = 2**17  # of obs at a time: to get one column, all columns are read
 
 
 class SourceCells:
     """A source as `Cells`.
 
-    A source is in the order that its authors gave it, so shuffling mixes runs of neighbouring cells, as short as its
-    layout likes to be read, 16,384 cells or more at a time; a cell store, shuffled once as a whole, mixes better and
-    reads faster. (A collection of annbatch is shuffled too.)
-    spec  instead of that of the source
+    A source is in the order of its authors, so shuffling mixes runs of neighbouring cells: runs as short as the file's
+    layout allows, 16,384 cells or more at a time. A cell store was shuffled once as a whole, mixes better and reads
+    faster. (A collection of annbatch was shuffled too.)
+    spec  replaces that of the source
     """
 
     def __init__(self, source: Source, spec: DataSpec | None = None) -> None:
@@ -44,10 +44,10 @@ class SourceCells:
         return self.var.index
 
     def read_block(self, block: int) -> Rows:
-        """The counts of one block. Raises CountsError on what is no count, and on empty cells unless they are kept."""
+        """The counts of one block. Raises CountsError on invalid counts, and on empty cells unless they are kept."""
         start, stop = (int(edge) for edge in self.block_starts[block : block + 2])
         rows = self._source.read_narrow(start, stop)
-        if rows is None:  # something is odd: the careful way puts it right or says what it is
+        if rows is None:  # something is irregular: the slow way corrects it or reports it
             counts, row_nnz = self._joined.read_counts(0, start, stop)
             indices = counts.indices.astype(choose_index_dtype(len(self.var)))
             rows = Rows.from_csr(start, counts.indptr, indices, counts.data)
@@ -76,7 +76,7 @@ class SourceCells:
         return cell_keys(0, np.arange(start, stop))
 
     def allow_fractions(self) -> "SourceCells":
-        """The same cells, with numbers that are not whole taken as they are."""
+        """The same cells, accepting values that are not whole."""
         return SourceCells(self._source, replace(self.spec, values="numbers"))
 
     def close(self) -> None:
@@ -84,6 +84,6 @@ class SourceCells:
         self._source.close()
 
     def _slice_obs(self, start: int, stop: int) -> Iterator[pd.DataFrame]:
-        """`obs` of cells [start, stop) in slices; one of no cells where there are none."""
+        """`obs` of cells [start, stop) in slices; one empty slice if there are no cells."""
         for at in range(start, max(stop, start + 1), SLICE_CELLS):
             yield self.read_obs(at, min(at + SLICE_CELLS, stop))

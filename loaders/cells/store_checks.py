@@ -1,4 +1,4 @@
-"""What a store's metadata must say before anything is read by it: types, sizes that fit, chunks that are there."""
+"""Checks of a store's metadata before its data is read: types, sizes that fit, chunks that exist."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,11 +13,11 @@ from atlasvi.loaders.arrays.shards import Layout
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.tables.anndata_tables import column_length
 
-MOST_CHUNK, MOST_BLOCK = 2**24, 2**30  # elements; beyond these memory would be taken on the word of a damaged file
+MOST_CHUNK, MOST_BLOCK = 2**24, 2**30  # elements; more is taken for damage, not allocated
 
 
 def check_attributes(attributes: Mapping[str, Any], path: str | Path, expected: Mapping[str, type]) -> None:
-    """Raise SourceError if an attribute is missing or of another type, or a number is negative."""
+    """Raise SourceError if an attribute is missing or has another type, or a number is negative."""
     for name, kind in expected.items():
         value = attributes.get(name)
         if type(value) is not kind or (isinstance(value, int) and value < 0):
@@ -28,7 +28,7 @@ def check_attributes(attributes: Mapping[str, Any], path: str | Path, expected: 
 
 
 def check_lengths(path: str, table: Any, n_rows: int) -> None:
-    """Raise SourceError unless all columns of a table of ours are there and of so many rows."""
+    """Raise SourceError unless all columns of a table in a store exist and have `n_rows` rows."""
     for name in ["_index", *table.attrs["column-order"]]:
         element = table[name]
         if (found := column_length(element)) != n_rows:
@@ -39,26 +39,26 @@ def check_lengths(path: str, table: Any, n_rows: int) -> None:
 
 
 def check_layout(path: str, array: zarr.Array, length: int, layout: Layout) -> None:
-    """Raise SourceError unless an array is cut as its reader takes for granted."""
+    """Raise SourceError unless an array has the shape, dtype, chunks and shards that its reader expects."""
     found = array.shape, array.dtype, array.chunks, array.shards
     if found != ((length,), layout.dtype, (layout.chunk,), (layout.shard,)):
         raise SourceError(
-            f"{path}: {array.path} has shape, type, chunks and shards {found}, and the store's attributes say "
-            f"otherwise ({length:,} of {layout.dtype}, {layout.chunk:,}, {layout.shard:,}): it is damaged: copy it "
+            f"{path}: {array.path} has shape, dtype, chunks and shards {found}, which differ from the store's "
+            f"attributes ({length:,} of {layout.dtype}, {layout.chunk:,}, {layout.shard:,}): it is damaged: copy it "
             "again."
         )
 
 
 def check_block_starts(path: str, starts: np.ndarray, n_cells: int, n_blocks: int) -> None:
-    """Raise SourceError unless the blocks of a store are all of its cells, one after the other."""
-    # fewer than n_blocks where the last ones hold but the end of the last cell
+    """Raise SourceError unless the blocks of a store cover all of its cells, in order."""
+    # there may be fewer than n_blocks, if the last ones hold only the end of the last cell
     fits = starts.ndim == 1 and starts.dtype.kind in "iu" and 2 <= len(starts) <= n_blocks + 1
     if not fits or starts[0] != 0 or starts[-1] != n_cells or (starts[1:] < starts[:-1]).any():
         raise SourceError(f"{path}: uns/atlasvi/block_starts is damaged: copy the store again, or make it again.")
 
 
 def name_missing_chunks(array: zarr.Array) -> Iterator[str]:
-    """Files of an array's chunks that are not there: full of zeros, or lost. Only on local disk, not for shards."""
+    """Files of an array's missing chunks, which are zeros or lost. Only on local disk, and not for shards."""
     store = array.store
     if not isinstance(store, LocalStore) or not array.size:
         return
@@ -68,7 +68,7 @@ def name_missing_chunks(array: zarr.Array) -> Iterator[str]:
 
 
 def check_written(path: str, array: zarr.Array) -> None:
-    """Raise SourceError if a chunk is missing of an array that no store has full of zeros (names, latents, weights).
+    """Raise SourceError if a chunk is missing of an array that is never all zeros (names, latents, weights).
 
     For stores of older versions, which have no list of their files.
     """

@@ -1,4 +1,4 @@
-"""Sources to one cell store: genes aligned, cells shuffled out of core, spread over processes, resumed after a kill.
+"""Sources to one cell store: genes aligned, cells shuffled out of core by several processes, resumed after a kill.
 
 It may import `cells` and what `cells` may.
 """

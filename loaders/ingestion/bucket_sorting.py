@@ -1,9 +1,9 @@
-"""First pass of an ingest: pieces of sources -> cells sorted by bucket, in files that can be read bucket by bucket.
+"""First pass of an ingest: pieces of sources -> cells sorted by bucket, in files that are read bucket by bucket.
 
-A unit is a run of rows of one source. Its cells are held in memory, sorted by the bucket that the hash of their
-identity says, and written as one file (more if they turn out to be denser than thought), with an index:
+A unit is a run of rows of one source. Its cells are held in memory, sorted by bucket, which a hash of each cell's
+identity determines, and written as one file (more, if they are denser than estimated), with an index:
 
-    sorted/000007.json      what the unit holds, written last: the unit is done
+    sorted/000007.json      what the unit holds; written last, so that it marks the unit as done
     sorted/000007-0.part     sections, each an array of all cells or counts in the order of the buckets; where each
                              bucket begins in them; and the crc32c of each bucket in each section
 """
@@ -45,7 +45,7 @@ def plan_units(joined: JoinedSources, n_buckets: int) -> dict[str, Any]:
 
 
 def sort_unit(scratch: str, number: int) -> None:
-    """Sort unit `number` of the job in a scratch folder, unless it is done. Raises CountsError on what is no count."""
+    """Sort unit `number` of the job in a scratch folder, unless it is done. Raises CountsError on invalid counts."""
     units = list_units(scratch)
     if units.is_done(number):
         return
@@ -59,12 +59,12 @@ def sort_unit(scratch: str, number: int) -> None:
 
 
 def list_units(scratch: str | Path) -> Parts:
-    """The units of a job that are done, and what they hold."""
+    """The finished units of a job, and what they hold."""
     return Parts(Path(scratch) / FOLDER, "{:06d}.json")
 
 
 class _Unit:
-    """Cells of a unit, gathered piece by piece."""
+    """Cells of a unit, collected piece by piece."""
 
     def __init__(self, folder: Path, number: int, n_buckets: int, job: IngestJob, joined: JoinedSources) -> None:
         self.folder, self.number, self.n_buckets, self.job, self.joined = folder, number, n_buckets, job, joined
@@ -76,7 +76,7 @@ class _Unit:
         self.summary: dict[str, Any] = {"parts": [], **totals}
 
     def add(self, piece: Piece) -> None:
-        """Take the cells of a piece; raises CountsError on an empty one if those are refused."""
+        """Add the cells of a piece. Raises CountsError on an empty cell if those are refused."""
         row_nnz = np.diff(piece.counts.indptr).astype(np.int32)
         empty_cells = self.job.sources[piece.source]["empty_cells"]
         if empty_cells == "refuse":
@@ -99,7 +99,7 @@ class _Unit:
             self.write()
 
     def write(self) -> None:
-        """Write what is held, sorted by bucket."""
+        """Write the cells collected so far, sorted by bucket."""
         record = {name: np.concatenate([piece[0][name] for piece in self.pieces]) for name in self.pieces[0][0]}
         largest = max(int(piece[2].max(initial=0)) for piece in self.pieces)
         indices = np.concatenate([piece[1] for piece in self.pieces])
@@ -109,7 +109,7 @@ class _Unit:
         self.summary["parts"].append(write_part(self.folder / name, record, indices, counts, self.n_buckets))
 
     def finish(self) -> dict[str, Any]:
-        """Write what is left; returns what the unit holds, for when it is on disk."""
+        """Write the remaining cells; returns what the unit holds, to be recorded once it is on disk."""
         if self.pieces:
             self.write()
         sync_file(self.folder)
@@ -145,7 +145,7 @@ def write_part(
                 edges[name] = starts[edges[CELLS]]
             else:
                 begin(name, values.dtype, CELLS)
-                file.write(np.ascontiguousarray(values[order]).view(np.uint8).data)  # dates have no buffer of their own
+                file.write(np.ascontiguousarray(values[order]).view(np.uint8).data)  # datetimes have no buffer
         for name, values in (("indices", indices), ("counts", counts)):
             begin(name, values.dtype, NNZ)
             file.seek(values.nbytes, os.SEEK_CUR)
@@ -179,7 +179,7 @@ def _hash_buckets(path: Path, sections: dict[str, Any], edges: dict[str, np.ndar
 
 @dataclass
 class Part:
-    """A part file, of which one bucket at a time is read; not held open, as there may be thousands."""
+    """A part file that is read one bucket at a time; it is not kept open, as there may be thousands."""
 
     path: Path
     sections: dict[str, list]
@@ -196,7 +196,7 @@ class Part:
 
     @property
     def _hashed(self) -> list[str]:
-        """The sections that come with checksums, in their order."""
+        """The sections that have checksums, in their order."""
         return [name for name in self.sections if not name.startswith("edges/") and name != CHECKSUMS]
 
     def _read_checksums(self, bucket: int) -> dict[str, int]:
@@ -217,7 +217,7 @@ class Part:
         return span
 
     def read(self, name: str, bucket: int) -> np.ndarray:
-        """One section's values of a bucket; text columns as objects. Raises SourceError if they are damaged."""
+        """A bucket's values in one section; text columns as objects. Raises SourceError if they are damaged."""
         with reading_unfinished(self.path):
             return self._read_section(name, bucket)
 
@@ -238,7 +238,7 @@ class Part:
             return self._read(np.empty(n_buckets + 1, np.int64), self.sections[f"edges/{by}"][0])
 
     def _read(self, out: np.ndarray, offset: int) -> np.ndarray:
-        """Fill `out` with what the file holds from `offset` on."""
+        """Fill `out` with the file's content from `offset` on."""
         with open(self.path, "rb", buffering=0) as file:
             if not read_into(file.fileno(), offset, out):
                 raise OSError("it is cut short")
@@ -246,18 +246,18 @@ class Part:
 
 
 def read_plan(scratch: Path) -> dict[str, Any]:
-    """What `plan_units` returned, as the job keeps it. Raises SourceError if it is damaged."""
+    """The plan that `plan_units` returned, as the job stores it. Raises SourceError if it is damaged."""
     with reading_unfinished(scratch / PLAN):
         return read_json(scratch / PLAN)
 
 
 def read_summaries(scratch: Path) -> list[dict[str, Any]]:
-    """What each unit holds, once all are done, in the order of the units."""
+    """What each unit holds, in the order of the units; all must be done."""
     return [list_units(scratch).read(number) for number in range(len(read_plan(scratch)["units"]))]
 
 
 def open_parts(scratch: Path) -> list[Part]:
-    """All part files of the units that were sorted, in the order of the units."""
+    """All part files of the finished units, in the order of the units."""
     described = [part for summary in read_summaries(scratch) for part in summary["parts"]]
     return [Part(scratch / FOLDER / part["file"], part["sections"]) for part in described]
 
@@ -282,5 +282,5 @@ def count_buckets(parts: list[Part], n_buckets: int) -> tuple[np.ndarray, np.nda
 
 
 def read_obs(parts: list[Part], bucket: int, order: np.ndarray) -> dict[str, np.ndarray]:
-    """The `obs/` columns of a bucket, its cells in `order`."""
+    """The `obs/` columns of a bucket, with its cells in `order`."""
     return {name: np.concatenate([part.read(name, bucket) for part in parts])[order] for name in parts[0].columns}

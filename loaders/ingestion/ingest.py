@@ -1,9 +1,9 @@
 """Ingest: count files in any order -> one cell store in a global random order, out of core.
 
-Two passes of tasks that need nothing of each other, so that processes share them and a killed ingest goes on where it
-was. The first reads runs of rows, checks the counts, and sorts the cells into buckets by a hash of their identity
+Two passes of independent tasks, so that processes can share them and an ingest that was killed can be resumed. The
+first reads runs of rows, checks the counts, and sorts the cells into buckets by a hash of their identity
 (bucket_sorting.py). The second orders each bucket by a second hash and encodes it (store_writer.py); the buckets are
-joined to the store. The order is a pure function of (seed, source number, row, number of buckets), whoever did what.
+joined to the store. The order is a pure function of (seed, source index, row, number of buckets).
 """
 
 import io
@@ -38,16 +38,16 @@ from atlasvi.loaders.sources.joined import JoinedSources, intersect
 from atlasvi.loaders.tables.store_tables import check_column
 from atlasvi.loaders.workers import Task, Workers, make_task
 
-BUCKET_NNZ = 2**24  # 50 to 100 MB of a bucket in memory while it is ordered
+BUCKET_NNZ = 2**24  # counts of a bucket: 50 to 100 MB in memory while it is ordered
 BUCKET_CELLS = 2**18
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, cells done, cells in all)."""
+"""Called with (name of the stage, cells done, cells in all)."""
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What an ingest made."""
+    """The result of an ingest."""
 
     out: str
     n_cells: int
@@ -58,8 +58,8 @@ class IngestReport:
     empty_cells: int
     sources: list[str]
     renamed_columns: dict[str, str]
-    """Columns of obs whose names no store can hold, and the names that they got."""
-    notes: list[str] = field(default_factory=list)  # what a user should know of the sources, a sentence each
+    """Columns of obs whose names no store can hold, and their new names."""
+    notes: list[str] = field(default_factory=list)  # choices and assumptions that the user must see, a sentence each
 
 
 def ingest(
@@ -82,22 +82,22 @@ def ingest(
 ) -> IngestReport:
     """Write the cells of all sources, shuffled, to a new cell store at `out`.
 
-    sources      files or folders that `open_source` knows, each with options of its own if need be
+    sources      files or folders in any format of `open_source`, each with options if need be
                  (PATH::layer=raw,gene_column=id), or tables of sources (.toml; see data_spec.py)
     layer        where the counts are, if not in X
     genes        'union' or 'intersection' of the sources' genes, by name (or by `gene_column` of var); None: union, if
                  they share at least half of the genes of the source that has the fewest
-    top_genes    keep only that many highly variable genes (seurat_v3), chosen within each value of `batch_key`
-    empty_cells  what to do with cells without counts, where a source does not say it itself: 'refuse' those that have
-                 none in their source (a cell that only the choice of genes left empty is kept and reported), 'drop' or
+    top_genes    keep only this number of highly variable genes (seurat_v3), chosen within each value of `batch_key`
+    empty_cells  what to do with cells without counts, unless a source has the option itself: 'refuse' those that have
+                 none in their source (a cell that has none only in the chosen genes is kept and reported), 'drop' or
                  'keep' all that have none
-    rounded      take fractions, as some tools estimate them, for counts: each rounded to the nearest whole number
+    rounded      accept fractions, which some tools estimate, and round each to the nearest whole number
     seed         of the order of the cells
     profile      'fast' to read, or 'small': two thirds of the size, at about half the speed
-    workers      processes that share the work; None takes one a core where there is enough to do
+    workers      number of processes; None: one a core where there is enough to do
     dask         address of a Dask scheduler whose workers do it; they must see sources and `out` at the same paths
     Memory: about 300 MB a process above the imports, plus var, whatever the number of cells; disk: about 5 bytes a
-    stored count until it is done. After a kill or Ctrl-C the same call goes on with what was not finished.
+    stored count until it is done. After a kill or Ctrl-C the same call resumes with the unfinished part.
     Raises SourceError, CountsError, GeneError, ColumnError on bad input and OutputError if `out` can't be written; the
     place of `out` is then as it was.
     """
@@ -108,7 +108,7 @@ def ingest(
     for spec in specs:
         if spec.takes_fractions:
             raise SourceError(
-                f"{spec.path}: a cell store keeps whole counts, and its option is values={spec.values}: train straight "
+                f"{spec.path}: a cell store keeps whole counts, and its option is values={spec.values}: train directly "
                 "from the source, or round with --round."
             )
     if dask:  # processes of a cluster run in other folders
@@ -147,7 +147,7 @@ def ingest(
 def choose_top_genes(
     joined: JoinedSources, n_top: int, batch_key: str | None, batches: pd.Index | None, progress: Progress
 ) -> pd.DataFrame:
-    """Statistics of all genes, and which `n_top` of them are highly variable, as columns for var."""
+    """Choose the `n_top` most variable genes; returns statistics of all genes, as columns for var."""
     from atlasvi.loaders.ingestion.variable_genes import find_variable_genes
 
     pass_names = iter(("variable genes, pass 1 of 2", "variable genes, pass 2 of 2"))
@@ -194,7 +194,7 @@ def read_batches(joined: JoinedSources, name: str) -> pd.Index:
 def _shuffle(
     job: IngestJob, joined: JoinedSources, scratch: Path, out: str, workers: Workers, progress: Progress
 ) -> IngestReport:
-    """The two passes, on the workers; units and buckets that an earlier run finished are not done again."""
+    """The two passes, run by the workers; units and buckets that an earlier run finished are not repeated."""
     folders = [scratch / sorting.FOLDER, scratch / store_writer.FOLDER]
     for folder in folders:
         folder.mkdir(exist_ok=True)
@@ -202,7 +202,7 @@ def _shuffle(
         write_json(scratch / sorting.PLAN, sorting.plan_units(joined, _plan_buckets(joined)))
     plan = sorting.read_plan(scratch)
     sizes = [stop - start for _, start, stop in plan["units"]]
-    # a matrix that is put in order at the first read is better put in order once than by each process
+    # a matrix that the first read must sort by row is sorted here once, not by each process
     here = any(source.spooled for source in joined.sources)
     _run(sorting.sort_unit, sizes, scratch, workers, "reading", progress, here)
     summaries = sorting.read_summaries(scratch)
@@ -237,14 +237,14 @@ def _shuffle(
 
 
 def describe_sources(joined: JoinedSources, n_values: int, n_rounded: int) -> list[str]:
-    """What a user should know of the sources: chosen layers, shared genes, rounded values; a sentence each."""
+    """What the user must see: chosen layers, shared genes, rounded values; a sentence each."""
     notes = [note for source in joined.sources for note in source.notes]
     if len(joined.sources) > 1:
         n_genes = len(intersect([joined.var.index, *(source.var.index for source in joined.sources)]))
         notes.append(f"Genes that all sources have: {n_genes:,} of {len(joined.var):,}.")
     if n_rounded:
         notes.append(
-            f"{n_rounded:,} of {n_values:,} stored values ({n_rounded / n_values:.2%}) were no whole numbers and were "
+            f"{n_rounded:,} of {n_values:,} stored values ({n_rounded / n_values:.2%}) were not whole numbers and were "
             "rounded."
         )
     return notes
@@ -268,7 +268,7 @@ def _run(
     progress: Progress,
     here: bool = False,
 ) -> None:
-    """Run a task for each of `sizes` (in cells), telling the progress."""
+    """Run a task for each of `sizes` (in cells), and report the progress."""
     done = 0
 
     def tell(task: Task) -> None:
@@ -276,12 +276,12 @@ def _run(
         done += sizes[task[2]]
         progress(stage, done, sum(sizes))
 
-    # absolute: a worker of a cluster runs in another folder
+    # absolute, since a worker of a cluster runs in another folder
     tasks = [make_task(function, str(scratch.absolute()), number) for number in range(len(sizes))]
     workers.run(tasks, tell, here)
 
 
 def _plan_buckets(joined: JoinedSources) -> int:
-    """So many buckets that one of average size fits the memory."""
+    """Number of buckets such that one of average size fits into memory."""
     nnz = sum(joined.estimate_nnz(number) for number in range(len(joined.sources)))
     return max(1, round(nnz / BUCKET_NNZ), round(joined.n_cells / BUCKET_CELLS))

@@ -1,4 +1,4 @@
-"""What an ingest is to do, which every process of it reads, and the sources that each opens for it."""
+"""The job of an ingest, which every process of it reads, and the sources that each process opens for it."""
 
 import os
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ GENES = "genes.npz"
 
 @dataclass(frozen=True)
 class IngestJob(Job):
-    """The options of `ingest`, resolved. `identities` tell whether a source has changed since.
+    """The options of `ingest`, resolved. `identities` show whether a source has changed since.
 
-    scratch_format  of what an ingest keeps while it runs: one that another version left is begun anew
+    scratch_format  format of the scratch folder: work that another version left is not continued
     """
 
     scratch_format: int
@@ -35,13 +35,13 @@ class IngestJob(Job):
 
 
 def identify_source(path: str) -> list[int]:
-    """What tells a file or folder from what was at its path before."""
+    """Values that differ if the file or folder at a path is another one, or was changed."""
     status = os.stat(path)
     return [status.st_ino, status.st_size if os.path.isfile(path) else 0, status.st_mtime_ns]
 
 
 def open_sources(job: IngestJob, scratch: Path) -> JoinedSources:
-    """The sources of a job as one, over the genes that were chosen if they were."""
+    """The sources of a job as one, with the chosen genes once they are chosen."""
     opened = open_many([DataSpec(**fields) for fields in job.sources], scratch)
     try:
         joined = JoinedSources(opened, job.genes, job.rounded)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def open_sources(job: IngestJob, scratch: Path) -> JoinedSources:
 
 
 def restrict_genes(joined: JoinedSources, scratch: Path) -> None:
-    """Keep only the genes that were chosen, their statistics as columns of var, once they are."""
+    """Keep only the chosen genes, with their statistics as columns of var, once they are chosen."""
     if (scratch / GENES).exists():
         with reading_unfinished(scratch / GENES), np.load(scratch / GENES) as arrays:
             chosen = dict(arrays)
@@ -69,4 +69,4 @@ def _open(scratch: Path) -> tuple[IngestJob, JoinedSources]:
 
 
 open_ingests = KeptOpen(_open)
-"""The job of a scratch folder and its sources, open in this process."""
+"""The job of a scratch folder and its sources, kept open in this process."""

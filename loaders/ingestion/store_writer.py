@@ -1,11 +1,11 @@
 """Second pass of an ingest: sorted buckets -> a cell store.
 
-`encode_bucket` puts the cells of one bucket into their final order and encodes them, apart from all other buckets:
+`encode_bucket` puts the cells of one bucket into their final order and encodes them, independent of other buckets:
 
     encoded/000005.data, .indices  whole inner chunks of X, one after the other
-    encoded/000005.npz             the rest, written last: the bucket is done
+    encoded/000005.npz             the rest; written last, so that it marks the bucket as done
 
-`assemble_store` joins them to the arrays of the store, encodes the chunks that two buckets share, and writes `obs`.
+`assemble_store` joins them into the arrays of the store, encodes the chunks that two buckets share, and writes `obs`.
 """
 
 import io
@@ -46,9 +46,9 @@ ARRAYS = ("data", "indices")
 def plan_store(
     scratch: Path, n_genes: int, largest: int, sources: Mapping[str, int], nnz_starts: np.ndarray, profile: str
 ) -> dict[str, Any]:
-    """The attributes of the store to be made, written with where each bucket begins for `encode_bucket`.
+    """The attributes of the store to be made; also writes where each bucket begins, for `encode_bucket`.
 
-    sources  for each name in obs['source'], how many rows it had
+    sources  number of rows of each source, by its name in obs['source']
     """
     attributes: dict[str, Any] = {
         "kind": cell_store.KIND,
@@ -139,7 +139,7 @@ def assemble_store(
     dtypes: Mapping[str, object],
     progress: Callable[[int], None],
 ) -> None:
-    """Join the encoded buckets to `scratch/result`, a cell store; `progress` is called with the cells done."""
+    """Join the encoded buckets into a cell store, `scratch/result`; calls `progress` with the number of cells done."""
     writer = _StoreWriter(scratch / "result", attributes, n_cells, var, dtypes)
     parts, done = open_parts(scratch), 0
     for bucket in range(n_buckets):
@@ -179,7 +179,7 @@ class _StoreWriter:
         self._block_starts = [0]
         self._block_elements = attributes["chunk"] * attributes["block_chunks"]
         self._gene_totals, self._gene_cells = np.zeros(n_genes, np.int64), np.zeros(n_genes, np.int64)
-        # moments of log library a category, for every categorical column (cells without a count are left out)
+        # moments of the log library size for each category of every categorical column, without empty cells
         self._moments = {
             name: np.zeros((len(dtype.categories), 3))
             for name, dtype in self._obs.dtypes.items()
@@ -187,7 +187,7 @@ class _StoreWriter:
         }
 
     def append(self, place: Path, result: Mapping[str, np.ndarray], record: dict[str, np.ndarray]) -> None:
-        """Add an encoded bucket, whose chunks are in files at `place`, and its `obs/` columns."""
+        """Append an encoded bucket, whose chunks are in files at `place`, and its `obs/` columns."""
         row_nnz = result["row_nnz"]
         ends = self._written_nnz + np.cumsum(row_nnz, dtype=np.int64)
         starts = ends - row_nnz
@@ -217,7 +217,7 @@ class _StoreWriter:
                 moments[:, k] += np.bincount(codes[use], weights=weights, minlength=len(moments))
 
     def _write_moments(self) -> None:
-        """Under the names of the columns; anndata refuses to write names with slashes, and reads them."""
+        """Write moments by column name; with zarr, since anndata reads names with slashes but refuses to write them."""
         attributes = {"encoding-type": "dict", "encoding-version": "0.1.0"}
         group = self.root.create_group("uns/atlasvi/library", attributes=attributes)
         for name, moments in self._moments.items():
@@ -225,7 +225,7 @@ class _StoreWriter:
             AppendedArray(group, name, len(moments), moments.dtype, (3,)).append(moments)
 
     def close(self) -> None:
-        """Write what was gathered, then the attributes that make the folder a cell store."""
+        """Write what was collected, then the attributes that make the folder a cell store."""
         from anndata.io import write_elem
 
         assert (self._written_cells, self._written_nnz) == (self.attributes["n_cells"], self.attributes["nnz"])
@@ -233,7 +233,7 @@ class _StoreWriter:
             writer.close()
         n_blocks = max(-(-self._written_nnz // self._block_elements), 1)
         statistics = {
-            # rows without counts after the last stored count belong to the last block
+            # empty rows after the last stored count belong to the last block
             "block_starts": np.array([*self._block_starts[:n_blocks], self._written_cells]),
             "gene_totals": self._gene_totals,
             "gene_cells": self._gene_cells,

@@ -1,9 +1,9 @@
 """Highly variable genes, seurat_v3 flavour, in two streaming passes over the counts.
 
-Per batch, a loess curve of log10 variance over log10 mean says what variance a gene of that mean has; counts are
-standardised by it, clipped at sqrt(cells), and genes ranked by the variance of that. Genes are chosen by their median
-rank over the batches in which they are among the best (Stuart et al. 2019, Cell 177:1888; ties by the number of such
-batches). Sums are taken in scanpy's order of operations, so that ranks and ties agree with
+In each batch, a loess curve of log10 variance over log10 mean gives the expected variance for a gene's mean; counts are
+standardised by it and clipped at sqrt(cells), and genes ranked by the variance of the result. Genes are chosen by their
+median rank over the batches in which they are among the best (Stuart et al. 2019, Cell 177:1888; ties by the number of
+such batches). Sums are taken in scanpy's order of operations, so that ranks and ties agree with
 `scanpy.pp.highly_variable_genes(flavor="seurat_v3", batch_key=...)` to the last bit.
 """
 
@@ -17,27 +17,27 @@ from atlasvi.loaders.errors import CountsError, GeneError, MissingDependencyErro
 
 Blocks = Callable[[], Iterable[tuple[sp.csr_matrix, np.ndarray]]]
 
-# scanpy has the first alone, and fails where few cells leave few distinct means (seen below a hundred cells).
+# scanpy has only the first span, and fails where few cells have few distinct means (seen below a hundred cells).
 SPANS = (0.3, 0.5, 0.75, 1.0)
 
 
 def find_variable_genes(
     blocks: Blocks, n_genes: int, n_batches: int, n_top: int, spans: Sequence[float] = SPANS
 ) -> pd.DataFrame:
-    """Choose `n_top` highly variable genes; return a table with a row a gene, columns as scanpy names them.
+    """Choose `n_top` highly variable genes; returns a table with one row for each gene, with scanpy's column names.
 
-    blocks     called twice, yields the same (counts CSR [cells, n_genes], batch codes int [cells] in 0..n_batches - 1)
-    spans      shares of the genes that loess looks at for each; where it fails in a batch (scanpy raises there), the
-               next one is tried; a batch that none fits (one of one cell, say) has no vote
-    Returned: highly_variable bool, highly_variable_rank float (median rank, NaN: never among the best),
+    blocks     called twice; yields the same (counts CSR [cells, n_genes], batch codes int [cells] in 0..n_batches - 1)
+    spans      proportions of the genes in loess's local fits; if one fails in a batch (where scanpy raises an error),
+               the next is tried; a batch for which none works (with one cell, say) is left out of the ranking
+    Columns: highly_variable bool, highly_variable_rank float (median rank, NaN: never among the best),
     highly_variable_nbatches int, means, variances, variances_norm float64 (the last a mean over batches).
-    `attrs["spans"]` of the table says which span each batch code got.
-    Memory: about six float64 arrays [n_batches, n_genes], and what a block takes.
+    `attrs["spans"]` of the table holds the span used for each batch code.
+    Memory: about six float64 arrays [n_batches, n_genes], and one block.
 
     Raises GeneError if `n_top` is not in 1..n_genes, CountsError if no batch could be fitted, MissingDependencyError.
     """
     if not 1 <= n_top <= n_genes:
-        raise GeneError(f"{n_top:,} highly variable genes were asked for of {n_genes:,}: ask for 1 to {n_genes:,}.")
+        raise GeneError(f"{n_top:,} highly variable genes were requested of {n_genes:,}: ask for 1 to {n_genes:,}.")
     n_cells, totals, squares = sum_counts(blocks, n_genes, n_batches)
     mean, variance = find_moments(n_cells, totals, squares)
     overall = find_moments(n_cells.sum(keepdims=True), totals.sum(axis=0)[None], squares.sum(axis=0)[None])
@@ -79,8 +79,8 @@ def sum_counts(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sum counts and their squares by batch and gene in one pass: (cells int64 [batches], totals, squares).
 
-    clip     float64 [batches, genes]: larger counts are taken as this
-    out      where totals and squares go, float64 [batches, genes]; without `clip` they are exact up to 2**53
+    clip     float64 [batches, genes]: larger counts are replaced by this
+    out      arrays for totals and squares, float64 [batches, genes]; without `clip` they are exact up to 2**53
     """
     n_cells = np.zeros(n_batches, dtype=np.int64)
     totals, squares = (np.empty((n_batches, n_genes)), np.empty((n_batches, n_genes))) if out is None else out
@@ -93,17 +93,17 @@ def sum_counts(
         values = counts.data.astype(np.float64)
         if clip is not None:
             np.minimum(values, clip.ravel()[at], out=values)
-        # One entry after the other, as scanpy adds them; bincount would touch all batches for every block.
+        # One entry after the other, as scanpy adds them; bincount would visit all batches for every block.
         np.add.at(totals.reshape(-1), at, values)
         np.add.at(squares.reshape(-1), at, values * values)
     return n_cells, totals, squares
 
 
 def find_moments(n_cells: np.ndarray, totals: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance (of n - 1) of each gene; n_cells [batches], the others [batches, genes]; zeros without cells.
+    """Mean and variance (divided by n - 1) of each gene; n_cells [batches], else [batches, genes]; zeros without cells.
 
-    The difference of two near figures is exact enough: sums of whole numbers carry no error into it, so a gene that
-    is constant has variance zero, and the others are right to about 1e-16 of the squared mean.
+    The difference of two close numbers is exact enough: sums of whole numbers have no error, so a constant gene has
+    variance zero, and the others are right to about 1e-16 of the squared mean.
     """
     n = np.maximum(n_cells, 1)[:, None]
     mean = totals / n
@@ -113,9 +113,9 @@ def find_moments(n_cells: np.ndarray, totals: np.ndarray, squares: np.ndarray) -
 
 
 def fit_deviation(mean: np.ndarray, variance: np.ndarray, spans: Sequence[float]) -> tuple[float, np.ndarray] | None:
-    """Fit log10 variance over log10 mean of one batch; return (span used, standard deviation expected of each gene).
+    """Fit log10 variance over log10 mean of one batch; returns (span used, expected standard deviation of each gene).
 
-    mean, variance  float64 [genes]; genes of no variance are left out and get 1. None if no span fits.
+    mean, variance  float64 [genes]; genes without variance are left out and get 1. None if no span fits.
     """
     try:
         from skmisc.loess import loess
@@ -127,12 +127,12 @@ def fit_deviation(mean: np.ndarray, variance: np.ndarray, spans: Sequence[float]
     x, y = np.log10(mean[varies]), np.log10(variance[varies])
     estimate = np.zeros(len(mean))
     for span in spans:
-        if span * len(x) < 2:  # below 1, loess ends the process (a segmentation fault, scikit-misc 0.5.3)
+        if span * len(x) < 2:  # with less than 1, loess crashes (segmentation fault, scikit-misc 0.5.3)
             continue
         try:
             model = loess(x, y, span=span, degree=2)
             model.fit()
-        except ValueError:  # what it says ("Chernobyl! trL>n") helps nobody
+        except ValueError:  # its message ("Chernobyl! trL>n") helps nobody
             continue
         estimate[varies] = model.outputs.fitted_values
         if np.isfinite(estimate).all():
@@ -141,7 +141,7 @@ def fit_deviation(mean: np.ndarray, variance: np.ndarray, spans: Sequence[float]
 
 
 def rank_genes(normalised: np.ndarray, n_top: int) -> pd.DataFrame:
-    """Choose the `n_top` genes from normalised variances, float64 [batches, genes]. Sorts are scanpy's, for ties."""
+    """Choose the `n_top` genes from normalised variances, float64 [batches, genes]. Ties are sorted as in scanpy."""
     ranks = np.empty(normalised.shape, dtype=np.float32)
     for batch, row in enumerate(normalised):
         ranks[batch] = np.argsort(np.argsort(-row))

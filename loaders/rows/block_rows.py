@@ -1,4 +1,4 @@
-"""Rows of counts as a block holds them, and the loops that copy chosen rows into a minibatch."""
+"""Rows of counts as a block holds them, and compiled loops that copy some of them into a minibatch."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from numba import njit
 
 
 def choose_index_dtype(n_genes: int) -> np.dtype:
-    """The narrowest type of gene indices that blocks and stores have."""
+    """The narrowest dtype for gene indices among those of blocks and stores: uint16 or int32."""
     return np.dtype(np.uint16 if n_genes <= 2**16 else np.int32)
 
 
 @dataclass
 class Rows:
-    """Consecutive cells: cell k's genes and counts are [starts[k], starts[k] + lengths[k]) of the two arrays.
+    """Consecutive cells: genes and counts of cell k are [starts[k], starts[k] + lengths[k]) of the two arrays.
 
-    first  number of the first cell; starts int64 [cells]; lengths int32 [cells]
-    indices, counts  may hold more than these cells: what was decoded with them
+    first  index of the first cell in the data; starts int64 [cells]; lengths int32 [cells]
+    indices, counts  may hold other cells too, which were decoded with these
     """
 
     first: int
@@ -30,12 +30,12 @@ class Rows:
 
     @classmethod
     def from_csr(cls, first: int, indptr: np.ndarray, indices: np.ndarray, counts: np.ndarray) -> "Rows":
-        """Rows of plain CSR; indptr int [cells + 1] from 0."""
+        """Rows of plain CSR; indptr int [cells + 1] begins with 0."""
         indptr = indptr.astype(np.int64)
         return cls(first, indptr[:-1], np.diff(indptr).astype(np.int32), indices, counts)
 
     def to_csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(indptr int64 [cells + 1], indices, counts) of just these cells; they lie one after the other."""
+        """(indptr int64 [cells + 1], indices, counts) of these cells alone, contiguous."""
         indptr = np.append(self.starts, self.starts[-1] + self.lengths[-1])
         inside = slice(int(indptr[0]), int(indptr[-1]))
         return indptr - indptr[0], self.indices[inside], self.counts[inside]
@@ -56,13 +56,13 @@ def copy_cells(
 ) -> None:
     """Copy chosen cells of a block into a minibatch, and sum their counts.
 
-    cells   int [n]: which cells of the block; they become cells first, first + 1, ... of the minibatch
+    cells   int [n]: indices of cells in the block; they become cells first, first + 1, ... of the minibatch
     ends    int64 [minibatch + 1]: where each cell of the minibatch begins in out_indices and out_counts
     library float32 [minibatch]
     """
     for k in range(len(cells)):
         begin, n, at = starts[cells[k]], lengths[cells[k]], ends[first + k]
-        # slices and one loop an array: the compiler makes vector code of these, and not of one loop over all
+        # slices and one loop for each array: the compiler vectorises these, but not one loop over all arrays
         source, target = indices[begin : begin + n], out_indices[at : at + n]
         for j in range(n):
             target[j] = source[j]
@@ -72,7 +72,7 @@ def copy_cells(
 
 @njit(nogil=True, cache=True)
 def copy_and_sum(source: np.ndarray, target: np.ndarray) -> float:
-    """Copy counts, or numbers, and return their sum, float64."""
+    """Copy values and return their sum as float64."""
     if source.itemsize > 2:
         all_of_it = 0.0
         for j in range(len(source)):
@@ -81,7 +81,7 @@ def copy_and_sum(source: np.ndarray, target: np.ndarray) -> float:
         return all_of_it
     total = np.uint64(0)
     for start in range(0, len(source), 2**16):
-        # 65,536 counts below 65,536 fit 32 bits: twice as many to an instruction as with 64
+        # the sum of 65,536 counts below 65,536 fits 32 bits: twice as many lanes to a vector as with 64
         part, part_target, part_total = source[start : start + 2**16], target[start : start + 2**16], np.uint32(0)
         for j in range(len(part)):
             part_target[j] = part[j]
@@ -91,8 +91,8 @@ def copy_and_sum(source: np.ndarray, target: np.ndarray) -> float:
 
 
 def gather_rows(indptr: np.ndarray, indices: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> tuple:
-    """The chosen rows of CSR, in the order asked for: (indptr int64 [n + 1], indices, counts)."""
-    lengths = np.diff(indptr).astype(np.int32)  # the types of a loader, for which this is then compiled
+    """Chosen rows of a CSR matrix, in the order of `rows`: (indptr int64 [n + 1], indices, counts)."""
+    lengths = np.diff(indptr).astype(np.int32)  # the dtypes of a loader, so that the loop is not compiled again
     ends = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(lengths[rows], out=ends[1:])
     out_indices, out_counts = np.empty(ends[-1], indices.dtype), np.empty(ends[-1], counts.dtype)

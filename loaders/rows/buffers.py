@@ -1,4 +1,4 @@
-"""Arrays that are used again when they are let go of: fresh memory costs page faults, as much as decoding into it."""
+"""Arrays whose memory is reused: page faults of fresh memory cost as much time as decoding into it."""
 
 import threading
 import weakref
@@ -8,9 +8,9 @@ import numpy as np
 
 
 class Buffers:
-    """Lends arrays; one that nobody refers to any more (nor to a tensor made of it) can be lent again.
+    """Lends arrays; memory that no array or tensor refers to any more is lent again.
 
-    allocate  called with (length, dtype) for memory that is not there yet: say, memory that a GPU can read by itself
+    allocate  called with (length, dtype) for new memory, for example pinned memory for copies to a GPU
     """
 
     def __init__(self, allocate: Callable[[int, np.dtype], np.ndarray] = np.empty) -> None:
@@ -20,7 +20,7 @@ class Buffers:
         self._lock = threading.Lock()
 
     def take(self, length: int, dtype: np.dtype | type) -> np.ndarray:
-        """An array [length] of the type, not cleared."""
+        """An array [length] of the dtype, uninitialised."""
         dtype = np.dtype(dtype)
         with self._lock:
             free = self._free.setdefault(dtype, [])
@@ -28,15 +28,15 @@ class Buffers:
             if fits:
                 whole = free.pop(min(fits)[1])
             else:
-                del free[:1]  # too small: it gives way, or what waits would grow with every larger request
+                del free[:1]  # too small: drop it, or unused memory would grow with every larger request
                 whole = self._allocate(int(length * 1.1) + 1024, dtype)
-        # through a memoryview: numpy would have slices of a plain view refer to `whole`, past what is lent
+        # through a memoryview: slices of a plain numpy view would refer to `whole`, and the finaliser would run early
         lent = np.frombuffer(whole.data[:length], dtype)
         reference = weakref.ref(lent, self._take_back)
         self._lent[id(reference)] = reference, free, whole
         return lent
 
     def _take_back(self, reference: weakref.ref) -> None:
-        # dictionary and list are changed in one step each: the garbage collector may call this at any moment
+        # dictionary and list change in one step each, since the garbage collector may call this at any moment
         _, free, whole = self._lent.pop(id(reference))
         free.append(whole)

@@ -1,4 +1,4 @@
-"""Rows of counts seen through a list of genes, in loops that hold no lock."""
+"""Rows of counts restricted to a list of genes, in compiled loops that release the interpreter lock."""
 
 import numpy as np
 from numba import njit
@@ -8,10 +8,10 @@ from atlasvi.loaders.rows.buffers import Buffers
 
 
 class GeneChoice:
-    """Which genes are kept, and the column that each becomes.
+    """Which genes are kept, and the new column of each.
 
-    column   int [genes of the data]: the new column of each gene, -1 for those left out
-    n_genes  columns that there will be; those that no gene becomes hold no count
+    column   int [genes of the data]: the new column of each gene, -1 for genes that are left out
+    n_genes  number of new columns; columns that belong to no gene of the data have no counts
     """
 
     def __init__(self, column: np.ndarray, n_genes: int) -> None:
@@ -22,11 +22,11 @@ class GeneChoice:
         self._buffers = Buffers()
 
     def apply(self, rows: Rows) -> Rows:
-        """The same rows over the kept genes alone, sorted by their new columns."""
+        """The same rows with the kept genes alone, sorted by their new columns."""
         lengths = count_kept(rows.starts, rows.lengths, rows.indices, self._column)
         ends = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(lengths, out=ends[1:])
-        # one more than is kept: what is left out is written too, where the next that is kept will be
+        # one element more than is kept: entries that are left out are written too, and then overwritten by the next
         indices, counts = (self._buffers.take(int(ends[-1]) + 1, dtype) for dtype in (self._dtype, rows.counts.dtype))
         if self._in_order:
             keep(rows.starts, rows.lengths, rows.indices, rows.counts, self._column, indices, counts)
@@ -39,7 +39,7 @@ class GeneChoice:
 
 @njit(nogil=True, cache=True)
 def count_kept(starts: np.ndarray, lengths: np.ndarray, indices: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """int32 [rows]: stored counts of each row that are kept."""
+    """int32 [rows]: how many stored counts of each row are kept."""
     kept = np.zeros(len(starts), np.int32)
     for row in range(len(starts)):
         n = 0
@@ -59,14 +59,14 @@ def keep(
     out_indices: np.ndarray,
     out_counts: np.ndarray,
 ) -> None:
-    """Copy what is kept, where the kept genes stand in the order of the data."""
+    """Copy the kept entries, where the kept genes are in the order of the data."""
     at = 0
     for row in range(len(starts)):
         for k in range(starts[row], starts[row] + lengths[row]):
             to = column[indices[k]]
             out_indices[at] = to
             out_counts[at] = counts[k]
-            at += to >= 0  # no branch: which genes are kept can't be foreseen, and guessing wrong takes longer
+            at += to >= 0  # no branch: it would be mispredicted often, which takes longer
 
 
 @njit(nogil=True, cache=True)
@@ -80,9 +80,9 @@ def keep_sorted(
     out_indices: np.ndarray,
     out_counts: np.ndarray,
 ) -> None:
-    """Copy what is kept, in any order of genes: each row is laid out over all columns, and those marked are collected.
+    """Copy the kept entries for any order of genes: each row is spread over all columns, then marked ones collected.
 
-    Marks are looked at eight at a time; sorting each row takes five times as long.
+    Marks are tested eight at a time; sorting each row would take five times as long.
     """
     laid, marks = np.zeros(n_genes, counts.dtype), np.zeros((n_genes + 7) // 8 * 8, np.uint8)
     words = marks.view(np.uint64)

@@ -1,4 +1,4 @@
-"""Counts as they must be: whole, finite, not negative. Checked where they enter, kept in the narrowest type."""
+"""Counts must be whole, finite and not negative: they are checked where they are read, and kept in a narrow dtype."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ LARGEST_COUNT = 2**31 - 1
 FRACTIONS = "values that are not whole numbers"
 
 CellNames = Callable[[int], str]
-"""The name of a row; called only for an error, so that names need not be read for every slice of counts."""
+"""Returns the name of a row; called only for an error, so that names are not read for every slice of counts."""
 
 
 def narrowest_unsigned(largest: int) -> np.dtype:
@@ -29,11 +29,12 @@ def check_counts(
     layers: Sequence[str] = (),
     fractions: bool = False,
 ) -> sparse.csr_matrix:
-    """The same matrix with its values as the narrowest unsigned type that holds them.
+    """The same matrix with its values in the narrowest unsigned dtype that holds them.
 
     matrix  [cells, genes] CSR, any numeric dtype
-    path, name_cell  what errors call the file and a row of the matrix; `layer` is what was read, `layers` what there is
-    fractions  values of a float type may be any number from 0, and stay float32: what the normal likelihood models
+    path, name_cell  used in errors: the file, and the name of a row of the matrix
+    layer, layers    used in errors: the layer that was read, and all layers of the file
+    fractions  values of a float dtype may be any number from 0 and stay float32, for the normal likelihood
     Raises CountsError, naming the first cell and gene, for NaN, infinite, negative or fractional values and for
     values above 2**31 - 1.
     """
@@ -50,7 +51,7 @@ def check_counts(
         if values.dtype.kind == "f":
             with np.errstate(invalid="ignore"):
                 whole = values.astype(np.int64)
-            fine = whole == values  # false for NaN, for infinity (it overflows) and for fractions
+            fine = whole == values  # false for NaN, for infinity (the cast overflows) and for fractions
         elif values.dtype.kind in "iu":
             whole, fine = values, None
         else:
@@ -59,14 +60,14 @@ def check_counts(
         if low < 0 or high > LARGEST_COUNT or (fine is not None and not fine.all()):
             raise CountsError(_describe(matrix, values, path, name_cell, genes, layer, layers))
         narrow = whole.astype(narrowest_unsigned(high))
-    # the constructor checks nothing that is not true already, and copies nothing
+    # this constructor checks what is known already, and copies nothing
     return sparse.csr_matrix((narrow, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
 
 
 def round_values(matrix: sparse.csr_matrix) -> tuple[sparse.csr_matrix, int]:
-    """The same matrix with each value rounded to the nearest whole number, and how many that changed.
+    """Round each value to the nearest whole number; returns the matrix and how many values changed.
 
-    matrix  [cells, genes] CSR, any numeric dtype; halves go to the even number, and what becomes 0 is stored no more
+    matrix  [cells, genes] CSR, any numeric dtype; halves go to the even number, and zeros are no longer stored
     """
     if matrix.data.dtype.kind != "f":
         return matrix, 0
@@ -110,7 +111,7 @@ def _describe(
 
 
 def check_no_empty_cells(row_nnz: np.ndarray, path: str, first_row: int, name_cell: CellNames) -> None:
-    """Raises CountsError if a row has no counts; `row_nnz` int [cells], `first_row` the number of the first."""
+    """Raise CountsError if a row has no counts; `row_nnz` int [cells], `first_row` the index of the first row."""
     empty = np.flatnonzero(row_nnz == 0)
     if len(empty):
         at = int(empty[0])

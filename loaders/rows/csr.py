@@ -7,10 +7,10 @@ from atlasvi.loaders.errors import SourceError
 
 
 def to_numbers(values: np.ndarray, path: str, name: str) -> np.ndarray:
-    """Return `values` in the native number type nearest to the stored one, of those that scipy.sparse computes with.
+    """Return `values` in the nearest native dtype that scipy.sparse computes with.
 
     Big-endian becomes native, bool uint8, float16 float32, long double float64; other numbers stay as they are.
-    Raises SourceError, naming `name` in `path`, where they are no real numbers (text, complex, records).
+    Raises SourceError, naming `name` in `path`, where the values are not real numbers (text, complex, records).
     """
     kind, size = values.dtype.kind, values.dtype.itemsize
     if kind == "b":
@@ -22,16 +22,16 @@ def to_numbers(values: np.ndarray, path: str, name: str) -> np.ndarray:
     if kind in "iuf":
         return values.astype(values.dtype.newbyteorder("="), copy=False)
     raise SourceError(
-        f"{path}: {name} holds values of type {values.dtype}, which are no counts; choose another matrix with --layer."
+        f"{path}: {name} holds values of type {values.dtype}, which are not counts; choose another matrix with --layer."
     )
 
 
 def canonical_csr(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_cols: int) -> sp.csr_matrix:
     """Build a CSR matrix from its three arrays, which may be unsorted and hold duplicates and explicit zeros.
 
-    data     [nnz] a type that `to_numbers` returns; indices [nnz] and indptr [rows + 1] any integers
-    Duplicates of an integer type are summed in 64 bits, so that a narrow type can't wrap around; NaN is kept.
-    Raises ValueError where the arrays are no CSR matrix of `n_cols` columns: then the file is damaged.
+    data     [nnz] of a dtype that `to_numbers` returns; indices [nnz] and indptr [rows + 1] of any integer dtype
+    Duplicates of an integer dtype are summed in 64 bits, so that a narrow dtype can't wrap around; NaN is kept.
+    Raises ValueError where the arrays do not form a CSR matrix of `n_cols` columns: then the file is damaged.
     """
     if len(indices) and not (indices.min() >= 0 and indices.max() < n_cols):
         raise ValueError(f"a gene index is outside 0 to {n_cols - 1}")
@@ -42,7 +42,7 @@ def canonical_csr(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_c
     matrix.data = data
     matrix.indices = indices.astype(narrow, copy=False)
     matrix.indptr = indptr.astype(narrow, copy=False)
-    matrix.sort_indices()  # looks first whether they are
+    matrix.sort_indices()  # does nothing if they are sorted already
     if not matrix.has_canonical_format:
         if data.dtype.kind in "iu":
             matrix = matrix.astype(np.uint64 if data.dtype == np.uint64 else np.int64)
@@ -55,7 +55,7 @@ def canonical_csr(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_c
 def csr_from_entries(
     rows: np.ndarray, cols: np.ndarray, values: np.ndarray, n_rows: int, n_cols: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sort entries given in any order; return (data, indices, indptr) of their CSR matrix, duplicates still apart.
+    """Sort entries given in any order; return (data, indices, indptr) of their CSR matrix, duplicates not yet summed.
 
     rows [n], cols [n]  integers below n_rows and n_cols
     """

@@ -1,4 +1,4 @@
-"""Entries (row, column, value) of a block of rows, in the order of a coordinate list, sorted into rows by counting."""
+"""Entries (row, column, value) of a range of rows, in any order (coordinate list), sorted into rows by counting."""
 
 import numpy as np
 from numba import njit
@@ -11,10 +11,10 @@ MOST_ROWS = 2**16
 
 
 class EntryBlock:
-    """Takes the entries of consecutive rows piece by piece, in narrow types; at the end gives them as rows.
+    """Collects the entries of consecutive rows piece by piece, in narrow dtypes, and returns them as rows at the end.
 
-    first_id  id of the first row, the others' follow; n_rows at most MOST_ROWS
-    column    int32 [ids of columns]: the column of each id, -1 for those that are left out
+    first_id  id of the first row; ids are consecutive; n_rows is at most MOST_ROWS
+    column    int32 [column ids]: the column of each id, -1 for columns that are left out
     """
 
     def __init__(self, first_id: int, n_rows: int, column: np.ndarray, n_columns: int, buffers: Buffers) -> None:
@@ -22,7 +22,7 @@ class EntryBlock:
         self._lengths, self._pieces, self._bits = np.zeros(n_rows, np.int32), list[tuple[np.ndarray, ...]](), 0
 
     def add(self, row_ids: np.ndarray, column_ids: np.ndarray, values: np.ndarray) -> bool:
-        """Take entries; False if one is not a count from 1 to 65,535."""
+        """Add entries; returns False if a value is not a count from 1 to 65,535."""
         rows, columns, counts = (
             self._buffers.take(len(values) + 1, dtype) for dtype in (np.uint16, np.int32, np.uint16)
         )
@@ -34,7 +34,7 @@ class EntryBlock:
         return bool(0 <= bits < 2**16)
 
     def to_rows(self, first: int) -> Rows | None:
-        """All entries as rows, of which `first` is the number of the first; None if their columns do not ascend."""
+        """All entries as rows, the first of which is row `first` of the data; None if columns are not ascending."""
         indptr = np.zeros(len(self._lengths) + 1, np.int64)
         np.cumsum(self._lengths, out=indptr[1:])
         indices = self._buffers.take(int(indptr[-1]), choose_index_dtype(self._n_columns))
@@ -59,7 +59,10 @@ def take_entries(
     columns: np.ndarray,
     counts: np.ndarray,
 ) -> tuple[int, int]:
-    """Narrow what is kept of entries, and count it by rows: how many, and their values or-ed, -1 if one is no count."""
+    """Narrow the kept entries and count them by row; returns their number and the bitwise or of the values.
+
+    The latter is -1 if a value is not a count.
+    """
     at, bits, odd = 0, np.int64(0), False
     for k in range(len(values)):
         row, place = row_ids[k] - first_id, column_ids[k]
@@ -83,7 +86,7 @@ def place_entries(
     indices: np.ndarray,
     counts: np.ndarray,
 ) -> None:
-    """Put entries where their rows end so far; int64 [rows] `ends` moves on."""
+    """Write entries at the current ends of their rows; advances `ends`, int64 [rows]."""
     for k in range(len(values)):
         at = ends[rows[k]]
         indices[at], counts[at] = columns[k], values[k]

@@ -1,7 +1,7 @@
-"""Stored entries turned into counts of narrow types in two passes that hold no lock, if nothing is odd about them.
+"""Stored entries become counts of narrow dtypes in two compiled passes that release the lock, if they are regular.
 
-What is odd (values that are no counts, unsorted genes, duplicates, stored zeros) is only found here; csr.py and
-counts.py put it right or say what is wrong, at the speed of their libraries.
+Irregular entries (values that are not counts, unsorted genes, duplicates, stored zeros) are only detected here; csr.py
+and count_checks.py correct them or report them, more slowly.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from numba import njit
 from atlasvi.loaders.rows.block_rows import Rows, choose_index_dtype
 from atlasvi.loaders.rows.buffers import Buffers
 
-MOST = 2**24  # whole numbers up to here are exact in float32
+MOST = 2**24  # whole numbers up to this are exact in float32
 VALUES = {np.dtype(name) for name in ("f4", "f8", "u1", "u2", "u4", "i1", "i2", "i4", "i8", "u8")}
 INDICES = {np.dtype(name) for name in ("u1", "u2", "u4", "i1", "i2", "i4", "i8", "u8")}
 
@@ -18,10 +18,10 @@ INDICES = {np.dtype(name) for name in ("u1", "u2", "u4", "i1", "i2", "i4", "i8",
 def narrow_rows(
     first: int, indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, n_genes: int, buffers: Buffers
 ) -> Rows | None:
-    """CSR as it is stored, as rows in the types of a minibatch; None if it is not the plain CSR of counts.
+    """Rows in the dtypes of a minibatch from stored CSR; None if it is not canonical CSR of counts.
 
-    first   number of the first row; indptr int64 [rows + 1], from 0
-    indices, values  [nnz] of any numeric types; they are used as they are if they are narrow enough
+    first   index of the first row in the data; indptr int64 [rows + 1], begins with 0
+    indices, values  [nnz] of any numeric dtypes; they are used without a copy if they are narrow enough
     """
     if values.dtype not in VALUES or indices.dtype not in INDICES or len(indices) != len(values):
         return None
@@ -43,13 +43,13 @@ def narrow_rows(
 
 @njit(nogil=True, cache=True)
 def are_sorted(indptr: np.ndarray, indices: np.ndarray, n_genes: int) -> bool:
-    """Whether the gene indices of each row ascend, none twice, all from 0 to n_genes - 1."""
+    """Whether the gene indices of each row ascend without duplicates, all from 0 to n_genes - 1."""
     for row in range(len(indptr) - 1):
         part = indices[indptr[row] : indptr[row + 1]]
         if len(part) and (part[0] < 0 or part[-1] >= n_genes):
             return False
         wrong = 0
-        for k in range(1, len(part)):  # no way out of the loop: so it becomes vector code
+        for k in range(1, len(part)):  # no early exit, so that the loop is vectorised
             wrong |= part[k] <= part[k - 1]
         if wrong:
             return False
@@ -58,18 +58,18 @@ def are_sorted(indptr: np.ndarray, indices: np.ndarray, n_genes: int) -> bool:
 
 @njit(nogil=True, cache=True)
 def find_bits(values: np.ndarray) -> int:
-    """All values or-ed, which is as wide as the largest; negative if one is not a whole number from 1 to 2**31 - 1."""
+    """Bitwise or of all values, as wide as the largest; negative if one is not a whole number from 1 to 2**31 - 1."""
     bits, odd = np.int32(0), 0
     for k in range(len(values)):
         whole = np.int32(values[k])
         bits |= whole
-        odd |= (values.dtype.type(whole) != values[k]) | (whole == 0)  # NaN differs from everything
+        odd |= (values.dtype.type(whole) != values[k]) | (whole == 0)  # NaN differs from every number
     return -1 if odd else int(bits)
 
 
 @njit(nogil=True, cache=True)
 def copy_narrow(values: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Copy values into `out`, whose type holds them, and return it."""
+    """Copy values into `out`, whose dtype holds them, and return it."""
     for k in range(len(values)):
         out[k] = out.dtype.type(np.int32(values[k]))
     return out

@@ -1,7 +1,7 @@
-"""What compiled code takes for granted of a block of rows, checked once a block: bounds, order, sizes.
+"""Checks, once a block, of what compiled code relies on: bounds, order, sizes.
 
-A checksum says that a file is as it was written, not that what was written can be trusted: pointers that leave the
-arrays and genes beyond the last one would be followed into memory of something else.
+A checksum shows that a file is as it was written, not that its content is valid: row pointers outside the arrays and
+gene indices beyond the last gene would make compiled code access other memory.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ MOST_COUNT = 2**31 - 1  # minibatches hold counts of four bytes as int32
 
 
 def check_pointers(indptr: np.ndarray, nnz: int, n_genes: int, most: int) -> None:
-    """Raise ValueError unless `indptr`, int64 [rows + 1], cuts at most `most` of `nnz` stored counts into rows."""
+    """Raise ValueError unless `indptr`, int64 [rows + 1], splits at most `most` of `nnz` stored counts into rows."""
     lengths = np.diff(indptr)
     if indptr[0] < 0 or indptr[-1] > nnz or (lengths < 0).any():
         raise ValueError(f"its row pointers do not ascend from 0 to the {nnz:,} stored counts")
@@ -20,11 +20,11 @@ def check_pointers(indptr: np.ndarray, nnz: int, n_genes: int, most: int) -> Non
 
 
 def check_genes(indptr: np.ndarray, genes: np.ndarray, n_genes: int, descents: int) -> None:
-    """Raise ValueError unless the genes of each row ascend, none twice, all from 0 to n_genes - 1.
+    """Raise ValueError unless the genes of each row ascend without duplicates, all from 0 to n_genes - 1.
 
     indptr    int64 [rows + 1]: where rows begin and end in `genes`
-    descents  how many of the genes from indptr[0] to indptr[-1], the first left out, are not above the one before: so
-              many that the decoder has counted on its way. If all of these are at the beginning of rows, rows ascend
+    descents  how many of genes[indptr[0] + 1 : indptr[-1]] are not above the one before, as the decoder counted. If
+              all of these are first genes of rows, every row ascends.
     """
     between_rows, smallest, largest = look_at_edges(indptr, genes)
     if descents != between_rows:
@@ -35,7 +35,7 @@ def check_genes(indptr: np.ndarray, genes: np.ndarray, n_genes: int, descents: i
 
 @njit(nogil=True, cache=True)
 def look_at_edges(indptr: np.ndarray, genes: np.ndarray) -> tuple[int, int, int]:
-    """Of rows with counts: how many first genes are not above the last one before, the smallest first, largest last."""
+    """For rows with counts: (first genes not above the last gene before, smallest first gene, largest last gene)."""
     n_descents, smallest, largest, last = 0, 0, -1, -1
     for row in range(len(indptr) - 1):
         begin, end = indptr[row], indptr[row + 1]

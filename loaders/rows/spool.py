@@ -1,4 +1,4 @@
-"""Entries that come in any order (CSC, Matrix Market) made readable by rows, out of core.
+"""Entries in any order (CSC, Matrix Market) made readable by rows, out of core.
 
 An external bucket sort, done at the first read: entries are appended to one file per range of rows; then each file,
 small enough for memory, is sorted and appended to a CSR matrix on disk, which serves all reads. Needs about twice
@@ -26,16 +26,16 @@ from atlasvi.loaders.rows.csr import canonical_csr, csr_from_entries
 
 Entries = Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]  # (rows, columns, values), a bounded piece at a time
 
-# Sorting a bucket takes about five times its size.
+# Sorting a bucket takes about five times its size in memory.
 BUCKET_BYTES = 32 * 2**20
 PREFIX = "atlasvi-spool-"
-ABANDONED_S = 60  # a folder that young may be one whose process is about to lock it
+ABANDONED_S = 60  # a younger folder may belong to a process that has not locked it yet
 
 
 def remove_abandoned(scratch: Path) -> None:
-    """Remove the folders of spools whose process was killed: nobody holds their lock."""
+    """Remove the temporary folders of killed processes: no process holds their lock."""
     for left in scratch.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # in use, or just removed, or not ours
+        with contextlib.suppress(OSError):  # in use, removed meanwhile, or not ours
             if time.time() - left.stat().st_mtime < ABANDONED_S:
                 continue
             lock = os.open(left, os.O_RDONLY)
@@ -94,7 +94,7 @@ class RowSpool:
     def read_rows(self, start: int, stop: int) -> sp.csr_matrix:
         """Rows [start, stop) as canonical CSR; the first call reads and sorts all entries.
 
-        Raises OutputError where the scratch folder can't take them.
+        Raises OutputError where the scratch folder has no room or can't be written.
         """
         with self._lock:
             if self._folder is None:
@@ -106,7 +106,7 @@ class RowSpool:
         return canonical_csr(data, indices, indptr - low, self.shape[1])
 
     def read_narrow(self, start: int, stop: int) -> None:
-        """None: `read_rows` must be asked."""
+        """None always: the caller uses `read_rows`."""
 
     def count_piece_rows(self) -> float:
         """Rows that are decoded together."""
@@ -120,7 +120,7 @@ class RowSpool:
 
     def _read(self, name: str, dtype: np.dtype, start: int, stop: int) -> np.ndarray:
         assert self._folder is not None
-        # Read, not mapped: mapped pages count as memory of this process.
+        # Read, not memory-mapped: mapped pages count as memory of this process.
         return np.fromfile(self._folder / name, dtype=dtype, count=stop - start, offset=start * dtype.itemsize)
 
     def _build(self) -> None:

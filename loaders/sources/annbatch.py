@@ -1,4 +1,4 @@
-"""annbatch's collections: a Zarr group whose children dataset_0, dataset_1, ... are AnnData, their cells shuffled."""
+"""annbatch's collections: a Zarr group whose children dataset_0, dataset_1, ... are AnnData with shuffled cells."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,15 +24,15 @@ Part = TypeVar("Part")
 
 
 def name_datasets(root: zarr.Group) -> list[str]:
-    """The names of a collection's datasets, in the order of their numbers; none where it is no collection."""
+    """The names of a collection's datasets, in the order of their numbers; empty if it is not a collection."""
     numbered = {match[1]: name for name in root if (match := DATASET.fullmatch(name))}
     return [numbered[number] for number in sorted(numbered, key=int)]
 
 
 class Collection:
-    """Sources that follow each other as one, over the same genes; their cells were shuffled as a whole.
+    """Several AnnData sources over the same genes, one after the other as one; the cells were shuffled as a whole.
 
-    Raises GeneError where a dataset has other genes than the first, or has them in another order.
+    Raises GeneError where a dataset has other genes than the first, or the same in another order.
     """
 
     shuffled = True
@@ -48,7 +48,7 @@ class Collection:
             if not part.var.index.equals(first.var.index):
                 raise GeneError(
                     f"{part.path}: its genes are not those of {first.path}, or in another order; write the collection "
-                    "anew, or ingest its datasets: atlasvi ingest DATASET... --out STORE."
+                    "again, or ingest its datasets: atlasvi ingest DATASET... --out STORE."
                 )
         self._starts = np.cumsum([0] + [part.n_cells for part in self._parts])
         self.n_cells = int(self._starts[-1])
@@ -64,7 +64,7 @@ class Collection:
         return rows[0] if len(rows) == 1 else sp.vstack(rows, format="csr")
 
     def read_narrow(self, start: int, stop: int) -> Rows | None:
-        """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked."""
+        """Rows [start, stop) as counts of narrow dtypes, fast; None where the caller must use `read_counts`."""
         parts: list[Rows] = []
         for rows in self._read_parts(start, stop, lambda part, low, high: part.read_narrow(low, high)):
             if rows is None:
@@ -73,11 +73,11 @@ class Collection:
         return Rows(start, *_join_rows(parts))
 
     def count_run_cells(self) -> int:
-        """Cells that are best read at a time, from a multiple of them on."""
+        """Number of cells that is best read at a time, beginning at multiples of this number."""
         return choose_run(max(part.count_piece_cells() for part in self._parts), self.shuffled)
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
-        """Rows [start, stop) of obs, index the cell names; the categories are those of all datasets."""
+        """Rows [start, stop) of obs, with the cell names as index and the categories of all datasets."""
         slices = []
         for obs in self._read_parts(start, stop, lambda part, low, high: part.read_obs(low, high)):
             columns = {name: convert_column(obs, name, dtype) for name, dtype in self._dtypes.items()}
@@ -95,7 +95,7 @@ class Collection:
         return (part.read_obs(at, min(at + SLICE_ROWS, part.n_cells)) for at in range(0, part.n_cells, SLICE_ROWS))
 
     def _read_parts(self, start: int, stop: int, read: "Callable[[AnnDataSource, int, int], Part]") -> Iterator[Part]:
-        """What `read` returns of each dataset that rows [start, stop) are in; of one of them for no rows."""
+        """What `read` returns for each dataset that has some of the rows [start, stop); for one dataset if no rows."""
         number = min(int(np.searchsorted(self._starts, start, side="right")) - 1, len(self._parts) - 1)
         while True:
             low, high = (int(edge) for edge in self._starts[number : number + 2])
@@ -106,7 +106,7 @@ class Collection:
 
 
 def _join_rows(parts: list[Rows]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """starts, lengths, indices and counts of rows that follow each other."""
+    """starts, lengths, indices and counts of consecutive parts, joined."""
     if len(parts) == 1:
         return parts[0].starts, parts[0].lengths, parts[0].indices, parts[0].counts
     offsets = np.cumsum([0] + [len(part.indices) for part in parts])

@@ -21,13 +21,13 @@ from atlasvi.loaders.sources.matrix_source import MatrixSource
 from atlasvi.loaders.tables.anndata_tables import open_table, read_text, to_str
 from atlasvi.loaders.zarr_warnings import quiet_libraries
 
-SAMPLE = 2**14  # values looked at to tell whether a matrix holds counts
+SAMPLE = 2**14  # number of values that are checked to decide whether a matrix holds counts
 
 
 class AnnDataSource(MatrixSource):
-    """Cells of an AnnData file, one matrix of it (`X`, a layer, or `raw`) by slices of rows.
+    """Cells of an AnnData file, with one of its matrices (`X`, a layer, or `raw`), by slices of rows.
 
-    Memory beside what is returned: `var`, the categories of `obs`, one chunk of each array, and for a CSC matrix one
+    Memory besides what is returned: `var`, the categories of `obs`, one chunk of each array, and for a CSC matrix one
     bucket of spool.py. Use `open_h5ad` or `open_anndata_zarr`.
     """
 
@@ -35,7 +35,7 @@ class AnnDataSource(MatrixSource):
         path, self._close_root = spec.path, close_root
         for name in ("obs", "var"):
             if name not in root:
-                raise SourceError(f"{path}: it has no {name}, so it is no AnnData file; write it with anndata.")
+                raise SourceError(f"{path}: it has no {name}, so it is not an AnnData file; write it with anndata.")
         self.layers = name_layers(root)
         self.layer = spec.layer or choose_layer(path, root, self.layers, spec.fill_missing)
         where, var_key = find_matrix(path, root, self.layer, self.layers)
@@ -44,10 +44,10 @@ class AnnDataSource(MatrixSource):
             check_not_minified(path, uns)
         notes = []
         if spec.layer is None and self.layer != "X":
-            notes.append(f"{path}: the counts are those of {self.layer}, as X holds no whole numbers.")
+            notes.append(f"{path}: the counts are those of {self.layer}, as X does not hold whole numbers.")
         for key in ("obs", var_key, where):
             if zeros := check_stored(path, root, key, spec.fill_missing):
-                notes.append(f"{path}: chunks are not stored of {', '.join(zeros)}: taken for zeros.")
+                notes.append(f"{path}: missing chunks of {', '.join(zeros)} are read as zeros.")
         self._obs = open_table(path, "obs", root["obs"], uns)
         var = open_table(path, var_key, root[var_key], uns)
         self.anndata_layer = self.layer if where == f"layers/{self.layer}" else None
@@ -56,12 +56,12 @@ class AnnDataSource(MatrixSource):
         if self._matrix.shape != (self._obs.n_rows, var.n_rows):
             raise SourceError(
                 f"{path}: {where} is {self._matrix.shape[0]} x {self._matrix.shape[1]} where obs has "
-                f"{self._obs.n_rows} rows and {var_key} {var.n_rows}; write the file anew with anndata."
+                f"{self._obs.n_rows} rows and {var_key} {var.n_rows}; write the file again with anndata."
             )
         self.var: pd.DataFrame = var.read(0, var.n_rows)
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
-        """Rows [start, stop) of obs, index the cell names; `read_obs(0, 0)` gives the columns and their types."""
+        """Rows [start, stop) of obs, the cell names as index; `read_obs(0, 0)` gives the columns and their dtypes."""
         with reading(self.path), quiet_libraries():
             return self._obs.read(start, stop)
 
@@ -74,14 +74,14 @@ class AnnDataSource(MatrixSource):
 def open_h5ad(spec: DataSpec, scratch: str | Path | None = None) -> AnnDataSource:
     """Open an .h5ad or .h5mu file. Raises SourceError where it can't be read as counts."""
     with reading(spec.path):
-        file = h5py.File(spec.path, "r", locking="best-effort")  # folders on a network often know no locks
+        file = h5py.File(spec.path, "r", locking="best-effort")  # many network file systems have no locks
         return _open(spec, file, file.close, scratch)
 
 
 def open_anndata_zarr(spec: DataSpec, scratch: str | Path | None = None) -> "AnnDataSource | Collection":
     """Open a Zarr folder of AnnData, MuData or SpatialData, a zip of one, or annbatch's collection of several."""
     with reading(spec.path), quiet_libraries():
-        # Consolidated metadata is not needed: it may hold types (of uns) that this zarr does not know, or may deceive.
+        # Consolidated metadata is ignored: it may contain dtypes (in uns) that this zarr does not know, or be false.
         if Path(spec.path).is_dir():
             root = zarr.open_group(spec.path, mode="r", use_consolidated=False)
             if "obs" not in root and (names := name_datasets(root)):
@@ -119,7 +119,7 @@ def _open(spec: DataSpec, root: Node, close_root: Callable[[], None], scratch: s
 def find_anndata(spec: DataSpec, root: Node) -> Node:
     """The AnnData in a file: the file itself, or one of several in MuData (a modality) or SpatialData (a table).
 
-    Raises SourceError where it is not clear which.
+    Raises SourceError where it is not clear which one.
     """
     for folder, what in (("mod", "MuData"), ("tables", "SpatialData")):
         if folder in root and not is_array(root[folder]) and "X" not in root:
@@ -131,15 +131,15 @@ def find_anndata(spec: DataSpec, root: Node) -> Node:
             if wanted not in names:
                 problem = "has several" if wanted is None else f"has no {wanted!r}"
                 raise SourceError(
-                    f"{spec.path}: {what}, which {problem} of these: {', '.join(names)}; say which holds the counts "
-                    f"with --measurement NAME, or {spec.path}::measurement=NAME"
+                    f"{spec.path}: {what}, which {problem} of these: {', '.join(names)}; name the one with the counts: "
+                    f"--measurement NAME, or {spec.path}::measurement=NAME"
                 )
             return check_inside(spec.path, root, f"{folder}/{wanted}")
     return root
 
 
 def folder_in_zip(path: str) -> str:
-    """Return the folder inside the zip that is the Zarr group: the top ('') or one below, where a folder was zipped."""
+    """The folder inside the zip that is the Zarr group: the top ('') or one below, where a folder was zipped."""
     with zipfile.ZipFile(path) as archive:
         roots = [name for name in archive.namelist() if name.split("/")[-1] in ("zarr.json", ".zgroup")]
     if not roots:
@@ -148,22 +148,22 @@ def folder_in_zip(path: str) -> str:
 
 
 def name_layers(root: Node) -> list[str]:
-    """Return what `layer` may be: X if there is one, the layers, raw if there is one."""
+    """The values that `layer` may have: X if there is one, the layers, raw if there is one."""
     names = ["X"] if has_matrix(root, "X") else []
     if "layers" in root and not is_array(root["layers"]):
-        names += sorted(str(name) for name in root["layers"])  # Zarr lists in any order
+        names += sorted(str(name) for name in root["layers"])  # Zarr lists members in no fixed order
     if "raw" not in names and (has_matrix(root, "raw/X") or has_matrix(root, "raw.X")):
         names.append("raw")
     return names
 
 
 def has_matrix(root: Node, key: str) -> bool:
-    """Whether there is a matrix at `key`; what newer versions write for X = None is none."""
+    """Whether there is a matrix at `key`; newer versions store X = None as an element of encoding 'null'."""
     return key in root and to_str(root[key].attrs.get("encoding-type", "")) != "null"
 
 
 def choose_layer(path: str, root: Node, layers: list[str], fill_missing: bool) -> str:
-    """X, or raw where X holds no whole numbers and raw does (as in files of CELLxGENE).
+    """X, or raw if X does not hold whole numbers and raw does (as in files of CELLxGENE).
 
     Raises SourceError where there is no X.
     """
@@ -178,10 +178,10 @@ def choose_layer(path: str, root: Node, layers: list[str], fill_missing: bool) -
 
 
 def are_whole(path: str, root: Node, where: str, fill_missing: bool) -> bool:
-    """Whether the first stored values of a matrix are whole numbers, not negative."""
+    """Whether the first stored values of a matrix are whole numbers and not negative."""
     where = where if is_array(root[where]) else f"{where}/data"
     if where not in root:
-        return True  # no matrix that is known here: opening it says so
+        return True  # an unknown kind of matrix: opening it raises an error
     check_stored(path, root, where, fill_missing)
     values = root[where]
     if values.dtype.kind not in "iufb":
@@ -193,11 +193,11 @@ def are_whole(path: str, root: Node, where: str, fill_missing: bool) -> bool:
 
 
 def find_matrix(path: str, root: Node, layer: str, layers: list[str]) -> tuple[str, str]:
-    """Return where the matrix and its var are; 'raw' is raw unless a layer is called so."""
+    """Where the matrix and its var are; 'raw' means raw, unless a layer has this name."""
     if layer not in layers:
         raise SourceError(
             f"{path}: it has no layer {layer!r} (this file has: {', '.join(layers)}). Where the files of one ingest "
-            f"differ, say for each where its counts are: {path}::layer=NAME"
+            f"differ, give each its own layer: {path}::layer=NAME"
         )
     if layer == "X":
         return "X", "var"
@@ -207,7 +207,7 @@ def find_matrix(path: str, root: Node, layer: str, layers: list[str]) -> tuple[s
 
 
 def check_not_minified(path: str, uns: Node | None) -> None:
-    """Raise SourceError for a file whose X was emptied by scVI's minification."""
+    """Raise SourceError for a file that was minified by scvi-tools, so that its X is empty."""
     if uns is None or "_scvi_adata_minify_type" not in uns:
         return
     kind = to_str(read_text(uns["_scvi_adata_minify_type"]))
@@ -221,7 +221,7 @@ def check_not_minified(path: str, uns: Node | None) -> None:
 def open_matrix(path: str, name: str, node: Node, scratch: str | Path | None) -> Matrix:
     """Open the matrix `node`: dense, CSR or CSC as anndata (or h5sparse, before 0.7) stores them.
 
-    Raises SourceError where it is something else, or its parts do not fit each other.
+    Raises SourceError where it is stored otherwise, or its parts do not fit each other.
     """
     if is_array(node):
         if len(node.shape) != 2:
@@ -232,7 +232,7 @@ def open_matrix(path: str, name: str, node: Node, scratch: str | Path | None) ->
     form = encoding.removesuffix("_matrix")
     if form not in ("csr", "csc"):
         raise SourceError(
-            f"{path}: {name} is stored as {encoding or 'an unknown group'!r}, no matrix that can be read here; "
+            f"{path}: {name} is stored as {encoding or 'an unknown group'!r}, which can't be read as a matrix; "
             "write it as CSR or dense with anndata."
         )
     n_rows, n_cols = (int(n) for n in attrs["shape" if "shape" in attrs else "h5sparse_shape"])

@@ -25,23 +25,23 @@ CHOICES = {
     "empty_cells": ("refuse", "keep", "drop"),
 }
 ANNDATA_FORMATS = ("h5ad", "zarr")
-OF_A_FORMAT = ("layer", "gene_column", "measurement")  # options that mean something else in data of another format
+FORMAT_OPTIONS = ("layer", "gene_column", "measurement")  # options whose meaning depends on the format of the data
 OPTION = re.compile(r'\s*(?P<name>[^=,"]*?)\s*=\s*(?P<value>"(?:[^"\\]|\\.)*"|[^,"]*?)\s*(?:,|$)')
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Where data is and how it is read. An option that is None was not given: then the first of its choices holds.
+    """Where data is and how it is read. An option that was not given is None; then the first value listed below holds.
 
-    Everything that is opened holds the value that it was opened with. A run and a model keep that of their data, so
-    that it is opened alike when the run is resumed and when the model is asked about a path.
+    Every object that opens data holds the DataSpec that it was opened with. A run and a model keep that of their data,
+    so that the data is opened in the same way when the run is resumed or the model is given a path.
 
-    layer, gene_column, measurement  as `open_source` says; what is None is chosen when the data is opened
-    gene_versions   'keep', or 'drop' to take the version off Ensembl ids: ENSG00000141510.16 becomes ENSG00000141510
-    missing_chunks  'refuse' a file of which chunks are missing, as an incomplete copy; or 'zeros' to read them as zeros
-    values          'counts' are whole; 'numbers' may be fractions, which the normal likelihood alone models
-    empty_cells     'refuse' cells without counts, 'keep' them, or, in ingest alone, 'drop' them
-    format          which format the data was found to have when it was opened; not an option
+    layer, gene_column, measurement  as in `open_source`; None: chosen when the data is opened
+    gene_versions   'keep', or 'drop' to remove the version of Ensembl ids: ENSG00000141510.16 becomes ENSG00000141510
+    missing_chunks  'refuse' a file with missing chunks as an incomplete copy; or 'zeros' to read them as zeros
+    values          'counts' are whole; 'numbers' may be fractions, which only the normal likelihood accepts
+    empty_cells     'refuse' cells without counts, 'keep' them, or, only in ingest, 'drop' them
+    format          the format that was recognised when the data was opened; not an option
     """
 
     path: str
@@ -66,28 +66,28 @@ class DataSpec:
 
     @property
     def fill_missing(self) -> bool:
-        """Whether missing chunks are taken for zeros."""
+        """Whether missing chunks are read as zeros."""
         return self.missing_chunks == "zeros"
 
     @property
     def takes_fractions(self) -> bool:
-        """Whether values that are not whole are taken as they are."""
+        """Whether values that are not whole are accepted."""
         return self.values == "numbers"
 
     def __str__(self) -> str:
-        """`PATH::OPTION=VALUE,...`, as `parse_source` reads it; PATH alone where no option was given."""
+        """`PATH::OPTION=VALUE,...`, as `parse_source` reads it; only PATH if no option was given."""
         options = ",".join(f"{name}={_quote(value)}" for name, value in self.options.items())
         return f"{self.path}::{options}" if options else self.path
 
     def to_record(self) -> dict[str, str]:
-        """The fields that are not None, as a file keeps them; `from_record` takes them back."""
+        """The fields that are not None, as they are stored in files; `from_record` reads them."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
     @classmethod
     def from_record(cls, record: Any) -> "DataSpec":
-        """What `to_record` gave; or `PATH::OPTION=VALUE,...`, which the first versions kept.
+        """The DataSpec of a record of `to_record`, or of `PATH::OPTION=VALUE,...`, which the first versions stored.
 
-        Raises SourceError if it is neither.
+        Raises SourceError for anything else.
         """
         if isinstance(record, str):
             return parse_source(record)
@@ -97,21 +97,21 @@ class DataSpec:
         return cls(**record)
 
     def make_absolute(self) -> "DataSpec":
-        """The same, for processes that run in other folders; what is no path of this machine stays."""
+        """The same with an absolute path, for processes in other folders; anything but a local path is unchanged."""
         return replace(self, path=os.path.abspath(self.path)) if os.path.exists(self.path) else self
 
     def contradicts(self, other: "DataSpec") -> bool:
-        """Whether both were given a layer, a gene column or a measurement of the same format, and not the same one."""
-        pairs = [(getattr(self, name), getattr(other, name)) for name in OF_A_FORMAT]
+        """Whether both give a layer, a gene column or a measurement for the same format, and these differ."""
+        pairs = [(getattr(self, name), getattr(other, name)) for name in FORMAT_OPTIONS]
         return self.format == other.format and any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
     def fill_from(self, usual: "DataSpec", format: str) -> "DataSpec":
-        """The same data of a format, with the options that were not given as `usual` has them, where they apply to it.
+        """The same data, in format `format`; options that were not given are taken from `usual` where they apply.
 
-        A layer, a gene column or a measurement does if the data of `usual` is of that format too, or of an unknown one.
+        A layer, a gene column or a measurement applies if the data of `usual` has the same or an unknown format.
         """
-        alike = usual.format in (None, format) or {usual.format, format} <= set(ANNDATA_FORMATS)
-        names = [name for name in OPTIONS if alike or name not in OF_A_FORMAT]
+        same_format = usual.format in (None, format) or {usual.format, format} <= set(ANNDATA_FORMATS)
+        names = [name for name in OPTIONS if same_format or name not in FORMAT_OPTIONS]
         return replace(self, format=format, **{**{name: getattr(usual, name) for name in names}, **self.options})
 
 
@@ -119,10 +119,10 @@ OPTIONS = tuple(field.name for field in fields(DataSpec) if field.name not in ("
 
 
 def parse_source(source: DataSpec | str | Path, **defaults: str | None) -> DataSpec:
-    """`PATH` or `PATH::OPTION=VALUE,...` as a DataSpec; `defaults` are what options are that it does not give.
+    """`PATH` or `PATH::OPTION=VALUE,...` as a DataSpec; `defaults` are the options that it does not give.
 
-    A value that holds a comma or a quotation mark stands in quotation marks, as in JSON.
-    Raises SourceError for an option that there is not.
+    A value that contains a comma or a quotation mark must be quoted, as in JSON.
+    Raises SourceError for an unknown option.
     """
     if isinstance(source, DataSpec):
         return make_spec(source.path, {**defaults, **source.options})
@@ -135,22 +135,22 @@ def parse_source(source: DataSpec | str | Path, **defaults: str | None) -> DataS
         found = OPTION.match(options, at)
         if found is None or not (found["name"] and found["value"]):
             wrong = options[at:].split(",")[0].strip()
-            raise SourceError(f"{text}: {wrong!r} is no option; write PATH::OPTION=VALUE,OPTION=VALUE.")
+            raise SourceError(f"{text}: {wrong!r} is not an option; write PATH::OPTION=VALUE,OPTION=VALUE.")
         given[found["name"]] = _unquote(text, found["value"])
         at = found.end()
     return make_spec(path, given)
 
 
 def make_spec(path: str, options: Mapping[str, Any]) -> DataSpec:
-    """A DataSpec of a path and options by name. Raises SourceError for one that there is not."""
+    """A DataSpec from a path and options by name. Raises SourceError for an unknown option."""
     for name, value in options.items():
         if name not in OPTIONS or not (value is None or isinstance(value, str)):
-            raise SourceError(f"{path}: {name} = {value!r} is no option of a source; there are: {', '.join(OPTIONS)}.")
+            raise SourceError(f"{path}: {name} = {value!r} is not a source's option; there are: {', '.join(OPTIONS)}.")
     return replace(DataSpec(path), **options)
 
 
 def list_sources(sources: Sequence[str | Path], **defaults: str | None) -> list[DataSpec]:
-    """All sources, those of tables in their place. Raises SourceError where a table can't be read."""
+    """All sources; a table is replaced by its entries. Raises SourceError where a table can't be read."""
     specs: list[DataSpec] = []
     for source in sources:
         if str(source).lower().endswith(".toml") and Path(source).is_file():
@@ -161,7 +161,7 @@ def list_sources(sources: Sequence[str | Path], **defaults: str | None) -> list[
 
 
 def read_table(table: Path, defaults: Mapping[str, str | None]) -> Iterator[DataSpec]:
-    """Yield the sources of a TOML table. Raises SourceError where it is none."""
+    """Yield the sources of a TOML table. Raises SourceError where it is not a table of sources."""
     try:
         content = tomllib.loads(table.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -181,10 +181,10 @@ def _unquote(text: str, value: str) -> str:
     try:
         return json.loads(value) if value.startswith('"') else value
     except ValueError as error:
-        raise SourceError(f"{text}: {value} is no value in quotation marks as JSON has them ({error}).") from error
+        raise SourceError(f"{text}: {value} is not a quoted value as in JSON ({error}).") from error
 
 
 def _quote(value: str) -> str:
-    """A value as it stands behind a path."""
+    """A value as it is written after a path."""
     plain = value == value.strip() and not set(value) & set(',"')
     return value if plain else json.dumps(value, ensure_ascii=False)

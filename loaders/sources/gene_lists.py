@@ -13,24 +13,24 @@ from atlasvi.loaders.sources.line_lists import Lines, open_text
 from atlasvi.loaders.tables.anndata_tables import make_frame
 
 GENES = "Gene Expression"
-# What 10x writes as the type of a feature, in lower case; a column that holds none of them is something else.
+# Types of features that 10x writes, in lower case; a column with none of them is not the column of types.
 FEATURE_TYPES = {
     "gene expression", "antibody capture", "crispr guide capture", "multiplexing capture", "custom", "peaks",
     "antigen capture", "vdj", "vdj-t", "vdj-b", "vdj-t-gd", "motifs",
 }  # fmt: skip
-# The first field of headers that R, pandas, kb, Parse and people write.
+# First fields of headers that R, pandas, kb, Parse and people write.
 HEADERS = {
     "", "x", "v1", "0", "gene", "genes", "gene_id", "gene_ids", "geneid", "gene id", "gene_name", "gene_names",
     "symbol", "gene_symbol", "gene_short_name", "id", "ids", "index", "name", "names", "feature", "features",
     "feature_id", "ensembl", "ensembl_id", "ensembl_gene_id", "barcode", "barcodes", "cell", "cells", "cell_id",
     "cell_ids", "cell_name", "cellid", "bc_wells", "bc", "barcode_id", "cell_barcode",
 }  # fmt: skip
-NAMES_TOO = {"", "x", "v1", "0"}  # of these headers: what a gene or cell may be called
+AMBIGUOUS = {"", "x", "v1", "0"}  # headers that may also be the name of a gene or cell
 
 
 @dataclass(frozen=True)
 class ListFile:
-    """A list beside a matrix, one entry a line: its file, lines, the fields of the first, whether that is a header."""
+    """A list beside a matrix, one entry a line: path, lines, fields of the first line, whether that is a header."""
 
     path: Path
     n_lines: int
@@ -44,23 +44,23 @@ class ListFile:
 
     @property
     def header(self) -> list[str]:
-        """The names of the columns; none without a header."""
+        """The names of the columns; empty without a header."""
         return self.first if self.has_header else []
 
 
 def open_list(file: Path, lines: Lines) -> ListFile:
-    """The list in a file, taken to have no header."""
+    """Open the list in a file, assuming that it has no header."""
     return ListFile(file, len(lines), split_fields(file, lines.read(0, 1)[0]) if len(lines) else [""])
 
 
 def find_headers(shape: tuple[int, int], genes: ListFile, cells: ListFile) -> tuple[ListFile, ListFile]:
-    """The two lists, the first line of either taken for a header if it looks so.
+    """The two lists, where the first line of either is marked as a header if it looks like one.
 
-    Where that may be a name as well, it is a header if only so the lists fit the matrix. One that can't be a name is a
-    header even where they don't fit: a list that has lost a line must not get its header for a cell.
+    A line that may be a name too is a header only if the lists fit the matrix that way. A line that can't be a name is
+    a header even if they do not fit: in a list that has lost a line, the header must not become a cell.
     """
     choices = [
-        [replace(listed, has_header=header) for header in ((False, True) if word in NAMES_TOO else (word in HEADERS,))]
+        [replace(listed, has_header=header) for header in ((False, True) if word in AMBIGUOUS else (word in HEADERS,))]
         for listed in (genes, cells)
         for word in [listed.first[0].strip().lower()]
     ]
@@ -71,7 +71,7 @@ def find_headers(shape: tuple[int, int], genes: ListFile, cells: ListFile) -> tu
 
 
 def split_fields(file: Path, line: str) -> list[str]:
-    """The fields of a line: separated by commas in a .csv, else by tabs; quotes around a field are taken off."""
+    """The fields of a line, separated by commas in a .csv, else by tabs; quotation marks are removed."""
     separator = "," if ".csv" in file.name.lower() else "\t"
     if '"' in line:
         return next(csv.reader([line], delimiter=separator))
@@ -79,9 +79,9 @@ def split_fields(file: Path, line: str) -> list[str]:
 
 
 def read_genes(listed: ListFile) -> pd.DataFrame:
-    """The genes of a list: index gene_ids, further columns gene_symbols and feature_types where it has them.
+    """The genes of a list: gene_ids as index, further columns gene_symbols and feature_types if the list has them.
 
-    Raises SourceError, naming the line, where a feature has no type and others do.
+    Raises SourceError, naming the line, where a feature has no type though others have one.
     """
     with open_text(listed.path) as text:
         rows = [split_fields(listed.path, line.rstrip("\r\n")) for line in text]
@@ -108,7 +108,7 @@ def read_genes(listed: ListFile) -> pd.DataFrame:
 
 
 def find_type_column(file: Path, columns: list[np.ndarray]) -> int | None:
-    """Which column of a list of features is their type: by its values; in a features.tsv of three columns the third."""
+    """Index of the column of types in a list of features: found by its values, or the third of a features.tsv."""
     for k, column in enumerate(columns[1:], 1):
         if any(value is not None and value.lower() in FEATURE_TYPES for value in column):
             return k
@@ -116,14 +116,14 @@ def find_type_column(file: Path, columns: list[np.ndarray]) -> int | None:
 
 
 class CellList:
-    """Names of cells in a text file, and its further columns where a header names them; read by slices."""
+    """Names of cells in a text file, and its further columns if a header names them; read by slices."""
 
     def __init__(self, listed: ListFile, lines: Lines) -> None:
         self._file, self._lines, self._first = listed.path, lines, int(listed.has_header)
         self._columns = [(k, name) for k, name in enumerate(listed.header) if k and name.strip()]
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
-        """Rows [start, stop): index the names, columns of text."""
+        """Rows [start, stop): the names as index, columns of text."""
         lines = self._lines.read(start + self._first, stop + self._first)
         rows = [split_fields(self._file, line) for line in lines]
         columns = {

@@ -1,4 +1,4 @@
-"""Several sources as one: genes aligned by name, `obs` columns carried along with categories merged."""
+"""Several sources as one: genes aligned by name, `obs` columns converted to common dtypes, categories merged."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,19 +24,19 @@ SLICE_ROWS = 2**16
 
 @dataclass
 class Piece:
-    """Rows [start, stop) of source number `source`: counts over the joined genes, and `obs` with provenance."""
+    """Rows [start, stop) of a source, by its index: counts over the joined genes, and `obs` with the cells' origin."""
 
     source: int
     start: int
     counts: sparse.csr_matrix  # unsigned integers [rows, genes]
     source_nnz: np.ndarray  # int [rows]: stored counts of each cell over all genes of its source
     obs: pd.DataFrame
-    n_values: int  # values stored in the source
-    n_rounded: int  # of these, changed to whole numbers
+    n_values: int  # values stored in these rows of the source
+    n_rounded: int  # how many of them were rounded
 
     @property
     def keys(self) -> np.ndarray:
-        """uint64 identity of each cell, from its source and row."""
+        """uint64 hash of each cell's identity, from its source and row."""
         return cell_keys(self.source, np.arange(self.start, self.start + self.counts.shape[0]))
 
 
@@ -46,11 +46,10 @@ class JoinedSources:
     how      'union': genes of the first source, then those that each further one adds; missing genes count zero.
              'intersection': genes of the first source that all others have.
              None: union, if the sources share at least half of the genes of the one that has the fewest.
-    rounded  take fractions for counts, each rounded to the nearest whole number
-    fractions  leave fractions as they are (see `check_counts`)
-    renamed  columns of obs whose names no store can hold, and the names that they got
-    Raises GeneError where too few genes are shared (for a union none: files that share nothing are seldom of one
-    atlas).
+    rounded  accept fractions, and round each to the nearest whole number
+    fractions  accept fractions, unchanged (see `check_counts`)
+    renamed  attribute: obs columns whose names no store can hold, and their new names
+    Raises GeneError where too few genes are shared (for a union: none, since such files seldom belong to one atlas).
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class JoinedSources:
         self.offsets = np.cumsum([0] + [source.n_cells for source in sources])
 
     def _join_obs(self) -> None:
-        """Find the columns of obs: `dtypes`, of each one (see merged_columns.py), and what each source calls it."""
+        """Find the columns of obs: their joined `dtypes` (see merged_columns.py), and their names in each source."""
         heads = [source.read_obs(0, 0) for source in self.sources]
         aside = [set_reserved_aside(head) for head in heads]
         names = [[before.get(name, name) for name in head] for head, before in zip(heads, aside)]
@@ -82,29 +81,29 @@ class JoinedSources:
         }
 
     def _read_own_obs(self, number: int) -> Iterator[pd.DataFrame]:
-        """`obs` of one source in slices, its own types under the joined names."""
+        """`obs` of one source in slices, with its own dtypes and the joined names."""
         n_cells = self.sources[number].n_cells
         for start in range(0, n_cells, SLICE_ROWS):
             obs = self.sources[number].read_obs(start, min(start + SLICE_ROWS, n_cells))
             yield obs.set_axis(self._columns[number], axis=1)
 
     def choose_genes(self, chosen: np.ndarray) -> None:
-        """Keep only genes where `chosen` (bool, [genes])."""
+        """Keep only genes where `chosen` (bool [genes]) is True."""
         self.var = self.var[chosen]
 
     def all_pieces(self, nnz: int = PIECE_NNZ) -> Iterator[Piece]:
-        """All cells in source order, in pieces of about `nnz` stored counts. Raises CountsError on what is no count."""
+        """All cells in source order, in pieces of about `nnz` stored counts. Raises CountsError on invalid counts."""
         for number, source in enumerate(self.sources):
             yield from self.pieces(number, 0, source.n_cells, nnz)
 
     def pieces(self, number: int, start: int, end: int, nnz: int = PIECE_NNZ) -> Iterator[Piece]:
-        """Rows [start, end) of source `number`, as `all_pieces`."""
+        """Rows [start, end) of the source with index `number`, in pieces as in `all_pieces`."""
         source = self.sources[number]
         n_genes = len(source.var)
         per_cell = source.nnz / source.n_cells if source.nnz is not None else n_genes
         while start < end:
             rows = nnz / max(per_cell, 1)
-            if source.nnz is None:  # dense, or not known before: go by what the last piece held
+            if source.nnz is None:  # dense, or not known before: estimated from the last piece
                 rows = min(rows, 8 * nnz / n_genes)
             stop = min(start + int(np.clip(rows, 1, MOST_ROWS)), end)
             piece = self.read_piece(number, start, stop)
@@ -113,7 +112,7 @@ class JoinedSources:
             start = stop
 
     def estimate_nnz(self, number: int) -> float:
-        """Stored counts of source `number`; where that is not known before reading, judged by its first cells."""
+        """Stored counts of source `number`; estimated from its first cells if not known before reading."""
         source = self.sources[number]
         if source.nnz is not None:
             return source.nnz
@@ -121,14 +120,14 @@ class JoinedSources:
         return self.read_counts(number, 0, head)[0].nnz / head * source.n_cells
 
     def read_piece(self, number: int, start: int, stop: int) -> Piece:
-        """Rows [start, stop) of source `number`. Raises CountsError on what is no count."""
+        """Rows [start, stop) of source `number`. Raises CountsError on invalid counts."""
         counts, source_nnz, n_values, n_rounded = self._read_counts(number, start, stop)
         return Piece(number, start, counts, source_nnz, self.read_obs(number, start, stop), n_values, n_rounded)
 
     def read_counts(self, number: int, start: int, stop: int) -> tuple[sparse.csr_matrix, np.ndarray]:
         """Counts of rows [start, stop) over the joined genes, and stored counts a row over all genes of the source.
 
-        Raises CountsError on what is no count.
+        Raises CountsError on invalid counts.
         """
         return self._read_counts(number, start, stop)[:2]
 
@@ -142,7 +141,7 @@ class JoinedSources:
         return self._align(counts, source), np.diff(counts.indptr), stored.nnz, n_rounded
 
     def name_cells(self, number: int, start: int) -> CellNames:
-        """Names of the rows of a source, counted from `start`, for errors."""
+        """A function for errors that names rows of a source, counted from `start`."""
         return lambda row: str(self.sources[number].read_obs(start + row, start + row + 1).index[0])
 
     def read_obs(self, number: int, start: int, stop: int) -> pd.DataFrame:
@@ -156,7 +155,7 @@ class JoinedSources:
 
     @property
     def paths(self) -> list[str]:
-        """The name of each source, made different where the same was given twice."""
+        """The name of each source, made unique where the same path was given twice."""
         paths = [source.path for source in self.sources]
         return [f"{path} ({k})" if path in paths[:k] else path for k, path in enumerate(paths)]
 
@@ -177,7 +176,7 @@ class JoinedSources:
 def find_shared(sources: list[Source], how: str | None) -> pd.Index:
     """The genes that all sources have, in the order of the first.
 
-    Raises GeneError where there are none, or, if `how` is None, fewer than half of what the smallest source has.
+    Raises GeneError where there are none, or, if `how` is None, fewer than half of the genes of the smallest source.
     """
     names = [source.var.index for source in sources]
     shared, fewest = intersect(names), min(len(index) for index in names)
@@ -185,10 +184,10 @@ def find_shared(sources: list[Source], how: str | None) -> pd.Index:
         return shared
     examples = "; ".join(f"{source.path}: {', '.join(map(str, source.var.index[:2]))}" for source in sources[:3])
     what = f"share {len(shared):,} of {fewest:,} genes" if len(shared) else "have no gene in common"
-    advice = "name them alike by a column of var: --gene-column NAME, or PATH::gene_column=NAME for one of them"
-    if len(alike := intersect([drop_versions(index) for index in names])) >= fewest / 2:
-        advice = f"without the versions of the ids it would be {len(alike):,}: say PATH::gene_versions=drop of each"
-    union = "; to store them all the same, say --genes union" if len(shared) else ", or ingest them apart"
+    advice = "choose a column of var with equal names: --gene-column NAME, or PATH::gene_column=NAME for one source"
+    if len(equal := intersect([drop_versions(index) for index in names])) >= fewest / 2:
+        advice = f"without the versions of the ids it would be {len(equal):,}: pass PATH::gene_versions=drop for each"
+    union = "; to join them nevertheless, pass --genes union" if len(shared) else ", or ingest them separately"
     raise GeneError(f"The sources {what} ({examples}): {advice}{union}.")
 
 
@@ -201,7 +200,7 @@ def intersect(names: list[pd.Index]) -> pd.Index:
 
 
 def _join_var(sources: list[Source], genes: pd.Index | None) -> pd.DataFrame:
-    """var over `genes`; None: those of the first source, then those that each further one adds."""
+    """var of `genes`; None: the genes of the first source, then those that each further one adds."""
     if genes is None:
         genes = sources[0].var.index
         for source in sources[1:]:
@@ -210,7 +209,7 @@ def _join_var(sources: list[Source], genes: pd.Index | None) -> pd.DataFrame:
 
 
 def _join_var_columns(tables: list[pd.DataFrame], genes: pd.Index) -> pd.DataFrame:
-    """The columns of var of all tables; what the first one says of a gene is kept."""
+    """The columns of var of all tables; for each gene, the value of the first table that has it."""
     names = list(dict.fromkeys(name for table in tables for name in table))
     columns = {}
     for name in names:
@@ -219,8 +218,8 @@ def _join_var_columns(tables: list[pd.DataFrame], genes: pd.Index) -> pd.DataFra
         missable = join_dtypes([dtype, None])
         joined = pd.Series(convert_column(pd.DataFrame(index=genes), name, missable), genes)
         for table in having:
-            said = pd.Series(convert_column(table, name, missable), table.index).reindex(genes)
-            joined = joined.where(joined.notna(), said)
+            values = pd.Series(convert_column(table, name, missable), table.index).reindex(genes)
+            joined = joined.where(joined.notna(), values)
         columns[name] = convert_column(joined.to_frame(name), name, missable if joined.isna().any() else dtype)
     storable = find_storable_names(names)
     var = pd.DataFrame(columns, index=genes).rename(columns=storable)

@@ -8,17 +8,17 @@ from typing import TextIO, cast
 
 
 class Lines:
-    """Lines of a text file, plain or gzipped, none of them held in memory.
+    """Lines of a text file, plain or gzipped, that are not held in memory.
 
-    Reading forward costs what is read; reading backward starts over at the top of the file.
+    Reading forward reads each line once; reading backward starts over at the top of the file.
     """
 
     def __init__(self, file: Path):
         self._file = file
         self._lock = threading.Lock()
         self._text = self._open()
-        self._at = 0  # number of the next line of _text
-        # A blank line inside is a missing name; blank lines at the end are nothing.
+        self._at = 0  # index of the next line of _text
+        # A blank line inside the file is a missing name; blank lines at the end are ignored.
         self._n_lines = max((i for i, line in enumerate(self._text, 1) if line.strip()), default=0)
         self._restart()
 
@@ -47,9 +47,9 @@ class Lines:
 
 
 def open_text(file: Path) -> TextIO:
-    """Open a text file, gzipped or not by its first bytes; what is no UTF-8 shows as replacement signs.
+    """Open a text file, plain or gzipped by its first bytes; invalid UTF-8 becomes replacement characters.
 
-    A byte order mark, which Excel writes, is taken off; after the one of UTF-16 the text is read as that.
+    A byte order mark, which Excel writes, is removed; after that of UTF-16 the text is read as UTF-16.
     """
     opener = gzip.open if is_gzipped(file) else open
     with opener(file, "rb") as start:
@@ -58,6 +58,6 @@ def open_text(file: Path) -> TextIO:
 
 
 def is_gzipped(file: Path) -> bool:
-    """Whether the file starts as gzip does, whatever its name says (browsers and FTP clients unpack silently)."""
+    """Whether the file starts as gzip does; its name may be wrong (browsers and FTP clients unpack silently)."""
     with open(file, "rb") as start:
         return start.read(2) == b"\x1f\x8b"

@@ -1,4 +1,4 @@
-"""Matrix Market files (.mtx, .mtx.gz): the header, then the entries in any order, a bounded piece at a time."""
+"""Matrix Market files (.mtx, .mtx.gz): the header, then the entries in any order, read in pieces of bounded size."""
 
 import gzip
 import io
@@ -12,7 +12,7 @@ import pandas as pd
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.sources.line_lists import is_gzipped
 
-# Text parsed together: some 700,000 entries.
+# Bytes of text that are parsed at a time: some 700,000 entries.
 PIECE_BYTES = 8 * 2**20
 
 _VALUE_TYPES = {"integer": np.int64, "unsigned-integer": np.int64, "real": np.float64, "double": np.float64}
@@ -20,7 +20,7 @@ _VALUE_TYPES = {"integer": np.int64, "unsigned-integer": np.int64, "real": np.fl
 
 @dataclass(frozen=True)
 class MatrixMarketHeader:
-    """What a Matrix Market file says of itself."""
+    """The header of a Matrix Market file."""
 
     n_rows: int
     n_cols: int
@@ -30,10 +30,10 @@ class MatrixMarketHeader:
 
 
 def find_mtx(folder: Path, named: bool = True) -> list[Path]:
-    """Return the matrix files of a folder: `PREFIXmatrix.mtx(.gz)`, or any .mtx(.gz) where none is called so.
+    """The matrix files of a folder: `PREFIXmatrix.mtx(.gz)`, or any .mtx(.gz) if no name is like this.
 
-    Of a file that lies there plain and gzipped the plain one; none of macOS' hidden twins (._matrix.mtx). `named`
-    False gives all, whatever they are called.
+    Of a plain file and its gzipped copy, only the plain one; no hidden files of macOS (._matrix.mtx). `named` False
+    returns all, whatever their names are.
     """
     files = [file for file in sorted([*folder.glob("*.mtx"), *folder.glob("*.mtx.gz")]) if file.name[0] != "."]
     files = [file for file in files if not (file.suffix == ".gz" and file.with_suffix("") in files)]
@@ -43,19 +43,19 @@ def find_mtx(folder: Path, named: bool = True) -> list[Path]:
 
 
 def read_header(path: str, file: Path) -> MatrixMarketHeader:
-    """Read the header of `file`; `path` is what errors call it.
+    """Read the header of `file`; `path` is its name in errors.
 
-    Raises SourceError where it is no sparse matrix of numbers.
+    Raises SourceError where it is not a sparse matrix of numbers.
     """
     with _open_bytes(file) as lines:
         words = lines.readline(4096).decode("utf-8-sig", "replace").lower().split()
         if len(words) < 5 or words[0] != "%%matrixmarket":
-            raise SourceError(f"{path}: its first line is no Matrix Market header; it is no .mtx file, or damaged.")
+            raise SourceError(f"{path}: its first line is not a Matrix Market header; it is no .mtx file, or damaged.")
         _, _, form, field, symmetry = words[:5]
         if form != "coordinate" or symmetry != "general" or field not in _VALUE_TYPES:
             raise SourceError(
                 f"{path}: a Matrix Market file of kind '{form} {field} {symmetry}', where counts are "
-                "'coordinate integer general' or 'coordinate real general'; write it anew as one of these."
+                "'coordinate integer general' or 'coordinate real general'; write it again as one of these."
             )
         for n_lines, line in enumerate(lines, 2):
             text = line.strip()
@@ -73,8 +73,8 @@ def read_entries(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield pieces of (rows, columns, values) in the order of the file, rows and columns counted from 0.
 
-    Raises SourceError where an entry is not understood or outside the matrix, or where there are more or fewer of
-    them than the header says.
+    Raises SourceError where an entry can't be read or is outside the matrix, or where there are more or fewer entries
+    than the header says.
     """
     n_seen = 0
     for piece in _pieces(file, header.n_lines):
@@ -82,13 +82,13 @@ def read_entries(
             entries = pd.read_csv(
                 io.BytesIO(piece), sep=r"\s+", header=None, dtype={0: np.int64, 1: np.int64, 2: header.value_dtype}
             )
-        except pd.errors.EmptyDataError:  # blank lines alone
+        except pd.errors.EmptyDataError:  # only blank lines
             continue
         except (pd.errors.ParserError, ValueError, OverflowError) as error:
             words = str(error).strip().rstrip(".")
             raise SourceError(
                 f"{path}: after entry {n_seen} there is a line that is not 'row column count' of the announced type: "
-                f"it is damaged or cut short; copy it again (the reader's own words: {words})."
+                f"it is damaged or cut short; copy it again (the reader's message: {words})."
             ) from error
         if entries.shape[1] != 3:
             raise SourceError(f"{path}: entries have {entries.shape[1]} fields where 'row column count' has three.")
@@ -108,7 +108,7 @@ def read_entries(
 
 
 def _pieces(file: Path, n_header_lines: int) -> Iterator[bytes]:
-    """Yield the text after the header in pieces that end with a line."""
+    """Yield the text after the header in pieces of whole lines."""
     with _open_bytes(file) as text:
         for _ in range(n_header_lines):
             text.readline()

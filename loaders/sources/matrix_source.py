@@ -12,7 +12,7 @@ from atlasvi.loaders.sources.run_lengths import choose_run
 class MatrixSource:
     """The members of `Source` that follow from the matrix, cells x genes, and how the source was opened."""
 
-    shuffled = False  # its authors' order
+    shuffled = False  # the cells are in their authors' order
 
     def __init__(self, spec: DataSpec, matrix: Matrix) -> None:
         self.spec, self.path, self._matrix = spec, spec.path, matrix
@@ -25,7 +25,7 @@ class MatrixSource:
             return self._matrix.read_rows(start, stop)
 
     def read_narrow(self, start: int, stop: int) -> Rows | None:
-        """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked."""
+        """Rows [start, stop) as counts of narrow dtypes, fast; None where the caller must use `read_counts`."""
         with reading(self.path):
             return self._matrix.read_narrow(start, stop)
 
@@ -35,5 +35,5 @@ class MatrixSource:
             return self._matrix.count_piece_rows()
 
     def count_run_cells(self) -> int:
-        """Cells that are best read at a time, from a multiple of them on."""
+        """Number of cells that is best read at a time, beginning at multiples of this number."""
         return choose_run(self.count_piece_cells(), self.shuffled)

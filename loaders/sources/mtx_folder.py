@@ -1,7 +1,7 @@
 """A folder with a Matrix Market file and its lists of genes and cells, as many tools write it.
 
-10x and STARsolo (matrix.mtx, features.tsv or genes.tsv, barcodes.tsv), GEO (the same with a prefix, in any order of
-words), kallisto|bustools (cells_x_genes.mtx), alevin-fry (quants_mat.mtx) and Parse (count_matrix.mtx).
+10x and STARsolo (matrix.mtx, features.tsv or genes.tsv, barcodes.tsv), GEO (the same with a prefix, the parts of the
+name in any order), kallisto|bustools (cells_x_genes.mtx), alevin-fry (quants_mat.mtx) and Parse (count_matrix.mtx).
 """
 
 import re
@@ -21,23 +21,23 @@ from atlasvi.loaders.sources.matrix_market import find_mtx, read_entries, read_h
 from atlasvi.loaders.sources.tenx import TenxSource
 
 LIST_ENDS = (".tsv", ".txt", ".csv", ".tsv.gz", ".txt.gz", ".csv.gz")
-# What the names of the files say, the surest first.
+# Words in the names of the files, the most certain first.
 MATRIX_WORDS = ("matrix", "counts?")
 CELL_WORDS = ("barcodes?", "quants_mat_rows", "cell_?metadata", "cell_?names", "cell_?ids", "cells")
 GENE_WORDS = ("features?", "genes?", "quants_mat_cols")
-CELLS_FIRST = ("cells_x_", "quants_mat", "count_matrix", "dge.")  # tools whose matrices have a row a cell
+CELLS_FIRST = ("cells_x_", "quants_mat", "count_matrix", "dge.")  # tools whose matrices have one row for each cell
 
 
 def open_mtx_folder(spec: DataSpec, scratch: str | Path | None = None) -> TenxSource:
     """Open such a folder, or the .mtx in one; the matrix may have genes or cells as rows.
 
-    Entries are put in the order of cells in `scratch` at the first read. Raises SourceError where it can't be read.
+    Entries are sorted by cell in `scratch` at the first read. Raises SourceError where the folder can't be read.
     """
     path = spec.path
     if spec.layer is not None:
         raise SourceError(
             f"{path}: such a folder has one matrix and no layer {spec.layer!r}; leave --layer out, or, for other files "
-            "of the same ingest, say it with each: FILE::layer=NAME"
+            "of the same ingest, give it with each: FILE::layer=NAME"
         )
     with reading(path):
         file, genes_file, cells_file = find_parts(path)
@@ -61,9 +61,9 @@ def open_mtx_folder(spec: DataSpec, scratch: str | Path | None = None) -> TenxSo
 
 
 def find_parts(path: str) -> tuple[Path, Path, Path]:
-    """Return the files of matrix, genes and cells; `path` is their folder or the matrix itself.
+    """The files of matrix, genes and cells; `path` is their folder or the matrix itself.
 
-    Raises SourceError where one is missing, or it is not clear which belongs to the matrix.
+    Raises SourceError where one is missing, or it is not clear which list belongs to the matrix.
     """
     place = Path(path)
     if place.is_dir():
@@ -86,9 +86,9 @@ def find_parts(path: str) -> tuple[Path, Path, Path]:
 
 
 def choose_list(path: str, matrix: Path, key: str, files: list[Path], words: tuple[str, ...], usual: str) -> Path:
-    """The list of genes or cells of a matrix: that of the same name but for the word, or the only one there.
+    """The list of genes or cells of a matrix: the file of the same name except for the word, or the only list there.
 
-    key  the matrix's name without its word, as `strip_word` gives it
+    key  the matrix's name without its word, as `strip_word` returns it
     """
     for word in words:
         named = [file for file in files if re.search(word, file.name.lower())]
@@ -109,19 +109,19 @@ def choose_list(path: str, matrix: Path, key: str, files: list[Path], words: tup
 
 
 def is_of_another(file: Path, word: str, matrix: Path) -> bool:
-    """Whether a list belongs to another matrix of the same folder; one that has no name of its own belongs to all."""
+    """Whether a list belongs to another matrix in the folder; a list without a name of its own belongs to all."""
     key = strip_word(file, (word,))
     others = [other for other in find_mtx(matrix.parent, named=False) if strip_end(other) != strip_end(matrix)]
     return bool(key) and key in {strip_word(other, MATRIX_WORDS) for other in others}
 
 
 def strip_end(file: Path) -> str:
-    """A file's name in lower case without what says its format."""
+    """A file's name in lower case, without the endings of its format."""
     return re.sub(r"\.(tsv|txt|csv|mtx)(\.gz)?$", "", file.name.lower())
 
 
 def strip_word(file: Path, words: tuple[str, ...]) -> str:
-    """A file's name without its format and the last of one of `words`: what it shares with files beside it."""
+    """A file's name without its format and the last of `words` in it: the part that it shares with files beside it."""
     name = strip_end(file)
     for word in words:
         *_, last = [None, *re.finditer(word, name)]
@@ -132,14 +132,14 @@ def strip_word(file: Path, words: tuple[str, ...]) -> str:
 
 
 def prefer_plain(files: list[Path]) -> list[Path]:
-    """The files without those .gz beside which the same lies unpacked."""
+    """The files without each .gz whose unpacked copy lies beside it."""
     return [file for file in files if not (file.suffix == ".gz" and file.with_suffix("") in files)]
 
 
 def has_cells_first(path: str, file: Path, shape: tuple[int, int], genes: ListFile, cells: ListFile) -> bool:
-    """Whether the rows of the matrix are cells; by the sizes, and by the tool's name for it where it is square.
+    """Whether the rows of the matrix are cells: decided by the sizes, and by the tool's name if it is square.
 
-    Raises SourceError where the sizes are not those of the lists.
+    Raises SourceError where the sizes do not fit the lists.
     """
     listed = (genes.n_entries, cells.n_entries)
     if shape == listed:
@@ -149,7 +149,7 @@ def has_cells_first(path: str, file: Path, shape: tuple[int, int], genes: ListFi
     words = "the files do not belong together, or one is cut short."
     for entry, other, rows in ((genes, cells, shape), (cells, genes, shape)):
         if entry.n_entries - 1 in rows and other.n_entries in rows:
-            words = f"{entry.path.name} has one line too many, and its first is no header that is known here."
+            words = f"{entry.path.name} has one line too many, and its first is not a known header."
     raise SourceError(
         f"{path}: the matrix is {shape[0]} x {shape[1]}, but {genes.path.name} lists {listed[0]} features and "
         f"{cells.path.name} {listed[1]} cells: {words}"

@@ -1,4 +1,4 @@
-"""Where counts come from: every format that can be read is recognised, opened as a `Source`, its genes checked."""
+"""Recognises the format of a path, opens it as a `Source`, and checks its genes."""
 
 from pathlib import Path
 
@@ -30,14 +30,14 @@ def open_source(
     measurement: str | None = None,
     scratch: str | Path | None = None,
 ) -> Source:
-    """Recognise what `path` is, open it, and check its genes.
+    """Recognise the format of `path`, open it, and check its genes.
 
-    path         may go on with options of its own, `PATH::layer=raw,gene_column=id` (see data_spec.py)
-    layer        which matrix: AnnData: a layer's name, `raw` or `X` (default: X, or raw where X holds no whole numbers
-                 and raw does); SOMA: an X layer of the measurement; 10x .h5: a genome
+    path         may end with options, `PATH::layer=raw,gene_column=id` (see data_spec.py)
+    layer        which matrix: AnnData: a layer's name, `raw` or `X` (default: X, or raw where only that holds whole
+                 numbers); SOMA: an X layer of the measurement; 10x .h5: a genome
     gene_column  column of var that names the genes (default: its index, `_index`; for 10x the gene ids)
-    measurement  SOMA's measurement, MuData's modality, SpatialData's table (default: RNA, or the only one); other
-                 formats have none
+    measurement  SOMA's measurement, MuData's modality, SpatialData's table (default: RNA, or the only one); not used
+                 for other formats
     scratch      folder for temporary files (default: the system's), used for matrices that are not stored by rows
 
     Raises SourceError where it can't be read as counts, GeneError where gene names are missing or repeated,
@@ -78,9 +78,9 @@ def open_spec(spec: DataSpec, scratch: str | Path | None = None) -> Source:
 
 
 def recognise(path: str) -> str:
-    """Return the kind of source: h5ad, zarr, tenx_h5, mtx or soma; by content, the ending only where content is mute.
+    """The kind of source: h5ad, zarr, tenx_h5, mtx or soma; by content, or by the file's ending if that is not enough.
 
-    Raises SourceError, saying what to do instead, where it is none of them.
+    Raises SourceError, with what to do instead, for any other file.
     """
     place = Path(path)
     if "://" in path and not place.exists():
@@ -91,7 +91,7 @@ def recognise(path: str) -> str:
         if not place.exists():
             raise SourceError(f"{path}: there is no such file or folder; check the name.")
         if place.stat().st_size == 0:
-            raise SourceError(f"{path}: the file is empty (0 bytes); copy it again, or write it anew.")
+            raise SourceError(f"{path}: the file is empty (0 bytes); copy it again, or write it again.")
         with open(place, "rb") as file:
             start = file.read(64)
         if h5py.is_hdf5(path):
@@ -105,7 +105,7 @@ def recognise(path: str) -> str:
 
 
 def recognise_folder(path: str, folder: Path) -> str:
-    """Return the kind of a folder; where its counts lie in a folder below, say which."""
+    """The kind of a folder. Raises SourceError, naming folders below it, if the counts are in one of those."""
     if (folder / "__tiledb_group.tdb").exists() or (folder / "__group").is_dir():
         return "soma"
     if any((folder / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")):
@@ -121,7 +121,7 @@ def recognise_folder(path: str, folder: Path) -> str:
 
 
 def recognise_hdf5(path: str) -> str:
-    """Return the kind of an HDF5 file by the groups in it."""
+    """The kind of an HDF5 file by the groups in it."""
     with h5py.File(path, "r", locking="best-effort") as file:
         members = set(file)
         if {"obs", "var", "mod"} & members:
@@ -139,7 +139,7 @@ def recognise_hdf5(path: str) -> str:
 
 
 def explain_unknown(name: str, start: bytes) -> str:
-    """Say of a file that is no source what it seems to be and what to do, from its name and first bytes."""
+    """A sentence about a file that is not a source: what it seems to be and what to do, by its name and first bytes."""
     if name.endswith((".tar.gz", ".tgz", ".tar", ".tar.bz2", ".7z", ".rar")):
         return "an archive; unpack it and pass what is inside."
     if name.endswith(".toml"):
@@ -161,7 +161,7 @@ def explain_unknown(name: str, start: bytes) -> str:
 
 
 def name_genes(path: str, var: pd.DataFrame, gene_column: str | None) -> pd.DataFrame:
-    """Return `var` with the column `gene_column` as its index and the former index as a column.
+    """`var` with the column `gene_column` as its index and the former index as a column.
 
     Raises ColumnError naming the columns where it is not there.
     """
@@ -180,7 +180,7 @@ def name_genes(path: str, var: pd.DataFrame, gene_column: str | None) -> pd.Data
 
 
 def drop_versions(names: pd.Index) -> pd.Index:
-    """Gene names with the versions of Ensembl ids taken off: ENSG00000002586.20_PAR_Y becomes ENSG00000002586_PAR_Y."""
+    """Gene names without the versions of Ensembl ids: ENSG00000002586.20_PAR_Y becomes ENSG00000002586_PAR_Y."""
     text = names.astype(str).str.replace(r"^(ENS[A-Z]*\d{11})\.\d+", r"\1", regex=True)
     return pd.Index(text.to_numpy(dtype=object), dtype=object, name=names.name)
 
@@ -200,10 +200,10 @@ def check_gene_names(path: str, var: pd.DataFrame) -> None:
         raise GeneError(
             f"{path}: {names[repeated].nunique()} gene names occur more than once (first: {first!r}, "
             f"{(names == first).sum()} times); name the genes by another column with --gene-column "
-            f"({name_columns(var)}), or make the names unique (adata.var_names_make_unique()) and write the file anew."
+            f"({name_columns(var)}), or make the names unique (adata.var_names_make_unique()) and write the file again."
         )
 
 
 def name_columns(var: pd.DataFrame) -> str:
-    """What a message says of the columns of var."""
+    """The columns of var, for an error message."""
     return f"there are: {', '.join(map(str, var.columns))}" if len(var.columns) else "var has no columns"

@@ -1,4 +1,4 @@
-"""Many sources with few files open: each is closed while others are read, and opened again when it is needed."""
+"""Many sources with few open files: each is closed while others are read, and opened again when it is needed."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -13,13 +13,13 @@ from atlasvi.loaders.sources.open_source import open_spec
 from atlasvi.loaders.sources.source_protocol import Source
 
 MOST_OPEN = 64  # sources: more do not make it faster
-FILES_A_SOURCE = 4  # a source may need several files, and libraries and the output need some of the process's too
+FILES_A_SOURCE = 4  # a source may need several files, and libraries and the output need some too
 
 
 def open_many(specs: list[DataSpec], scratch: str | Path | None = None) -> list[Source]:
     """Open sources, at most MOST_OPEN of them at a time, fewer where the process may open few files.
 
-    Equal tables of genes are held once.
+    Equal tables of genes share their memory.
     """
     opened: list[Source] = []
     recent: OrderedDict[int, ReopenedSource] = OrderedDict()
@@ -38,10 +38,10 @@ def open_many(specs: list[DataSpec], scratch: str | Path | None = None) -> list[
 
 
 class ReopenedSource:
-    """A source that is open only while it is among the `most` that were read last.
+    """A source that is open only while it is among the `most` sources that were read last.
 
-    What it says of itself is kept, since a closed source would hold on to what it has in memory to read by.
-    recent  the open ones, the one that was read last at the end: shared by all of an ingest
+    Its attributes are copied, since a reference to the closed source would keep its memory in use.
+    recent  the open sources, the last one read at the end; shared by all sources of an ingest
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class ReopenedSource:
         return self._open().read_counts(start, stop)
 
     def read_narrow(self, start: int, stop: int) -> Rows | None:
-        """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked."""
+        """Rows [start, stop) as counts of narrow dtypes, fast; None where the caller must use `read_counts`."""
         return self._open().read_narrow(start, stop)
 
     def count_run_cells(self) -> int:
-        """Cells that are best read at a time, from a multiple of them on."""
+        """Number of cells that is best read at a time, beginning at multiples of this number."""
         return self._open().count_run_cells()
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
-        """Rows [start, stop) of obs, index the cell names."""
+        """Rows [start, stop) of obs, the cell names as index."""
         return self._head if (start, stop) == (0, 0) else self._open().read_obs(start, stop)
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """TileDB-SOMA experiments: one X layer of one measurement, by slices of rows.
 
-Rows are the cells of `obs` in the order of their soma_joinid; ids may have holes, of cells that were deleted.
+Rows are the cells of `obs` in the order of their soma_joinid; the ids have gaps where cells were deleted.
 """
 
 import json
@@ -24,9 +24,9 @@ from atlasvi.loaders.sources.run_lengths import FEWEST_CELLS, choose_run
 from atlasvi.loaders.tables.anndata_tables import make_frame
 from atlasvi.loaders.zarr_warnings import quiet_libraries
 
-# TileDB's defaults are 1 GiB a column and a budget of 10 GiB. Threads of its own gain nothing: the loader's read apart.
-# After each query it gives all free memory of the process back to the system, to take it again, page by page, for the
-# next: a third of the time.
+# TileDB's defaults are 1 GiB a column and a budget of 10 GiB. More threads gain nothing: the loader reads in parallel.
+# By default it returns all free memory to the system after each query and takes it again, page by page, for the next:
+# a third of the time.
 TILEDB_CONFIG: dict[str, str | float] = {
     "soma.init_buffer_bytes": 24 * 2**20,
     "sm.mem.total_budget": 2**28,
@@ -36,20 +36,20 @@ TILEDB_CONFIG: dict[str, str | float] = {
 }
 
 COORDINATES = ("soma_dim_0", "soma_dim_1", "soma_data")
-LONGEST_RUN = 2**11  # rows of a space tile as tiledbsoma writes them: part of one takes as long as all of it
+LONGEST_RUN = 2**11  # rows of a space tile as tiledbsoma writes them: reading a part takes as long as reading it all
 MOST_VAR_IDS = 2**24
 
-# What tiledbsoma's own writers call the names of genes, then what the CELLxGENE Census and others do.
+# Names of the gene column as tiledbsoma itself writes them, then as the CELLxGENE Census and others do.
 GENE_NAMES = ("var_id", "feature_id", "gene_id", "gene_ids")
 
 
 class SomaSource:
     """Cells of a TileDB-SOMA experiment. Use `open_soma`.
 
-    Memory beside what is returned: `var`, TileDB's buffers (4 MiB a column), and 16 bytes for each hole in the ids.
+    Memory besides what is returned: `var`, TileDB's buffers (4 MiB a column), and 16 bytes for each gap in the ids.
     """
 
-    shuffled = False  # its authors' order
+    shuffled = False  # the cells are in their authors' order
     spooled = False
     anndata_layer = None
 
@@ -67,11 +67,11 @@ class SomaSource:
         self._runs = IdRuns(read_ids(self._obs))
         self.n_cells = self._runs.n_ids
         self._is_dense = self._x.soma_type == "SOMADenseNDArray"
-        # TileDB's own count reads the coordinates of the whole array, 16 bytes an entry in memory (2.3: seen).
+        # TileDB's own count reads the coordinates of the whole array, 16 bytes an entry in memory (seen in 2.3).
         self.nnz: int | None = None
 
         var = read_frame(part.var, None, None)
-        # None where nothing names the genes: then a column must be chosen, ids of rows being no names.
+        # None if no column names the genes: then one must be chosen, since row ids are not names.
         self.var = index_by(var, GENE_NAMES, [None] * len(var))
         self._var_ids = var["soma_joinid"].to_numpy()
         self._columns = None  # int32 [ids]: the column of each soma_joinid of var
@@ -82,7 +82,7 @@ class SomaSource:
         if self._is_dense and (len(self._var_ids) != self._x.shape[1] or self.n_cells != self._x.shape[0]):
             raise SourceError(
                 f"{path}: X is {self._x.shape[0]} x {self._x.shape[1]} where obs has {self.n_cells} rows and var "
-                f"{len(self._var_ids)}; write the experiment anew."
+                f"{len(self._var_ids)}; write the experiment again."
             )
 
     def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
@@ -98,7 +98,7 @@ class SomaSource:
             return canonical_csr(data, indices, indptr, n_genes)
 
     def read_narrow(self, start: int, stop: int) -> Rows | None:
-        """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked (see rows/narrowing.py)."""
+        """Rows [start, stop) as counts of narrow dtypes, fast (see rows/narrowing.py); None: use `read_counts`."""
         with reading(self.path), quiet_libraries():
             low, high = self._runs.to_id(start), self._runs.to_id(stop - 1)
             if self._is_dense or self._columns is None or high - low != stop - 1 - start or stop - start > MOST_ROWS:
@@ -111,7 +111,7 @@ class SomaSource:
             return block.to_rows(start)
 
     def count_run_cells(self) -> int:
-        """Cells that are best read at a time, from a multiple of them on."""
+        """Number of cells that is best read at a time, beginning at multiples of this number."""
         if self._is_dense:
             return choose_run(1.0, self.shuffled)
         dimensions = json.loads(self._x.schema_config_options().dims)
@@ -119,9 +119,9 @@ class SomaSource:
         return max(min(extent, LONGEST_RUN), FEWEST_CELLS)
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
-        """Rows [start, stop) of obs, index obs_id; numbers that may be missing have pandas' nullable types."""
+        """Rows [start, stop) of obs, obs_id as index; nullable dtypes of pandas for numbers that may be missing."""
         with reading(self.path), quiet_libraries():
-            # A row is read even for none, because types and categories come with rows.
+            # One row is read even if none is wanted, because dtypes and categories come with rows.
             first = min(start, self.n_cells - 1)
             low, high = self._runs.to_id(first), self._runs.to_id(max(stop - 1, first))
             obs = read_frame(self._obs, low, high)
@@ -138,7 +138,7 @@ class SomaSource:
             row, row_known = self._runs.to_row(table["soma_dim_0"].to_numpy())
             col = np.searchsorted(self._var_ids, table["soma_dim_1"].to_numpy())
             col = np.minimum(col, len(self._var_ids) - 1)
-            # Entries of deleted cells and genes stay in X; obs and var say what there is.
+            # Entries of deleted cells and genes stay in X; obs and var have only those that remain.
             known = row_known & (self._var_ids[col] == table["soma_dim_1"].to_numpy())
             rows.append((row - start)[known])
             cols.append(col[known].astype(np.int32))
@@ -160,7 +160,7 @@ class SomaSource:
 
 
 def open_soma(spec: DataSpec) -> SomaSource:
-    """Open a TileDB-SOMA experiment, for one X layer (default: data, raw, or the only one) of one measurement.
+    """Open a TileDB-SOMA experiment: one X layer (default: data, raw, or the only one) of one measurement.
 
     Raises SourceError where it can't be read as counts, MissingDependencyError without tiledbsoma.
     """
@@ -187,9 +187,9 @@ def open_soma(spec: DataSpec) -> SomaSource:
 
 
 def choose_measurement(path: str, names: list[str], wanted: str | None) -> str:
-    """Return the measurement to read: `wanted`, else RNA, else the only one."""
+    """The name of the measurement to read: `wanted`, else RNA, else the only one."""
     if not names:
-        raise SourceError(f"{path}: it has no measurement, so no counts; copy the experiment again, or write it anew.")
+        raise SourceError(f"{path}: it has no measurement, so no counts; copy the experiment again, or write it again.")
     if wanted is None:
         wanted = "RNA" if "RNA" in names else names[0] if len(names) == 1 else None
     if wanted is None or wanted not in names:
@@ -199,7 +199,7 @@ def choose_measurement(path: str, names: list[str], wanted: str | None) -> str:
 
 
 def choose_layer(path: str, measurement: str, names: list[str], wanted: str | None) -> str:
-    """Return the X layer to read: `wanted`, else data, else raw (CELLxGENE's Census), else the only one."""
+    """The name of the X layer to read: `wanted`, else data, else raw (CELLxGENE's Census), else the only one."""
     if wanted is None:
         usual = [name for name in ("data", "raw") if name in names]
         wanted = usual[0] if usual else names[0] if len(names) == 1 else None
@@ -214,9 +214,9 @@ def choose_layer(path: str, measurement: str, names: list[str], wanted: str | No
 
 
 class IdRuns:
-    """Rows and soma_joinids of cells: ids ascend with the rows, in runs of consecutive ones.
+    """Conversion between rows and soma_joinids of cells: ids ascend with the rows, in runs of consecutive ids.
 
-    pieces  the ids, in pieces in any order
+    pieces  arrays of ids, in any order
     """
 
     def __init__(self, pieces: Iterator[np.ndarray]):
@@ -242,27 +242,27 @@ class IdRuns:
         return int(self._row[-1])
 
     def to_id(self, row: int) -> int:
-        """Return the id of the cell in a row."""
+        """The id of the cell in a row."""
         run = min(int(np.searchsorted(self._row, row, side="right")) - 1, len(self._first) - 1)
         return int(self._first[run] + row - self._row[run])
 
     def to_row(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of ids, and a mask of those that there are."""
+        """(rows of these ids, bool mask of the ids that exist)."""
         run = np.maximum(np.searchsorted(self._first, ids, side="right") - 1, 0)
         offset = ids - self._first[run]
         return self._row[run] + offset, (offset >= 0) & (offset < self._row[run + 1] - self._row[run])
 
 
 def read_ids(frame: Any) -> Iterator[np.ndarray]:
-    """Yield the soma_joinids of a dataframe, some at a time."""
+    """Yield the soma_joinids of a dataframe, a piece at a time."""
     for table in frame.read(column_names=["soma_joinid"]):
         yield table["soma_joinid"].to_numpy()
 
 
 def read_frame(frame: Any, low: int | None, high: int | None) -> pd.DataFrame:
-    """Read the rows of a SOMA dataframe with ids low to high (both included; None: all), by ascending id.
+    """Read the rows of a SOMA dataframe with ids low to high (both included; None: all), sorted by id.
 
-    Text is object (None where missing); integers and booleans that may be missing have pandas' nullable types, the
+    Text is object (None where missing); integers and booleans that may be missing get pandas' nullable dtypes, the
     same in every slice.
     """
     if low is None:
@@ -289,7 +289,7 @@ NULLABLE = {f"{sign}int{bits}": f"{'UI' if sign else 'I'}nt{bits}" for sign in (
 
 
 def index_by(frame: pd.DataFrame, keys: tuple[str, ...], fallback: Any) -> pd.DataFrame:
-    """Return the frame without soma_joinid, with the first of `keys` that it has (else `fallback`) as index of text."""
+    """The frame without soma_joinid, its index the first of `keys` that it has (else `fallback`), as text."""
     key = next((key for key in keys if key in frame), None)
     columns = {str(name): frame[name].array for name in frame if name not in (key, "soma_joinid")}
     return make_frame(columns, fallback if key is None else frame[key], key)

@@ -11,23 +11,23 @@ from atlasvi.loaders.sources.data_spec import DataSpec
 
 @runtime_checkable
 class Source(Protocol):
-    """Cells of one file or folder: counts and `obs` by slices of rows, genes at once.
+    """Cells of one file or folder: counts and `obs` by slices of rows, and all genes.
 
-    Every format implements all of it; a source made of others delegates to them. Rows are the numbers of cells,
-    0 <= start <= stop <= n_cells. All reads may be made by several threads at once.
+    Every format implements all of it; a source that consists of others delegates to them. Rows are indices of cells,
+    0 <= start <= stop <= n_cells. Several threads may call all read methods at once.
     Memory is bounded by what a call returns, plus `var`, plus about 200 MiB, whatever the size of the file.
     """
 
     var: pd.DataFrame
-    """[genes] rows; the index holds the gene names: str, unique, none missing (`open_source` sees to it)."""
+    """[genes] rows; the index holds the gene names: str, unique, none missing (`open_source` checks it)."""
 
     @property
     def spec(self) -> DataSpec:
-        """The path and the options that it was opened with; what was None there was chosen on opening."""
+        """The path and the options that it was opened with; options that were None are filled in."""
 
     @property
     def path(self) -> str:
-        """Where it is, as the user gave it: what errors and `obs['source']` call it."""
+        """The path as the user gave it, used in errors and in `obs['source']`."""
 
     @property
     def n_cells(self) -> int:
@@ -35,56 +35,56 @@ class Source(Protocol):
 
     @property
     def nnz(self) -> int | None:
-        """Stored entries where these are known without a pass over the data, else None.
+        """Number of stored entries if it is known without a pass over the data, else None.
 
-        Explicit zeros, duplicates and features that are left out are among them.
+        Explicit zeros, duplicates and features that are not read are included.
         """
 
     @property
     def layer(self) -> str:
-        """Which matrix is read: X, the name of a layer, 'raw', or what the format has instead."""
+        """Which matrix is read: X, the name of a layer, 'raw', or the format's own name for it."""
 
     @property
     def layers(self) -> list[str]:
-        """What `layer` may be in this file."""
+        """The values that `layer` may have for this file."""
 
     @property
     def anndata_layer(self) -> str | None:
-        """The key of `AnnData.layers` that the counts are in; None where they are in X or raw, or it is no AnnData."""
+        """The key of `AnnData.layers` that holds the counts; None if they are in X or raw, or it is not an AnnData."""
 
     @property
     def shuffled(self) -> bool:
-        """Whether its cells were put in random order as a whole when it was written."""
+        """Whether its cells were shuffled as a whole when it was written."""
 
     @property
     def spooled(self) -> bool:
-        """Whether the first read sorts all entries into rows on disk, which each process would do for itself."""
+        """Whether the first read sorts all entries by row on disk, which each process would have to do."""
 
     @property
     def notes(self) -> list[str]:
-        """What was chosen or assumed on opening and a user should know, a sentence each."""
+        """Choices and assumptions made on opening that the user must see, a sentence each."""
 
     def read_counts(self, start: int, stop: int) -> sp.csr_matrix:
-        """Rows [start, stop) x all genes as CSR of the stored number type.
+        """Rows [start, stop) x all genes as CSR of the stored dtype.
 
         Indices are sorted, duplicates summed, zeros left out; whether values are counts is not checked.
         Raises SourceError where the file turns out to be damaged.
         """
 
     def read_narrow(self, start: int, stop: int) -> Rows | None:
-        """The same rows as checked counts in the types of a minibatch (uint8 or uint16), past the library where it can.
+        """These rows as checked counts in the dtypes of a minibatch (uint8, uint16), without the library if possible.
 
-        None where anything about them or their layout is unusual: then the caller asks `read_counts`, which puts it
-        right or says what is wrong. Raises SourceError where the file turns out to be damaged.
+        Returns None where values or layout are irregular: then the caller uses `read_counts`, which corrects or reports
+        it. Raises SourceError where the file turns out to be damaged.
         """
 
     def count_run_cells(self) -> int:
-        """How many cells `read_narrow` is best asked for at a time, from a multiple of this number on."""
+        """Number of cells that is best read at a time with `read_narrow`, beginning at multiples of this number."""
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
-        """Rows [start, stop) of obs, index the cell names (str).
+        """Rows [start, stop) of obs, the cell names (str) as index.
 
-        Every slice has the same columns, types and categories, also `read_obs(0, 0)`.
+        Every slice has the same columns, dtypes and categories, also `read_obs(0, 0)`.
         Raises SourceError where the file turns out to be damaged.
         """
 

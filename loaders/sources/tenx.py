@@ -1,7 +1,7 @@
-"""Cells x genes of 10x Genomics and alike, and 10x's .h5 (legacy, one group a genome; version 3; probes).
+"""Cells x genes of 10x Genomics and similar tools, and 10x's .h5 (legacy, one group a genome; version 3; probes).
 
-Genes are named by their ids, since symbols repeat; `--gene-column gene_symbols` chooses symbols where they don't.
-Of files that also hold antibodies or guides only the features of type "Gene Expression" are read, as scanpy does.
+Genes are named by their ids, since symbols repeat; `--gene-column gene_symbols` chooses symbols where they are unique.
+In files that also hold antibodies or guides, only features of type "Gene Expression" are read, as in scanpy.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ class TenxSource(MatrixSource):
     """Cells x genes of 10x output. Use `open_tenx_h5` or `open_mtx_folder`.
 
     matrix     cells x all features
-    features   one row a feature, index the ids; with the columns feature_types and genome where the files have them
-    genome     keep the genes of this one alone
+    features   one row for each feature, ids as index; columns feature_types and genome where the files have them
+    genome     keep only the genes of this genome
     """
 
     anndata_layer = None
@@ -58,11 +58,11 @@ class TenxSource(MatrixSource):
         return rows
 
     def read_narrow(self, start: int, stop: int) -> Rows | None:
-        """Rows [start, stop) as narrow counts, fast; None where `read_counts` must be asked."""
+        """Rows [start, stop) as counts of narrow dtypes, fast; None where the caller must use `read_counts`."""
         return super().read_narrow(start, stop) if self._kept is None else None
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
-        """Rows [start, stop): index the barcodes; probe files have the column filtered_barcodes."""
+        """Rows [start, stop): the barcodes as index; probe files have the column filtered_barcodes."""
         with reading(self.path):
             return self._read_obs(start, stop)
 
@@ -73,9 +73,9 @@ class TenxSource(MatrixSource):
 
 
 def keep_genes(path: str, features: pd.DataFrame, genome: str | None) -> np.ndarray:
-    """Return which features are genes (of `genome` where it is given), as a mask.
+    """Which features are genes (of `genome` if it is given), as a mask.
 
-    Raises SourceError where none is.
+    Raises SourceError if none is.
     """
     kept = np.ones(len(features), dtype=bool)
     if "feature_types" in features:
@@ -108,7 +108,7 @@ def _open_h5(spec: DataSpec, file: h5py.File) -> TenxSource:
     path, layer = spec.path, spec.layer
     groups = [name for name, node in file.items() if not is_array(node) and "indptr" in node]
     if not groups:
-        raise SourceError(f"{path}: it has no matrix; it is damaged or no 10x .h5 file, copy it again.")
+        raise SourceError(f"{path}: it has no matrix; it is damaged or not a 10x .h5 file, copy it again.")
     legacy = "features" not in file[groups[0]]
     if legacy and len(groups) > 1 and layer is None:
         raise SourceError(
@@ -129,7 +129,7 @@ def _open_h5(spec: DataSpec, file: h5py.File) -> TenxSource:
             f"{path}: its shape is {n_features} features x {n_cells} barcodes, but it lists {len(features)} and "
             f"{group['barcodes'].shape[0]}: it is damaged, copy it again."
         )
-    # Columns of features x barcodes compressed are rows of cells x features compressed.
+    # The compressed columns of features x barcodes are the compressed rows of cells x features.
     matrix = CompressedRows(path, group.name, group["data"], group["indices"], group["indptr"], (n_cells, n_features))
 
     def read_obs(start: int, stop: int) -> pd.DataFrame:
@@ -140,7 +140,7 @@ def _open_h5(spec: DataSpec, file: h5py.File) -> TenxSource:
 
 
 def read_features(group: Node) -> pd.DataFrame:
-    """Return the features of a 10x matrix group: index gene_ids (probe_ids in probe files), and what else is known."""
+    """The features of a 10x matrix group: gene_ids as index (probe_ids in probe files), and the other columns."""
     if "features" not in group:
         symbols = {"gene_symbols": read_text(group["gene_names"])} if "gene_names" in group else {}
         return make_frame(symbols, read_text(group["genes"]), "gene_ids")

@@ -1,8 +1,8 @@
-"""`obs` and `var` of an AnnData file of any age (0.5 to 0.13), in HDF5 or Zarr, read by slices of rows.
+"""`obs` and `var` of an AnnData file of any version (0.5 to 0.13), in HDF5 or Zarr, read by slices of rows.
 
-Ages, by how the table and its categories are stored:
+How each version stores the table and its categories:
 
-- 0.5, 0.6: one compound dataset, the first field is the index; codes with their names in uns/<column>_categories
+- 0.5, 0.6: one compound dataset, the first field is the index; categories of codes are in uns/<column>_categories
 - 0.7: a group of arrays; an array's attribute `categories` points to its categories in the group `__categories`
 - 0.8 on: a group; `categorical`, `nullable-integer`, `nullable-boolean`, `nullable-string-array` are groups in it
 """
@@ -18,22 +18,22 @@ from atlasvi.loaders.arrays.array_checks import Node, check_safe, is_array
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.tables.merged_columns import plain_values, to_index
 
-ReadColumn = Callable[[int, int], Any]  # rows [start, stop) of a column, as something pandas takes
+ReadColumn = Callable[[int, int], Any]  # rows [start, stop) of a column, in a form that pandas accepts
 
-# Codes of an ancient file looked at together, to see whether they fit the categories.
+# Codes of a file of anndata 0.5 or 0.6 read at a time, to test whether they fit the categories.
 PIECE_ROWS = 2**16
 
 
 def open_table(path: str, name: str, node: Node, uns: Node | None = None) -> "Table":
-    """Open the table `node`, called `name` in errors about `path`; `uns` holds the categories of ancient files.
+    """Open the table `node`, called `name` in errors; `uns` holds the categories in files of anndata 0.5 and 0.6.
 
-    Raises SourceError where it is of no format known here.
+    Raises SourceError where its format is not known.
     """
     if is_array(node):
         check_safe(f"{path}: {name}", node)
         if node.dtype.names is None:
             raise SourceError(
-                f"{path}: {name} is no table but an array of {node.dtype}; write the file anew with anndata."
+                f"{path}: {name} is not a table but an array of {node.dtype}; write the file again with anndata."
             )
         return RecordTable(node, uns)
     return ColumnTable(path, name, node)
@@ -44,18 +44,16 @@ class ColumnTable:
 
     def __init__(self, path: str, name: str, group: Node):
         attrs = group.attrs
-        members = sorted(group)  # Zarr lists in any order
+        members = sorted(group)  # Zarr lists members in no fixed order
         index_key = to_str(attrs["_index"]) if "_index" in attrs else _first_in(("_index", "index"), members)
         if index_key is None or not _has_member(group, index_key):
-            raise SourceError(f"{path}: {name} has no index; write the file anew with anndata.")
+            raise SourceError(f"{path}: {name} has no index; write the file again with anndata.")
         if "column-order" in attrs:
             columns = list(dict.fromkeys(to_str(column) for column in attrs["column-order"]))
         else:
             columns = [member for member in members if member not in (index_key, "__categories")]
         if missing := [column for column in columns if not _has_member(group, column)]:
-            raise SourceError(
-                f"{path}: column {missing[0]!r} of {name} is announced but not there; copy the file again."
-            )
+            raise SourceError(f"{path}: column {missing[0]!r} of {name} is listed but not there; copy the file again.")
         self._index_name = None if index_key == "_index" else index_key
         self._read_index = open_column(path, f"{name}/{index_key}", group[index_key], group)
         self._columns = {c: open_column(path, f"{name}/{c}", group[c], group) for c in columns if c != index_key}
@@ -64,7 +62,7 @@ class ColumnTable:
             if (length := column_length(group[column])) != self.n_rows:
                 raise SourceError(
                     f"{path}: column {column!r} of {name} has {length} rows where the index has {self.n_rows}; "
-                    "write the file anew with anndata."
+                    "write the file again with anndata."
                 )
 
     def read(self, start: int, stop: int) -> pd.DataFrame:
@@ -88,7 +86,7 @@ class RecordTable:
             key = f"{field}_categories"
             if uns is not None and key in uns and is_array(uns[key]) and array.dtype[field].kind in "iu":
                 dtype = pd.CategoricalDtype(np.atleast_1d(read_text(uns[key])))
-                # obs and var share uns: a column belongs to the categories only if its codes fit (as anndata judges).
+                # obs and var share uns: a column has these categories only if its codes fit them (as anndata decides)
                 if self._fits(field, len(dtype.categories)):
                     self._categories[field] = dtype
 
@@ -110,11 +108,11 @@ class RecordTable:
 
 
 Table = ColumnTable | RecordTable
-"""A table of which slices of rows are read."""
+"""A table that is read by slices of rows."""
 
 
 def make_frame(columns: dict[str, Any], index: Any, index_name: str | None) -> pd.DataFrame:
-    """Build a table whose index is text and whose columns of text stay `object` whatever pandas' default is."""
+    """Build a table whose index is text and whose text columns are `object`, whatever the default of pandas is."""
     names = [value if isinstance(value, str) else "" if value is None else str(value) for value in index]
     row_names = pd.Index(names, dtype=object, name=index_name)
     series = {
@@ -125,9 +123,9 @@ def make_frame(columns: dict[str, Any], index: Any, index_name: str | None) -> p
 
 
 def open_column(path: str, name: str, node: Node, parent: Node) -> ReadColumn:
-    """Return what reads rows [start, stop) of one column or index; small fixed parts (categories) are read now.
+    """A function that reads rows [start, stop) of a column or index; small parts (categories) are read now.
 
-    Raises SourceError for an encoding not known here: such a file is newer than this program.
+    Raises SourceError for an unknown encoding: such a file is newer than this program.
     """
     encoding = to_str(node.attrs.get("encoding-type", ""))
     if is_array(node):
@@ -160,7 +158,7 @@ def _masked(name: str, encoding: str, values: Node, mask: Node) -> ReadColumn:
         part, missing = read_text(values, start, stop), np.asarray(mask[start:stop])
         truths = {"mask": missing, **({"values": part} if encoding == "nullable-boolean" else {})}
         for what, array in truths.items():
-            if array.dtype.kind not in "biu":  # any text would be taken for true
+            if array.dtype.kind not in "biu":  # as bool, any text would be True
                 raise SourceError(
                     f"{name} is damaged: its {what} should be true or false, and the file holds {array.dtype} there; "
                     "copy the file again, or drop the column with anndata."
@@ -189,13 +187,13 @@ def read_text(array: Node, start: int | None = None, stop: int | None = None) ->
     if isinstance(array, h5py.Dataset):
         string = h5py.check_string_dtype(array.dtype)
         if string is not None and string.length is None:
-            # A byte that is no UTF-8 (an old Latin-1 name) shows as a replacement sign; it does not stop the reading.
+            # A byte that is not UTF-8 (an old Latin-1 name) becomes a replacement character and does not stop the read.
             return to_plain(array.asstr(errors="replace")[start:stop] if array.shape else array.asstr()[()])
     return to_plain(array[start:stop] if array.shape else array[()])
 
 
 def to_plain(values: Any) -> np.ndarray:
-    """Text in any numpy or HDF5 guise as object (str, None where missing); numbers in native byte order."""
+    """Text of any numpy or HDF5 type as object (str, None where missing); numbers in native byte order."""
     values = np.asarray(values)
     if values.dtype.kind == "S":
         return np.char.decode(values, "utf-8", "replace").astype(object)
@@ -220,7 +218,7 @@ def to_str(value: Any) -> str:
 
 
 def _has_member(group: Node, name: str) -> bool:
-    """Whether a group has this column. A slash in the name is a path down from the group, never one from the root."""
+    """Whether a group has this column; a name with slashes is a path from the group, never one from the root."""
     return not name.startswith("/") and name in group
 
 

@@ -1,23 +1,23 @@
-"""Names of `obs` and `var` columns that a store can hold: which are renamed, and to what.
+"""Names of `obs` and `var` columns that a store can't hold, and the names that they get instead.
 
-A store keeps each column at the path of its name, as AnnData does. A few names can't be such a path, or mean something
-else there; all others stay as they are, with slashes, blanks, and differing by case alone.
+A store keeps each column at the path of its name, as AnnData does. A few names can't be such a path, or have another
+meaning there; all others stay as they are, with slashes and spaces, even if they differ only by case.
 """
 
 from collections.abc import Iterable, Sequence
 
-RESERVED = ("source", "source_row")  # written by ingest: where a cell comes from
+RESERVED = ("source", "source_row")  # written by ingest: which source, and which row of it, a cell comes from
 INDEX = "_index"
-# Zarr keeps metadata in files of these names, and no path goes through the others.
+# Zarr keeps metadata in files of the first names; the others can't be part of a path.
 NO_SEGMENTS = {"", ".", "..", "zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 MOST_BYTES = 255  # of the name of a file
-KEPT_BYTES = 200  # of a name that is cut: room for what makes it unique
+KEPT_BYTES = 200  # of a name that is cut: leaves room for a suffix that makes it unique
 
 
 def set_reserved_aside(names: Iterable[str]) -> dict[str, str]:
-    """New names, for columns that ours would overwrite: 'source' becomes 'source_before'.
+    """New names for columns that `source` and `source_row` would overwrite: 'source' becomes 'source_before'.
 
-    A store that was ingested before has a 'source_before' of its own, which becomes 'source_before_before', and so on.
+    If a source is a cell store itself, its own 'source_before' becomes 'source_before_before', and so on.
     """
     there, renamed = set(names), dict[str, str]()
     for name in RESERVED:
@@ -28,10 +28,10 @@ def set_reserved_aside(names: Iterable[str]) -> dict[str, str]:
 
 
 def find_storable_names(names: Sequence[str]) -> dict[str, str]:
-    """New names, for columns whose names no store can hold; `names` are unique.
+    """New names for columns whose names no store can hold; `names` are unique.
 
-    That is the name of AnnData's index, a name that is no path or too long for a file, and a name that leads through
-    another column (`a/b` beside `a`).
+    These are the name of AnnData's index, names that are not a path or are too long for a file, and names that lead
+    through another column (`a/b` beside `a`).
     """
     taken = {_to_path(name): name for name in names}
     folders = {path[0] for path in taken if len(path) > 1}  # a column there would be led through
@@ -49,7 +49,7 @@ def find_storable_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def _to_path(name: str) -> tuple[str, ...]:
-    """The segments of the path at which a column is kept; Zarr takes a backslash for a slash."""
+    """The segments of the path of a column; Zarr reads a backslash as a slash."""
     return tuple(name.replace("\\", "/").split("/"))
 
 
@@ -66,7 +66,7 @@ def _leads_through(path: tuple[str, ...], taken: dict[tuple[str, ...], str]) -> 
 
 
 def _make_storable(name: str) -> str:
-    """The name as one segment, cut where it is too long."""
+    """The name as one path segment, cut where it is too long."""
     text = "".join("_" if sign in "/\\\0" else sign for sign in name).encode("utf-8", "replace")
     cut = text.decode() if len(text) <= MOST_BYTES else text[:KEPT_BYTES].decode("utf-8", "ignore")
     return f"column_{cut}" if cut in NO_SEGMENTS else cut

@@ -1,8 +1,8 @@
-"""Columns of several tables as one: the type that holds all their values exactly, and each table's values in it.
+"""One column from the columns of several tables: the dtype that holds all values exactly, and the conversion to it.
 
-A column's type is a number, bool or datetime type of numpy; pandas' nullable integer or boolean, where values may be
-missing; `object` for text, in which None is missing; or categories. Numbers are compared by value: 1 and 1.0 are one
-category.
+The dtype is a number, bool or datetime dtype of numpy; a nullable integer or boolean of pandas, where values may be
+missing; `object` for text, in which None is a missing value; or categorical. Numbers are compared by value: 1 and 1.0
+are one category.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,34 +12,34 @@ import numpy as np
 import pandas as pd
 
 TEXT = np.dtype(object)
-EXACT_FLOAT = 2**53  # whole numbers up to here are exact in float64
-LONG = (np.dtype(np.longdouble), np.dtype(np.clongdouble))  # no file format holds them everywhere: kept as text
+EXACT_FLOAT = 2**53  # whole numbers up to this are exact in float64
+LONG = (np.dtype(np.longdouble), np.dtype(np.clongdouble))  # files hold them on some platforms only: stored as text
 NULLABLE = {f"{sign}int{bits}": f"{'UI' if sign else 'I'}nt{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 Fits = Callable[[int, int], bool]
-"""Whether all integers of table number k, in the column at hand, are at most so large, up or down."""
+"""Called with the index of a table and a bound: whether the magnitudes of all its integers are within the bound."""
 
 
 def join_dtypes(dtypes: Sequence[Any], fits: Fits = lambda table, bound: True) -> Any:
-    """The type of a column that has these types in its tables (None: not there).
+    """The dtype of a column, given its dtype in each table (None: the table lacks the column).
 
-    fits  asked only where the types alone do not tell: 64-bit integers beside floats, or signed beside unsigned ones.
-          Where they do not fit, the column becomes text, which holds all of them.
+    fits  called only where dtypes do not decide: 64-bit integers beside floats, or signed beside unsigned integers.
+          If the values do not fit, the column becomes text, which holds all of them.
     """
     known = {table: dtype for table, dtype in enumerate(dtypes) if dtype is not None}
     if all(isinstance(dtype, pd.CategoricalDtype) for dtype in known.values()):
         return _merge_categories(list(known.values()))
     common = _find_common({table: _element_dtype(dtype) for table, dtype in known.items()}, fits)
     may_miss = len(known) < len(dtypes) or any(map(_may_miss, known.values()))
-    if not may_miss or common.kind in "fcMmO":  # these have a value for what is missing
+    if not may_miss or common.kind in "fcMmO":  # these dtypes have a value for missing ones
         return common
     return pd.BooleanDtype() if common.kind == "b" else pd.api.types.pandas_dtype(NULLABLE[common.name])
 
 
 def join_column(tables: Sequence[pd.DataFrame], name: str, read_slices: Callable[[int], Iterable[pd.DataFrame]]) -> Any:
-    """The joined type of one column.
+    """The joined dtype of one column.
 
-    tables       each table's columns, with or without rows
-    read_slices  all rows of a table, in slices; called only where the types alone do not tell
+    tables       one table for each source, with its columns; it may have no rows
+    read_slices  reads all rows of a table, in slices; called only where the dtypes do not decide
     """
 
     def fits(table: int, bound: int) -> bool:
@@ -54,7 +54,7 @@ def join_column(tables: Sequence[pd.DataFrame], name: str, read_slices: Callable
 
 
 def convert_column(obs: pd.DataFrame, name: str, dtype: Any) -> Any:
-    """One column of a table in the joined type, as an array of numpy or pandas; all missing if it is not there."""
+    """A column of a table in the joined dtype, as a numpy or pandas array; all missing if the table lacks it."""
     if isinstance(dtype, pd.CategoricalDtype):
         codes = _recode(obs[name], dtype) if name in obs else np.full(len(obs), -1)
         return pd.Categorical.from_codes(codes, dtype=dtype)
@@ -78,7 +78,7 @@ def convert_column(obs: pd.DataFrame, name: str, dtype: Any) -> Any:
 
 
 def split_missing(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Values in a type of numpy (text as object), and which are missing: there the value means nothing."""
+    """(values in a numpy dtype, text as object; bool mask of missing values, where the value has no meaning)."""
     dtype, missing = column.dtype, column.isna().to_numpy()
     if isinstance(dtype, pd.CategoricalDtype):
         categories = plain_values(column.cat.categories)
@@ -91,7 +91,7 @@ def split_missing(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plain_values(values: Any) -> np.ndarray:
-    """An array or index without missing values in a type of numpy; what is no number, truth or date is text."""
+    """An array or index without missing values in a numpy dtype; values of other types become text."""
     dtype = _element_dtype(values.dtype)
     if dtype != TEXT:
         return np.asarray(values, dtype)
@@ -99,14 +99,14 @@ def plain_values(values: Any) -> np.ndarray:
 
 
 def to_index(values: np.ndarray) -> pd.Index:
-    """Values as an index, text as objects; pandas has none of half-precision floats."""
+    """Values as an index, text as object; pandas has no index of half-precision floats."""
     if values.dtype == TEXT:
         return pd.Index(values, dtype=object)
     return pd.Index(values.astype(np.float32) if values.dtype == np.float16 else values)
 
 
 def name_value(value: Any) -> str:
-    """A value as text; a whole number reads alike whether it is kept as an integer or as a float."""
+    """A value as text; a whole number gives the same text as an integer and as a float."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
@@ -115,12 +115,12 @@ def name_value(value: Any) -> str:
 
 
 def is_masked(dtype: Any) -> bool:
-    """Whether it is a nullable integer or boolean of pandas."""
+    """Whether it is a nullable integer or boolean dtype of pandas."""
     return isinstance(dtype, pd.BooleanDtype) or getattr(dtype, "name", "") in NULLABLE.values()
 
 
 def _element_dtype(dtype: Any) -> np.dtype:
-    """The type of numpy that holds a column's values where none is missing; `object` for all that is text here."""
+    """The numpy dtype of a column's values where none is missing; `object` where they are stored as text."""
     if isinstance(dtype, pd.CategoricalDtype):
         return _element_dtype(dtype.categories.dtype)
     plain = getattr(dtype, "numpy_dtype", None) if isinstance(dtype, pd.api.extensions.ExtensionDtype) else dtype
@@ -133,7 +133,7 @@ def _may_miss(dtype: Any) -> bool:
 
 
 def _find_common(dtypes: dict[int, np.dtype], fits: Fits) -> np.dtype:
-    """The type of numpy that holds the values of all tables exactly, or `object`."""
+    """The numpy dtype that holds the values of all tables exactly, or `object`."""
     kinds = {dtype.kind for dtype in dtypes.values()}
     if kinds == {"O"} or not (kinds <= set("iufc") or len(kinds) == 1):
         return TEXT
@@ -147,15 +147,15 @@ def _find_common(dtypes: dict[int, np.dtype], fits: Fits) -> np.dtype:
 
 
 def _merge_categories(dtypes: list[pd.CategoricalDtype]) -> pd.CategoricalDtype:
-    """The categories of the first, then those that each further one adds; numbers are one if their values are."""
+    """The categories of the first table, then those that each further one adds; equal numbers are one category."""
     parts = [plain_values(dtype.categories) for dtype in dtypes]
     ordered = all(dtype.ordered for dtype in dtypes) and all(list(part) == list(parts[0]) for part in parts)
-    filled = [part for part in parts if len(part)] or parts[:1]  # of none, the type says nothing
+    filled = [part for part in parts if len(part)] or parts[:1]  # the dtype of an empty list means nothing
     common = _find_common(
         {k: part.dtype for k, part in enumerate(filled)},
         lambda k, bound: all(abs(int(value)) <= bound for value in filled[k]),
     )
-    merged = _cast_categories(filled[0], common).unique()  # 1 and '1' of one table may be the same text
+    merged = _cast_categories(filled[0], common).unique()  # 1 and '1' of one table can become the same text
     for part in filled[1:]:
         more = _cast_categories(part, common).unique()
         merged = merged.append(more[~more.isin(merged)])
@@ -167,7 +167,7 @@ def _cast_categories(values: np.ndarray, dtype: np.dtype) -> pd.Index:
 
 
 def _recode(column: pd.Series, dtype: pd.CategoricalDtype) -> np.ndarray:
-    """Codes of a categorical column among other categories, -1 for what is missing."""
+    """Codes of a categorical column among other categories, -1 for missing values."""
     values = plain_values(column.cat.categories)
     known = to_index(_to_text(values) if _element_dtype(dtype) == TEXT else values)
     return np.append(dtype.categories.get_indexer(known), -1)[column.cat.codes.to_numpy()]

@@ -1,7 +1,7 @@
-"""Records: the columns of a table as plain arrays, as they are kept on disk until the table is written.
+"""Records: the columns of a table as plain arrays, the form in which they are on disk until the table is written.
 
 `obs/NAME` are the values (text as objects, None where missing; categoricals as codes, -1 where missing), and
-`mask/NAME` says which are missing where a column's type keeps that apart.
+`mask/NAME` is True where a value is missing, for dtypes that keep this apart.
 """
 
 import json
@@ -14,7 +14,7 @@ import pandas as pd
 from atlasvi.loaders.tables.column_names import INDEX
 from atlasvi.loaders.tables.merged_columns import TEXT, is_masked
 
-STRING = pd.StringDtype("python")  # text of which some is missing, kept with a mask
+STRING = pd.StringDtype("python")  # text with missing values, stored with a mask
 MOST_CATEGORIES = 10_000  # text with more distinct values stays text
 
 
@@ -34,15 +34,15 @@ def obs_to_record(obs: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 class TextColumns:
-    """Finds the text columns that have few distinct values, so that they can be written as categoricals."""
+    """Finds the text columns that have few distinct values, which are then written as categoricals."""
 
     def __init__(self, dtypes: Mapping[str, object]) -> None:
         self.values: dict[str, set[str]] = {name: set() for name, dtype in dtypes.items() if dtype == TEXT}
         self.crowded: set[str] = set()
-        self.missing: set[str] = set()  # columns that miss some
+        self.missing: set[str] = set()  # columns with missing values
 
     def see(self, record: Mapping[str, np.ndarray]) -> None:
-        """Take note of the values in one record."""
+        """Add the values of one record."""
         for name in self.values:
             self._add(name, record[f"obs/{name}"])
 
@@ -57,21 +57,21 @@ class TextColumns:
             self.values[name].clear()
 
     def to_json(self) -> dict[str, Any]:
-        """What was seen; the values of crowded columns are left out."""
+        """All values found so far; those of columns with too many are left out."""
         values = {name: list(values) for name, values in self.values.items()}
         return {"values": values, "crowded": sorted(self.crowded), "missing": sorted(self.missing)}
 
     def add_json(self, seen: Mapping[str, Any]) -> None:
-        """Take note of what another one saw."""
+        """Add what another `TextColumns` has found."""
         self.missing.update(seen["missing"])
         self.crowded.update(seen["crowded"])
         for name, values in seen["values"].items():
             self._add(name, values)
 
     def resolve(self, dtypes: Mapping[str, object], n_rows: int) -> dict[str, object]:
-        """`dtypes` with CategoricalDtype where a text column repeats its values or misses some (as AnnData does).
+        """`dtypes`, with CategoricalDtype for text columns with repeated or missing values (as AnnData does).
 
-        Of more than MOST_CATEGORIES values it stays text, with a mask where it misses some.
+        A column with more than MOST_CATEGORIES values stays text, with a mask if values are missing.
         """
         resolved = dict(dtypes)
         for name, values in self.values.items():
@@ -83,21 +83,21 @@ class TextColumns:
 
 
 def encode_text(values: np.ndarray) -> tuple[np.ndarray, bytes]:
-    """Texts as (int32 [values], -1 where missing: the bytes of each in UTF-8; all of them one after the other)."""
+    """Texts as (int32 [values]: bytes of each in UTF-8, -1 where missing; the bytes of all of them, joined)."""
     encoded = [None if text is None else text.encode() for text in values]
     lengths = np.array([-1 if text is None else len(text) for text in encoded], np.int32)
     return lengths, b"".join(text for text in encoded if text is not None)
 
 
 def decode_text(lengths: np.ndarray, content: bytes) -> np.ndarray:
-    """What `encode_text` was given: objects, None where missing."""
+    """The texts that `encode_text` encoded: objects, None where missing."""
     ends = np.cumsum(np.maximum(lengths, 0), dtype=np.int64).tolist()
     texts = [None if n < 0 else content[end - n : end].decode() for n, end in zip(lengths.tolist(), ends)]
-    return np.array([*texts, None], object)[:-1]  # of texts of equal length numpy would make no objects
+    return np.array([*texts, None], object)[:-1]  # without None, numpy would make fixed-width text of equal lengths
 
 
 def record_to_bytes(record: Mapping[str, np.ndarray]) -> bytes:
-    """A record as bytes that say themselves what they hold; arrays of objects hold str or None."""
+    """A record as bytes with a header that describes its arrays; arrays of objects hold str or None."""
     header, parts = [], list[bytes]()
     for name, array in record.items():
         if array.dtype == TEXT:
@@ -112,7 +112,7 @@ def record_to_bytes(record: Mapping[str, np.ndarray]) -> bytes:
 
 
 def records_from_bytes(data: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """All records that stand one after the other in uint8 [bytes]."""
+    """All records that are joined in uint8 [bytes]."""
     at, records = 0, list[dict[str, np.ndarray]]()
     while at < len(data):
         size = int.from_bytes(data[at : at + 4].tobytes(), "little")

@@ -1,4 +1,4 @@
-"""Tables of cells or genes in AnnData's encoding in Zarr: written record by record (see records.py), read by slices."""
+"""Tables of cells or genes in AnnData's Zarr encoding: written record by record (see records.py), read by slices."""
 
 import json
 import os
@@ -25,7 +25,7 @@ CHUNK_ROWS = 2**16
 
 
 def check_column(name: str, columns: Sequence[str], path: str) -> None:
-    """Raises ColumnError, naming the columns that are there, if `name` is not one of them."""
+    """Raise ColumnError, naming the columns that are there, if `name` is not one of them."""
     if name not in columns:
         there = ", ".join(columns) or "none"
         raise ColumnError(f"{path}: obs has no column {name!r} (it has: {there}).")
@@ -76,16 +76,16 @@ class TableReader:
 
 
 def _to_objects(values: Any) -> np.ndarray:
-    """Text as objects, all else as it is."""
+    """Text as an object array; other arrays unchanged."""
     array = np.asarray(values)
     return array.astype(object) if array.dtype.kind in "UTO" else array
 
 
 class TableWriter:
-    """Appends records of a table to a group in AnnData's dataframe encoding; memory is one chunk a column.
+    """Appends records of a table to a group in AnnData's dataframe encoding; memory: one chunk of each column.
 
-    Instead of appending, any process may `place_rows` in what this has made.
-    dtypes  of the columns; STRING is text of which some may be missing
+    Instead, several processes may write its rows with `place_rows`.
+    dtypes  of the columns; STRING is text with missing values
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class TableWriter:
         return AppendedArray(group, name, self._n_rows, dtype, chunk_rows=self._chunk_rows)
 
     def _create_column(self, name: str, dtype: Any) -> dict[str, "AppendedArray"]:
-        """The arrays of a column, by what records call them."""
+        """The arrays of a column, by their names in records."""
         if isinstance(dtype, pd.CategoricalDtype):
             group = _create_group(self.group, name, "categorical", "0.2.0", ordered=bool(dtype.ordered))
             categories = _to_objects(dtype.categories.to_numpy())
@@ -125,7 +125,7 @@ class TableWriter:
         return {f"obs/{name}": self._create(self.group, name, np.dtype(dtype))}
 
     def append(self, record: Mapping[str, np.ndarray]) -> None:
-        """Add the columns of a record."""
+        """Append the columns of a record."""
         for name, array in self._arrays.items():
             kind, _, column = name.partition("/")
             if kind == "mask" and self.dtypes[column] == STRING:
@@ -149,10 +149,10 @@ def write_table(root: zarr.Group, name: str, table: pd.DataFrame) -> None:
 
 
 def to_storable(table: pd.DataFrame, what: str, aside: bool = False) -> pd.DataFrame:
-    """A table with the types that `join_dtypes` gives, and names that a store can hold.
+    """A table with the dtypes that `join_dtypes` gives, and names that a store can hold.
 
-    what   the table is called in errors
-    aside  rename columns that ours would overwrite
+    what   name of the table in errors
+    aside  rename columns called `source` or `source_row`, which ingest writes
     Raises ColumnError where two of its columns have one name.
     """
     names = [str(name) for name in table]
@@ -168,9 +168,9 @@ def to_storable(table: pd.DataFrame, what: str, aside: bool = False) -> pd.DataF
 
 
 def place_rows(group: zarr.Group, start: int, record: Mapping[str, np.ndarray]) -> None:
-    """Write the columns of a record at the rows from `start` on of a table that `TableWriter` made.
+    """Write the columns of a record from row `start` on into a table that `TableWriter` made.
 
-    Whole chunks, or processes would overwrite what others write. Categorical columns come as codes.
+    Rows must be whole chunks, or processes would overwrite each other's. Categorical columns are given as codes.
     """
     for name in [INDEX, *cast(Any, group.attrs["column-order"])]:
         values, element = record[f"obs/{name}"], cast(Any, group[name])
@@ -185,16 +185,16 @@ def place_rows(group: zarr.Group, start: int, record: Mapping[str, np.ndarray]) 
 
 
 def has_masks(root: zarr.Group, tables: Sequence[str] = ("obs", "var")) -> bool:
-    """Whether a column of these tables is kept with a mask, which the first versions of our formats did not know."""
+    """Whether a column of these tables is stored with a mask, which the first versions of our formats lacked."""
     groups = (cast(Any, root[name]) for name in tables)
     columns = (group[name] for group in groups for name in group.attrs["column-order"])
     return any(column.attrs["encoding-type"] in MASKED.values() for column in columns)
 
 
 def unmask_complete_text(group: zarr.Group, folder: Path) -> None:
-    """Turn text columns that were written with a mask into plain ones, where nothing turned out to be missing.
+    """Turn text columns that were written with a mask into plain ones where no value is missing.
 
-    folder  of the group. AnnData reads plain text in every version, and writes masked text only if it is told to.
+    folder  of the group. Every anndata version reads plain text, and writes masked text only when it is set to.
     """
     for name in cast(Any, group.attrs["column-order"]):
         element = cast(Any, group[name])
@@ -210,7 +210,7 @@ def unmask_complete_text(group: zarr.Group, folder: Path) -> None:
 
 
 def consolidate_metadata(path: Path) -> None:
-    """Write the metadata of a finished store into its root, in an order that Zarr reads well.
+    """Write the metadata of a finished store into its root, in an order that zarr-python reads correctly.
 
     zarr-python (up to 3.3.0) orders names without regard to case, and then misreads groups that differ by case alone.
     """
@@ -228,7 +228,7 @@ def _create_group(parent: zarr.Group, name: str, encoding: str, version: str, **
 
 
 def create_parents(group: zarr.Group, name: str) -> None:
-    """Groups on the way to a column whose name holds slashes."""
+    """Make the groups that lead to a column whose name holds slashes."""
     for segment in name.replace("\\", "/").split("/")[:-1]:
         group = group.require_group(segment)
 
@@ -238,14 +238,14 @@ def _find_missing_text(values: np.ndarray) -> np.ndarray:
 
 
 def _fill_missing_text(values: np.ndarray) -> np.ndarray:
-    """Text that can be stored: what is missing has no value, and a mask says so."""
+    """Text that can be stored: missing values become empty, and the mask marks them."""
     return np.where(_find_missing_text(values), "", values) if values.dtype == TEXT else values
 
 
 class AppendedArray:
     """An array of known length in a Zarr group, filled by appending rows; written in whole chunks of `chunk_rows`.
 
-    Complete once `length` rows were appended. dtype object means text; `trailing` is the shape of one row.
+    Complete once `length` rows are appended. dtype object means text; `trailing` is the shape of one row.
     """
 
     def __init__(
@@ -266,11 +266,11 @@ class AppendedArray:
             dtype=str if text else dtype,
             compressors=[ZstdCodec(), Crc32cCodec()],  # any Zarr reader compares the checksum
             attributes={"encoding-type": "string-array" if text else "array", "encoding-version": "0.2.0"},
-            config={"write_empty_chunks": True},  # so that a chunk that is not there was lost, whatever it held
+            config={"write_empty_chunks": True},  # so that a chunk of zeros is stored too, and a missing one is a loss
         )
 
     def append(self, rows: np.ndarray) -> None:
-        """Add rows; whole chunks go to disk at once, the rest when `length` is reached."""
+        """Append rows; whole chunks go to disk at once, the rest when `length` is reached."""
         self._pending.append(rows)
         self._waiting += len(rows)
         if self._waiting >= self._chunk_rows or self._written + self._waiting == self.length:

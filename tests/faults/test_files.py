@@ -157,7 +157,7 @@ def test_without_a_word_the_counts_are_in_raw_where_x_is_normalised(files: Path,
     folder = files / "09-counts-in-X-or-raw-and-names"
     done = run_command("ingest", folder / "norm_and_raw.h5ad", folder / "raw_only.h5ad", "--out", tmp_path / "out")
     assert done.returncode == 0
-    assert "norm_and_raw.h5ad: the counts are those of raw, as X holds no whole numbers" in done.stdout
+    assert "norm_and_raw.h5ad: the counts are those of raw, as X does not hold whole numbers" in done.stdout
     expected = [anndata.read_h5ad(folder / "norm_and_raw.h5ad").raw.X, anndata.read_h5ad(folder / "raw_only.h5ad").X]
     assert anndata.read_zarr(tmp_path / "out").X.sum() == sum(part.sum() for part in expected)
 
@@ -181,7 +181,7 @@ def test_the_rna_of_a_mudata_file_is_read(files: Path, measurement: str | None):
         others = sorted(set(file["mod"]) - {"rna"})
     assert (adata.X != expected.X).nnz == 0
     assert adata.obs_names.tolist() == expected.obs_names.tolist()
-    with pytest.raises(SourceError, match=f"these: {', '.join(sorted([*others, 'rna']))}; say which holds the counts"):
+    with pytest.raises(SourceError, match=f"these: {', '.join(sorted([*others, 'rna']))}; name the one with"):
         read(path, measurement="protein")
 
 
@@ -227,7 +227,7 @@ def test_a_layer_with_stored_zeros_is_read_as_zarr_reads_it(files: Path, store):
     assert (expected != adata.X).nnz == 0
     assert expected.sum() > 0
     done = run_command("info", f"{path}::layer=unspliced")
-    assert "chunks are not stored of layers/unspliced/data: taken for zeros" in done.stdout
+    assert "missing chunks of layers/unspliced/data are read as zeros" in done.stdout
 
 
 def test_files_that_share_one_gene_are_joined_only_if_that_is_asked_for(files: Path, tmp_path: Path):
@@ -235,7 +235,7 @@ def test_files_that_share_one_gene_are_joined_only_if_that_is_asked_for(files: P
     refused = run_command("ingest", a, b, "--out", tmp_path / "out")
     assert refused.returncode == 1
     assert "share 1 of 12 genes" in refused.stderr
-    assert "without the versions of the ids it would be 12: say PATH::gene_versions=drop" in refused.stderr
+    assert "without the versions of the ids it would be 12: pass PATH::gene_versions=drop" in refused.stderr
     assert not (tmp_path / "out").exists()
     union = run_command("ingest", a, b, "--genes", "union", "--out", tmp_path / "union")
     assert "Genes that all sources have: 1 of 23." in union.stdout

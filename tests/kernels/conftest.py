@@ -1,4 +1,4 @@
-"""Kernels share their work among threads: here there are two, where the rest of the tests has one."""
+"""Kernels split their work among threads: here there are two, where the rest of the tests has one."""
 
 from collections.abc import Iterator
 

@@ -20,9 +20,9 @@ SWEEPS = ["_sweep_nb", "_sweep_nb_per_cell", "_sweep_zinb", "_sweep_zinb_per_cel
 def test_not_a_bit_of_a_sweep_depends_on_where_in_memory_arrays_lie(name: str, n_genes: int):
     """Arrays are laid beside each other in every order and at odd distances, none over another."""
     rng, sweep = np.random.default_rng(0), getattr(cpu_likelihood, name)
-    names = ["share", "theta", "by_theta", "dropout", "slope", "grad", "terms"]
+    names = ["proportion", "theta", "by_theta", "dropout", "slope", "grad", "terms"]
     given = {name: rng.standard_normal(n_genes).astype(np.float32) for name in names}
-    given["share"] = np.abs(given["share"]) / n_genes
+    given["proportion"] = np.abs(given["proportion"]) / n_genes
     given["theta"] = np.exp(given["theta"])
     given["by_theta"] = 1 / given["theta"]
     given["grad"][:] = 0
@@ -34,8 +34,8 @@ def test_not_a_bit_of_a_sweep_depends_on_where_in_memory_arrays_lie(name: str, n
             laid[name] = buffer[at : at + n_genes]
             laid[name][:] = given[name]
             at += n_genes
-        share, *others = (laid[name] for name in names)
-        sums = sweep(share, np.float32(900), *others, np.float32(1))
+        proportion, *others = (laid[name] for name in names)
+        sums = sweep(proportion, np.float32(900), *others, np.float32(1))
         seen.add(np.array(sums).tobytes() + b"".join(laid[name].tobytes() for name in ("dropout", "slope", "grad")))
     assert len(seen) == 1
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlasvi.kernels import norm_relu
-from atlasvi.kernels.cpu_hidden import ALONE, _norm_relu, _norm_relu_backward
+from atlasvi.kernels.cpu_hidden import FEW_VALUES, _norm_relu, _norm_relu_backward
 from tests.kernels.cases import BACKENDS
 
 
@@ -65,7 +65,7 @@ def test_so_they_are_on_other_backends(n_categories: int, backend: str):
 @pytest.mark.parametrize("n_categories", [0, 7])
 def test_threads_share_wide_layers(n_categories: int):
     inputs = make(1100, 512, n_categories, True, 0)
-    assert inputs[0].numel() > ALONE
+    assert inputs[0].numel() > FEW_VALUES
     threads = torch.get_num_threads()
     try:
         for n in (1, 3):

@@ -60,8 +60,8 @@ def test_zero_inflation_mixes_a_zero_with_a_negative_binomial(dropout: float):
     counts = torch.tensor([0.0, 1.0, 7.0], dtype=torch.float64)
     mean, theta = torch.tensor(3.0, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
     inflated = zinb_log_prob(counts, mean, theta, torch.tensor(dropout, dtype=torch.float64)).exp()
-    share = 1 / (1 + math.exp(-dropout))
-    expected = (1 - share) * nb_log_prob(counts, mean, theta).exp() + share * (counts == 0).double()
+    zeros = 1 / (1 + math.exp(-dropout))
+    expected = (1 - zeros) * nb_log_prob(counts, mean, theta).exp() + zeros * (counts == 0).double()
     assert torch.allclose(inflated, expected, rtol=1e-9)
 
 

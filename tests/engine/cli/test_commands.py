@@ -78,7 +78,7 @@ def test_the_main_job_end_to_end(tmp_path: Path):
         (["minify", "missing", "missing", "--out", "x"], "missing"),
         (["query", "missing", "info"], "missing is not a minified store"),
         (["annotate-obs", "missing", "missing.csv"], "missing.csv: the table can't be read"),
-        (["annotate-obs", "missing", "missing.xlsx"], "missing.xlsx: a table is read from a file that ends in .csv"),
+        (["annotate-obs", "missing", "missing.xlsx"], "missing.xlsx: the table must be a file whose name ends in .csv"),
     ],
 )
 def test_a_users_error_is_one_sentence_without_a_traceback(tmp_path: Path, arguments, message):

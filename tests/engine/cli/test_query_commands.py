@@ -235,8 +235,8 @@ def test_info_says_what_both_are(folder: Path):
         ("x.mini differential --groupby cell_type --group1 C", "no cell has cell_type = 'C' (there are: B, NK, T)"),
         ("x.mini cells.h5ad elbo --mean --where cell_type=B --where cell_type=T", "No cell was chosen"),
         ("x.mini abundance --sample-key none", "obs has no column 'none'"),
-        ("x.mini correlation --where n_counts>1e9", "holds for no cell"),
-        ("x.mini latent --where n_counts>", "is no expression over obs columns"),
+        ("x.mini correlation --where n_counts>1e9", "is true for no cell"),
+        ("x.mini latent --where n_counts>", "is not an expression over obs columns"),
     ],
 )
 def test_a_question_that_can_not_be_answered_is_refused_in_a_sentence(folder: Path, command: str, message: str):

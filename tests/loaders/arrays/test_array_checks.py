@@ -64,7 +64,7 @@ def test_columns_of_which_zarr_writes_no_chunk_are_read_as_they_were_written(tmp
     assert not obs["zero"].any()
     assert not obs["maybe"].isna().any()
     source = open_source(path)
-    assert any("obs/doublet, obs/zero: taken for zeros" in note for note in source.notes)
+    assert any("obs/doublet, obs/zero are read as zeros" in note for note in source.notes)
 
 
 ARRAYS = ["X/data", "X/indices", "X/indptr", "obs/_index", "obs/batch/codes", "obs/batch/categories", "obs/note"]

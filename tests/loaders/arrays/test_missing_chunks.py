@@ -61,7 +61,7 @@ def test_the_first_of_sorted_batches_may_fill_chunks_that_no_one_wrote(tmp_path,
     path = write(adata, tmp_path / "a.zarr", version, obs__batch__codes=CHUNK)
     source = open_source(path)
     assert read_obs(source)["batch"].tolist() == adata.obs["batch"].tolist()
-    assert any("chunks are not stored of obs/batch/codes: taken for zeros" in note for note in source.notes)
+    assert any("missing chunks of obs/batch/codes are read as zeros" in note for note in source.notes)
     assert assert_missed(path, "obs/batch/codes") == 8  # of 10
 
 
@@ -135,7 +135,7 @@ def test_a_layer_that_shares_the_structure_of_x_is_read_where_its_entries_are_ze
     path = write(adata, tmp_path / "a.zarr", version, layers__unspliced__data=CHUNK, X__data=CHUNK)
     source = open_source(path, layer="unspliced")
     assert (source.read_counts(0, N).toarray() == layer.toarray()).all()
-    assert any("layers/unspliced/data: taken for zeros" in note for note in source.notes)
+    assert any("layers/unspliced/data are read as zeros" in note for note in source.notes)
     assert_missed(path, "layers/unspliced/data", "unspliced")
     next((path / "X/data").rglob("3")).unlink()
     with pytest.raises(SourceError, match=r"1 of .* chunks of X/data are missing"):
@@ -153,7 +153,7 @@ def test_genes_of_a_dense_matrix_that_next_to_no_cell_has_need_no_chunk(tmp_path
     path = write(adata, tmp_path / "a.zarr", X=(CHUNK, 4))
     source = open_source(path)
     assert (source.read_counts(0, N).toarray() == dense).all()
-    assert any("chunks are not stored of X: taken for zeros" in note for note in source.notes)
+    assert any("missing chunks of X are read as zeros" in note for note in source.notes)
     for row in range(10):
         place = path / "X" / "c" / str(row) / "0"
         content = place.read_bytes()

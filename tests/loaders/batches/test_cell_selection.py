@@ -54,10 +54,10 @@ def test_an_expression_over_obs_chooses_cells(data: CellData, expression: str, r
     ("expression", "message"),
     [
         ("knd == 'b'", r"no obs column 'knd'|knd"),
-        ("depth >", r"is no expression"),
+        ("depth >", r"is not an expression"),
         ("depth + 1", r"no truth value for each cell"),
-        ("depth > 1000", r"holds for no cell"),
-        ("depth > @limit", r"variables \(@name\)"),
+        ("depth > 1000", r"is true for no cell"),
+        ("depth > @limit", r"@name variables"),
         ("__import__('os').system('true')", r"__import__"),
         ("kind > 3", r"fails on its obs"),
     ],

@@ -61,14 +61,14 @@ def test_cells_whose_names_repeat_are_told_apart_by_source_and_row(write_h5ad, t
     paths = [str(write_h5ad(name, make_counts(4, 5, seed=k), obs=obs)) for k, name in enumerate("ab")]
     ingest(paths, tmp_path / "store", workers=1)
     table = pd.DataFrame({"c": range(4)}, index=obs.index)
-    with pytest.raises(ColumnError, match=r"4 names of the table are those of several cells .*`source_row`"):
+    with pytest.raises(ColumnError, match=r"4 names in the table belong to several cells .*`source_row`"):
         add_obs_columns(tmp_path / "store", table)
     table = pd.DataFrame({"source": [p for p in paths for _ in range(4)], "source_row": [*range(4)] * 2, "c": range(8)})
     add_obs_columns(tmp_path / "store", table)
     found = CellStore(tmp_path / "store").read_obs(0, 8)
     place = [paths.index(source) * 4 for source in found["source"]] + found["source_row"]
     assert found["c"].tolist() == place.tolist()
-    with pytest.raises(ColumnError, match=r"1 of 8 rows of the table are no cell .*'nowhere', row 0"):
+    with pytest.raises(ColumnError, match=r"1 of 8 rows of the table match no cell .*'nowhere', row 0"):
         other = table.rename(columns={"c": "d"}).assign(source=["nowhere", *table["source"][1:]])
         add_obs_columns(tmp_path / "store", other)
 
@@ -77,8 +77,8 @@ def test_cells_whose_names_repeat_are_told_apart_by_source_and_row(write_h5ad, t
     ("change", "message"),
     [
         (lambda table: table.iloc[1:], r"1 of 30 cells are not in the table \(first: 'a_0'\)"),
-        (lambda table: table.rename(index={"a_3": "b"}), r"1 of 30 rows of the table are no cell .*'b'"),
-        (lambda table: pd.concat([table, table.iloc[:1]]), "names a cell twice .*'a_0'"),
+        (lambda table: table.rename(index={"a_3": "b"}), r"1 of 30 rows of the table match no cell .*'b'"),
+        (lambda table: pd.concat([table, table.iloc[:1]]), "two rows for a cell .*'a_0'"),
         (lambda table: table.rename(columns={"remark": "batch"}), "obs has a column 'batch' already"),
         (lambda table: table.rename(columns={"remark": "source"}), "obs has a column 'source' already"),
         (lambda table: table.rename(columns={"remark": "id"}), "several columns called 'id'"),

@@ -106,8 +106,8 @@ def test_a_path_that_holds_the_mark_itself_is_a_path(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a.h5ad::lair=raw", "lair = 'raw' is no option of a source; there are: layer, gene_column"),
-        ("a.h5ad::layer", "'layer' is no option; write PATH::OPTION=VALUE"),
+        ("a.h5ad::lair=raw", "lair = 'raw' is not a source's option; there are: layer, gene_column"),
+        ("a.h5ad::layer", "'layer' is not an option; write PATH::OPTION=VALUE"),
         ("a.h5ad::missing_chunks=yes", "missing_chunks is 'yes'; it can be refuse or zeros"),
     ],
 )
@@ -140,7 +140,7 @@ def assert_joined(store: Path, n_sources: int = 4) -> None:
 def test_counts_in_raw_or_x_and_genes_under_two_names_are_ingested_together(tmp_path):
     report = ingest(write_four(tmp_path), tmp_path / "store", workers=1)
     assert_joined(tmp_path / "store")
-    assert any("the counts are those of raw, as X holds no whole numbers" in note for note in report.notes)
+    assert any("the counts are those of raw, as X does not hold whole numbers" in note for note in report.notes)
     assert "Genes that all sources have: 4 of 4." in report.notes
 
 
@@ -158,8 +158,8 @@ def test_a_table_of_sources_says_the_same_with_paths_from_its_folder(tmp_path):
     [
         ("", r"has entries \[\[source\]\]"),
         ("[[source]]\nlayer = 'raw'\n", r"an entry \[\[source\]\] has no path"),
-        ("[[source]]\npath = 'a'\nlayer = 1\n", "layer = 1 is no option of a source"),
-        ("[[source]]\npath = 'a'\nlayr = 'b'\n", "layr = 'b' is no option of a source"),
+        ("[[source]]\npath = 'a'\nlayer = 1\n", "layer = 1 is not a source's option"),
+        ("[[source]]\npath = 'a'\nlayr = 'b'\n", "layr = 'b' is not a source's option"),
         ("not toml", "can't be read as TOML"),
         ("[[source]]\npath = 'a'\n[other]\n", "nothing else"),
     ],
@@ -216,7 +216,7 @@ def test_of_mudata_and_spatialdata_one_modality_or_table_is_read(tmp_path, name,
     path = write_multimodal(tmp_path / name, folder, ["prot", "rna"])
     assert (open_source(path).read_counts(0, 3) != COUNTS * 2).nnz == 0
     assert (open_source(path, measurement="prot").read_counts(0, 3) != COUNTS).nnz == 0
-    with pytest.raises(SourceError, match=r"has no 'atac' of these: prot, rna; say .* --measurement NAME"):
+    with pytest.raises(SourceError, match=r"has no 'atac' of these: prot, rna; name the one with the counts: --measurement NAME"):
         open_source(path, measurement="atac")
 
 

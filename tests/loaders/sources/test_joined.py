@@ -21,7 +21,7 @@ def write(path: Path, genes: list[str], rows: list[list[float]] | None = None) -
 
 def test_sources_that_share_few_genes_are_joined_only_if_that_is_said(tmp_path):
     paths = [write(tmp_path / "a.h5ad", list("ABCDEF")), write(tmp_path / "b.h5ad", list("FGHI"))]
-    with pytest.raises(GeneError, match=r"share 1 of 4 genes .*--gene-column NAME.* say --genes union"):
+    with pytest.raises(GeneError, match=r"share 1 of 4 genes .*--gene-column NAME.* pass --genes union"):
         ingest(paths, tmp_path / "store")
     assert not (tmp_path / "store").exists()
     report = ingest(paths, tmp_path / "store", genes="union")
@@ -40,7 +40,7 @@ def test_a_panel_inside_a_transcriptome_is_joined_without_a_question(tmp_path):
 def test_ids_that_differ_by_their_versions_are_recognised(tmp_path, shared):
     ids = [f"ENSG0000000000{k}" for k in range(6)]
     paths = [write(tmp_path / "a.h5ad", ids + shared), write(tmp_path / "b.h5ad", [f"{g}.2" for g in ids] + shared)]
-    with pytest.raises(GeneError, match=rf"without the versions .* {6 + len(shared)}: say PATH::gene_versions=drop"):
+    with pytest.raises(GeneError, match=rf"without the versions .* {6 + len(shared)}: pass PATH::gene_versions=drop"):
         ingest(paths, tmp_path / "store")
     report = ingest([f"{path}::gene_versions=drop" for path in paths], tmp_path / "store")
     assert report.n_genes == 6 + len(shared)
@@ -51,7 +51,7 @@ def test_fractions_are_rounded_if_asked_for_and_their_share_is_told(tmp_path):
     with pytest.raises(CountsError, match=r"first: 1\.4 at cell 'a0', gene 'A'\).* ingest --round rounds them"):
         ingest(path, tmp_path / "store")
     report = ingest(path, tmp_path / "store", rounded=True)
-    assert report.notes == ["4 of 5 stored values (80.00%) were no whole numbers and were rounded."]
+    assert report.notes == ["4 of 5 stored values (80.00%) were not whole numbers and were rounded."]
     store = ad.read_zarr(tmp_path / "store")
     assert store[["a0", "a1"]].X.toarray().tolist() == [[1, 0, 3], [0, 2, 1]]
     assert report.nnz == 4  # 0.2 is no count any more
