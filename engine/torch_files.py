@@ -70,7 +70,7 @@ def read_torch_file(path: str | Path) -> Any:
             return _TensorUnpickler(io.BytesIO(content), archive, root, str(path)).load()
     except FileNotFoundError:
         raise SourceError(f"{path}: there is no such file.") from None
-    except AtlasviError:  # a signal may come meanwhile
+    except AtlasviError:  # our own errors, such as an interruption by a signal
         raise
     except Exception as error:  # a damaged pickle can raise any exception
         raise SourceError(
@@ -95,7 +95,7 @@ def load_tensors(path: str | Path, content: bytes | None = None) -> Any:
         return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise SourceError(f"{path}: there is no such file.") from None
-    except AtlasviError:  # a signal may come meanwhile
+    except AtlasviError:  # our own errors, such as an interruption by a signal
         raise
     except pickle.UnpicklingError as error:  # torch's own message suggests a setting that runs the file's code
         raise SourceError(

@@ -90,11 +90,11 @@ def ingest(
     top_genes: Annotated[int | None, typer.Option(help="Keep N highly variable genes (seurat_v3).", min=1)] = None,
     batch_key: Annotated[str | None, typer.Option(help="obs column of batches, to choose variable genes in.")] = None,
     empty_cells: Annotated[
-        Literal["refuse", "drop", "keep"], typer.Option(help="For cells without counts.")
+        Literal["refuse", "drop", "keep"], typer.Option(help="What to do with cells without counts.")
     ] = "refuse",
     rounded: Annotated[bool, typer.Option("--round", help="Round counts that a tool estimated as fractions.")] = False,
     seed: Seed = 0,
-    profile: Annotated[Literal["fast", "small"], typer.Option(help="fast to read, or a third smaller.")] = "fast",
+    profile: Annotated[Literal["fast", "small"], typer.Option(help="Fast to read, or a third smaller.")] = "fast",
     workers: Annotated[int | None, typer.Option(help="Number of processes (default: one per core).", min=1)] = None,
     dask: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
@@ -198,7 +198,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0)] = None,
     split_column: Annotated[str | None, typer.Option(help="obs column with train, validation or test.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a setting.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
+    ] = None,
     start: Annotated[Path | None, typer.Option(metavar="RUN", help="Train this run further.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint in --out.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and print where the time goes.")] = False,
@@ -241,7 +243,9 @@ def launch(
     nproc: Annotated[int, typer.Option(help="Processes on this machine: one per GPU.", min=1)],
     max_restarts: Annotated[int, typer.Option(help="How often to restart all when one is lost.", min=0)] = 0,
     nnodes: Annotated[int, typer.Option(help="Number of machines; run the command on each of them.", min=1)] = 1,
-    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="One of the machines.")] = None,
+    rendezvous: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Address of one of several machines.")
+    ] = None,
 ) -> None:
     """Run a command as several processes. On SIGTERM all write a checkpoint, and the status is 75."""
     from atlasvi.engine.distributed.launch import launch as run
@@ -258,7 +262,9 @@ def plan(
     batch_key: Annotated[str | None, typer.Option(help="obs column of the batches to correct for.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Cells per minibatch, over all devices.", min=1)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="The device to measure.")] = "auto",
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a setting.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Approximate duration of the measurement.", min=1)] = 20.0,
 ) -> None:
     """Measure reading and computing on this machine, and estimate an epoch on many devices."""

@@ -117,7 +117,7 @@ def _work(scratch: Path, job: MinifyJob, ranks: Ranks, workers: Workers, on_clus
         list_left = functools.partial(minify_parts.list_parts(scratch, stage).list_undone, job.n_parts)
         left = ranks.from_first(list_left, "the parts")
 
-        def tell(doing: str = doing, list_left: Callable[[], list[int]] = list_left) -> None:
+        def report_progress(doing: str = doing, list_left: Callable[[], list[int]] = list_left) -> None:
             if ranks.is_first:
                 progress(doing, min((job.n_parts - len(list_left())) * job.part_cells, job.n_cells), job.n_cells)
             ranks.note(f"{doing} the next part")
@@ -128,18 +128,18 @@ def _work(scratch: Path, job: MinifyJob, ranks: Ranks, workers: Workers, on_clus
             tasks = [
                 make_task(function, str(scratch), number) for number in sorted({part // per_task for part in left})
             ]
-            workers.run(tasks, lambda task: tell())
+            workers.run(tasks, lambda task: report_progress())
             continue
         mine = left[len(left) * ranks.rank // ranks.world_size : len(left) * (ranks.rank + 1) // ranks.world_size]
         ranks.note(f"{doing} the first part")
         if stage == ENCODED:
             for _ in minify_parts.encode_parts(str(scratch), mine):
-                tell()
+                report_progress()
             ranks.wait_for_all("the other ranks' parts")  # ordering needs all pieces of a chunk
         else:
             for part in mine:
                 minify_parts.run_order_task(str(scratch), part)
-                tell()
+                report_progress()
 
 
 def _finish(scratch: Path, opened: Opened) -> None:

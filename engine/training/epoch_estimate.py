@@ -90,7 +90,7 @@ def plan_epoch_time(
     with join_ranks() as group, ExitStack() as ours:
         if group.reduces and group.world_size != n_ranks:
             raise SettingError(
-                f"plan: it was launched as {group.world_size} ranks, but --ranks is {n_ranks}: make them equal."
+                f"plan: it was launched as {group.world_size} ranks, but --gpus is {n_ranks}: make them equal."
             )
         if not group.reduces and n_ranks > 1 and network_gbps is None:
             raise SettingError("plan: the speed of the network between the devices is needed: pass --network GBPS.")
