@@ -34,7 +34,7 @@ def check_version(path: str, kind: str, content: Mapping[str, Any], newest: int)
     Without a format_version it is format 1: runs, models and checkpoints of the first versions.
     """
     found = content.get("format_version", 1)
-    if type(found) is not int or found < 0:
+    if type(found) is not int or found < 1:
         raise SourceError(f"{path} is damaged: its format_version is {found!r:.60}: copy it again.")
     if found > newest:
         raise SourceError(

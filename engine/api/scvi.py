@@ -29,7 +29,7 @@ from atlasvi.engine.model.covariates import SetupKeys, learn_setup
 from atlasvi.engine.model.library_prior import fill_library_prior
 from atlasvi.engine.model.likelihoods import takes_fractions
 from atlasvi.engine.model.model_options import Freezing, ModelSettings
-from atlasvi.engine.model.trained_run import MODEL, RUN_FORMAT, TrainedRun
+from atlasvi.engine.model.trained_run import CONFIG, MODEL, RUN_FORMAT, TrainedRun
 from atlasvi.engine.model.vae import VAE as Model
 from atlasvi.engine.queries.latents import read_latents
 from atlasvi.engine.queries.opened_data import (
@@ -63,7 +63,7 @@ from atlasvi.engine.training.training_error import TrainingError
 from atlasvi.loaders.cells.open_cells import CellData, add_column, align_genes, select_genes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError
-from atlasvi.loaders.manifest import write_manifest
+from atlasvi.loaders.manifest import read_manifest, write_manifest
 from atlasvi.loaders.outputs import write_files_aside, write_folder_aside
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_version
@@ -312,6 +312,10 @@ class SCVI(Questions, ModelViews):
         folder, prefix = Path(os.path.abspath(dir_path)), prefix or ""  # '.' has no name
         if os.path.lexists(folder) and not (overwrite and folder.is_dir()):
             raise OutputError(f"{folder} exists already: choose another path, or set overwrite=True (for a folder).")
+        if os.path.basename(prefix) != prefix:
+            raise OutputError(f"prefix {prefix!r} is a part of a path: it is the first part of the names of the files.")
+        if (folder / CONFIG).exists() or (folder / "zarr.json").exists():
+            raise OutputError(f"{folder} is a run or a store, which a model can't be saved over: choose another path.")
         if save_anndata and self.adata is None:
             raise OutputError(f"{folder}: the model has no AnnData to save: its data is on disk already.")
         if folder.is_dir():
@@ -378,7 +382,9 @@ class SCVI(Questions, ModelViews):
                 run.state = content["state"]
                 check_state(run.state or {})
                 parts = {name: part.numpy() for name, part in content["split"].items()}
-        if adata is None and (saved := folder / f"{prefix}{ADATA}").is_file():
+        listed = read_manifest(folder, f"{prefix}{SAVED}")
+        is_listed = listed is None or f"{prefix}{ADATA}" in listed  # or else it was saved with an earlier model
+        if adata is None and is_listed and (saved := folder / f"{prefix}{ADATA}").is_file():
             adata = read_anndata(saved)
         where = "cpu" if accelerator == "cpu" else str(device)
         model = cls._of_run(run, adata, seed, where)

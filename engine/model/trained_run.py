@@ -20,7 +20,7 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.manifest import check_files, read_json, read_manifest
 from atlasvi.loaders.outputs import remove_leftovers, remove_unfinished, write_whole
-from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.sources.data_spec import MEMORY, DataSpec
 from atlasvi.loaders.store_files import check_version
 
 MODEL, RESULT, CONFIG, METRICS = "model.pt", "result.json", "config.json", "metrics.jsonl"
@@ -52,7 +52,7 @@ class TrainedRun:
     @property
     def like(self) -> DataSpec:
         """How to open data for this model where the user does not say: as the training data was opened."""
-        known = self.data or DataSpec("", layer=self.setup.layer)
+        known = self.data or DataSpec("", layer=self.setup.layer, format=MEMORY)
         values = "numbers" if self.model.settings.likelihood.takes_fractions else None
         return replace(known, values=values)
 

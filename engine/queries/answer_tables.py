@@ -75,12 +75,12 @@ def _write_answer(
         # names go unchanged to a pipe or a file; on a terminal, control characters are escaped
         show = make_printable if sys.stdout is not None and sys.stdout.isatty() else str
         return _write_lines(sys.stdout or io.StringIO(), ",", rows, header, precision, show)
-    if not any(ending in out.suffixes for ending in (".csv", ".tsv", ".npz")):
+    if not out.name.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz", ".npz")):
         raise QueryError(f"{out}: use a file name that ends in .csv, .tsv (or either with .gz) or .npz.")
     with write_file_aside(out) as temporary:
         if out.suffix == ".npz":
             return write_arrays(temporary)
-        delimiter = "\t" if ".tsv" in out.suffixes else ","
+        delimiter = "\t" if out.name.endswith((".tsv", ".tsv.gz")) else ","
         with (gzip.open if out.suffix == ".gz" else open)(temporary, "wt", encoding="utf-8", newline="") as file:
             return _write_lines(file, delimiter, rows, header, precision, str)
 

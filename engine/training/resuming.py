@@ -24,19 +24,25 @@ from atlasvi.loaders.store_files import check_version
 
 
 def fingerprint(data: CellData) -> dict[str, Any]:
-    """Values that identify the data: sizes, gene names, the first block of counts. Raises CountsError for bad counts.
+    """Values that identify the data: sizes, gene names, the layer, the first and the last block of counts.
 
     With these, the counts of another layer, or the same cells in another order, are noticed when a run is resumed.
+    Raises CountsError for bad counts.
     """
     genes = "\n".join(map(str, data.genes)).encode()
-    parts = data.read_block(0).to_csr()
-    wide = [part.astype(np.float64 if part.dtype.kind == "f" else np.int64) for part in parts]
-    counts = b"".join(part.tobytes() for part in wide)
+
+    def hash_block(block: int) -> str:
+        parts = data.read_block(block).to_csr()
+        wide = [part.astype(np.float64 if part.dtype.kind == "f" else np.int64) for part in parts]
+        return hashlib.sha256(b"".join(part.tobytes() for part in wide)).hexdigest()[:16]
+
     return {
         "n_cells": data.n_cells,
         "n_genes": len(data.genes),
+        "layer": data.layer,
         "genes_sha256": hashlib.sha256(genes).hexdigest()[:16],
-        "first_block_sha256": hashlib.sha256(counts).hexdigest()[:16],
+        "first_block_sha256": hash_block(0),
+        "last_block_sha256": hash_block(len(data.block_starts) - 2),
     }
 
 
@@ -86,12 +92,13 @@ def merge_saved(
     Raises SettingError if the data, an argument or a setting differs from what was saved.
     """
     began_with = read_data_spec(out, saved)
-    if began_with.contradicts(data.spec) or any(saved.get(key) != value for key, value in fingerprint(data).items()):
+    now_is = fingerprint(data)  # runs of format 1 do not have all of it
+    if began_with.contradicts(data.spec) or any(saved.get(key, value) != value for key, value in now_is.items()):
         raise SettingError(
             f"{out}: the run was started with other data: with {began_with} as it was then, of {saved.get('n_cells')} "
             f"cells and {saved.get('n_genes')} genes; now it is {data.spec}, of {data.n_cells} cells and "
-            f"{len(data.genes)} genes, and its genes or the counts of its first cells differ: resume the run with "
-            "its data, or start another run with another --out."
+            f"{len(data.genes)} genes, and the layer, the genes, or the counts of the first or last cells differ: "
+            "resume the run with its data, or start another run with another --out."
         )
     now = {key: value for key, value in arguments.items() if value is not None}
     now.update({key: getattr(settings, key) for key in settings.model_fields_set})

@@ -10,6 +10,12 @@ from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.tables.store_tables import check_column
 
 SLICE_CELLS = 2**18
+METHODS = ("isin", "isna", "notna", "between")
+TEXT_METHODS = ("startswith", "endswith", "contains")  # after .str
+ALLOWED = (
+    ast.Expression, ast.BoolOp, ast.boolop, ast.UnaryOp, ast.unaryop, ast.BinOp, ast.operator, ast.Compare, ast.cmpop,
+    ast.Name, ast.Load, ast.Constant, ast.List, ast.Tuple, ast.keyword,
+)  # fmt: skip
 
 
 def choose_cells(data: Columns, expression: str) -> np.ndarray:
@@ -55,10 +61,30 @@ def _names(expression: str, data: Columns) -> set[str]:
             f"{data.path}: {expression!r} is not an expression over obs columns ({error.msg}); write it as in "
             "\"cell_type == 'B cell' and n_genes > 500\"."
         ) from error
+    _check_calls(tree, expression, data)
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - {"_quoted_"} | quoted
     for name in sorted(names):
         check_column(name, data.obs_columns, data.path)
     return names
+
+
+def _check_calls(tree: ast.AST, expression: str, data: Columns) -> None:
+    """Raise ColumnError for anything but comparisons and a few methods: other methods of pandas can write files."""
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Attribute):
+        column, methods = tree.func.value, set(METHODS)
+        if isinstance(column, ast.Attribute) and column.attr == "str":
+            column, methods = column.value, set(TEXT_METHODS)
+        if tree.func.attr in methods:
+            for part in (column, *tree.args, *tree.keywords):
+                _check_calls(part, expression, data)
+            return
+    if not isinstance(tree, ALLOWED):
+        raise ColumnError(
+            f"{data.path}: {expression!r} holds {ast.unparse(tree)!r}: an expression compares columns with values, and "
+            f"may call {', '.join(METHODS)}, and of text .str.{', .str.'.join(TEXT_METHODS)}."
+        )
+    for part in ast.iter_child_nodes(tree):
+        _check_calls(part, expression, data)
 
 
 def balance_classes(data: Cells, column: str, cells: np.ndarray | None) -> np.ndarray:

@@ -15,7 +15,7 @@ from atlasvi.loaders.rows.block_rows import Rows, choose_index_dtype
 from atlasvi.loaders.rows.buffers import Buffers
 from atlasvi.loaders.rows.count_checks import check_counts
 from atlasvi.loaders.rows.narrowing import narrow_rows
-from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.sources.data_spec import MEMORY, DataSpec
 from atlasvi.loaders.sources.open_source import check_gene_names
 from atlasvi.loaders.tables.store_tables import check_column, to_storable
 
@@ -62,7 +62,10 @@ class MemoryCells(MemoryObs):
 
     def __init__(self, adata: "anndata.AnnData", layer: str | None = None, fractions: bool = False) -> None:
         super().__init__(adata)
-        self.layer, self.spec = layer, DataSpec(NAME, layer=layer, values="numbers" if fractions else None)
+        self.layer, self.spec = (
+            layer,
+            DataSpec(NAME, layer=layer, values="numbers" if fractions else None, format=MEMORY),
+        )
         if layer is not None and layer not in adata.layers:
             raise ColumnError(
                 f"{NAME}: there is no layer {layer!r} (it has: {', '.join(list_layers(adata)) or 'none'})."

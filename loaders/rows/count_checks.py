@@ -117,6 +117,6 @@ def check_no_empty_cells(row_nnz: np.ndarray, path: str, first_row: int, name_ce
         at = int(empty[0])
         raise CountsError(
             f"{path}: cell {name_cell(at)!r} (row {first_row + at}) has no counts. Filter "
-            "such cells out (scanpy.pp.filter_cells(adata, min_counts=1)), or pass --empty-cells keep "
-            "(to ingest: also --empty-cells drop)."
+            "such cells out (scanpy.pp.filter_cells(adata, min_counts=1)), or keep them: --empty-cells keep, or "
+            "PATH::empty_cells=keep (ingest can also drop them)."
         )

@@ -24,7 +24,8 @@ CHOICES = {
     "values": ("counts", "numbers"),
     "empty_cells": ("refuse", "keep", "drop"),
 }
-ANNDATA_FORMATS = ("h5ad", "zarr")
+MEMORY = "memory"
+ANNDATA_FORMATS = ("h5ad", "zarr", MEMORY)
 FORMAT_OPTIONS = ("layer", "gene_column", "measurement")  # options whose meaning depends on the format of the data
 OPTION = re.compile(r'\s*(?P<name>[^=,"]*?)\s*=\s*(?P<value>"(?:[^"\\]|\\.)*"|[^,"]*?)\s*(?:,|$)')
 

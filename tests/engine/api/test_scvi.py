@@ -327,3 +327,20 @@ def test_nothing_that_lies_in_a_models_folder_keeps_it_from_being_saved_again(mo
     model.save(folder, overwrite=True)
     kept, saved = (each.run.model.state_dict() for each in (SCVI.load(folder), model))
     assert all(torch.equal(kept[name], weight) for name, weight in saved.items())
+
+
+def test_a_model_is_not_saved_over_a_run_or_under_a_name_elsewhere(model: SCVI, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(OutputError, match="is a run or a store, which a model can't be saved over"):
+        model.save(tmp_path / "run", overwrite=True)
+    with pytest.raises(OutputError, match=r"prefix '\.\./a' is a part of a path"):
+        model.save(tmp_path / "model", prefix="../a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_data_that_was_saved_with_an_earlier_model_is_not_that_of_the_model(model: SCVI, tmp_path: Path):
+    model.save(tmp_path / "model", save_anndata=True)
+    assert SCVI.load(tmp_path / "model").adata is not None
+    model.save(tmp_path / "model", overwrite=True)
+    assert SCVI.load(tmp_path / "model").adata is None

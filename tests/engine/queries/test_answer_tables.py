@@ -72,7 +72,7 @@ def test_nothing_is_computed_for_a_place_that_cannot_be_written(tmp_path: Path):
         raise AssertionError("computed in vain")
         yield
 
-    for name in ("none/a.csv", "none/a.npz", "a.xlsx"):
+    for name in ("none/a.csv", "none/a.npz", "a.xlsx", "a.csv.zip", "a.npz.gz", "a.csv.bak"):
         with pytest.raises((OSError, ValueError), match=name):
             write_table(fail(), ["g1"], tmp_path / name)
 

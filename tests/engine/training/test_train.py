@@ -437,6 +437,11 @@ def test_a_resumed_run_opens_its_data_with_the_options_that_it_was_started_with(
         train(opened, tmp_path / "run", **SCHEDULE)
     with pytest.raises(SettingError, match=r"with .*layer=counts.* as it was then.*; now it is .*layer=X,gene_column"):
         train(f"{cells}::layer=X", tmp_path / "run", resume=True)
+    table.layers["late"] = table.layers["counts"].copy()
+    table.layers["late"][-1] += 1  # what the run has seen of it is the same
+    table.write_h5ad(tmp_path / "late.h5ad")
+    with pytest.raises(SettingError, match="the layer, the genes, or the counts of the first or last cells differ"):
+        train(f"{tmp_path}/late.h5ad::layer=late", tmp_path / "run", resume=True)
     assert_same_run(whole, train(cells, tmp_path / "run", resume=True))
     further = train(cells, tmp_path / "further", start=tmp_path / "run", epochs=1)
     assert (further.data, further.genes[0]) == (whole.data, "s0")

@@ -41,6 +41,9 @@ def data(request, write_h5ad, tmp_path: Path) -> CellData:
         ("depth < 5 or kind in ['a']", sorted({*range(5), *range(0, N, 3)})),
         ("maybe != 'x'", [0]),
         ("not (depth >= 3)", [0, 1, 2]),
+        ("depth.between(3, 5) | kind.str.startswith('z')", [3, 4, 5]),
+        ("maybe.isna()", [0]),
+        ("depth.isin([7, -8])", [7]),
     ],
 )
 def test_an_expression_over_obs_chooses_cells(data: CellData, expression: str, rows: list[int]):
@@ -116,3 +119,22 @@ def test_each_cell_is_drawn_as_often_as_expected_rounded_up_or_down(weights, see
 def test_weights_that_make_no_sense_are_refused(weights: list[float]):
     with pytest.raises(ValueError, match="weights must be finite"):
         Draws(np.array(weights), None)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "kind.to_csv('{}') == 1",
+        "kind.str.cat() == 'a'",
+        "kind.values == 'a'",
+        "kind.isin(kind.to_list())",
+        "[x for x in kind]",
+        "kind.__class__ == 1",
+        "f'{{kind}}' == kind",
+    ],
+)
+def test_an_expression_only_compares_and_calls_what_is_listed(data, tmp_path, expression: str):
+    written = tmp_path / "written"
+    with pytest.raises(ColumnError, match=r"holds .*: an expression compares columns with values"):
+        choose_cells(data, expression.format(written))
+    assert not written.exists()

@@ -47,7 +47,7 @@ def test_a_matrix_without_counts_passes():
 
 
 def test_an_empty_cell_is_named_with_its_row():
-    with pytest.raises(CountsError, match=r"a.h5ad: cell 'AAAG-1' \(row 41\) has no counts.* --empty-cells drop"):
+    with pytest.raises(CountsError, match=r"a.h5ad: cell 'AAAG-1' \(row 41\) has no counts.* PATH::empty_cells=keep"):
         check_no_empty_cells(np.array([3, 0]), "a.h5ad", 40, CELLS.__getitem__)
 
 

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atlasvi.loaders.cells.memory_cells import MemoryCells
 from atlasvi.loaders.cells.open_cells import open_cells
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
@@ -224,3 +225,13 @@ def test_of_several_tables_one_must_be_named(tmp_path):
     path = write_multimodal(tmp_path / "a.zarr", "tables", ["one", "two"])
     with pytest.raises(SourceError, match="SpatialData, which has several of these: one, two"):
         open_source(path)
+
+
+def test_the_layer_of_an_anndata_in_memory_is_that_of_files_of_anndata_alone(tmp_path):
+    adata = annotated()
+    adata.layers["counts"] = adata.X
+    like = MemoryCells(adata, "counts").spec
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    write(tmp_path / "10x", matrix__mtx=matrix_text(), genes__tsv=lines(GENES), barcodes__tsv=lines(CELLS))
+    assert open_cells(tmp_path / "a.h5ad", like=like).layer == "counts"
+    assert open_cells(tmp_path / "10x", like=like).layer is None
