@@ -188,4 +188,4 @@ def test_of_an_older_store_zeros_are_read_with_a_word(store: Path, caplog):
         opened = CellStore(store)
         assert not caplog.text
         assert not opened.read_column("n").any()
-    assert "obs/n/c/0 is not there: its values are zero, or were lost" in caplog.text
+    assert "obs/n/c/0 is missing: its values are zero, or were lost" in caplog.text
