@@ -163,7 +163,13 @@ def _compare(
         labels = np.full(cells.n_cells, 2)
         labels[find_cells(cells, idx1)] = 0
         if idx2 is not None:
-            labels[find_cells(cells, idx2)] = 1
+            second = find_cells(cells, idx2)
+            if n_both := int((labels[second] == 0).sum()):
+                warnings.warn(
+                    f"{n_both:,} cells are in idx1 and in idx2: they count in idx2 alone, as in scvi-tools.",
+                    stacklevel=2,
+                )
+            labels[second] = 1
         two = np.array([False, True, idx2 is None])
         return labels, [Comparison("idx1", "idx2", np.array([True, False, False]), two)]
     if isinstance(group2, list | tuple | set | np.ndarray | pd.Index | pd.Series):

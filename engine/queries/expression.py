@@ -97,8 +97,11 @@ def decode_expression(
             values = proportions * library_size
         elif model.settings.use_size_factor:
             values = proportions * posterior.codes["size_factor"][..., None]
+        elif library_size == "observed":
+            values = proportions * posterior.library[..., None]
         else:
-            values = proportions * (posterior.library if library_size == "observed" else library)[..., None]
+            posterior.check_library(model)
+            values = proportions * library[..., None]
         return values.mean(0) if mean_of_samples else values
 
     return decode

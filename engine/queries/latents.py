@@ -90,6 +90,7 @@ def latent_library(
     wanted, places = in_order(indices, cells.n_cells)
     parts = []
     for posterior in cells.read_posteriors(model, wanted, batch_size):
+        posterior.check_library(model)
         if not give_mean:
             parts.append(posterior.draw(model, generator)[1])
         elif posterior.qlm is None or posterior.qlv is None:
@@ -106,6 +107,7 @@ def slice_library(
 ) -> Iterator[np.ndarray]:
     """Library size of the chosen cells, float32 [cells, 1], by minibatch: observed, or the mean of its posterior."""
     for posterior in cells.read_posteriors(model, chosen, batch_size):
+        posterior.check_library(model)
         yield posterior.mean(model)[1].cpu().numpy()[:, None]
 
 

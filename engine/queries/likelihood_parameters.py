@@ -33,6 +33,7 @@ def likelihood_parameters(
     n_genes, names = model.settings.n_genes, name_parameters(model)
 
     def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
+        posterior.check_library(model)
         parameters = _take_parameters(model.decode(z, posterior.codes, library, transform_batch=batch))
         values = torch.cat([parameters[name] for name in names], dim=-1)
         return values.mean(0) if n_samples > 1 and give_mean else values

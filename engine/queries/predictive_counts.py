@@ -46,6 +46,7 @@ def decode_counts(model: VAE, generator: Generator, columns: np.ndarray | slice 
     """Counts drawn from the posterior predictive, float32 [..., cells, genes]."""
 
     def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
+        posterior.check_library(model)
         expression = model.decode(z, posterior.codes, library, transform_batch=batch)
         return model.settings.likelihood.sample(expression, generator)[..., columns]
 

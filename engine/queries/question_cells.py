@@ -51,6 +51,15 @@ class Posterior:
     def __len__(self) -> int:
         return len(self.library)
 
+    def check_library(self, model: VAE) -> None:
+        """Raise QueryError if the model infers library sizes from counts, and only the posterior of z was kept."""
+        if model.settings.has_latent_library and self.qlm is None:
+            raise QueryError(
+                "This model infers the library size of a cell from its counts, and minified data does not keep it: use "
+                "the data with the counts (atlasvi query MINI DATA ...), or a question that needs no library size, "
+                "such as expression at a library size of 10000."
+            )
+
     def mean(self, model: VAE) -> tuple[Tensor, Tensor]:
         """The latent at the mean of q(z | x) [cells, latent], and the mean of the library [cells]."""
         library = self.library

@@ -11,6 +11,7 @@ import torch
 import zarr
 from typer.testing import CliRunner
 
+from atlasvi.engine.api.scvi import SCVI
 from atlasvi.engine.cli.commands import app
 from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified, open_minified
 from atlasvi.engine.minified.minified_store import MinifiedStore, write_minified_h5ad
@@ -139,6 +140,15 @@ def test_a_latent_library_is_no_hindrance(counts: Path, tmp_path: Path):
             shares, expected["mean"] / expected["mean"].sum(1, keepdims=True), rtol=1e-4, atol=1e-7
         )
     assert torch.isfinite(torch.from_numpy(shares)).all()
+    model = SCVI.load(tmp_path / "mini", accelerator="cpu")
+    for ask in (
+        lambda: model.get_normalized_expression(library_size="latent"),
+        lambda: model.posterior_predictive_sample(),
+        lambda: model.get_likelihood_parameters(),
+        lambda: model.get_latent_library_size(),
+    ):
+        with pytest.raises(ValueError, match=r"infers the library size of a cell from its counts|needs the counts"):
+            ask()
 
 
 def test_the_command_line_exports_models_and_cells_and_asks_them(counts: Path, tmp_path: Path):
