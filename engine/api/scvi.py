@@ -63,7 +63,7 @@ from atlasvi.engine.training.training_error import TrainingError
 from atlasvi.loaders.cells.open_cells import CellData, add_column, align_genes, select_genes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError
-from atlasvi.loaders.manifest import read_manifest, write_manifest
+from atlasvi.loaders.manifest import write_manifest
 from atlasvi.loaders.outputs import write_files_aside, write_folder_aside
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_version
@@ -382,9 +382,7 @@ class SCVI(Questions, ModelViews):
                 run.state = content["state"]
                 check_state(run.state or {})
                 parts = {name: part.numpy() for name, part in content["split"].items()}
-        listed = read_manifest(folder, f"{prefix}{SAVED}")
-        is_listed = listed is None or f"{prefix}{ADATA}" in listed  # or else it was saved with an earlier model
-        if adata is None and is_listed and (saved := folder / f"{prefix}{ADATA}").is_file():
+        if adata is None and (saved := folder / f"{prefix}{ADATA}").is_file():
             adata = read_anndata(saved)
         where = "cpu" if accelerator == "cpu" else str(device)
         model = cls._of_run(run, adata, seed, where)

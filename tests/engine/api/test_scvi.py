@@ -337,10 +337,3 @@ def test_a_model_is_not_saved_over_a_run_or_under_a_name_elsewhere(model: SCVI, 
     with pytest.raises(OutputError, match=r"prefix '\.\./a' is a part of a path"):
         model.save(tmp_path / "model", prefix="../a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
-
-
-def test_data_that_was_saved_with_an_earlier_model_is_not_that_of_the_model(model: SCVI, tmp_path: Path):
-    model.save(tmp_path / "model", save_anndata=True)
-    assert SCVI.load(tmp_path / "model").adata is not None
-    model.save(tmp_path / "model", overwrite=True)
-    assert SCVI.load(tmp_path / "model").adata is None
