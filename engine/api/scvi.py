@@ -29,7 +29,8 @@ from atlasvi.engine.model.covariates import SetupKeys, learn_setup
 from atlasvi.engine.model.library_prior import fill_library_prior
 from atlasvi.engine.model.likelihoods import takes_fractions
 from atlasvi.engine.model.model_options import Freezing, ModelSettings
-from atlasvi.engine.model.trained_run import CONFIG, MODEL, RUN_FORMAT, TrainedRun
+from atlasvi.engine.model.run_files import CONFIG, MODEL, RUN_FORMAT
+from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE as Model
 from atlasvi.engine.queries.latents import read_latents
 from atlasvi.engine.queries.opened_data import (

@@ -9,7 +9,8 @@ import pandas as pd
 from atlasvi.engine.api.training_arguments import show_history
 from atlasvi.engine.minified.kept_posterior import MINIFIED, MINIFY_TYPE
 from atlasvi.engine.model.covariates import KINDS
-from atlasvi.engine.model.trained_run import MODEL, TrainedRun
+from atlasvi.engine.model.run_files import MODEL
+from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE as Model
 from atlasvi.engine.queries.opened_data import open_question_cells
 from atlasvi.engine.queries.question_cells import MinifiedCells, QueryError, QuestionCells

@@ -8,15 +8,16 @@ import numpy as np
 from atlasvi.engine.minified.kept_posterior import LIBRARY
 from atlasvi.engine.minified.minified_store import MinifiedStore
 from atlasvi.engine.minified.places import name_place
-from atlasvi.engine.model.trained_run import MODEL
+from atlasvi.engine.model.run_files import CONFIG, MODEL, RUN_FORMAT
 from atlasvi.engine.scvi_tools.model_directories import SAVED, open_model
 from atlasvi.engine.terminal import count
-from atlasvi.engine.training.checkpoint import list_checkpoints, read_content
+from atlasvi.engine.training.checkpoint import list_checkpoints, load_checkpoint, read_content
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.errors import AtlasviError, SourceError
-from atlasvi.loaders.manifest import MANIFEST, find_damage, read_manifest, write_manifest
+from atlasvi.loaders.manifest import MANIFEST, find_damage, read_json, read_manifest, write_manifest
 from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.store_files import check_version
 
 SLICE_CELLS = 2**16
 STORES = ("cell store", "minified store")
@@ -118,7 +119,9 @@ def _read_run(path: Path) -> Iterator[str]:
     if (path / MODEL).is_file():
         open_model(path)
         yield f"{path}: the model was read"
+    if (path / CONFIG).is_file():
+        check_version(str(path / CONFIG), "run", read_json(path / CONFIG), RUN_FORMAT)
     checkpoints = list_checkpoints(path / "checkpoints")
     for checkpoint in checkpoints:
-        read_content(checkpoint)
+        load_checkpoint(read_content(checkpoint), str(checkpoint))
     yield f"{path}: {count(len(checkpoints), 'checkpoint')} read"

@@ -10,12 +10,14 @@ import pandas as pd
 
 from atlasvi.engine.minified.minified_store import MinifiedStore
 from atlasvi.engine.minified.places import name_place
+from atlasvi.engine.model.run_files import CONFIG, RESULT, RUN_FORMAT
 from atlasvi.engine.terminal import count
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.manifest import read_json
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.open_source import open_source
+from atlasvi.loaders.store_files import check_version
 
 if TYPE_CHECKING:
     from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
@@ -102,13 +104,14 @@ def _describe_columns(columns: dict[str, pd.Series]) -> Iterator[str]:
 
 
 def _describe_run(run: Path) -> Iterator[str]:
-    config = read_json(run / "config.json")
+    config = read_json(run / CONFIG)
+    check_version(str(run / CONFIG), "run", config, RUN_FORMAT)
     yield f"{run}: run"
-    with reading(str(run / "config.json")):
+    with reading(str(run / CONFIG)):
         spec = DataSpec.from_record(config["data"])
     values = {**config, "data": spec}
     yield from (f"  {name}: {value}" for name, value in values.items() if not isinstance(value, (dict, list)))
-    result = run / "result.json"
+    result = run / RESULT
     if not result.is_file():
         yield f"  not finished: resume it with atlasvi train {shlex.quote(str(spec))} --out {run} --resume"
         return

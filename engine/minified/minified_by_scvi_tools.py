@@ -9,7 +9,8 @@ import zarr
 from atlasvi.engine.minified.kept_posterior import LATENTS, LIBRARY, KeptPosterior, find_name
 from atlasvi.engine.minified.minified_store import MinifiedStore, open_root, read_minify_type
 from atlasvi.engine.minified.places import name_place
-from atlasvi.engine.model.trained_run import MODEL, TrainedRun
+from atlasvi.engine.model.run_files import MODEL
+from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.loaders.arrays.array_checks import check_group_codecs, check_stored
 from atlasvi.loaders.damage import reading

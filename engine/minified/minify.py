@@ -12,7 +12,8 @@ from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.minified import minify_parts
 from atlasvi.engine.minified.minified_store import LIBRARY, create_minified, finish_minified
 from atlasvi.engine.minified.minify_parts import ENCODED, ORDERED, MinifyJob, Opened
-from atlasvi.engine.model.trained_run import RESULT, TrainedRun
+from atlasvi.engine.model.run_files import RESULT
+from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.training.resuming import fingerprint
 from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from atlasvi.engine.minified.minified_store import is_minified_store, read_minify_type
+from atlasvi.engine.model.run_files import CONFIG, MODEL
 from atlasvi.loaders.store_files import is_cell_store
 
 Place = Literal["cell store", "minified store", "run", "model", "minified data"]
@@ -21,8 +22,8 @@ def name_place(path: str | Path) -> Place | None:
         return "cell store"
     if is_minified_store(path):
         return "minified store"
-    if (Path(path) / "config.json").is_file():
+    if (Path(path) / CONFIG).is_file():
         return "run"
-    if (Path(path) / "model.pt").is_file():
+    if (Path(path) / MODEL).is_file():
         return "model"
     return None if read_minify_type(path) is None else "minified data"

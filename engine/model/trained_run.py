@@ -14,6 +14,7 @@ import torch
 
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.model_options import Freezing
+from atlasvi.engine.model.run_files import CONFIG, MODEL, RESULT, RUN_FORMAT
 from atlasvi.engine.model.vae import VAE, model_from_weights
 from atlasvi.engine.torch_files import load_tensors
 from atlasvi.loaders.damage import reading
@@ -22,9 +23,6 @@ from atlasvi.loaders.manifest import check_files, read_json, read_manifest
 from atlasvi.loaders.outputs import remove_leftovers, remove_unfinished, write_whole
 from atlasvi.loaders.sources.data_spec import MEMORY, DataSpec
 from atlasvi.loaders.store_files import check_version
-
-MODEL, RESULT, CONFIG, METRICS = "model.pt", "result.json", "config.json", "metrics.jsonl"
-RUN_FORMAT = 2  # of a run's configuration, checkpoints and model; files of format 1 hold no version
 
 
 @dataclass

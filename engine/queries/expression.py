@@ -76,6 +76,15 @@ def decode_cells(
     return out if places is None else out[..., places, :]
 
 
+def decode_parameters(model: VAE, posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Expression:
+    """Parameters of the likelihood of the cells, decoded as `batch` (None: their own).
+
+    Raises QueryError if the model would have to infer library sizes from counts that were not kept.
+    """
+    posterior.check_library(model)
+    return model.decode(z, posterior.codes, library, transform_batch=batch)
+
+
 def decode_expression(
     model: VAE,
     columns: np.ndarray | slice = slice(None),

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE, Expression
-from atlasvi.engine.queries.expression import decode_batches, decode_cells
+from atlasvi.engine.queries.expression import decode_batches, decode_cells, decode_parameters
 from atlasvi.engine.queries.model_names import find_batches, find_genes
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells, name_cells
 
@@ -33,8 +33,7 @@ def likelihood_parameters(
     n_genes, names = model.settings.n_genes, name_parameters(model)
 
     def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
-        posterior.check_library(model)
-        parameters = _take_parameters(model.decode(z, posterior.codes, library, transform_batch=batch))
+        parameters = _take_parameters(decode_parameters(model, posterior, z, library, batch))
         values = torch.cat([parameters[name] for name in names], dim=-1)
         return values.mean(0) if n_samples > 1 and give_mean else values
 
@@ -82,9 +81,7 @@ def slice_parameter(
     columns = find_genes(run, genes, cells.path)
 
     def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
-        return _take_parameters(run.model.decode(z, posterior.codes, library, transform_batch=batch))[name][
-            ..., columns
-        ]
+        return _take_parameters(decode_parameters(run.model, posterior, z, library, batch))[name][..., columns]
 
     batches = find_batches(run, transform_batch)
     parts = decode_batches(run.model, cells, None, decode, chosen, transform_batch=batches, n_samples=0)

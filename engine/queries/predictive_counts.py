@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.queries.expression import Decode, decode_batches
+from atlasvi.engine.queries.expression import Decode, decode_batches, decode_parameters
 from atlasvi.engine.queries.model_names import find_batches, find_genes
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QuestionCells, name_cells
 
@@ -46,8 +46,7 @@ def decode_counts(model: VAE, generator: Generator, columns: np.ndarray | slice 
     """Counts drawn from the posterior predictive, float32 [..., cells, genes]."""
 
     def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
-        posterior.check_library(model)
-        expression = model.decode(z, posterior.codes, library, transform_batch=batch)
+        expression = decode_parameters(model, posterior, z, library, batch)
         return model.settings.likelihood.sample(expression, generator)[..., columns]
 
     return decode

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from atlasvi.engine.model.model_options import ModelSettings
-from atlasvi.engine.model.trained_run import CONFIG, MODEL, TrainedRun, load_run
+from atlasvi.engine.model.run_files import CONFIG, MODEL
+from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.engine.scvi_tools.registry import read_options, read_setup, write_init_params, write_registry
 from atlasvi.engine.scvi_tools.weights import from_scvi_weights, to_scvi_weights
 from atlasvi.engine.torch_files import read_torch_file

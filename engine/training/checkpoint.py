@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from atlasvi.engine.model.trained_run import RUN_FORMAT
+from atlasvi.engine.model.run_files import RUN_FORMAT
 from atlasvi.engine.torch_files import load_tensors
 from atlasvi.loaders.errors import AtlasviError, SourceError
 from atlasvi.loaders.outputs import remove_unfinished, write_whole
@@ -102,7 +102,7 @@ def read_newest_checkpoint(folder: Path, *, older: bool = True) -> tuple[Path, d
     Raises CheckpointError if there is none.
     """
     path, content = read_newest_content(folder, older=older)
-    return path, load_checkpoint(content)
+    return path, load_checkpoint(content, str(path))
 
 
 def read_newest_content(folder: Path, *, older: bool = True) -> tuple[Path, bytes]:
@@ -141,8 +141,11 @@ def read_content(path: Path) -> bytes:
     return content
 
 
-def load_checkpoint(content: bytes) -> dict[str, Any]:
-    """The state from a checkpoint's content, on the CPU. Raises SourceError if its format is newer than this code."""
-    state = load_tensors("the checkpoint", content)
-    check_version("the checkpoint", "checkpoint", state, RUN_FORMAT)
+def load_checkpoint(content: bytes, name: str = "the checkpoint") -> dict[str, Any]:
+    """The state from a checkpoint's content, on the CPU. Raises SourceError if its format is newer than this code.
+
+    name  of the file, for messages
+    """
+    state = load_tensors(name, content)
+    check_version(name, "checkpoint", state, RUN_FORMAT)
     return state

@@ -12,7 +12,8 @@ import numpy as np
 from atlasvi.engine.distributed.launch import launch_prefix
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.model_options import ModelOptions
-from atlasvi.engine.model.trained_run import CONFIG, MODEL, RUN_FORMAT, TrainedRun
+from atlasvi.engine.model.run_files import CONFIG, MODEL, RUN_FORMAT
+from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.training.checkpoint import CheckpointError, list_checkpoints, read_newest_checkpoint
 from atlasvi.engine.training.settings import SettingError, Settings
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, select_genes
@@ -61,8 +62,9 @@ def read_data_spec(out: Path, saved: Mapping[str, Any]) -> DataSpec:
     """How the data of a run was opened. Raises SourceError if this part of the configuration is damaged."""
     with reading(str(out / CONFIG)):
         spec = DataSpec.from_record(saved["data"])
-        layer = Setup.from_saved(saved["setup"]).layer if "setup" in saved else None
-        return replace(spec, layer=spec.layer or layer)  # the first versions kept only the layer, there
+        if isinstance(saved["data"], str) and "setup" in saved:  # format 1 kept the layer only there
+            spec = replace(spec, layer=spec.layer or Setup.from_saved(saved["setup"]).layer)
+        return spec
 
 
 def resume_command(data: CellData, out: Path, device: str = "auto") -> str:

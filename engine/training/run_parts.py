@@ -20,7 +20,7 @@ from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.library_prior import fill_library_prior
 from atlasvi.engine.model.model_options import ModelOptions, ModelSettings
 from atlasvi.engine.model.noise import INITIAL_WEIGHTS, seed_draws
-from atlasvi.engine.model.trained_run import RUN_FORMAT
+from atlasvi.engine.model.run_files import RUN_FORMAT
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.training.freezing import group_parameters
 from atlasvi.engine.training.resuming import fingerprint

@@ -14,7 +14,8 @@ from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.model.covariates import Setup, SetupKeys, learn_setup
 from atlasvi.engine.model.likelihoods import takes_fractions
-from atlasvi.engine.model.trained_run import CONFIG, MODEL, TrainedRun, load_run
+from atlasvi.engine.model.run_files import CONFIG, MODEL
+from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.terminal import say
 from atlasvi.engine.training.checkpoint import (
@@ -145,7 +146,7 @@ def train(
             ranks.note("reading the checkpoint")
             content = ranks.bytes_from_first(lambda: read_newest_content(out / "checkpoints")[1], "the checkpoint")
             with reading(f"{out / 'checkpoints'}"):
-                trainer.restore(load_checkpoint(content))
+                trainer.restore(load_checkpoint(content, f"{out / 'checkpoints'}"))
         elif isinstance(start, TrainedRun):
             with reading(str(start.path)):
                 trainer.begin_from(first)

@@ -13,7 +13,8 @@ import torch
 
 from atlasvi.engine.distributed.signals import Signals, TrainingInterrupted
 from atlasvi.engine.model.loss_terms import LossTerms
-from atlasvi.engine.model.trained_run import CONFIG, METRICS, MODEL, RESULT, TrainedRun, lock_run
+from atlasvi.engine.model.run_files import CONFIG, METRICS, MODEL, RESULT
+from atlasvi.engine.model.trained_run import TrainedRun, lock_run
 from atlasvi.engine.terminal import count
 from atlasvi.engine.training.checkpoint import CheckpointWriter, copy_state, list_checkpoints
 from atlasvi.engine.training.evaluation import Evaluation, StopAskedError, evaluate, warn_of_collapse

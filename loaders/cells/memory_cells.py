@@ -62,10 +62,8 @@ class MemoryCells(MemoryObs):
 
     def __init__(self, adata: "anndata.AnnData", layer: str | None = None, fractions: bool = False) -> None:
         super().__init__(adata)
-        self.layer, self.spec = (
-            layer,
-            DataSpec(NAME, layer=layer, values="numbers" if fractions else None, format=MEMORY),
-        )
+        self.layer = layer
+        self.spec = DataSpec(NAME, layer=layer, values="numbers" if fractions else None, format=MEMORY)
         if layer is not None and layer not in adata.layers:
             raise ColumnError(
                 f"{NAME}: there is no layer {layer!r} (it has: {', '.join(list_layers(adata)) or 'none'})."

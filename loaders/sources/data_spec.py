@@ -93,7 +93,8 @@ class DataSpec:
         if isinstance(record, str):
             return parse_source(record)
         names = {field.name for field in fields(cls)}
-        if not isinstance(record, Mapping) or not {"path"} <= set(record) <= names:
+        is_record = isinstance(record, Mapping) and all(isinstance(value, str) for value in record.values())
+        if not is_record or not {"path"} <= set(record) <= names:
             raise SourceError(f"{record!r:.100} does not say how data was opened: the file that holds it is damaged.")
         return cls(**record)
 

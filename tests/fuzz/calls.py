@@ -15,7 +15,8 @@ import pandas as pd
 from atlasvi.engine import SCVI
 from atlasvi.engine.cli.commands import main
 from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store
-from atlasvi.engine.model.trained_run import CONFIG, RESULT, TrainedRun
+from atlasvi.engine.model.run_files import CONFIG, RESULT
+from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.loaders.cells.open_cells import open_cells
 from tests.fuzz.inputs import SMALL

@@ -130,6 +130,18 @@ def test_accumulated_gradients_are_of_the_mean_over_all_cells_of_the_step(cells:
     np.testing.assert_allclose(shared["losses"], alone["losses"], rtol=1e-5)
 
 
+def test_a_minibatch_of_one_cell_is_normalised_by_running_statistics_on_any_number_of_ranks(tmp_path: Path):
+    cells = write_cells(tmp_path / "cells.h5ad", n_cells=33)
+    norms = {"use_batch_norm": "both", "use_layer_norm": "none", "validation_fraction": 0.0, "precision": "float64"}
+    options: dict[str, Any] = {"batch_key": "batch", "epochs": 3, "settings": {**SMALL, **norms}}  # 32 cells, and one
+    alone = run_on(1, cells, tmp_path / "run1", **options)
+    shared = run_on(2, cells, tmp_path / "run2", **options)
+    assert len(alone["losses"]) == 6
+    np.testing.assert_allclose(shared["losses"], alone["losses"], rtol=1e-10)
+    for name, weight in weights_of(tmp_path / "run1").items():
+        torch.testing.assert_close(weights_of(tmp_path / "run2")[name], weight)
+
+
 def test_gradients_sent_in_half_the_bytes_train_about_as_well(cells: Path, tmp_path: Path):
     options: dict[str, Any] = {"epochs": 3, "settings": {**SMALL, "compress_gradients": "bf16"}}
     half = run_on(2, cells, tmp_path / "half", **options)

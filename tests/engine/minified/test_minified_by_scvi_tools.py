@@ -149,6 +149,9 @@ def test_a_latent_library_is_no_hindrance(counts: Path, tmp_path: Path):
     ):
         with pytest.raises(ValueError, match=r"infers the library size of a cell from its counts|needs the counts"):
             ask()
+    for verb in (["library"], ["parameters"], ["sample"], ["expression", "--library-size", "latent"]):
+        answer = CliRunner().invoke(app, ["query", str(tmp_path / "mini"), *verb])
+        assert "infers the library size of a cell from its counts" in str(answer.exception), verb
 
 
 def test_the_command_line_exports_models_and_cells_and_asks_them(counts: Path, tmp_path: Path):

@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 import torch
 
+from atlasvi.engine.cli.checking import DamageError, check
+from atlasvi.engine.cli.describe import describe
 from atlasvi.engine.distributed.signals import TrainingInterrupted
 from atlasvi.engine.model import trained_run
 from atlasvi.engine.model.covariates import Setup
@@ -27,6 +29,7 @@ from atlasvi.engine.training import checkpoint, run_parts
 from atlasvi.engine.training.checkpoint import list_checkpoints, read_newest_checkpoint, write_checkpoint
 from atlasvi.engine.training.evaluation import INFORMATIVE_KL, Evaluation
 from atlasvi.engine.training.progress import RunLog
+from atlasvi.engine.training.resuming import read_data_spec
 from atlasvi.engine.training.run_parts import prepare_run
 from atlasvi.engine.training.settings import SettingError, resolve_settings
 from atlasvi.engine.training.train import train
@@ -447,14 +450,20 @@ def test_a_resumed_run_opens_its_data_with_the_options_that_it_was_started_with(
     assert (further.data, further.genes[0]) == (whole.data, "s0")
 
 
+def test_a_layer_of_the_model_is_that_of_the_data_only_in_runs_of_format_1(tmp_path: Path):
+    """A run that began from a model with a layer may have been trained on data that has none."""
+    setup = {"layer": "counts"}
+    assert read_data_spec(tmp_path, {"data": "a.h5ad", "setup": setup}).layer == "counts"
+    assert read_data_spec(tmp_path, {"data": {"path": "10x", "format": "mtx"}, "setup": setup}).layer is None
+
+
 @pytest.mark.parametrize("name", ["config.json", "checkpoints", "model.pt"])
 def test_a_run_of_a_newer_format_is_refused(cells: Path, tmp_path: Path, monkeypatch, name: str):
-    monkeypatch.setattr(trained_run, "RUN_FORMAT", 3)
-    for module in (checkpoint, run_parts):
+    for module in (trained_run, checkpoint, run_parts):
         monkeypatch.setattr(module, "RUN_FORMAT", 3)
     run = train(cells, tmp_path / "run", **SCHEDULE)
     monkeypatch.undo()
-    sentence = r"this (run|model|checkpoint) is of format 3, and this atlasvi reads up to 2: upgrade it"
+    sentence = rf"{name}.*: this (run|model|checkpoint) is of format 3, and this atlasvi reads up to 2: upgrade it"
     with pytest.raises(SourceError, match=sentence):
         if name == "config.json":
             train(cells, tmp_path / "run", resume=True)
@@ -463,6 +472,10 @@ def test_a_run_of_a_newer_format_is_refused(cells: Path, tmp_path: Path, monkeyp
         else:
             assert run.path is not None
             read_newest_checkpoint(run.path / "checkpoints")
+    with pytest.raises(DamageError, match="is of format 3, and this atlasvi reads up to 2"):
+        list(check(tmp_path / "run"))
+    with pytest.raises(SourceError, match=r"config.json: this run is of format 3"):
+        list(describe(tmp_path / "run"))
 
 
 # bad input

@@ -66,7 +66,10 @@ def test_options_that_were_not_given_are_those_of_other_data_where_they_mean_the
     assert DataSpec("soma").fill_from(usual, "soma") == DataSpec("soma", empty_cells="keep", format="soma")
 
 
-@pytest.mark.parametrize("record", [1, {}, {"path": "a", "lair": "b"}, {"path": "a", "values": "words"}])
+@pytest.mark.parametrize(
+    "record",
+    [1, {}, {"path": 3}, {"path": "a", "layer": 5}, {"path": "a", "lair": "b"}, {"path": "a", "values": "words"}],
+)
 def test_a_record_of_something_else_is_refused(record):
     with pytest.raises(SourceError, match=r"does not say how data was opened|values is 'words'"):
         DataSpec.from_record(record)
