@@ -47,7 +47,8 @@ def list_values(column: pd.Series) -> list[Any]:
     """A column as Python's own values, None where one is missing."""
     values = column.astype(object).tolist()
     plain = [value.item() if isinstance(value, np.generic) else value for value in values]
-    return [None if value is None or value is pd.NA or value != value else value for value in plain]
+    texts = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in plain]
+    return [None if value is None or value is pd.NA or value != value else value for value in texts]
 
 
 def describe_store(store: Path) -> Answer:
@@ -158,7 +159,7 @@ def query(*question: object, model: str | None = None) -> Call:
     def call(place: Path, inputs: Path, out: Path) -> Answer:
         table = out.with_suffix(".csv")
         run_command("query", place, *(["--model", inputs / model] if model else []), *question, "--out", table)
-        frame = pd.read_csv(table, index_col=0).sort_index()
+        frame = pd.read_csv(table, index_col=0, keep_default_na=False).sort_index()  # a damaged name may be empty
         return {"names": list(frame.index), "latents" if question == ("latent",) else "values": frame.to_numpy()}
 
     return call

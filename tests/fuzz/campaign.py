@@ -60,9 +60,10 @@ def describe_counts(outcomes: Sequence[Outcome]) -> str:
     counts = collections.Counter((outcome.kind, outcome.found) for outcome in outcomes)
     kinds = [*dict.fromkeys(outcome.kind for outcome in outcomes)]
     rows = [(kind, *(counts[kind, found] for found in CLASSES)) for kind in kinds]
-    total = ("all", *(sum(row[column] for row in rows) for column in range(1, 4)))  # type: ignore[misc]
+    total = ("all", *(sum(row[column] for row in rows) for column in range(1, 1 + len(CLASSES))))  # type: ignore[misc]
+    rule = f"| --- |{' ---: |' * (1 + len(CLASSES))}"
     lines = [f"| {row[0]} | {sum(row[1:])} | {' | '.join(map(str, row[1:]))} |" for row in (*rows, total)]
-    return "\n".join([f"| format | trials | {' | '.join(CLASSES)} |", "| --- | ---: | ---: | ---: | ---: |", *lines])
+    return "\n".join([f"| format | trials | {' | '.join(CLASSES)} |", rule, *lines])
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ right     The call ended well, and its answer equals that of the undamaged input
           file says, that of an independent reader of the damaged file (anndata, h5py, scipy, tiledbsoma, torch, ...).
 sentence  It ended with one sentence on standard error and an exit status that is not zero (from Python: with an
           `AtlasviError`), the input is as it was, and nothing is left where the output should be or beside it.
+library   It did not end within the limit of time, and neither does h5py when it reads all text of the file by itself:
+          libhdf5 2.0.0 loops without end where the heap of a file's text is damaged, and no caller can interrupt it.
 other     Everything else: a traceback, a signal, too much time or memory, an answer that no reader confirms.
 
 How far an answer can be judged:
@@ -19,6 +21,7 @@ How far an answer can be judged:
 """
 
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -46,7 +49,7 @@ from atlasvi.engine.scvi_tools.weights import from_scvi_weights
 from tests.fuzz.calls import FORMATS, Answer, describe_cells, describe_latents, describe_model, list_values
 
 UNREADABLE = object()
-CLASSES = ("right", "sentence", "other")
+CLASSES = ("right", "sentence", "library", "other")
 LONGEST_SENTENCE = 900
 
 
@@ -108,7 +111,7 @@ def is_confirmed(kind: str, call: str, place: Path, inputs: Path, out: Path, ans
         return same(answer, {name: before[name] if value is UNREADABLE else value for name, value in cells.items()})
     written = out.with_name("independent.h5ad")
     adata = _make(cells["counts"], cells["names"], cells["genes"])
-    adata.obs["batch"] = cells["obs/batch"]
+    adata.obs["batch"] = _order_categories(kind, place, cells["obs/batch"])
     adata.write_h5ad(written)
     return same(answer, FORMATS["h5ad-csr"].calls[call](written, inputs, out.with_name("again")))
 
@@ -147,8 +150,26 @@ def _confirm_ours(kind: str, call: str, place: Path, inputs: Path, answer: Answe
     return is_sound(answer, before)
 
 
+def read_all_text(place: Path) -> None:
+    """Read each attribute of an HDF5 file, and each dataset of text, with h5py alone."""
+
+    def visit(name: str, item: Any) -> None:
+        for key in [*item.attrs]:
+            with contextlib.suppress(Exception):
+                item.attrs[key]
+        if isinstance(item, h5py.Dataset) and item.dtype == object:
+            with contextlib.suppress(Exception):
+                item[()]
+
+    with h5py.File(place) as file:
+        visit("/", file)
+        file.visititems(visit)
+
+
 def read_independently(kind: str, place: Path) -> Answer:
     """Cells of a source as other libraries read them; what anndata can't read of obs is UNREADABLE."""
+    if kind == "soma":
+        return _read_soma(place)
     if kind in READERS:
         return describe_cells(READERS[kind](place))
     if kind.startswith("zarr"):
@@ -156,6 +177,16 @@ def read_independently(kind: str, place: Path) -> Answer:
     matrix = {"h5ad-raw": "raw/X", "h5ad-layer": "layers/counts"}.get(kind, "X")
     with h5py.File(place) as file:
         return _read_elements(file["mod/rna"] if kind == "h5mu" else file, matrix)
+
+
+def _order_categories(kind: str, place: Path, values: list[Any]) -> Any:
+    """A column with its categories as the file orders them, as the weights of batches are in that order."""
+    if kind.startswith("h5ad"):
+        with h5py.File(place) as file:
+            held = _read_column(file["obs/batch"])
+            if isinstance(held.dtype, pd.CategoricalDtype):
+                return pd.Categorical(values, list_values(held.cat.categories.to_series()))
+    return values
 
 
 def _read_elements(group: Any, matrix: str) -> Answer:
@@ -198,7 +229,8 @@ def _read_tenx(place: Path) -> anndata.AnnData:
         counts = sparse.csr_matrix(
             (matrix["data"][()], matrix["indices"][()], matrix["indptr"][()]), (n_cells, n_genes)
         )
-        kept = np.array([kind.decode() == "Gene Expression" for kind in matrix["features/feature_type"][()]])
+        kinds = matrix["features"].get("feature_type")  # a file without them has nothing but genes
+        kept = np.array([kinds is None or kinds[gene] == b"Gene Expression" for gene in range(n_genes)])
         names = [[text.decode(errors="replace") for text in matrix[name][()]] for name in ("barcodes", "features/id")]
     return _make(counts, *names)[:, kept]
 
@@ -208,13 +240,14 @@ def _make(counts: Any, cells: list[str], genes: list[str]) -> anndata.AnnData:
 
 
 def _read_text(
-    matrix: str, cells: str, genes: str, turned: bool = False, header: bool = False
+    matrix: str, cells: str, genes: str, header: bool = False
 ) -> Callable[[Path], anndata.AnnData]:
     def read(place: Path) -> anndata.AnnData:
         counts = scipy.io.mmread(io.BytesIO(_read_bytes(place / matrix).removeprefix(codecs.BOM_UTF8)))
         rows = [_read_rows(place / name)[header:] for name in (cells, genes)]
         kept = [len(row) < 3 or row[2] == "Gene Expression" or header for row in rows[1]]
         names = [[row[0] for row in table] for table in rows]
+        turned = counts.shape == (len(rows[1]), len(rows[0]))  # also where the two lists were swapped
         return _make(counts.T if turned else counts, *names)[:, np.array(kept)]
 
     return read
@@ -223,19 +256,37 @@ def _read_text(
 def _read_rows(file: Path) -> list[list[str]]:
     text = _read_bytes(file).decode("utf-8-sig", "replace")
     separator = "," if file.suffix == ".csv" else "\t"
-    return [next(csv.reader([line], delimiter=separator)) for line in text.splitlines() if line]
+    return [next(csv.reader([line], delimiter=separator)) or [""] for line in text.splitlines()]
 
 
 def _read_bytes(file: Path) -> bytes:
     return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
 
 
-def _read_soma(place: Path) -> anndata.AnnData:
+def _read_soma(place: Path) -> Answer:
+    """Column by column, so that one that is damaged, and that we may not need, hides no other."""
     import tiledbsoma
-    import tiledbsoma.io
 
-    with tiledbsoma.Experiment.open(str(place)) as experiment:
-        return tiledbsoma.io.to_anndata(experiment, "RNA", X_layer_name="data")
+    small = tiledbsoma.SOMATileDBContext(tiledb_config={"soma.init_buffer_bytes": 2**22})  # not 1 GiB a column
+    with tiledbsoma.Experiment.open(str(place), context=small) as experiment:
+        obs, var = experiment.obs, experiment.ms["RNA"].var
+
+        def read(table: Any, name: str) -> list[Any]:
+            return table.read(column_names=[name]).concat()[name].to_pylist()
+
+        cells, genes = (np.asarray(read(table, "soma_joinid")) for table in (obs, var))
+        entries = experiment.ms["RNA"].X["data"].read().tables().concat()
+        rows, columns, values = (entries[name].to_numpy() for name in ("soma_dim_0", "soma_dim_1", "soma_data"))
+        matrix = (values, (np.searchsorted(cells, rows), np.searchsorted(genes, columns)))
+        counts = sparse.coo_matrix(matrix, (len(cells), len(genes)))
+        answer = describe_cells(_make(counts, read(obs, "obs_id"), read(var, "var_id")))
+        for name in obs.schema.names:
+            if name not in ("soma_joinid", "obs_id"):
+                try:
+                    answer[f"obs/{name}"] = read(obs, name)
+                except Exception:
+                    answer[f"obs/{name}"] = UNREADABLE
+    return answer
 
 
 def _read_table(place: Path) -> anndata.AnnData:
@@ -249,10 +300,9 @@ def _read_table(place: Path) -> anndata.AnnData:
 
 READERS: dict[str, Callable[[Path], anndata.AnnData]] = {
     "10x-h5": _read_tenx,
-    "10x-mtx": _read_text("matrix.mtx.gz", "barcodes.tsv.gz", "features.tsv.gz", turned=True),
+    "10x-mtx": _read_text("matrix.mtx.gz", "barcodes.tsv.gz", "features.tsv.gz"),
     "kb": _read_text("cells_x_genes.mtx", "cells_x_genes.barcodes.txt", "cells_x_genes.genes.txt"),
     "alevin": _read_text("quants_mat.mtx", "quants_mat_rows.txt", "quants_mat_cols.txt"),
     "parse": _read_text("count_matrix.mtx", "cell_metadata.csv", "all_genes.csv", header=True),
-    "soma": _read_soma,
     "sources": _read_table,
 }

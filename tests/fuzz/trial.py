@@ -24,12 +24,13 @@ from typing import Any
 
 import benchmarks.warm_ranks  # isort: skip  # noqa: F401  imports everything, and sees to it that no thread runs
 
+import h5py
 from numba.core.dispatcher import Dispatcher
 
 from atlasvi.loaders.errors import AtlasviError
 from tests.fuzz.calls import FORMATS, Answer
 from tests.fuzz.inputs import make_inputs
-from tests.fuzz.judging import is_confirmed, is_sentence, name_differences, same
+from tests.fuzz.judging import is_confirmed, is_sentence, name_differences, read_all_text, same
 from tests.fuzz.mutations import damage, list_tree
 
 MEMORY_BYTES, CPU_S, TIME_S = 4 * 2**30, 60, 900.0  # on a busy machine time passes that no trial has used
@@ -177,6 +178,8 @@ def run_trial(seed: int, inputs: Path, answers: dict[tuple[str, str], Answer]) -
             left = sorted({name for name, _ in before.symmetric_difference(list_tree(work))})
             fine = ended.status > 0 and is_sentence(ended.said) and (not left or kind == "run-unfinished")
             found, said = "sentence" if fine else "other", f"status {ended.status}; changed: {left}\n{ended.said}"
+            if ended.status == -signal.SIGKILL and h5py.is_hdf5(place):
+                found = "library" if run_apart(work, read_all_text, place).status == ended.status else "other"
     return Outcome(seed, kind, call, mutation, found, said)
 
 
