@@ -239,9 +239,7 @@ def _make(counts: Any, cells: list[str], genes: list[str]) -> anndata.AnnData:
     return anndata.AnnData(sparse.csr_matrix(counts), pd.DataFrame(index=cells), pd.DataFrame(index=genes))
 
 
-def _read_text(
-    matrix: str, cells: str, genes: str, header: bool = False
-) -> Callable[[Path], anndata.AnnData]:
+def _read_text(matrix: str, cells: str, genes: str, header: bool = False) -> Callable[[Path], anndata.AnnData]:
     def read(place: Path) -> anndata.AnnData:
         counts = scipy.io.mmread(io.BytesIO(_read_bytes(place / matrix).removeprefix(codecs.BOM_UTF8)))
         rows = [_read_rows(place / name)[header:] for name in (cells, genes)]
