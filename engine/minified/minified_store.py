@@ -258,8 +258,7 @@ class MinifiedStore(KeptPosterior):
         from atlasvi.engine.model.vae import model_from_weights  # imports torch, which takes seconds
 
         with reading(self.path):
-            weights = {name: np.asarray(array[...]) for name, array in self._weights.arrays()}
-            return model_from_weights(self.attributes["model"], weights)
+            return model_from_weights(self.attributes["model"], dict(self._weights.arrays()))
 
 
 def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -> None:
@@ -272,7 +271,7 @@ def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -
     from anndata.io import write_elem
 
     place = store.path if isinstance(store, MinifiedStore) else str(store)
-    MinifiedStore(place)
+    MinifiedStore(place).model()  # anndata reads the weights too, whatever size a damaged array says that it has
     content = io.BytesIO()  # on a full disk HDF5 prints a page of errors and ends the process
     with quiet_zarr(), write_file_aside(path) as temporary:
         with reading(place):

@@ -25,10 +25,18 @@ class SetupKeys:
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
-        """The keys from arguments of these names. Other arguments are ignored; a list or None becomes a tuple."""
+        """The keys from arguments of these names. Other arguments are ignored; a list or None becomes a tuple.
+
+        Raises ValueError if a column is not named by text.
+        """
         values: dict[str, Any] = {key: arguments.get(key) for key in KEYS}
-        for key in (kind.key for kind in KINDS if kind.several):
-            values[key] = tuple(values[key] or ())
+        for kind in KINDS:
+            named = values[kind.key]
+            if kind.several:
+                named = values[kind.key] = tuple(named or ())
+            for name in named if kind.several else (named,):
+                if not (isinstance(name, str) or (name is None and not kind.several)):
+                    raise ValueError(f"{kind.key} names a column by {name!r}, which is not text")
         return cls(**values)
 
     def as_arguments(self) -> dict[str, Any]:
@@ -117,6 +125,8 @@ class Setup:
             by_column = known if isinstance(known, Mapping) else {columns[0]: known}
             categories[kind.code] = {column: restore(column, by_column[column]) for column in columns}
         others = {name: content[name] for name in ("category_dtypes", "layer", "n_cells") if name in content}
+        if not isinstance(others.get("layer"), str | None):
+            raise ValueError(f"it names a layer by {others['layer']!r}, which is not text")
         return cls(keys=keys, categories=categories, **others)
 
     def to_saved(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ settings never use are left out.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -259,8 +260,14 @@ def kl_of_normals(
     return 0.5 * ((mean - to_mean).square() / to_variance + ratio - 1 - ratio.log())
 
 
-def model_from_weights(settings: Mapping, weights: Mapping[str, np.ndarray | Tensor]) -> VAE:
-    """A model in evaluation mode from settings and weights. Raises RuntimeError or ValueError if they don't match."""
+def model_from_weights(settings: Mapping, weights: Mapping[str, Any]) -> VAE:
+    """A model in evaluation mode from settings and weights. Raises RuntimeError or ValueError if they don't match.
+
+    weights  arrays, tensors or Zarr arrays by name; an array of another shape is not read
+    """
     model = VAE(ModelSettings.model_validate(settings))
+    shapes = {name: tuple(own.shape) for name, own in model.state_dict().items()}
+    if wrong := next((name for name in weights if tuple(weights[name].shape) != shapes.get(name)), None):
+        raise ValueError(f"weight {wrong!r} has shape {tuple(weights[wrong].shape)} instead of {shapes.get(wrong)}")
     model.load_state_dict({name: torch.as_tensor(np.asarray(values)) for name, values in weights.items()})
     return model.eval()

@@ -235,7 +235,8 @@ def open_matrix(path: str, name: str, node: Node, scratch: str | Path | None) ->
             f"{path}: {name} is stored as {encoding or 'an unknown group'!r}, which can't be read as a matrix; "
             "write it as CSR or dense with anndata."
         )
-    n_rows, n_cols = (int(n) for n in attrs["shape" if "shape" in attrs else "h5sparse_shape"])
+    declared = np.asarray(attrs["shape" if "shape" in attrs else "h5sparse_shape"]).tolist()
+    n_rows, n_cols = (int(n) for n in declared)
     parts = node["data"], node["indices"], node["indptr"]
     if form == "csr":
         return CompressedRows(path, name, *parts, (n_rows, n_cols))

@@ -123,7 +123,7 @@ def _open_h5(spec: DataSpec, file: h5py.File) -> TenxSource:
     if layer is not None and layer not in genomes:
         raise SourceError(f"{path}: it has no genome {layer!r} (this file has: {', '.join(genomes) or 'none'}).")
 
-    n_features, n_cells = (int(n) for n in group["shape"][:])
+    n_features, n_cells = (int(n) for n in group["shape"][:].tolist())
     if len(features) != n_features or group["barcodes"].shape[0] != n_cells:
         raise SourceError(
             f"{path}: its shape is {n_features} features x {n_cells} barcodes, but it lists {len(features)} and "

@@ -215,11 +215,25 @@ def _read_matrix(node: Any) -> Any:
 
 
 def _read_column(node: Any) -> pd.Series:
-    """As anndata reads it; text that is not UTF-8, which anndata refuses, with a mark for each byte that is none."""
+    """As anndata reads it; text that is not UTF-8, which anndata refuses, with a mark for each byte that is none.
+
+    An array whose attributes do not say what it is, as those of old versions, or name an unknown version, is read as
+    it is.
+    """
+    if "encoding-type" not in node.attrs:
+        return _read_plain(node)
     try:
         return pd.Series(read_elem(node))
+    except anndata._io.specs.registry.IORegistryError:
+        if isinstance(node, h5py.Dataset):
+            return _read_plain(node)
+        raise
     except UnicodeDecodeError:
         return pd.Series(node.asstr(errors="replace")[()])
+
+
+def _read_plain(node: Any) -> pd.Series:
+    return pd.Series(node.asstr(errors="replace")[()] if node.dtype == object else node[()])
 
 
 def _read_tenx(place: Path) -> anndata.AnnData:
@@ -254,7 +268,8 @@ def _read_text(matrix: str, cells: str, genes: str, header: bool = False) -> Cal
 def _read_rows(file: Path) -> list[list[str]]:
     text = _read_bytes(file).decode("utf-8-sig", "replace")
     separator = "," if file.suffix == ".csv" else "\t"
-    return [next(csv.reader([line], delimiter=separator)) or [""] for line in text.splitlines()]
+    lines = [line.rstrip("\r") for line in text.rstrip("\r\n ").split("\n")]  # blank ones at the end are none
+    return [next(csv.reader([line], delimiter=separator)) or [""] for line in lines]
 
 
 def _read_bytes(file: Path) -> bytes:

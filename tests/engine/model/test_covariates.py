@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import anndata
@@ -158,6 +159,20 @@ def test_each_kind_has_a_key_of_its_own_and_goes_into_files_and_back(tmp_path: P
 def test_categories_without_the_name_of_their_column_are_refused():
     with pytest.raises(ValueError, match="batches but does not name their column"):
         Setup.from_saved({"batch_key": None, "batch_categories": ["a", "b"]})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"size_factor_key": [1, "a"]}, "size_factor_key names a column by [1, 'a']"),
+        ({"categorical_covariate_keys": [["a"]]}, "categorical_covariate_keys names a column by ['a']"),
+        ({"batch_key": 5}, "batch_key names a column by 5"),
+        ({"layer": 1}, "it names a layer by 1"),
+    ],
+)
+def test_names_that_are_not_text_are_refused(content: dict, message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Setup.from_saved(content)
 
 
 def test_a_categorical_covariate_that_is_named_twice_is_one(tmp_path: Path):

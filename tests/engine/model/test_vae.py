@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atlasvi.engine.model.layers import Covariates
-from atlasvi.engine.model.vae import VAE, ModelSettings, kl_of_normals
+from atlasvi.engine.model.vae import VAE, ModelSettings, kl_of_normals, model_from_weights
 from atlasvi.kernels import nb_log_prob
 from atlasvi.loaders.batches.batch import Batch
 
@@ -164,3 +164,17 @@ def test_kl_is_that_of_two_normals():
     normal = torch.distributions.Normal
     expected = torch.distributions.kl_divergence(normal(qzm, qzv.sqrt()), normal(0.0, 1.0)).sum(1)
     assert torch.allclose(kl_of_normals(qzm, qzv).sum(1), expected, atol=1e-5)
+
+
+def test_weights_of_another_shape_are_refused_unread():
+    class Unreadable:
+        """An array that says it is large."""
+
+        shape = (2**40, 16)
+
+        def __array__(self, *_args: object, **_options: object) -> None:
+            raise AssertionError("it was read")
+
+    weights = {**make_model().state_dict(), "encoder.first.batch": Unreadable()}
+    with pytest.raises(ValueError, match=r"'encoder.first.batch' has shape \(1099511627776, 16\) instead of \(3, 16\)"):
+        model_from_weights(SETTINGS.model_dump(), weights)
