@@ -53,6 +53,10 @@ IGNORED = {
 }
 
 
+NOTES = ("byteorder", "version")
+"""Entries of the archive beside the pickle and the numbers; files of older versions lack the first."""
+
+
 def read_torch_file(path: str | Path) -> Any:
     """The content of a file that torch.save wrote; tensors become numpy arrays.
 
@@ -67,6 +71,10 @@ def read_torch_file(path: str | Path) -> Any:
                 raise SourceError(f"{path}: the file is compressed, which torch never does: save the model again.")
             root, content = pickles[0].removesuffix("data.pkl"), archive.read(pickles[0])
             _check_opcodes(content)
+            notes = {name: archive.read(f"{root}{name}") for name in NOTES if f"{root}{name}" in archive.namelist()}
+            if notes.get("byteorder", b"little") != b"little":
+                raise ValueError("its numbers are not little-endian")
+            int(notes.get("version", b"3"))
             return _TensorUnpickler(io.BytesIO(content), archive, root, str(path)).load()
     except FileNotFoundError:
         raise SourceError(f"{path}: there is no such file.") from None

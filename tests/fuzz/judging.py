@@ -6,6 +6,7 @@ sentence  It ended with one sentence on standard error and an exit status that i
           `AtlasviError`), the input is as it was, and nothing is left where the output should be or beside it.
 library   It did not end within the limit of time, and neither does h5py when it reads all text of the file by itself:
           libhdf5 2.0.0 loops without end where the heap of a file's text is damaged, and no caller can interrupt it.
+          Or the library itself gives other values each time that it reads the file.
 other     Everything else: a traceback, a signal, too much time or memory, an answer that no reader confirms.
 
 How far an answer can be judged:
@@ -177,6 +178,17 @@ def read_independently(kind: str, place: Path) -> Answer:
     matrix = {"h5ad-raw": "raw/X", "h5ad-layer": "layers/counts"}.get(kind, "X")
     with h5py.File(place) as file:
         return _read_elements(file["mod/rna"] if kind == "h5mu" else file, matrix)
+
+
+def is_unstable(kind: str, place: Path) -> bool:
+    """Whether the library that reads a format gives other values of the same file when it reads it again.
+
+    TileDB does where a tile can't be unpacked whole: it returns memory that was never written.
+    """
+    if kind != "soma":
+        return False
+    first = _read_soma(place)
+    return any(not same(_read_soma(place), first) for _ in range(20))
 
 
 def _order_categories(kind: str, place: Path, values: list[Any]) -> Any:

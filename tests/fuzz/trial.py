@@ -30,7 +30,7 @@ from numba.core.dispatcher import Dispatcher
 from atlasvi.loaders.errors import AtlasviError
 from tests.fuzz.calls import FORMATS, Answer
 from tests.fuzz.inputs import make_inputs
-from tests.fuzz.judging import is_confirmed, is_sentence, name_differences, read_all_text, same
+from tests.fuzz.judging import is_confirmed, is_sentence, is_unstable, name_differences, read_all_text, same
 from tests.fuzz.mutations import damage, list_tree
 
 MEMORY_BYTES, CPU_S, TIME_S = 4 * 2**30, 60, 900.0  # on a busy machine time passes that no trial has used
@@ -194,6 +194,8 @@ def judge_answer(
         return "other", f"{said}, though a checksum tells of the damage"
     judged = run_apart(work, is_confirmed, kind, call, place, inputs, work / "judge", answer, expected)
     confirmed = judged.status == 0 and judged.value
+    if not confirmed and run_apart(work, is_unstable, kind, place).value:
+        return "library", f"{said}, and the library that reads it gives other values each time"
     return (
         "right" if confirmed else "other",
         f"{said}, which an independent reader {'confirms' if confirmed else 'does not confirm'}: {judged.said}",

@@ -329,3 +329,16 @@ def test_what_is_not_there_or_no_model_is_said(tmp_path: Path):
     torch.save({"weights": torch.zeros(3)}, tmp_path / "model.pt")
     with pytest.raises(SourceError, match=r"not a model that scvi-tools 1\.x saved"):
         load_scvi_tools(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "content"), [("byteorder", b"big"), ("byteorder", b"lit\x8ble"), ("version", b"\xb3\n")]
+)
+def test_an_archive_whose_notes_are_not_those_of_torch_is_refused(tmp_path: Path, entry: str, content: bytes):
+    torch.save({"weight": torch.ones(3)}, tmp_path / "model.pt")
+    assert read_torch_file(tmp_path / "model.pt")["weight"].tolist() == [1, 1, 1]
+    with zipfile.ZipFile(tmp_path / "model.pt") as old, zipfile.ZipFile(tmp_path / "changed.pt", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, content if name.endswith(f"/{entry}") else old.read(name))
+    with pytest.raises(SourceError, match="damaged, cut short or not written by torch"):
+        read_torch_file(tmp_path / "changed.pt")
