@@ -13,6 +13,10 @@ from atlasvi.engine.training.settings import SettingError, heuristic_epochs
 
 NEVER = 2**31  # check_val_every_n_epoch that means no validation
 PLAN = {
+    "recipe": "recipe",
+    "learning_rate_warmup": "learning_rate_warmup",
+    "learning_rate_decay": "learning_rate_decay",
+    "initial_weights": "initial_weights",
     "optimizer": "optimizer",
     "lr": "learning_rate",
     "eps": "adam_eps",
@@ -78,7 +82,8 @@ def translate_arguments(
         "batch_size": batch_size,
         "early_stopping": early_stopping,
         "keep": "last",
-        "kl_warmup_epochs": 400,
+        "recipe": "scvi-tools",
+        **({} if plan.get("recipe") == "atlas" else {"kl_warmup_epochs": 400}),
     }
     for arguments, names, what in ((plan, PLAN, "plan_kwargs"), (trainer, TRAINER, "train")):
         for name, value in arguments.items():
@@ -86,7 +91,7 @@ def translate_arguments(
                 settings[names[name]] = value
             elif name not in WITHOUT_EFFECT and value:  # None and False need no support
                 raise SettingError(explain_argument(name, what, names))
-    if settings["kl_warmup_epochs"] is None and settings.get("kl_warmup_steps") is None:
+    if settings.get("kl_warmup_epochs", 0) is None and settings.get("kl_warmup_steps") is None:
         settings["kl_warmup_epochs"] = 0  # without any warm-up the weight is full from the start
     watches = early_stopping or settings.get("reduce_lr_on_plateau")
     if settings.get("validate_every") is None:

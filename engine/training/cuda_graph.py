@@ -66,8 +66,8 @@ class GraphedStep:
     step       forward, backward and optimizer; returns a tensor on the device
     generator  used by the step; seed it before each call
 
-    The graph is captured again if a minibatch has more counts than fit, or if `key` changes (values that are constant
-    in the graph, such as the learning rate). A minibatch of another number of cells runs without the graph.
+    The graph is captured again if a minibatch has more counts than fit. A minibatch of another number of cells runs
+    without the graph.
     """
 
     def __init__(self, step: Callable[[Batch, Tensor], Tensor], generator: Generator, device: torch.device) -> None:
@@ -76,9 +76,9 @@ class GraphedStep:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._sums = torch.empty(0)
         self._kl_weight = torch.ones((), device=device)
-        self._steps, self._key = 0, ()
+        self._steps = 0
 
-    def __call__(self, batch: Batch, kl_weight: float, key: tuple = ()) -> Tensor:
+    def __call__(self, batch: Batch, kl_weight: float) -> Tensor:
         """Do one step; the next call overwrites the tensor that it returns."""
         self._kl_weight.fill_(kl_weight)
         if self._static is None or (len(batch) == len(self._static.batch) and not self._static.fits(batch)):
@@ -89,8 +89,8 @@ class GraphedStep:
         if self._steps < WARM_UP_STEPS:
             self._steps += 1
             return self._run_aside(static)
-        if self._graph is None or key != self._key:
-            self._graph, self._key = self._capture(static), key
+        if self._graph is None:
+            self._graph = self._capture(static)
         self._graph.replay()
         return self._sums
 

@@ -108,6 +108,6 @@ def warn_of_collapse(n_informative: int, n_latent: int) -> str | None:
     return (
         f"Warning: {n_informative} of {count(n_latent, 'latent dimension')} carry information (a KL of at least "
         f"{INFORMATIVE_KL} nats per cell). Unless the cells vary in so few ways, the latent space has collapsed: "
-        "train for more steps (a smaller --batch-size, more --epochs), let the weight of the KL term rise more slowly "
-        "(--set kl_warmup_steps=N), or try --set use_batch_norm=both --set use_layer_norm=none."
+        "with hundreds of thousands of cells use --set recipe=atlas; else train for more steps (a smaller "
+        "--batch-size, more --epochs), or let the weight of the KL term rise more slowly (--set kl_warmup_steps=N)."
     )

@@ -15,7 +15,7 @@ from atlasvi.engine.model.model_options import ModelOptions
 from atlasvi.engine.model.run_files import CONFIG, MODEL, RUN_FORMAT
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.training.checkpoint import CheckpointError, list_checkpoints, read_newest_checkpoint
-from atlasvi.engine.training.settings import SettingError, Settings
+from atlasvi.engine.training.settings import RECIPES, SettingError, Settings
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, select_genes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
@@ -55,6 +55,8 @@ def read_saved(out: Path) -> dict[str, Any]:
     check_version(str(out / CONFIG), "run", saved, RUN_FORMAT)
     if not isinstance(saved.get("settings"), dict) or "data" not in saved:
         raise SourceError(f"{out / CONFIG} is damaged: it holds no settings or no data: copy it again.")
+    if "recipe" not in saved["settings"]:  # a run of before there were recipes
+        saved["settings"] = {"recipe": "scvi-tools", **RECIPES["scvi-tools"], **saved["settings"]}
     return saved
 
 

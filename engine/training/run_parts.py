@@ -5,6 +5,7 @@ Everything is checked here, and nothing is written. Steps, epochs and the state 
 
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Generator
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from atlasvi.engine.distributed.batch_norm import share_batch_norm
 from atlasvi.engine.distributed.ranks import Ranks
 from atlasvi.engine.model.covariates import Setup
+from atlasvi.engine.model.initial_weights import SAMPLE_CELLS, start_from_sample
 from atlasvi.engine.model.library_prior import fill_library_prior
 from atlasvi.engine.model.model_options import ModelOptions, ModelSettings
 from atlasvi.engine.model.noise import INITIAL_WEIGHTS, seed_draws
@@ -43,6 +46,7 @@ class RunParts:
     kernels   the backend: see `kernels.choose_backend`
     codes     covariates of all cells
     loaders   one for the cells of each of PARTS
+    sample    training cells in minibatches of SAMPLE_CELLS
     """
 
     data: CellData
@@ -57,6 +61,7 @@ class RunParts:
     kernels: str
     codes: dict[str, np.ndarray]
     loaders: dict[str, BatchLoader]
+    sample: BatchLoader
     model: VAE
     optimizer: torch.optim.Optimizer
 
@@ -80,6 +85,22 @@ class RunParts:
             self.ranks.note("measuring library sizes")
             fill_library_prior(self.model, self.data, self.codes)
 
+    def start_weights(self) -> None:
+        """Set the weights of a new model as `initial_weights` says; rank 0 does the work, and all ranks get its bits."""
+        if self.settings.initial_weights != "sample":
+            return
+        self.ranks.note("fitting the initial weights to a sample of cells")
+        dtype = {torch.float32: np.float32, torch.float64: np.float64}[self.model.dtype]
+
+        def fit() -> bytes:
+            with closing(iter(self.sample)) as minibatches:  # type: ignore[type-var]  # a generator
+                batch = next(minibatches).to(self.device)
+            start_from_sample(self.model, batch, seed_draws(Generator(), self.seed, INITIAL_WEIGHTS, 1))
+            return parameters_to_vector(self.model.parameters()).numpy(force=True).tobytes()
+
+        weights = np.frombuffer(self.ranks.bytes_from_first(fit, "the initial weights"), dtype)
+        vector_to_parameters(torch.tensor(weights, device=self.device), self.model.parameters())
+
     def load(self, state: Mapping[str, Any], keep_rates: bool = False) -> None:
         """Load the weights and the optimizer's moments from the state of a checkpoint (moments None: keep ours).
 
@@ -90,9 +111,10 @@ class RunParts:
         if (saved := state["optimizer"]) is None:
             return
         groups = self.optimizer.state_dict()["param_groups"] if keep_rates else saved["param_groups"]
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-        for group in self.optimizer.param_groups:  # the run may have started on another device
-            group["capturable"] = self.device.type == "cuda"
+        for group, rate in zip(self.optimizer.param_groups, rates):  # the run may have started on another device
+            group["capturable"], group["lr"] = self.device.type == "cuda", rate  # each step sets the rate anew
         for parameter, moments in self.optimizer.state.items():
             for name, value in moments.items():
                 if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
@@ -140,6 +162,7 @@ def prepare_run(
         )
         for part in PARTS
     }
+    sample = BatchLoader(data, SAMPLE_CELLS, seed, codes=codes, cells=split.train)
     settings = resolve_schedule(settings, loaders["train"].n_cells)
     config = {
         "atlasvi": find_version("atlasvi"),
@@ -165,7 +188,8 @@ def prepare_run(
         model.precision = "bf16"
     optimizer = getattr(torch.optim, settings.optimizer)(
         group_parameters(model, settings.freezing, settings.weight_decay),
-        lr=settings.learning_rate,
+        # a tensor on a GPU, as a CUDA graph replays the step with the rate that is in it then
+        lr=torch.tensor(settings.learning_rate, device=chosen) if chosen.type == "cuda" else settings.learning_rate,
         eps=settings.adam_eps,
         fused=True,
         capturable=chosen.type == "cuda",
@@ -183,6 +207,7 @@ def prepare_run(
         kernels=kernels,
         codes=codes,
         loaders=loaders,
+        sample=sample,
         model=model,
         optimizer=optimizer,
     )

@@ -20,6 +20,17 @@ def weigh_kl(
     return least + (most - least) * min(progress, 1.0)
 
 
+def scale_rate(step: int, n_steps: int, warmup: float, decay: float) -> float:
+    """Factor of the learning rate at a step, counted from 0, of a run of `n_steps`.
+
+    It rises linearly to 1 over the first part `warmup` of the steps, and falls linearly towards 0 over the last part
+    `decay`. With both 0 it is 1.
+    """
+    rising = (step + 1) / (warmup * n_steps) if warmup else 1.0
+    falling = (n_steps - step) / (decay * n_steps) if decay else 1.0
+    return max(min(rising, falling, 1.0), 0.0)
+
+
 def name_metric(name: str) -> str:
     """A metric by its name in the log, or by scvi-tools' (elbo_validation). Raises ValueError, listing the metrics."""
     theirs = {f"{measure}_{part}": f"{part}_{measure}" for part in ("train", "validation") for measure in MEASURES}

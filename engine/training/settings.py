@@ -27,6 +27,9 @@ class Settings(ModelOptions):
     None means: decided from the data when the run starts; the value is then written into its config.json.
     """
 
+    recipe: Literal["scvi-tools", "atlas"] = "scvi-tools"
+    """How the model is trained, where a setting does not say: see `RECIPES`. scvi-tools: as scvi-tools does. atlas: for
+    a million cells or more, which get an epoch or two, and for large minibatches; few cells are overfitted by it."""
     epochs: int | None = Field(default=None, ge=1)
     """Default: scvi-tools' heuristic, round(20,000 / training cells x 400), between 1 and 400. An atlas gets 1."""
     batch_size: int = Field(default=128, ge=1)
@@ -38,8 +41,17 @@ class Settings(ModelOptions):
     """Stop after this number of optimizer steps, even within an epoch."""
 
     optimizer: Literal["Adam", "AdamW"] = "Adam"
-    learning_rate: float = Field(default=1e-3, ge=0)
-    adam_eps: float = Field(default=0.01, gt=0)
+    learning_rate: float | None = Field(default=None, ge=0)
+    """None: by the recipe: 0.001, or with `atlas` 0.001 x sqrt(cells of a step / 64), at most 0.016."""
+    learning_rate_warmup: float | None = Field(default=None, ge=0, lt=1)
+    """Part of the steps, at the start, over which the learning rate rises. None: by the recipe."""
+    learning_rate_decay: float | None = Field(default=None, ge=0, le=1)
+    """Part of the steps, at the end, over which the learning rate falls to 0. None: by the recipe."""
+    initial_weights: Literal["random", "sample"] | None = None
+    """random: as scvi-tools draws them; sample: fitted to a sample of cells, see `start_from_sample`. None: by the
+    recipe. A run that starts from another model has its weights."""
+    adam_eps: float | None = Field(default=None, gt=0)
+    """None: by the recipe."""
     weight_decay: float = Field(default=1e-6, ge=0)
     """With Adam an L2 penalty that is added to the gradient; with AdamW decoupled from the gradient."""
     reduce_lr_on_plateau: bool = False
@@ -114,6 +126,24 @@ class Settings(ModelOptions):
         return self
 
 
+RECIPES: dict[str, dict[str, Any]] = {
+    "scvi-tools": {
+        "learning_rate": 1e-3,
+        "learning_rate_warmup": 0.0,
+        "learning_rate_decay": 0.0,
+        "initial_weights": "random",
+        "adam_eps": 0.01,
+    },
+    "atlas": {
+        "learning_rate_warmup": 0.05,
+        "learning_rate_decay": 0.3,
+        "initial_weights": "sample",
+        "adam_eps": 1e-8,
+    },
+}
+"""What each recipe sets where a setting is None. docs/training.md shows what that does."""
+
+
 def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
     """KEY=VALUE strings as a dictionary; values are parsed as TOML if possible, else kept as text."""
     settings: dict[str, Any] = {}
@@ -165,8 +195,15 @@ def heuristic_epochs(n_cells: int) -> int:
     return max(1, min(400, round(20_000 / n_cells * 400)))
 
 
+def atlas_rate(cells_of_a_step: int) -> float:
+    """The learning rate of the recipe `atlas`."""
+    return min(1e-3 * math.sqrt(cells_of_a_step / 64), 0.016)
+
+
 def resolve_schedule(settings: Settings, n_train: int) -> Settings:
-    """Fill in the settings that depend on the number of training cells: the epochs, and from them the KL warm-up."""
+    """Fill in what the recipe and the number of training cells decide: rates, epochs, and from them the KL warm-up."""
+    by_recipe = {"learning_rate": atlas_rate(settings.batch_size * settings.accumulate), **RECIPES[settings.recipe]}
+    chosen = {name: value for name, value in by_recipe.items() if getattr(settings, name) is None}
     epochs = settings.epochs or heuristic_epochs(n_train)
     warmup_epochs, warmup_steps = settings.kl_warmup_epochs, settings.kl_warmup_steps
     if warmup_epochs is None:
@@ -175,5 +212,5 @@ def resolve_schedule(settings: Settings, n_train: int) -> Settings:
             steps_an_epoch = math.ceil(math.ceil(n_train / settings.batch_size) / settings.accumulate)
             warmup_epochs, warmup_steps = 0, min(epochs * steps_an_epoch, settings.max_steps or sys.maxsize)
     return settings.model_copy(
-        update={"epochs": epochs, "kl_warmup_epochs": warmup_epochs, "kl_warmup_steps": warmup_steps}
+        update={**chosen, "epochs": epochs, "kl_warmup_epochs": warmup_epochs, "kl_warmup_steps": warmup_steps}
     )

@@ -76,6 +76,14 @@ class Step:
         """Whether minibatch `number` of an epoch is the last of its step."""
         return (number + 1) % self._every == 0 or number + 1 == len(self._loader)
 
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the next step. On a GPU it is a tensor, which a CUDA graph reads at each replay."""
+        for group in self._optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
     def take(
         self, batch: Batch, number: int, step: int, kl_weight: float, stop_asked: Callable[[], bool] = lambda: False
     ) -> StepTerms | None:
@@ -86,8 +94,7 @@ class Step:
         """
         if self._graph is not None:
             seed_draws(self._noise, self._seed, TRAINING_NOISE, step)
-            rates = tuple(group["lr"] for group in self._optimizer.param_groups)  # constants in the graph
-            return _unpack(self._delayed.swap(self._graph(batch, kl_weight, rates)))
+            return _unpack(self._delayed.swap(self._graph(batch, kl_weight)))
         self._compute_gradients(batch, number, step, kl_weight, stop_asked)
         return _unpack(self._sums.cpu().tolist()) if self.ends(number) else None
 

@@ -152,6 +152,7 @@ def train(
                 trainer.begin_from(first)
         else:
             parts.measure_library()
+            parts.start_weights()
         if ranks.is_first and not resume:
             ranks.note("making the run directory")
             with write_folder_aside(out) as scratch:  # with a first checkpoint, so that there always is a good one

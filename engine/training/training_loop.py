@@ -4,6 +4,8 @@ This module decides the order of events, and when to stop. The parts of a run ar
 `run_state`, the work on a minibatch in `step`.
 """
 
+import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -24,7 +26,7 @@ from atlasvi.engine.training.result import make_result
 from atlasvi.engine.training.resuming import resume_command
 from atlasvi.engine.training.run_parts import RunParts
 from atlasvi.engine.training.run_state import Best, RunState
-from atlasvi.engine.training.schedule import costs, epochs_since_best, rate_on_plateau, weigh_kl
+from atlasvi.engine.training.schedule import costs, epochs_since_best, rate_on_plateau, scale_rate, weigh_kl
 from atlasvi.engine.training.step import Step, StepTerms
 from atlasvi.engine.training.training_error import explain_failure, find_infinite_loss, find_infinite_weights
 from atlasvi.loaders.batches.batch import Batch
@@ -39,6 +41,8 @@ class Trainer:
         self.parts, self.ranks, self.settings, self.loaders = parts, parts.ranks, parts.settings, parts.loaders
         assert self.settings.epochs is not None
         self.epochs = self.settings.epochs
+        steps_an_epoch = math.ceil(len(self.loaders["train"]) / self.settings.accumulate)
+        self._n_steps = min(self.epochs * steps_an_epoch, self.settings.max_steps or sys.maxsize)
         self._profile_folder = parts.out / "profile" if profile else None
         self.step = Step(
             parts.model,
@@ -147,6 +151,7 @@ class Trainer:
         feeder = DeviceFeeder(self.loaders["train"], self.parts.device)
         for batch in _mark_waits(feeder):
             done, kl_weight = feeder.state_dict()["batch"], self._kl_weight()
+            step.set_rate(self._learning_rate())
             found = step.take(batch, done - 1, state.step, kl_weight, self._stop_asked)
             if not step.ends(done - 1):
                 continue
@@ -201,7 +206,7 @@ class Trainer:
             "epoch": state.epoch,
             "step": state.step,
             "kl_weight": kl_weight,
-            "learning_rate": self.parts.optimizer.param_groups[0]["lr"],
+            "learning_rate": self._learning_rate(max(state.step - 1, 0)),
             **measures,
             **self._losses(kl_weight, parts),
             "n_cells": int(state.terms.n_cells),
@@ -215,27 +220,16 @@ class Trainer:
                 state.best = Best(elbo, state.epoch, copy_state(self.parts.model.state_dict()))
         self.log.epoch(line)
         state.end_epoch(line)
-        self._adapt()
+        self._stop_if_due()
         self.loaders["train"].set_epoch(state.epoch)
         self.checkpoint()
 
-    def _adapt(self) -> None:
-        """Stop early, or lower the learning rate, if the history of this run calls for it."""
+    def _stop_if_due(self) -> None:
+        """Stop early if the history of this run calls for it."""
         settings, history = self.settings, self.state.history[self.state.first_epoch :]
         watched = costs(history[settings.early_stopping_warmup_epochs :], settings.early_stopping_monitor)
         waited = epochs_since_best(watched, settings.early_stopping_min_delta)
         self.state.stopped_early = settings.early_stopping and waited >= settings.early_stopping_patience
-        if settings.reduce_lr_on_plateau:
-            rate = rate_on_plateau(
-                costs(history, settings.lr_scheduler_metric),
-                settings.learning_rate,
-                settings.lr_factor,
-                settings.lr_patience,
-                settings.lr_threshold,
-                settings.lr_min,
-            )
-            for group in self.parts.optimizer.param_groups:
-                group["lr"] = rate
 
     def _is_done(self) -> bool:
         steps = self.settings.max_steps
@@ -252,6 +246,25 @@ class Trainer:
             settings.min_kl_weight,
             settings.max_kl_weight,
         )
+
+    def _learning_rate(self, step: int | None = None) -> float:
+        """The learning rate at a step, counted from 0; None: at the next step."""
+        settings, state = self.settings, self.state
+        rate = settings.learning_rate
+        assert rate is not None
+        assert settings.learning_rate_warmup is not None
+        assert settings.learning_rate_decay is not None
+        if settings.reduce_lr_on_plateau:
+            rate = rate_on_plateau(
+                costs(state.history[state.first_epoch :], settings.lr_scheduler_metric),
+                rate,
+                settings.lr_factor,
+                settings.lr_patience,
+                settings.lr_threshold,
+                settings.lr_min,
+            )
+        done = (state.step if step is None else step) - state.first_step
+        return rate * scale_rate(done, self._n_steps, settings.learning_rate_warmup, settings.learning_rate_decay)
 
     def _rate(self) -> float:
         """Cells/s of the current epoch, including the time spent waiting for data."""

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.gpu
 
 CASES = make_cases()
 RUNS: dict[str, dict[str, Any]] = {
+    "the recipe atlas, whose rate is another at each step": {"recipe": "atlas"},
     "nb": {},
     "zinb, gene-cell": {"gene_likelihood": "zinb", "dispersion": "gene-cell"},
     "gene-batch, batch norm": {"dispersion": "gene-batch", "use_batch_norm": "both", "use_layer_norm": "none"},

@@ -95,6 +95,12 @@ def test_with_batch_norm_and_a_latent_library_ranks_compute_what_one_process_doe
     assert runs[3]["result"]["validation"]["elbo"] == pytest.approx(runs[1]["result"]["validation"]["elbo"], rel=1e-5)
 
 
+def test_initial_weights_from_a_sample_are_those_of_one_process(cells: Path, tmp_path: Path):
+    settings = {**SMALL, "recipe": "atlas", "batch_size": 32, "max_steps": 5}
+    runs = {n: run_on(n, cells, tmp_path / f"run{n}", batch_key="batch", epochs=3, settings=settings) for n in (1, 3)}
+    np.testing.assert_allclose(runs[3]["losses"], runs[1]["losses"], rtol=1e-4)
+
+
 def test_all_ranks_see_the_same_history_result_and_weights_and_only_the_first_speaks(cells: Path, tmp_path: Path):
     options: dict[str, Any] = {"epochs": 50, "settings": {**SMALL, "early_stopping_patience": 2, "learning_rate": 0.05}}
     ranks = run_ranks(train_and_record, 3, tmp_path / "said", cells, tmp_path / "run", options)

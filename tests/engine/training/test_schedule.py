@@ -3,7 +3,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlasvi.engine.training.schedule import costs, epochs_since_best, name_metric, rate_on_plateau, weigh_kl
+from atlasvi.engine.training.schedule import (
+    costs,
+    epochs_since_best,
+    name_metric,
+    rate_on_plateau,
+    scale_rate,
+    weigh_kl,
+)
 
 
 def test_the_kl_weight_rises_by_epochs_or_by_steps():
@@ -29,6 +36,15 @@ def test_the_rate_on_a_plateau_is_torchs(values: list[float], patience: int, thr
         plateau.step(values[n - 1])
         expected = optimizer.param_groups[0]["lr"]
         assert rate_on_plateau(values[:n], 1e-3, 0.6, patience, threshold, least) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_rate_rises_stays_and_falls():
+    assert [scale_rate(step, 10, 0.0, 0.0) for step in (0, 5, 9)] == [1, 1, 1]
+    rates = [scale_rate(step, 20, 0.1, 0.25) for step in range(20)]
+    assert rates[:3] == [0.5, 1, 1]
+    assert rates[14:] == pytest.approx([1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert scale_rate(25, 20, 0.1, 0.25) == 0
+    assert [scale_rate(0, 1, 0.05, 0.3)] == [1]  # a run of one step makes it
 
 
 def test_epochs_are_counted_from_the_last_that_was_better():

@@ -5,6 +5,7 @@ import pytest
 from atlasvi.engine.training.settings import (
     SettingError,
     Settings,
+    atlas_rate,
     heuristic_epochs,
     parse_settings,
     resolve_schedule,
@@ -16,7 +17,8 @@ from atlasvi.loaders.errors import AtlasviError
 def test_the_defaults_are_the_model_card_and_scvi_tools_optimizer():
     settings = resolve_settings()
     assert (settings.n_hidden, settings.n_latent, settings.n_layers, settings.dropout_rate) == (128, 20, 3, 0.05)
-    assert (settings.learning_rate, settings.adam_eps, settings.weight_decay) == (1e-3, 0.01, 1e-6)
+    resolved = resolve_schedule(settings, 1_000)
+    assert (resolved.learning_rate, resolved.adam_eps, resolved.weight_decay) == (1e-3, 0.01, 1e-6)
     assert (settings.batch_size, settings.validation_fraction, settings.early_stopping_patience) == (128, 0.1, 45)
 
 
@@ -39,7 +41,8 @@ def test_every_setting_can_be_set_from_text():
     for name, field in Settings.model_fields.items():
         if name == "freezing":  # comes with the model that a run starts from
             continue
-        value = field.default if field.default is not None else 3
+        decided = {"learning_rate_warmup": 0.25, "learning_rate_decay": 0.25, "initial_weights": "sample"}
+        value = field.default if field.default is not None else decided.get(name, 3)
         text = str(value).lower() if isinstance(value, bool) else str(value)
         assert getattr(resolve_settings(None, parse_settings([f"{name}={text}"])), name) == value
 
@@ -107,6 +110,15 @@ def test_a_run_of_few_epochs_warms_up_by_steps_over_all_of_them(epochs: int):
     assert warmup(epochs=epochs, accumulate=3) == (0, 3 * epochs)
     assert warmup(epochs=epochs, max_steps=5) == (0, 5)
     assert warmup(10**8)[1] == warmup(10**8, epochs=1)[1] == 781_250  # an atlas gets one epoch
+
+
+def test_a_recipe_fills_in_what_is_not_set():
+    theirs = resolve_schedule(Settings(), 10**6)
+    assert (theirs.learning_rate, theirs.initial_weights, theirs.learning_rate_decay) == (1e-3, "random", 0)
+    ours = resolve_schedule(Settings(recipe="atlas", batch_size=1024, adam_eps=1e-6), 10**6)
+    assert (ours.learning_rate, ours.initial_weights, ours.learning_rate_decay) == (0.004, "sample", 0.3)
+    assert ours.adam_eps == 1e-6
+    assert atlas_rate(512 * 4) == atlas_rate(2048) < atlas_rate(2**14) == atlas_rate(2**20) == 0.016
 
 
 def test_a_warm_up_that_was_asked_for_stays_as_it_is():

@@ -158,6 +158,22 @@ def test_in_a_run_of_one_epoch_the_kl_weight_rises_by_steps_to_nearly_one(cells:
     assert two.result["steps"] == 14
 
 
+def test_the_recipe_atlas_starts_from_a_sample_and_lets_the_rate_rise_and_fall(cells: Path, tmp_path: Path):
+    settings = {**SMALL, "learning_rate": 0.01, "learning_rate_decay": 0.5}
+    first = {}
+    for recipe in ("scvi-tools", "atlas"):
+        out = tmp_path / recipe
+        train(cells, out, batch_key="batch", epochs=4, settings={**settings, "recipe": recipe})
+        lines = [line for line in read_lines(out) if line["kind"] == "epoch"]
+        first[recipe] = lines[0]["train_elbo"]
+        config = json.loads((out / "config.json").read_text())["settings"]
+        assert config["initial_weights"] == {"scvi-tools": "random", "atlas": "sample"}[recipe]
+        rates = [line["learning_rate"] for line in lines]
+    assert first["atlas"] > first["scvi-tools"]
+    assert rates[:2] == [0.01, 0.01]
+    assert 0 < rates[3] < rates[2] < 0.01
+
+
 def test_the_result_holds_the_kl_of_each_latent_dimension(cells: Path, tmp_path: Path):
     run = train(cells, tmp_path / "run", epochs=12, settings={**SMALL, "learning_rate": 0.01})
     for part in ("train", "validation"):
@@ -175,7 +191,7 @@ def test_a_run_whose_latents_have_collapsed_says_so_and_what_to_set(cells: Path,
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("Warning: 0 of 4 latent dimensions carry information")
     assert "kl_warmup_steps" in said
-    assert "use_batch_norm=both" in said
+    assert "recipe=atlas" in said
     used = train(cells, tmp_path / "b", epochs=12, settings={**fast, "max_kl_weight": 0})
     assert used.result["informative_latents"] == 4
     assert "Warning" not in capsys.readouterr().err
@@ -284,6 +300,7 @@ def at_step(monkeypatch, step: int, act: Callable[[], None]) -> None:
 
 SCHEDULE: dict[str, Any] = {"batch_key": "batch", "epochs": 3, "settings": {**SMALL, "validation_fraction": 0.2}}
 FREQUENT: dict[str, Any] = {**SCHEDULE, "settings": {**SCHEDULE["settings"], "checkpoint_minutes": 1e-9}}
+ATLAS: dict[str, Any] = {**SCHEDULE, "settings": {**FREQUENT["settings"], "recipe": "atlas"}}
 STEPS_AN_EPOCH = 6  # 162 cells in minibatches of 32
 
 
@@ -301,7 +318,7 @@ def test_a_signal_is_answered_with_a_checkpoint_and_the_resumed_run_is_the_same(
     assert_same_run(whole, train(cells, tmp_path / "run", resume=True))
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, FREQUENT], ids=["at epoch ends", "at each step"])
+@pytest.mark.parametrize("schedule", [SCHEDULE, FREQUENT, ATLAS], ids=["at epoch ends", "at each step", "atlas"])
 @pytest.mark.parametrize("step", [1, 4, STEPS_AN_EPOCH, STEPS_AN_EPOCH + 1, 17])
 def test_a_run_killed_inside_an_epoch_resumes_to_the_same_end(
     cells: Path, tmp_path: Path, monkeypatch, step: int, schedule: dict
