@@ -86,7 +86,7 @@ class RunParts:
             fill_library_prior(self.model, self.data, self.codes)
 
     def start_weights(self) -> None:
-        """Set the weights of a new model as `initial_weights` says; rank 0 does the work, and all ranks get its bits."""
+        """Set the weights of a new model as `initial_weights` says: rank 0 does the work, all ranks get its bits."""
         if self.settings.initial_weights != "sample":
             return
         self.ranks.note("fitting the initial weights to a sample of cells")
