@@ -186,6 +186,8 @@ def prepare_run(
         share_batch_norm(model)
     if settings.precision == "bf16":
         model.precision = "bf16"
+    assert settings.optimizer is not None
+    assert settings.weight_decay is not None
     optimizer = getattr(torch.optim, settings.optimizer)(
         group_parameters(model, settings.freezing, settings.weight_decay),
         # a tensor on a GPU, as a CUDA graph replays the step with the rate that is in it then

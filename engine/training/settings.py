@@ -40,7 +40,8 @@ class Settings(ModelOptions):
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after this number of optimizer steps, even within an epoch."""
 
-    optimizer: Literal["Adam", "AdamW"] = "Adam"
+    optimizer: Literal["Adam", "AdamW"] | None = None
+    """None: by the recipe."""
     learning_rate: float | None = Field(default=None, ge=0)
     """None: by the recipe: 0.001, or with `atlas` 0.001 x sqrt(cells of a step / 64), at most 0.016."""
     learning_rate_warmup: float | None = Field(default=None, ge=0, lt=1)
@@ -52,8 +53,9 @@ class Settings(ModelOptions):
     recipe. A run that starts from another model has its weights."""
     adam_eps: float | None = Field(default=None, gt=0)
     """None: by the recipe."""
-    weight_decay: float = Field(default=1e-6, ge=0)
-    """With Adam an L2 penalty that is added to the gradient; with AdamW decoupled from the gradient."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """With Adam an L2 penalty that is added to the gradient; with AdamW decoupled from the gradient. None: by the
+    recipe, or 1e-6 with another optimizer than the recipe's."""
     reduce_lr_on_plateau: bool = False
     """Multiply the learning rate by lr_factor when lr_scheduler_metric has not improved for lr_patience epochs."""
     lr_factor: float = Field(default=0.6, gt=0, lt=1)
@@ -128,6 +130,8 @@ class Settings(ModelOptions):
 
 RECIPES: dict[str, dict[str, Any]] = {
     "scvi-tools": {
+        "optimizer": "Adam",
+        "weight_decay": 1e-6,
         "learning_rate": 1e-3,
         "learning_rate_warmup": 0.0,
         "learning_rate_decay": 0.0,
@@ -135,6 +139,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "adam_eps": 0.01,
     },
     "atlas": {
+        "optimizer": "AdamW",
+        "weight_decay": 1.0,
         "learning_rate_warmup": 0.05,
         "learning_rate_decay": 0.3,
         "initial_weights": "sample",
@@ -203,6 +209,8 @@ def atlas_rate(cells_of_a_step: int) -> float:
 def resolve_schedule(settings: Settings, n_train: int) -> Settings:
     """Fill in what the recipe and the number of training cells decide: rates, epochs, and from them the KL warm-up."""
     by_recipe = {"learning_rate": atlas_rate(settings.batch_size * settings.accumulate), **RECIPES[settings.recipe]}
+    if settings.optimizer not in (None, by_recipe["optimizer"]):
+        by_recipe["weight_decay"] = 1e-6
     chosen = {name: value for name, value in by_recipe.items() if getattr(settings, name) is None}
     epochs = settings.epochs or heuristic_epochs(n_train)
     warmup_epochs, warmup_steps = settings.kl_warmup_epochs, settings.kl_warmup_steps

@@ -48,6 +48,7 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.scvi_tools.weights import from_scvi_weights
 from tests.fuzz.calls import FORMATS, Answer, describe_cells, describe_latents, describe_model, list_values
+from tests.fuzz.mutations import list_files
 
 UNREADABLE = object()
 CLASSES = ("right", "sentence", "library", "other")
@@ -152,7 +153,7 @@ def _confirm_ours(kind: str, call: str, place: Path, inputs: Path, answer: Answe
 
 
 def read_all_text(place: Path) -> None:
-    """Read each attribute of an HDF5 file, and each dataset of text, with h5py alone."""
+    """Read each attribute of the HDF5 files at a place, and each dataset of text, with h5py alone."""
 
     def visit(name: str, item: Any) -> None:
         for key in [*item.attrs]:
@@ -162,9 +163,11 @@ def read_all_text(place: Path) -> None:
             with contextlib.suppress(Exception):
                 item[()]
 
-    with h5py.File(place) as file:
-        visit("/", file)
-        file.visititems(visit)
+    for path in list_files(place):
+        if h5py.is_hdf5(path):
+            with h5py.File(path) as file:
+                visit("/", file)
+                file.visititems(visit)
 
 
 def read_independently(kind: str, place: Path) -> Answer:
