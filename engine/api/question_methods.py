@@ -18,13 +18,12 @@ from torch import Generator, Tensor
 
 from atlasvi.engine.api.training_arguments import explain_argument
 from atlasvi.engine.model.trained_run import TrainedRun
-from atlasvi.engine.queries import abundance, correlation, differential, expression, latents
+from atlasvi.engine.queries import abundance, correlation, differential, expression, latents, population
 from atlasvi.engine.queries import model_fit as likelihoods
 from atlasvi.engine.queries.cell_choice import Where, find_cells
 from atlasvi.engine.queries.likelihood_parameters import likelihood_parameters
 from atlasvi.engine.queries.model_names import find_batch, find_batches
 from atlasvi.engine.queries.opened_data import is_anndata
-from atlasvi.engine.queries.population import population_expression
 from atlasvi.engine.queries.predictive_counts import decode_counts
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, need_counts
 from atlasvi.engine.training.settings import SettingError
@@ -96,10 +95,12 @@ class Questions:
         size = batch_size or BATCH_SIZE
         if not (library_size == "latent" or isinstance(library_size, Real)):
             raise QueryError(f"library_size {library_size!r}: use counts per cell, or 'latent' for each cell's own.")
+        library_size = expression.read_library_size(library_size)
+        population.check_weights(weights, n_samples_overall, importance_weighting_kwargs)
         if n_samples_overall is not None:
             if n_samples != 1:
-                raise ValueError("use n_samples or n_samples_overall, not both")
-            return population_expression(
+                raise QueryError("Use n_samples or n_samples_overall, not both.")
+            return population.population_expression(
                 self._model,
                 cells,
                 self.generator,
@@ -316,8 +317,7 @@ class Questions:
     ) -> np.ndarray:
         """Library size float32 [cells, 1], counts: the mean of its posterior, or a draw (or the observed one)."""
         cells, numbers = self._choose(adata, indices)
-        known = need_counts(cells, "the library size")
-        return latents.latent_library(self._model, known, self.generator, numbers, give_mean, batch_size or BATCH_SIZE)
+        return latents.latent_library(self._model, cells, self.generator, numbers, give_mean, batch_size or BATCH_SIZE)
 
     def get_batch_representation(
         self, adata: Any = None, indices: Indices = None, batch_size: int | None = None

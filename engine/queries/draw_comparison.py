@@ -3,16 +3,19 @@
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Generator
 
-from atlasvi.loaders.errors import MissingDependencyError
+from atlasvi.engine.queries.question_cells import QueryError
+from atlasvi.loaders.errors import AtlasviWarning, MissingDependencyError
 
 EPSILON = 1e-8
+OF_CHANGE = ("delta", "change_fn", "m1_domain_fn", "pseudocounts", "threshold_counts", "test_mode", "cred_interval_lvls")
+"""Fields of `Test` that have no effect in mode 'vanilla'."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,22 @@ class Test:
     def __post_init__(self) -> None:
         if self.mode not in ("vanilla", "change"):
             raise NotImplementedError(f"mode {self.mode!r}: use 'vanilla' or 'change'")
+        if self.test_mode not in ("two", "three"):
+            raise QueryError(f"test_mode {self.test_mode!r}: use 'two' or 'three'.")
+        if self.delta is not None and not 0 <= self.delta < np.inf:
+            raise QueryError(f"delta is {self.delta}: it must be a number from 0 up, or None to estimate it.")
+        if not self.n_samples_overall >= 1:
+            raise QueryError(f"n_samples_overall is {self.n_samples_overall}: it must be at least 1.")
+        unused = [each.name for each in fields(self) if each.name in OF_CHANGE and self._was_given(each)]
+        if self.mode == "vanilla" and unused:
+            raise QueryError(f"Only mode 'change' uses {', '.join(unused)}: pass mode='change', or leave it out.")
         if self.use_observed_batches and (self.batchid1 is not None or self.batchid2 is not None):
             raise ValueError("batchid1 and batchid2 are batches to decode as: they need batch_correction=True")
+
+    def _was_given(self, field: Any) -> bool:
+        """Whether a field differs from its default; None is the same as leaving it out."""
+        value = getattr(self, field.name)
+        return value is not None and (field.default is None or value != field.default)
 
 
 def compare_draws(
@@ -117,7 +134,7 @@ def _pair(
             warnings.warn(
                 "batchid1 and batchid2 differ but have batches in common: draws are paired whatever their batches, so "
                 "batch effects are not corrected for",
-                UserWarning,
+                AtlasviWarning,
                 stacklevel=4,
             )
         parts = [(proportions1, proportions2)]

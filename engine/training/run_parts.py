@@ -23,7 +23,7 @@ from atlasvi.engine.model.noise import INITIAL_WEIGHTS, seed_draws
 from atlasvi.engine.model.run_files import RUN_FORMAT
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.training.freezing import group_parameters
-from atlasvi.engine.training.resuming import fingerprint
+from atlasvi.engine.training.fingerprint import fingerprint, hash_sample
 from atlasvi.engine.training.settings import SettingError, Settings, resolve_schedule
 from atlasvi.engine.training.splits import split_by_column, split_by_hash
 from atlasvi.kernels import choose_backend
@@ -146,6 +146,7 @@ def prepare_run(
         "format_version": RUN_FORMAT,
         "data": data.spec.to_record(),
         **fingerprint(data),
+        "sample_sha256": hash_sample(data),
         **arguments,
         "setup": setup.to_saved(),
         "device": str(chosen),
