@@ -48,7 +48,10 @@ EmptyCells = Annotated[
 RankTimeout = Annotated[
     float,
     typer.Option(
-        metavar="SECONDS", help="With several processes: one that hangs this long ends all.", min=1, callback=check_finite
+        metavar="SECONDS",
+        help="With several processes: one that hangs this long ends all.",
+        min=1,
+        callback=check_finite,
     ),
 ]
 
@@ -273,7 +276,9 @@ def plan(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Approximate duration of the measurement.", min=1, callback=check_finite)] = 20.0,
+    seconds: Annotated[
+        float, typer.Option(help="Approximate duration of the measurement.", min=1, callback=check_finite)
+    ] = 20.0,
 ) -> None:
     """Measure reading and computing on this machine, and estimate an epoch on many devices."""
     from atlasvi.engine.distributed.ranks import join_ranks

@@ -308,7 +308,9 @@ def query_abundance(
     ] = None,
     dof: Annotated[
         float | None,
-        typer.Option(help="Degrees of freedom of Student's t for each cell; default: a normal.", min=0.01, callback=check_finite),
+        typer.Option(
+            help="Degrees of freedom of Student's t for each cell; default: a normal.", min=0.01, callback=check_finite
+        ),
     ] = None,
     seed: Seed = 0,
     out: Out = None,

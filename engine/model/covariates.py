@@ -25,10 +25,11 @@ class SetupKeys:
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
-        """The keys from arguments of these names. Other arguments are ignored; a list or None becomes a tuple."""
+        """The keys from arguments of these names; others are ignored. A list, a name or None becomes a tuple."""
         values: dict[str, Any] = {key: arguments.get(key) for key in KEYS}
         for key in (kind.key for kind in KINDS if kind.several):
-            values[key] = tuple(values[key] or ())
+            named = values[key]
+            values[key] = (named,) if isinstance(named, str) else tuple(named or ())
         return cls(**values)
 
     def as_arguments(self) -> dict[str, Any]:
@@ -207,10 +208,11 @@ def _columns(keys: SetupKeys, kind: Kind) -> tuple[str, ...]:
     return columns if kind.noun is None else tuple(dict.fromkeys(columns))  # a repeated name is one covariate
 
 
-def learn_setup(data: Columns, keys: SetupKeys, *, one_batch: bool = False) -> Setup:
+def learn_setup(data: Columns, keys: SetupKeys, *, one_batch: bool = False, layer: str | None = None) -> Setup:
     """The setup for training a model on `data`: its categories are those that occur in the data.
 
     one_batch  True: allow a single batch, because new data may bring others
+    layer      the layer that holds the counts, which the setup keeps
     Raises ColumnError if a column does not exist (the message lists the columns) or has missing values, or if there is
     only one batch.
     """
@@ -228,7 +230,6 @@ def learn_setup(data: Columns, keys: SetupKeys, *, one_batch: bool = False) -> S
         for kind in KINDS
         if kind.noun is not None and _columns(keys, kind)
     }
-    layer = getattr(data, "layer", None)
     setup = Setup(keys=keys, categories=categories, category_dtypes=dtypes, layer=layer, n_cells=data.n_cells)
     if len(setup.batch_categories) == 1 and not one_batch:
         raise ColumnError(

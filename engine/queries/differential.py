@@ -168,9 +168,9 @@ def _compare(
     named, chosen = ([name for name, value in each.items() if value is not None] for each in (by_groups, by_cells))
     if named and chosen:
         raise QueryError(f"Pass either {', '.join(named)} or {', '.join(chosen)}: they choose the groups in two ways.")
-    if idx1 is None and idx2 is not None or groupby is None and named:
-        first = "idx1" if chosen else "groupby"
-        raise QueryError(f"{', '.join(chosen or named)} needs {first}, which is missing.")
+    if (chosen and idx1 is None) or (named and groupby is None):
+        missing = "idx1" if chosen else "groupby"
+        raise QueryError(f"{', '.join(chosen or named)} can't be used without {missing}.")
     if idx1 is not None:
         labels = np.full(cells.n_cells, 2)
         labels[find_cells(cells, idx1)] = 0
@@ -218,11 +218,11 @@ def _compare(
     wanted = [group1] if isinstance(group1, str) or not isinstance(group1, Sequence | np.ndarray | pd.Index) else group1
     comparisons = []
     for group in wanted:
-        first = mark(group)
-        second = ~first if group2 is None else mark(group2)
-        if (first & second).any():
+        inside = mark(group)
+        others = ~inside if group2 is None else mark(group2)
+        if (inside & others).any():
             raise QueryError(f"{cells.path}: {groupby} = {group!r} is group1 and group2: name two different groups.")
-        comparisons.append(Comparison(group, "the rest" if group2 is None else group2, first, second))
+        comparisons.append(Comparison(group, "the rest" if group2 is None else group2, inside, others))
     return labels, comparisons
 
 

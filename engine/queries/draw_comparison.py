@@ -14,7 +14,15 @@ from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.loaders.errors import AtlasviWarning, MissingDependencyError
 
 EPSILON = 1e-8
-OF_CHANGE = ("delta", "change_fn", "m1_domain_fn", "pseudocounts", "threshold_counts", "test_mode", "cred_interval_lvls")
+OF_CHANGE = (
+    "delta",
+    "change_fn",
+    "m1_domain_fn",
+    "pseudocounts",
+    "threshold_counts",
+    "test_mode",
+    "cred_interval_lvls",
+)
 """Fields of `Test` that have no effect in mode 'vanilla'."""
 
 

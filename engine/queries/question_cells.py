@@ -144,7 +144,7 @@ class CountedCells(ObsRows):
         self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
     ) -> Iterator[Batch]:
         """Counts of the chosen cells, in their order, on the model's device."""
-        device, labels = model.encoder.mean.weight.device, model.settings.dispersion == "gene-label"
+        device, labels = model.encoder.mean.weight.device, model.settings.uses_labels
         loader = BatchLoader(self.data, batch_size, seed=0, cells=_mark(cells, self.n_cells), shuffle=False)
         step = max(CODES_CELLS // batch_size, 1) * batch_size  # all minibatches but the last are full
         at, codes = 0, dict[str, np.ndarray]()
@@ -203,7 +203,7 @@ class MinifiedCells(ObsRows):
         self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
     ) -> Iterator[Posterior]:
         """The kept posterior of the chosen cells, in their order."""
-        device, labels, setup = model.encoder.mean.weight.device, model.settings.dispersion == "gene-label", self.setup
+        device, labels, setup = model.encoder.mean.weight.device, model.settings.uses_labels, self.setup
         for here, qzm, qzv in self._read_slices(cells):
             codes = self.read_codes(setup, here, labels)
             library = self.take_column(LIBRARY, here).to_numpy(np.float32)

@@ -13,6 +13,7 @@ from atlasvi.engine.model.run_files import CONFIG, MODEL, RUN_FORMAT
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.training.checkpoint import CheckpointError, list_checkpoints, read_newest_checkpoint
 from atlasvi.engine.training.fingerprint import is_data_of_run
+from atlasvi.engine.training.run_state import KEPT_BY_MODEL
 from atlasvi.engine.training.settings import SettingError, Settings
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, select_genes
 from atlasvi.loaders.damage import reading
@@ -129,7 +130,7 @@ def _read_last_state(run: TrainedRun) -> dict[str, Any]:
         return {}  # begin from the weights alone
     path, saved = read_newest_checkpoint(folder, older=False)
     with reading(str(path)):
-        state = {name: saved[name] for name in ("weights", "optimizer", "epoch", "step", "history")}
+        state = {name: saved[name] for name in ("weights", *KEPT_BY_MODEL)}
     if state["step"] != (ended := run.result.get("steps", state["step"])):
         raise CheckpointError(
             f"{path}: the newest checkpoint is of step {state['step']:,}, and the run ended at step {ended:,}: copy "

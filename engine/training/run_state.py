@@ -16,6 +16,9 @@ History = list[dict[str, Any]]
 """Lines of metrics, one per epoch."""
 
 
+KEPT_BY_MODEL = ("optimizer", "epoch", "step", "history")
+"""What a saved model and `TrainedRun.state` keep of a checkpoint, besides the weights: what training continues from."""
+
 ADDED_LATER = ("first_epoch", "first_step")
 """Fields of `RunState` that checkpoints of older versions do not hold: they take their default values."""
 

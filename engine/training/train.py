@@ -140,7 +140,7 @@ def train(
             arguments["genes"] = [str(gene) for gene in data.genes]  # the genes of the model; the data may have more
         else:
             data = allow_fractions(data, resolved.likelihood.takes_fractions)
-            setup = learn_setup(data, SetupKeys.from_arguments(arguments))
+            setup = learn_setup(data, SetupKeys.from_arguments(arguments), layer=data.layer)
         parts = prepare_run(data, out, setup, arguments, resolved, device, ranks)
         trainer = Trainer(parts, profile)
         if not resume:
@@ -152,8 +152,8 @@ def train(
                 trainer.restore(load_checkpoint(content, f"{out / 'checkpoints'}"))
             if like is not None and like.format != data.spec.format and trainer.state.batch and ranks.is_first:
                 log.warning(
-                    "%s: the run was started with %s and goes on with %s, whose cells are in another order: the rest "
-                    "of epoch %d visits some cells twice and others not at all; later epochs are complete.",
+                    "%s: the run was started with %s and goes on with %s: if the cells are in another order there, the "
+                    "rest of epoch %d visits some cells twice and others not at all; later epochs are complete.",
                     *(out, like, data.spec, trainer.state.epoch),
                 )
         elif isinstance(start, TrainedRun):

@@ -17,6 +17,7 @@ from atlasvi.engine.queries.draw_comparison import compare_draws, control_fdr, d
 from atlasvi.engine.queries.latents import log_density, mix_posteriors
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.kernels.reference import nb_log_prob
+from atlasvi.loaders.errors import AtlasviWarning
 from tests.engine.api.test_scvi import N_GENES, make_adata, make_model
 
 
@@ -217,6 +218,43 @@ def test_correlations_are_of_genes_that_go_together(model: SCVI):
         assert matrix.loc["g0", "g1"] > matrix.loc["g0", "g9"]
     with pytest.raises(ValueError, match="'spearman' or 'pearson'"):
         model.get_feature_correlation_matrix(correlation_type="kendall")
+
+
+def test_a_gene_that_does_not_vary_has_no_correlations_and_a_warning_says_so():
+    model = make_model(make_adata(30), epochs=1)
+    with torch.no_grad():
+        model.module.decoder.logits.bias[3] = -200  # its proportion, and so each draw, is 0 in float32
+    with pytest.warns(AtlasviWarning, match="1 of 40 genes have the same value in all draws"):
+        matrix = model.get_feature_correlation_matrix()
+    assert matrix.isna().sum().sum() == 2 * N_GENES - 1
+    assert matrix["g3"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda model: model.get_normalized_expression(library_size=1e40), "library size 1e.40"),
+        (lambda model: model.get_normalized_expression(library_size=float("nan")), "library size nan"),
+        (lambda model: model.get_normalized_expression(librarysize=1e4), "no argument 'librarysize'"),
+        (lambda model: model.get_normalized_expression(max_cells=9), "max_cells: only weights='importance' uses this"),
+        (lambda model: model.get_normalized_expression(weights="importance"), "set n_samples_overall too"),
+        (lambda model: model.get_normalized_expression(n_samples_overall=9, weights="some"), "weights 'some'"),
+        (lambda model: model.get_normalized_expression(n_samples_overall=0), "n_samples_overall is 0"),
+        (lambda model: model.get_feature_correlation_matrix(rna_size_factor=0), "library size 0"),
+        (lambda model: model.get_feature_correlation_matrix(indices=[0], n_samples=1), "has no correlations"),
+        (lambda model: model.differential_expression(groupby="cell_type", mode="change", delta=-1), "delta is -1"),
+        (lambda model: model.differential_expression(groupby="cell_type", delta=1), "Only mode 'change' uses delta"),
+        (lambda model: model.differential_expression(groupby="cell_type", test_mode="both"), "test_mode 'both'"),
+        (lambda model: model.differential_expression(groupby="cell_type", fdr_target=7), "fdr_target is 7"),
+        (lambda model: model.differential_expression(groupby="cell_type", n_samples_overall=0), "must be at least 1"),
+        (lambda model: model.differential_expression(groupby="cell_type", idx1=[0]), "Pass either groupby or idx1"),
+        (lambda model: model.differential_expression(idx1=[0], subset_idx=[0]), "Pass either subset_idx or idx1"),
+        (lambda model: model.differential_expression(groupby="cell_type", weights="some"), "weights 'some'"),
+    ],
+)
+def test_arguments_that_would_have_no_effect_or_no_answer_are_refused(model: SCVI, ask, message: str):
+    with pytest.raises(QueryError, match=message):
+        ask(model)
 
 
 def test_cells_are_likely_where_their_sample_is(model: SCVI):

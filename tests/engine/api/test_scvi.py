@@ -18,7 +18,7 @@ from atlasvi.engine.minified.minified_store import is_minified_store
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders import outputs
-from atlasvi.loaders.errors import ColumnError, CountsError, GeneError, OutputError, SourceError
+from atlasvi.loaders.errors import AtlasviWarning, ColumnError, CountsError, GeneError, OutputError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
 
 N_GENES = 40
@@ -327,6 +327,49 @@ def test_nothing_that_lies_in_a_models_folder_keeps_it_from_being_saved_again(mo
     model.save(folder, overwrite=True)
     kept, saved = (each.run.model.state_dict() for each in (SCVI.load(folder), model))
     assert all(torch.equal(kept[name], weight) for name, weight in saved.items())
+
+
+def test_a_model_is_not_saved_where_a_folder_has_the_name_of_a_file(model: SCVI, tmp_path: Path):
+    (tmp_path / "model" / "model.pt").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"model.pt is a folder, and a file must be written there"):
+        model.save(tmp_path / "model", overwrite=True)
+    assert os.listdir(tmp_path / "model") == ["model.pt"]
+
+
+def test_the_data_of_another_model_is_not_left_beside_a_saved_one(adata: anndata.AnnData, tmp_path: Path):
+    model, folder = make_model(adata, epochs=1), tmp_path / "model"
+    make_model(make_adata(30), epochs=1).save(folder, save_anndata=True)
+    with pytest.raises(OutputError, match=r"adata.h5ad is there, and load would take it for the data of this model"):
+        model.save(folder, overwrite=True)
+    model.save(folder, overwrite=True, save_anndata=True)
+    model.save(folder, overwrite=True)  # what is there is its own data
+    loaded = SCVI.load(folder)
+    loaded.save(folder, overwrite=True)
+    assert SCVI.load(folder).adata.n_obs == adata.n_obs
+    loaded.adata._inplace_subset_obs(np.arange(20))
+    with pytest.raises(OutputError, match="load would take it"):
+        loaded.save(folder, overwrite=True)
+    with pytest.raises(OutputError, match="load would take it"):
+        SCVI.load(folder, adata).save(folder, overwrite=True)
+    shutil.copy(folder / "adata.h5ad", tmp_path / "by-hand.h5ad")
+    model.save(tmp_path / "hub")
+    (tmp_path / "by-hand.h5ad").rename(tmp_path / "hub" / "adata.h5ad")
+    SCVI.load(tmp_path / "hub").save(tmp_path / "hub", overwrite=True)
+    assert SCVI.load(tmp_path / "hub").adata.n_obs == adata.n_obs
+
+
+def test_data_that_was_saved_with_a_model_is_not_that_of_one_that_scvi_tools_saved_over_it(
+    adata: anndata.AnnData, tmp_path: Path
+):
+    make_model(make_adata(30), epochs=1).save(tmp_path / "model", save_anndata=True)
+    model = make_model(adata, epochs=1)
+    model.save(tmp_path / "other", save_anndata=True)
+    shutil.copy(tmp_path / "other" / "model.pt", tmp_path / "model")
+    with pytest.warns(AtlasviWarning, match=r"not read: .*adata.h5ad"):
+        assert SCVI.load(tmp_path / "model").adata is None
+    shutil.copy(tmp_path / "other" / "adata.h5ad", tmp_path / "model")  # scvi-tools saved its data too
+    with pytest.warns(AtlasviWarning, match=r"not read: atlasvi.pt"):
+        assert SCVI.load(tmp_path / "model").adata.n_obs == adata.n_obs
 
 
 def test_a_model_is_not_saved_over_a_run_or_under_a_name_elsewhere(model: SCVI, tmp_path: Path):
