@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click.core import ParameterSource
 
 from atlasvi.engine.terminal import say
 from atlasvi.loaders.errors import SourceError
@@ -41,10 +40,15 @@ def refuse_unused(context: typer.Context, names: Iterable[str], reason: str) -> 
     """Refuse options that the user gave although they would have no effect. Raises QueryError, with the reason."""
     from atlasvi.engine.queries.question_cells import QueryError  # imports torch, which `--help` does not need
 
-    given = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    given = [name for name in names if _was_given(context, name)]
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise QueryError(f"{options} would have no effect: {reason}.")
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)  # by its name, because new versions of typer bring their own click
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def split_names(text: str | None) -> list[str] | None:
@@ -61,7 +65,11 @@ def split_names(text: str | None) -> list[str] | None:
         if not (names := [line.strip() for line in lines if line.strip()]):
             raise SourceError(f"{text[1:]}: it holds no names: write one per line.")
         return names
-    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [""])]
+    try:
+        names = next(csv.reader([text], skipinitialspace=True)) or [""]
+    except csv.Error as error:
+        raise SourceError(f"{text!r}: these names can't be read ({error}).") from error
+    return [name.strip() for name in names]
 
 
 def split_repeated(texts: Iterable[str] | None) -> list[str] | None:

@@ -193,7 +193,10 @@ def train(
     labels_key: Annotated[str | None, typer.Option(help="obs column of cell labels, kept with the model.")] = None,
     size_factor_key: Annotated[str | None, typer.Option(help="obs column that replaces the library size.")] = None,
     categorical_covariate_keys: Annotated[
-        list[str] | None, typer.Option(metavar="NAMES", help="obs columns of categories: NAME,NAME; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAMES", help="obs columns of categories: NAME,NAME (repeatable; '\"NAME\"' if a name has a comma)."
+        ),
     ] = None,
     continuous_covariate_keys: Annotated[
         list[str] | None, typer.Option(metavar="NAMES", help="obs columns of numbers: NAME,NAME; repeatable.")

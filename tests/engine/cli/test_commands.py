@@ -179,7 +179,7 @@ def test_a_mistake_with_files_that_are_there_is_one_sentence_and_changes_nothing
         ("ingest {}/a.h5ad --out {}/s --seed -1", "Invalid value for '--seed'"),
         ("train {}/a.h5ad --out {}/r --epochs many", "Invalid value for '--epochs'"),
         ("query {}/mini differential --groupby batch --mode change --fdr 7", "Invalid value for '--fdr'"),
-        ("query {}/mini differential --groupby batch --mode change --delta nan", "nan is not a finite number"),
+        ("query {}/mini differential --groupby batch --mode change --delta nan", "Invalid value for '--delta'"),
         ("query {}/mini abundance --sample-key batch --dof inf", "inf is not a finite number"),
         ("query {}/mini", "Missing command"),
         ("query {}/mini latent --model", "--model"),
