@@ -52,9 +52,10 @@ class SavedData:
 
     def is_still(self, adata: Any, file: Path) -> bool:
         """Whether this file holds the cells of this AnnData, because neither has changed since."""
-        if adata is None or adata is not self.adata():
+        known = self.adata()
+        if known is None or known is not adata:
             return False
-        return adata.obs_names.equals(self.cells) and self.of(adata, file).file == self.file
+        return known.obs_names.equals(self.cells) and self.of(adata, file).file == self.file
 
 
 class Saving(ModelAndData):

@@ -45,6 +45,7 @@ Measurement = Annotated[str | None, typer.Option(help="Name of the measurement (
 EmptyCells = Annotated[
     Literal["refuse", "keep"] | None, typer.Option(help="What to do with cells without counts (default: refuse).")
 ]
+SEVERAL_NAMES = "NAME,NAME (repeatable; in double quotes if a name has a comma)"
 RankTimeout = Annotated[
     float,
     typer.Option(
@@ -194,12 +195,10 @@ def train(
     size_factor_key: Annotated[str | None, typer.Option(help="obs column that replaces the library size.")] = None,
     categorical_covariate_keys: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAMES", help="obs columns of categories: NAME,NAME (repeatable; '\"NAME\"' if a name has a comma)."
-        ),
+        typer.Option(metavar="NAMES", help=f"obs columns of categories: {SEVERAL_NAMES}."),
     ] = None,
     continuous_covariate_keys: Annotated[
-        list[str] | None, typer.Option(metavar="NAMES", help="obs columns of numbers: NAME,NAME; repeatable.")
+        list[str] | None, typer.Option(metavar="NAMES", help=f"obs columns of numbers: {SEVERAL_NAMES}.")
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Epochs; default round(8,000,000 / cells), 1 to 400.", min=1)
