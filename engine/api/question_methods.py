@@ -6,6 +6,7 @@ indices in any order, a mask, or a condition or expression over obs (see `find_c
 model, which was seeded when the model was made.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from numbers import Real
@@ -27,7 +28,7 @@ from atlasvi.engine.queries.opened_data import is_anndata
 from atlasvi.engine.queries.predictive_counts import decode_counts
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, need_counts
 from atlasvi.engine.training.settings import SettingError
-from atlasvi.loaders.errors import GeneError, MissingDependencyError
+from atlasvi.loaders.errors import AtlasviWarning, GeneError, MissingDependencyError
 
 Indices = Where | None
 Batches = str | int | float | Sequence[Any] | None
@@ -390,12 +391,22 @@ class Questions:
         return cells, numbers
 
     def _find_genes(self, names: Sequence[str] | None) -> np.ndarray | slice:
-        """Columns of the genes, in the order of the model. Raises GeneError if none of them is in the model."""
+        """Columns of the genes, in the order of the model; unknown ones are left out, as in scvi-tools, with a warning.
+
+        Raises GeneError if none of them is in the model.
+        """
         if names is None:
             return slice(None)
         columns = np.flatnonzero(self._genes.isin(list(names)))
         if not len(columns):
             raise GeneError(f"None of the {len(names)} genes of gene_list is in the model (first: {list(names)[:1]}).")
+        if len(unknown := pd.Index(names).difference(self._genes, sort=False)):
+            warnings.warn(
+                f"{len(unknown):,} of the {len(names)} genes of gene_list are not in the model, so they are left out "
+                f"(first: {unknown[0]!r}).",
+                AtlasviWarning,
+                stacklevel=4,
+            )
         return columns
 
     def _find_some_batches(self, names: Sequence[Any] | None) -> list[int] | None:

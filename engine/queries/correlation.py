@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from atlasvi.engine.model.likelihoods import draw_gamma
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.expression import Batches, decode_cells, read_library_size
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells, need_at_least
 from atlasvi.loaders.errors import AtlasviWarning
 
 
@@ -39,6 +39,7 @@ def correlate_genes(
         raise QueryError(f"correlation_type {correlation_type!r}: use 'spearman' or 'pearson'.")
     if not len(indices):
         raise QueryError(f"{cells.path}: no cell was chosen.")
+    need_at_least(1, n_samples=n_samples)
     if len(indices) * n_samples < 2:
         raise QueryError(f"{cells.path}: one draw of one cell has no correlations: choose more cells, or more draws.")
     size = read_library_size(rna_size_factor)

@@ -216,6 +216,8 @@ def _compare(
         group1 = there.tolist()
         group1 = group1 if group2 is None else [group for k, group in enumerate(group1) if not mark(group2)[k]]
     wanted = [group1] if isinstance(group1, str) or not isinstance(group1, Sequence | np.ndarray | pd.Index) else group1
+    if not len(wanted):
+        raise QueryError("group1 is an empty list: leave it out to compare all groups.")
     comparisons = []
     for group in wanted:
         inside = mark(group)

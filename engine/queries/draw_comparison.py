@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Generator
 
-from atlasvi.engine.queries.question_cells import QueryError
+from atlasvi.engine.queries.question_cells import QueryError, need_at_least
 from atlasvi.loaders.errors import AtlasviWarning, MissingDependencyError
 
 EPSILON = 1e-8
@@ -59,8 +59,9 @@ class Test:
             raise QueryError(f"test_mode {self.test_mode!r}: use 'two' or 'three'.")
         if self.delta is not None and not 0 <= self.delta < np.inf:
             raise QueryError(f"delta is {self.delta}: it must be a number from 0 up, or None to estimate it.")
-        if not self.n_samples_overall >= 1:
-            raise QueryError(f"n_samples_overall is {self.n_samples_overall}: it must be at least 1.")
+        need_at_least(1, n_samples_overall=self.n_samples_overall, m_permutation=self.m_permutation)
+        if any(batches is not None and not len(batches) for batches in (self.batchid1, self.batchid2)):
+            raise QueryError("batchid1 or batchid2 is an empty list: leave it out to decode as all batches.")
         unused = [each.name for each in fields(self) if each.name in OF_CHANGE and self._was_given(each)]
         if self.mode == "vanilla" and unused:
             raise QueryError(f"Only mode 'change' uses {', '.join(unused)}: pass mode='change', or leave it out.")

@@ -13,7 +13,14 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE, Expression
 from atlasvi.engine.queries.cell_choice import in_order
 from atlasvi.engine.queries.model_names import find_batches, find_genes
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells, name_cells
+from atlasvi.engine.queries.question_cells import (
+    BATCH_SIZE,
+    Posterior,
+    QueryError,
+    QuestionCells,
+    name_cells,
+    need_at_least,
+)
 
 SMALLEST_SIZE, LARGEST_SIZE = 1e-12, 1e30  # library sizes that expression can be scaled to
 Batches = Sequence[int | None]
@@ -39,6 +46,7 @@ def decode_batches(
     chosen     ascending int64 indices of the cells; None: all
     n_samples  draws of z (and of a latent library) per cell; 0: use the mean of the posterior instead
     """
+    need_at_least(0, n_samples=n_samples)
     for posterior in cells.read_posteriors(model, chosen, max(batch_size // max(n_samples, 1), 1)):
         total = None
         for batch in transform_batch:

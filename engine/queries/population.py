@@ -15,7 +15,7 @@ from atlasvi.engine.queries.draw_comparison import draw_integers
 from atlasvi.engine.queries.expression import Batches, Drawn, decode_drawn, draw_posterior, read_library_size
 from atlasvi.engine.queries.importance_weights import weigh_draws
 from atlasvi.engine.queries.model_names import find_batches, find_genes
-from atlasvi.engine.queries.question_cells import QueryError, QuestionCells, need_counts, take_chosen
+from atlasvi.engine.queries.question_cells import QueryError, QuestionCells, need_at_least, need_counts, take_chosen
 
 
 def population_expression(
@@ -37,8 +37,7 @@ def population_expression(
     importance    options of `weigh_draws`, to choose draws by importance weights; None: choose cells at random
     Raises QueryError for importance weights of minified cells, or over several batches.
     """
-    if n < 1:
-        raise QueryError(f"n_samples_overall is {n}: it must be at least 1.")
+    need_at_least(1, n_samples_overall=n)
     if importance is None:
         drawn = draw_posterior(model, cells, generator, indices[draw_integers(len(indices), n, generator)])
     elif len(transform_batch) > 1:

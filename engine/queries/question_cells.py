@@ -241,6 +241,13 @@ def name_cells(
         at += len(values)
 
 
+def need_at_least(least: int, **given: int | None) -> None:
+    """Raise QueryError if one of these numbers, by the name of its argument, is smaller; None stands for a default."""
+    for name, number in given.items():
+        if number is not None and not number >= least:
+            raise QueryError(f"{name} is {number}: it must be at least {least}.")
+
+
 def need_counts(cells: QuestionCells, question: str) -> CountedCells:
     """The cells, for a question that needs counts. Raises QueryError if they have none."""
     if not isinstance(cells, CountedCells):

@@ -230,6 +230,21 @@ def test_a_gene_that_does_not_vary_has_no_correlations_and_a_warning_says_so():
     assert matrix["g3"].isna().all()
 
 
+def test_a_sample_without_cells_has_no_density(model: SCVI):
+    some = model.adata[:20].copy()
+    some.obs["donor"] = 7
+    with pytest.raises(QueryError, match="no cell has donor = 7"):
+        model.differential_abundance(adata_sub=some, sample_key="donor")
+    some.obs["donor"] = np.nan
+    with pytest.raises(QueryError, match="missing in every cell"):
+        model.differential_abundance(adata_sub=some, sample_key="donor")
+
+
+def test_unknown_genes_are_left_out_with_a_warning(model: SCVI):
+    with pytest.warns(AtlasviWarning, match="1 of the 2 genes of gene_list are not in the model.*'G1'"):
+        assert model.get_normalized_expression(gene_list=["g1", "G1"]).columns.tolist() == ["g1"]
+
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
@@ -240,6 +255,14 @@ def test_a_gene_that_does_not_vary_has_no_correlations_and_a_warning_says_so():
         (lambda model: model.get_normalized_expression(weights="importance"), "set n_samples_overall too"),
         (lambda model: model.get_normalized_expression(n_samples_overall=9, weights="some"), "weights 'some'"),
         (lambda model: model.get_normalized_expression(n_samples_overall=0), "n_samples_overall is 0"),
+        (lambda model: model.get_normalized_expression(n_samples=-1), "n_samples is -1"),
+        (lambda model: model.get_normalized_expression(transform_batch=[]), "list of batches to decode as is empty"),
+        (lambda model: model.get_marginal_ll(n_mc_samples=0), "n_mc_samples is 0"),
+        (lambda model: model.get_latent_representation(mc_samples=0), "mc_samples is 0"),
+        (lambda model: model.get_aggregated_posterior(dof=-1), "dof is -1"),
+        (lambda model: model.differential_abundance(sample_key="donor", dof=0), "dof is 0"),
+        (lambda model: model.differential_abundance(sample_key="donor", num_cells_posterior=0), "must be at least 1"),
+        (lambda model: model.get_feature_correlation_matrix(n_samples=0), "n_samples is 0"),
         (lambda model: model.get_feature_correlation_matrix(rna_size_factor=0), "library size 0"),
         (lambda model: model.get_feature_correlation_matrix(indices=[0], n_samples=1), "has no correlations"),
         (lambda model: model.differential_expression(groupby="cell_type", mode="change", delta=-1), "delta is -1"),
@@ -247,6 +270,7 @@ def test_a_gene_that_does_not_vary_has_no_correlations_and_a_warning_says_so():
         (lambda model: model.differential_expression(groupby="cell_type", test_mode="both"), "test_mode 'both'"),
         (lambda model: model.differential_expression(groupby="cell_type", fdr_target=7), "fdr_target is 7"),
         (lambda model: model.differential_expression(groupby="cell_type", n_samples_overall=0), "must be at least 1"),
+        (lambda model: model.differential_expression(groupby="cell_type", group1=[]), "group1 is an empty list"),
         (lambda model: model.differential_expression(groupby="cell_type", idx1=[0]), "Pass either groupby or idx1"),
         (lambda model: model.differential_expression(idx1=[0], subset_idx=[0]), "Pass either subset_idx or idx1"),
         (lambda model: model.differential_expression(groupby="cell_type", weights="some"), "weights 'some'"),
