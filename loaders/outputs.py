@@ -137,6 +137,24 @@ def write_folder_aside(out: str | Path, is_same_job: Callable[[Path], bool] = la
             os.close(lock)
 
 
+@contextlib.contextmanager
+def lock_folder(folder: Path, busy: str) -> Iterator[None]:
+    """Lock a folder against other processes; the lock ends with the block, or with the process.
+
+    busy  what another process does that has locked it, and what to do then: the end of the message
+    Raises OutputError if another process has locked it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{folder}: another process is {busy}") from None
+        yield
+    finally:
+        os.close(handle)
+
+
 def name_scratch(out: str | Path) -> Path:
     """The scratch folder of `write_folder_aside`."""
     out = Path(out)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import Generator
 
-from atlasvi.engine.api.question_methods import Questions
+from atlasvi.engine.api.comparison_methods import Comparisons
 from atlasvi.engine.api.setup_and_history import ModelViews
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries.opened_data import is_anndata, keep_setup, open_question_cells, reopen_question_cells
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import anndata
 
 
-class ModelAndData(Questions, ModelViews):
+class ModelAndData(Comparisons, ModelViews):
     """A model, its data if it has any, and the generator of its draws; subclasses add methods of one subject each."""
 
     _cells: QuestionCells | None
