@@ -40,7 +40,7 @@ class CellsView:
 
     @property
     def var(self) -> pd.DataFrame:
-        """A row a gene."""
+        """One row per gene."""
         return self._data.var
 
     @property
