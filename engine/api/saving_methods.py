@@ -24,7 +24,7 @@ from atlasvi.engine.scvi_tools.model_directories import (
     write_scvi_model,
 )
 from atlasvi.engine.torch_files import load_tensors
-from atlasvi.engine.training.run_state import check_state
+from atlasvi.engine.training.checkpoint_content import check_state
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.manifest import write_manifest

@@ -18,8 +18,8 @@ from atlasvi.engine.api.training_arguments import (
 )
 from atlasvi.engine.distributed.signals import TrainingInterrupted
 from atlasvi.engine.queries.question_cells import CountedCells, QueryError
-from atlasvi.engine.training.checkpoint import CheckpointError, read_newest_checkpoint
-from atlasvi.engine.training.run_state import KEPT_BY_MODEL
+from atlasvi.engine.training.checkpoint_content import KEPT_BY_MODEL
+from atlasvi.engine.training.checkpoint_files import CheckpointError, read_newest_checkpoint
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.engine.training.splits import SPLIT_BY_INDEX
 from atlasvi.engine.training.train import train

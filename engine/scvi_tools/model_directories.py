@@ -93,7 +93,7 @@ def write_scvi_model(run: TrainedRun, file: Path, attributes: Mapping[str, Any] 
     buffer = io.BytesIO()  # torch's own writer does not report a full disk
     torch.save(content, buffer)
     with open(file, "wb") as written:
-        written.write(buffer.getvalue())  # not getbuffer: see checkpoint.py
+        written.write(buffer.getvalue())  # not getbuffer: see checkpoint_files.py
 
 
 def check_saved(folder: Path, prefix: str, with_data: bool) -> set[str]:

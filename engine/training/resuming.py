@@ -11,9 +11,9 @@ from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.model_options import ModelOptions
 from atlasvi.engine.model.run_files import CONFIG, MODEL, RUN_FORMAT
 from atlasvi.engine.model.trained_run import TrainedRun
-from atlasvi.engine.training.checkpoint import CheckpointError, list_checkpoints, read_newest_checkpoint
+from atlasvi.engine.training.checkpoint_content import KEPT_BY_MODEL
+from atlasvi.engine.training.checkpoint_files import CheckpointError, list_checkpoints, read_newest_checkpoint
 from atlasvi.engine.training.fingerprint import is_data_of_run
-from atlasvi.engine.training.run_state import KEPT_BY_MODEL
 from atlasvi.engine.training.settings import SettingError, Settings
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, select_genes
 from atlasvi.loaders.damage import reading

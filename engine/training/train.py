@@ -19,7 +19,7 @@ from atlasvi.engine.model.run_files import CONFIG, MODEL
 from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.terminal import say
-from atlasvi.engine.training.checkpoint import (
+from atlasvi.engine.training.checkpoint_files import (
     load_checkpoint,
     read_newest_content,
     write_checkpoint,

@@ -1,4 +1,4 @@
-"""The state of a run: all that a checkpoint holds besides weights and optimizer, and how it is saved, checked and read.
+"""What a checkpoint holds besides weights and optimizer: the state of a run, and how it is saved, checked and read.
 
 To keep something else in a checkpoint, add a field to `RunState`.
 """
