@@ -13,7 +13,7 @@ from atlasvi.engine.minified.kept_posterior import LIBRARY, KeptPosterior, check
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.noise import draw_normal
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.queries.obs_rows import ObsRows, open_obs, slice_cells
+from atlasvi.engine.queries.obs_rows import ObsRows, slice_cells
 from atlasvi.loaders.batches.batch import Batch
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.batches.loader import BatchLoader
@@ -132,7 +132,7 @@ class CountedCells(ObsRows):
     """
 
     def __init__(self, data: CellData, genes: list[str], setup: Setup) -> None:
-        super().__init__(data.path, data.n_cells, open_obs(data))
+        super().__init__(data)
         self.source, self.data, self._setup = data, select_genes(data, genes), setup
 
     @property
@@ -184,7 +184,7 @@ class MinifiedCells(ObsRows):
     """
 
     def __init__(self, kept: KeptPosterior, setup: Setup | None = None) -> None:
-        super().__init__(kept.path, kept.n_cells, kept.obs)
+        super().__init__(kept)
         self.kept, self._setup = kept, setup
 
     @property
