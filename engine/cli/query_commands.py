@@ -271,6 +271,10 @@ def query_differential(
 
     if mode == "vanilla":
         refuse_unused(context, ["delta", "fdr"], "only --mode change uses it")
+    if idx1 is None:
+        refuse_unused(context, ["idx2"], "it is compared with --idx1, which is missing")
+    else:
+        refuse_unused(context, ["groupby", "group1", "group2"], "--idx1 chooses the cells")
     opened = context.obj()
 
     def list_groups() -> Iterable[Any]:

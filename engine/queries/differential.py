@@ -68,11 +68,13 @@ def differential_expression(
     all_stats    add statistics of the counts
     weights      'importance' chooses draws that explain many cells of their group (slow: for small groups)
     filter_outlier_cells  drop cells far from the others of their group in latent space (needs scikit-learn)
-    Raises QueryError for a group that does not exist, is empty or is compared with itself, and for arguments of which
-    one would have no effect; ColumnError if the column does not exist.
+    Arguments that have no effect, which scvi-tools ignores too, are named in a warning.
+    Raises QueryError for a group that does not exist, is empty or is compared with itself, ColumnError if the column
+    does not exist.
     """
     if not 0 <= fdr_target <= 1:
         raise QueryError(f"fdr_target is {fdr_target}: a proportion of false discoveries is from 0 to 1.")
+    _warn_unused("only mode 'change' uses it", **dict.fromkeys(test.list_unused(), True))
     labels, comparisons = _compare(cells, groupby, group1, group2, idx1, idx2, subset_idx)
     for comparison in comparisons:
         for name, mask in ((comparison.name1, comparison.first), (comparison.name2, comparison.second)):
@@ -163,15 +165,8 @@ def _compare(
     subset_idx: Where | None,
 ) -> tuple[np.ndarray, list[Comparison]]:
     """int64 [cells], a label of each cell; and the comparisons as masks over labels (the last label: no group)."""
-    by_groups = {"groupby": groupby, "group1": group1, "group2": group2, "subset_idx": subset_idx}
-    by_cells = {"idx1": idx1, "idx2": idx2}
-    named, chosen = ([name for name, value in each.items() if value is not None] for each in (by_groups, by_cells))
-    if named and chosen:
-        raise QueryError(f"Pass either {', '.join(named)} or {', '.join(chosen)}: they choose the groups in two ways.")
-    if (chosen and idx1 is None) or (named and groupby is None):
-        missing = "idx1" if chosen else "groupby"
-        raise QueryError(f"{', '.join(chosen or named)} can't be used without {missing}.")
     if idx1 is not None:
+        _warn_unused("idx1 chooses the cells", groupby=groupby, group1=group1, group2=group2, subset_idx=subset_idx)
         labels = np.full(cells.n_cells, 2)
         labels[find_cells(cells, idx1)] = 0
         if idx2 is not None:
@@ -192,6 +187,7 @@ def _compare(
         )
     if groupby is None:
         raise QueryError("No cells to compare: pass groupby (and group1, group2), or idx1 (and idx2).")
+    _warn_unused("without idx1, the groups are those of groupby", idx2=idx2)
     column = cells.read_column(groupby)
     if subset_idx is not None:
         inside = np.zeros(cells.n_cells, bool)
@@ -226,6 +222,12 @@ def _compare(
             raise QueryError(f"{cells.path}: {groupby} = {group!r} is group1 and group2: name two different groups.")
         comparisons.append(Comparison(group, "the rest" if group2 is None else group2, inside, others))
     return labels, comparisons
+
+
+def _warn_unused(reason: str, **arguments: Any) -> None:
+    """Warn of arguments that were given and have no effect."""
+    if given := [name for name, value in arguments.items() if value is not None]:
+        warnings.warn(f"{', '.join(given)} has no effect: {reason}.", AtlasviWarning, stacklevel=4)
 
 
 class _Sampling:

@@ -62,16 +62,16 @@ class Test:
         need_at_least(1, n_samples_overall=self.n_samples_overall, m_permutation=self.m_permutation)
         if any(batches is not None and not len(batches) for batches in (self.batchid1, self.batchid2)):
             raise QueryError("batchid1 or batchid2 is an empty list: leave it out to decode as all batches.")
-        unused = [each.name for each in fields(self) if each.name in OF_CHANGE and self._was_given(each)]
-        if self.mode == "vanilla" and unused:
-            raise QueryError(f"Only mode 'change' uses {', '.join(unused)}: pass mode='change', or leave it out.")
         if self.use_observed_batches and (self.batchid1 is not None or self.batchid2 is not None):
             raise ValueError("batchid1 and batchid2 are batches to decode as: they need batch_correction=True")
 
-    def _was_given(self, field: Any) -> bool:
-        """Whether a field differs from its default; None is the same as leaving it out."""
-        value = getattr(self, field.name)
-        return value is not None and (field.default is None or value != field.default)
+    def list_unused(self) -> list[str]:
+        """The fields that have no effect in this mode, although they differ from their defaults."""
+        if self.mode == "change":
+            return []
+        defaults = {field.name: field.default for field in fields(self)}
+        given = {name: value for name in OF_CHANGE if (value := getattr(self, name)) is not None}
+        return [name for name, value in given.items() if defaults[name] is None or value != defaults[name]]
 
 
 def compare_draws(

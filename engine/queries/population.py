@@ -1,6 +1,7 @@
 """Draws for a population of cells as a whole: from cells chosen at random, or with importance weights."""
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from atlasvi.engine.queries.expression import Batches, Drawn, decode_drawn, draw
 from atlasvi.engine.queries.importance_weights import weigh_draws
 from atlasvi.engine.queries.model_names import find_batches, find_genes
 from atlasvi.engine.queries.question_cells import QueryError, QuestionCells, need_at_least, need_counts, take_chosen
+from atlasvi.loaders.errors import AtlasviWarning
 
 
 def population_expression(
@@ -54,7 +56,7 @@ def population_expression(
 
 
 def check_weights(weights: str | None, n: int | None, options: Mapping[str, Any]) -> None:
-    """Raise QueryError for unknown weights, or for weights that would have no effect on the answer.
+    """Raise QueryError for unknown weights or options; warn of those that have no effect (scvi-tools ignores them too).
 
     n        number of draws from all cells together; None: each cell is decoded by itself
     options  of `weigh_draws`
@@ -65,9 +67,12 @@ def check_weights(weights: str | None, n: int | None, options: Mapping[str, Any]
     if unknown := [name for name in options if name not in known]:
         raise QueryError(f"There is no argument {unknown[0]!r}; the options of weights are {', '.join(known)}.")
     if options and weights != "importance":
-        raise QueryError(f"{', '.join(options)}: only weights='importance' uses this.")
-    if weights == "importance" and n is None:
-        raise QueryError("Weights choose among draws from all cells together: set n_samples_overall too.")
+        unused = f"{', '.join(options)}: only weights='importance' uses this"
+    elif weights == "importance" and n is None:
+        unused = "weights='importance': weights choose among draws from all cells together (n_samples_overall)"
+    else:
+        return
+    warnings.warn(f"An argument has no effect: {unused}.", AtlasviWarning, stacklevel=4)
 
 
 def slice_population(
