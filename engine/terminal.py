@@ -48,7 +48,7 @@ def explain_errors() -> Iterator[None]:
     of standard output has gone (`| head`), the program ends silently, with the same status.
     """
     warnings.filterwarnings("ignore")  # libraries warn programmers
-    warnings.filterwarnings("always", category=AtlasviWarning)
+    warnings.filterwarnings("default", category=AtlasviWarning)  # each once
     warnings.showwarning = lambda message, *where: say(f"atlasvi: {message}", error=True)
     try:
         try:

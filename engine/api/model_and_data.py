@@ -11,6 +11,7 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries.opened_data import is_anndata, keep_setup, open_question_cells, reopen_question_cells
 from atlasvi.engine.queries.question_cells import CountedCells, QueryError, QuestionCells
 from atlasvi.engine.training.run_parts import choose_device
+from atlasvi.loaders.errors import AtlasviWarning
 
 if TYPE_CHECKING:
     import anndata
@@ -56,7 +57,7 @@ class ModelAndData(Comparisons, ModelViews):
     def ask(self, adata: Any = None) -> QuestionCells:
         """The cells of `adata` (None: the model's own) in the form that questions need."""
         if not self.is_trained:
-            warnings.warn("the model is not trained: its results mean little", UserWarning, stacklevel=4)
+            warnings.warn("the model is not trained: its results mean little", AtlasviWarning, stacklevel=4)
         if adata is not None and adata is not self._adata:
             return open_question_cells(adata, self.run)
         if (cells := self._open_own()) is None:
