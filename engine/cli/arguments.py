@@ -30,7 +30,7 @@ Out = Annotated[Path | None, typer.Option(help="Write to .csv, .tsv (.gz) or .np
 
 
 def check_finite(value: float | None) -> float | None:
-    """The value of an option; NaN and infinity, which no range of typer excludes, are refused as a wrong use."""
+    """The value of an option; NaN and infinity, which are inside some ranges, are refused as a wrong use."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
