@@ -4,10 +4,10 @@ usage: python benchmarks/acceptance.py --counts onek1k.h5ad [--batch-key indiv] 
        [--peers VENV]
 
 The main job from the command line: every fifth row (0, 5, 10, ...) is held out through --split-column, model card
-settings, batch size 128, 40 epochs, KL warm-up over 40. Prints the held-out reconstruction loss in nats a cell (summed
-over genes, z sampled once, the last epoch's weights) of each seed and its mean. On OneK1K's subset (7,811 cells x 1,000
-genes, batch `indiv`; peers/make_onek1k.py writes it), scvi-tools 1.5.1 gets 338.12, 339.95, 339.23 on the same split;
-with --peers it is trained again, by peers/acceptance.py. With --nproc, as many ranks share each minibatch.
+settings, batch size 128, 40 epochs, KL warm-up over 40. Prints the held-out reconstruction loss in nats per cell
+(summed over genes, z sampled once, the last epoch's weights) of each seed and its mean. On OneK1K's subset (7,811 cells
+x 1,000 genes, batch `indiv`; peers/make_onek1k.py writes it), scvi-tools 1.5.1 gets 338.12, 339.95, 339.23 on the same
+split; with --peers it is trained again, by peers/acceptance.py. With --nproc, as many ranks share each minibatch.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main() -> None:
             f"| {trained['reconstruction_loss']:.2f} | {result['cells_per_s']:,.0f} |"
         )
     losses = [result["validation"]["reconstruction_loss"] for result in results]
-    print(f"\nmean held-out reconstruction: {np.mean(losses):.2f} nats a cell", end="")
+    print(f"\nmean held-out reconstruction: {np.mean(losses):.2f} nats per cell", end="")
     of_peer = f" (scvi-tools: {', '.join(f'{loss:.2f}' for loss in theirs)}, mean {np.mean(theirs):.2f})"
     print(of_peer if options.peers or "onek1k" in options.counts.name else "")
     if options.json:

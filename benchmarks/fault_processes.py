@@ -135,13 +135,13 @@ def ingest(note: Callable[[str], None], source: Path, out: Path) -> None:
 def train(note: Callable[[str], None], store: Path, out: Path, options: dict[str, Any], log: Path) -> None:
     """Train; `log` gets, a line each, the cells of every step of this rank and the checkpoints that are on disk."""
     from atlasvi.engine.distributed.ranks import join_ranks
-    from atlasvi.engine.training import checkpoint
+    from atlasvi.engine.training import checkpoint_files
     from atlasvi.engine.training.step import Step
     from atlasvi.engine.training.train import train as run
     from atlasvi.engine.training.training_loop import Trainer
 
     attempt = time.time()
-    take, evaluate, write = Step.take, Trainer._evaluate, checkpoint.write_checkpoint
+    take, evaluate, write = Step.take, Trainer._evaluate, checkpoint_files.write_checkpoint
 
     def take_noting(self: Step, batch: Any, number: int, step: int, *rest: Any) -> Any:
         note("epoch")
@@ -161,7 +161,7 @@ def train(note: Callable[[str], None], store: Path, out: Path, options: dict[str
         return path
 
     Step.take, Trainer._evaluate = take_noting, evaluate_noting  # type: ignore[method-assign]
-    checkpoint.write_checkpoint = write_noting
+    checkpoint_files.write_checkpoint = write_noting
     resume = (out / "config.json").is_file()
     with join_ranks(TIMEOUT_S):
         run(store, out, resume=resume, **({} if resume else options))

@@ -105,7 +105,7 @@ class Bench:
             self._check_survivors(row, statuses, group)
         committed = [line["step"] for line in processes.read_lines(place / "log.committed")]
         if committed:
-            from atlasvi.engine.training.checkpoint import read_newest_checkpoint
+            from atlasvi.engine.training.checkpoint_files import read_newest_checkpoint
 
             found = read_newest_checkpoint(place / "run" / "checkpoints")[1]["step"]
             self._expect(row, found >= max(committed), f"checkpoint {max(committed)} was lost: the newest is {found}")

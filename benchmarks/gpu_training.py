@@ -1,4 +1,4 @@
-"""How many cells a second does training take on a GPU, the step alone and from disk; and the questions afterwards?
+"""How many cells per second does training take on a GPU, the step alone and from disk; and the questions afterwards?
 
     python benchmarks/gpu_training.py --out DIR --store STORE [--genes 20000] [--cells 1048576] [--quick]
 
@@ -126,7 +126,7 @@ def prepare_step(
 
 
 def time_steps(step: Callable[[int], object], device: torch.device, quick: bool) -> float:
-    """Seconds a step: the median of five rounds, ten steps before them; quick: of one short round."""
+    """Seconds per step: the median of five rounds, ten steps before them; quick: of one short round."""
     n_rounds, seconds, at_once = (1, 0.05, 2) if quick else (5, 0.4, 10)
     for number in range(at_once):
         step(number)

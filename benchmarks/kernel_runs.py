@@ -79,7 +79,7 @@ def measure(step: Callable[[], Tensor], inputs: list[Tensor]) -> float:
 
 
 def measure_machine(what: str) -> float:
-    """Bytes a second of a copy (read and written), or operations a second of a matrix product."""
+    """Bytes per second of a copy (read and written), or operations per second of a matrix product."""
     if what == "copy":
         source, target = torch.ones(64 * 2**20), torch.empty(64 * 2**20)
         return 2 * source.nbytes / min(_time(lambda: target.copy_(source)) for _ in range(5))

@@ -42,7 +42,7 @@ def draw_plots(report: Mapping, folder: Path) -> list[Path]:
 
 
 def draw_rates(figures: Mapping[str, Mapping]) -> Figure | None:
-    """Cells a second (a log scale) and CPU time, the rows of a comparison together."""
+    """Cells per second (a log scale) and CPU time, the rows of a comparison together."""
     names: list[str] = []
     places: list[float] = []
     for group in GROUPS:
@@ -79,13 +79,13 @@ def draw_rates(figures: Mapping[str, Mapping]) -> Figure | None:
 
 
 def draw_sizes(figures: Mapping[str, Mapping]) -> Figure | None:
-    """Bytes a cell on disk."""
+    """Bytes per cell on disk."""
     names = [name for name in figures if "bytes_per_cell" in figures[name]]
     if not names:
         return None
     figure = Figure(figsize=(7, 1.1 + 0.35 * len(names)), layout="constrained")
     axes = figure.subplots()
-    dress(axes, "bytes a cell, obs and var included")
+    dress(axes, "bytes per cell, obs and var included")
     for at, name in enumerate(names):
         size = figures[name]["bytes_per_cell"]
         axes.barh(at, size, color=colour(name))

@@ -214,7 +214,7 @@ def format_report(report: Mapping, titles: Mapping[str, str]) -> str:
         if "bytes_per_cell" in row
     ]
     if sizes:
-        parts.append(align_table(["on disk", "bytes a cell", "of them X"], sizes))
+        parts.append(align_table(["on disk", "bytes per cell", "of them X"], sizes))
     ingests = [
         [titles[name], f"{row['cells_per_s']:,.0f}", f"{row['tree_peak_mb']:,.0f}"]
         for name, row in figures.items()

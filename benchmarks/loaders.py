@@ -291,7 +291,7 @@ def measure_mixing(order: dict, labels: pd.DataFrame) -> dict:
 
 
 def measure_size(place: Path, cells: int) -> dict:
-    """Bytes a cell of a store, of all its files and of those of X (for a SOMA experiment: of ms)."""
+    """Bytes per cell of a store, of all its files and of those of X (for a SOMA experiment: of ms)."""
     files = [(file.relative_to(place).parts, file.stat().st_size) for file in list_files(place)]
     of_x = sum(size for parts, size in files if "X" in parts)
     return {

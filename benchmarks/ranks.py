@@ -46,7 +46,7 @@ def main() -> None:
     print("| | |\n| --- | ---: |")
     print(f"| a step without a group, ms | {found['alone_ms']:.1f} |")
     print(f"| overhead of a group of one | {found['overhead']:+.1%} ({found['least']:+.1%} to {found['most']:+.1%}) |")
-    print(f"| bytes handed to the sum over ranks a step | {found['bytes']:,} |")
+    print(f"| bytes handed to the sum over ranks per step | {found['bytes']:,} |")
     print(f"| the same, bf16 | {found['bytes'] // 2:,} |")
     print(f"| noise for a whole minibatch, ms | {found['noise_ms']:.2f} |")
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, torch {version('torch')}, {date.today()}")

@@ -1,4 +1,4 @@
-"""How many cells a second does scVI train on a CPU, end to end, ours from disk and scvi-tools from memory?
+"""How many cells per second does scVI train on a CPU, end to end, ours from disk and scvi-tools from memory?
 
     python benchmarks/training.py --peers VENV --json FILE [--only 20000x1024,...] [--rounds N] [--work DIR]
 
@@ -81,7 +81,7 @@ def measure(case: str, work: Path, options: argparse.Namespace) -> dict[str, lis
 
 
 def read_peer(said: str) -> dict:
-    """Cells a second and memory of the measured run, from the peer script's output."""
+    """Cells per second and memory of the measured run, from the peer script's output."""
     found = re.search(r"measured: (\d+) cells/s.*?([\d.]+) GB", said)
     if found is None:
         raise RunError(f"peers/training.py printed no figures: {said[-200:]!r}")

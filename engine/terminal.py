@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from atlasvi.loaders.errors import AtlasviError
+from atlasvi.loaders.errors import AtlasviError, AtlasviWarning
 from atlasvi.loaders.outputs import FULL
 
 INTERRUPTED = 130  # exit status after SIGINT, as in shells
@@ -43,10 +43,13 @@ def say(sentence: str, *, error: bool = False) -> None:
 def explain_errors() -> Iterator[None]:
     """Turn a user's error into one sentence on standard error and exit status 1, without a traceback.
 
+    Our own warnings (`AtlasviWarning`) are printed as sentences too; those of libraries are hidden.
     The same goes for errors of the system (a file that can't be opened, a full disk, not enough memory). If the reader
     of standard output has gone (`| head`), the program ends silently, with the same status.
     """
-    warnings.filterwarnings("ignore")  # libraries warn programmers; what users must know is printed or raised
+    warnings.filterwarnings("ignore")  # libraries warn programmers
+    warnings.filterwarnings("default", category=AtlasviWarning)  # each once
+    warnings.showwarning = lambda message, *where: say(f"atlasvi: {message}", error=True)
     try:
         try:
             yield

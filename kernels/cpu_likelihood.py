@@ -1,5 +1,8 @@
 """Likelihood of sparse counts from decoder logits on a CPU: value and gradients, cell by cell, in place.
 
+The file has more than 400 lines because its functions are the parts of one loop over genes, into which they are
+compiled: who changes one of them must see the others.
+
 Parametrisation of Lopez et al. 2018 (Nature Methods 15:1053): mean mu, inverse dispersion theta, variance
 mu + mu**2 / theta; exact, no epsilon inside the logarithms. In nats, with r = mu / theta:
 

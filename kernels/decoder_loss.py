@@ -66,7 +66,7 @@ def decoder_nll(
 
     hidden      float32 [cells, hidden]; float64 (then for all tensors) runs on 'torch'
     head        output layer that gives the logits of genes
-    library     float32 [cells], counts a cell; zero is allowed (an empty cell has loss 0) where no gradient is wanted
+    library     float32 [cells], counts per cell; zero is allowed (an empty cell has loss 0) where no gradient is wanted
     log_theta   log of the inverse dispersion: [genes]; [rows, genes] with theta_rows int64 [cells], the row of each
                 cell (its batch or label); or a Head, which gives one for each cell and gene. None for Poisson
     dropout     head of the logits of dropouts, for ZINB

@@ -14,6 +14,10 @@ class AtlasviError(Exception):
     exit_status, keeps_work = 1, False
 
 
+class AtlasviWarning(UserWarning):
+    """What a user must know about an answer or a result that is given all the same; the command line prints it too."""
+
+
 class SourceError(AtlasviError, ValueError):
     """A file or folder can't be read as counts: unknown, damaged, cut short, or of a newer format."""
 

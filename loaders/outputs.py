@@ -23,10 +23,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def publish(made: Path, out: Path, replace: bool = False) -> None:
     """Flush a file or folder to disk and rename it to `out` on the same file system, so that it appears whole.
 
-    replace  whether it may replace a file at `out`. Raises OutputError if it may not and there is one.
+    replace  whether it may replace a file at `out`
+    Raises OutputError if there is a folder at `out`, or a file that may not be replaced.
     """
     sync_tree(made)
-    if not replace:
+    if replace:
+        _check_no_folder(out)
+    else:
         check_output_free(out)  # a rename would replace a file, or an empty folder
     os.rename(made, out)
     sync_file(out.parent)
@@ -70,8 +73,11 @@ def write_files_aside(folder: Path, order: Sequence[str]) -> Iterator[Path]:
     """A temporary folder in `folder`; the files that the caller writes there replace those of their names at the end.
 
     order  the names, in the order in which they are replaced; a kill during this leaves the later ones as they were
-    On any error in the block nothing is touched. Raises OutputError if `folder` can't be written (a full disk).
+    On any error in the block nothing is touched. Raises OutputError if `folder` can't be written (a full disk, a folder
+    where a file must be).
     """
+    for name in order:
+        _check_no_folder(folder / name)
     aside = folder / order[0]
     _remove_left_behind(aside)
     with _beside(aside) as temporary, explain_full_disk(folder):
@@ -131,6 +137,24 @@ def write_folder_aside(out: str | Path, is_same_job: Callable[[Path], bool] = la
             os.close(lock)
 
 
+@contextlib.contextmanager
+def lock_folder(folder: Path, busy: str) -> Iterator[None]:
+    """Lock a folder against other processes; the lock ends with the block, or with the process.
+
+    busy  what another process does that has locked it, and what to do then: the end of the message
+    Raises OutputError if another process has locked it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{folder}: another process is {busy}") from None
+        yield
+    finally:
+        os.close(handle)
+
+
 def name_scratch(out: str | Path) -> Path:
     """The scratch folder of `write_folder_aside`."""
     out = Path(out)
@@ -179,6 +203,11 @@ def explain_full_disk(out: str | Path) -> Iterator[None]:
                 f"{out}: the disk is full ({error.strerror}); nothing was left there: free space and try again."
             ) from error
         raise
+
+
+def _check_no_folder(out: Path) -> None:
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder, and a file must be written there: move it away, or remove it.")
 
 
 def sync_file(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""scvi-tools' held-out reconstruction loss: python acceptance.py COUNTS.h5ad BATCH_KEY SEED EPOCHS -> nats a cell.
+"""scvi-tools' held-out reconstruction loss: python acceptance.py COUNTS.h5ad BATCH_KEY SEED EPOCHS -> nats per cell.
 
 As benchmarks/acceptance.py trains: every fifth row is held out, the model card's settings, minibatches of 128, KL
 warm-up over all epochs, the last epoch's weights. Runs in the peers' environment, imports nothing of atlasvi.

@@ -6,8 +6,8 @@ indices in any order, a mask, or a condition or expression over obs (see `find_c
 model, which was seeded when the model was made.
 """
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import fields
 from numbers import Real
 from typing import Any, Literal
 
@@ -16,19 +16,15 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from atlasvi.engine.api.training_arguments import explain_argument
 from atlasvi.engine.model.trained_run import TrainedRun
-from atlasvi.engine.queries import abundance, correlation, differential, expression, latents
+from atlasvi.engine.queries import expression, latents, population
 from atlasvi.engine.queries import model_fit as likelihoods
 from atlasvi.engine.queries.cell_choice import Where, find_cells
 from atlasvi.engine.queries.likelihood_parameters import likelihood_parameters
-from atlasvi.engine.queries.model_names import find_batch, find_batches
-from atlasvi.engine.queries.opened_data import is_anndata
-from atlasvi.engine.queries.population import population_expression
+from atlasvi.engine.queries.model_names import find_batches
 from atlasvi.engine.queries.predictive_counts import decode_counts
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, need_counts
-from atlasvi.engine.training.settings import SettingError
-from atlasvi.loaders.errors import GeneError, MissingDependencyError
+from atlasvi.loaders.errors import AtlasviWarning, GeneError, MissingDependencyError
 
 Indices = Where | None
 Batches = str | int | float | Sequence[Any] | None
@@ -96,10 +92,12 @@ class Questions:
         size = batch_size or BATCH_SIZE
         if not (library_size == "latent" or isinstance(library_size, Real)):
             raise QueryError(f"library_size {library_size!r}: use counts per cell, or 'latent' for each cell's own.")
+        library_size = expression.read_library_size(library_size)
+        population.check_weights(weights, n_samples_overall, importance_weighting_kwargs)
         if n_samples_overall is not None:
             if n_samples != 1:
-                raise ValueError("use n_samples or n_samples_overall, not both")
-            return population_expression(
+                raise QueryError("Use n_samples or n_samples_overall, not both.")
+            return population.population_expression(
                 self._model,
                 cells,
                 self.generator,
@@ -185,92 +183,6 @@ class Questions:
             parts.append(sparse.GCXS.from_numpy(counts.transpose(1, 2, 0) if n_samples > 1 else counts))
         return sparse.concatenate(parts, axis=0)
 
-    def differential_expression(
-        self,
-        adata: Any = None,
-        groupby: str | None = None,
-        group1: Sequence[Any] | str | None = None,
-        group2: Any = None,
-        idx1: Where | None = None,
-        idx2: Where | None = None,
-        mode: Literal["vanilla", "change"] = "vanilla",
-        delta: float | None = 0.25,
-        batch_size: int | None = None,
-        all_stats: bool = True,
-        batch_correction: bool = False,
-        batchid1: Sequence[Any] | None = None,
-        batchid2: Sequence[Any] | None = None,
-        fdr_target: float = 0.05,
-        silent: bool = False,
-        weights: Literal["uniform", "importance"] | None = "uniform",
-        filter_outlier_cells: bool = False,
-        importance_weighting_kwargs: dict[str, Any] | None = None,
-        subset_idx: Where | None = None,
-        **kwargs: Any,
-    ) -> pd.DataFrame:
-        """Genes that differ between groups of cells: a table of genes for each comparison, one below the other.
-
-        See `differential.differential_expression` for groups and statistics, `differential.Test` for modes and kwargs.
-        batch_correction  decode both groups as each of the batches (or batchid1, batchid2) in turn
-        """
-        cells, known = self.ask(adata), [field.name for field in fields(differential.Test)]
-        for name in kwargs:
-            if name not in known:
-                raise SettingError(explain_argument(name, "differential_expression", known))
-        test = differential.Test(
-            mode=mode,
-            delta=delta,
-            use_observed_batches=not batch_correction,
-            batchid1=self._find_some_batches(batchid1),
-            batchid2=self._find_some_batches(batchid2),
-            **kwargs,
-        )
-        return differential.differential_expression(
-            self._model,
-            cells,
-            self._genes,
-            self.generator,
-            test,
-            n_batches=self._model.settings.n_batches,
-            groupby=groupby,
-            group1=group1,
-            group2=group2,
-            idx1=idx1,
-            idx2=idx2,
-            subset_idx=subset_idx,
-            all_stats=all_stats,
-            fdr_target=fdr_target,
-            weights=weights,
-            filter_outlier_cells=filter_outlier_cells,
-            importance_weighting_kwargs=importance_weighting_kwargs,
-        )
-
-    def get_feature_correlation_matrix(
-        self,
-        adata: Any = None,
-        indices: Indices = None,
-        n_samples: int = 10,
-        batch_size: int = 64,
-        rna_size_factor: int = 1000,
-        transform_batch: Batches = None,
-        correlation_type: Literal["spearman", "pearson"] = "spearman",
-        silent: bool = True,
-    ) -> pd.DataFrame:
-        """Correlations between genes in rates drawn from the posterior, a table [genes, genes]."""
-        cells, numbers = self._choose(adata, indices)
-        matrix = correlation.correlate_genes(
-            self._model,
-            cells,
-            self.generator,
-            indices=numbers,
-            n_samples=n_samples,
-            rna_size_factor=rna_size_factor,
-            transform_batch=find_batches(self.run, transform_batch),
-            correlation_type=correlation_type,
-            batch_size=max(batch_size, BATCH_SIZE),
-        )
-        return pd.DataFrame(matrix, index=self._genes, columns=self._genes)
-
     def get_elbo(
         self, adata: Any = None, indices: Indices = None, batch_size: int | None = None, return_mean: bool = True
     ) -> Tensor:
@@ -316,8 +228,7 @@ class Questions:
     ) -> np.ndarray:
         """Library size float32 [cells, 1], counts: the mean of its posterior, or a draw (or the observed one)."""
         cells, numbers = self._choose(adata, indices)
-        known = need_counts(cells, "the library size")
-        return latents.latent_library(self._model, known, self.generator, numbers, give_mean, batch_size or BATCH_SIZE)
+        return latents.latent_library(self._model, cells, self.generator, numbers, give_mean, batch_size or BATCH_SIZE)
 
     def get_batch_representation(
         self, adata: Any = None, indices: Indices = None, batch_size: int | None = None
@@ -339,40 +250,6 @@ class Questions:
         qzm, qzv = (torch.from_numpy(part).to(self.generator.device) for part in found)
         return latents.mix_posteriors(qzm, qzv, dof)
 
-    def differential_abundance(
-        self,
-        adata: Any = None,
-        adata_sub: Any = None,
-        sample_key: str | None = None,
-        batch_size: int = 128,
-        num_cells_posterior: int | None = None,
-        dof: float | None = None,
-    ) -> pd.DataFrame:
-        """Log-density of each cell under the aggregated posterior of each sample, a table [cells, samples].
-
-        adata_sub   the cells to compute densities for, if not all
-        sample_key  obs column of samples
-        The table is also stored as obsm["da_log_probs"] of an AnnData.
-        """
-        if sample_key is None:
-            raise ValueError("sample_key is needed: the obs column with the sample of each cell")
-        cells = self.ask(adata)
-        queried = cells if adata_sub is None else self.ask(adata_sub)
-        table = abundance.differential_abundance(
-            self._model,
-            cells,
-            queried,
-            self.generator,
-            sample_key,
-            num_cells_posterior=num_cells_posterior,
-            dof=dof,
-            batch_size=batch_size,
-        )
-        target: Any = next((data for data in (adata_sub, adata, self.adata) if data is not None), None)
-        if is_anndata(target):
-            target.obsm["da_log_probs"] = table
-        return table
-
     @property
     def _model(self) -> Any:
         return self.run.model
@@ -390,13 +267,20 @@ class Questions:
         return cells, numbers
 
     def _find_genes(self, names: Sequence[str] | None) -> np.ndarray | slice:
-        """Columns of the genes, in the order of the model. Raises GeneError if none of them is in the model."""
+        """Columns of the genes, in the order of the model; unknown ones are left out, as in scvi-tools, with a warning.
+
+        Raises GeneError if none of them is in the model.
+        """
         if names is None:
             return slice(None)
         columns = np.flatnonzero(self._genes.isin(list(names)))
         if not len(columns):
             raise GeneError(f"None of the {len(names)} genes of gene_list is in the model (first: {list(names)[:1]}).")
+        if len(unknown := pd.Index(names).difference(self._genes, sort=False)):
+            warnings.warn(
+                f"{len(unknown):,} of the {len(names)} genes of gene_list are not in the model, so they are left out "
+                f"(first: {unknown[0]!r}).",
+                AtlasviWarning,
+                stacklevel=4,
+            )
         return columns
-
-    def _find_some_batches(self, names: Sequence[Any] | None) -> list[int] | None:
-        return None if names is None else [find_batch(self.run, name) for name in names]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.engine.training.settings import SettingError, heuristic_epochs
+from atlasvi.loaders.errors import AtlasviWarning
 
 NEVER = 2**31  # check_val_every_n_epoch that means no validation
 PLAN = {
@@ -118,7 +119,7 @@ def warn_without_effect(
     if without_effect:
         warnings.warn(
             f"train: {', '.join(without_effect)} have no effect here; docs/coming-from-scvi-tools.md has alternatives.",
-            UserWarning,
+            AtlasviWarning,
             stacklevel=3,
         )
 

@@ -1,5 +1,7 @@
 """Arguments and output that several commands have in common."""
 
+import csv
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -27,8 +29,30 @@ TransformBatch = Annotated[
 Out = Annotated[Path | None, typer.Option(help="Write to .csv, .tsv (.gz) or .npz instead of the screen.")]
 
 
+def check_finite(value: float | None) -> float | None:
+    """The value of an option; NaN and infinity, which are inside some ranges, are refused as a wrong use."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+def refuse_unused(context: typer.Context, names: Iterable[str], reason: str) -> None:
+    """Refuse options that the user gave although they would have no effect. Raises QueryError, with the reason."""
+    from atlasvi.engine.queries.question_cells import QueryError  # imports torch, which `--help` does not need
+
+    given = [name for name in names if _was_given(context, name)]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise QueryError(f"{options} would have no effect: {reason}.")
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)  # by its name, because new versions of typer bring their own click
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def split_names(text: str | None) -> list[str] | None:
-    """Names separated by commas, or the lines of @FILE."""
+    """Names separated by commas, or the lines of @FILE. A name that contains a comma is written in double quotes."""
     if text is None:
         return None
     if text.startswith("@"):
@@ -41,7 +65,16 @@ def split_names(text: str | None) -> list[str] | None:
         if not (names := [line.strip() for line in lines if line.strip()]):
             raise SourceError(f"{text[1:]}: it holds no names: write one per line.")
         return names
-    return [name.strip() for name in text.split(",")]
+    try:
+        names = next(csv.reader([text], skipinitialspace=True)) or [""]
+    except csv.Error as error:
+        raise SourceError(f"{text!r}: these names can't be read ({error}).") from error
+    return [name.strip() for name in names]
+
+
+def split_repeated(texts: Iterable[str] | None) -> list[str] | None:
+    """The names of all values of an option that may be repeated; None if it was not given."""
+    return None if texts is None else [name for text in texts for name in split_names(text) or ()]
 
 
 def print_lines(lines: Iterable[str]) -> None:

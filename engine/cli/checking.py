@@ -11,7 +11,7 @@ from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.model.run_files import CONFIG, MODEL, RUN_FORMAT
 from atlasvi.engine.scvi_tools.model_directories import SAVED, open_model
 from atlasvi.engine.terminal import count
-from atlasvi.engine.training.checkpoint import list_checkpoints, load_checkpoint, read_content
+from atlasvi.engine.training.checkpoint_files import list_checkpoints, load_checkpoint, read_content
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.errors import AtlasviError, SourceError

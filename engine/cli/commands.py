@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from atlasvi.engine.cli.arguments import Seed, print_lines, split_names
+from atlasvi.engine.cli.arguments import Seed, check_finite, print_lines, split_names, split_repeated
 from atlasvi.engine.cli.query_commands import query_app
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.terminal import count, explain_errors, say, show_progress
@@ -45,8 +45,15 @@ Measurement = Annotated[str | None, typer.Option(help="Name of the measurement (
 EmptyCells = Annotated[
     Literal["refuse", "keep"] | None, typer.Option(help="What to do with cells without counts (default: refuse).")
 ]
+SEVERAL_NAMES = "NAME,NAME (repeatable; in double quotes if a name has a comma)"
 RankTimeout = Annotated[
-    float, typer.Option(metavar="SECONDS", help="With several processes: one that hangs this long ends all.", min=1)
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        help="With several processes: one that hangs this long ends all.",
+        min=1,
+        callback=check_finite,
+    ),
 ]
 
 
@@ -187,9 +194,12 @@ def train(
     labels_key: Annotated[str | None, typer.Option(help="obs column of cell labels, kept with the model.")] = None,
     size_factor_key: Annotated[str | None, typer.Option(help="obs column that replaces the library size.")] = None,
     categorical_covariate_keys: Annotated[
-        str | None, typer.Option(help="obs columns of categories: NAME,NAME.")
+        list[str] | None,
+        typer.Option(metavar="NAMES", help=f"obs columns of categories: {SEVERAL_NAMES}."),
     ] = None,
-    continuous_covariate_keys: Annotated[str | None, typer.Option(help="obs columns of numbers: NAME,NAME.")] = None,
+    continuous_covariate_keys: Annotated[
+        list[str] | None, typer.Option(metavar="NAMES", help=f"obs columns of numbers: {SEVERAL_NAMES}.")
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Epochs; default round(8,000,000 / cells), 1 to 400.", min=1)
     ] = None,
@@ -220,8 +230,8 @@ def train(
         batch_key=batch_key,
         labels_key=labels_key,
         size_factor_key=size_factor_key,
-        categorical_covariate_keys=split_names(categorical_covariate_keys),
-        continuous_covariate_keys=split_names(continuous_covariate_keys),
+        categorical_covariate_keys=split_repeated(categorical_covariate_keys),
+        continuous_covariate_keys=split_repeated(continuous_covariate_keys),
         epochs=epochs,
         batch_size=batch_size,
         device=device,
@@ -258,14 +268,19 @@ def launch(
 def plan(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
     gpus: Annotated[int, typer.Option(help="Number of devices, over all machines.", min=1)],
-    network: Annotated[float | None, typer.Option(metavar="GBPS", help="Network speed in Gbit/s.", min=0.001)] = None,
+    network: Annotated[
+        float | None,
+        typer.Option(metavar="GBPS", help="Network speed in Gbit/s.", min=0.001, callback=check_finite),
+    ] = None,
     batch_key: Annotated[str | None, typer.Option(help="obs column of the batches to correct for.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Cells per minibatch, over all devices.", min=1)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="The device to measure.")] = "auto",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Approximate duration of the measurement.", min=1)] = 20.0,
+    seconds: Annotated[
+        float, typer.Option(help="Approximate duration of the measurement.", min=1, callback=check_finite)
+    ] = 20.0,
 ) -> None:
     """Measure reading and computing on this machine, and estimate an epoch on many devices."""
     from atlasvi.engine.distributed.ranks import join_ranks

@@ -19,7 +19,9 @@ from atlasvi.engine.cli.arguments import (
     Seed,
     TransformBatch,
     Where,
+    check_finite,
     print_lines,
+    refuse_unused,
     split_names,
 )
 from atlasvi.engine.cli.query_group import QueryGroup
@@ -126,6 +128,10 @@ def query_expression(
     from atlasvi.engine.queries.expression import slice_expression
     from atlasvi.engine.queries.population import slice_population
 
+    if n_samples_overall is None:
+        refuse_unused(context, ["weights"], "it chooses among draws from all cells together (--n-samples-overall N)")
+    else:
+        refuse_unused(context, ["n_samples"], "--n-samples-overall is the number of draws")
     opened, wanted = context.obj(), split_names(genes)
     options: dict[str, Any] = {
         "genes": wanted,
@@ -239,9 +245,15 @@ def query_differential(
         typer.Option(help="vanilla: whether a gene is higher in the first group; change: the size of its change."),
     ] = "vanilla",
     delta: Annotated[
-        float, typer.Option(help="For mode change: smaller log2 fold changes count as no change.", min=0)
+        float,
+        typer.Option(
+            help="For mode change: smaller log2 fold changes count as no change.", min=0, callback=check_finite
+        ),
     ] = 0.25,
-    fdr: Annotated[float, typer.Option(help="For mode change: expected false discovery rate.", min=0)] = 0.05,
+    fdr: Annotated[
+        float,
+        typer.Option(help="For mode change: expected false discovery rate.", min=0, max=1, callback=check_finite),
+    ] = 0.05,
     batch_correction: Annotated[
         bool, typer.Option("--batch-correction", help="Decode both groups as each of the batches in turn.")
     ] = False,
@@ -257,6 +269,12 @@ def query_differential(
     from atlasvi.engine.queries.draw_comparison import Test
     from atlasvi.engine.queries.question_cells import CountedCells
 
+    if mode == "vanilla":
+        refuse_unused(context, ["delta", "fdr"], "only --mode change uses it")
+    if idx1 is None:
+        refuse_unused(context, ["idx2"], "it is compared with --idx1, which is missing")
+    else:
+        refuse_unused(context, ["groupby", "group1", "group2"], "--idx1 chooses the cells")
     opened = context.obj()
 
     def list_groups() -> Iterable[Any]:
@@ -294,7 +312,9 @@ def query_abundance(
     ] = None,
     dof: Annotated[
         float | None,
-        typer.Option(help="Degrees of freedom of Student's t for each cell; default: a normal.", min=0.01),
+        typer.Option(
+            help="Degrees of freedom of Student's t for each cell; default: a normal.", min=0.01, callback=check_finite
+        ),
     ] = None,
     seed: Seed = 0,
     out: Out = None,

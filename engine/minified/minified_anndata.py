@@ -18,7 +18,7 @@ from atlasvi.engine.minified.kept_posterior import (
     find_name,
 )
 from atlasvi.loaders.cells.memory_cells import NAME, MemoryCells, MemoryObs
-from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.errors import AtlasviWarning, SourceError
 
 if TYPE_CHECKING:
     import anndata
@@ -39,7 +39,7 @@ class AnnDataObs:
         """One column of cells [start, stop), or of all. Raises ColumnError, with the columns of obs."""
         if name == LIBRARY:
             name = find_name(self.columns, LIBRARY) or LIBRARY
-        return self._obs.read_column(name).iloc[start:stop].reset_index(drop=True)
+        return self._obs.read_column(name, start, stop)
 
 
 class MinifiedAnnData(KeptPosterior):
@@ -90,7 +90,7 @@ def check_emptied(cells: MemoryCells) -> None:
             f"{NAME}: {where}, but obs column {column!r} shows that they had: minified cells were joined to cells with "
             "counts. Use them separately, or minify the others too."
         )
-    warnings.warn(f"{NAME}: {where}: the model's results for them are meaningless.", UserWarning, stacklevel=4)
+    warnings.warn(f"{NAME}: {where}: the model's results for them are meaningless.", AtlasviWarning, stacklevel=4)
 
 
 def minify_anndata(

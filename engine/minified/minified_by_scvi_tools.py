@@ -44,7 +44,10 @@ class ScviMinified(KeptPosterior):
     def __init__(self, path: str | Path, model: TrainedRun | str | Path | None = None) -> None:
         self.path = str(path)
         if (kind := read_minify_type(path)) is None:
-            raise SourceError(f"{path} is not minified data (make some with: atlasvi minify RUN DATA --out MINI).")
+            raise SourceError(
+                f"{path} is not minified data: if it holds counts, name a model before it (atlasvi query RUN {path} "
+                f"...), or minify it first (atlasvi minify RUN {path} --out MINI)."
+            )
         self.kind = kind
         with reading(self.path):
             root = open_root(path)

@@ -288,7 +288,7 @@ def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -
                 raise OutputError(
                     f"{path}: anndata can't write the columns of {place} as one file ({reason}): use the store."
                 ) from error
-        temporary.write_bytes(content.getvalue())  # not getbuffer: see checkpoint.py
+        temporary.write_bytes(content.getvalue())  # not getbuffer: see checkpoint_files.py
 
 
 def _dates_as_text(table: pd.DataFrame) -> pd.DataFrame:

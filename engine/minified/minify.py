@@ -15,7 +15,7 @@ from atlasvi.engine.minified.minify_parts import ENCODED, ORDERED, MinifyJob, Op
 from atlasvi.engine.model.run_files import RESULT
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
-from atlasvi.engine.training.resuming import fingerprint
+from atlasvi.engine.training.fingerprint import fingerprint
 from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes
 from atlasvi.loaders.ingestion.ingest import Progress
 from atlasvi.loaders.jobs import open_job_folder, reading_unfinished

@@ -25,7 +25,8 @@ class SetupKeys:
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
-        """The keys from arguments of these names. Other arguments are ignored; a list or None becomes a tuple.
+        """The keys from arguments of these names. Others are ignored. A list, a name or None becomes a
+        tuple.
 
         Raises ValueError if a column is not named by text.
         """
@@ -33,7 +34,7 @@ class SetupKeys:
         for kind in KINDS:
             named = values[kind.key]
             if kind.several:
-                named = values[kind.key] = tuple(named or ())
+                named = values[kind.key] = (named,) if isinstance(named, str) else tuple(named or ())
             for name in named if kind.several else (named,):
                 if not (isinstance(name, str) or (name is None and not kind.several)):
                     raise ValueError(f"{kind.key} names a column by {name!r}, which is not text")
@@ -217,10 +218,11 @@ def _columns(keys: SetupKeys, kind: Kind) -> tuple[str, ...]:
     return columns if kind.noun is None else tuple(dict.fromkeys(columns))  # a repeated name is one covariate
 
 
-def learn_setup(data: Columns, keys: SetupKeys, *, one_batch: bool = False) -> Setup:
+def learn_setup(data: Columns, keys: SetupKeys, *, one_batch: bool = False, layer: str | None = None) -> Setup:
     """The setup for training a model on `data`: its categories are those that occur in the data.
 
     one_batch  True: allow a single batch, because new data may bring others
+    layer      the layer that holds the counts, which the setup keeps
     Raises ColumnError if a column does not exist (the message lists the columns) or has missing values, or if there is
     only one batch.
     """
@@ -238,7 +240,6 @@ def learn_setup(data: Columns, keys: SetupKeys, *, one_batch: bool = False) -> S
         for kind in KINDS
         if kind.noun is not None and _columns(keys, kind)
     }
-    layer = getattr(data, "layer", None)
     setup = Setup(keys=keys, categories=categories, category_dtypes=dtypes, layer=layer, n_cells=data.n_cells)
     if len(setup.batch_categories) == 1 and not one_batch:
         raise ColumnError(

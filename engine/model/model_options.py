@@ -49,6 +49,11 @@ class ModelOptions(BaseModel):
         """The likelihood of the counts."""
         return LIKELIHOODS[self.gene_likelihood]
 
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the model needs the label of each cell."""
+        return self.dispersion == "gene-label"
+
 
 class ModelSettings(ModelOptions):
     """A model's options and the sizes that come from its data."""

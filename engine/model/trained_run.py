@@ -1,8 +1,6 @@
 """A finished run: the model, what it was trained on, how good it is; and its directory on disk."""
 
-import fcntl
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,9 +16,9 @@ from atlasvi.engine.model.run_files import CONFIG, MODEL, RESULT, RUN_FORMAT
 from atlasvi.engine.model.vae import VAE, model_from_weights
 from atlasvi.engine.torch_files import load_tensors
 from atlasvi.loaders.damage import reading
-from atlasvi.loaders.errors import OutputError, SourceError
+from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.manifest import check_files, read_json, read_manifest
-from atlasvi.loaders.outputs import remove_leftovers, remove_unfinished, write_whole
+from atlasvi.loaders.outputs import lock_folder, remove_leftovers, remove_unfinished, write_whole
 from atlasvi.loaders.sources.data_spec import MEMORY, DataSpec
 from atlasvi.loaders.store_files import check_version
 
@@ -106,13 +104,6 @@ def load_run(path: str | Path) -> TrainedRun:
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
     """Lock the run against training by a second process, and remove the remains of a killed one. Raises OutputError."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"{folder}: another process is training this run: wait for it, or stop it.") from None
+    with lock_folder(folder, "training this run: wait for it, or stop it."):
         remove_unfinished(folder)
         yield
-    finally:
-        os.close(handle)

@@ -5,10 +5,11 @@ import pandas as pd
 import torch
 from torch import Generator
 
+from atlasvi.engine.model.covariates import to_category
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.cell_choice import sample_cells
 from atlasvi.engine.queries.latents import log_density, read_latents, represent_cells
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, QuestionCells
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, need_at_least
 
 
 def differential_abundance(
@@ -31,15 +32,23 @@ def differential_abundance(
     indices      int64 indices of these cells; None: all of them
     num_cells_posterior  largest number of cells of a sample to use, chosen at random
     dof          see `mix_posteriors`
-    Returns float32 [cells, samples], in nats. Raises ColumnError if the column does not exist.
+    Returns float32 [cells, samples], in nats. Raises ColumnError if the column does not exist, QueryError if there are
+    no samples, or if one has no cells among `cells`.
     """
+    need_at_least(1, num_cells_posterior=num_cells_posterior)
     rows = np.arange(queried.n_cells) if indices is None else indices
     z = torch.from_numpy(represent_cells(model, queried, generator, rows, batch_size=batch_size))
     column, samples = cells.read_column(sample_key), queried.read_column(sample_key).dropna().unique()
+    if not len(samples):
+        raise QueryError(f"{queried.path}: obs column {sample_key!r} is missing in every cell: there are no samples.")
     where = generator.device
     found = np.empty((len(rows), len(samples)), np.float32)
     for k, sample in enumerate(samples):
         members = np.flatnonzero((column == sample).fillna(False).to_numpy(bool))
+        if not len(members):
+            raise QueryError(
+                f"{cells.path}: no cell has {sample_key} = {to_category(sample)!r}, so that sample has no density."
+            )
         if num_cells_posterior is not None:
             members = sample_cells(members, num_cells_posterior, generator)
         qzm, qzv = (torch.from_numpy(part).to(where) for part in read_latents(model, cells, members, batch_size))

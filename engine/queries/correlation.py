@@ -1,5 +1,6 @@
 """Correlations between genes, in counts drawn from the posterior without the noise of counting."""
 
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -7,8 +8,9 @@ from torch import Generator, Tensor
 
 from atlasvi.engine.model.likelihoods import draw_gamma
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.queries.expression import Batches, decode_cells
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells
+from atlasvi.engine.queries.expression import Batches, decode_cells, read_library_size
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells, need_at_least
+from atlasvi.loaders.errors import AtlasviWarning
 
 
 def correlate_genes(
@@ -29,12 +31,18 @@ def correlate_genes(
     columns          indices of the genes
     rna_size_factor  library size at which rates are drawn, from a gamma distribution of inverse dispersion theta
     All draws are in memory, float32 [samples * cells, genes]: use it with a sample of the cells.
-    Raises QueryError for an unknown correlation_type, a likelihood without dispersion (Poisson), or no cells.
+    Genes that do not vary have no correlations: NaN, with a warning.
+    Raises QueryError for an unknown correlation_type, a likelihood without dispersion (Poisson), an invalid
+    rna_size_factor, or fewer than two draws.
     """
     if correlation_type not in ("spearman", "pearson"):
         raise QueryError(f"correlation_type {correlation_type!r}: use 'spearman' or 'pearson'.")
     if not len(indices):
         raise QueryError(f"{cells.path}: no cell was chosen.")
+    need_at_least(1, n_samples=n_samples)
+    if len(indices) * n_samples < 2:
+        raise QueryError(f"{cells.path}: one draw of one cell has no correlations: choose more cells, or more draws.")
+    size = read_library_size(rna_size_factor)
     if not model.settings.likelihood.has_dispersion:
         name = model.settings.gene_likelihood
         raise QueryError(f"The likelihood {name!r} has no dispersion, which correlations need.")
@@ -42,7 +50,7 @@ def correlate_genes(
     def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
         expression = model.decode(z, posterior.codes, library, transform_batch=batch)
         assert expression.theta is not None
-        rate = rna_size_factor * expression.proportions
+        rate = size * expression.proportions
         theta = expression.theta.expand_as(rate)[..., columns].contiguous()
         rate = rate[..., columns]
         return draw_gamma(theta, theta / rate, generator)
@@ -63,7 +71,15 @@ def correlate_genes(
         if correlation_type == "spearman":
             _rank(draws)
         matrices.append(_correlate(draws))
-    return np.mean(matrices, axis=0)
+    found = np.mean(matrices, axis=0)
+    if n_constant := int(np.isnan(np.diagonal(found)).sum()):
+        warnings.warn(
+            f"{cells.path}: {n_constant:,} of {len(found):,} genes have the same value in all draws, so they have no "
+            "correlations (NaN): choose more cells, or more draws.",
+            AtlasviWarning,
+            stacklevel=3,
+        )
+    return found
 
 
 def _rank(draws: np.ndarray) -> None:
@@ -82,5 +98,5 @@ def _correlate(draws: np.ndarray, size: int = 2**13) -> np.ndarray:
         centred = draws[at : at + size] - mean
         products += centred.T @ centred
     spread = np.sqrt(np.diagonal(products))
-    with np.errstate(invalid="ignore"):  # a constant gene has no correlations: NaN, as in numpy
+    with np.errstate(invalid="ignore"):  # a constant gene: NaN, as in numpy
         return np.clip(products / np.outer(spread, spread), -1, 1)

@@ -22,9 +22,9 @@ from atlasvi.engine.queries.count_statistics import CountStatistics, count_stati
 from atlasvi.engine.queries.draw_comparison import Test, compare_draws, control_fdr, draw_integers
 from atlasvi.engine.queries.expression import Drawn, decode_drawn, draw_posterior
 from atlasvi.engine.queries.latents import read_latents
-from atlasvi.engine.queries.population import draw_weighed
+from atlasvi.engine.queries.population import check_weights, draw_weighed
 from atlasvi.engine.queries.question_cells import CountedCells, QueryError, QuestionCells
-from atlasvi.loaders.errors import MissingDependencyError
+from atlasvi.loaders.errors import AtlasviWarning, MissingDependencyError
 
 PASS_BYTES = 2**28  # memory for draws and sums of counts: limits how many comparisons share a pass
 
@@ -61,14 +61,20 @@ def differential_expression(
 ) -> pd.DataFrame:
     """The genes' tables of all comparisons, one below the other; in each, the most certain genes come first.
 
-    groupby, group1, group2  obs column, groups to compare (None: all), group to compare with (None: all other cells)
+    groupby, group1, group2  obs column, groups to compare (None: all but group2), group to compare with (None: all
+                 other cells)
     idx1, idx2   instead of these, two populations; idx2 None: all other cells
     subset_idx   use only these cells as members of groups; the others form the group 'other'
     all_stats    add statistics of the counts
     weights      'importance' chooses draws that explain many cells of their group (slow: for small groups)
     filter_outlier_cells  drop cells far from the others of their group in latent space (needs scikit-learn)
-    Raises QueryError for a group that does not exist or is empty, ColumnError if the column does not exist.
+    Arguments that have no effect, which scvi-tools ignores too, are named in a warning.
+    Raises QueryError for a group that does not exist, is empty or is compared with itself, ColumnError if the column
+    does not exist.
     """
+    if not 0 <= fdr_target <= 1:
+        raise QueryError(f"fdr_target is {fdr_target}: a proportion of false discoveries is from 0 to 1.")
+    _warn_unused("only mode 'change' uses it", **dict.fromkeys(test.list_unused(), True))
     labels, comparisons = _compare(cells, groupby, group1, group2, idx1, idx2, subset_idx)
     for comparison in comparisons:
         for name, mask in ((comparison.name1, comparison.first), (comparison.name2, comparison.second)):
@@ -77,7 +83,7 @@ def differential_expression(
     if all_stats and not isinstance(cells, CountedCells):
         warnings.warn(
             "minified data has no counts, so the answer has no statistics of them: all_stats=False avoids this warning",
-            UserWarning,
+            AtlasviWarning,
             stacklevel=3,
         )
     tables = []
@@ -160,6 +166,7 @@ def _compare(
 ) -> tuple[np.ndarray, list[Comparison]]:
     """int64 [cells], a label of each cell; and the comparisons as masks over labels (the last label: no group)."""
     if idx1 is not None:
+        _warn_unused("idx1 chooses the cells", groupby=groupby, group1=group1, group2=group2, subset_idx=subset_idx)
         labels = np.full(cells.n_cells, 2)
         labels[find_cells(cells, idx1)] = 0
         if idx2 is not None:
@@ -167,6 +174,7 @@ def _compare(
             if n_both := int((labels[second] == 0).sum()):
                 warnings.warn(
                     f"{n_both:,} cells are in idx1 and in idx2: they count in idx2 alone, as in scvi-tools.",
+                    AtlasviWarning,
                     stacklevel=2,
                 )
             labels[second] = 1
@@ -179,6 +187,7 @@ def _compare(
         )
     if groupby is None:
         raise QueryError("No cells to compare: pass groupby (and group1, group2), or idx1 (and idx2).")
+    _warn_unused("without idx1, the groups are those of groupby", idx2=idx2)
     column = cells.read_column(groupby)
     if subset_idx is not None:
         inside = np.zeros(cells.n_cells, bool)
@@ -188,11 +197,6 @@ def _compare(
     there = column.cat.categories
     labels = column.cat.codes.to_numpy(np.int64)
     labels[labels < 0] = len(there)
-    if group1 is None:
-        if len(there) < 2:
-            raise QueryError(f"{cells.path}: obs column {groupby!r} has {len(there)} group(s): nothing to compare.")
-        group1 = there.tolist()
-    wanted = [group1] if isinstance(group1, str) or not isinstance(group1, Sequence | np.ndarray | pd.Index) else group1
 
     def mark(group: Any) -> np.ndarray:
         place = find_categories([to_category(value) for value in there], [to_category(group)])[0]
@@ -202,12 +206,28 @@ def _compare(
             )
         return np.append(np.arange(len(there)) == place, False)
 
-    return labels, [
-        Comparison(
-            g1, "the rest" if group2 is None else group2, mark(g1), ~mark(g1) if group2 is None else mark(group2)
-        )
-        for g1 in wanted
-    ]
+    if group1 is None:
+        if len(there) < 2:
+            raise QueryError(f"{cells.path}: obs column {groupby!r} has {len(there)} group(s): nothing to compare.")
+        group1 = there.tolist()
+        group1 = group1 if group2 is None else [group for k, group in enumerate(group1) if not mark(group2)[k]]
+    wanted = [group1] if isinstance(group1, str) or not isinstance(group1, Sequence | np.ndarray | pd.Index) else group1
+    if not len(wanted):
+        raise QueryError("group1 is an empty list: leave it out to compare all groups.")
+    comparisons = []
+    for group in wanted:
+        inside = mark(group)
+        others = ~inside if group2 is None else mark(group2)
+        if (inside & others).any():
+            raise QueryError(f"{cells.path}: {groupby} = {group!r} is group1 and group2: name two different groups.")
+        comparisons.append(Comparison(group, "the rest" if group2 is None else group2, inside, others))
+    return labels, comparisons
+
+
+def _warn_unused(reason: str, **arguments: Any) -> None:
+    """Warn of arguments that were given and have no effect."""
+    if given := [name for name, value in arguments.items() if value is not None]:
+        warnings.warn(f"{', '.join(given)} has no effect: {reason}.", AtlasviWarning, stacklevel=4)
 
 
 class _Sampling:
@@ -223,8 +243,7 @@ class _Sampling:
         filter_outliers: bool,
         importance: dict[str, Any],
     ) -> None:
-        if weights not in (None, "uniform", "importance"):
-            raise ValueError(f"weights {weights!r}: use 'uniform' or 'importance'")
+        check_weights(weights, test.n_samples_overall, importance)
         self.model, self.cells, self.generator, self.test = model, cells, generator, test
         self.importance = importance if weights == "importance" else None
         self.filter_outliers = filter_outliers
@@ -241,7 +260,7 @@ class _Sampling:
         as_batches: list[int | None] = [None] if self.test.use_observed_batches else list(batches)
         n = int(self.test.n_samples_overall / len(as_batches))
         if n == 0:
-            warnings.warn("there are more batches than samples: two are drawn of each", UserWarning, stacklevel=4)
+            warnings.warn("there are more batches than samples: two are drawn of each", AtlasviWarning, stacklevel=4)
             n = 2
         self._populations.append([(batch, n) for batch in as_batches])
         for _ in as_batches:
@@ -284,7 +303,9 @@ def drop_outliers(model: VAE, cells: QuestionCells, indices: np.ndarray) -> np.n
     try:
         return indices[EllipticEnvelope(random_state=0).fit_predict(latents) == 1]
     except ValueError:
-        warnings.warn("the covariance of a group could not be estimated: it keeps all its cells", stacklevel=3)
+        warnings.warn(
+            "the covariance of a group could not be estimated: it keeps all its cells", AtlasviWarning, stacklevel=3
+        )
         return indices
 
 

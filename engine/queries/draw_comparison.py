@@ -3,16 +3,27 @@
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Generator
 
-from atlasvi.loaders.errors import MissingDependencyError
+from atlasvi.engine.queries.question_cells import QueryError, need_at_least
+from atlasvi.loaders.errors import AtlasviWarning, MissingDependencyError
 
 EPSILON = 1e-8
+OF_CHANGE = (
+    "delta",
+    "change_fn",
+    "m1_domain_fn",
+    "pseudocounts",
+    "threshold_counts",
+    "test_mode",
+    "cred_interval_lvls",
+)
+"""Fields of `Test` that have no effect in mode 'vanilla'."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +55,23 @@ class Test:
     def __post_init__(self) -> None:
         if self.mode not in ("vanilla", "change"):
             raise NotImplementedError(f"mode {self.mode!r}: use 'vanilla' or 'change'")
+        if self.test_mode not in ("two", "three"):
+            raise QueryError(f"test_mode {self.test_mode!r}: use 'two' or 'three'.")
+        if self.delta is not None and not 0 <= self.delta < np.inf:
+            raise QueryError(f"delta is {self.delta}: it must be a number from 0 up, or None to estimate it.")
+        need_at_least(1, n_samples_overall=self.n_samples_overall, m_permutation=self.m_permutation)
+        if any(batches is not None and not len(batches) for batches in (self.batchid1, self.batchid2)):
+            raise QueryError("batchid1 or batchid2 is an empty list: leave it out to decode as all batches.")
         if self.use_observed_batches and (self.batchid1 is not None or self.batchid2 is not None):
             raise ValueError("batchid1 and batchid2 are batches to decode as: they need batch_correction=True")
+
+    def list_unused(self) -> list[str]:
+        """The fields that have no effect in this mode, although they differ from their defaults."""
+        if self.mode == "change":
+            return []
+        defaults = {field.name: field.default for field in fields(self)}
+        given = {name: value for name in OF_CHANGE if (value := getattr(self, name)) is not None}
+        return [name for name, value in given.items() if defaults[name] is None or value != defaults[name]]
 
 
 def compare_draws(
@@ -117,7 +143,7 @@ def _pair(
             warnings.warn(
                 "batchid1 and batchid2 differ but have batches in common: draws are paired whatever their batches, so "
                 "batch effects are not corrected for",
-                UserWarning,
+                AtlasviWarning,
                 stacklevel=4,
             )
         parts = [(proportions1, proportions2)]

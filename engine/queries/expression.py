@@ -13,8 +13,16 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE, Expression
 from atlasvi.engine.queries.cell_choice import in_order
 from atlasvi.engine.queries.model_names import find_batches, find_genes
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells, name_cells
+from atlasvi.engine.queries.question_cells import (
+    BATCH_SIZE,
+    Posterior,
+    QueryError,
+    QuestionCells,
+    name_cells,
+    need_at_least,
+)
 
+SMALLEST_SIZE, LARGEST_SIZE = 1e-12, 1e30  # library sizes that expression can be scaled to
 Batches = Sequence[int | None]
 """Codes of batches to decode cells as, one after the other; None: the cell's own batch."""
 Decode = Callable[[Posterior, Tensor, Tensor, int | None], Tensor]
@@ -38,6 +46,7 @@ def decode_batches(
     chosen     ascending int64 indices of the cells; None: all
     n_samples  draws of z (and of a latent library) per cell; 0: use the mean of the posterior instead
     """
+    need_at_least(0, n_samples=n_samples)
     for posterior in cells.read_posteriors(model, chosen, max(batch_size // max(n_samples, 1), 1)):
         total = None
         for batch in transform_batch:
@@ -146,15 +155,17 @@ def slice_expression(
 
 def read_library_size(text: float | str) -> Any:
     """A library size in the form that `decode_expression` takes. Raises QueryError for an invalid one."""
-    if text in ("observed", "latent"):
+    if isinstance(text, str) and text in ("observed", "latent"):
         return text
     try:
         size = float(text)
-    except ValueError:
+    except (TypeError, ValueError):
         size = np.nan
-    if not 0 < size < np.inf:
+    # counts are float32: a larger size would give infinity, a smaller one zero
+    if not SMALLEST_SIZE <= size <= LARGEST_SIZE:
         raise QueryError(
-            f"library size {text!r}: use a number, 'observed' or 'latent'; numbers are finite and above 0."
+            f"library size {text!r}: use a number from {SMALLEST_SIZE:g} to {LARGEST_SIZE:g} (counts per cell), "
+            "'observed' or 'latent'."
         )
     return size
 

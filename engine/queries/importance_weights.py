@@ -10,7 +10,7 @@ from atlasvi.engine.model.vae import VAE, Expression
 from atlasvi.engine.queries.cell_choice import sample_cells
 from atlasvi.engine.queries.expression import Drawn, decode_drawn
 from atlasvi.engine.queries.model_fit import log_normal, marginal_log_likelihood
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells, need_at_least
 
 ELEMENTS = 2**24  # anchors x draws x genes in memory at a time
 
@@ -35,6 +35,7 @@ def weigh_draws(
     truncation  raise weights to at least their mean
     n_mc_samples  samples for the marginal likelihood of the anchors
     """
+    need_at_least(1, max_cells=max_cells, n_mc_samples=n_mc_samples)
     anchors = sample_cells(indices, max_cells, generator)
     log_px = marginal_log_likelihood(model, cells, generator, anchors, n_mc_samples)
     posteriors = list(cells.read_posteriors(model, np.unique(anchors), BATCH_SIZE))

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from atlasvi.engine.model.noise import draw_normal
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.cell_choice import in_order
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, name_cells
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, name_cells, need_at_least
 
 ELEMENTS = 2**22  # of cells x components x latent that densities are computed for at a time
 
@@ -59,6 +59,7 @@ def represent_cells(
 
     mc_samples  number of draws that estimate the mean of an ln latent; a normal latent needs none
     """
+    need_at_least(1, mc_samples=mc_samples)
     qzm, qzv = read_latents(model, cells, indices, batch_size)
     softmax = model.settings.latent_distribution == "ln"
     if give_mean and not softmax:
@@ -123,7 +124,10 @@ def mix_posteriors(qzm: Tensor, qzv: Tensor, dof: float | None = 3.0) -> torch.d
     """The mixture, with equal weights, of the posteriors of cells [cells, latent].
 
     dof  degrees of freedom of Student's t around each mean; None: normal distributions
+    Raises QueryError if dof is not a number above 0.
     """
+    if dof is not None and not 0 < dof < np.inf:
+        raise QueryError(f"dof is {dof}: degrees of freedom are a number above 0, or None for normal distributions.")
     scale = qzv.sqrt()
     part: torch.distributions.Distribution
     if dof is None:

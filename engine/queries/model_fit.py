@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from atlasvi.engine.model.vae import VAE, CellLosses
 from atlasvi.engine.queries.cell_choice import in_order
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells, Posterior
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells, Posterior, need_at_least
 
 FIT_COLUMNS = ("elbo", "reconstruction_loss", "kl", "marginal_ll")
 
@@ -40,6 +40,7 @@ def slice_marginal_log_likelihood(
     By importance sampling from q(z | x) (and from q of a latent library). A lower bound in expectation, tighter with
     more samples; a running sum makes memory independent of their number.
     """
+    need_at_least(1, n_mc_samples=n_samples)
     for posterior in cells.read_posteriors(model, chosen, batch_size):
         total = torch.full((len(posterior),), -math.inf, device=posterior.library.device)
         for _ in range(n_samples):

@@ -36,7 +36,10 @@ def find_batches(run: TrainedRun, names: Any) -> list[int | None]:
     Raises QueryError, with the model's batches, for an unknown batch.
     """
     several = isinstance(names, Iterable) and not isinstance(names, str)
-    return [None if name is None else find_batch(run, name) for name in (names if several else [names])]
+    found = [None if name is None else find_batch(run, name) for name in (names if several else [names])]
+    if not found:
+        raise QueryError("The list of batches to decode as is empty: leave it out to use each cell's own batch.")
+    return found
 
 
 def find_batch(run: TrainedRun, name: Any) -> int:

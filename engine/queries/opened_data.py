@@ -1,6 +1,5 @@
 """Open data of any kind for training or for questions."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from atlasvi.engine.minified.kept_posterior import MINIFY_TYPE, KeptPosterior
 from atlasvi.engine.minified.minified_anndata import MinifiedAnnData, check_emptied, is_minified_anndata
 from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
 from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, open_root, read_minify_type
-from atlasvi.engine.model.covariates import KEYS, Setup, SetupKeys, learn_setup
+from atlasvi.engine.model.covariates import KINDS, Setup, SetupKeys, learn_setup
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QuestionCells
 from atlasvi.engine.training.settings import SettingError
@@ -23,7 +22,6 @@ from atlasvi.loaders.errors import AtlasviError, ColumnError, CountsError, Sourc
 from atlasvi.loaders.sources.data_spec import DataSpec
 
 SETUP = "_atlasvi_setup"  # in uns: arguments of setup_anndata; copies, subsets and files keep it
-KEPT = ("layer", *KEYS)
 
 
 def is_anndata(data: Any) -> bool:
@@ -31,17 +29,17 @@ def is_anndata(data: Any) -> bool:
     return any(f"{kind.__module__}.{kind.__name__}".startswith("anndata.") for kind in type(data).__mro__)
 
 
-def write_setup(adata: Any, arguments: Mapping[str, Any]) -> None:
-    """Keep the arguments of a set-up in `uns` (see `KEPT`), after checking the layer and the columns.
+def write_setup(adata: Any, layer: str | None, keys: SetupKeys) -> None:
+    """Keep the arguments of a set-up in `uns`, after checking the layer and the columns.
 
     Raises ColumnError if a layer or column does not exist, has missing values, or is not numeric where it must be.
     """
     obs = MemoryObs(adata)
-    learn_setup(obs, SetupKeys.from_arguments(arguments), one_batch=True).read_codes(obs)
-    if (layer := arguments["layer"]) is not None and layer not in adata.layers:
+    learn_setup(obs, keys, one_batch=True).read_codes(obs)
+    if layer is not None and layer not in adata.layers:
         layers = ", ".join(list_layers(adata)) or "none"
         raise ColumnError(f"{NAME}: there is no layer {layer!r} (it has: {layers}).")
-    adata.uns[SETUP] = {name: value for name, value in arguments.items() if value is not None}
+    adata.uns[SETUP] = _make_record(layer, keys)
 
 
 def keep_setup(adata: Any, setup: Setup) -> None:
@@ -50,20 +48,21 @@ def keep_setup(adata: Any, setup: Setup) -> None:
     Views are not changed: writing into one would turn it into a copy, separate from the caller's data.
     """
     if not adata.is_view and SETUP not in adata.uns:
-        kept = {"layer": setup.layer, **setup.keys.as_arguments()}
-        adata.uns[SETUP] = {name: value for name, value in kept.items() if value}
+        adata.uns[SETUP] = _make_record(setup.layer, setup.keys)
 
 
-def read_setup(adata: Any) -> dict[str, Any]:
-    """The set-up that `write_setup` kept. Raises SettingError if there is none."""
+def _make_record(layer: str | None, keys: SetupKeys) -> dict[str, Any]:
+    return {name: value for name, value in {"layer": layer, **keys.as_arguments()}.items() if value is not None}
+
+
+def read_setup(adata: Any) -> tuple[str | None, SetupKeys]:
+    """The layer and the keys that `write_setup` kept. Raises SettingError if there are none."""
     if SETUP not in adata.uns:
         raise SettingError("The AnnData is not set up: call SCVI.setup_anndata(adata, batch_key=...) first.")
-    kept = adata.uns[SETUP]
-    arguments = {name: kept.get(name) for name in KEPT}
-    return {
-        name: list(value) if name.endswith("_keys") and value is not None else value
-        for name, value in arguments.items()
-    }
+    kept = dict(adata.uns[SETUP])
+    for name in kept.keys() & {kind.key for kind in KINDS if kind.several}:
+        kept[name] = list(kept[name])  # an array, if the AnnData comes from a file
+    return kept.get("layer"), SetupKeys.from_arguments(kept)
 
 
 def read_anndata(path: str | Path) -> Any:

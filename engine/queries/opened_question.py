@@ -11,7 +11,7 @@ from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.opened_data import open_question_cells
-from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QuestionCells
+from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QueryError, QuestionCells
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.training.run_parts import choose_device
 
@@ -33,7 +33,10 @@ class OpenedQuestion:
     ) -> None:
         self.kept: KeptPosterior | None = None
         self._device, self._run = choose_device(device), None
-        if data is None or name_place(place) in ("minified store", "minified data"):
+        what = name_place(place)
+        if model is not None and what in ("minified store", "run", "model"):
+            raise QueryError(f"{place} is a {what}, which has a model: leave --model (model=) out.")
+        if data is None or what in ("minified store", "minified data"):
             self.kept = open_minified(place, model)
         if data is None:
             assert self.kept is not None

@@ -1,6 +1,8 @@
 """Draws for a population of cells as a whole: from cells chosen at random, or with importance weights."""
 
-from collections.abc import Iterator, Sequence
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +16,8 @@ from atlasvi.engine.queries.draw_comparison import draw_integers
 from atlasvi.engine.queries.expression import Batches, Drawn, decode_drawn, draw_posterior, read_library_size
 from atlasvi.engine.queries.importance_weights import weigh_draws
 from atlasvi.engine.queries.model_names import find_batches, find_genes
-from atlasvi.engine.queries.question_cells import QueryError, QuestionCells, need_counts, take_chosen
+from atlasvi.engine.queries.question_cells import QueryError, QuestionCells, need_at_least, need_counts, take_chosen
+from atlasvi.loaders.errors import AtlasviWarning
 
 
 def population_expression(
@@ -36,6 +39,7 @@ def population_expression(
     importance    options of `weigh_draws`, to choose draws by importance weights; None: choose cells at random
     Raises QueryError for importance weights of minified cells, or over several batches.
     """
+    need_at_least(1, n_samples_overall=n)
     if importance is None:
         drawn = draw_posterior(model, cells, generator, indices[draw_integers(len(indices), n, generator)])
     elif len(transform_batch) > 1:
@@ -49,6 +53,26 @@ def population_expression(
         decoded.append(np.concatenate([part[:, columns].cpu().numpy() for part in parts]))
     values = np.mean(decoded, axis=0) if len(decoded) > 1 else decoded[0]
     return values if isinstance(library_size, str) else values * np.float32(library_size)
+
+
+def check_weights(weights: str | None, n: int | None, options: Mapping[str, Any]) -> None:
+    """Raise QueryError for unknown weights or options; warn of those that have no effect (scvi-tools ignores them too).
+
+    n        number of draws from all cells together; None: each cell is decoded by itself
+    options  of `weigh_draws`
+    """
+    if weights not in (None, "uniform", "importance"):
+        raise QueryError(f"weights {weights!r}: use 'uniform' or 'importance'.")
+    known = [name for name, each in inspect.signature(weigh_draws).parameters.items() if each.kind == each.KEYWORD_ONLY]
+    if unknown := [name for name in options if name not in known]:
+        raise QueryError(f"There is no argument {unknown[0]!r}; the options of weights are {', '.join(known)}.")
+    if options and weights != "importance":
+        unused = f"{', '.join(options)}: only weights='importance' uses this"
+    elif weights == "importance" and n is None:
+        unused = "weights='importance': weights choose among draws from all cells together (n_samples_overall)"
+    else:
+        return
+    warnings.warn(f"An argument has no effect: {unused}.", AtlasviWarning, stacklevel=4)
 
 
 def slice_population(
@@ -67,6 +91,7 @@ def slice_population(
 
     The arguments are those of `slice_expression`. Raises its errors, and QueryError if there are no cells.
     """
+    check_weights(weights, n, {})
     indices = take_chosen(chosen, 0, cells.n_cells)
     if not len(indices):
         raise QueryError(f"{cells.path}: no cell was chosen.")

@@ -13,7 +13,7 @@ from atlasvi.engine.minified.kept_posterior import LIBRARY, KeptPosterior, check
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.noise import draw_normal
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.queries.obs_rows import ObsRows, open_obs, slice_cells
+from atlasvi.engine.queries.obs_rows import ObsRows, slice_cells
 from atlasvi.loaders.batches.batch import Batch
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.batches.loader import BatchLoader
@@ -132,7 +132,7 @@ class CountedCells(ObsRows):
     """
 
     def __init__(self, data: CellData, genes: list[str], setup: Setup) -> None:
-        super().__init__(data.path, data.n_cells, open_obs(data))
+        super().__init__(data)
         self.source, self.data, self._setup = data, select_genes(data, genes), setup
 
     @property
@@ -144,7 +144,7 @@ class CountedCells(ObsRows):
         self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
     ) -> Iterator[Batch]:
         """Counts of the chosen cells, in their order, on the model's device."""
-        device, labels = model.encoder.mean.weight.device, model.settings.dispersion == "gene-label"
+        device, labels = model.encoder.mean.weight.device, model.settings.uses_labels
         loader = BatchLoader(self.data, batch_size, seed=0, cells=_mark(cells, self.n_cells), shuffle=False)
         step = max(CODES_CELLS // batch_size, 1) * batch_size  # all minibatches but the last are full
         at, codes = 0, dict[str, np.ndarray]()
@@ -184,7 +184,7 @@ class MinifiedCells(ObsRows):
     """
 
     def __init__(self, kept: KeptPosterior, setup: Setup | None = None) -> None:
-        super().__init__(kept.path, kept.n_cells, kept.obs)
+        super().__init__(kept)
         self.kept, self._setup = kept, setup
 
     @property
@@ -203,7 +203,7 @@ class MinifiedCells(ObsRows):
         self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
     ) -> Iterator[Posterior]:
         """The kept posterior of the chosen cells, in their order."""
-        device, labels, setup = model.encoder.mean.weight.device, model.settings.dispersion == "gene-label", self.setup
+        device, labels, setup = model.encoder.mean.weight.device, model.settings.uses_labels, self.setup
         for here, qzm, qzv in self._read_slices(cells):
             codes = self.read_codes(setup, here, labels)
             library = self.take_column(LIBRARY, here).to_numpy(np.float32)
@@ -239,6 +239,13 @@ def name_cells(
     for values in parts:
         yield cells.read_names(take_chosen(chosen, at, at + len(values))), values
         at += len(values)
+
+
+def need_at_least(least: int, **given: int | None) -> None:
+    """Raise QueryError if one of these numbers, by the name of its argument, is smaller; None stands for a default."""
+    for name, number in given.items():
+        if number is not None and not number >= least:
+            raise QueryError(f"{name} is {number}: it must be at least {least}.")
 
 
 def need_counts(cells: QuestionCells, question: str) -> CountedCells:

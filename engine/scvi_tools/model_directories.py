@@ -15,7 +15,7 @@ from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.engine.scvi_tools.registry import read_options, read_setup, write_init_params, write_registry
 from atlasvi.engine.scvi_tools.weights import from_scvi_weights, to_scvi_weights
 from atlasvi.engine.torch_files import read_torch_file
-from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.errors import AtlasviWarning, SourceError
 from atlasvi.loaders.manifest import ADVICE, MANIFEST, hash_file, read_manifest
 from atlasvi.loaders.outputs import write_folder_aside
 
@@ -93,27 +93,32 @@ def write_scvi_model(run: TrainedRun, file: Path, attributes: Mapping[str, Any] 
     buffer = io.BytesIO()  # torch's own writer does not report a full disk
     torch.save(content, buffer)
     with open(file, "wb") as written:
-        written.write(buffer.getvalue())  # not getbuffer: see checkpoint.py
+        written.write(buffer.getvalue())  # not getbuffer: see checkpoint_files.py
 
 
-def check_saved(folder: Path, prefix: str, with_data: bool) -> bool:
+def check_saved(folder: Path, prefix: str, with_data: bool) -> set[str]:
     """Check the files beside a model by the list that `SCVI.save` wrote; other models have no list, which is fine.
 
     with_data  True: adata.h5ad will be read, so it is checked too
-    Returns False if scvi-tools has since saved another model over this one, so that the files don't belong to it. Warns
-    if a file is missing. Raises SourceError if one is damaged; a file of another size was rewritten, and is accepted.
+    Returns the names of the files that belong to an earlier model: after this list was written, another model was saved
+    there, by scvi-tools or by a process that was killed. Its data does not belong to them if the file has changed too.
+    Warns of these, and if a file is missing. Raises SourceError if one is damaged; a file of another size was
+    rewritten, and is accepted.
     """
     files = read_manifest(folder, f"{prefix}{SAVED}")
     if files is None:
-        return True
+        return set()
     model, data = f"{prefix}{MODEL}", f"{prefix}adata.h5ad"
-    if model in files and hash_file(folder / model) != tuple(files.pop(model)):
+    if model in files and hash_file(folder / model) != files.pop(model):
+        if not with_data or not (folder / data).is_file() or hash_file(folder / data) != files.get(data):
+            files.pop(data, None)
         warnings.warn(
-            f"{folder / model} was written after {prefix}{SAVED}, so the files beside it (the optimizer, the split) "
-            "belong to another model and are not read.",
+            f"{folder / model} was written after {prefix}{SAVED}, so files beside it belong to another model and are "
+            f"not read: {', '.join(files)}.",
+            AtlasviWarning,
             stacklevel=3,
         )
-        return False
+        return set(files)
     for name, (size, checksum) in files.items():
         path = folder / name
         if name == data and not with_data:
@@ -122,11 +127,12 @@ def check_saved(folder: Path, prefix: str, with_data: bool) -> bool:
             warnings.warn(
                 f"{path} is missing, which was saved with the model (atlasvi.pt holds the optimizer, the history and "
                 "the split, adata.h5ad the data): copy the folder again if you need it.",
+                AtlasviWarning,
                 stacklevel=3,
             )
         elif path.stat().st_size == size and hash_file(path)[1] != checksum:
             raise SourceError(f"{path} is damaged: it does not match the checksum in {prefix}{SAVED}. {ADVICE}")
-    return True
+    return set()
 
 
 def open_model(path: str | Path) -> TrainedRun:

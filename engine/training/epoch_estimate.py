@@ -101,7 +101,7 @@ def plan_epoch_time(
         arguments = {"seed": 0, "split_column": None}
         resolved = resolve_settings(None, {"accumulate": 1, **(settings or {})})
         data = allow_fractions(data, resolved.likelihood.takes_fractions)
-        setup = learn_setup(data, SetupKeys(batch_key=batch_key))
+        setup = learn_setup(data, SetupKeys(batch_key=batch_key), layer=data.layer)
         parts = prepare_run(data, Path("plan"), setup, arguments, resolved, device, ranks)
         parts.measure_library()
         threads = torch.get_num_threads()

@@ -20,6 +20,7 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
 from atlasvi.loaders.cells.memory_cells import NAME, list_layers
 from atlasvi.loaders.cells.open_cells import CellData, find_missing
+from atlasvi.loaders.errors import AtlasviWarning
 from atlasvi.loaders.sources.open_source import check_gene_names
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def report_genes(path: str, n_genes: int, missing: Sequence[str]) -> None:
         warnings.warn(
             f"{path}: {share:.1%} of the {n_genes:,} genes of the model are in the data; the {len(missing):,} others "
             f"(first: {missing[0]!r}) count as zero in every cell.{poor}",
-            UserWarning,
+            AtlasviWarning,
             stacklevel=3,
         )
 

@@ -1,20 +1,19 @@
 """Resume an interrupted run where it stopped, or start a new run from a finished one."""
 
-import hashlib
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from atlasvi.engine.distributed.launch import launch_prefix
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.model_options import ModelOptions
 from atlasvi.engine.model.run_files import CONFIG, MODEL, RUN_FORMAT
 from atlasvi.engine.model.trained_run import TrainedRun
-from atlasvi.engine.training.checkpoint import CheckpointError, list_checkpoints, read_newest_checkpoint
+from atlasvi.engine.training.checkpoint_content import KEPT_BY_MODEL
+from atlasvi.engine.training.checkpoint_files import CheckpointError, list_checkpoints, read_newest_checkpoint
+from atlasvi.engine.training.fingerprint import is_data_of_run
 from atlasvi.engine.training.settings import RECIPES, SettingError, Settings
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, select_genes
 from atlasvi.loaders.damage import reading
@@ -22,29 +21,6 @@ from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.manifest import read_json
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_version
-
-
-def fingerprint(data: CellData) -> dict[str, Any]:
-    """Values that identify the data: sizes, gene names, the layer, the first and the last block of counts.
-
-    With these, the counts of another layer, or the same cells in another order, are noticed when a run is resumed.
-    Raises CountsError for bad counts.
-    """
-    genes = "\n".join(map(str, data.genes)).encode()
-
-    def hash_block(block: int) -> str:
-        parts = data.read_block(block).to_csr()
-        wide = [part.astype(np.float64 if part.dtype.kind == "f" else np.int64) for part in parts]
-        return hashlib.sha256(b"".join(part.tobytes() for part in wide)).hexdigest()[:16]
-
-    return {
-        "n_cells": data.n_cells,
-        "n_genes": len(data.genes),
-        "layer": data.layer,
-        "genes_sha256": hashlib.sha256(genes).hexdigest()[:16],
-        "first_block_sha256": hash_block(0),
-        "last_block_sha256": hash_block(len(data.block_starts) - 2),
-    }
 
 
 def read_saved(out: Path) -> dict[str, Any]:
@@ -96,8 +72,7 @@ def merge_saved(
     Raises SettingError if the data, an argument or a setting differs from what was saved.
     """
     began_with = read_data_spec(out, saved)
-    now_is = fingerprint(data)  # runs of format 1 do not have all of it
-    if began_with.contradicts(data.spec) or any(saved.get(key, value) != value for key, value in now_is.items()):
+    if not is_data_of_run(saved, began_with, data):
         raise SettingError(
             f"{out}: the run was started with other data: with {began_with} as it was then, of {saved.get('n_cells')} "
             f"cells and {saved.get('n_genes')} genes; now it is {data.spec}, of {data.n_cells} cells and "
@@ -157,7 +132,7 @@ def _read_last_state(run: TrainedRun) -> dict[str, Any]:
         return {}  # begin from the weights alone
     path, saved = read_newest_checkpoint(folder, older=False)
     with reading(str(path)):
-        state = {name: saved[name] for name in ("weights", "optimizer", "epoch", "step", "history")}
+        state = {name: saved[name] for name in ("weights", *KEPT_BY_MODEL)}
     if state["step"] != (ended := run.result.get("steps", state["step"])):
         raise CheckpointError(
             f"{path}: the newest checkpoint is of step {state['step']:,}, and the run ended at step {ended:,}: copy "

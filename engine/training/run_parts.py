@@ -25,8 +25,8 @@ from atlasvi.engine.model.model_options import ModelOptions, ModelSettings
 from atlasvi.engine.model.noise import INITIAL_WEIGHTS, seed_draws
 from atlasvi.engine.model.run_files import RUN_FORMAT
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.training.fingerprint import fingerprint, hash_sample
 from atlasvi.engine.training.freezing import group_parameters
-from atlasvi.engine.training.resuming import fingerprint
 from atlasvi.engine.training.settings import SettingError, Settings, resolve_schedule
 from atlasvi.engine.training.splits import split_by_column, split_by_hash
 from atlasvi.kernels import choose_backend
@@ -141,7 +141,7 @@ def prepare_run(
     kernels = choose_backend(chosen, dtype=dtype)
     if settings.precision == "bf16" and kernels != "triton":
         raise SettingError(f"Setting precision = 'bf16': the kernels for {chosen} support float32 and float64 only.")
-    codes = setup.read_codes(data, labels=settings.dispersion == "gene-label")
+    codes = setup.read_codes(data, labels=settings.uses_labels)
     ranks.note("splitting the cells")
     split = (
         split_by_hash(data, settings.validation_fraction, seed)
@@ -169,6 +169,7 @@ def prepare_run(
         "format_version": RUN_FORMAT,
         "data": data.spec.to_record(),
         **fingerprint(data),
+        "sample_sha256": hash_sample(data),
         **arguments,
         "setup": setup.to_saved(),
         "device": str(chosen),

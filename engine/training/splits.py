@@ -9,6 +9,7 @@ from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.identity import mix64
 
 SLICE_CELLS = 2**17
+SPLIT_BY_INDEX = "_atlasvi_part"  # the obs column that SCVI.train adds: the part of each cell, chosen by its index
 NAMES = {
     "train": "train",
     "training": "train",

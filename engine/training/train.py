@@ -5,6 +5,7 @@ and once finished model.pt and result.json. Losses are nats per cell: means over
 evidence lower bound, so it is negative and larger is better: -(reconstruction_loss + kl).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ from atlasvi.engine.model.run_files import CONFIG, MODEL
 from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.terminal import say
-from atlasvi.engine.training.checkpoint import (
+from atlasvi.engine.training.checkpoint_files import (
     load_checkpoint,
     read_newest_content,
     write_checkpoint,
@@ -39,6 +40,8 @@ from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.manifest import write_json
 from atlasvi.loaders.outputs import check_output_free, remove_leftovers, write_folder_aside
 from atlasvi.loaders.sources.data_spec import DataSpec
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -137,7 +140,7 @@ def train(
             arguments["genes"] = [str(gene) for gene in data.genes]  # the genes of the model; the data may have more
         else:
             data = allow_fractions(data, resolved.likelihood.takes_fractions)
-            setup = learn_setup(data, SetupKeys.from_arguments(arguments))
+            setup = learn_setup(data, SetupKeys.from_arguments(arguments), layer=data.layer)
         parts = prepare_run(data, out, setup, arguments, resolved, device, ranks)
         trainer = Trainer(parts, profile)
         if not resume:
@@ -147,6 +150,12 @@ def train(
             content = ranks.bytes_from_first(lambda: read_newest_content(out / "checkpoints")[1], "the checkpoint")
             with reading(f"{out / 'checkpoints'}"):
                 trainer.restore(load_checkpoint(content, f"{out / 'checkpoints'}"))
+            if like is not None and like.format != data.spec.format and trainer.state.batch and ranks.is_first:
+                log.warning(
+                    "%s: the run was started with %s and goes on with %s: if the cells are in another order there, the "
+                    "rest of epoch %d visits some cells twice and others not at all; later epochs are complete.",
+                    *(out, like, data.spec, trainer.state.epoch),
+                )
         elif isinstance(start, TrainedRun):
             with reading(str(start.path)):
                 trainer.begin_from(first)

@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from atlasvi.engine.model.loss_terms import LossTerms
-from atlasvi.engine.training.checkpoint import list_checkpoints, step_of
+from atlasvi.engine.training.checkpoint_files import list_checkpoints, step_of
 from atlasvi.loaders.errors import AtlasviError
 
 

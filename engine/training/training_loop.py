@@ -1,7 +1,7 @@
 """A training run from start to end: epochs of steps, validation, checkpoints, the result.
 
 This module decides the order of events, and when to stop. The parts of a run are in `run_parts`, its state in
-`run_state`, the work on a minibatch in `step`.
+`checkpoint_content`, the work on a minibatch in `step`.
 """
 
 import math
@@ -18,14 +18,14 @@ from atlasvi.engine.model.loss_terms import LossTerms
 from atlasvi.engine.model.run_files import CONFIG, METRICS, MODEL, RESULT
 from atlasvi.engine.model.trained_run import TrainedRun, lock_run
 from atlasvi.engine.terminal import count
-from atlasvi.engine.training.checkpoint import CheckpointWriter, copy_state, list_checkpoints
+from atlasvi.engine.training.checkpoint_content import Best, RunState
+from atlasvi.engine.training.checkpoint_files import CheckpointWriter, copy_state, list_checkpoints
 from atlasvi.engine.training.evaluation import Evaluation, StopAskedError, evaluate, warn_of_collapse
 from atlasvi.engine.training.profiling import StepProfiler, record_function
 from atlasvi.engine.training.progress import RunLog, SilentLog
 from atlasvi.engine.training.result import make_result
 from atlasvi.engine.training.resuming import resume_command
 from atlasvi.engine.training.run_parts import RunParts
-from atlasvi.engine.training.run_state import Best, RunState
 from atlasvi.engine.training.schedule import costs, epochs_since_best, rate_on_plateau, scale_rate, weigh_kl
 from atlasvi.engine.training.step import Step, StepTerms
 from atlasvi.engine.training.training_error import explain_failure, find_infinite_loss, find_infinite_weights

@@ -156,7 +156,7 @@ def dense_tile(n_rows: int, n_cols: int, chunks: tuple[int, ...] | None, itemsiz
 class SpooledColumns(RowSpool):
     """A CSC matrix as three arrays, put in row order out of core at the first read (see spool.py).
 
-    Holds the column pointers in memory: 8 bytes a gene.
+    Holds the column pointers in memory: 8 bytes per gene.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ class DeviceFeeder:
         self._state: dict[str, int] | None = None
 
     def __len__(self) -> int:
-        """Minibatches an epoch."""
+        """Minibatches per epoch."""
         return len(self.loader)
 
     def state_dict(self) -> dict[str, int]:

@@ -98,7 +98,7 @@ class BatchLoader(IterableDataset):
         self._lost: dict[int, int] = {}
 
     def __len__(self) -> int:
-        """Minibatches an epoch, the same on every rank."""
+        """Minibatches per epoch, the same on every rank."""
         return -(-self.n_cells // self.batch_size)
 
     @property

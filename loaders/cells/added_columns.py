@@ -5,9 +5,7 @@ them in the metadata. A kill leaves a store without them, or with all of them.
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ import zarr
 
 from atlasvi.loaders.errors import ColumnError, OutputError, SourceError
 from atlasvi.loaders.manifest import changing
-from atlasvi.loaders.outputs import explain_full_disk, publish, write_whole
+from atlasvi.loaders.outputs import explain_full_disk, lock_folder, publish, write_whole
 from atlasvi.loaders.store_files import read_attributes
 from atlasvi.loaders.tables.column_names import RESERVED, find_storable_names
 from atlasvi.loaders.tables.merged_columns import convert_column, is_masked, join_dtypes
@@ -131,19 +129,12 @@ def _lock(path: Path) -> Iterator[None]:
 
     Raises OutputError where the store can't be written.
     """
-    handle = os.open(path, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"{path}: another process is adding columns to it: wait for it.") from None
-        shutil.rmtree(path / SCRATCH, ignore_errors=True)
-        with explain_full_disk(path):
+        with lock_folder(path, "adding columns to it: wait for it."), explain_full_disk(path):
+            shutil.rmtree(path / SCRATCH, ignore_errors=True)
             yield
     except PermissionError as error:
         raise OutputError(f"{path}: no permission to write there: ask its owner, or copy the store.") from error
-    finally:
-        os.close(handle)
 
 
 def _match(table: pd.DataFrame, by_source: bool, obs: TableReader, path: Path, partial: bool) -> np.ndarray:

@@ -24,15 +24,22 @@ class Columns(Protocol):
     def obs_columns(self) -> list[str]:
         """Names of the columns of obs, in their order."""
 
-    def read_column(self, name: str) -> pd.Series:
-        """One column of obs of all cells, [n_cells], index 0 to n_cells - 1.
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One column of obs of cells [start, stop), or of all, [stop - start]; its index begins with 0.
 
         Raises ColumnError, naming the columns that are there, if `name` is not one of them.
         """
 
 
+class NamedColumns(Columns, Protocol):
+    """obs: its columns and the names of the cells."""
+
+    def read_names(self, start: int = 0, stop: int | None = None) -> pd.Index:
+        """Names of cells [start, stop), str; without arguments those of all cells."""
+
+
 @runtime_checkable
-class Cells(Columns, Protocol):
+class Cells(NamedColumns, Protocol):
     """Cells x genes, read block by block.
 
     Cells [block_starts[b], block_starts[b + 1]) are block b. Everything that can be opened for training implements all
@@ -81,9 +88,6 @@ class Cells(Columns, Protocol):
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop), `source` and `source_row` among its columns; the index holds the cell names."""
-
-    def read_names(self, start: int = 0, stop: int | None = None) -> pd.Index:
-        """Names of cells [start, stop), str; without arguments those of all cells."""
 
     def split_keys(self, start: int, stop: int) -> np.ndarray:
         """uint64 [stop - start]: a hash of each cell's identity, the same from a store as from its source."""

@@ -33,6 +33,7 @@ class SourceCells:
         self.path, self.n_cells, self.var, self.layer = source.path, source.n_cells, source.var, source.anndata_layer
         self.obs_columns = [*self._joined.dtypes, "source", "source_row"]
         self.source_sizes = [self.n_cells]
+        self._kept: tuple[tuple[int, int] | None, pd.DataFrame] = None, pd.DataFrame()  # a slice of obs
         run = source.count_run_cells()
         self.block_starts = np.append(np.arange(0, self.n_cells, run), self.n_cells)
         self.group_blocks = count_mixed_runs(run, source.shuffled)
@@ -66,10 +67,11 @@ class SourceCells:
         slices = [obs.index for obs in self._slice_obs(start, self.n_cells if stop is None else stop)]
         return slices[0].append(slices[1:])
 
-    def read_column(self, name: str) -> pd.Series:
-        """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One `obs` column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
         check_column(name, self.obs_columns, self.path)
-        return pd.concat([obs[name] for obs in self._slice_obs(0, self.n_cells)], ignore_index=True)
+        slices = self._slice_obs(start, self.n_cells if stop is None else stop)
+        return pd.concat([obs[name] for obs in slices], ignore_index=True)
 
     def split_keys(self, start: int, stop: int) -> np.ndarray:
         """uint64 [stop - start]: a hash of each cell's identity."""
@@ -84,6 +86,13 @@ class SourceCells:
         self._source.close()
 
     def _slice_obs(self, start: int, stop: int) -> Iterator[pd.DataFrame]:
-        """`obs` of cells [start, stop) in slices; one empty slice if there are no cells."""
+        """`obs` of cells [start, stop) in slices; one empty slice if there are no cells.
+
+        The latest slice is cached, since a source reads all columns of a slice, and callers want them one by one.
+        """
         for at in range(start, max(stop, start + 1), SLICE_CELLS):
-            yield self.read_obs(at, min(at + SLICE_CELLS, stop))
+            wanted = at, min(at + SLICE_CELLS, stop)
+            kept, obs = self._kept
+            if kept != wanted:
+                self._kept = wanted, (obs := self.read_obs(*wanted))
+            yield obs

@@ -94,9 +94,9 @@ def ingest(
     rounded      accept fractions, which some tools estimate, and round each to the nearest whole number
     seed         of the order of the cells
     profile      'fast' to read, or 'small': two thirds of the size, at about half the speed
-    workers      number of processes; None: one a core where there is enough to do
+    workers      number of processes; None: one per core where there is enough to do
     dask         address of a Dask scheduler whose workers do it; they must see sources and `out` at the same paths
-    Memory: about 300 MB a process above the imports, plus var, whatever the number of cells; disk: about 5 bytes a
+    Memory: about 300 MB per process above the imports, plus var, whatever the number of cells; disk: about 5 bytes per
     stored count until it is done. After a kill or Ctrl-C the same call resumes with the unfinished part.
     Raises SourceError, CountsError, GeneError, ColumnError on bad input and OutputError if `out` can't be written; the
     place of `out` is then as it was.

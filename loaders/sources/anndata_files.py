@@ -196,8 +196,8 @@ def find_matrix(path: str, root: Node, layer: str, layers: list[str]) -> tuple[s
     """Where the matrix and its var are; 'raw' means raw, unless a layer has this name."""
     if layer not in layers:
         raise SourceError(
-            f"{path}: it has no layer {layer!r} (this file has: {', '.join(layers)}). Where the files of one ingest "
-            f"differ, give each its own layer: {path}::layer=NAME"
+            f"{path}: it has no layer {layer!r} (this file has: {', '.join(layers)}): name one of these; "
+            f"{path}::layer=NAME names it for this file alone."
         )
     if layer == "X":
         return "X", "var"

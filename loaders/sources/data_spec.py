@@ -1,6 +1,6 @@
 """How data is read: `PATH::layer=raw,gene_column=id`, an entry of a table of sources, or a `DataSpec` in Python.
 
-A table is a TOML file with one entry a source; paths are relative to its folder:
+A table is a TOML file with one entry per source; paths are relative to its folder:
 
     [[source]]
     path = "atlas.h5ad"

@@ -125,7 +125,7 @@ class JoinedSources:
         return Piece(number, start, counts, source_nnz, self.read_obs(number, start, stop), n_values, n_rounded)
 
     def read_counts(self, number: int, start: int, stop: int) -> tuple[sparse.csr_matrix, np.ndarray]:
-        """Counts of rows [start, stop) over the joined genes, and stored counts a row over all genes of the source.
+        """Counts of rows [start, stop) over the joined genes, and stored counts per row over all genes of the source.
 
         Raises CountsError on invalid counts.
         """

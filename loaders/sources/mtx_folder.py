@@ -36,8 +36,8 @@ def open_mtx_folder(spec: DataSpec, scratch: str | Path | None = None) -> TenxSo
     path = spec.path
     if spec.layer is not None:
         raise SourceError(
-            f"{path}: such a folder has one matrix and no layer {spec.layer!r}; leave --layer out, or, for other files "
-            "of the same ingest, give it with each: FILE::layer=NAME"
+            f"{path}: such a folder has one matrix and no layer {spec.layer!r}; leave --layer out; if other sources "
+            "need it, name it for each of them: SOURCE::layer=NAME."
         )
     with reading(path):
         file, genes_file, cells_file = find_parts(path)

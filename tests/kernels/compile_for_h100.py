@@ -2,8 +2,8 @@
 
     python tests/kernels/compile_for_h100.py CACHE [LIKELIHOOD DISPERSION softmax|softplus]
 
-Prints a line a kernel: its name, registers a thread, bytes of stack (spilled registers). Not a test by itself: it must
-run where triton is not interpreting.
+Prints a line per kernel: its name, registers per thread, bytes of stack (spilled registers). Not a test by itself: it
+must run where triton is not interpreting.
 """
 
 import os

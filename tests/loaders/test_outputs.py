@@ -155,6 +155,19 @@ def test_files_of_a_folder_are_replaced_in_order_and_others_stay(tmp_path: Path,
     assert len(os.listdir(tmp_path)) == 3
 
 
+def test_a_folder_where_a_file_must_be_is_refused_before_the_work_and_stays(tmp_path: Path):
+    (tmp_path / "b" / "precious").mkdir(parents=True)
+    (tmp_path / "a").write_text("old")
+    sentence = "b is a folder, and a file must be written there"
+    with pytest.raises(OutputError, match=sentence), write_files_aside(tmp_path, ["a", "b"]):
+        raise AssertionError("the work was begun")
+    with pytest.raises(OutputError, match="b is a folder"):
+        write_whole(tmp_path / "b", b"new")
+    assert (tmp_path / "b" / "precious").is_dir()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
 def test_unfinished_work_of_another_command_in_a_folder_is_left_alone(tmp_path: Path):
     (tmp_path / ".mini.unfinished" / "done").mkdir(parents=True)
     (tmp_path / ".latents.csv.unfinished-1").write_text("half, of a process that runs")

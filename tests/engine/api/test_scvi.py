@@ -1,12 +1,9 @@
 """The sequence of scvi-tools' user guide, and what else its users do, with our SCVI."""
 
 import os
-import shutil
-import warnings
 from pathlib import Path
 
 import anndata
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,8 +14,7 @@ from atlasvi.engine import SCVI
 from atlasvi.engine.minified.minified_store import is_minified_store
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.settings import SettingError
-from atlasvi.loaders import outputs
-from atlasvi.loaders.errors import ColumnError, CountsError, GeneError, OutputError, SourceError
+from atlasvi.loaders.errors import ColumnError, CountsError, GeneError
 from atlasvi.loaders.ingestion.ingest import ingest
 
 N_GENES = 40
@@ -217,15 +213,6 @@ def test_draws_are_those_of_the_seed_and_differ_from_call_to_call(adata: anndata
     assert not np.array_equal(first, one.get_latent_representation(give_mean=False))
 
 
-def test_a_model_is_not_overwritten_unless_asked(model: SCVI, tmp_path: Path):
-    model.save(tmp_path / "model", prefix="a_")
-    with pytest.raises(OutputError, match="exists already"):
-        model.save(tmp_path / "model")
-    model.save(tmp_path / "model", overwrite=True)
-    assert {"a_model.pt", "model.pt"} <= {file.name for file in (tmp_path / "model").iterdir()}
-    assert SCVI.load(tmp_path / "model", prefix="a_").run.genes == model.run.genes
-
-
 def test_one_batch_is_enough_to_set_up(tmp_path: Path):
     model = make_model(make_adata(80, batches="a"))
     query = make_adata(60, seed=1, batches="xy")
@@ -256,84 +243,3 @@ def test_what_is_wrong_is_said_in_a_sentence(adata: anndata.AnnData, model: SCVI
     SCVI.setup_anndata(fresh)
     with pytest.raises(CountsError, match="not whole numbers"):
         SCVI(fresh)
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "said"),
-    [
-        ("obsp", lambda node: node.attrs.update({"encoding-type": ["batch"]}), r"adata.h5ad: it is damaged"),
-        ("obs/batch", lambda node: node.__delitem__("codes"), r"adata.h5ad: it is damaged"),
-        ("X", lambda node: node.__setitem__("data", h5py.ExternalLink("/etc/passwd", "x")), "lies in another file"),
-    ],
-)
-def test_damage_of_the_data_that_was_saved_with_a_model_is_said_in_a_sentence(
-    adata: anndata.AnnData, tmp_path: Path, name: str, change, said: str
-):
-    make_model(adata).save(tmp_path / "model", save_anndata=True)
-    with h5py.File(tmp_path / "model/adata.h5ad", "r+") as file:
-        if name == "X":
-            del file["X/data"]
-        change(file[name])
-    (tmp_path / "model/atlasvi.json").unlink()  # its checksums, as a model saved by scvi-tools has none
-    with pytest.raises(SourceError, match=said):
-        SCVI.load(tmp_path / "model")
-
-
-def read_weight(model: SCVI) -> torch.Tensor:
-    return next(iter(model.run.model.state_dict().values()))
-
-
-def test_a_process_killed_while_it_replaces_a_model_leaves_one_that_is_loaded_and_saved_again(
-    adata: anndata.AnnData, model: SCVI, tmp_path: Path, monkeypatch
-):
-    make_model(adata, epochs=1).save(tmp_path / "old", save_anndata=True)
-    rename, names = os.rename, ["model.pt", "atlasvi.pt", "adata.h5ad", "atlasvi.json"]
-
-    for kill_at in range(len(names)):
-        folder, renamed = tmp_path / str(kill_at), list[str]()
-        shutil.copytree(tmp_path / "old", folder)
-
-        def kill(made: Path, out: Path, folder=folder, renamed=renamed, kill_at=kill_at) -> None:
-            if Path(out).parent == folder:
-                renamed.append(Path(out).name)
-            if len(renamed) > kill_at:
-                raise SystemExit
-            rename(made, out)
-
-        with monkeypatch.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(os, "rename", kill)
-            patch.setattr(outputs, "_remove", lambda path: None)  # a process that is killed tidies nothing up
-            model.save(folder, overwrite=True, save_anndata=True)
-        assert renamed == names[: kill_at + 1]
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            loaded = SCVI.load(folder)
-        if kill_at == 0:
-            assert torch.equal(read_weight(loaded), read_weight(SCVI.load(tmp_path / "old")))
-            assert loaded.run.state["epoch"] == 1
-        else:
-            assert torch.equal(read_weight(loaded), read_weight(model))
-            assert loaded.run.state is None
-            assert any("was written after" in str(warning.message) for warning in said)
-        model.save(folder, overwrite=True, save_anndata=True)
-        assert SCVI.load(folder).run.state["epoch"] == 3
-
-
-@pytest.mark.parametrize("left", [".new", "..new.unfinished"])
-def test_nothing_that_lies_in_a_models_folder_keeps_it_from_being_saved_again(model: SCVI, tmp_path: Path, left: str):
-    folder = tmp_path / "model"
-    model.save(folder)
-    (folder / left).symlink_to(tmp_path / "elsewhere")  # these names earlier versions took for what is not finished
-    model.save(folder, overwrite=True)
-    kept, saved = (each.run.model.state_dict() for each in (SCVI.load(folder), model))
-    assert all(torch.equal(kept[name], weight) for name, weight in saved.items())
-
-
-def test_a_model_is_not_saved_over_a_run_or_under_a_name_elsewhere(model: SCVI, tmp_path: Path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text("{}")
-    with pytest.raises(OutputError, match="is a run or a store, which a model can't be saved over"):
-        model.save(tmp_path / "run", overwrite=True)
-    with pytest.raises(OutputError, match=r"prefix '\.\./a' is a part of a path"):
-        model.save(tmp_path / "model", prefix="../a")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

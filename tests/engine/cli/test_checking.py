@@ -5,7 +5,7 @@ import zarr
 
 from atlasvi.engine.cli.checking import DamageError, check
 from atlasvi.engine.minified.minify import minify
-from atlasvi.engine.training.checkpoint import CheckpointError
+from atlasvi.engine.training.checkpoint_files import CheckpointError
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.manifest import MANIFEST

@@ -64,6 +64,8 @@ def test_latents_expression_and_library_are_those_of_scvi(folder: Path, places: 
     np.testing.assert_allclose(shares[["g1", "g3"]], theirs, rtol=0.05)
     library = ask(folder, *places, "library")["library"]
     assert library.tolist() == model.get_latent_library_size(give_mean=False)[:, 0].tolist()
+    minified = SCVI.load(folder / "x.mini")
+    assert minified.get_latent_library_size(give_mean=False)[:, 0].tolist() == library.tolist()
     counts = ask(folder, *places, "expression", "--library-size", "observed")
     np.testing.assert_allclose(counts.sum(axis=1), library, rtol=1e-4)
 
@@ -160,6 +162,9 @@ def test_groups_and_batches_are_found_by_text_whatever_they_are(folder: Path, tm
     adata.write_h5ad(tmp_path / "commas.h5ad")
     places = tmp_path / "model", tmp_path / "commas.h5ad"
     as_one = ask(folder, *places, "expression", "--transform-batch", "one, two", "--limit", 3)
+    over_both = ask(folder, *places, "expression", "--transform-batch", 'b,"one, two"', "--limit", 3)
+    as_b = ask(folder, *places, "expression", "--transform-batch", "b", "--limit", 3)
+    np.testing.assert_allclose(over_both, (as_one + as_b) / 2, rtol=1e-4)
     assert "There is no batch 'one'" in refuse(folder, *places, "expression", "--transform-batch", "b,one, two")
     model = SCVI.load(*places)
     theirs = model.get_normalized_expression(indices=range(3), transform_batch="one, two", n_samples=400)
@@ -226,12 +231,32 @@ def test_info_says_what_both_are(folder: Path):
         ),
         ("x.mini expression --n-samples-overall 3 --weights importance", "weights='importance' needs the counts"),
         ("model latent", "name a model and cells to use it with: atlasvi query RUN DATA"),
-        ("cells.h5ad latent", "cells.h5ad is not minified data"),
+        ("cells.h5ad latent", "cells.h5ad is not minified data: if it holds counts, name a model before it (atlasvi"),
         ("cells.h5ad x.mini latent", "cells.h5ad is not a run directory"),
         ("model none.h5ad latent", "none.h5ad: there is no such file"),
         ("x.mini expression --transform-batch c", "There is no batch 'c': the model's batches are a, b"),
         ("x.mini sample --genes g99", "no gene 'g99' in the model"),
         ("x.mini differential", "No cells to compare"),
+        # options of which one would have no effect
+        ("x.mini --model model latent", "x.mini is a minified store, which has a model: leave --model"),
+        ("model x.h5ad --model model latent", "model is a model, which has a model: leave --model"),
+        ("x.mini expression --weights importance", "--weights would have no effect: it chooses among draws"),
+        ("x.mini expression --n-samples 2 --n-samples-overall 3", "--n-samples would have no effect"),
+        ("x.mini differential --groupby cell_type --delta 0.5", "--delta would have no effect: only --mode change"),
+        ("x.mini differential --groupby cell_type --fdr 0.1", "--fdr would have no effect: only --mode change"),
+        ("x.mini differential --groupby cell_type --idx1 donor=1", "--groupby would have no effect: --idx1 chooses"),
+        (
+            "x.mini differential --groupby cell_type --idx2 donor=1",
+            "--idx2 would have no effect: it is compared",
+        ),
+        ("x.mini differential --group1 B --idx1 donor=1", "--group1 would have no effect"),
+        ("x.mini differential --idx2 donor=1", "--idx2 would have no effect"),
+        ("x.mini differential --group1 B --group2 T", "No cells to compare: pass groupby"),
+        ("x.mini differential --groupby cell_type --group1 B,T --group2 T", "cell_type = 'T' is group1 and group2"),
+        # what would be infinite, zero or NaN
+        ("x.mini expression --library-size 1e40", "library size '1e40': use a number from 1e-12 to 1e+30"),
+        ("x.mini expression --library-size 1e-50", "library size '1e-50'"),
+        ("x.mini correlation --limit 1 --n-samples 1", "one draw of one cell has no correlations"),
         ("x.mini differential --groupby cell_type --group1 C", "no cell has cell_type = 'C' (there are: B, NK, T)"),
         ("x.mini cells.h5ad elbo --mean --where cell_type=B --where cell_type=T", "No cell was chosen"),
         ("x.mini abundance --sample-key none", "obs has no column 'none'"),
@@ -241,6 +266,22 @@ def test_info_says_what_both_are(folder: Path):
 )
 def test_a_question_that_can_not_be_answered_is_refused_in_a_sentence(folder: Path, command: str, message: str):
     assert message in refuse(folder, *command.split())
+
+
+def test_every_group_is_compared_with_the_second_but_not_with_itself(folder: Path):
+    table = ask(folder, "x.mini", "differential", "--groupby", "cell_type", "--group2", "B", "--n-samples", 50)
+    assert table["comparison"].unique().tolist() == ["NK vs B", "T vs B"]
+
+
+def test_what_must_be_known_of_an_answer_is_printed_beside_it(folder: Path):
+    words = ["differential", "--idx1", "cell_type=B,T", "--idx2", "cell_type=T", "--n-samples", 50]
+    done = run_command("query", *_find(folder, ["x.mini", *words]))
+    assert done.returncode == 0
+    assert done.stdout.startswith("gene,")
+    said = done.stderr.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("atlasvi: ")
+    assert "cells are in idx1 and in idx2" in said[0]
 
 
 def test_a_poisson_model_has_no_correlations(tmp_path: Path):

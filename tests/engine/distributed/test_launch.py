@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atlasvi.engine.training.checkpoint import list_checkpoints, step_of
+from atlasvi.engine.training.checkpoint_files import list_checkpoints, step_of
 from tests.engine.distributed.rank_processes import wait_until
 from tests.engine.training.test_train import SMALL, write_cells
 

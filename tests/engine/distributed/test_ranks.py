@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atlasvi.engine.distributed.ranks import Ranks, join_ranks
-from atlasvi.engine.training.checkpoint import list_checkpoints
+from atlasvi.engine.training.checkpoint_files import list_checkpoints
 from atlasvi.engine.training.step import StepTerms
 from atlasvi.engine.training.train import train
 from atlasvi.engine.training.training_loop import Trainer

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from atlasvi.engine.distributed.launch import LaunchError, explain_end, find_address, find_interface, launch
-from atlasvi.engine.training.checkpoint import list_checkpoints, read_newest_checkpoint, step_of
+from atlasvi.engine.training.checkpoint_files import list_checkpoints, read_newest_checkpoint, step_of
 from tests.engine.distributed.rank_processes import wait_until
 from tests.engine.training.test_train import write_cells
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atlasvi.engine.queries import obs_rows
-from atlasvi.engine.queries.obs_rows import ObsRows, open_obs, slice_cells
+from atlasvi.engine.queries.obs_rows import ObsRows, slice_cells
 from atlasvi.loaders.cells.memory_cells import MemoryCells
 from atlasvi.loaders.cells.open_cells import open_cells
 from atlasvi.loaders.errors import ColumnError
@@ -43,7 +43,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ObsRows]:
         "file": open_cells(folder / "cells.h5ad"),
         "store": open_cells(folder / "cells.store"),
     }
-    return {name: ObsRows(cells.path, cells.n_cells, open_obs(cells)) for name, cells in data.items()}
+    return {name: ObsRows(cells) for name, cells in data.items()}
 
 
 def plain(values: pd.Series) -> list:
@@ -90,7 +90,7 @@ def test_an_older_store_says_that_a_column_may_have_lost_values(tmp_path: Path, 
     metadata.write_text(json.dumps(content))
     shutil.rmtree(tmp_path / "old.store" / "obs" / "count" / "c")
     cells = open_cells(tmp_path / "old.store")
-    rows = ObsRows(cells.path, cells.n_cells, open_obs(cells))
+    rows = ObsRows(cells)
     for _ in range(2):
         assert plain(rows.take_column("count", np.array([3, 1]))) == [0, 0]
     assert [record.getMessage().count("or were lost in a copy") for record in caplog.records] == [1]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from atlasvi.engine.distributed.signals import EXIT_RESUMABLE
-from atlasvi.engine.training import checkpoint
-from atlasvi.engine.training.checkpoint import list_checkpoints, read_newest_checkpoint
+from atlasvi.engine.training import checkpoint_files
+from atlasvi.engine.training.checkpoint_files import list_checkpoints, read_newest_checkpoint
 from atlasvi.engine.training.step import Step
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.batches.batch import Batch
@@ -124,7 +124,7 @@ def test_a_signal_to_any_rank_stops_all_at_one_step_and_the_resumed_run_is_the_s
 
 def fill_the_disk(cells: Path, out: Path, options: dict[str, Any]) -> None:
     """Train on a disk that is full from step FAULTY_STEP on."""
-    write = checkpoint.write_checkpoint
+    write = checkpoint_files.write_checkpoint
 
     def fail(folder: Path, step: int, *rest: Any) -> Path:
         if step < FAULTY_STEP:
@@ -138,7 +138,7 @@ def fill_the_disk(cells: Path, out: Path, options: dict[str, Any]) -> None:
     def refuse(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    checkpoint.write_checkpoint = fail
+    checkpoint_files.write_checkpoint = fail
     train(cells, out, **options)
 
 

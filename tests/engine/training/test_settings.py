@@ -99,7 +99,7 @@ def test_the_number_of_epochs_follows_scvi_tools(n_cells: int, epochs: int):
 
 
 def warmup(n_train: int = 1_000, **given: int) -> tuple[int | None, int | None]:
-    """Epochs and steps of the KL warm-up of a run over so many cells, 128 a minibatch: 8 steps an epoch."""
+    """Epochs and steps of the KL warm-up of a run over so many cells, 128 per minibatch: 8 steps per epoch."""
     resolved = resolve_schedule(Settings(**given), n_train)
     return resolved.kl_warmup_epochs, resolved.kl_warmup_steps
 

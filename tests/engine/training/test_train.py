@@ -25,8 +25,8 @@ from atlasvi.engine.model.loss_terms import CellLosses, LossTerms
 from atlasvi.engine.model.noise import EVALUATION_NOISE, seed_draws
 from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.training import checkpoint, run_parts
-from atlasvi.engine.training.checkpoint import list_checkpoints, read_newest_checkpoint, write_checkpoint
+from atlasvi.engine.training import checkpoint_files, run_parts
+from atlasvi.engine.training.checkpoint_files import list_checkpoints, read_newest_checkpoint, write_checkpoint
 from atlasvi.engine.training.evaluation import INFORMATIVE_KL, Evaluation
 from atlasvi.engine.training.progress import RunLog
 from atlasvi.engine.training.resuming import read_data_spec
@@ -476,7 +476,7 @@ def test_a_layer_of_the_model_is_that_of_the_data_only_in_runs_of_format_1(tmp_p
 
 @pytest.mark.parametrize("name", ["config.json", "checkpoints", "model.pt"])
 def test_a_run_of_a_newer_format_is_refused(cells: Path, tmp_path: Path, monkeypatch, name: str):
-    for module in (trained_run, checkpoint, run_parts):
+    for module in (trained_run, checkpoint_files, run_parts):
         monkeypatch.setattr(module, "RUN_FORMAT", 3)
     run = train(cells, tmp_path / "run", **SCHEDULE)
     monkeypatch.undo()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from atlasvi.engine.model.loss_terms import LossTerms
-from atlasvi.engine.training.checkpoint import write_checkpoint
+from atlasvi.engine.training.checkpoint_files import write_checkpoint
 from atlasvi.engine.training.training_error import explain_failure, find_infinite_loss, find_infinite_weights
 
 

@@ -13,7 +13,7 @@ import torch
 from atlasvi.engine.distributed.signals import TrainingInterrupted
 from atlasvi.engine.model.library_prior import measure_library
 from atlasvi.engine.scvi_tools.model_directories import save_scvi_tools
-from atlasvi.engine.training.checkpoint import read_newest_checkpoint
+from atlasvi.engine.training.checkpoint_files import read_newest_checkpoint
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.engine.training.train import train
 from atlasvi.engine.training.training_loop import Trainer

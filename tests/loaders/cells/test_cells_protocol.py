@@ -74,6 +74,9 @@ def test_every_kind_of_cells_answers_all_of_the_protocol(open_kind, kind: str):
         column = cells.read_column(name)
         assert column.index.equals(cells.read_column(name).reset_index(drop=True).index)
         assert column.tolist()[40:] == obs[name].tolist()
+        part = cells.read_column(name, 50, 60)
+        assert part.to_dict() == dict(enumerate(column.tolist()[50:60]))
+        assert cells.read_column(name, 7, 7).empty
     sources = obs["source"].cat.codes.to_numpy()
     assert (obs["source_row"].to_numpy() < np.array(cells.source_sizes)[sources]).all()
     assert len(np.unique(cells.split_keys(0, 300))) == 300

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from atlasvi.engine.training import checkpoint
-from atlasvi.engine.training.checkpoint import (
+from atlasvi.engine.training import checkpoint_files
+from atlasvi.engine.training.checkpoint_files import (
     CheckpointError,
     list_checkpoints,
     read_newest_checkpoint,
@@ -31,7 +31,7 @@ def test_what_was_written_is_read_back(tmp_path: Path):
 def test_only_the_newest_are_kept_and_nothing_unfinished(tmp_path: Path):
     for step in (1, 5, 30, 200):
         write_checkpoint(tmp_path, step, make_state(step), kept=2)
-    assert [checkpoint.step_of(path) for path in list_checkpoints(tmp_path)] == [200, 30]
+    assert [checkpoint_files.step_of(path) for path in list_checkpoints(tmp_path)] == [200, 30]
     assert len(list(tmp_path.iterdir())) == 2
 
 

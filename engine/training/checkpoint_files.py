@@ -1,4 +1,7 @@
-"""Checkpoints: each written completely or not at all, and verified when read; older ones are kept as a fallback."""
+"""Checkpoints: each written completely or not at all, and verified when read; older ones are kept as a fallback.
+
+What they hold is in `checkpoint_content`.
+"""
 
 import hashlib
 import io

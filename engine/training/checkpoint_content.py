@@ -1,4 +1,4 @@
-"""The state of a run: all that a checkpoint holds besides weights and optimizer, and how it is saved, checked and read.
+"""What a checkpoint holds besides weights and optimizer: the state of a run, and how it is saved, checked and read.
 
 To keep something else in a checkpoint, add a field to `RunState`.
 """
@@ -15,6 +15,9 @@ from atlasvi.engine.model.loss_terms import TERMS, LossTerms
 History = list[dict[str, Any]]
 """Lines of metrics, one per epoch."""
 
+
+KEPT_BY_MODEL = ("optimizer", "epoch", "step", "history")
+"""What a saved model and `TrainedRun.state` keep of a checkpoint, besides the weights: what training continues from."""
 
 ADDED_LATER = ("first_epoch", "first_step")
 """Fields of `RunState` that checkpoints of older versions do not hold: they take their default values."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from atlasvi.engine.model.loss_terms import TERMS, LossTerms
-from atlasvi.engine.training.run_state import Best, RunState, check_state
+from atlasvi.engine.training.checkpoint_content import Best, RunState, check_state
 
 LINE = {"kind": "epoch", "epoch": 0, "n_cells": 9, "validation_elbo": float("nan")}
 STATE = {
