@@ -10,14 +10,22 @@ from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.training.settings import SettingError
 
 
-def group_parameters(model: VAE, freezing: Freezing | None, weight_decay: float) -> list[dict[str, Any]]:
+def group_parameters(
+    model: VAE, freezing: Freezing | None, weight_decay: float, decayed: str = "all"
+) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer, without the frozen parameters; the model is changed so that they stay frozen.
 
+    decayed  'weights' puts biases, theta and the scale and shift of norms into a group without weight decay
     A parameter with some frozen rows is in a group without weight decay, which would change those rows.
     Raises SettingError if there is no parameter to train.
     """
     if freezing is None or freezing.unfrozen:
-        return [{"params": list(model.parameters()), "weight_decay": weight_decay}]
+        whole: list[Tensor] = []
+        partly: list[Tensor] = []
+        for name, parameter in model.named_parameters():
+            spared = decayed == "weights" and (parameter.dim() < 2 or name == "log_theta")
+            (partly if spared else whole).append(parameter)
+        return _decay_first(whole, partly, weight_decay)
     held_rows = choose_trained(model, freezing)
     if not held_rows:
         raise SettingError(
@@ -32,7 +40,11 @@ def group_parameters(model: VAE, freezing: Freezing | None, weight_decay: float)
             partly.append(parameter)
         elif name in held_rows:
             whole.append(parameter)
-    groups = ({"params": whole, "weight_decay": weight_decay}, {"params": partly, "weight_decay": 0.0})
+    return _decay_first(whole, partly, weight_decay)
+
+
+def _decay_first(decayed: list[Tensor], spared: list[Tensor], weight_decay: float) -> list[dict[str, Any]]:
+    groups = ({"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
 
 

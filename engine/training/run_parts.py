@@ -190,7 +190,7 @@ def prepare_run(
     assert settings.optimizer is not None
     assert settings.weight_decay is not None
     optimizer = getattr(torch.optim, settings.optimizer)(
-        group_parameters(model, settings.freezing, settings.weight_decay),
+        group_parameters(model, settings.freezing, settings.weight_decay, settings.decayed or "all"),
         # a tensor on a GPU, as a CUDA graph replays the step with the rate that is in it then
         lr=torch.tensor(settings.learning_rate, device=chosen) if chosen.type == "cuda" else settings.learning_rate,
         eps=settings.adam_eps,

@@ -63,6 +63,9 @@ class Settings(ModelOptions):
     lr_threshold: float = Field(default=0.0, ge=0)
     lr_scheduler_metric: str = "validation_elbo"
     lr_min: float = Field(default=0.0, ge=0)
+    decayed: Literal["all", "weights"] | None = None
+    """Which parameters `weight_decay` draws towards 0: all, or weights only (not biases, theta, norms). None: by the
+    recipe."""
     kl_warmup_epochs: int | None = Field(default=None, ge=0)
     """The weight of the KL term rises from min_kl_weight to max_kl_weight, in epoch e (from 0) by e / kl_warmup_epochs;
     0: the full weight from the start. None: min(400, epochs // 2), so that a run always ends at the full weight (short
@@ -132,6 +135,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "scvi-tools": {
         "optimizer": "Adam",
         "weight_decay": 1e-6,
+        "decayed": "all",
         "learning_rate": 1e-3,
         "learning_rate_warmup": 0.0,
         "learning_rate_decay": 0.0,
@@ -140,7 +144,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "atlas": {
         "optimizer": "AdamW",
-        "weight_decay": 1.0,
+        "weight_decay": 3.0,
+        "decayed": "weights",
         "learning_rate_warmup": 0.05,
         "learning_rate_decay": 0.3,
         "initial_weights": "sample",

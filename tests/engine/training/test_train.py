@@ -174,6 +174,16 @@ def test_the_recipe_atlas_starts_from_a_sample_and_lets_the_rate_rise_and_fall(c
     assert 0 < rates[3] < rates[2] < 0.01
 
 
+def test_the_recipe_atlas_decays_weights_alone(cells: Path, tmp_path: Path):
+    settings = {**SMALL, "recipe": "atlas", "learning_rate": 0.01, "initial_weights": "random"}
+    norms = {}
+    for decay in (0.0, 10.0):
+        model = train(cells, tmp_path / str(decay), epochs=4, settings={**settings, "weight_decay": decay}).model
+        norms[decay] = [float(part.norm()) for part in (model.encoder.first.weight, model.log_theta)]
+    assert norms[10.0][0] < 0.8 * norms[0.0][0]
+    assert norms[10.0][1] > 0.8 * norms[0.0][1]
+
+
 def test_the_result_holds_the_kl_of_each_latent_dimension(cells: Path, tmp_path: Path):
     run = train(cells, tmp_path / "run", epochs=12, settings={**SMALL, "learning_rate": 0.01})
     for part in ("train", "validation"):
