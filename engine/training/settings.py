@@ -55,7 +55,7 @@ class Settings(ModelOptions):
     """None: by the recipe."""
     weight_decay: float | None = Field(default=None, ge=0)
     """With Adam an L2 penalty that is added to the gradient; with AdamW decoupled from the gradient. None: by the
-    recipe, or 1e-6 with another optimizer than the recipe's."""
+    recipe: 1e-6, or with `atlas` and AdamW 2 / (learning rate x steps of the run)."""
     reduce_lr_on_plateau: bool = False
     """Multiply the learning rate by lr_factor when lr_scheduler_metric has not improved for lr_patience epochs."""
     lr_factor: float = Field(default=0.6, gt=0, lt=1)
@@ -144,7 +144,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "atlas": {
         "optimizer": "AdamW",
-        "weight_decay": 3.0,
         "decayed": "weights",
         "learning_rate_warmup": 0.05,
         "learning_rate_decay": 0.3,
@@ -153,6 +152,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """What each recipe sets where a setting is None. docs/training.md shows what that does."""
+ATLAS_DECAY = 2.0
+"""Weight decay of the recipe `atlas`, times the learning rate and the steps of the run: weights forget what was learned
+1 / ATLAS_DECAY of the run ago, whatever the number of cells (Wang & Aitchison 2024, arXiv 2405.13698)."""
 
 
 def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
@@ -213,17 +215,19 @@ def atlas_rate(cells_of_a_step: int) -> float:
 
 def resolve_schedule(settings: Settings, n_train: int) -> Settings:
     """Fill in what the recipe and the number of training cells decide: rates, epochs, and from them the KL warm-up."""
-    by_recipe = {"learning_rate": atlas_rate(settings.batch_size * settings.accumulate), **RECIPES[settings.recipe]}
-    if settings.optimizer not in (None, by_recipe["optimizer"]):
-        by_recipe["weight_decay"] = 1e-6
-    chosen = {name: value for name, value in by_recipe.items() if getattr(settings, name) is None}
     epochs = settings.epochs or heuristic_epochs(n_train)
+    steps_an_epoch = math.ceil(math.ceil(n_train / settings.batch_size) / settings.accumulate)
+    steps = min(epochs * steps_an_epoch, settings.max_steps or sys.maxsize)
+    by_recipe = {"learning_rate": atlas_rate(settings.batch_size * settings.accumulate), **RECIPES[settings.recipe]}
+    rate = settings.learning_rate or by_recipe["learning_rate"]
+    same_optimizer = settings.optimizer in (None, by_recipe["optimizer"])
+    by_recipe.setdefault("weight_decay", ATLAS_DECAY / (rate * steps) if same_optimizer else 1e-6)
+    chosen = {name: value for name, value in by_recipe.items() if getattr(settings, name) is None}
     warmup_epochs, warmup_steps = settings.kl_warmup_epochs, settings.kl_warmup_steps
     if warmup_epochs is None:
         warmup_epochs = 0 if warmup_steps else min(400, epochs // 2)
         if warmup_epochs < 2 and not warmup_steps:
-            steps_an_epoch = math.ceil(math.ceil(n_train / settings.batch_size) / settings.accumulate)
-            warmup_epochs, warmup_steps = 0, min(epochs * steps_an_epoch, settings.max_steps or sys.maxsize)
+            warmup_epochs, warmup_steps = 0, steps
     return settings.model_copy(
         update={**chosen, "epochs": epochs, "kl_warmup_epochs": warmup_epochs, "kl_warmup_steps": warmup_steps}
     )

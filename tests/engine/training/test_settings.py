@@ -122,7 +122,9 @@ def test_a_recipe_fills_in_what_is_not_set():
     assert (theirs.learning_rate, theirs.initial_weights, theirs.learning_rate_decay) == (1e-3, "random", 0)
     ours = resolve_schedule(Settings(recipe="atlas", batch_size=1024, adam_eps=1e-6), 10**6)
     assert (ours.learning_rate, ours.initial_weights, ours.learning_rate_decay) == (0.004, "sample", 0.3)
-    assert (ours.optimizer, ours.weight_decay, ours.adam_eps) == ("AdamW", 3.0, 1e-6)
+    assert (ours.optimizer, ours.adam_eps) == ("AdamW", 1e-6)
+    assert ours.weight_decay == pytest.approx(2 / (0.004 * 8 * 977))  # of so many cells, 8 epochs
+    assert resolve_schedule(Settings(recipe="atlas", max_steps=10), 10**6).weight_decay > 100
     assert resolve_schedule(Settings(recipe="atlas", optimizer="Adam"), 10**6).weight_decay == 1e-6
     assert atlas_rate(512 * 4) == atlas_rate(2048) < atlas_rate(2**14) == atlas_rate(2**20) == 0.016
 
