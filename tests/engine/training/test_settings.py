@@ -43,6 +43,7 @@ def test_every_setting_can_be_set_from_text():
             continue
         decided = {
             "optimizer": "AdamW",
+            "decayed": "weights",
             "learning_rate_warmup": 0.25,
             "learning_rate_decay": 0.25,
             "initial_weights": "sample",
