@@ -39,7 +39,7 @@ class AnnDataObs:
         """One column of cells [start, stop), or of all. Raises ColumnError, with the columns of obs."""
         if name == LIBRARY:
             name = find_name(self.columns, LIBRARY) or LIBRARY
-        return self._obs.read_column(name).iloc[start:stop].reset_index(drop=True)
+        return self._obs.read_column(name, start, stop)
 
 
 class MinifiedAnnData(KeptPosterior):

@@ -1,6 +1,5 @@
 """Values of chosen cells from obs, read only in slices that contain chosen cells."""
 
-import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,11 +8,9 @@ import pandas as pd
 from atlasvi.engine.minified.kept_posterior import ObsTable
 from atlasvi.engine.minified.minified_anndata import AnnDataObs
 from atlasvi.engine.model.covariates import Setup
-from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.memory_cells import MemoryCells
 from atlasvi.loaders.cells.open_cells import CellData
 from atlasvi.loaders.errors import ColumnError
-from atlasvi.loaders.tables.store_tables import check_column
 
 SLICE_CELLS = 2**16  # rows of obs read at a time: one chunk of a store's arrays
 
@@ -87,17 +84,18 @@ class _ChosenCells:
         self._rows, self._cells, self.obs_columns = rows, cells, rows.obs_columns
         self.path, self.n_cells = rows.path, len(cells)
 
-    def read_column(self, name: str) -> pd.Series:
-        """One column of these cells. Raises ColumnError, with the columns of obs."""
-        return self._rows.take_column(name, self._cells)
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One column of these cells, or of those from number `start` to `stop` of them. Raises ColumnError, with the
+        columns of obs.
+        """
+        return self._rows.take_column(name, self._cells[start:stop])
 
 
 class _CellDataObs:
-    """obs of cells on disk, read by slices of rows, as an `ObsTable`; the latest slice of all columns is cached."""
+    """obs of cells on disk, read by slices of rows, as an `ObsTable`."""
 
     def __init__(self, data: CellData) -> None:
         self._data, self.columns = data, data.obs_columns
-        self._kept: tuple[tuple[int, int], pd.DataFrame] | None = None
 
     def read_names(self, start: int, stop: int) -> pd.Index:
         """Names of cells [start, stop)."""
@@ -105,33 +103,11 @@ class _CellDataObs:
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
         """One column of cells [start, stop), or of all. Raises ColumnError, with the columns of obs."""
-        if stop is None:
-            return self._data.read_column(name).iloc[start:].reset_index(drop=True)
-        check_column(name, self.columns, self._data.path)
-        return self._read(start, stop)[name].reset_index(drop=True)
-
-    def _read(self, start: int, stop: int) -> pd.DataFrame:
-        if self._kept is None or self._kept[0] != (start, stop):
-            self._kept = (start, stop), self._data.read_obs(start, stop)
-        return self._kept[1]
-
-
-class _WholeColumns(_CellDataObs):
-    """As _CellDataObs, but columns are read whole, each once."""
-
-    def __init__(self, data: CellData) -> None:
-        super().__init__(data)
-        self._read_column = functools.cache(data.read_column)
-
-    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
-        """One column of cells [start, stop), or of all. Raises ColumnError, with the columns of obs."""
-        return self._read_column(name).iloc[start:stop].reset_index(drop=True)
+        return self._data.read_column(name, start, stop)
 
 
 def open_obs(data: CellData) -> ObsTable:
     """obs of cells that have counts, in memory or on disk."""
     if isinstance(data, MemoryCells):  # its `read_obs` renames columns as a store would
         return AnnDataObs(data.adata)
-    # for an older store, without a list of its files, only whole columns are checked for values lost in a copy
-    is_unsure = isinstance(data, CellStore) and not data.attributes.get("manifest")
-    return (_WholeColumns if is_unsure else _CellDataObs)(data)
+    return _CellDataObs(data)

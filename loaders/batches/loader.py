@@ -15,10 +15,12 @@ import pandas as pd
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from atlasvi.loaders.batches.batch import Batch, lay_out
+from atlasvi.loaders.batches.batch import Batch, covariate_dtype, lay_out
+from atlasvi.loaders.batches.cell_mask import CellMask
 from atlasvi.loaders.batches.cell_selection import Draws, balance_classes, choose_cells
 from atlasvi.loaders.batches.epoch_order import EpochPlan, Part, plan_epoch, plan_minibatches
 from atlasvi.loaders.cells.cells_protocol import Cells
+from atlasvi.loaders.cells.coded_columns import code_column, slice_column
 from atlasvi.loaders.cells.open_cells import open_cells, select_genes
 from atlasvi.loaders.errors import DamagedChunkError
 from atlasvi.loaders.rows.block_rows import Rows, copy_cells
@@ -38,7 +40,8 @@ class BatchLoader(IterableDataset):
     seed        (seed, epoch) determines the order, whatever the number of threads, ranks and restarts
     codes       covariates: names of obs columns, or name -> int or float [data.n_cells]
     genes       names of the genes to read, in this order; None: all
-    cells       which cells to visit: bool [data.n_cells], or an expression over obs ("cell_type == 'B cell'")
+    cells       which cells to visit: bool [data.n_cells] or a CellMask, or an expression over obs
+                ("cell_type == 'B cell'")
     weights     float [data.n_cells]: draw cells by weight, some several times; the length of an epoch is unchanged
     balance     an obs column whose classes are drawn equally often
     shuffle     False keeps the order of the data
@@ -48,7 +51,8 @@ class BatchLoader(IterableDataset):
 
     Iterating yields the rest of the current epoch and then moves to the next epoch. Background threads read the counts
     and assemble minibatches; `num_workers` of a DataLoader around this must be 0. Memory: two groups of blocks and some
-    minibatches, about 200 MB from a cell store, whatever the number of cells.
+    minibatches, about 200 MB from a cell store; and for each cell of the data a bit of `cells`, and of each covariate a
+    code in the narrowest dtype (a byte, with up to 256 categories) or a float32.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class BatchLoader(IterableDataset):
         *,
         codes: Mapping[str, np.ndarray] | Sequence[str] | None = None,
         genes: Sequence[str] | None = None,
-        cells: np.ndarray | str | None = None,
+        cells: np.ndarray | CellMask | str | None = None,
         weights: np.ndarray | None = None,
         balance: str | None = None,
         shuffle: bool = True,
@@ -83,7 +87,8 @@ class BatchLoader(IterableDataset):
         self.rank, self.world_size = rank, world_size
         self.categories: dict[str, list[Any]] = {}  # of covariates given by name: the category of each code
         self._codes = self._read_codes(codes or {})
-        self._cells = choose_cells(self.data, cells) if isinstance(cells, str) else cells
+        chosen = choose_cells(self.data, cells) if isinstance(cells, str) else cells
+        self._cells = CellMask.from_bools(chosen) if isinstance(chosen, np.ndarray) else chosen
         for name, values in {**self._codes, "cells": self._cells, "weights": weights}.items():
             if values is not None and len(values) != self.data.n_cells:
                 raise ValueError(f"{name} has {len(values):,} values for {self.data.n_cells:,} cells: give one a cell")
@@ -182,7 +187,7 @@ class BatchLoader(IterableDataset):
             return Block(None, None)
         if self._draws is not None:
             return Block(rows, np.repeat(np.arange(len(rows)), self._draws.count(start, stop, self.seed, epoch)))
-        return Block(rows, None if self._cells is None else np.flatnonzero(self._cells[start:stop]))
+        return Block(rows, None if self._cells is None else np.flatnonzero(self._cells.read(start, stop)))
 
     def _assemble(self, parts: "list[tuple[Future[Block], np.ndarray]]") -> Batch:
         """Assemble a minibatch from the chosen cells of each block."""
@@ -207,7 +212,7 @@ class BatchLoader(IterableDataset):
                 "indptr": ((n_cells + 1,), np.dtype(np.int32)),
                 "library": ((n_cells,), np.dtype(np.float32)),
                 "rows": ((n_cells,), np.dtype(np.int64)),
-                **{f"codes/{name}": ((n_cells, *v.shape[1:]), _wide_type(v)) for name, v in self._codes.items()},
+                **{f"codes/{name}": ((n_cells, *v.shape[1:]), covariate_dtype(v)) for name, v in self._codes.items()},
                 "indices": ((n_counts,), index_dtype),
                 "counts": ((n_counts,), counts_dtype),
             },
@@ -236,7 +241,8 @@ class BatchLoader(IterableDataset):
             return np.array([draws.count(a, b, self.seed, epoch).sum() for a, b in itertools.pairwise(edges)], np.int64)
         if self._cells is None:
             return np.diff(edges)
-        return np.array([np.count_nonzero(self._cells[a:b]) for a, b in itertools.pairwise(edges)], np.int64)
+        chosen = (self._cells.read(int(a), int(b)) for a, b in itertools.pairwise(edges))
+        return np.fromiter((np.count_nonzero(part) for part in chosen), np.int64, len(edges) - 1)
 
     def _read_codes(self, codes: Mapping[str, np.ndarray] | Sequence[str]) -> dict[str, np.ndarray]:
         """Covariates of all cells; columns given by name are read: floats as float32, all others as categories."""
@@ -244,13 +250,13 @@ class BatchLoader(IterableDataset):
             return {name: _narrow(np.asarray(values)) for name, values in codes.items()}
         read: dict[str, np.ndarray] = {}
         for name in [codes] if isinstance(codes, str) else codes:
-            column = self.data.read_column(name)
-            if pd.api.types.is_float_dtype(column.dtype):
-                read[name] = column.to_numpy(np.float32)
+            if pd.api.types.is_float_dtype(self.data.read_column(name, 0, 0).dtype):
+                read[name] = np.empty(self.data.n_cells, np.float32)
+                for start, part in slice_column(self.data, name):
+                    read[name][start : start + len(part)] = part.to_numpy(np.float32)
             else:
-                if not isinstance(column.dtype, pd.CategoricalDtype):
-                    column = column.astype("category")
-                read[name], self.categories[name] = column.cat.codes.to_numpy(), list(column.cat.categories)
+                column = code_column(self.data, name)
+                read[name], self.categories[name] = column.codes, list(column.categories)
         return read
 
 
@@ -266,12 +272,8 @@ def _narrow(values: np.ndarray) -> np.ndarray:
     """Integer codes in the narrowest dtype, since they are kept for all cells."""
     if values.dtype.kind not in "iu" or not len(values):
         return values
-    return values.astype(np.result_type(np.min_scalar_type(values.min()), np.min_scalar_type(values.max())))
-
-
-def _wide_type(values: np.ndarray) -> np.dtype:
-    """The dtype in a minibatch: int64 for codes, with which torch indexes, and float32 for numbers."""
-    return np.dtype(np.float32 if values.dtype.kind == "f" else np.int64)
+    narrow = np.result_type(np.min_scalar_type(values.min()), np.min_scalar_type(values.max()))
+    return values.astype(narrow, copy=False)  # several loaders of the same cells share one array
 
 
 def _allocate_pinned(length: int, dtype: np.dtype) -> np.ndarray:

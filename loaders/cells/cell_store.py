@@ -211,13 +211,14 @@ class CellStore:
         """Names of cells [start, stop), or of all."""
         return self._obs.read_names(start, self.n_cells if stop is None else stop)
 
-    def read_column(self, name: str) -> pd.Series:
-        """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
-        if name in self._maybe_lost:
-            log.warning(
-                "%s: %s is missing: its values are zero, or were lost in a copy", self.path, self._maybe_lost[name]
-            )
-        return self._obs.read_column(name)
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One `obs` column of cells [start, stop), or of all. Raises ColumnError, naming those that are there.
+
+        Logs a warning, once, if the values of the column may have been lost.
+        """
+        if lost := self._maybe_lost.pop(name, None):
+            log.warning("%s: %s is missing: its values are zero, or were lost in a copy", self.path, lost)
+        return self._obs.read_column(name, start, stop)
 
     def split_keys(self, start: int, stop: int) -> np.ndarray:
         """uint64 [stop - start]: a hash of each cell's identity, the same as that of the source it came from."""

@@ -85,9 +85,9 @@ class CellsView:
         """Names of cells [start, stop), or of all."""
         return self._data.read_names(start, stop)
 
-    def read_column(self, name: str) -> pd.Series:
-        """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
-        return self._data.read_column(name)
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One `obs` column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
+        return self._data.read_column(name, start, stop)
 
     def split_keys(self, start: int, stop: int) -> np.ndarray:
         """uint64 [stop - start]: a hash of each cell's identity."""
@@ -131,9 +131,11 @@ class AddedColumn(CellsView):
         """Names of the columns of obs, the added one last."""
         return [*self._data.obs_columns, self._name]
 
-    def read_column(self, name: str) -> pd.Series:
-        """One `obs` column of all cells. Raises ColumnError, naming the columns of the original cells."""
-        return self._values if name == self._name else self._data.read_column(name)
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One `obs` column of cells [start, stop), or of all. Raises ColumnError, with the original columns."""
+        if name == self._name:
+            return self._values.iloc[start:stop].reset_index(drop=True)
+        return self._data.read_column(name, start, stop)
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop), with the added column."""

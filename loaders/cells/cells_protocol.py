@@ -24,8 +24,8 @@ class Columns(Protocol):
     def obs_columns(self) -> list[str]:
         """Names of the columns of obs, in their order."""
 
-    def read_column(self, name: str) -> pd.Series:
-        """One column of obs of all cells, [n_cells], index 0 to n_cells - 1.
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One column of obs of cells [start, stop), or of all; the index counts from 0.
 
         Raises ColumnError, naming the columns that are there, if `name` is not one of them.
         """

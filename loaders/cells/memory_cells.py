@@ -33,13 +33,13 @@ class MemoryObs:
         self.adata, self.path, self.n_cells = adata, NAME, adata.n_obs
         self.obs_columns = [str(name) for name in adata.obs]
 
-    def read_column(self, name: str) -> pd.Series:
-        """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One `obs` column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
         check_column(name, self.obs_columns, NAME)
         places = [place for place, there in enumerate(self.obs_columns) if there == name]
         if len(places) > 1:
             raise ColumnError(f"{NAME}: obs has {len(places)} columns called {name!r}: give them different names.")
-        return self.adata.obs.iloc[:, places[0]].reset_index(drop=True)
+        return self.adata.obs.iloc[start:stop, places[0]].reset_index(drop=True)
 
     def read_names(self, start: int = 0, stop: int | None = None) -> pd.Index:
         """Names of cells [start, stop), or of all."""

@@ -29,6 +29,7 @@ class SourceCells:
 
     def __init__(self, source: Source, spec: DataSpec | None = None) -> None:
         self._source, self.spec = source, spec or source.spec
+        self._kept: tuple[tuple[int, int], pd.DataFrame] | None = None
         self._joined = JoinedSources([source], fractions=self.spec.takes_fractions)
         self.path, self.n_cells, self.var, self.layer = source.path, source.n_cells, source.var, source.anndata_layer
         self.obs_columns = [*self._joined.dtypes, "source", "source_row"]
@@ -66,10 +67,14 @@ class SourceCells:
         slices = [obs.index for obs in self._slice_obs(start, self.n_cells if stop is None else stop)]
         return slices[0].append(slices[1:])
 
-    def read_column(self, name: str) -> pd.Series:
-        """One `obs` column of all cells. Raises ColumnError, naming those that are there."""
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        """One `obs` column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
         check_column(name, self.obs_columns, self.path)
-        return pd.concat([obs[name] for obs in self._slice_obs(0, self.n_cells)], ignore_index=True)
+        stop = self.n_cells if stop is None else stop
+        if stop - start <= SLICE_CELLS:
+            return self._read_kept(start, stop)[name].reset_index(drop=True)
+        # copied, since a column of a table keeps all columns of its dtype in memory
+        return pd.concat([obs[name].copy() for obs in self._slice_obs(start, stop)], ignore_index=True)
 
     def split_keys(self, start: int, stop: int) -> np.ndarray:
         """uint64 [stop - start]: a hash of each cell's identity."""
@@ -82,6 +87,13 @@ class SourceCells:
     def close(self) -> None:
         """Close the source."""
         self._source.close()
+
+    def _read_kept(self, start: int, stop: int) -> pd.DataFrame:
+        """`obs` of cells [start, stop); the latest is kept, because all columns are read to get one."""
+        kept = self._kept
+        if kept is None or kept[0] != (start, stop):
+            self._kept = kept = (start, stop), self.read_obs(start, stop)
+        return kept[1]
 
     def _slice_obs(self, start: int, stop: int) -> Iterator[pd.DataFrame]:
         """`obs` of cells [start, stop) in slices; one empty slice if there are no cells."""
