@@ -28,6 +28,7 @@ from atlasvi.loaders.rows.buffers import Buffers
 
 READY_CELLS = 2**12  # cells in minibatches that are assembled before the caller asks for them
 MOST_THREADS = 4
+SPARSE = 4  # of a block of which fewer than one cell in SPARSE is visited, only the visited ones are kept in memory
 
 log = logging.getLogger(__name__)
 
@@ -186,26 +187,28 @@ class BatchLoader(IterableDataset):
                 log.warning("%s: %d cells left out: %s", self.data.path, self._lost[block], error)
             return Block(None, None)
         if self._draws is not None:
-            return Block(rows, np.repeat(np.arange(len(rows)), self._draws.count(start, stop, self.seed, epoch)))
-        return Block(rows, None if self._cells is None else np.flatnonzero(self._cells.read(start, stop)))
+            visited = np.repeat(np.arange(len(rows)), self._draws.count(start, stop, self.seed, epoch))
+        elif self._cells is not None:
+            visited = np.flatnonzero(self._cells.read(start, stop))
+        else:
+            return Block(rows, None)
+        if SPARSE * len(visited) < len(rows):  # a minibatch of few cells of each block needs many blocks at a time
+            return Block(rows.copy(visited), visited, is_copy=True)
+        return Block(rows, visited)
 
     def _assemble(self, parts: "list[tuple[Future[Block], np.ndarray]]") -> Batch:
         """Assemble a minibatch from the chosen cells of each block."""
         read = [(block.result(), cells) for block, cells in parts]
-        pieces = [
-            (block.rows, cells if block.visited is None else block.visited[cells])
-            for block, cells in read
-            if block.rows is not None
-        ]
-        lengths = [rows.lengths[cells] for rows, cells in pieces]
+        pieces = [(block.rows, *block.find(cells)) for block, cells in read if block.rows is not None]
+        lengths = [rows.lengths[places] for rows, places, _ in pieces]
         ends = np.zeros(1 + sum(map(len, lengths)), np.int64)
         np.cumsum(np.concatenate([*lengths, np.zeros(0, np.int32)]), out=ends[1:])
-        counts_dtype = np.result_type(np.uint8, *(rows.counts.dtype for rows, _ in pieces))
+        counts_dtype = np.result_type(np.uint8, *(rows.counts.dtype for rows, _, _ in pieces))
         if counts_dtype.kind == "f":  # values that are not whole
             counts_dtype = np.dtype(np.float32)
         elif counts_dtype.itemsize == 4:
             counts_dtype = np.dtype(np.int32)  # torch has few operations for uint32
-        index_dtype = np.result_type(np.uint16, *(rows.indices.dtype for rows, _ in pieces))
+        index_dtype = np.result_type(np.uint16, *(rows.indices.dtype for rows, _, _ in pieces))
         n_cells, n_counts = len(ends) - 1, int(ends[-1])
         memory, arrays = lay_out(
             {
@@ -219,9 +222,9 @@ class BatchLoader(IterableDataset):
             lambda n_bytes: self._buffers.take(n_bytes, np.uint8),
         )
         numbers, at = arrays["rows"], 0
-        for rows, cells in pieces:
+        for rows, places, cells in pieces:
             copy_cells(
-                rows.starts, rows.lengths, rows.indices, rows.counts, cells, at, ends, arrays["indices"],
+                rows.starts, rows.lengths, rows.indices, rows.counts, places, at, ends, arrays["indices"],
                 arrays["counts"], arrays["library"],
             )  # fmt: skip
             np.add(cells, rows.first, out=numbers[at : at + len(cells)])
@@ -262,10 +265,23 @@ class BatchLoader(IterableDataset):
 
 @dataclass
 class Block:
-    """A block that was read: its rows (None if damaged); indices of the visited rows (None: all, in order)."""
+    """A block that was read.
+
+    rows     all rows of the block, or a copy of those that are visited; None: it is damaged
+    visited  int64: index in the block of each visited cell, in order; None: all are visited
+    is_copy  whether `rows` holds only the visited cells
+    """
 
     rows: Rows | None
     visited: np.ndarray | None
+    is_copy: bool = False
+
+    def find(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of the visited cells with these indices: (indices in `rows`, indices in the block)."""
+        if self.visited is None:
+            return cells, cells
+        in_block = self.visited[cells]
+        return cells if self.is_copy else in_block, in_block
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:

@@ -34,6 +34,15 @@ class Rows:
         indptr = indptr.astype(np.int64)
         return cls(first, indptr[:-1], np.diff(indptr).astype(np.int32), indices, counts)
 
+    def copy(self, cells: np.ndarray) -> "Rows":
+        """A copy of the rows with these indices alone (int [n], in any order, with repeats), one after the other."""
+        lengths, ends = self.lengths[cells], np.zeros(len(cells) + 1, np.int64)
+        np.cumsum(lengths, out=ends[1:])
+        indices, counts = np.empty(ends[-1], self.indices.dtype), np.empty(ends[-1], self.counts.dtype)
+        library = np.empty(len(cells), np.float32)
+        copy_cells(self.starts, self.lengths, self.indices, self.counts, cells, 0, ends, indices, counts, library)
+        return Rows(self.first, ends[:-1], lengths, indices, counts)
+
     def to_csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(indptr int64 [cells + 1], indices, counts) of these cells alone, contiguous."""
         indptr = np.append(self.starts, self.starts[-1] + self.lengths[-1])
