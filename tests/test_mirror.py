@@ -76,7 +76,6 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     "loaders/cells/test_cells_protocol": ("loaders/cells/cell_views", "loaders/cells/source_cells"),
     "loaders/batches/test_loader": (
         "loaders/cells/cell_store",
-        "loaders/rows/block_rows",
         "loaders/rows/chosen_genes",
         "loaders/rows/entries",
     ),
