@@ -136,6 +136,7 @@ def main() -> int:
         options.cells, options.genes, options.batch_size = [2_000], 100, 256
     work = options.work / f"{options.genes}-{options.batch_size}-{options.device}"
     work.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the step that runs, too
     report = read_report(work, options)
     check_disk(work, report, options)
     started = time.monotonic()

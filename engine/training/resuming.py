@@ -23,6 +23,8 @@ from atlasvi.loaders.manifest import read_json
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_version
 
+HASHED = 2**16  # values that are widened at a time for a hash
+
 
 def fingerprint(data: CellData) -> dict[str, Any]:
     """Values that identify the data: sizes, gene names, the layer, the first and the last block of counts.
@@ -33,9 +35,12 @@ def fingerprint(data: CellData) -> dict[str, Any]:
     genes = "\n".join(map(str, data.genes)).encode()
 
     def hash_block(block: int) -> str:
-        parts = data.read_block(block).to_csr()
-        wide = [part.astype(np.float64 if part.dtype.kind == "f" else np.int64) for part in parts]
-        return hashlib.sha256(b"".join(part.tobytes() for part in wide)).hexdigest()[:16]
+        digest = hashlib.sha256()
+        for part in data.read_block(block).to_csr():
+            for at in range(0, len(part), HASHED):  # in pieces: a block has four million counts
+                piece = part[at : at + HASHED]
+                digest.update(piece.astype(np.float64 if piece.dtype.kind == "f" else np.int64).tobytes())
+        return digest.hexdigest()[:16]
 
     return {
         "n_cells": data.n_cells,
