@@ -72,7 +72,7 @@ def differential_expression(
     Raises QueryError for a group that does not exist or is empty, ColumnError if the column does not exist.
     """
     labels, comparisons = _compare(cells, groupby, group1, group2, idx1, idx2, subset_idx)
-    sizes = count_labels(labels, len(comparisons[0].first) if comparisons else 0)
+    sizes = count_labels(labels, len(comparisons[0].first)) if comparisons else np.empty(0)
     for comparison in comparisons:
         for name, mask in ((comparison.name1, comparison.first), (comparison.name2, comparison.second)):
             if not sizes[mask].sum():

@@ -89,7 +89,9 @@ class BatchLoader(IterableDataset):
         self.categories: dict[str, list[Any]] = {}  # of covariates given by name: the category of each code
         self._codes = self._read_codes(codes or {})
         chosen = choose_cells(self.data, cells) if isinstance(cells, str) else cells
-        self._cells = CellMask.from_bools(chosen) if isinstance(chosen, np.ndarray) else chosen
+        if chosen is not None and not isinstance(chosen, CellMask):
+            chosen = CellMask.from_bools(np.asarray(chosen))
+        self._cells = chosen
         for name, values in {**self._codes, "cells": self._cells, "weights": weights}.items():
             if values is not None and len(values) != self.data.n_cells:
                 raise ValueError(f"{name} has {len(values):,} values for {self.data.n_cells:,} cells: give one a cell")
