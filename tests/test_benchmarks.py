@@ -1,5 +1,6 @@
 """What the benchmark of the loaders makes of recorded figures."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,80 @@ def test_the_benchmark_of_a_gpu_runs_without_one(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     for figure in ("largest error, float32", "decoder: ms", "from disk, 512 cells: cells/s", "minify: cells/s"):
         assert f"| {figure} |" in done.stdout
+
+
+def test_memory_that_grows_beyond_what_is_stated_is_named_from_ten_million_cells_on():
+    import atlas_report
+
+    def figures(few: int, more: float, held: float = 3.0) -> dict:
+        peaks = {few: 500.0, 10 * few: more}
+        return {
+            str(cells): {
+                "train": {"peak_mb": peak},
+                atlas_report.HOLD: {"peak_mb": 1.0, "found": {"peak_bytes": 1e6 + 3 * held * cells}},
+            }
+            for cells, peak in peaks.items()
+        }
+
+    stated = {"train": 4, atlas_report.HOLD: 12}
+    assert atlas_report.find_growth(figures(1_000_000, 585.0), stated) == []  # 550 and 36 MB
+    (line,) = atlas_report.find_growth(figures(1_000_000, 587.0), stated)
+    assert line.startswith("train: 587 MB with 10,000,000 cells; with 500 MB for a tenth of them, 586 are allowed")
+    assert atlas_report.find_growth(figures(100_000, 900.0), stated) == []  # too few cells to judge
+    (line,) = atlas_report.find_growth(figures(1_000_000, 500.0, held=4.5), stated)
+    assert "4.50 bytes a cell and covariate" in line
+
+
+def test_a_forecast_has_a_constant_part_and_one_for_each_cell():
+    import atlas_report
+
+    known = {"100": {"a": {"seconds": 5}, "b": {"seconds": 10}}, "1000": {"a": {"seconds": 14}}}
+    assert atlas_report.forecast(known, ["a", "b"], [100, 1000, 10_000], 1000, "b") == (100, 100 + 104 + 1000)
+    assert atlas_report.forecast({}, ["a", "b"], [100], 100, "a") == (None, None)
+
+
+def test_the_job_from_an_atlas_to_answers_runs(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "atlas.py"), "--work", str(tmp_path), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "GB of disk are needed" in done.stderr
+    assert "right type of 15 neighbours" in done.stdout
+    (figures,) = tmp_path.glob("*/atlas.json")
+    steps = json.loads(figures.read_text())["figures"]["2000"]
+    assert all(step["seconds"] > 0 and step["peak_mb"] > 100 for step in steps.values())
+    assert steps["hold three covariates"]["found"]["cells"] == 2_000
+    assert not any(figures.parent.joinpath("2000").iterdir())  # nothing is left when all is done
+
+
+def test_the_job_goes_on_with_the_step_in_which_it_was_stopped(tmp_path: Path, monkeypatch):
+    import atlas
+
+    taken, stopped_in = [], ["train, one epoch"]
+
+    def take_step(step, at: Path, options) -> dict:
+        taken.append((at.name, step.name))
+        if step.makes:
+            (at / step.makes).mkdir()
+        if step.name in stopped_in:
+            raise KeyboardInterrupt
+        found = {"cells": 1, "held_bytes": 1, "peak_bytes": 1, "right": 1.0, "asked": 1, "reference": 1, "elbo": 1.0}
+        return {
+            **dict.fromkeys(("seconds", "peak_mb", "all_mb", "disk_gb", "made_gb", "cores_busy"), 1),
+            "found": found,
+        }
+
+    monkeypatch.setattr(atlas, "take_step", take_step)
+    monkeypatch.setattr(atlas.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["atlas.py", "--work", str(tmp_path), "--quick"])
+    with pytest.raises(KeyboardInterrupt):
+        atlas.main()
+    (at,) = tmp_path.glob("*/2000")
+    assert {path.name for path in at.iterdir()} == {"store", "run"}  # the atlas is not needed once it is ingested
+    before, stopped_in[:] = taken.copy(), []
+    assert atlas.main() == 0
+    assert [name for _, name in before[:-1] + taken[len(before) :]] == [step.name for step in atlas.STEPS]
+    assert atlas.main() == 0
+    assert len(taken) == len(atlas.STEPS) + 1  # nothing is done again
 
 
 def test_a_failure_of_scvi_tools_tests_has_a_known_reason_or_is_shown_as_one_without(tmp_path: Path):

@@ -50,7 +50,6 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
         "engine/training/resuming",
         "engine/training/training_loop",
     ),
-    "engine/training/test_step": ("engine/training/run_parts",),
     "kernels/test_decoder_loss": ("kernels/cpu_tile",),
     "kernels/test_hidden_layer": ("kernels/cpu_hidden",),
     "kernels/test_sparse_layer": ("kernels/cpu_sparse", "kernels/gene_order"),
@@ -77,7 +76,6 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     "loaders/cells/test_cells_protocol": ("loaders/cells/cell_views", "loaders/cells/source_cells"),
     "loaders/batches/test_loader": (
         "loaders/cells/cell_store",
-        "loaders/rows/block_rows",
         "loaders/rows/chosen_genes",
         "loaders/rows/entries",
     ),

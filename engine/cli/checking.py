@@ -86,8 +86,8 @@ def _read_cells(data: CellData) -> Iterator[str]:
         for start in range(0, data.n_cells, SLICE_CELLS):
             data.read_obs(start, min(start + SLICE_CELLS, data.n_cells))
         if isinstance(data, CellStore):
-            for name in data.obs_columns:
-                data.read_column(name)
+            for name in data.obs_columns:  # logs columns of an older store whose values may be lost
+                data.read_column(name, 0, 0)
             if not np.array_equal(totals, data.statistics["gene_totals"]):
                 raise SourceError(
                     f"{data.path}: counts do not add up to uns/atlasvi/gene_totals: copy the store again, or ingest "

@@ -1,9 +1,9 @@
 """Describe what a path holds, in a few lines."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,8 @@ from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.model.run_files import CONFIG, RESULT, RUN_FORMAT
 from atlasvi.engine.terminal import count
 from atlasvi.loaders.cells.cell_store import CellStore
+from atlasvi.loaders.cells.cells_protocol import Columns
+from atlasvi.loaders.cells.coded_columns import slice_column
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.manifest import read_json
 from atlasvi.loaders.sources.data_spec import DataSpec
@@ -57,7 +59,7 @@ def _describe_cell_store(store: CellStore) -> Iterator[str]:
     yield f"  {store.mixing}"
     for name, size in zip(store.sources, store.source_sizes):
         yield f"  source {name} ({count(size, 'cell')})"
-    yield from _describe_columns({name: store.read_column(name) for name in store.obs_columns})
+    yield from _describe_obs(store)
 
 
 def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[str]:
@@ -73,7 +75,7 @@ def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[s
     known = isinstance(store, MinifiedStore) or store.has_model
     batch = store.setup.keys.batch_key or "none" if known else "see its model"
     yield f"  batch: {batch}; order: {order}"
-    yield from _describe_table(store.obs)
+    yield from _describe_obs(store)
 
 
 def _describe_model(path: str | Path) -> Iterator[str]:
@@ -86,21 +88,29 @@ def _describe_model(path: str | Path) -> Iterator[str]:
     yield from (f"  {name}: {value}" for name, value in keys.items())
 
 
-def _describe_table(table: Any) -> Iterator[str]:
-    yield from _describe_columns({name: table.read_column(name) for name in table.columns})
+def _describe_obs(data: Columns) -> Iterator[str]:
+    """A line for each column; only of columns of numbers all cells are read, slice by slice."""
+    for name in data.obs_columns:
+        yield _describe_column(name, (values for _, values in slice_column(data, name)))
 
 
-def _describe_columns(columns: dict[str, pd.Series]) -> Iterator[str]:
-    for name, column in columns.items():
-        if isinstance(column.dtype, pd.CategoricalDtype):
-            values = [str(value) for value in column.cat.categories]
+def _describe_column(name: str, slices: Iterable[pd.Series]) -> str:
+    least, most, n_missing, dtype = np.inf, -np.inf, 0, np.dtype(object)
+    for column in slices:
+        dtype = column.dtype
+        if isinstance(dtype, pd.CategoricalDtype):
+            values = [str(value) for value in dtype.categories]
             shown = ", ".join(values[:6]) + (", ..." if len(values) > 6 else "")
-            yield f"  obs {name}: {count(len(values), 'category', 'categories')} ({shown})"
-        elif column.dtype.kind in "iuf" and column.notna().any():
-            missing = f", {column.isna().sum():,} missing" if column.isna().any() else ""
-            yield f"  obs {name}: {column.dtype.name}, {column.min():g} to {column.max():g}{missing}"
-        else:
-            yield f"  obs {name}: {column.dtype.name if column.dtype != object else 'text'}"
+            return f"  obs {name}: {count(len(values), 'category', 'categories')} ({shown})"
+        if dtype.kind not in "iuf":
+            break
+        known = column.dropna()
+        n_missing += len(column) - len(known)
+        if len(known):
+            least, most = min(least, known.min()), max(most, known.max())
+    if least > most:  # not numbers, or all are missing
+        return f"  obs {name}: {'text' if dtype == np.dtype(object) else dtype.name}"
+    return f"  obs {name}: {dtype.name}, {least:g} to {most:g}{f', {n_missing:,} missing' if n_missing else ''}"
 
 
 def _describe_run(run: Path) -> Iterator[str]:
@@ -139,7 +149,7 @@ def _describe_source(path: str | Path) -> Iterator[str]:
         if source.layers:
             yield f"  counts could also be in (--layer): {', '.join(source.layers)}"
         head = source.read_obs(0, min(source.n_cells, 100_000))
-        yield from _describe_columns({str(name): head[name] for name in head})
+        yield from (_describe_column(str(name), [head[name]]) for name in head)
     finally:
         source.close()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.loaders.cells.cells_protocol import Columns
+from atlasvi.loaders.cells.coded_columns import CodedColumn, code_column, recode, slice_column
 from atlasvi.loaders.errors import ColumnError
 
 Category = str | int | float | bool
@@ -191,8 +192,11 @@ class Setup:
         }
 
     def read_codes(self, data: Columns, labels: bool = False) -> dict[str, np.ndarray]:
-        """Covariates of all cells, encoded as `Batch.codes` expects. The labels are read only if `labels` is True.
+        """Covariates of all cells by kind: [cells], or [cells, columns] for kinds that may have several.
 
+        Categories are codes in the narrowest unsigned dtype that holds them, which numpy indexes with and torch does
+        not (see `loaders.batches.batch.to_tensor`); numbers are float32. No wider copy of a whole column is made.
+        The labels are read only if `labels` is True.
         Raises ColumnError if a column does not exist, has missing values, or holds a category that is not among those
         of the model.
         """
@@ -202,13 +206,16 @@ class Setup:
         for kind in KINDS:
             if kind in left_out or not self.columns(kind):
                 continue
-            read = [
-                _read_numbers(data, column, kind)
-                if kind.noun is None
-                else _read_codes(data, column, self.categories[kind.code][column], kind.noun)
-                for column in self.columns(kind)
-            ]
-            codes[kind.code] = np.stack(read, axis=1) if kind.several else read[0]
+            columns, known = self.columns(kind), self.categories.get(kind.code, {})
+            most = max((len(known[column]) for column in columns if kind.noun), default=0)
+            dtype = np.dtype(np.float32) if kind.noun is None else np.min_scalar_type(max(most - 1, 0))
+            found = np.empty((data.n_cells, len(columns)), dtype)
+            for column, out in zip(columns, found.T):
+                if kind.noun is None:
+                    _read_numbers(data, column, kind, out)
+                else:
+                    _read_codes(data, column, known[column], kind.noun, out)
+            codes[kind.code] = found if kind.several else found[:, 0]
         return codes
 
 
@@ -229,7 +236,7 @@ def learn_setup(data: Columns, keys: SetupKeys, *, one_batch: bool = False, laye
     dtypes: dict[str, str] = {}
 
     def learn(column: str) -> list[Category]:
-        found = _read_column(data, column).cat.categories
+        found = _read_column(data, column).categories
         categories = [to_category(value) for value in found]
         if not any(isinstance(value, str) for value in categories) and getattr(found.dtype, "kind", "O") in "iufb":
             dtypes[column] = {"boolean": "bool"}.get(found.dtype.name, found.dtype.name.lower())
@@ -249,19 +256,17 @@ def learn_setup(data: Columns, keys: SetupKeys, *, one_batch: bool = False, laye
     return setup
 
 
-def _read_column(data: Columns, key: str) -> pd.Series:
-    """A column as a categorical of the categories that occur. Raises ColumnError for missing values."""
-    values = data.read_column(key)
-    _check_complete(data, key, values)
-    if not isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype("category")
-    return values.cat.remove_unused_categories()
+def _read_column(data: Columns, key: str) -> CodedColumn:
+    """A column as codes of the categories that occur. Raises ColumnError for missing values."""
+    column = code_column(data, key)
+    _check_complete(data, key, column.find_missing())
+    return column.drop_unused()
 
 
-def _read_codes(data: Columns, key: str, known: Sequence[Category], noun: str) -> np.ndarray:
-    """The model's category code of each cell, int64 [cells]."""
-    values = _read_column(data, key)
-    there = [to_category(value) for value in values.cat.categories]
+def _read_codes(data: Columns, key: str, known: Sequence[Category], noun: str, out: np.ndarray) -> None:
+    """Write the model's category code of each cell to `out` [cells]."""
+    column = _read_column(data, key)
+    there = [to_category(value) for value in column.categories]
     places = find_categories(known, there)
     if None in places:
         unknown = there[places.index(None)]
@@ -269,7 +274,7 @@ def _read_codes(data: Columns, key: str, known: Sequence[Category], noun: str) -
             f"{data.path}: obs column {key!r} holds {str(unknown)!r}, which is not among the {noun} that the model was "
             f"trained on ({', '.join(map(str, known[:8]))}): leave those cells out."
         )
-    return np.array(places, np.int64)[values.cat.codes.to_numpy()]
+    recode(column.codes, np.array(places, out.dtype), out.dtype, out)
 
 
 def to_category(value: Any) -> Category:
@@ -312,30 +317,39 @@ def _parse(value: Any, dtype: str) -> Category:
         return value
 
 
-def _read_numbers(data: Columns, key: str, kind: Kind) -> np.ndarray:
-    """float32 value of each cell. Raises ColumnError if a value is not finite, or is not above 0 where it must be."""
-    values = data.read_column(key)
-    _check_complete(data, key, values)
-    if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype.kind not in "iufb":
-        raise ColumnError(
-            f"{data.path}: obs column {key!r} is not numeric (it holds {values.iloc[0]!r}): name a column of numbers, "
-            "or pass it as a categorical covariate."
-        )
-    numbers = values.to_numpy(np.float32)
-    if not np.isfinite(numbers).all():
-        cell = int(np.argmin(np.isfinite(numbers)))
-        raise ColumnError(f"{data.path}: obs column {key!r} holds {values.iloc[cell]} (cell {cell}): change them.")
-    if kind.positive and not (numbers > 0).all():
-        cell = int(np.argmin(numbers > 0))
-        raise ColumnError(
-            f"{data.path}: obs column {key!r} holds {numbers[cell]:g} (cell {cell}): a {kind.title} must be above 0."
-        )
-    return numbers
+def _read_numbers(data: Columns, key: str, kind: Kind, out: np.ndarray) -> None:
+    """Write the value of each cell to `out`, float32 [cells].
+
+    Raises ColumnError if a value is missing or not finite, or is not above 0 where it must be.
+    """
+    for start, values in slice_column(data, key):
+        if values.isna().any():
+            parts = [at + np.flatnonzero(part.isna()) for at, part in slice_column(data, key)]
+            _check_complete(data, key, np.concatenate(parts))
+        if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype.kind not in "iufb":
+            raise ColumnError(
+                f"{data.path}: obs column {key!r} is not numeric (it holds {values.iloc[0]!r}): name a column of "
+                "numbers, or pass it as a categorical covariate."
+            )
+        numbers = values.to_numpy(np.float32)
+        if not np.isfinite(numbers).all():
+            place = int(np.argmin(np.isfinite(numbers)))
+            raise ColumnError(
+                f"{data.path}: obs column {key!r} holds {values.iloc[place]} (cell {start + place}): change them."
+            )
+        if kind.positive and not (numbers > 0).all():
+            place = int(np.argmin(numbers > 0))
+            raise ColumnError(
+                f"{data.path}: obs column {key!r} holds {numbers[place]:g} (cell {start + place}): a {kind.title} must "
+                "be above 0."
+            )
+        out[start : start + len(numbers)] = numbers
 
 
-def _check_complete(data: Columns, key: str, values: pd.Series) -> None:
-    if values.isna().any():
+def _check_complete(data: Columns, key: str, missing: np.ndarray) -> None:
+    """Raise ColumnError if a column has missing values, at these indices."""
+    if len(missing):
         raise ColumnError(
-            f"{data.path}: obs column {key!r} has missing values ({int(values.isna().sum()):,} cells, first: cell "
-            f"{int(np.argmax(values.isna()))}): fill them in, or drop those cells."
+            f"{data.path}: obs column {key!r} has missing values ({len(missing):,} cells, first: cell {missing[0]}): "
+            "fill them in, or drop those cells."
         )

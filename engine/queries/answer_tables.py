@@ -3,6 +3,8 @@
 import gzip
 import io
 import sys
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -30,18 +32,14 @@ def write_table(
     """Write slices of (cell names, values [cells, columns]) to a file, or to standard output as CSV; returns the number
     of rows.
 
-    out    .csv or .tsv (streamed; .gz too), or .npz with `cells`, `columns`, `values`
+    out    .csv or .tsv (.gz too), or .npz with `cells`, `columns`, `values`; memory is that of one slice
     index  what a row is, if it is not a cell: the name of the first column, and of the array of names in .npz
     In text, names that a spreadsheet would run as formulas are guarded (see `guard_formula`); .npz has them unchanged.
     Raises QueryError for another ending, OutputError if `out` exists or can't be written.
     """
 
     def write_arrays(file: Path) -> int:
-        parts = list(slices)
-        values = np.concatenate([part for _, part in parts]) if parts else np.empty((0, len(columns)), np.float32)
-        names = np.array([str(name) for index, _ in parts for name in index], str)
-        _save_arrays(file, {f"{index}s": names, "columns": np.array(columns, str), "values": values})
-        return len(values)
+        return _save_slices(file, slices, columns, f"{index}s")
 
     rows = ((name, row) for names, values in slices for name, row in zip(names, values.tolist()))
     return _write_answer(rows, [index, *columns], out, write_arrays, precision)
@@ -61,6 +59,40 @@ def write_frame(table: pd.DataFrame, index: str, out: Path | None, *, precision:
 
     rows = zip(table.index, zip(*(table[name].tolist() for name in table)))
     return _write_answer(rows, [index, *map(str, table.columns)], out, write_arrays, precision)
+
+
+def _save_slices(file: Path, slices: Iterator[tuple[pd.Index, np.ndarray]], columns: Sequence[str], names: str) -> int:
+    """Write slices as `np.savez_compressed` writes all of them; returns the number of rows.
+
+    An array in a file begins with its shape and the width of its text: slices wait on disk until these are known.
+    """
+    with tempfile.TemporaryFile(dir=file.parent) as spool, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        n_rows, n_slices, text, number, width = 0, 0, np.dtype("<U1"), np.dtype(np.float32), len(columns)
+        for index, values in slices:
+            part = np.array([str(name) for name in index], str)
+            number = values.dtype if n_slices == 0 else np.result_type(number, values.dtype)
+            text, width = np.result_type(text, part.dtype), values.shape[1]
+            np.save(spool, part)
+            np.save(spool, values)
+            n_rows, n_slices = n_rows + len(part), n_slices + 1
+
+        def write(name: str, dtype: np.dtype, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(member, header)
+                for each in parts:
+                    member.write(np.ascontiguousarray(each, dtype).tobytes())
+
+        def read(which: int) -> Iterator[np.ndarray]:
+            spool.seek(0)
+            for _ in range(n_slices):
+                yield [np.load(spool), np.load(spool)][which]
+
+        names_of_columns = np.array(columns, str)
+        write(names, text, (n_rows,), read(0))
+        write("columns", names_of_columns.dtype, names_of_columns.shape, [names_of_columns])
+        write("values", number, (n_rows, width), read(1))
+    return n_rows
 
 
 def _save_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -42,12 +42,10 @@ def choose_cells(
         return np.arange(cells.n_cells if limit is None else min(limit, cells.n_cells))
     chosen = np.ones(cells.n_cells, bool)
     for condition in conditions:
-        mask = np.zeros(cells.n_cells, bool)
-        mask[find_cells(cells, condition)] = True
-        chosen &= mask
+        chosen &= mark_cells(cells, condition)
     if names is not None:
         chosen &= _find_names(cells, names)
-    return np.flatnonzero(chosen)[:limit]
+    return np.flatnonzero(chosen)[:limit].copy()  # of a view, all would stay in memory
 
 
 def sample_cells(indices: np.ndarray, n: int, generator: Generator) -> np.ndarray:
@@ -56,6 +54,15 @@ def sample_cells(indices: np.ndarray, n: int, generator: Generator) -> np.ndarra
         order = torch.randperm(len(indices), generator=generator, device=generator.device)[:n]
         indices = indices[order.cpu().numpy()]
     return np.sort(indices)
+
+
+def mark_cells(cells: QuestionCells, where: Where | None) -> np.ndarray:
+    """bool [cells]: the cells chosen by one of the values that `find_cells` accepts."""
+    if isinstance(where, str):
+        return _evaluate(cells, where)
+    mask = np.zeros(cells.n_cells, bool)
+    mask[_find_indices(where, cells.n_cells, cells.path)] = True
+    return mask
 
 
 def find_cells(cells: QuestionCells, where: Where | None) -> np.ndarray:
@@ -68,6 +75,11 @@ def find_cells(cells: QuestionCells, where: Where | None) -> np.ndarray:
     """
     if not isinstance(where, str):
         return _find_indices(where, cells.n_cells, cells.path)
+    return np.flatnonzero(_evaluate(cells, where))
+
+
+def _evaluate(cells: QuestionCells, where: str) -> np.ndarray:
+    """bool [cells]: where a condition or an expression over obs is true."""
     column, equals, wanted = where.partition("=")
     if column in cells.obs_columns:
         if not equals and not pd.api.types.is_bool_dtype(cells.read_column(column, 0, 1).dtype):
@@ -78,7 +90,7 @@ def find_cells(cells: QuestionCells, where: Where | None) -> np.ndarray:
             return _find_values(cells, column, wanted, values)
     elif equals and not _is_expression(where):
         check_column(column, cells.obs_columns, cells.path)
-    return np.flatnonzero(evaluate_expression(cells, where))
+    return evaluate_expression(cells, where)
 
 
 def _is_expression(text: str) -> bool:
@@ -104,7 +116,7 @@ def _list_values(cells: QuestionCells, column: str) -> list[Category]:
 
 
 def _find_values(cells: QuestionCells, column: str, wanted: str, there: list[Category]) -> np.ndarray:
-    """Indices of the cells whose value in the column is one of the wanted ones."""
+    """bool [cells]: the cells whose value in the column is one of the wanted ones."""
     # try the whole text first, because a value may contain a comma
     accepted = [wanted] if wanted in map(str, there) else [value.strip() for value in wanted.split(",")]
     places = find_categories(there, accepted)
@@ -114,12 +126,12 @@ def _find_values(cells: QuestionCells, column: str, wanted: str, there: list[Cat
             f"{name_some(sorted(map(str, there)))})."
         )
     known = {there[place] for place in places if place is not None}
-    parts = [np.empty(0, np.int64)]
+    mask = np.zeros(cells.n_cells, bool)
     for start, part in _read_slices(cells, column):
         codes, values = pd.factorize(part)
         chosen = [code for code, value in enumerate(values) if to_category(value) in known]
-        parts.append(start + np.flatnonzero(np.isin(codes, chosen)))
-    return np.concatenate(parts)
+        mask[start : start + len(codes)] = np.isin(codes, chosen)
+    return mask
 
 
 def _find_names(cells: QuestionCells, names: Sequence[str]) -> np.ndarray:

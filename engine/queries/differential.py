@@ -17,13 +17,15 @@ from torch import Generator
 
 from atlasvi.engine.model.covariates import find_categories, to_category
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.queries.cell_choice import Where, find_cells
+from atlasvi.engine.queries.cell_choice import Where, mark_cells
 from atlasvi.engine.queries.count_statistics import CountStatistics, count_statistics
 from atlasvi.engine.queries.draw_comparison import Test, compare_draws, control_fdr, draw_integers
 from atlasvi.engine.queries.expression import Drawn, decode_drawn, draw_posterior
+from atlasvi.engine.queries.labels import Members, count_labels
 from atlasvi.engine.queries.latents import read_latents
 from atlasvi.engine.queries.population import check_weights, draw_weighed
 from atlasvi.engine.queries.question_cells import CountedCells, QueryError, QuestionCells
+from atlasvi.loaders.cells.coded_columns import CodedColumn, code_column, recode
 from atlasvi.loaders.errors import AtlasviWarning, MissingDependencyError
 
 PASS_BYTES = 2**28  # memory for draws and sums of counts: limits how many comparisons share a pass
@@ -76,9 +78,10 @@ def differential_expression(
         raise QueryError(f"fdr_target is {fdr_target}: a proportion of false discoveries is from 0 to 1.")
     _warn_unused("only mode 'change' uses it", **dict.fromkeys(test.list_unused(), True))
     labels, comparisons = _compare(cells, groupby, group1, group2, idx1, idx2, subset_idx)
+    sizes = count_labels(labels, len(comparisons[0].first)) if comparisons else np.empty(0)
     for comparison in comparisons:
         for name, mask in ((comparison.name1, comparison.first), (comparison.name2, comparison.second)):
-            if not mask[labels].any():
+            if not sizes[mask].sum():
                 raise QueryError(f"{cells.path}: {name!r} has no cells: there is nothing to compare.")
     if all_stats and not isinstance(cells, CountedCells):
         warnings.warn(
@@ -93,7 +96,8 @@ def differential_expression(
         plan = _Sampling(
             model, cells, generator, test, weights, filter_outlier_cells, importance_weighting_kwargs or {}
         )
-        found = _compare_some(model, cells, generator, test, some, merged[labels], plan, n_batches, all_stats)
+        new_labels = recode(labels, merged, np.min_scalar_type(int(merged.max())))
+        found = _compare_some(model, cells, generator, test, some, new_labels, plan, n_batches, all_stats)
         for comparison, values in zip(some, found):
             table = pd.DataFrame(values, index=genes)
             table = table.sort_values("proba_de" if test.mode == "change" else "bayes_factor", ascending=False)
@@ -142,10 +146,8 @@ def _compare_some(
     if isinstance(cells, CountedCells) and (all_stats or (test.mode == "change" and test.pseudocounts is None)):
         statistics = count_statistics(model, cells, labels, len(comparisons[0].first))
     for comparison in comparisons:
-        plan.add(np.flatnonzero(comparison.first[labels]), range(n_batches) if test.batchid1 is None else test.batchid1)
-        plan.add(
-            np.flatnonzero(comparison.second[labels]), range(n_batches) if test.batchid2 is None else test.batchid2
-        )
+        plan.add(Members(labels, comparison.first), range(n_batches) if test.batchid1 is None else test.batchid1)
+        plan.add(Members(labels, comparison.second), range(n_batches) if test.batchid2 is None else test.batchid2)
     plan.draw()
     for k, comparison in enumerate(comparisons):
         hardly_seen = _hardly_seen(statistics, comparison, test, n_genes)
@@ -164,14 +166,15 @@ def _compare(
     idx2: Where | None,
     subset_idx: Where | None,
 ) -> tuple[np.ndarray, list[Comparison]]:
-    """int64 [cells], a label of each cell; and the comparisons as masks over labels (the last label: no group)."""
+    """A label of each cell, in the narrowest unsigned dtype, [cells]; and the comparisons as masks over labels (the
+    last label: no group).
+    """
     if idx1 is not None:
         _warn_unused("idx1 chooses the cells", groupby=groupby, group1=group1, group2=group2, subset_idx=subset_idx)
-        labels = np.full(cells.n_cells, 2)
-        labels[find_cells(cells, idx1)] = 0
+        labels = np.where(mark_cells(cells, idx1), np.uint8(0), np.uint8(2))
         if idx2 is not None:
-            second = find_cells(cells, idx2)
-            if n_both := int((labels[second] == 0).sum()):
+            second = mark_cells(cells, idx2)
+            if n_both := int(np.count_nonzero(labels[second] == 0)):
                 warnings.warn(
                     f"{n_both:,} cells are in idx1 and in idx2: they count in idx2 alone, as in scvi-tools.",
                     AtlasviWarning,
@@ -188,15 +191,13 @@ def _compare(
     if groupby is None:
         raise QueryError("No cells to compare: pass groupby (and group1, group2), or idx1 (and idx2).")
     _warn_unused("without idx1, the groups are those of groupby", idx2=idx2)
-    column = cells.read_column(groupby)
-    if subset_idx is not None:
-        inside = np.zeros(cells.n_cells, bool)
-        inside[find_cells(cells, subset_idx)] = True
-        column = column.astype(str).where(inside, "other")
-    column = column.astype("category").cat.remove_unused_categories()  # drops categories without cells
-    there = column.cat.categories
-    labels = column.cat.codes.to_numpy(np.int64)
-    labels[labels < 0] = len(there)
+    if subset_idx is None:
+        column = code_column(cells, groupby).drop_unused()
+    else:
+        text = cells.read_column(groupby).astype(str).where(mark_cells(cells, subset_idx), "other").astype("category")
+        column = CodedColumn(text.cat.codes.to_numpy(), text.cat.categories).drop_unused()
+    there = column.categories
+    labels = recode(column.codes, np.arange(len(there) + 1), np.min_scalar_type(len(there)))  # the last: no group
 
     def mark(group: Any) -> np.ndarray:
         place = find_categories([to_category(value) for value in there], [to_category(group)])[0]
@@ -252,11 +253,11 @@ class _Sampling:
         self._drawn: Drawn | None = None
         self._weighed: list[Drawn] = []
 
-    def add(self, indices: np.ndarray, batches: Sequence[int] | range) -> None:
-        """Add a population: the cells with these indices, decoded as each of these batches in turn."""
+    def add(self, members: Members, batches: Sequence[int] | range) -> None:
+        """Add a population: these cells, decoded as each of these batches in turn."""
         model, cells, generator = self.model, self.cells, self.generator
         if self.filter_outliers:
-            indices = drop_outliers(model, cells, indices)
+            members = Members.of(drop_outliers(model, cells, members.to_indices()), cells.n_cells)
         as_batches: list[int | None] = [None] if self.test.use_observed_batches else list(batches)
         n = int(self.test.n_samples_overall / len(as_batches))
         if n == 0:
@@ -265,8 +266,9 @@ class _Sampling:
         self._populations.append([(batch, n) for batch in as_batches])
         for _ in as_batches:
             if self.importance is None:
-                self._chosen.append(indices[draw_integers(len(indices), n, generator)])
+                self._chosen.append(members.take(draw_integers(len(members), n, generator)))
             else:
+                indices = members.to_indices()
                 self._weighed.append(draw_weighed(model, cells, generator, indices, n, **self.importance))
 
     def draw(self) -> None:

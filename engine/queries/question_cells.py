@@ -14,7 +14,8 @@ from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.noise import draw_normal
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.obs_rows import ObsRows, slice_cells
-from atlasvi.loaders.batches.batch import Batch
+from atlasvi.loaders.batches.batch import Batch, to_tensor
+from atlasvi.loaders.batches.cell_mask import CellMask
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.batches.loader import BatchLoader
 from atlasvi.loaders.cells.open_cells import CellData, select_genes
@@ -145,7 +146,8 @@ class CountedCells(ObsRows):
     ) -> Iterator[Batch]:
         """Counts of the chosen cells, in their order, on the model's device."""
         device, labels = model.encoder.mean.weight.device, model.settings.uses_labels
-        loader = BatchLoader(self.data, batch_size, seed=0, cells=_mark(cells, self.n_cells), shuffle=False)
+        mask = None if cells is None else CellMask.from_indices(cells, self.n_cells)
+        loader = BatchLoader(self.data, batch_size, seed=0, cells=mask, shuffle=False)
         step = max(CODES_CELLS // batch_size, 1) * batch_size  # all minibatches but the last are full
         at, codes = 0, dict[str, np.ndarray]()
         for batch in DeviceFeeder(loader, device):
@@ -153,7 +155,7 @@ class CountedCells(ObsRows):
                 codes = self.read_codes(self.setup, take_chosen(cells, at, min(at + step, loader.n_cells)), labels)
             here = slice(at % step, at % step + len(batch))
             at += len(batch)
-            covariates = {name: torch.from_numpy(values[here]).to(device) for name, values in codes.items()}
+            covariates = {name: to_tensor(values[here]).to(device) for name, values in codes.items()}
             yield replace(batch, codes=covariates, memory=None)
 
     @torch.inference_mode()
@@ -211,7 +213,7 @@ class MinifiedCells(ObsRows):
             for at in range(0, len(here), batch_size):
                 part = slice(at, at + batch_size)
                 mean, variance, sizes = (torch.from_numpy(values[part]).to(device) for values in (qzm, qzv, library))
-                covariates = {name: torch.from_numpy(values[part]).to(device) for name, values in codes.items()}
+                covariates = {name: to_tensor(values[part]).to(device) for name, values in codes.items()}
                 yield Posterior(mean, variance, sizes, covariates)
 
     def _read_slices(self, cells: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -256,11 +258,3 @@ def need_counts(cells: QuestionCells, question: str) -> CountedCells:
             "(atlasvi query MINI DATA ..., where DATA has the counts)."
         )
     return cells
-
-
-def _mark(cells: np.ndarray | None, n_cells: int) -> np.ndarray | None:
-    if cells is None:
-        return None
-    mask = np.zeros(n_cells, bool)
-    mask[cells] = True
-    return mask

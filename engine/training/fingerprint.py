@@ -12,6 +12,7 @@ from atlasvi.loaders.sources.data_spec import ANNDATA_FORMATS, DataSpec
 
 SAMPLE_CELLS = 16  # each is in another block, and a block is read whole: these take less than a second
 SLICE_CELLS = 2**20
+HASHED = 2**16  # values that are widened at a time
 
 
 def fingerprint(data: CellData) -> dict[str, Any]:
@@ -71,5 +72,9 @@ def is_data_of_run(saved: Mapping[str, Any], began_with: DataSpec, data: CellDat
 
 def _hash_arrays(arrays: Iterable[np.ndarray]) -> str:
     """A hash of values, whatever their types."""
-    wide = [part.astype(np.float64 if part.dtype.kind == "f" else np.int64) for part in arrays]
-    return hashlib.sha256(b"".join(part.tobytes() for part in wide)).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for part in arrays:
+        for at in range(0, len(part), HASHED):  # in pieces: a block has four million counts
+            piece = part[at : at + HASHED]
+            digest.update(piece.astype(np.float64 if piece.dtype.kind == "f" else np.int64).tobytes())
+    return digest.hexdigest()[:16]

@@ -31,6 +31,16 @@ def lay_out(
     }
 
 
+def covariate_dtype(values: np.ndarray) -> np.dtype:
+    """The dtype of a covariate in a minibatch: int64 for codes, with which torch indexes, and float32 for numbers."""
+    return np.dtype(np.float32 if values.dtype.kind == "f" else np.int64)
+
+
+def to_tensor(values: np.ndarray) -> Tensor:
+    """A covariate of some cells as a tensor, as `Batch.codes` holds it; `values` may be of a narrower dtype."""
+    return torch.from_numpy(values.astype(covariate_dtype(values), copy=False))
+
+
 @dataclass
 class Batch:
     """Cells x genes in CSR, on one device.

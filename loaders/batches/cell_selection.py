@@ -5,11 +5,12 @@ import ast
 import numpy as np
 import pandas as pd
 
+from atlasvi.loaders.batches.cell_mask import CellMask
 from atlasvi.loaders.cells.cells_protocol import Cells, Columns
+from atlasvi.loaders.cells.coded_columns import SLICE_CELLS, code_column, recode
 from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.tables.store_tables import check_column
 
-SLICE_CELLS = 2**18
 METHODS = ("isin", "isna", "notna", "between")
 TEXT_METHODS = ("startswith", "endswith", "contains")  # after .str
 ALLOWED = (
@@ -26,10 +27,12 @@ def choose_cells(data: Columns, expression: str) -> np.ndarray:
     """
     columns = [name for name in data.obs_columns if name in _names(expression, data)]
     chosen = np.empty(data.n_cells, bool)
-    # column by column: a slice of a store's `obs` would read all columns
-    table = pd.DataFrame({name: data.read_column(name).array for name in columns}, index=range(data.n_cells))
     for start in range(0, data.n_cells, SLICE_CELLS):
-        part = table.iloc[start : start + SLICE_CELLS]
+        stop = min(start + SLICE_CELLS, data.n_cells)
+        # column by column: a slice of a store's `obs` would read all columns
+        part = pd.DataFrame(
+            {name: data.read_column(name, start, stop).array for name in columns}, index=range(start, stop)
+        )
         try:
             holds = part.eval(expression, engine="python", resolvers=[], local_dict={}, global_dict={})
         except Exception as error:  # any exception of the operation that pandas runs
@@ -39,7 +42,7 @@ def choose_cells(data: Columns, expression: str) -> np.ndarray:
                 f"{data.path}: the expression {expression!r} gives no truth value for each cell: compare a column with "
                 "something, as in \"cell_type == 'B cell'\"."
             )
-        chosen[start : start + SLICE_CELLS] = holds.fillna(False).to_numpy(bool)
+        chosen[start:stop] = holds.fillna(False).to_numpy(bool)
     if not chosen.any():
         raise ColumnError(f"{data.path}: the expression {expression!r} is true for no cell.")
     return chosen
@@ -87,35 +90,53 @@ def _check_calls(tree: ast.AST, expression: str, data: Columns) -> None:
         _check_calls(part, expression, data)
 
 
-def balance_classes(data: Cells, column: str, cells: np.ndarray | None) -> np.ndarray:
+def balance_classes(data: Cells, column: str, cells: CellMask | None) -> np.ndarray:
     """float64 [data.n_cells]: weights that draw the classes of an `obs` column equally often.
 
-    cells  bool [data.n_cells]: cells that may be drawn; None: all. Raises ColumnError if one of them has no class.
+    cells  cells that may be drawn; None: all. Raises ColumnError if one of them has no class.
     """
-    codes, _ = pd.factorize(data.read_column(column))
-    mask = np.ones(data.n_cells, bool) if cells is None else cells
-    if (missing := (codes < 0) & mask).any():
+    classes = code_column(data, column)
+    sizes = np.zeros(len(classes.categories) + 1, np.int64)  # the last: cells without a class
+    parts = [(at, min(at + SLICE_CELLS, data.n_cells)) for at in range(0, data.n_cells, SLICE_CELLS)]
+    for start, stop in parts:
+        codes = classes.codes[start:stop].astype(np.int64)
+        if cells is not None:
+            codes = codes[cells.read(start, stop)]
+        sizes += np.bincount(codes % len(sizes), minlength=len(sizes))
+    if sizes[-1]:
+        missing = classes.find_missing()
+        if cells is not None:
+            missing = missing[[bool(cells.read(cell, cell + 1)[0]) for cell in missing.tolist()]]
         raise ColumnError(
-            f"{data.path}: obs column {column!r} has missing values (first: cell {int(np.argmax(missing)):,}), so not "
+            f"{data.path}: obs column {column!r} has missing values (first: cell {int(missing[0]):,}), so not "
             "every cell has a class to balance: fill them in, or leave those cells out with an expression."
         )
-    sizes = np.bincount(codes[mask], minlength=1)
-    return np.where(mask, 1.0 / np.maximum(sizes, 1)[codes], 0.0)
+    weights = recode(classes.codes, 1.0 / np.maximum(sizes, 1), np.dtype(np.float64))
+    for start, stop in parts:
+        if cells is not None:
+            weights[start:stop][~cells.read(start, stop)] = 0.0
+    return weights
 
 
 class Draws:
     """How often each cell is visited when cells are drawn by weight; an epoch has as many visits as drawable cells.
 
     Systematic sampling (Madow 1949): each cell is drawn its expected number of times, rounded down or up at random.
-    Rare cells are repeated, common ones take turns from epoch to epoch, and every epoch has the same length.
+    Rare cells are repeated, common ones take turns from epoch to epoch, and every epoch has the same length. Memory:
+    float64 for each cell.
     """
 
-    def __init__(self, weights: np.ndarray, cells: np.ndarray | None) -> None:
-        weights = np.where(cells, weights, 0.0) if cells is not None else np.asarray(weights, np.float64)
-        if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+    def __init__(self, weights: np.ndarray, cells: CellMask | None) -> None:
+        """weights: float [cells]; cells: those that may be drawn, None: all."""
+        self.n_cells = len(weights) if cells is None else cells.count()
+        self._edges = np.zeros(len(weights) + 1)
+        self._edges[1:] = weights
+        for start in range(0, len(weights) if cells is not None else 0, SLICE_CELLS):
+            stop = min(start + SLICE_CELLS, len(weights))
+            self._edges[start + 1 : stop + 1][~cells.read(start, stop)] = 0.0  # type: ignore[union-attr]
+        if not (np.isfinite(self._edges).all() and (self._edges >= 0).all() and self._edges.any()):
             raise ValueError("weights must be finite, not negative, and not all zero")
-        self.n_cells = len(weights) if cells is None else int(cells.sum())
-        self._edges = np.concatenate([[0.0], np.cumsum(weights)])
+        np.cumsum(self._edges, out=self._edges)
         self._edges *= self.n_cells / self._edges[-1]
         self._edges[-1] = self.n_cells
 

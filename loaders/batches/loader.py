@@ -15,10 +15,12 @@ import pandas as pd
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from atlasvi.loaders.batches.batch import Batch, lay_out
+from atlasvi.loaders.batches.batch import Batch, covariate_dtype, lay_out
+from atlasvi.loaders.batches.cell_mask import CellMask
 from atlasvi.loaders.batches.cell_selection import Draws, balance_classes, choose_cells
 from atlasvi.loaders.batches.epoch_order import EpochPlan, Part, plan_epoch, plan_minibatches
 from atlasvi.loaders.cells.cells_protocol import Cells
+from atlasvi.loaders.cells.coded_columns import code_column, slice_column
 from atlasvi.loaders.cells.open_cells import open_cells, select_genes
 from atlasvi.loaders.errors import DamagedChunkError
 from atlasvi.loaders.rows.block_rows import Rows, copy_cells
@@ -26,6 +28,7 @@ from atlasvi.loaders.rows.buffers import Buffers
 
 READY_CELLS = 2**12  # cells in minibatches that are assembled before the caller asks for them
 MOST_THREADS = 4
+SPARSE = 4  # of a block of which fewer than one cell in SPARSE is visited, only the visited ones are kept in memory
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +41,8 @@ class BatchLoader(IterableDataset):
     seed        (seed, epoch) determines the order, whatever the number of threads, ranks and restarts
     codes       covariates: names of obs columns, or name -> int or float [data.n_cells]
     genes       names of the genes to read, in this order; None: all
-    cells       which cells to visit: bool [data.n_cells], or an expression over obs ("cell_type == 'B cell'")
+    cells       which cells to visit: bool [data.n_cells] or a CellMask, or an expression over obs
+                ("cell_type == 'B cell'")
     weights     float [data.n_cells]: draw cells by weight, some several times; the length of an epoch is unchanged
     balance     an obs column whose classes are drawn equally often
     shuffle     False keeps the order of the data
@@ -48,7 +52,8 @@ class BatchLoader(IterableDataset):
 
     Iterating yields the rest of the current epoch and then moves to the next epoch. Background threads read the counts
     and assemble minibatches; `num_workers` of a DataLoader around this must be 0. Memory: two groups of blocks and some
-    minibatches, about 200 MB from a cell store, whatever the number of cells.
+    minibatches, about 200 MB from a cell store; and for each cell of the data a bit of `cells`, and of each covariate a
+    code in the narrowest dtype (a byte, with up to 256 categories) or a float32.
     """
 
     def __init__(
@@ -59,7 +64,7 @@ class BatchLoader(IterableDataset):
         *,
         codes: Mapping[str, np.ndarray] | Sequence[str] | None = None,
         genes: Sequence[str] | None = None,
-        cells: np.ndarray | str | None = None,
+        cells: np.ndarray | CellMask | str | None = None,
         weights: np.ndarray | None = None,
         balance: str | None = None,
         shuffle: bool = True,
@@ -83,7 +88,10 @@ class BatchLoader(IterableDataset):
         self.rank, self.world_size = rank, world_size
         self.categories: dict[str, list[Any]] = {}  # of covariates given by name: the category of each code
         self._codes = self._read_codes(codes or {})
-        self._cells = choose_cells(self.data, cells) if isinstance(cells, str) else cells
+        chosen = choose_cells(self.data, cells) if isinstance(cells, str) else cells
+        if chosen is not None and not isinstance(chosen, CellMask):
+            chosen = CellMask.from_bools(np.asarray(chosen))
+        self._cells = chosen
         for name, values in {**self._codes, "cells": self._cells, "weights": weights}.items():
             if values is not None and len(values) != self.data.n_cells:
                 raise ValueError(f"{name} has {len(values):,} values for {self.data.n_cells:,} cells: give one a cell")
@@ -181,42 +189,44 @@ class BatchLoader(IterableDataset):
                 log.warning("%s: %d cells left out: %s", self.data.path, self._lost[block], error)
             return Block(None, None)
         if self._draws is not None:
-            return Block(rows, np.repeat(np.arange(len(rows)), self._draws.count(start, stop, self.seed, epoch)))
-        return Block(rows, None if self._cells is None else np.flatnonzero(self._cells[start:stop]))
+            visited = np.repeat(np.arange(len(rows)), self._draws.count(start, stop, self.seed, epoch))
+        elif self._cells is not None:
+            visited = np.flatnonzero(self._cells.read(start, stop))
+        else:
+            return Block(rows, None)
+        if SPARSE * len(visited) < len(rows):  # a minibatch of few cells of each block needs many blocks at a time
+            return Block(rows.copy(visited), visited, is_copy=True)
+        return Block(rows, visited)
 
     def _assemble(self, parts: "list[tuple[Future[Block], np.ndarray]]") -> Batch:
         """Assemble a minibatch from the chosen cells of each block."""
         read = [(block.result(), cells) for block, cells in parts]
-        pieces = [
-            (block.rows, cells if block.visited is None else block.visited[cells])
-            for block, cells in read
-            if block.rows is not None
-        ]
-        lengths = [rows.lengths[cells] for rows, cells in pieces]
+        pieces = [(block.rows, *block.find(cells)) for block, cells in read if block.rows is not None]
+        lengths = [rows.lengths[places] for rows, places, _ in pieces]
         ends = np.zeros(1 + sum(map(len, lengths)), np.int64)
         np.cumsum(np.concatenate([*lengths, np.zeros(0, np.int32)]), out=ends[1:])
-        counts_dtype = np.result_type(np.uint8, *(rows.counts.dtype for rows, _ in pieces))
+        counts_dtype = np.result_type(np.uint8, *(rows.counts.dtype for rows, _, _ in pieces))
         if counts_dtype.kind == "f":  # values that are not whole
             counts_dtype = np.dtype(np.float32)
         elif counts_dtype.itemsize == 4:
             counts_dtype = np.dtype(np.int32)  # torch has few operations for uint32
-        index_dtype = np.result_type(np.uint16, *(rows.indices.dtype for rows, _ in pieces))
+        index_dtype = np.result_type(np.uint16, *(rows.indices.dtype for rows, _, _ in pieces))
         n_cells, n_counts = len(ends) - 1, int(ends[-1])
         memory, arrays = lay_out(
             {
                 "indptr": ((n_cells + 1,), np.dtype(np.int32)),
                 "library": ((n_cells,), np.dtype(np.float32)),
                 "rows": ((n_cells,), np.dtype(np.int64)),
-                **{f"codes/{name}": ((n_cells, *v.shape[1:]), _wide_type(v)) for name, v in self._codes.items()},
+                **{f"codes/{name}": ((n_cells, *v.shape[1:]), covariate_dtype(v)) for name, v in self._codes.items()},
                 "indices": ((n_counts,), index_dtype),
                 "counts": ((n_counts,), counts_dtype),
             },
             lambda n_bytes: self._buffers.take(n_bytes, np.uint8),
         )
         numbers, at = arrays["rows"], 0
-        for rows, cells in pieces:
+        for rows, places, cells in pieces:
             copy_cells(
-                rows.starts, rows.lengths, rows.indices, rows.counts, cells, at, ends, arrays["indices"],
+                rows.starts, rows.lengths, rows.indices, rows.counts, places, at, ends, arrays["indices"],
                 arrays["counts"], arrays["library"],
             )  # fmt: skip
             np.add(cells, rows.first, out=numbers[at : at + len(cells)])
@@ -236,7 +246,8 @@ class BatchLoader(IterableDataset):
             return np.array([draws.count(a, b, self.seed, epoch).sum() for a, b in itertools.pairwise(edges)], np.int64)
         if self._cells is None:
             return np.diff(edges)
-        return np.array([np.count_nonzero(self._cells[a:b]) for a, b in itertools.pairwise(edges)], np.int64)
+        chosen = (self._cells.read(int(a), int(b)) for a, b in itertools.pairwise(edges))
+        return np.fromiter((np.count_nonzero(part) for part in chosen), np.int64, len(edges) - 1)
 
     def _read_codes(self, codes: Mapping[str, np.ndarray] | Sequence[str]) -> dict[str, np.ndarray]:
         """Covariates of all cells; columns given by name are read: floats as float32, all others as categories."""
@@ -244,34 +255,43 @@ class BatchLoader(IterableDataset):
             return {name: _narrow(np.asarray(values)) for name, values in codes.items()}
         read: dict[str, np.ndarray] = {}
         for name in [codes] if isinstance(codes, str) else codes:
-            column = self.data.read_column(name)
-            if pd.api.types.is_float_dtype(column.dtype):
-                read[name] = column.to_numpy(np.float32)
+            if pd.api.types.is_float_dtype(self.data.read_column(name, 0, 0).dtype):
+                read[name] = np.empty(self.data.n_cells, np.float32)
+                for start, part in slice_column(self.data, name):
+                    read[name][start : start + len(part)] = part.to_numpy(np.float32)
             else:
-                if not isinstance(column.dtype, pd.CategoricalDtype):
-                    column = column.astype("category")
-                read[name], self.categories[name] = column.cat.codes.to_numpy(), list(column.cat.categories)
+                column = code_column(self.data, name)
+                read[name], self.categories[name] = column.codes, list(column.categories)
         return read
 
 
 @dataclass
 class Block:
-    """A block that was read: its rows (None if damaged); indices of the visited rows (None: all, in order)."""
+    """A block that was read.
+
+    rows     all rows of the block, or a copy of those that are visited; None: it is damaged
+    visited  int64: index in the block of each visited cell, in order; None: all are visited
+    is_copy  whether `rows` holds only the visited cells
+    """
 
     rows: Rows | None
     visited: np.ndarray | None
+    is_copy: bool = False
+
+    def find(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of the visited cells with these indices: (indices in `rows`, indices in the block)."""
+        if self.visited is None:
+            return cells, cells
+        in_block = self.visited[cells]
+        return cells if self.is_copy else in_block, in_block
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
     """Integer codes in the narrowest dtype, since they are kept for all cells."""
     if values.dtype.kind not in "iu" or not len(values):
         return values
-    return values.astype(np.result_type(np.min_scalar_type(values.min()), np.min_scalar_type(values.max())))
-
-
-def _wide_type(values: np.ndarray) -> np.dtype:
-    """The dtype in a minibatch: int64 for codes, with which torch indexes, and float32 for numbers."""
-    return np.dtype(np.float32 if values.dtype.kind == "f" else np.int64)
+    narrow = np.result_type(np.min_scalar_type(values.min()), np.min_scalar_type(values.max()))
+    return values.astype(narrow, copy=False)  # several loaders of the same cells share one array
 
 
 def _allocate_pinned(length: int, dtype: np.dtype) -> np.ndarray:

@@ -212,8 +212,11 @@ class CellStore:
         return self._obs.read_names(start, self.n_cells if stop is None else stop)
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
-        """One `obs` column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
-        if (lost := self._maybe_lost.pop(name, None)) is not None:  # one warning is enough
+        """One `obs` column of cells [start, stop), or of all. Raises ColumnError, naming those that are there.
+
+        Logs a warning, once, if the values of the column may have been lost.
+        """
+        if lost := self._maybe_lost.pop(name, None):
             log.warning("%s: %s is missing: its values are zero, or were lost in a copy", self.path, lost)
         return self._obs.read_column(name, start, stop)
 

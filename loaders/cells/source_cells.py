@@ -71,7 +71,8 @@ class SourceCells:
         """One `obs` column of cells [start, stop), or of all. Raises ColumnError, naming those that are there."""
         check_column(name, self.obs_columns, self.path)
         slices = self._slice_obs(start, self.n_cells if stop is None else stop)
-        return pd.concat([obs[name] for obs in slices], ignore_index=True)
+        # copied, since a column of a table keeps all columns of its dtype in memory
+        return pd.concat([obs[name].copy() for obs in slices], ignore_index=True)
 
     def split_keys(self, start: int, stop: int) -> np.ndarray:
         """uint64 [stop - start]: a hash of each cell's identity."""

@@ -34,6 +34,15 @@ class Rows:
         indptr = indptr.astype(np.int64)
         return cls(first, indptr[:-1], np.diff(indptr).astype(np.int32), indices, counts)
 
+    def copy(self, cells: np.ndarray) -> "Rows":
+        """A copy of the rows with these indices alone (int [n], in any order, with repeats), one after the other."""
+        lengths, ends = self.lengths[cells], np.zeros(len(cells) + 1, np.int64)
+        np.cumsum(lengths, out=ends[1:])
+        indices, counts = np.empty(ends[-1], self.indices.dtype), np.empty(ends[-1], self.counts.dtype)
+        library = np.empty(len(cells), np.float32)
+        copy_cells(self.starts, self.lengths, self.indices, self.counts, cells, 0, ends, indices, counts, library)
+        return Rows.from_csr(self.first, ends, indices, counts)
+
     def to_csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(indptr int64 [cells + 1], indices, counts) of these cells alone, contiguous."""
         indptr = np.append(self.starts, self.starts[-1] + self.lengths[-1])
@@ -91,11 +100,11 @@ def copy_and_sum(source: np.ndarray, target: np.ndarray) -> float:
 
 
 def gather_rows(indptr: np.ndarray, indices: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> tuple:
-    """Chosen rows of a CSR matrix, in the order of `rows`: (indptr int64 [n + 1], indices, counts)."""
-    lengths = np.diff(indptr).astype(np.int32)  # the dtypes of a loader, so that the loop is not compiled again
-    ends = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(lengths[rows], out=ends[1:])
-    out_indices, out_counts = np.empty(ends[-1], indices.dtype), np.empty(ends[-1], counts.dtype)
-    library, starts = np.empty(len(rows), np.float32), indptr[:-1].astype(np.int64)
-    copy_cells(starts, lengths, indices, counts, rows, 0, ends, out_indices, out_counts, library)
-    return ends, out_indices, out_counts
+    """Chosen rows of a CSR matrix, in the order of `rows`: (indptr int64 [n + 1], indices, counts).
+
+    Only the pointers of these rows are looked at, so gathering a matrix piece by piece takes one pass over it.
+    """
+    starts = indptr[rows].astype(np.int64)  # the dtypes of a loader, so that the loop is not compiled again
+    lengths = (indptr[rows + 1] - starts).astype(np.int32)
+    chosen = Rows(0, starts, lengths, indices, counts).copy(np.arange(len(rows)))
+    return np.append(0, np.cumsum(lengths, dtype=np.int64)), chosen.indices, chosen.counts

@@ -3,8 +3,10 @@
 import csv
 import gzip
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,35 @@ def test_an_archive_holds_names_as_they_are(tmp_path: Path):
         assert archive["cells"].tolist() == ["=1+1"]
         assert archive["columns"].tolist() == ["@gene", "g2"]
         assert np.array_equal(archive["values"], VALUES)
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [3, 1, 0, 2]])
+def test_an_archive_of_slices_is_that_of_all_at_once(tmp_path: Path, sizes: list[int]):
+    rng, ends = np.random.default_rng(0), np.cumsum([0, *sizes])
+    names = pd.Index([["a", "bb", "ä" * 7, "d", "", "f"][k] for k in range(ends[-1])], dtype=object)
+    values = rng.random((ends[-1], 2)).astype(np.float32)
+    slices = ((names[a:b], values[a:b]) for a, b in pairwise(ends.tolist()))
+    assert write_table(slices, ["x", "long"], tmp_path / "a.npz") == ends[-1]
+    np.savez_compressed(tmp_path / "b.npz", cells=names.to_numpy().astype(str), columns=["x", "long"], values=values)
+    with np.load(tmp_path / "a.npz") as found, np.load(tmp_path / "b.npz") as expected:
+        assert list(found) == list(expected)
+        for name in expected:
+            assert found[name].dtype == expected[name].dtype
+            assert np.array_equal(found[name], expected[name])
+
+
+def test_an_archive_takes_the_memory_of_a_slice(tmp_path: Path):
+    def make(n_slices: int) -> Iterator[tuple[pd.Index, np.ndarray]]:
+        for _ in range(n_slices):
+            yield pd.Index([f"cell {k}" for k in range(1000)]), np.zeros((1000, 50), np.float32)
+
+    peaks = []
+    for n_slices in (3, 30):  # 0.6 and 6 MB of values
+        tracemalloc.start()
+        write_table(make(n_slices), [f"z{k}" for k in range(50)], tmp_path / f"{n_slices}.npz")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 class Screen(StringIO):

@@ -22,7 +22,7 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import kl_of_normals
 from atlasvi.engine.scvi_tools.model_directories import load_scvi_tools, save_scvi_tools
 from atlasvi.engine.torch_files import read_torch_file
-from atlasvi.loaders.batches.batch import Batch
+from atlasvi.loaders.batches.batch import Batch, to_tensor
 from atlasvi.loaders.errors import OutputError, SourceError
 from tests.golden.cases import make_cells
 
@@ -49,7 +49,7 @@ def write_torch_file(path: Path, content: Any, storages: dict[str, bytes] | None
 def batch_of(run: TrainedRun, data: anndata.AnnData) -> Batch:
     """Cells of an AnnData in memory as the loader hands them out."""
     counts = sparse.csr_matrix(data.X)
-    codes = {name: np.asarray(values) for name, values in run.setup.read_codes(Columns(data), labels=True).items()}
+    codes = run.setup.read_codes(Columns(data), labels=True)
     return Batch(
         indptr=torch.from_numpy(counts.indptr),
         indices=torch.from_numpy(counts.indices),
@@ -57,7 +57,7 @@ def batch_of(run: TrainedRun, data: anndata.AnnData) -> Batch:
         library=torch.from_numpy(np.asarray(counts.sum(1), np.float32).ravel()),
         rows=torch.arange(data.n_obs),
         n_genes=data.n_vars,
-        codes={name: torch.from_numpy(values) for name, values in codes.items()},
+        codes={name: to_tensor(values) for name, values in codes.items()},
     )
 
 
@@ -69,8 +69,8 @@ class Columns:
     def __init__(self, data: anndata.AnnData) -> None:
         self.data, self.n_cells = data, data.n_obs
 
-    def read_column(self, name: str) -> pd.Series:
-        return self.data.obs[name]
+    def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
+        return self.data.obs[name].iloc[start:stop]
 
 
 def compute(run: TrainedRun, batch: Batch) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atlasvi.loaders.batches.cell_mask import CellMask
 from atlasvi.loaders.batches.cell_selection import Draws, choose_cells
 from atlasvi.loaders.batches.loader import BatchLoader
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
@@ -138,3 +139,10 @@ def test_an_expression_only_compares_and_calls_what_is_listed(data, tmp_path, ex
     with pytest.raises(ColumnError, match=r"holds .*: an expression compares columns with values"):
         choose_cells(data, expression.format(written))
     assert not written.exists()
+
+
+@pytest.mark.parametrize("make", [np.array, list, pd.Series, lambda mask: CellMask.from_bools(np.array(mask))])
+def test_a_mask_may_be_any_list_of_truth_values(data: CellData, make):
+    mask = [k % 7 == 3 for k in range(N)]
+    rows = np.concatenate([batch.rows.numpy() for batch in BatchLoader(data, 16, seed=0, cells=make(mask))])
+    assert sorted(rows) == list(range(3, N, 7))

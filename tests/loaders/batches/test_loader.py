@@ -1,9 +1,11 @@
 import itertools
 import shutil
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import sparse
@@ -13,6 +15,7 @@ from atlasvi.loaders.cells import cell_store
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
+from atlasvi.loaders.rows.block_rows import Rows
 from tests.loaders.conftest import make_counts
 
 COUNTS = make_counts(501, 40, largest=300)
@@ -259,3 +262,39 @@ def test_a_store_replaced_or_deleted_while_it_is_read_is_noticed(write_h5ad, tmp
     shutil.rmtree(tmp_path / "again")
     with pytest.raises(SourceError, match=r"is missing"):
         list(loader)
+
+
+class LazyCells:
+    """Stands for a store of many blocks, which are made when they are read."""
+
+    path, group_blocks = "lazy.store", 2
+    genes = pd.Index([f"g{k}" for k in range(200)])
+
+    def __init__(self, n_blocks: int, block_cells: int) -> None:
+        self.n_cells, self.block_starts = n_blocks * block_cells, np.arange(n_blocks + 1) * block_cells
+
+    def read_block(self, block: int) -> Rows:
+        start, stop = self.block_starts[block : block + 2]
+        counts = 1 + (np.arange(start, stop)[:, None] + np.arange(200)) % 7
+        ends = np.arange(stop - start + 1) * 200
+        return Rows.from_csr(
+            int(start), ends, np.tile(np.arange(200, dtype=np.uint16), stop - start), counts.astype(np.uint8).ravel()
+        )
+
+
+@pytest.mark.parametrize("by", ["cells", "weights"])
+def test_few_cells_of_many_blocks_take_no_more_memory_than_some_blocks(by: str):
+    data = LazyCells(60, 1000)
+    few = np.arange(data.n_cells) % 97 == 5
+    chosen = {"cells": few} if by == "cells" else {"weights": np.where(few, 1.0, 1e-3), "cells": few}
+    next(iter(BatchLoader(data, 256, seed=0, threads=1, **chosen)))  # compiles
+    tracemalloc.start()
+    batches = list(BatchLoader(data, 256, seed=0, threads=1, **chosen))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 15 * 1000 * 200 * 3  # a minibatch has cells of 25 blocks, and some minibatches wait
+    rows = np.concatenate([batch.rows.numpy() for batch in batches])
+    assert sorted(rows) == np.flatnonzero(few).tolist()
+    values = np.concatenate([batch.to_dense().numpy() for batch in batches])
+    assert np.array_equal(values, 1 + (rows[:, None] + np.arange(200)) % 7)
+    assert np.array_equal(np.concatenate([batch.library.numpy() for batch in batches]), values.sum(1))

@@ -1,0 +1,55 @@
+"""Labels of all cells in the narrowest dtype, and the cells of some labels without a list of them.
+
+A label of a cell takes a byte where there are few groups; a list of the cells of a group would take eight for each.
+"""
+
+from typing import Self
+
+import numpy as np
+
+SLICE_CELLS = 2**17  # labels that are widened or compared at a time
+
+
+def count_labels(labels: np.ndarray, n_labels: int) -> np.ndarray:
+    """int64 [n_labels]: number of cells of each label."""
+    found = np.zeros(n_labels, np.int64)
+    for start in range(0, len(labels), SLICE_CELLS):
+        found += np.bincount(labels[start : start + SLICE_CELLS], minlength=n_labels)
+    return found
+
+
+class Members:
+    """The cells that have one of some labels, in ascending order.
+
+    labels  unsigned integers [cells]
+    chosen  bool [labels]
+    """
+
+    def __init__(self, labels: np.ndarray, chosen: np.ndarray) -> None:
+        self._labels, self._chosen = labels, chosen
+        sizes = [np.count_nonzero(chosen[labels[at : at + SLICE_CELLS]]) for at in range(0, len(labels), SLICE_CELLS)]
+        self._edges = np.cumsum([0, *sizes])  # members before each slice of cells
+
+    @classmethod
+    def of(cls, indices: np.ndarray, n_cells: int) -> Self:
+        """The cells with these indices."""
+        labels = np.zeros(n_cells, np.uint8)
+        labels[indices] = 1
+        return cls(labels, np.array([False, True]))
+
+    def __len__(self) -> int:
+        return int(self._edges[-1])
+
+    def to_indices(self) -> np.ndarray:
+        """int64: the indices of all members."""
+        return np.flatnonzero(self._chosen[self._labels])
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """int64 [n]: `to_indices()[places]`, for places int [n] in any order."""
+        found = np.empty(len(places), np.int64)
+        slices = np.searchsorted(self._edges, places, side="right") - 1
+        for number in np.unique(slices).tolist():
+            start, here = number * SLICE_CELLS, slices == number
+            members = np.flatnonzero(self._chosen[self._labels[start : start + SLICE_CELLS]])
+            found[here] = start + members[places[here] - self._edges[number]]
+        return found
