@@ -49,8 +49,6 @@ def sample_counts(
         raise ValueError(f"seed {seed} and draw {draw} must be whole numbers from 0 to 2**64 - 1 and to 2**32 - 1")
     if len(cells) and not (int(cells.min()) >= 0 and int(cells.max()) < 2**CELL_BITS):
         raise ValueError(f"the counters of cells must be from 0 to 2**{CELL_BITS} - 1")
-    if isinstance(log_theta, Tensor) and bool(log_theta.isnan().any()) is not False:
-        raise ValueError("log_theta has NaN: no counts can be drawn")
     name = choose_backend(hidden.device, backend, hidden.dtype)
     theta_head = log_theta if isinstance(log_theta, Head) else None
     table = log_theta if isinstance(log_theta, Tensor) else None

@@ -16,7 +16,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from atlasvi.kernels import cpu_likelihood, vector_math
+from atlasvi.kernels import counter_random, cpu_likelihood, plain_counts, vector_math
 from atlasvi.kernels.counter_random import (
     CHUNK,
     FIRST_BLOCK,
@@ -259,6 +259,12 @@ def _log_factorial(k: float) -> float:
 
 
 @njit(nogil=True, error_model="numpy")
+def _draw_block(a: Any, b: Any, c: Any, d: Any, key0: Any, key1: Any) -> Any:
+    """`_philox`, compiled once for the places where it is not in a loop of vector code."""
+    return _philox(a, b, c, d, key0, key1)
+
+
+@njit(nogil=True, error_model="numpy")
 def _mix(uniform: float, mean: float, theta: float, cell: Any, gene: Any, draw: Any, key0: Any, key1: Any) -> int:
     """A count of a large mean; Poisson if theta is infinite."""
     low, top, block = cell & W, cell >> HALF_WORD, NEXT
@@ -266,7 +272,7 @@ def _mix(uniform: float, mean: float, theta: float, cell: Any, gene: Any, draw: 
     if theta < np.inf:
         d = (theta + 1 if theta < 1 else theta) - 1 / 3
         while True:
-            w0, w1, w2, w3 = _philox(low, top + block * ONE_BLOCK, draw, gene, key0, key1)
+            w0, w1, w2, w3 = _draw_block(low, top + block * ONE_BLOCK, draw, gene, key0, key1)
             block += u64(1)
             normal = math.sqrt(-2 * math.log(_to_uniform(w0, w1)))
             normal *= math.cos((np.float64(np.int64(w2)) + 0.5) * (2.0**-32 * TWO_PI))
@@ -281,18 +287,18 @@ def _mix(uniform: float, mean: float, theta: float, cell: Any, gene: Any, draw: 
             rate *= math.exp(math.log(uniform) / theta)
     rate = min(rate, MOST_RATE)
     if rate <= LARGE_MEAN:
-        w0, w1, w2, w3 = _philox(low, top + block * ONE_BLOCK, draw, gene, key0, key1)
+        w0, w1, w2, w3 = _draw_block(low, top + block * ONE_BLOCK, draw, gene, key0, key1)
         v, tail = _to_uniform(w0, w1), -math.expm1(-rate)
         return _invert(v, tail, math.exp(-rate) * rate, 0.0, rate) if v < tail else 0
     b = 0.931 + 2.53 * math.sqrt(rate)
     a = -0.059 + 0.02483 * b
     log_rate = math.log(rate)
     while True:
-        w0, w1, w2, w3 = _philox(low, top + block * ONE_BLOCK, draw, gene, key0, key1)
+        w0, w1, w2, w3 = _draw_block(low, top + block * ONE_BLOCK, draw, gene, key0, key1)
         block += u64(1)
         u, v = _to_uniform(w0, w1) - 0.5, _to_uniform(w2, w3)
         us = 0.5 - abs(u)
-        k = math.floor((2 * a / us + b) * u + rate + 0.43)
+        k = np.floor((2 * a / us + b) * u + rate + 0.43)
         if us >= 0.07 and v <= 0.9277 - 3.6224 / (b - 2):
             return int(k)
         if k < 0 or (us < 0.013 and v > us):
@@ -314,7 +320,8 @@ def make_draw(has_theta: bool, has_dropout: bool, softmax: bool, theta_per_cell:
     cells uint64 [cells], their counters. Genes and counts int32 go to the arrays of these names, from index 0 on; their
     number in each cell to lengths int64 [cells].
     """
-    inlined = Path(vector_math.__file__).read_bytes() + Path(cpu_likelihood.__file__).read_bytes()
+    modules = vector_math, cpu_likelihood, counter_random, plain_counts
+    inlined = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
 
     @njit(nogil=True, cache=True, error_model="numpy")
     def draw_cells(

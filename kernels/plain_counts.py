@@ -77,11 +77,11 @@ def draw_counts(
     theta = None
     if log_theta is not None:
         theta = log_theta.double().clamp(-LOG_THETA_BOUND, LOG_THETA_BOUND).exp().expand(shape).flatten()
-    by_inversion = means <= (LARGE_MEAN if theta is None else torch.clamp(LONG_TAIL * theta, max=LARGE_MEAN))
+    limit = LARGE_MEAN if theta is None else torch.clamp(LONG_TAIL * theta, max=LARGE_MEAN)
     counts = torch.zeros_like(uniform)
-    some = by_inversion.nonzero()[:, 0]
+    some = (means <= limit).nonzero()[:, 0]
     counts[some] = _invert(uniform[some], means[some], None if theta is None else theta[some])
-    some = (~by_inversion).nonzero()[:, 0]
+    some = (means > limit).nonzero()[:, 0]
     counts[some] = _mix(stream.take(some), uniform[some], means[some], None if theta is None else theta[some])
     if dropout is not None:
         counts *= to_uniform(kept_high, kept_low) < torch.sigmoid(-dropout.double().flatten())

@@ -1,5 +1,6 @@
 """What the benchmark of the loaders makes of recorded figures."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,18 @@ def test_the_benchmark_of_a_gpu_runs_without_one(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     for figure in ("largest error, float32", "decoder: ms", "from disk, 512 cells: cells/s", "minify: cells/s"):
         assert f"| {figure} |" in done.stdout
+
+
+def test_the_benchmark_of_the_kernels_measures_how_fast_counts_are_drawn(tmp_path: Path):
+    command = [sys.executable, ROOT / "benchmarks" / "kernels.py", "--quick", "--only", "sample"]
+    done = subprocess.run(
+        [str(part) for part in [*command, "--json", tmp_path / "kernels.json"]], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sample cpu" in done.stdout
+    figures = json.loads((tmp_path / "kernels.json").read_text())
+    assert set(figures["figures"]) == {"sample cpu", "sample torch"}
+    assert figures["ratios"]["sample_vs_torch"] > 0
 
 
 def test_a_failure_of_scvi_tools_tests_has_a_known_reason_or_is_shown_as_one_without(tmp_path: Path):
