@@ -309,11 +309,11 @@ def _mix(uniform: float, mean: float, theta: float, cell: Any, gene: Any, draw: 
 
 
 @cache
-def make_draw(has_theta: bool, has_dropout: bool, softmax: bool, theta_per_cell: bool) -> Callable[..., int]:
-    """The compiled draw of counts for one combination of options.
+def make_draw() -> Callable[..., int]:
+    """The compiled draw of counts, one for all options.
 
-    draw_cells(first, last, logits, library, log_theta, theta_rows, dropout, cells, draw, key0, key1, genes, counts,
-    lengths) -> (the first cell that can't be drawn, or -1)
+    draw_cells(has_theta, theta_per_cell, has_dropout, softmax, first, last, logits, library, log_theta, theta_rows,
+    dropout, cells, draw, key0, key1, genes, counts, lengths) -> the first cell that can't be drawn, or -1
 
     For cells [first, last). logits float32 [cells, genes] are overwritten. library float32 [cells]; log_theta float32
     [rows, genes] with theta_rows int64 [cells], or [cells, genes] if theta_per_cell; dropout float32 [cells, genes];
@@ -325,6 +325,10 @@ def make_draw(has_theta: bool, has_dropout: bool, softmax: bool, theta_per_cell:
 
     @njit(nogil=True, cache=True, error_model="numpy")
     def draw_cells(
+        has_theta: bool,
+        theta_per_cell: bool,
+        has_dropout: bool,
+        softmax: bool,
         first: int,
         last: int,
         logits: np.ndarray,
@@ -418,7 +422,7 @@ class Sampler:
         """has_heads: whether log theta and dropouts are given with the logits, for each cell and gene."""
         self.n_genes, self.library, n_cells = n_genes, library.numpy(), len(cells)
         self.per_cell, has_dropout = has_heads
-        self.draw_cells = make_draw(table is not None or self.per_cell, has_dropout, softmax, self.per_cell)
+        self.options = table is not None or self.per_cell, self.per_cell, has_dropout, softmax
         self.table = NOTHING if table is None else table.contiguous().numpy().reshape(-1, n_genes)
         self.rows = np.zeros(n_cells, np.int64) if theta_rows is None else theta_rows.numpy()
         self.cells, self.lengths = cells.numpy().astype(np.uint64), np.zeros(n_cells, np.int64)
@@ -447,7 +451,7 @@ class Sampler:
 
         def draw_part(_: int, begin: int, end: int) -> None:
             at = begin * n_genes
-            wrong = self.draw_cells(begin, end, *given, self.genes[at:], self.counts[at:], lengths)
+            wrong = make_draw()(*self.options, begin, end, *given, self.genes[at:], self.counts[at:], lengths)
             if wrong >= 0:
                 invalid.append(first + wrong)
             n = lengths[begin:end].sum()
