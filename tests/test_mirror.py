@@ -27,7 +27,6 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
         "engine/queries/likelihood_parameters",
         "engine/queries/opened_question",
         "engine/queries/population",
-        "engine/queries/predictive_counts",
     ),
     "engine/distributed/test_ranks": ("engine/distributed/batch_norm",),
     "engine/distributed/test_two_machines": ("engine/distributed/rendezvous",),

@@ -25,7 +25,7 @@ from atlasvi.engine.queries.likelihood_parameters import likelihood_parameters
 from atlasvi.engine.queries.model_names import find_batch, find_batches
 from atlasvi.engine.queries.opened_data import is_anndata
 from atlasvi.engine.queries.population import population_expression
-from atlasvi.engine.queries.predictive_counts import decode_counts
+from atlasvi.engine.queries.predictive_counts import predictive_counts
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, need_counts
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.errors import GeneError, MissingDependencyError
@@ -169,21 +169,22 @@ class Questions:
             ) from None
         cells, numbers = self._choose(adata, indices)
         columns, batches = self._find_genes(gene_list), find_batches(self.run, transform_batch)
-        step = max(batch_size or BATCH_SIZE, BATCH_SIZE)
-        parts = []
-        for at in range(0, len(numbers), step):  # only one step is dense at a time
-            counts = expression.decode_cells(
-                self._model,
-                cells,
-                self.generator,
-                decode_counts(self._model, self.generator, columns),
-                indices=numbers[at : at + step],
-                transform_batch=batches,
-                n_samples=n_samples,
-                batch_size=batch_size or BATCH_SIZE,
-            )
-            parts.append(sparse.GCXS.from_numpy(counts.transpose(1, 2, 0) if n_samples > 1 else counts))
-        return sparse.concatenate(parts, axis=0)
+        counts = predictive_counts(
+            self._model,
+            cells,
+            self._draw_seed(),
+            indices=numbers,
+            columns=columns,
+            n_draws=n_samples,
+            transform_batch=batches,
+            batch_size=batch_size or BATCH_SIZE,
+        )
+        shape = (*counts.shape,) if n_samples == 1 else (counts.shape[0], counts.shape[1] // n_samples, n_samples)
+        return sparse.GCXS((counts.data, counts.indices, counts.indptr), shape, compressed_axes=(0,), fill_value=0)
+
+    def _draw_seed(self) -> int:
+        """A seed for the draws of one answer, from the model's generator."""
+        return int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
 
     def differential_expression(
         self,

@@ -211,7 +211,7 @@ def query_sample(
         opened.run,
         opened.cells,
         _choose(opened, cells, where, limit),
-        opened.make_generator(seed),
+        seed,
         genes=wanted,
         transform_batch=_split_batches(opened, transform_batch),
         n_samples=n_samples,
