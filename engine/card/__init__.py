@@ -9,6 +9,7 @@
     stratified_sample    which cells are in that sample
     marker_agreement     how well differential expression in drawn counts agrees with that in real ones
     part_statistics      all of them for one part of the cells: training, validation or test
+    measured_parts       the pass over the cells that computes them for each part
 
 Parts of a pass (of ranks, say) can be added. It may import `queries` and what that may import.
 """

@@ -88,8 +88,9 @@ def normalise(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     """log1p of counts scaled to 10,000 a cell, float64; a cell without counts stays empty."""
     values = counts.data.astype(np.float64)
     library = sparse.csr_matrix((values, counts.indices, counts.indptr), counts.shape).sum(1).A1
-    scale = NORMALISED_LIBRARY / np.where(library > 0, library, 1)
-    logs = np.log1p(values * np.repeat(scale, np.diff(counts.indptr)))
+    library = np.repeat(np.where(library > 0, library, 1), np.diff(counts.indptr))
+    # one division of exact numbers: the same proportion of two cells gives the same value, and so a tie of ranks
+    logs = np.log1p(values * NORMALISED_LIBRARY / library)
     return sparse.csr_matrix((logs, counts.indices, counts.indptr), counts.shape)
 
 
