@@ -25,7 +25,7 @@ from atlasvi.engine.queries.likelihood_parameters import likelihood_parameters
 from atlasvi.engine.queries.model_names import find_batch, find_batches
 from atlasvi.engine.queries.opened_data import is_anndata
 from atlasvi.engine.queries.population import population_expression
-from atlasvi.engine.queries.predictive_counts import predictive_counts
+from atlasvi.engine.queries.predictive_counts import predictive_counts, take_seed
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, need_counts
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.errors import GeneError, MissingDependencyError
@@ -172,7 +172,7 @@ class Questions:
         counts = predictive_counts(
             self._model,
             cells,
-            self._draw_seed(),
+            take_seed(self.generator),
             indices=numbers,
             columns=columns,
             n_draws=n_samples,
@@ -181,10 +181,6 @@ class Questions:
         )
         shape = (*counts.shape,) if n_samples == 1 else (counts.shape[0], counts.shape[1] // n_samples, n_samples)
         return sparse.GCXS((counts.data, counts.indices, counts.indptr), shape, compressed_axes=(0,), fill_value=0)
-
-    def _draw_seed(self) -> int:
-        """A seed for the draws of one answer, from the model's generator."""
-        return int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
 
     def differential_expression(
         self,

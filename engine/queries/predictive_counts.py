@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
+from torch import Generator
 
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
@@ -26,6 +27,11 @@ from atlasvi.engine.queries.question_cells import (
     take_chosen,
 )
 from atlasvi.kernels import InvalidParametersError
+
+
+def take_seed(generator: Generator) -> int:
+    """A seed for the draws of one answer, from a generator, which gives another one the next time."""
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 
 @torch.inference_mode()

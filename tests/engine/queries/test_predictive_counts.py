@@ -70,7 +70,8 @@ def test_scvi_gives_the_sparse_arrays_of_scvi_tools(model: SCVI):
     assert not np.array_equal(model.posterior_predictive_sample(gene_list=["g3", "g0"]).todense(), one.todense())
 
 
-def test_the_command_line_draws_the_same_counts_for_a_seed(model: SCVI, tmp_path: Path):
+def test_the_command_line_draws_the_counts_of_scvi_from_the_same_seed(model: SCVI, tmp_path: Path):
+    pytest.importorskip("sparse")
     model.save(tmp_path / "model")
     model.adata.write_h5ad(tmp_path / "cells.h5ad")
     places = ["query", str(tmp_path / "model"), str(tmp_path / "cells.h5ad"), "sample"]
@@ -79,8 +80,9 @@ def test_the_command_line_draws_the_same_counts_for_a_seed(model: SCVI, tmp_path
     assert done.exit_code == 0, done.output
     table = pd.read_csv(tmp_path / "drawn.csv", index_col="cell")
     assert list(table) == ["sample", "g3", "g0"]
-    expected = draw(model, n_draws=2, columns=np.array([3, 0])).reshape(N_CELLS, 2, 2)
-    np.testing.assert_array_equal(table[["g3", "g0"]].to_numpy().reshape(N_CELLS, 2, 2), expected.swapaxes(1, 2))
+    model.generator.manual_seed(3)
+    expected = model.posterior_predictive_sample(gene_list=["g3", "g0"], n_samples=2).todense()
+    np.testing.assert_array_equal(table[["g0", "g3"]].to_numpy().reshape(N_CELLS, 2, 2), expected.swapaxes(1, 2))
 
 
 def test_a_cell_without_a_distribution_is_named(model: SCVI):
