@@ -16,18 +16,10 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from atlasvi.kernels import counter_random, cpu_likelihood, plain_counts, vector_math
-from atlasvi.kernels.counter_random import (
-    CHUNK,
-    FIRST_BLOCK,
-    KEY_STEPS,
-    LANES,
-    MULTIPLIERS,
-    REST_BLOCK,
-    WORD,
-    split_seed,
-)
+from atlasvi.kernels import counter_random, cpu_likelihood, cpu_random, plain_counts, vector_math
+from atlasvi.kernels.counter_random import CHUNK, FIRST_BLOCK, LANES, REST_BLOCK, split_seed
 from atlasvi.kernels.cpu_likelihood import prepare_softmax, run_on_threads
+from atlasvi.kernels.cpu_random import HALF_WORD, W, draw_block, philox, to_uniform, u64
 from atlasvi.kernels.cpu_tile import Sweep
 from atlasvi.kernels.plain_counts import (
     LARGE_MEAN,
@@ -37,78 +29,16 @@ from atlasvi.kernels.plain_counts import (
     MOST_RATE,
     InvalidParametersError,
 )
-from atlasvi.kernels.vector_math import FASTMATH, exp32, f32, from_bits64, log1p32, log64, to_bits64
+from atlasvi.kernels.vector_math import FASTMATH, exp32, exp64, f32, log1p32, log64
 
 NOTHING = np.zeros((1, 1), np.float32)
-u64 = np.uint64
-M0, M1, K0, K1, W = (u64(value) for value in (*MULTIPLIERS, *KEY_STEPS, WORD))
-HALF_WORD, CELL_SHIFT, ONE_BLOCK = u64(32), u64(16), u64(1 << 16)
+ONE_BLOCK = u64(1 << 16)
 FIRST, REST, NEXT = u64(FIRST_BLOCK), u64(REST_BLOCK), u64(REST_BLOCK + 1)
 # a candidate has v <= mean for the lowest v of its first 31 random bits; the factor covers the rounding of both
 CANDIDATE = f32(2.0**31 * (1 + 2.0**-20))
 LIMIT, TAIL = f32(LARGE_MEAN), f32(LONG_TAIL)
-ROUNDING = 1.5 * 2.0**52  # a sum with it is rounded to a whole number, which its low bits hold
 TWO_PI = 2 * math.pi
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-
-
-@njit(forceinline=True, error_model="numpy")
-def _round(a: Any, b: Any, c: Any, d: Any, key0: Any, key1: Any) -> Any:
-    first, second = a * M0, c * M1
-    return (second >> HALF_WORD) ^ b ^ key0, second & W, (first >> HALF_WORD) ^ d ^ key1, first & W
-
-
-@njit(forceinline=True, error_model="numpy")
-def _philox(a: Any, b: Any, c: Any, d: Any, key0: Any, key1: Any) -> Any:
-    """See counter_random.philox; all arguments uint64 that hold words of 32 bits."""
-    a, c, key0, key1 = a & W, c & W, key0 & W, key1 & W  # so that the compiler knows, and multiplies 32 bits
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    return _round(a, b, c, d, key0, key1)
-
-
-@njit(forceinline=True, error_model="numpy")
-def _to_uniform(high: Any, low: Any) -> Any:
-    return np.float64(np.int64(high)) * 2.0**-32 + (np.float64(np.int64(low)) + 0.5) * 2.0**-64
-
-
-@njit(forceinline=True, error_model="numpy")
-def _exp64(x: Any) -> Any:
-    """exp(x) of float64 for |x| <= 700, as vector code: exp(n log 2) times a Taylor series of degree 13."""
-    shifted = x * 1.4426950408889634 + ROUNDING
-    n = shifted - ROUNDING
-    r = x - n * 6.93147180369123816490e-01 - n * 1.90821492927058770002e-10
-    p = 1 / 6227020800.0
-    p = p * r + 1 / 479001600.0
-    p = p * r + 1 / 39916800.0
-    p = p * r + 1 / 3628800.0
-    p = p * r + 1 / 362880.0
-    p = p * r + 1 / 40320.0
-    p = p * r + 1 / 5040.0
-    p = p * r + 1 / 720.0
-    p = p * r + 1 / 120.0
-    p = p * r + 1 / 24.0
-    p = p * r + 1 / 6.0
-    p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
-    return p * from_bits64((to_bits64(shifted) + 1023) << 52)
 
 
 @njit(forceinline=True, fastmath=FASTMATH, error_model="numpy")
@@ -175,7 +105,7 @@ def _find_candidates(
     for start in range(0, n_genes, CHUNK):
         position = u64(start // CHUNK * LANES)
         for lane in range(min(LANES, n_genes - start)):
-            a, b, c, d = _philox(low, top, draw, position + u64(lane), key0, key1)
+            a, b, c, d = philox(low, top, draw, position + u64(lane), key0, key1)
             words[lane], words[LANES + lane], words[2 * LANES + lane], words[3 * LANES + lane] = a, b, c, d
         n_here, n_limits = min(CHUNK, n_genes - start), len(limit)
         if n_limits == 1:  # one for all genes without dispersion
@@ -207,8 +137,8 @@ def _draw_rest(
     """The candidates' uniform numbers v, and those that decide whether a count is kept, float64."""
     low, top = cell & W, (cell >> HALF_WORD) + REST * ONE_BLOCK
     for k in range(n):
-        a, b, c, _ = _philox(low, top, draw, u64(genes[k]) & W, key0, key1)
-        uniforms[k], kept[k] = _to_uniform(high[k], a), _to_uniform(b, c)
+        a, b, c, _ = philox(low, top, draw, u64(genes[k]) & W, key0, key1)
+        uniforms[k], kept[k] = to_uniform(high[k], a), to_uniform(b, c)
 
 
 @njit(forceinline=True, fastmath={"contract"}, error_model="numpy")
@@ -220,7 +150,7 @@ def _prepare_inversion(
     In three loops: the compiler makes vector code of those alone that have few arrays.
     """
     for k in range(len(thetas)):
-        thetas[k] = _exp64(min(max(thetas[k], -LOG_THETA_BOUND), LOG_THETA_BOUND))
+        thetas[k] = exp64(min(max(thetas[k], -LOG_THETA_BOUND), LOG_THETA_BOUND))
     for k in range(len(thetas)):
         ratio = means[k] / thetas[k]
         total = min(1 + ratio, 1e300)  # log64 is not for infinity; such a mean is not drawn by inversion
@@ -229,7 +159,7 @@ def _prepare_inversion(
         tails[k] = min(thetas[k] * (log64(total) + (ratio - (total - 1)) * q), 600.0)
     for k in range(len(thetas)):
         exponent = tails[k]
-        zero = _exp64(-exponent)
+        zero = exp64(-exponent)
         tails[k] = exponent * (1 - exponent * (0.5 - exponent * (1 / 6))) if exponent < 1e-5 else 1 - zero
         terms[k] = zero * (thetas[k] * odds[k])
 
@@ -259,12 +189,6 @@ def _log_factorial(k: float) -> float:
 
 
 @njit(nogil=True, error_model="numpy")
-def _draw_block(a: Any, b: Any, c: Any, d: Any, key0: Any, key1: Any) -> Any:
-    """`_philox`, compiled once for the places where it is not in a loop of vector code."""
-    return _philox(a, b, c, d, key0, key1)
-
-
-@njit(nogil=True, error_model="numpy")
 def _mix(uniform: float, mean: float, theta: float, cell: Any, gene: Any, draw: Any, key0: Any, key1: Any) -> int:
     """A count of a large mean; Poisson if theta is infinite."""
     low, top, block = cell & W, cell >> HALF_WORD, NEXT
@@ -272,9 +196,9 @@ def _mix(uniform: float, mean: float, theta: float, cell: Any, gene: Any, draw: 
     if theta < np.inf:
         d = (theta + 1 if theta < 1 else theta) - 1 / 3
         while True:
-            w0, w1, w2, w3 = _draw_block(low, top + block * ONE_BLOCK, draw, gene, key0, key1)
+            w0, w1, w2, w3 = draw_block(low, top + block * ONE_BLOCK, draw, gene, key0, key1)
             block += u64(1)
-            normal = math.sqrt(-2 * math.log(_to_uniform(w0, w1)))
+            normal = math.sqrt(-2 * math.log(to_uniform(w0, w1)))
             normal *= math.cos((np.float64(np.int64(w2)) + 0.5) * (2.0**-32 * TWO_PI))
             root = 1 + normal / math.sqrt(9 * d)
             cube = root * root * root
@@ -287,16 +211,16 @@ def _mix(uniform: float, mean: float, theta: float, cell: Any, gene: Any, draw: 
             rate *= math.exp(math.log(uniform) / theta)
     rate = min(rate, MOST_RATE)
     if rate <= LARGE_MEAN:
-        w0, w1, w2, w3 = _draw_block(low, top + block * ONE_BLOCK, draw, gene, key0, key1)
-        v, tail = _to_uniform(w0, w1), -math.expm1(-rate)
+        w0, w1, w2, w3 = draw_block(low, top + block * ONE_BLOCK, draw, gene, key0, key1)
+        v, tail = to_uniform(w0, w1), -math.expm1(-rate)
         return _invert(v, tail, math.exp(-rate) * rate, 0.0, rate) if v < tail else 0
     b = 0.931 + 2.53 * math.sqrt(rate)
     a = -0.059 + 0.02483 * b
     log_rate = math.log(rate)
     while True:
-        w0, w1, w2, w3 = _draw_block(low, top + block * ONE_BLOCK, draw, gene, key0, key1)
+        w0, w1, w2, w3 = draw_block(low, top + block * ONE_BLOCK, draw, gene, key0, key1)
         block += u64(1)
-        u, v = _to_uniform(w0, w1) - 0.5, _to_uniform(w2, w3)
+        u, v = to_uniform(w0, w1) - 0.5, to_uniform(w2, w3)
         us = 0.5 - abs(u)
         k = np.floor((2 * a / us + b) * u + rate + 0.43)
         if us >= 0.07 and v <= 0.9277 - 3.6224 / (b - 2):
@@ -320,7 +244,7 @@ def make_draw() -> Callable[..., int]:
     cells uint64 [cells], their counters. Genes and counts int32 go to the arrays of these names, from index 0 on; their
     number in each cell to lengths int64 [cells].
     """
-    modules = vector_math, cpu_likelihood, counter_random, plain_counts
+    modules = vector_math, cpu_likelihood, cpu_random, counter_random, plain_counts
     inlined = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
 
     @njit(nogil=True, cache=True, error_model="numpy")

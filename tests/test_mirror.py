@@ -50,7 +50,12 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
         "engine/training/training_loop",
     ),
     "engine/training/test_step": ("engine/training/run_parts",),
-    "kernels/test_count_sampling": ("kernels/cpu_counts", "kernels/plain_counts", "kernels/triton_counts"),
+    "kernels/test_count_sampling": (
+        "kernels/cpu_counts",
+        "kernels/cpu_random",
+        "kernels/plain_counts",
+        "kernels/triton_counts",
+    ),
     "kernels/test_decoder_loss": ("kernels/cpu_tile",),
     "kernels/test_hidden_layer": ("kernels/cpu_hidden",),
     "kernels/test_sparse_layer": ("kernels/cpu_sparse", "kernels/gene_order"),
