@@ -1,7 +1,8 @@
 """One measured kernel of ours in a process of its own: python kernel_runs.py WHAT CELLS GENES [BACKEND] -> JSON.
 
-WHAT: logits (likelihood from logits), decoder (output layer and likelihood), first (sparse first layer), copy, matmul.
-Forward and backward; milliseconds (median) and the peak memory above what inputs and imports took.
+WHAT: logits (likelihood from logits), decoder (output layer and likelihood), first (sparse first layer), copy, matmul;
+sample (counts from the decoder's hidden state: sparse; with 'torch' dense, by torch's own gamma and Poisson).
+Forward and backward (sample: forward); milliseconds (median) and the peak memory above what inputs and imports took.
 """
 
 import json
@@ -14,10 +15,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from atlasvi.kernels import Head, SparseCounts, decoder_nll, log1p_linear, logits_nll
+from atlasvi.kernels import Head, SparseCounts, decoder_nll, log1p_linear, logits_nll, sample_counts
 
 HIDDEN = 128
 REPEATS = 9
+LIBRARY = 5_000  # counts a cell, of the sample
 
 
 def draw(cells: int, genes: int) -> tuple[SparseCounts, Tensor, torch.Generator]:
@@ -57,6 +59,15 @@ def main(what: str, cells: str, genes: str, backend: str = "cpu") -> None:
 
         def step() -> Tensor:
             return log1p_linear(counts.indptr, counts.indices, counts.counts, inputs[0], backend=backend)
+    elif what == "sample":
+        hidden, weight, bias = (parameter(*shape) for shape in ((n_cells, HIDDEN), (n_genes, HIDDEN), (n_genes,)))
+        sizes = torch.full((n_cells,), float(LIBRARY))
+        inputs, cells = [], torch.arange(n_cells)
+
+        def step() -> Tensor:
+            if backend == "torch":
+                return draw_dense(hidden, weight, bias, sizes, log_theta)
+            return sample_counts(hidden, Head(weight, bias), sizes, log_theta, cells=cells, seed=0).counts
     else:
         print(json.dumps({what: measure_machine(what)}))
         return
@@ -66,14 +77,24 @@ def main(what: str, cells: str, genes: str, backend: str = "cpu") -> None:
     print(json.dumps({"ms": ms, "peak_mb": peak_mb}))
 
 
+@torch.no_grad()
+def draw_dense(hidden: Tensor, weight: Tensor, bias: Tensor, library: Tensor, log_theta: Tensor) -> Tensor:
+    """The same counts in distribution as scvi-tools draws them: dense, a gamma draw, then a Poisson draw."""
+    mean = torch.softmax(torch.addmm(bias, hidden, weight.T), dim=1) * library[:, None]
+    theta = log_theta.exp().expand_as(mean).contiguous()
+    return torch.poisson(torch._standard_gamma(theta) * (mean / theta))
+
+
 def measure(step: Callable[[], Tensor], inputs: list[Tensor]) -> float:
-    """Median milliseconds of forward and backward."""
+    """Median milliseconds of forward and backward; of forward alone if there are no inputs to differentiate in."""
     times = []
     for _ in range(REPEATS):
         for tensor in inputs:
             tensor.grad = None
         start = time.perf_counter()
-        step().mean().backward()
+        result = step()
+        if inputs:
+            result.mean().backward()
         times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times[2:])
 

@@ -5,6 +5,8 @@ take_columns       a column of a parameter for each cell, by its code of a covar
 norm_relu          bias, layer norm, ReLU and dropout of a hidden layer, in one pass       hidden_layer.py
 decoder_nll        decoder's hidden state -> negative log-likelihood of each cell           decoder_loss.py
 logits_nll         logits -> negative log-likelihood of each cell                           logits_loss.py
+sample_counts      decoder's hidden state -> counts drawn from the likelihood, sparse      count_sampling.py
+draw_normals       standard normal numbers, a function of seed, cell and draw alone        counter_random.py
 nb_log_prob, zinb_log_prob, poisson_log_prob   elementwise, exact: the reference            reference.py
 order_by_gene      sorts nonzeros by gene, once, for the gradient of log1p_linear on a GPU  gene_order.py
 choose_backend     which implementation runs: 'cpu', 'triton' or 'torch'                   backends.py
@@ -13,10 +15,13 @@ choose_backend     which implementation runs: 'cpu', 'triton' or 'torch'        
 import atlasvi.kernels.numba_cache  # noqa: F401
 from atlasvi.kernels.backends import choose_backend
 from atlasvi.kernels.columns import take_columns
+from atlasvi.kernels.count_sampling import sample_counts
+from atlasvi.kernels.counter_random import draw_normals
 from atlasvi.kernels.decoder_loss import Head, SparseCounts, decoder_nll
 from atlasvi.kernels.gene_order import GeneOrder, order_by_gene
 from atlasvi.kernels.hidden_layer import norm_relu
 from atlasvi.kernels.logits_loss import logits_nll
+from atlasvi.kernels.plain_counts import InvalidParametersError
 from atlasvi.kernels.products import Precision
 from atlasvi.kernels.reference import nb_log_prob, poisson_log_prob, zinb_log_prob
 from atlasvi.kernels.sparse_layer import log1p_linear
@@ -24,16 +29,19 @@ from atlasvi.kernels.sparse_layer import log1p_linear
 __all__ = [
     "GeneOrder",
     "Head",
+    "InvalidParametersError",
     "Precision",
     "SparseCounts",
     "choose_backend",
     "decoder_nll",
+    "draw_normals",
     "log1p_linear",
     "logits_nll",
     "nb_log_prob",
     "norm_relu",
     "order_by_gene",
     "poisson_log_prob",
+    "sample_counts",
     "take_columns",
     "zinb_log_prob",
 ]

@@ -63,3 +63,9 @@ def load_sparse(backend: str) -> Any:
 def load_hidden(backend: str) -> Any:
     """The module of a backend for the part of a hidden layer after its matrix product."""
     return importlib.import_module(f"atlasvi.kernels.{backend}_hidden")
+
+
+@cache
+def load_sampler(backend: str) -> Any:
+    """The `Sampler` class of a backend, which turns tiles of logits into counts."""
+    return importlib.import_module(f"atlasvi.kernels.{backend}_counts").Sampler

@@ -178,7 +178,7 @@ def _find_largest(values: np.ndarray) -> Any:
 
 
 @njit(forceinline=True, fastmath=FASTMATH, error_model="numpy")
-def _prepare_softmax(row: np.ndarray) -> Any:
+def prepare_softmax(row: np.ndarray) -> Any:
     """Logits become exp(logit - largest logit). Returns (largest logit, sum of the exponentials)."""
     largest, total = _find_largest(row), f32(0)
     for g in range(len(row)):
@@ -337,7 +337,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
             log_scale = math.log(cell_library) if n else 0.0
             scale, total, proportion = cell_library, f32(1), row
             if softmax:
-                largest, total = _prepare_softmax(row)
+                largest, total = prepare_softmax(row)
                 log_scale -= largest + math.log(total)
                 scale = cell_library / total
             else:

@@ -81,8 +81,7 @@ def decoder_nll(
     Raises ValueError if the options do not fit each other.
     """
     check_options(likelihood, log_theta, theta_rows, dropout)
-    if isinstance(log_theta, Tensor) and log_theta.dim() == 2 and len(log_theta) > 1 and theta_rows is None:
-        raise ValueError(f"log_theta has {len(log_theta)} rows: theta_rows must give the row of each cell")
+    check_rows(log_theta, theta_rows)
     name = choose_backend(hidden.device, backend, hidden.dtype)
     if precision != "float32" and not (precision == "bf16" and name == "triton"):
         raise ValueError(f"precision is {precision!r} on {name!r}: choose 'float32', or 'bf16' on 'triton'")
@@ -107,6 +106,12 @@ def check_options(
         raise ValueError(f"{likelihood} {'needs a' if likelihood == 'zinb' else 'has no'} head of dropouts")
     if theta_rows is not None and (isinstance(log_theta, Head) or log_theta is None or log_theta.dim() != 2):
         raise ValueError("theta_rows chooses rows of a log_theta [rows, genes]")
+
+
+def check_rows(log_theta: Tensor | Head | None, theta_rows: Tensor | None) -> None:
+    """Raise ValueError if log_theta has several rows, and nothing says which of them is a cell's."""
+    if isinstance(log_theta, Tensor) and log_theta.dim() == 2 and len(log_theta) > 1 and theta_rows is None:
+        raise ValueError(f"log_theta has {len(log_theta)} rows: theta_rows must give the row of each cell")
 
 
 def _plain(

@@ -1,4 +1,4 @@
-"""exp and log1p of float32, log of float64, as vector code; numba itself calls a library for each element.
+"""exp and log1p of float32, exp and log of float64, as vector code; numba itself calls a library for each element.
 
 Polynomials of Cephes (netlib.org/cephes, expf.c and logf.c), branchless; relative error below 2e-7. Functions are
 inlined into the loops that call them. Those loops need `error_model="numpy"`, since a check for division by zero would
@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 f32, i32 = np.float32, np.int32
+ROUNDING = 1.5 * 2.0**52  # a sum with it is rounded to a whole number, which its low bits hold
 
 
 def _make_bitcast(given: Any, wanted: Any, wanted_ir: ir.Type) -> Any:
@@ -111,3 +112,26 @@ def log64(x: Any) -> Any:
     )
     half = 0.5 * f * f
     return k * 6.93147180369123816490e-01 - ((half - (s * (half + odd + even) + k * 1.90821492927058770002e-10)) - f)
+
+
+@njit(inline="always", error_model="numpy")
+def exp64(x: Any) -> Any:
+    """exp(x) of float64 for |x| <= 700, as vector code: exp(n log 2) times a Taylor series of degree 13."""
+    shifted = x * 1.4426950408889634 + ROUNDING
+    n = shifted - ROUNDING
+    r = x - n * 6.93147180369123816490e-01 - n * 1.90821492927058770002e-10
+    p = 1 / 6227020800.0
+    p = p * r + 1 / 479001600.0
+    p = p * r + 1 / 39916800.0
+    p = p * r + 1 / 3628800.0
+    p = p * r + 1 / 362880.0
+    p = p * r + 1 / 40320.0
+    p = p * r + 1 / 5040.0
+    p = p * r + 1 / 720.0
+    p = p * r + 1 / 120.0
+    p = p * r + 1 / 24.0
+    p = p * r + 1 / 6.0
+    p = p * r + 0.5
+    p = p * r + 1.0
+    p = p * r + 1.0
+    return p * from_bits64((to_bits64(shifted) + 1023) << 52)

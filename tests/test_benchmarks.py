@@ -241,6 +241,18 @@ def test_the_job_goes_on_with_the_step_in_which_it_was_stopped(tmp_path: Path, m
     assert len(taken) == len(atlas.STEPS) + 1  # nothing is done again
 
 
+def test_the_benchmark_of_the_kernels_measures_how_fast_counts_are_drawn(tmp_path: Path):
+    command = [sys.executable, ROOT / "benchmarks" / "kernels.py", "--quick", "--only", "sample"]
+    done = subprocess.run(
+        [str(part) for part in [*command, "--json", tmp_path / "kernels.json"]], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sample cpu" in done.stdout
+    figures = json.loads((tmp_path / "kernels.json").read_text())
+    assert set(figures["figures"]) == {"sample cpu", "sample torch"}
+    assert figures["ratios"]["sample_vs_torch"] > 0
+
+
 def test_a_failure_of_scvi_tools_tests_has_a_known_reason_or_is_shown_as_one_without(tmp_path: Path):
     import scvi_tests
 

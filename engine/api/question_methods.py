@@ -22,7 +22,7 @@ from atlasvi.engine.queries import model_fit as likelihoods
 from atlasvi.engine.queries.cell_choice import Where, find_cells
 from atlasvi.engine.queries.likelihood_parameters import likelihood_parameters
 from atlasvi.engine.queries.model_names import find_batches
-from atlasvi.engine.queries.predictive_counts import decode_counts
+from atlasvi.engine.queries.predictive_counts import predictive_counts, take_seed
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, need_counts
 from atlasvi.loaders.errors import AtlasviWarning, GeneError, MissingDependencyError
 
@@ -167,21 +167,18 @@ class Questions:
             ) from None
         cells, numbers = self._choose(adata, indices)
         columns, batches = self._find_genes(gene_list), find_batches(self.run, transform_batch)
-        step = max(batch_size or BATCH_SIZE, BATCH_SIZE)
-        parts = []
-        for at in range(0, len(numbers), step):  # only one step is dense at a time
-            counts = expression.decode_cells(
-                self._model,
-                cells,
-                self.generator,
-                decode_counts(self._model, self.generator, columns),
-                indices=numbers[at : at + step],
-                transform_batch=batches,
-                n_samples=n_samples,
-                batch_size=batch_size or BATCH_SIZE,
-            )
-            parts.append(sparse.GCXS.from_numpy(counts.transpose(1, 2, 0) if n_samples > 1 else counts))
-        return sparse.concatenate(parts, axis=0)
+        counts = predictive_counts(
+            self._model,
+            cells,
+            take_seed(self.generator),
+            indices=numbers,
+            columns=columns,
+            n_draws=n_samples,
+            transform_batch=batches,
+            batch_size=batch_size or BATCH_SIZE,
+        )
+        shape = (*counts.shape,) if n_samples == 1 else (counts.shape[0], counts.shape[1] // n_samples, n_samples)
+        return sparse.GCXS((counts.data, counts.indices, counts.indptr), shape, compressed_axes=(0,), fill_value=0)
 
     def get_elbo(
         self, adata: Any = None, indices: Indices = None, batch_size: int | None = None, return_mean: bool = True

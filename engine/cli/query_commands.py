@@ -210,14 +210,14 @@ def query_sample(
 ) -> None:
     """Counts drawn from the posterior predictive."""
     from atlasvi.engine.queries.answer_tables import write_table
-    from atlasvi.engine.queries.predictive_counts import slice_counts
+    from atlasvi.engine.queries.predictive_counts import slice_counts, take_seed
 
     opened, wanted = context.obj(), split_names(genes)
     slices = slice_counts(
         opened.run,
         opened.cells,
         _choose(opened, cells, where, limit),
-        opened.make_generator(seed),
+        take_seed(opened.make_generator(seed)),
         genes=wanted,
         transform_batch=_split_batches(opened, transform_batch),
         n_samples=n_samples,

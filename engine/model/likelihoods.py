@@ -11,9 +11,8 @@ import torch
 from torch import Generator, Tensor
 
 from atlasvi import kernels
+from atlasvi.engine.model.noise import VALUE_STREAM
 from atlasvi.kernels.reference import Likelihood as FusedName
-
-MOST_RATE = 1e8  # limit of a Poisson draw; larger rates overflow (scvi-tools' max_poisson_rate)
 
 LikelihoodName = Literal["nb", "zinb", "poisson", "normal"]
 """The name in options and saved files."""
@@ -39,7 +38,8 @@ class Likelihood:
     """A distribution of the count of one gene in one cell.
 
     log_prob         (counts float [..., genes], expression) -> log-probability in nats, elementwise, in plain torch
-    sample           (expression, generator) -> one draw for each cell and gene, float32
+    sample           (expression, seed, numbers int64 [cells], draw) -> a value for each cell and gene, dense; None:
+                     `kernels.sample_counts` draws counts
     has_dispersion   whether it has the parameter theta
     has_dropout      whether it has the parameter dropout
     fused            its name in `kernels.decoder_nll`, which computes loss and gradients in one sweep; None: `log_prob`
@@ -48,7 +48,7 @@ class Likelihood:
     """
 
     log_prob: Callable[[Tensor, Expression], Tensor]
-    sample: Callable[[Expression, Generator], Tensor]
+    sample: Callable[[Expression, int, Tensor, int], Tensor] | None = None
     has_dispersion: bool = True
     has_dropout: bool = False
     fused: FusedName | None = None
@@ -75,28 +75,12 @@ def _dropout(expression: Expression) -> Tensor:
     return expression.dropout
 
 
-def _draw_poisson(rate: Tensor, generator: Generator) -> Tensor:
-    return torch.poisson(rate.clamp(max=MOST_RATE), generator=generator)
-
-
 def _nb_log_prob(counts: Tensor, expression: Expression) -> Tensor:
     return kernels.nb_log_prob(counts, expression.mean, _theta(expression))
 
 
-def _draw_nb(expression: Expression, generator: Generator) -> Tensor:
-    """A draw of the negative binomial: Poisson, with a rate drawn from a gamma distribution."""
-    theta = _theta(expression).expand_as(expression.mean).contiguous()
-    return _draw_poisson(draw_gamma(theta, theta / expression.mean, generator), generator)
-
-
 def _zinb_log_prob(counts: Tensor, expression: Expression) -> Tensor:
     return kernels.zinb_log_prob(counts, expression.mean, _theta(expression), _dropout(expression))
-
-
-def _draw_zinb(expression: Expression, generator: Generator) -> Tensor:
-    counts = _draw_nb(expression, generator)
-    kept = torch.empty_like(counts).uniform_(generator=generator) >= torch.sigmoid(_dropout(expression))
-    return counts * kept
 
 
 def _normal_log_prob(values: Tensor, expression: Expression) -> Tensor:
@@ -104,17 +88,17 @@ def _normal_log_prob(values: Tensor, expression: Expression) -> Tensor:
     return normal.log_prob(values)
 
 
-def _draw_values(expression: Expression, generator: Generator) -> Tensor:
+def _draw_values(expression: Expression, seed: int, numbers: Tensor, draw: int) -> Tensor:
     mean = expression.mean
-    return mean + _theta(expression) * torch.empty_like(mean).normal_(generator=generator)
+    normals = kernels.draw_normals(seed, numbers, draw, mean.shape[1], VALUE_STREAM)
+    return mean + _theta(expression) * normals.to(mean.dtype)
 
 
 LIKELIHOODS: dict[str, Likelihood] = {
-    "nb": Likelihood(_nb_log_prob, _draw_nb, fused="nb"),
-    "zinb": Likelihood(_zinb_log_prob, _draw_zinb, has_dropout=True, fused="zinb"),
+    "nb": Likelihood(_nb_log_prob, fused="nb"),
+    "zinb": Likelihood(_zinb_log_prob, has_dropout=True, fused="zinb"),
     "poisson": Likelihood(
         lambda counts, expression: kernels.poisson_log_prob(counts, expression.mean),
-        lambda expression, generator: _draw_poisson(expression.mean, generator),
         has_dispersion=False,
         fused="poisson",
     ),

@@ -13,6 +13,9 @@ from atlasvi.loaders.identity import mix64
 TRAINING_NOISE, EVALUATION_NOISE, INITIAL_WEIGHTS = range(3)
 """What a random stream is used for."""
 
+LATENT_STREAM, LIBRARY_STREAM, VALUE_STREAM = range(3)
+"""What normals that are drawn by a cell's number are for (see `kernels.draw_normals`)."""
+
 
 @dataclass(frozen=True)
 class SharedNoise:

@@ -23,7 +23,16 @@ from atlasvi.engine.model.likelihoods import Expression
 from atlasvi.engine.model.loss_terms import CellLosses
 from atlasvi.engine.model.model_options import ModelSettings
 from atlasvi.engine.model.noise import Noise, draw_normal
-from atlasvi.kernels import GeneOrder, Head, Precision, SparseCounts, decoder_nll, order_by_gene, take_columns
+from atlasvi.kernels import (
+    GeneOrder,
+    Head,
+    Precision,
+    SparseCounts,
+    decoder_nll,
+    order_by_gene,
+    sample_counts,
+    take_columns,
+)
 from atlasvi.loaders.batches.batch import Batch
 
 __all__ = ["VAE", "CellLosses", "Expression", "ModelSettings", "kl_of_normals", "model_from_weights"]
@@ -172,15 +181,9 @@ class VAE(nn.Module):
         settings = self.settings
         if settings.likelihood.fused is None:
             return -settings.likelihood.log_prob(cells.to_dense(), self.decode(z, cells.codes, library)).sum(1)
-        head, theta_head, dropout = (
-            None if part is None else Head(part.weight, part.bias)
-            for part in (self.decoder.logits, self.decoder.log_theta, self.decoder.dropout)
-        )
-        assert head is not None
-        table, rows = self._dispersion(cells.codes, len(cells))
+        head, theta, rows, dropout = self._heads(cells.codes, len(cells))
         hidden = self.decoder.hide(z, self._covariates(cells.codes, len(cells)))
         counts = SparseCounts(cells.indptr, cells.indices, cells.counts)
-        theta = table if theta_head is None else theta_head
         return decoder_nll(
             hidden,
             head,
@@ -194,6 +197,57 @@ class VAE(nn.Module):
             expected_grad=1 / max(n_cells or len(cells), 1),
             precision=self.precision,
         )
+
+    def sample_counts(
+        self,
+        z: Tensor,
+        codes: Codes,
+        library: Tensor,
+        seed: int,
+        numbers: Tensor,
+        draw: int,
+        *,
+        transform_batch: int | None = None,
+    ) -> SparseCounts:
+        """Counts drawn from the likelihood at z [cells, latent]: CSR, indices and counts int32 (normal: float32).
+
+        numbers  int64 [cells], the number of each cell; with seed and draw it chooses the cell's random numbers
+        The other arguments are as for `decode`. Raises kernels.InvalidParametersError.
+        """
+        settings = self.settings
+        if settings.likelihood.sample is not None:
+            values = settings.likelihood.sample(
+                self.decode(z, codes, library, transform_batch=transform_batch), seed, numbers, draw
+            )
+            n_cells, n_genes = values.shape
+            indptr, genes = (torch.arange(n, device=z.device) for n in (n_cells + 1, n_genes))
+            return SparseCounts(indptr * n_genes, genes.int().repeat(n_cells), values.flatten())
+        assert settings.likelihood.fused is not None
+        codes, hidden = self._hide(z, codes, transform_batch)
+        head, theta, rows, dropout = self._heads(codes, len(z))
+        return sample_counts(
+            hidden,
+            head,
+            _take(codes, "size_factor").to(z.dtype) if settings.use_size_factor else library,
+            theta,
+            cells=numbers,
+            seed=seed,
+            draw=draw,
+            theta_rows=rows,
+            dropout=dropout,
+            likelihood=settings.likelihood.fused,
+            softmax=not settings.use_size_factor,
+        )
+
+    def _heads(self, codes: Codes, n_cells: int) -> tuple[Head, Tensor | Head | None, Tensor | None, Head | None]:
+        """The output layer, log theta and the row of each cell in it, and the layer of dropouts, for the kernels."""
+        table, rows = self._dispersion(codes, n_cells)
+        head, theta_head, dropout = (
+            None if part is None else Head(part.weight, part.bias)
+            for part in (self.decoder.logits, self.decoder.log_theta, self.decoder.dropout)
+        )
+        assert head is not None
+        return head, table if theta_head is None else theta_head, rows, dropout
 
     def forward(self, cells: Batch, generator: Noise, n_cells: int | None = None) -> CellLosses:
         """The terms of the loss of each cell, with one draw of z (and of a latent library).

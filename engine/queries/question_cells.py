@@ -11,9 +11,10 @@ from torch import Generator, Tensor
 
 from atlasvi.engine.minified.kept_posterior import LIBRARY, KeptPosterior, check_known
 from atlasvi.engine.model.covariates import Setup
-from atlasvi.engine.model.noise import draw_normal
+from atlasvi.engine.model.noise import LATENT_STREAM, LIBRARY_STREAM, draw_normal
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.obs_rows import ObsRows, slice_cells
+from atlasvi.kernels import draw_normals
 from atlasvi.loaders.batches.batch import Batch, to_tensor
 from atlasvi.loaders.batches.cell_mask import CellMask
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
@@ -85,6 +86,21 @@ class Posterior:
         if self.qlm is None or self.qlv is None:
             return normal, self.library.expand(*several, len(self))
         return normal, draw(self.qlm, self.qlv).exp()
+
+    def draw_numbered(self, model: VAE, seed: int, cells: Tensor, draw: int) -> tuple[Tensor, Tensor]:
+        """z [cells, latent] and library [cells] in a draw, a function of seed, draw and each cell's number alone.
+
+        cells  int64 [cells], the numbers, on the device of the posterior
+        """
+
+        def draw_normal_at(mean: Tensor, variance: Tensor, stream: int) -> Tensor:
+            normal = draw_normals(seed, cells, draw, mean.shape[1], stream).to(mean.dtype)
+            return mean + variance.sqrt() * normal
+
+        z = model.to_latent(draw_normal_at(self.qzm, self.qzv, LATENT_STREAM))
+        if self.qlm is None or self.qlv is None:
+            return z, self.library
+        return z, draw_normal_at(self.qlm[:, None], self.qlv[:, None], LIBRARY_STREAM)[:, 0].exp()
 
 
 class QuestionCells(Protocol):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from atlasvi.kernels import Head, SparseCounts, decoder_nll, logits_nll
+from atlasvi.kernels import Head, SparseCounts, decoder_nll, logits_nll, sample_counts
+from atlasvi.kernels.reference import to_dense
 
 IS_INTERPRETED = not torch.cuda.is_available()  # see conftest.py
 BACKENDS = [
@@ -98,6 +99,30 @@ def run(case: Case, backend: str, dtype: torch.dtype = torch.float32, **options:
     (loss * case.weights.to(dtype)).sum().backward()
     gradients = {name: tensor.grad.cpu() for name, tensor in t.items() if tensor.grad is not None}
     return {"loss": loss.detach().cpu(), **gradients}
+
+
+def sample(case: Case, backend: str, **options: Any) -> Tensor:
+    """Counts drawn for the case, int32 [cells, genes] on the CPU; cells are numbered from 0 unless `cells` is given."""
+    case, backend = (case.to("cuda"), "triton") if backend == "cuda" else (case, backend)
+    t, n_cells = case.tensors, len(case.library)
+    given: dict[str, Any] = {"cells": torch.arange(n_cells), "seed": 5, **options}
+    given["cells"] = given["cells"].to(case.library.device)
+    drawn = sample_counts(
+        t["hidden"],
+        Head(t["weight"], t["bias"]),
+        case.library,
+        Head(t["theta_weight"], t["theta_bias"]) if "theta_weight" in t else t.get("log_theta"),
+        theta_rows=case.theta_rows,
+        dropout=Head(t["dropout_weight"], t["dropout_bias"]) if "dropout_weight" in t else None,
+        likelihood=case.likelihood,
+        softmax=case.softmax,
+        backend=backend,
+        **given,
+    )
+    assert (drawn.indptr.dtype, drawn.indices.dtype, drawn.counts.dtype) == (torch.int64, torch.int32, torch.int32)
+    assert (drawn.counts > 0).all()
+    n_genes = len(t["bias"])
+    return to_dense(drawn.indptr, drawn.indices, drawn.counts, n_genes, torch.float64).int().cpu()
 
 
 def run_logits(

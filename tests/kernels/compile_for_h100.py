@@ -21,12 +21,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+import atlasvi.kernels.triton_counts
 import atlasvi.kernels.triton_tile  # noqa: F401  imports triton's kernels for the compiler ...
 
 os.environ["TRITON_INTERPRET"] = "1"  # ... and only then lets the backend be chosen on a CPU
 
 from atlasvi.kernels import log1p_linear
-from tests.kernels.cases import OPTIONS, make_case, run
+from tests.kernels.cases import OPTIONS, make_case, run, sample
 
 
 class H100:
@@ -63,6 +64,7 @@ if __name__ == "__main__":
     for option in asked:
         case = make_case(*option, 13, 64 if len(sys.argv) > 2 else 211, 0)  # rows that are aligned, and that are not
         run(case, "triton")
+        sample(case, "triton")
         if option == OPTIONS[0]:
             run(case, "triton", precision="bf16")
         weight = torch.ones(len(case.tensors["bias"]), 8, requires_grad=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numba.core.dispatcher import Dispatcher
 
-from atlasvi.kernels import cpu_likelihood, vector_math
+from atlasvi.kernels import cpu_counts, cpu_likelihood, cpu_random, vector_math
 
 SWEEPS = ["_sweep_nb", "_sweep_nb_per_cell", "_sweep_zinb", "_sweep_zinb_per_cell", "_sweep_poisson"]
 
@@ -42,7 +42,7 @@ def test_not_a_bit_of_a_sweep_depends_on_where_in_memory_arrays_lie(name: str, n
 
 CALLED = [
     (module, name)
-    for module in (cpu_likelihood, vector_math)
+    for module in (cpu_counts, cpu_likelihood, cpu_random, vector_math)
     for name, function in vars(module).items()
     if isinstance(function, Dispatcher) and function.targetoptions.get("fastmath")
 ]

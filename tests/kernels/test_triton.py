@@ -166,13 +166,17 @@ def compile_for_h100(*arguments: str) -> str:
 def test_kernels_compile_for_an_h100(tmp_path: Path):
     """The interpreter lets pass what the compiler does not."""
     pytest.importorskip("triton")
-    assert "nonzeros_kernel" in compile_for_h100(str(tmp_path), "nb", "gene", "softmax")
+    compiled = compile_for_h100(str(tmp_path), "nb", "gene", "softmax")
+    assert "nonzeros_kernel" in compiled
+    assert "draw_kernel" in compiled
 
 
 @pytest.mark.slow
 def test_kernels_of_all_options_compile_for_an_h100(tmp_path: Path):
     pytest.importorskip("triton")
-    assert compile_for_h100(str(tmp_path)).count("slopes_kernel") >= 14
+    compiled = compile_for_h100(str(tmp_path))
+    assert compiled.count("slopes_kernel") >= 14
+    assert compiled.count("draw_kernel") >= 14
 
 
 def test_the_backend_is_chosen_by_device_and_says_what_it_needs(monkeypatch: pytest.MonkeyPatch):

@@ -36,19 +36,35 @@ def test_the_probabilities_of_all_counts_add_up_to_1(name: str):
     assert torch.allclose(probabilities.sum(0), torch.ones(3, dtype=torch.float64), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
-def test_draws_have_the_distribution_of_the_log_probability(name: str):
-    n_draws = 20_000
-    expression = make_expression(name, n_draws)
-    draws = LIKELIHOODS[name].sample(expression, torch.Generator().manual_seed(0))
-    if name in COUNTING:
-        counts = torch.arange(40, dtype=torch.float64)[:, None].expand(-1, 3)
-        expected = LIKELIHOODS[name].log_prob(counts, make_expression(name)).exp().numpy()
-        found = np.stack([np.bincount(gene.long(), minlength=40)[:40] for gene in draws.T], axis=1) / n_draws
-        assert np.abs(found - expected).max() < 0.015
-    else:
-        assert torch.allclose(draws.mean(0), expression.mean[0], atol=0.15)
-        assert torch.allclose(draws.std(0), expression.theta, rtol=0.05)
+@pytest.mark.parametrize("name", [name for name in LIKELIHOODS if LIKELIHOODS[name].sample])
+def test_values_drawn_are_those_of_the_likelihood_and_the_same_for_the_same_cells(name: str):
+    expression, numbers = make_expression(name, 20_000), torch.arange(20_000)
+    draws = LIKELIHOODS[name].sample(expression, 0, numbers, 3)
+    assert torch.allclose(draws.mean(0), expression.mean[0], atol=0.15)
+    assert torch.allclose(draws.std(0), expression.theta, rtol=0.05)
+    few = LIKELIHOODS[name].sample(make_expression(name, 2), 0, numbers[[70, 5]], 3)
+    assert torch.equal(few, draws[[70, 5]])
+
+
+@pytest.mark.parametrize("name", COUNTING)
+@pytest.mark.parametrize(("dispersion", "size_factor"), [("gene", False), ("gene-label", True), ("gene-cell", False)])
+def test_counts_drawn_have_the_distribution_of_the_log_probability(name: str, dispersion: str, size_factor: bool):
+    n_cells, n_genes = 6_000, 5
+    settings = ModelSettings(
+        n_genes=n_genes, n_hidden=8, n_latent=2, n_layers=1, n_labels=2, gene_likelihood=name, dispersion=dispersion,
+        use_size_factor=size_factor,
+    )  # fmt: skip
+    model = VAE(settings, torch.Generator().manual_seed(0)).eval()
+    z, library = torch.tensor([[0.3, -1.0]]).expand(n_cells, -1), torch.full((n_cells,), 9.0)
+    codes = {"labels": torch.ones(n_cells, dtype=torch.int64), "size_factor": torch.full((n_cells,), 4.0)}
+    drawn = model.sample_counts(z, codes, library, 1, torch.arange(n_cells), 0)
+    one = {key: values[:1] for key, values in codes.items()}
+    counts = torch.arange(60.0)[:, None].expand(-1, n_genes)
+    expected = LIKELIHOODS[name].log_prob(counts, model.decode(z[:1], one, library[:1])).exp().detach().numpy()
+    dense = np.zeros((n_cells, n_genes), int)
+    dense[np.repeat(np.arange(n_cells), np.diff(drawn.indptr)), drawn.indices] = drawn.counts
+    found = np.stack([np.bincount(gene, minlength=60)[:60] for gene in dense.T], axis=1) / n_cells
+    assert np.abs(found - expected).max() < 0.03
 
 
 @pytest.mark.parametrize("name", [name for name in LIKELIHOODS if LIKELIHOODS[name].fused])
