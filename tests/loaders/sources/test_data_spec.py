@@ -185,7 +185,7 @@ def test_x_is_read_where_raw_holds_no_counts_either(tmp_path):
 
 def test_a_layer_that_one_source_lacks_is_answered_with_how_to_say_it_for_each(tmp_path):
     annotated().write_h5ad(tmp_path / "a.h5ad")
-    with pytest.raises(SourceError, match=r"it has no layer 'raw' \(this file has: X\)\. .*a.h5ad::layer=NAME"):
+    with pytest.raises(SourceError, match=r"it has no layer 'raw' \(this file has: X\): .*a.h5ad::layer=NAME"):
         open_source(tmp_path / "a.h5ad", layer="raw")
 
 
