@@ -97,7 +97,7 @@ class _Obs:
 
     def __init__(self, table: Table, path: str) -> None:
         self._table, self._path, self.n_rows = table, path, table.n_rows
-        self.columns = list(self._rename(table.read(0, 0)).columns)
+        self.columns = list(self.read(0, 0).columns)
 
     def _rename(self, obs: pd.DataFrame) -> pd.DataFrame:
         return obs.rename(columns={find_name(obs, LIBRARY): LIBRARY})

@@ -315,7 +315,9 @@ def kl_of_normals(
 
 
 def model_from_weights(settings: Mapping, weights: Mapping[str, Any]) -> VAE:
-    """A model in evaluation mode from settings and weights. Raises RuntimeError or ValueError if they don't match.
+    """A model in evaluation mode from settings and weights.
+
+    Raises RuntimeError or ValueError if they don't match, ValueError for weights that are NaN or infinite.
 
     weights  arrays, tensors or Zarr arrays by name; an array of another shape is not read
     """
@@ -324,4 +326,12 @@ def model_from_weights(settings: Mapping, weights: Mapping[str, Any]) -> VAE:
     if wrong := next((name for name in weights if tuple(weights[name].shape) != shapes.get(name)), None):
         raise ValueError(f"weight {wrong!r} has shape {tuple(weights[wrong].shape)} instead of {shapes.get(wrong)}")
     model.load_state_dict({name: torch.as_tensor(np.asarray(values)) for name, values in weights.items()})
+    check_finite(model)
     return model.eval()
+
+
+def check_finite(model: VAE) -> None:
+    """Raises ValueError if a weight is NaN or infinite: all answers of such a model would be."""
+    for name, values in model.state_dict().items():
+        if not torch.isfinite(values).all():
+            raise ValueError(f"weight {name!r} holds NaN or infinite values")

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from atlasvi.engine.model.encoder import Encoder, linear
 from atlasvi.engine.model.layers import CountsLayer, Layer
 from atlasvi.engine.model.model_options import ModelSettings
-from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.model.vae import VAE, check_finite
 
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -43,6 +43,7 @@ def from_scvi_weights(weights: Mapping[str, np.ndarray | Tensor], settings: Mode
                 raise ValueError(f"{theirs} has shape {tuple(values.shape)}, which does not fit these settings")
             state[name] = part.clone()
     model.load_state_dict(state, assign=True)
+    check_finite(model)
     return model.eval()
 
 

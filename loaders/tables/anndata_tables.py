@@ -141,7 +141,13 @@ def open_column(path: str, name: str, node: Node, parent: Node) -> ReadColumn:
         values = open_column(path, f"{name}/categories", categories, node)(0, column_length(categories))
         return _categorical(node["codes"], values, bool(node.attrs.get("ordered", False)))
     if encoding in ("nullable-integer", "nullable-boolean", "nullable-string-array"):
-        return _masked(f"{path}: {name}", encoding, node["values"], node["mask"])
+        values, mask = node["values"], node["mask"]
+        if len(values.shape) != 1 or values.shape != mask.shape:
+            raise SourceError(
+                f"{path}: {name} is damaged: its values have the shape {tuple(values.shape)} and its mask "
+                f"{tuple(mask.shape)}; copy the file again, or drop the column with anndata."
+            )
+        return _masked(f"{path}: {name}", encoding, values, mask)
     raise SourceError(
         f"{path}: {name} is stored as {encoding or 'a group'!r}, which this version of atlasvi can't read; "
         "drop the column with anndata, or update atlasvi."

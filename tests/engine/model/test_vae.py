@@ -178,3 +178,11 @@ def test_weights_of_another_shape_are_refused_unread():
     weights = {**make_model().state_dict(), "encoder.first.batch": Unreadable()}
     with pytest.raises(ValueError, match=r"'encoder.first.batch' has shape \(1099511627776, 16\) instead of \(3, 16\)"):
         model_from_weights(SETTINGS.model_dump(), weights)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(value: float):
+    weights = make_model().state_dict()
+    weights["log_theta"] = weights["log_theta"].clone().index_fill(0, torch.tensor([3]), value)
+    with pytest.raises(ValueError, match="weight 'log_theta' holds NaN or infinite values"):
+        model_from_weights(SETTINGS.model_dump(), weights)
