@@ -112,8 +112,13 @@ class Setup:
         Raises ValueError if there are categories without the name of their column.
         """
         dtypes = content.get("category_dtypes") or {}
+        if not isinstance(dtypes, dict) or not all(isinstance(word, str) for pair in dtypes.items() for word in pair):
+            raise ValueError(f"its category_dtypes are {dtypes!r}")
 
         def restore(column: str, known: Sequence[Any] | None) -> list[Category]:
+            for value in known or ():
+                if not isinstance(value, str | int | float):
+                    raise ValueError(f"it holds a category {value!r}, which is neither text nor a number")
             return [_parse(value, dtypes[column]) if column in dtypes else value for value in known or ()]
 
         named = {kind.key: list(content.get(kind.saved) or ()) for kind in KINDS if kind.noun and kind.several}
@@ -126,10 +131,10 @@ class Setup:
                 raise ValueError(f"it holds {kind.noun} but does not name their column")
             by_column = known if isinstance(known, Mapping) else {columns[0]: known}
             categories[kind.code] = {column: restore(column, by_column[column]) for column in columns}
-        others = {name: content[name] for name in ("category_dtypes", "layer", "n_cells") if name in content}
-        if not isinstance(others.get("layer"), str | None):
-            raise ValueError(f"it names a layer by {others['layer']!r}, which is not text")
-        return cls(keys=keys, categories=categories, **others)
+        others = {name: content[name] for name in ("layer", "n_cells") if name in content}
+        if not isinstance(others.get("layer"), str | None) or not isinstance(others.get("n_cells", 0), int):
+            raise ValueError(f"its layer or its n_cells is of another type: {others}")
+        return cls(keys=keys, categories=categories, category_dtypes=dtypes, **others)
 
     def to_saved(self) -> dict[str, Any]:
         """The setup as plain values, as files keep it."""

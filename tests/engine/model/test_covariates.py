@@ -167,10 +167,13 @@ def test_categories_without_the_name_of_their_column_are_refused():
         ({"size_factor_key": [1, "a"]}, "size_factor_key names a column by [1, 'a']"),
         ({"categorical_covariate_keys": [["a"]]}, "categorical_covariate_keys names a column by ['a']"),
         ({"batch_key": 5}, "batch_key names a column by 5"),
-        ({"layer": 1}, "it names a layer by 1"),
+        ({"layer": 1}, "its layer or its n_cells is of another type: {'layer': 1}"),
+        ({"n_cells": "many"}, "its layer or its n_cells is of another type: {'n_cells': 'many'}"),
+        ({"category_dtypes": {"batch": 3}}, "its category_dtypes are {'batch': 3}"),
+        ({"batch_key": "b", "batch_categories": ["x", ["y"]]}, "it holds a category ['y']"),
     ],
 )
-def test_names_that_are_not_text_are_refused(content: dict, message: str):
+def test_a_setup_of_other_types_is_refused(content: dict, message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         Setup.from_saved(content)
 
