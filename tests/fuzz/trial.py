@@ -83,7 +83,8 @@ def _enter(files: dict[str, Path], memory: int, function: Callable[..., Any], ar
     status = 1
     try:
         os.setsid()
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()  # torch of CUDA maps GB
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if memory == MEMORY_BYTES:  # not where the inputs are made
             resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
