@@ -1,5 +1,6 @@
 """The command line: each command calls a function that Python users can call too."""
 
+import logging
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -377,6 +378,8 @@ def _shorten(name: str) -> str:
 
 def main() -> None:
     """Run the command line."""
+    # Zarr reads members at once: where one is damaged, asyncio prints tracebacks of the others beside our sentence
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     with explain_errors(), stop_on_signals():
         app(prog_name="atlasvi")  # instead of the name of the module that `launch` starts
 
