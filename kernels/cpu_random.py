@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from atlasvi.kernels.counter_random import KEY_STEPS, MULTIPLIERS, WORD
+from atlasvi.kernels.counter_random import KEY_STEPS, MULTIPLIERS, ROUNDS, WORD
 
 u64 = np.uint64
 M0, M1, K0, K1, W = (u64(value) for value in (*MULTIPLIERS, *KEY_STEPS, WORD))
@@ -13,34 +13,14 @@ HALF_WORD = u64(32)
 
 
 @njit(forceinline=True, error_model="numpy")
-def _round(a: Any, b: Any, c: Any, d: Any, key0: Any, key1: Any) -> Any:
-    first, second = a * M0, c * M1
-    return (second >> HALF_WORD) ^ b ^ key0, second & W, (first >> HALF_WORD) ^ d ^ key1, first & W
-
-
-@njit(forceinline=True, error_model="numpy")
 def philox(a: Any, b: Any, c: Any, d: Any, key0: Any, key1: Any) -> Any:
     """See counter_random.philox; all arguments uint64 that hold words of 32 bits."""
     a, c, key0, key1 = a & W, c & W, key0 & W, key1 & W  # so that the compiler knows, and multiplies 32 bits
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    a, b, c, d = _round(a, b, c, d, key0, key1)
-    key0, key1 = (key0 + K0) & W, (key1 + K1) & W
-    return _round(a, b, c, d, key0, key1)
+    for _ in range(ROUNDS):
+        first, second = a * M0, c * M1
+        a, b, c, d = (second >> HALF_WORD) ^ b ^ key0, second & W, (first >> HALF_WORD) ^ d ^ key1, first & W
+        key0, key1 = (key0 + K0) & W, (key1 + K1) & W
+    return a, b, c, d
 
 
 @njit(forceinline=True, error_model="numpy")

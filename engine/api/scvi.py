@@ -95,7 +95,7 @@ class SCVI(Training, Saving, QueryMapping):
         model = Model(settings, Generator().manual_seed(seed)).eval()
         if settings.has_latent_library:
             fill_library_prior(model, data, setup.read_codes(data))
-        run = TrainedRun(model, [str(gene) for gene in data.genes], setup, data=data.spec)
+        run = TrainedRun(model, [str(gene) for gene in data.genes], setup, data=data.spec, is_new=True)
         self._begin(run, adata, seed)
         self._cells = CountedCells(data, self.run.genes, setup)
 

@@ -120,7 +120,7 @@ class Training(ModelAndData):
         if not same or saved["step"] == (self.run.state or {}).get("step", 0):
             return None
         self.run.model.load_state_dict(saved["weights"])
-        self.run.state = {name: saved[name] for name in KEPT_BY_MODEL}
+        self.run.state, self.run.is_new = {name: saved[name] for name in KEPT_BY_MODEL}, False
         self._finish_training(parts)
         return saved["step"]
 

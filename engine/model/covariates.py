@@ -26,19 +26,11 @@ class SetupKeys:
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
-        """The keys from arguments of these names. Others are ignored. A list, a name or None becomes a
-        tuple.
-
-        Raises ValueError if a column is not named by text.
-        """
+        """The keys from arguments of these names; others are ignored. A list, a name or None becomes a tuple."""
         values: dict[str, Any] = {key: arguments.get(key) for key in KEYS}
-        for kind in KINDS:
-            named = values[kind.key]
-            if kind.several:
-                named = values[kind.key] = (named,) if isinstance(named, str) else tuple(named or ())
-            for name in named if kind.several else (named,):
-                if not (isinstance(name, str) or (name is None and not kind.several)):
-                    raise ValueError(f"{kind.key} names a column by {name!r}, which is not text")
+        for key in (kind.key for kind in KINDS if kind.several):
+            named = values[key]
+            values[key] = (named,) if isinstance(named, str) else tuple(named or ())
         return cls(**values)
 
     def as_arguments(self) -> dict[str, Any]:
@@ -109,7 +101,7 @@ class Setup:
     def from_saved(cls, content: Mapping[str, Any]) -> Self:
         """A setup from the fields that a file of any format version keeps. Format 1 wrote numbers as text.
 
-        Raises ValueError if there are categories without the name of their column.
+        Raises ValueError if a part is of another type, or if there are categories without the name of their column.
         """
         dtypes = content.get("category_dtypes") or {}
         if not isinstance(dtypes, dict) or not all(isinstance(word, str) for pair in dtypes.items() for word in pair):
@@ -123,6 +115,11 @@ class Setup:
 
         named = {kind.key: list(content.get(kind.saved) or ()) for kind in KINDS if kind.noun and kind.several}
         keys, categories = SetupKeys.from_arguments({**named, **content}), {}
+        for key in KEYS:
+            named_here = getattr(keys, key)
+            for name in named_here if isinstance(named_here, tuple) else (named_here,):
+                if not isinstance(name, str) and named_here is not None:
+                    raise ValueError(f"{key} names a column by {name!r}, which is not text")
         for kind in KINDS:
             known, columns = content.get(kind.saved) or (), _columns(keys, kind)
             if kind.noun is None or not (known or columns):

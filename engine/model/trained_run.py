@@ -33,6 +33,7 @@ class TrainedRun:
     state    what training needs to go on, besides the weights: `optimizer`, `epoch`, `step`, `history`
     freezing which parameters training freezes
     split    int64 indices of the cells of each part (train, validation, test), if the model was saved with them
+    is_new   whether the weights are as they were drawn: no training has changed them
     """
 
     model: VAE
@@ -44,6 +45,7 @@ class TrainedRun:
     freezing: Freezing | None = None
     split: dict[str, np.ndarray] = field(default_factory=dict)
     data: DataSpec | None = None
+    is_new: bool = False
 
     @property
     def like(self) -> DataSpec:

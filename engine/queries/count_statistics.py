@@ -7,8 +7,8 @@ import numpy as np
 from scipy import sparse
 
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.queries.labels import count_labels
 from atlasvi.engine.queries.question_cells import CountedCells
+from atlasvi.loaders.cells.coded_columns import count_codes
 
 PASS_CELLS = 2**13
 NORMALISED_LIBRARY = 1e4
@@ -56,4 +56,4 @@ def count_statistics(model: VAE, cells: CountedCells, labels: np.ndarray, n_labe
         ones, scale = np.ones(len(batch)), NORMALISED_LIBRARY / np.where(library > 0, library, 1)
         for total, weights, matrix in ((sums[0], ones, counts), (sums[1], ones, detected), (sums[2], scale, counts)):
             total[present] += (add_up(weights) @ matrix).toarray()
-    return CountStatistics(count_labels(labels, n_labels), sums)
+    return CountStatistics(count_codes(labels, n_labels), sums)

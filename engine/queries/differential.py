@@ -21,11 +21,11 @@ from atlasvi.engine.queries.cell_choice import Where, mark_cells
 from atlasvi.engine.queries.count_statistics import CountStatistics, count_statistics
 from atlasvi.engine.queries.draw_comparison import Test, compare_draws, control_fdr, draw_integers
 from atlasvi.engine.queries.expression import Drawn, decode_drawn, draw_posterior
-from atlasvi.engine.queries.labels import Members, count_labels
+from atlasvi.engine.queries.labels import Members
 from atlasvi.engine.queries.latents import read_latents
 from atlasvi.engine.queries.population import check_weights, draw_weighed
 from atlasvi.engine.queries.question_cells import CountedCells, QueryError, QuestionCells
-from atlasvi.loaders.cells.coded_columns import CodedColumn, code_column, recode
+from atlasvi.loaders.cells.coded_columns import CodedColumn, code_column, count_codes, recode
 from atlasvi.loaders.errors import AtlasviWarning, MissingDependencyError
 
 PASS_BYTES = 2**28  # memory for draws and sums of counts: limits how many comparisons share a pass
@@ -78,7 +78,7 @@ def differential_expression(
         raise QueryError(f"fdr_target is {fdr_target}: a proportion of false discoveries is from 0 to 1.")
     _warn_unused("only mode 'change' uses it", **dict.fromkeys(test.list_unused(), True))
     labels, comparisons = _compare(cells, groupby, group1, group2, idx1, idx2, subset_idx)
-    sizes = count_labels(labels, len(comparisons[0].first)) if comparisons else np.empty(0)
+    sizes = count_codes(labels, len(comparisons[0].first)) if comparisons else np.empty(0)
     for comparison in comparisons:
         for name, mask in ((comparison.name1, comparison.first), (comparison.name2, comparison.second)):
             if not sizes[mask].sum():

@@ -7,15 +7,7 @@ from typing import Self
 
 import numpy as np
 
-SLICE_CELLS = 2**17  # labels that are widened or compared at a time
-
-
-def count_labels(labels: np.ndarray, n_labels: int) -> np.ndarray:
-    """int64 [n_labels]: number of cells of each label."""
-    found = np.zeros(n_labels, np.int64)
-    for start in range(0, len(labels), SLICE_CELLS):
-        found += np.bincount(labels[start : start + SLICE_CELLS], minlength=n_labels)
-    return found
+from atlasvi.loaders.cells.coded_columns import SLICE_CELLS
 
 
 class Members:

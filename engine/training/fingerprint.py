@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from atlasvi.engine.training.splits import SPLIT_BY_INDEX
+from atlasvi.loaders.cells.coded_columns import SLICE_CELLS
 from atlasvi.loaders.cells.open_cells import CellData
 from atlasvi.loaders.sources.data_spec import ANNDATA_FORMATS, DataSpec
 
 SAMPLE_CELLS = 16  # each is in another block, and a block is read whole: these take less than a second
-SLICE_CELLS = 2**16
 HASHED = 2**16  # values that are widened at a time
 
 

@@ -28,7 +28,7 @@ from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.training.fingerprint import fingerprint, hash_sample
 from atlasvi.engine.training.freezing import group_parameters
 from atlasvi.engine.training.settings import SettingError, Settings, resolve_schedule
-from atlasvi.engine.training.splits import split_by_column, split_by_hash
+from atlasvi.engine.training.splits import Split, split_by_column, split_by_hash
 from atlasvi.kernels import choose_backend
 from atlasvi.loaders.batches.loader import BatchLoader
 from atlasvi.loaders.cells.open_cells import CellData
@@ -46,7 +46,7 @@ class RunParts:
     kernels   the backend: see `kernels.choose_backend`
     codes     covariates of all cells
     loaders   one for the cells of each of PARTS
-    sample    training cells in minibatches of SAMPLE_CELLS
+    cells     the cells of each of PARTS
     """
 
     data: CellData
@@ -61,7 +61,7 @@ class RunParts:
     kernels: str
     codes: dict[str, np.ndarray]
     loaders: dict[str, BatchLoader]
-    sample: BatchLoader
+    cells: Split
     model: VAE
     optimizer: torch.optim.Optimizer
 
@@ -93,7 +93,8 @@ class RunParts:
         dtype = {torch.float32: np.float32, torch.float64: np.float64}[self.model.dtype]
 
         def fit() -> bytes:
-            with closing(iter(self.sample)) as minibatches:  # type: ignore[type-var]  # a generator
+            sample = BatchLoader(self.data, SAMPLE_CELLS, self.seed, codes=self.codes, cells=self.cells.train)
+            with closing(iter(sample)) as minibatches:  # type: ignore[type-var]  # a generator
                 batch = next(minibatches).to(self.device)
             start_from_sample(self.model, batch, seed_draws(Generator(), self.seed, INITIAL_WEIGHTS, 1))
             return parameters_to_vector(self.model.parameters()).numpy(force=True).tobytes()
@@ -162,7 +163,6 @@ def prepare_run(
         )
         for part in PARTS
     }
-    sample = BatchLoader(data, SAMPLE_CELLS, seed, codes=codes, cells=split.train)
     settings = resolve_schedule(settings, loaders["train"].n_cells)
     config = {
         "atlasvi": find_version("atlasvi"),
@@ -210,7 +210,7 @@ def prepare_run(
         kernels=kernels,
         codes=codes,
         loaders=loaders,
-        sample=sample,
+        cells=split,
         model=model,
         optimizer=optimizer,
     )

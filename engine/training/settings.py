@@ -56,6 +56,9 @@ class Settings(ModelOptions):
     weight_decay: float | None = Field(default=None, ge=0)
     """With Adam an L2 penalty that is added to the gradient; with AdamW decoupled from the gradient. None: by the
     recipe: 1e-6, or with `atlas` and AdamW 2 / (learning rate x steps of the run)."""
+    decayed: Literal["all", "weights"] | None = None
+    """Which parameters `weight_decay` draws towards 0: all, or weights only (not biases, theta, norms). None: by the
+    recipe."""
     reduce_lr_on_plateau: bool = False
     """Multiply the learning rate by lr_factor when lr_scheduler_metric has not improved for lr_patience epochs."""
     lr_factor: float = Field(default=0.6, gt=0, lt=1)
@@ -63,9 +66,6 @@ class Settings(ModelOptions):
     lr_threshold: float = Field(default=0.0, ge=0)
     lr_scheduler_metric: str = "validation_elbo"
     lr_min: float = Field(default=0.0, ge=0)
-    decayed: Literal["all", "weights"] | None = None
-    """Which parameters `weight_decay` draws towards 0: all, or weights only (not biases, theta, norms). None: by the
-    recipe."""
     kl_warmup_epochs: int | None = Field(default=None, ge=0)
     """The weight of the KL term rises from min_kl_weight to max_kl_weight, in epoch e (from 0) by e / kl_warmup_epochs;
     0: the full weight from the start. None: min(400, epochs // 2), so that a run always ends at the full weight (short

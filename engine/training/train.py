@@ -159,6 +159,8 @@ def train(
         elif isinstance(start, TrainedRun):
             with reading(str(start.path)):
                 trainer.begin_from(first)
+            if start.is_new:
+                parts.start_weights()
         else:
             parts.measure_library()
             parts.start_weights()

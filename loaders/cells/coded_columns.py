@@ -31,17 +31,9 @@ class CodedColumn:
     codes: np.ndarray
     categories: pd.Index
 
-    def count(self) -> np.ndarray:
-        """int64 [categories]: number of cells of each category."""
-        found = np.zeros(len(self.categories) + 1, np.int64)  # the first: missing values
-        for start in range(0, len(self.codes), SLICE_CELLS):
-            part = self.codes[start : start + SLICE_CELLS].astype(np.int64)
-            found += np.bincount(part + 1, minlength=len(found))
-        return found[1:]
-
     def drop_unused(self) -> "CodedColumn":
         """The same column without the categories that no cell has."""
-        used = self.count() > 0
+        used = count_codes(self.codes, len(self.categories)) > 0
         if used.all():
             return self
         table = np.append(np.where(used, np.cumsum(used) - 1, -1), -1)  # the last: missing values
@@ -70,6 +62,15 @@ def code_column(data: Columns, name: str) -> CodedColumn:
     for start, part in read():
         codes[start : start + len(part)] = part.astype(dtype).cat.codes
     return CodedColumn(codes, dtype.categories)
+
+
+def count_codes(codes: np.ndarray, n: int) -> np.ndarray:
+    """int64 [n]: how many cells have each code from 0 to n - 1; -1 is not counted."""
+    found = np.zeros(n, np.int64)
+    for start in range(0, len(codes), SLICE_CELLS):
+        part = codes[start : start + SLICE_CELLS]
+        found += np.bincount(part[part >= 0], minlength=n)
+    return found
 
 
 def recode(codes: np.ndarray, table: np.ndarray, dtype: np.dtype, out: np.ndarray | None = None) -> np.ndarray:

@@ -8,7 +8,7 @@ from scipy import sparse
 
 from atlasvi.engine import SCVI
 from atlasvi.loaders.errors import ColumnError, CountsError, GeneError
-from tests.engine.api.test_scvi import make_adata, make_model
+from tests.engine.api.small_models import make_adata, make_model
 
 
 @pytest.fixture

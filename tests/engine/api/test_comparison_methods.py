@@ -14,7 +14,7 @@ from atlasvi.engine.queries.draw_comparison import compare_draws, control_fdr, d
 from atlasvi.engine.queries.latents import log_density, mix_posteriors
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.loaders.errors import AtlasviWarning
-from tests.engine.api.test_scvi import N_GENES, make_adata, make_model
+from tests.engine.api.small_models import N_GENES, make_adata, make_model
 
 
 @pytest.fixture(scope="module")

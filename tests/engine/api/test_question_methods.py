@@ -14,7 +14,7 @@ from atlasvi.engine.queries.cell_choice import in_order
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.kernels.reference import nb_log_prob
 from atlasvi.loaders.errors import AtlasviWarning
-from tests.engine.api.test_scvi import N_GENES, make_adata, make_model
+from tests.engine.api.small_models import N_GENES, make_adata, make_model
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,7 @@ import torch
 from atlasvi.engine import SCVI
 from atlasvi.loaders import outputs
 from atlasvi.loaders.errors import AtlasviWarning, OutputError, SourceError
-from tests.engine.api.test_scvi import make_adata, make_model
-
-
-@pytest.fixture(scope="module")
-def adata() -> anndata.AnnData:
-    return make_adata()
-
-
-@pytest.fixture(scope="module")
-def model(adata: anndata.AnnData) -> SCVI:
-    return make_model(adata)
+from tests.engine.api.small_models import make_adata, make_model
 
 
 def test_a_model_is_not_overwritten_unless_asked(model: SCVI, tmp_path: Path):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import anndata
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy import sparse
@@ -16,45 +15,7 @@ from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.errors import ColumnError, CountsError, GeneError
 from atlasvi.loaders.ingestion.ingest import ingest
-
-N_GENES = 40
-
-
-def make_adata(n_cells: int = 180, seed: int = 0, batches: str = "ab") -> anndata.AnnData:
-    """Three types of cells, each with eight genes of its own, in some batches."""
-    rng = np.random.default_rng(seed)
-    types = rng.integers(3, size=n_cells)
-    rates = np.ones((3, N_GENES))
-    for kind in range(3):
-        rates[kind, 8 * kind : 8 * kind + 8] = 12
-    counts = rng.poisson(rates[types] * rng.gamma(5, 0.2, (n_cells, 1))).astype(np.float32)
-    obs = pd.DataFrame(
-        {
-            "cell_type": pd.Categorical(np.array(["B", "NK", "T"])[types]),
-            "batch": pd.Categorical(rng.choice(list(batches), n_cells)),
-            "donor": rng.integers(2, size=n_cells),
-            "percent_mito": rng.random(n_cells).astype(np.float32),
-        },
-        index=[f"c{seed}_{k}" for k in range(n_cells)],
-    )
-    return anndata.AnnData(sparse.csr_matrix(counts), obs, pd.DataFrame(index=[f"g{k}" for k in range(N_GENES)]))
-
-
-def make_model(adata: anndata.AnnData, epochs: int = 3, **options) -> SCVI:
-    SCVI.setup_anndata(adata, batch_key="batch")
-    model = SCVI(adata, **{"n_hidden": 16, "n_latent": 4, "gene_likelihood": "nb", **options})
-    model.train(max_epochs=epochs, batch_size=64, plan_kwargs={"n_epochs_kl_warmup": None, "lr": 0.01})
-    return model
-
-
-@pytest.fixture(scope="module")
-def adata() -> anndata.AnnData:
-    return make_adata()
-
-
-@pytest.fixture(scope="module")
-def model(adata: anndata.AnnData) -> SCVI:
-    return make_model(adata)
+from tests.engine.api.small_models import make_adata, make_model
 
 
 def test_the_user_guide_runs_line_for_line(tmp_path: Path):
@@ -243,3 +204,18 @@ def test_what_is_wrong_is_said_in_a_sentence(adata: anndata.AnnData, model: SCVI
     SCVI.setup_anndata(fresh)
     with pytest.raises(CountsError, match="not whole numbers"):
         SCVI(fresh)
+
+
+def test_the_recipe_atlas_fits_a_new_model_to_a_sample_and_leaves_a_trained_one_as_it_is():
+    losses = {}
+    for weights in ("random", "sample"):
+        adata = make_adata()
+        SCVI.setup_anndata(adata, batch_key="batch")
+        model = SCVI(adata, n_hidden=16, n_latent=4)
+        plan = {"recipe": "atlas", "initial_weights": weights, "lr": 0.0}  # no step changes anything
+        model.train(max_epochs=1, plan_kwargs=plan)
+        losses[weights] = float(model.history["elbo_train"].iloc[0, 0])
+    assert losses["sample"] < losses["random"]
+    before = [parameter.detach().clone() for parameter in model.run.model.parameters()]
+    model.train(max_epochs=1, plan_kwargs=plan)
+    assert all(torch.equal(old, new) for old, new in zip(before, model.run.model.parameters(), strict=True))

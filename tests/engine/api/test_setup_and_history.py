@@ -15,7 +15,7 @@ from atlasvi.engine.training.settings import SettingError
 from atlasvi.engine.training.training_error import TrainingError
 from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.errors import GeneError, OutputError, SourceError
-from tests.engine.api.test_scvi import make_adata, make_model
+from tests.engine.api.small_models import make_adata, make_model
 
 
 @pytest.fixture(scope="module")

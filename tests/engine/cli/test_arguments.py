@@ -8,7 +8,7 @@ import pytest
 from atlasvi.engine.cli.arguments import split_names, split_repeated
 from atlasvi.engine.model.trained_run import load_run
 from atlasvi.loaders.errors import SourceError
-from tests.engine.api.test_scvi import make_adata
+from tests.engine.api.small_models import make_adata
 from tests.engine.distributed.rank_processes import run_command
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from atlasvi.engine import SCVI
-from tests.engine.api.test_scvi import make_adata, make_model
+from tests.engine.api.small_models import make_adata, make_model
 from tests.engine.distributed.rank_processes import run_command
 from tests.engine.queries.forms_of_cells import make_forms
 

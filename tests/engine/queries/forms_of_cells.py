@@ -7,7 +7,7 @@ import anndata
 
 from atlasvi.engine import SCVI, ingest, minify, write_minified_h5ad
 from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
-from tests.engine.api.test_scvi import make_adata, make_model
+from tests.engine.api.small_models import make_adata, make_model
 
 
 def make_forms(folder: Path, **options: Any) -> SCVI:

@@ -7,7 +7,7 @@ import torch
 from atlasvi.engine import SCVI
 from atlasvi.engine.queries.expression import read_library_size, slice_expression
 from atlasvi.engine.queries.question_cells import QueryError
-from tests.engine.api.test_scvi import make_adata
+from tests.engine.api.small_models import make_adata
 
 
 @pytest.mark.parametrize("kind", ["observed", "latent", "size factor"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from atlasvi.engine.queries import labels as labels_module
-from atlasvi.engine.queries.labels import Members, count_labels
+from atlasvi.engine.queries.labels import Members
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +26,3 @@ def test_members_are_taken_from_their_places_as_from_a_list_of_them():
 def test_a_slice_without_members_is_skipped():
     members = Members(np.repeat(np.array([0, 1, 0], np.uint8), 20), np.array([False, True]))
     assert members.take(np.array([19, 0, 5])).tolist() == [39, 20, 25]
-
-
-def test_labels_are_counted_as_a_whole():
-    labels = np.random.default_rng(1).integers(0, 3, 50).astype(np.uint8)
-    assert count_labels(labels, 4).tolist() == np.bincount(labels, minlength=4).tolist()

@@ -12,7 +12,7 @@ from atlasvi.engine.training.freezing import choose_trained
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.errors import GeneError
 from atlasvi.loaders.ingestion.ingest import ingest
-from tests.engine.api.test_scvi import make_adata, make_model
+from tests.engine.api.small_models import make_adata, make_model
 
 ARCHES = {"use_layer_norm": "both", "use_batch_norm": "none", "encode_covariates": True, "n_layers": 2}
 
