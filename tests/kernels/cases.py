@@ -82,23 +82,29 @@ def run(case: Case, backend: str, dtype: torch.dtype = torch.float32, **options:
     """The loss of each cell and the gradients of the weighted sum, by name, on the CPU; 'cuda' is 'triton' there."""
     case, backend = (case.to("cuda"), "triton") if backend == "cuda" else (case, backend)
     t = {name: tensor.to(dtype).clone().requires_grad_() for name, tensor in case.tensors.items()}
-    log_theta = Head(t["theta_weight"], t["theta_bias"]) if "theta_weight" in t else t.get("log_theta")
     loss = decoder_nll(
         t["hidden"],
         Head(t["weight"], t["bias"]),
         case.cells,
         case.library.to(dtype),
-        log_theta,
-        theta_rows=case.theta_rows,
-        dropout=Head(t["dropout_weight"], t["dropout_bias"]) if "dropout_weight" in t else None,
-        likelihood=case.likelihood,
-        softmax=case.softmax,
+        **likelihood_options(case, t),
         backend=backend,
         **options,
     )
     (loss * case.weights.to(dtype)).sum().backward()
     gradients = {name: tensor.grad.cpu() for name, tensor in t.items() if tensor.grad is not None}
     return {"loss": loss.detach().cpu(), **gradients}
+
+
+def likelihood_options(case: Case, t: dict[str, Tensor]) -> dict[str, Any]:
+    """What `decoder_nll` and `sample_counts` take besides the hidden state and the output layer, from these tensors."""
+    return {
+        "log_theta": Head(t["theta_weight"], t["theta_bias"]) if "theta_weight" in t else t.get("log_theta"),
+        "theta_rows": case.theta_rows,
+        "dropout": Head(t["dropout_weight"], t["dropout_bias"]) if "dropout_weight" in t else None,
+        "likelihood": case.likelihood,
+        "softmax": case.softmax,
+    }
 
 
 def sample(case: Case, backend: str, **options: Any) -> Tensor:
@@ -111,11 +117,7 @@ def sample(case: Case, backend: str, **options: Any) -> Tensor:
         t["hidden"],
         Head(t["weight"], t["bias"]),
         case.library,
-        Head(t["theta_weight"], t["theta_bias"]) if "theta_weight" in t else t.get("log_theta"),
-        theta_rows=case.theta_rows,
-        dropout=Head(t["dropout_weight"], t["dropout_bias"]) if "dropout_weight" in t else None,
-        likelihood=case.likelihood,
-        softmax=case.softmax,
+        **likelihood_options(case, t),
         backend=backend,
         **given,
     )

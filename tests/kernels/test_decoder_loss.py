@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from atlasvi.kernels import Head, SparseCounts, decoder_nll
-from tests.kernels.cases import BACKENDS, OPTIONS, THETAS, Case, assert_agree, make_case, run, run_logits
+from tests.kernels.cases import (
+    BACKENDS,
+    OPTIONS,
+    THETAS,
+    Case,
+    assert_agree,
+    likelihood_options,
+    make_case,
+    run,
+    run_logits,
+)
 
 SIZES = [(13, 211, 0), (1, 40, 1), (5, 5_000, 2)]  # but for the interpreter, which takes a tenth of a second a cell
 
@@ -269,11 +279,7 @@ def run_by_library(case: Case, backend: str, dtype: torch.dtype) -> torch.Tensor
         Head(t["weight"], t["bias"]),
         case.cells,
         library,
-        Head(t["theta_weight"], t["theta_bias"]) if "theta_weight" in t else t.get("log_theta"),
-        theta_rows=case.theta_rows,
-        dropout=Head(t["dropout_weight"], t["dropout_bias"]) if "dropout_weight" in t else None,
-        likelihood=case.likelihood,
-        softmax=case.softmax,
+        **likelihood_options(case, t),
         backend=name,
     )
     (loss * case.weights.to(dtype)).sum().backward()

@@ -210,6 +210,21 @@ def test_what_export_wrote_is_described_and_asked_as_the_documents_say(made: Pat
     assert atlasvi("query", mini, "latent").stdout == atlasvi("query", made / "mini", "latent").stdout
 
 
+def test_many_damaged_members_of_a_zarr_are_one_sentence(tmp_path: Path):
+    """Zarr reads them at once, and asyncio has a traceback for each whose exception nobody waits for."""
+    obs = pd.DataFrame({f"column{k}": np.arange(20) for k in range(12)}, index=[f"c{k}" for k in range(20)])
+    with anndata.settings.override(zarr_write_format=3):
+        anndata.AnnData(np.ones((20, 5), np.float32), obs).write_zarr(tmp_path / "a.zarr")
+    root = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
+    root.pop("consolidated_metadata", None)  # it would be read instead of the members'
+    (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(root))
+    for file in (tmp_path / "a.zarr" / "obs").glob("column*/zarr.json"):
+        file.write_text('{"zarr_format": 3, "node_type": [')
+    said = atlasvi("info", tmp_path / "a.zarr", ok=False).stderr
+    assert said.splitlines()[-1].startswith(f"atlasvi: {tmp_path / 'a.zarr'}: it is damaged")
+    assert "Traceback" not in said
+
+
 def test_paths_that_look_like_markup_are_taken_and_shown_as_they_are(made: Path, tmp_path: Path):
     strange = tmp_path / "[/red]x"
     for command in (
