@@ -4,7 +4,7 @@ import json
 import tracemalloc
 from pathlib import Path
 
-import numpy as np
+from type_neighbours import find_neighbours, measure_right
 
 from atlasvi.engine import MinifiedStore
 from atlasvi.engine.model.covariates import SetupKeys, learn_setup
@@ -12,7 +12,7 @@ from atlasvi.engine.training.run_parts import RunParts, prepare_run
 from atlasvi.engine.training.settings import resolve_settings
 from atlasvi.loaders import CellStore
 
-REFERENCE, ASKED, NEIGHBOURS = 40_000, 5_000, 15
+REFERENCE, ASKED = 40_000, 5_000
 
 
 def hold(path: str) -> dict:
@@ -44,17 +44,10 @@ def judge_types(mini: str, run: str) -> dict:
     reference = min(REFERENCE, store.n_cells - asked)
     latents = store.read_latent(0, asked + reference)[0]
     types = store.read_column("cell_type", 0, asked + reference).cat.codes.to_numpy()
-    right = 0
-    for start in range(0, asked, 500):
-        some = latents[start : min(start + 500, asked)]
-        others = latents[asked:]
-        distances = (others**2).sum(1) - 2 * some @ others.T
-        near = types[asked:][np.argpartition(distances, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]]
-        votes = np.stack([(near == kind).sum(1) for kind in range(types.max() + 1)])
-        right += int((votes.argmax(0) == types[start : start + len(some)]).sum())
+    near = types[asked:][find_neighbours(latents[:asked], latents[asked:])]
     result = json.loads((Path(run) / "result.json").read_text())
     return {
-        "right": right / asked,
+        "right": measure_right(near, types[:asked]),
         "asked": asked,
         "reference": reference,
         "elbo": result["validation"]["elbo"],

@@ -241,6 +241,30 @@ def test_the_job_goes_on_with_the_step_in_which_it_was_stopped(tmp_path: Path, m
     assert len(taken) == len(atlas.STEPS) + 1  # nothing is done again
 
 
+def test_neighbours_tell_types_and_mix_batches():
+    import type_neighbours
+
+    draw = np.random.default_rng(0)
+    types = np.repeat([0, 1, 2], 100)
+    latents = np.eye(3)[types] * 20 + draw.normal(size=(300, 3))
+    near = type_neighbours.find_neighbours(latents[::2], latents[1::2])
+    assert type_neighbours.measure_right(types[1::2][near], types[::2]) == 1
+    apart, mixed = np.zeros((4, 16), int), np.tile([0, 1], (4, 8))
+    assert type_neighbours.measure_mixing(apart, 2) == 0
+    assert type_neighbours.measure_mixing(mixed, 2) == pytest.approx(1)
+
+
+def test_the_benchmark_of_recipes_measures_what_each_reaches(tmp_path: Path):
+    command = [sys.executable, ROOT / "benchmarks" / "recipes.py", "--quick", "--json", tmp_path / "recipes.json"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    theirs, ours = json.loads((tmp_path / "recipes.json").read_text())["rows"]
+    assert (theirs["recipe"], ours["recipe"]) == ("scvi-tools", "atlas")
+    assert ours["elbo"] > theirs["elbo"]  # few large steps
+    assert 0.2 < ours["right"] <= 1
+    assert "| atlas | 512 | 1 |" in done.stdout
+
+
 def test_the_benchmark_of_the_kernels_measures_how_fast_counts_are_drawn(tmp_path: Path):
     command = [sys.executable, ROOT / "benchmarks" / "kernels.py", "--quick", "--only", "sample"]
     done = subprocess.run(
