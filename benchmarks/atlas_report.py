@@ -14,7 +14,7 @@ Figures = dict[str, dict[str, dict]]
 def find_growth(figures: Figures, stated: dict[str, float]) -> list[str]:
     """A sentence for each step of the most cells whose peak memory is more than 1.1 times that at a tenth of the cells.
 
-    stated  bytes a cell of each step that are allowed on top
+    stated  bytes per cell of each step that are allowed on top
     """
     most = max(map(int, figures))
     few = str(most // 10)
@@ -29,11 +29,11 @@ def find_growth(figures: Figures, stated: dict[str, float]) -> list[str]:
         if now > allowed:
             grown.append(
                 f"{name}: {now:,.0f} MB with {most:,} cells; with {before:,.0f} MB for a tenth of them, "
-                f"{allowed:,.0f} are allowed ({stated[name]:g} bytes a cell and 10%)."
+                f"{allowed:,.0f} are allowed ({stated[name]:g} bytes per cell and 10%)."
             )
     held = bytes_per_covariate(figures, few, str(most))
     if held is not None and held > 4:
-        grown.append(f"{HOLD}: {held:.2f} bytes a cell and covariate; 4 are allowed.")
+        grown.append(f"{HOLD}: {held:.2f} bytes per cell and covariate; 4 are allowed.")
     return grown
 
 
@@ -122,7 +122,7 @@ def print_report(report: dict) -> None:
     for few, many in itertools.pairwise(sizes):
         held = bytes_per_covariate(report["figures"], few, many)
         if held is not None:
-            print(f"- {int(few):,} to {int(many):,} cells, three covariates: {held:.2f} bytes a cell and covariate.")
+            print(f"- {int(few):,} to {int(many):,} cells, three covariates: {held:.2f} bytes per cell and covariate.")
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     settings = ", ".join(report["settings"]) or "the defaults"
     print(f"\n{report['machine']}; {versions}; {report['date']}. Settings: {settings}.")

@@ -19,7 +19,7 @@ from atlasvi.kernels import Head, SparseCounts, decoder_nll, log1p_linear, logit
 
 HIDDEN = 128
 REPEATS = 9
-LIBRARY = 5_000  # counts a cell, of the sample
+LIBRARY = 5_000  # counts per cell, of the sample
 
 
 def draw(cells: int, genes: int) -> tuple[SparseCounts, Tensor, torch.Generator]:

@@ -38,7 +38,7 @@ def sample_counts(
     draw   number of the draw, 0 to 2**32 - 1
     The other arguments are as for `decoder_nll`. The random numbers of a count depend on seed, draw, the cell's counter
     and the gene alone, so the same seed gives the same counts whatever the tiles, minibatches, threads, ranks and
-    backend; but a product that rounds the last digit of a mean otherwise changes one count in some millions.
+    backend; but where a product of another shape rounds the last digit of a mean otherwise, a count may change.
     A Poisson rate above 1e8 counts as 1e8, as in scvi-tools. A mean of 0 gives 0.
     Raises InvalidParametersError (a ValueError) where a parameter is NaN or infinite or a library size is negative, and
     ValueError if the options do not fit each other.

@@ -186,7 +186,7 @@ def test_memory_that_grows_beyond_what_is_stated_is_named_from_ten_million_cells
     assert line.startswith("train: 587 MB with 10,000,000 cells; with 500 MB for a tenth of them, 586 are allowed")
     assert atlas_report.find_growth(figures(100_000, 900.0), stated) == []  # too few cells to judge
     (line,) = atlas_report.find_growth(figures(1_000_000, 500.0, held=4.5), stated)
-    assert "4.50 bytes a cell and covariate" in line
+    assert "4.50 bytes per cell and covariate" in line
 
 
 def test_a_forecast_has_a_constant_part_and_one_for_each_cell():

@@ -1,6 +1,6 @@
 """Of each label and gene: sums of normalised log counts that can be added; from them Welch's t-test against the rest.
 
-As scanpy: counts scaled to 10,000 a cell, log1p, `rank_genes_groups(method="t-test")`, whose score is t.
+As scanpy: counts scaled to 10,000 per cell, log1p, `rank_genes_groups(method="t-test")`, whose score is t.
 """
 
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ class LabelMoments:
 
 
 def normalise(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """log1p of counts scaled to 10,000 a cell, float64; a cell without counts stays empty."""
+    """log1p of counts scaled to 10,000 per cell, float64; a cell without counts stays empty."""
     values = counts.data.astype(np.float64)
     library = sparse.csr_matrix((values, counts.indices, counts.indptr), counts.shape).sum(1).A1
     library = np.repeat(np.where(library > 0, library, 1), np.diff(counts.indptr))

@@ -1,4 +1,4 @@
-"""Which cells of an atlas are chosen, as one bit a cell: a process may hold several such masks of all cells."""
+"""Which cells of an atlas are chosen, as one bit per cell: a process may hold several such masks of all cells."""
 
 from typing import Self
 
