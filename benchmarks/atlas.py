@@ -9,8 +9,8 @@ stopped: a step that was not finished is done again from its start. What no late
 
 `peak` is the resident memory of a step's largest process as the kernel reports it (libraries and mapped files
 included), `all` that of all its processes, sampled, what they share counted once. The exit status is 1 if the largest
-peak, without the bytes per cell that are stated, is more than 1.1 times that at a tenth of the cells (from 1,000,000 on:
-below, buffers are not full yet).
+peak, without the bytes per cell that are stated, is more than 1.1 times that at a tenth of the cells (from 1,000,000
+on: below, buffers are not full yet).
 """
 
 import argparse

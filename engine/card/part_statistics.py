@@ -1,6 +1,7 @@
 """All statistics of one part of the cells (training, validation or test), real and drawn, added up in one pass.
 
-Memory: a few numbers of 4 bytes per cell and draw, and two of 8 bytes per label, gene and tested draw; no counts are kept.
+Memory: a few numbers of 4 bytes per cell and draw, and two of 8 bytes per label, gene and tested draw; no counts are
+kept.
 """
 
 from collections.abc import Sequence
