@@ -3,12 +3,12 @@
     python benchmarks/kernels.py [--peers VENV] [--json FILE] [--cells 1024] [--genes 20000] [--rounds 3]
     python benchmarks/kernels.py --only sample --quick   # of one kernel, small: does it run?
 
-Forward and backward, 5% of the counts not zero, float32, all cores; every measurement is a process of its own, in turn,
-a figure the median over the rounds. `logits` is the likelihood from logits, `decoder` the output layer (128 hidden) and
-likelihood, `first` the sparse first layer; `torch` the plain reference, eager. `sample` draws counts from the decoder's
-hidden state (output layer, 5,000 counts per cell; forward alone), and its `torch` draws them dense, by torch's own
-gamma and Poisson. The bound of a kernel is the time of its bytes at the measured rate of a copy plus that of its operations
-at the rate of a matrix product: the least work that it has, not what it does.
+Forward and backward, 5% of the counts not zero, float32, all cores; every measurement is a process of its own, in
+turn, a figure the median over the rounds. `logits` is the likelihood from logits, `decoder` the output layer (128
+hidden) and likelihood, `first` the sparse first layer; `torch` the plain reference, eager. `sample` draws counts from
+the decoder's hidden state (output layer, 5,000 counts per cell; forward alone), and its `torch` draws them dense, by
+torch's own gamma and Poisson. The bound of a kernel is the time of its bytes at the measured rate of a copy plus that
+of its operations at the rate of a matrix product: the least work that it has, not what it does.
 """
 
 import argparse
