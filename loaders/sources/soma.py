@@ -26,13 +26,15 @@ from atlasvi.loaders.zarr_warnings import quiet_libraries
 
 # TileDB's defaults are 1 GiB a column and a budget of 10 GiB. More threads gain nothing: the loader reads in parallel.
 # By default it returns all free memory to the system after each query and takes it again, page by page, for the next:
-# a third of the time.
+# a third of the time. Merging the order of tiles before reading them, on threads of its own, crashed the process about
+# once in some thousand reads (TileDB 2.30: a thread uses the merge's state after it was freed); without it, none did.
 TILEDB_CONFIG: dict[str, str | float] = {
     "soma.init_buffer_bytes": 24 * 2**20,
     "sm.mem.total_budget": 2**28,
     "sm.compute_concurrency_level": 1,
     "sm.io_concurrency_level": 1,
     "sm.mem.malloc_trim": "false",
+    "sm.query.sparse_global_order.preprocess_tile_merge": "0",
 }
 
 COORDINATES = ("soma_dim_0", "soma_dim_1", "soma_data")

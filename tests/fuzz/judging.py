@@ -48,6 +48,7 @@ from atlasvi.engine import SCVI
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.scvi_tools.weights import from_scvi_weights
+from atlasvi.loaders.sources.soma import TILEDB_CONFIG
 from tests.fuzz.calls import FORMATS, Answer, describe_cells, describe_latents, describe_model, list_values
 from tests.fuzz.mutations import list_files
 
@@ -306,8 +307,8 @@ def _read_soma(place: Path) -> Answer:
     """Column by column, so that one that is damaged, and that we may not need, hides no other."""
     import tiledbsoma
 
-    small = tiledbsoma.SOMATileDBContext(tiledb_config={"soma.init_buffer_bytes": 2**22})  # not 1 GiB a column
-    with tiledbsoma.Experiment.open(str(place), context=small) as experiment:
+    context = tiledbsoma.SOMATileDBContext(tiledb_config=dict(TILEDB_CONFIG))
+    with tiledbsoma.Experiment.open(str(place), context=context) as experiment:
         obs, var = experiment.obs, experiment.ms["RNA"].var
 
         def read(table: Any, name: str) -> list[Any]:

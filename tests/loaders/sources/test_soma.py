@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from atlasvi.loaders.cells.open_cells import open_cells
 from atlasvi.loaders.errors import CountsError, GeneError, MissingDependencyError, SourceError
 from atlasvi.loaders.sources.open_source import open_source
-from atlasvi.loaders.sources.soma import IdRuns, choose_layer
+from atlasvi.loaders.sources.soma import TILEDB_CONFIG, IdRuns, choose_layer
 
 tiledbsoma = pytest.importorskip("tiledbsoma")
 tiledbsoma_io = pytest.importorskip("tiledbsoma.io")
@@ -47,7 +47,8 @@ def test_experiments_of_others_read_as_tiledbsoma_reads_them(shared, tmp_path, n
     with tarfile.open(shared / "data" / "soma" / f"{name}.tar.gz") as archive:
         archive.extractall(tmp_path / name, filter="data")
     folder = min(tmp_path.rglob("__tiledb_group.tdb"), key=lambda path: len(path.parts)).parent
-    with tiledbsoma.open(str(folder)) as experiment:
+    context = tiledbsoma.SOMATileDBContext(tiledb_config=dict(TILEDB_CONFIG))
+    with tiledbsoma.open(str(folder), context=context) as experiment:
         x = experiment.ms["RNA"]["X"][layer or "data"]
         expected = x.read().coos(x.shape).concat().to_scipy().toarray()
         obs = experiment.obs.read().concat().to_pandas().set_index("obs_id")
