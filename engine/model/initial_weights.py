@@ -7,7 +7,8 @@ steps the model gets past that; with the few large ones of an atlas it does not.
 
 1. The bias of each gene's logit is the log of its share of the counts, theta comes from its mean and variance.
 2. The encoder's first layer projects onto random mixtures of the principal components of its input, as far as they
-   rise above those of unrelated genes.
+   rise above those of unrelated genes. Every gene is in units of its standard deviation: otherwise the noise of the few
+   genes with the largest counts hides what the many others say together.
 3. Every hidden unit, and the mean of q(z | x), has mean 0 and variance 1 over the sample, before it is normalised and
    activated (Mishkin & Matas 2016, "All you need is a good init"); the variance of q(z | x) is small.
 4. The decoder's output layer is a ridge regression of the genes' proportions on the last hidden state: one step of
@@ -29,6 +30,7 @@ from atlasvi.kernels import log1p_linear
 from atlasvi.loaders.batches.batch import Batch
 
 SAMPLE_CELLS = 4096
+LEAST_UNIT = 0.2  # standard deviation of a gene's log1p: a gene that few cells express is not made as loud as the rest
 COMPONENTS, SPARE, ROUNDS = 50, 10, 3  # of the randomised singular value decomposition (Halko et al. 2011)
 FIRST_VARIANCE = 0.1  # of q(z | x): far below the 1 that z has over cells, so that the decoder sees what z says
 LEAST_STD = 1e-3  # a unit that hardly varies over the sample is scaled by 1 / LEAST_STD at most
@@ -71,6 +73,14 @@ class Sample:
         counts = cells.counts[: len(order)][order]
         shifted = replace(cells, indptr=indptr, indices=cells.indices[: len(order)][order], counts=counts, memory=None)
         return Sample(shifted, self.dtype)
+
+    def measure_genes(self, raw: bool) -> tuple[Tensor, Tensor]:
+        """Each gene's mean over the cells, and its standard deviation, at least LEAST_UNIT: [genes, 1] each."""
+        values = self.counts if raw else self.counts.log1p()
+        mean = self.sum_genes(values) / len(self.cells)
+        variance = self.sum_genes(values.square()) / len(self.cells) - mean.square()
+        units = variance.clamp_min(LEAST_UNIT**2).sqrt()
+        return mean.to(self.dtype)[:, None], units.to(self.dtype)[:, None]
 
     def sum_genes(self, values: Tensor) -> Tensor:
         """Sums over cells of one value for each count: float64 [genes]."""
@@ -163,30 +173,33 @@ def find_components(sample: Sample, raw: bool, n_components: int) -> Tensor:
     """
     generator = Generator().manual_seed(0)  # for the start of the decomposition, on which the result hardly depends
     edge = decompose(sample.shift_genes(generator), raw, 1, generator)[0][0]
-    variances, axes = decompose(sample, raw, n_components, generator)
+    variances, weights = decompose(sample, raw, n_components, generator)
     signal = 1 - edge / variances.clamp_min(1e-30)
     kept = signal > 0
-    return axes[:, kept] * (signal[kept] / variances[kept]).sqrt()
+    return weights[:, kept] * (signal[kept] / variances[kept]).sqrt()
 
 
 def decompose(sample: Sample, raw: bool, n_components: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """The largest principal components of a sample: their variances [components], and axes [genes, components]."""
+    """The largest principal components of a sample, whose genes are in units of their standard deviations.
+
+    Returns the variances [components], and the weights that make them of the input: [genes, components].
+    """
     n_cells, n_genes = len(sample.cells), sample.cells.n_genes
-    ones = torch.ones(n_cells, 1, dtype=sample.dtype, device=sample.device)
-    mean = sample.multiply_transposed(ones / n_cells, raw)  # [genes, 1]
+    mean, units = sample.measure_genes(raw)
 
     def multiply(weight: Tensor) -> Tensor:
-        return sample.multiply(weight.contiguous(), raw) - mean.T @ weight
+        weight = (weight / units).contiguous()
+        return sample.multiply(weight, raw) - mean.T @ weight
 
     def multiply_transposed(values: Tensor) -> Tensor:
-        return sample.multiply_transposed(values, raw) - mean * values.sum(0)
+        return (sample.multiply_transposed(values, raw) - mean * values.sum(0)) / units
 
     start = torch.randn(n_genes, min(n_components + SPARE, n_cells, n_genes), generator=generator).to(mean)
     basis = torch.linalg.qr(multiply(start)).Q
     for _ in range(ROUNDS):
         basis = torch.linalg.qr(multiply(torch.linalg.qr(multiply_transposed(basis)).Q)).Q
     axes, singular, _ = torch.linalg.svd(multiply_transposed(basis), full_matrices=False)
-    return singular[:n_components].square() / n_cells, axes[:, :n_components]
+    return singular[:n_components].square() / n_cells, axes[:, :n_components] / units
 
 
 def _standardise(layer: Layer, product: Tensor, covariates: Covariates) -> Tensor:

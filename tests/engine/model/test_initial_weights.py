@@ -19,21 +19,25 @@ def make_sample(depth: float = 4_000.0, seed: int = 0) -> tuple[Batch, np.ndarra
     means = library[:, None] * (proportions / proportions.sum(1, keepdims=True))[types]
     counts = draw.poisson(means * draw.gamma(5.0, 1 / 5.0, means.shape))
     counts[0] = 0
+    codes = {
+        "batch": torch.from_numpy(draw.integers(2, size=N_CELLS)),
+        "size_factor": torch.from_numpy((library / depth).astype(np.float32)),
+        "labels": torch.from_numpy(types),
+    }
+    return make_batch(counts, codes), types
+
+
+def make_batch(counts: np.ndarray, codes: dict[str, torch.Tensor] | None = None) -> Batch:
     rows, genes = counts.nonzero()
-    batch = Batch(
-        torch.from_numpy(np.r_[0, np.bincount(rows, minlength=N_CELLS).cumsum()].astype(np.int32)),
+    return Batch(
+        torch.from_numpy(np.r_[0, np.bincount(rows, minlength=len(counts)).cumsum()].astype(np.int32)),
         torch.from_numpy(genes.astype(np.int32)),
         torch.from_numpy(counts[rows, genes].astype(np.int32)),
         torch.from_numpy(counts.sum(1).astype(np.float32)),
-        torch.arange(N_CELLS),
-        N_GENES,
-        {
-            "batch": torch.from_numpy(draw.integers(2, size=N_CELLS)),
-            "size_factor": torch.from_numpy((library / depth).astype(np.float32)),
-            "labels": torch.from_numpy(types),
-        },
+        torch.arange(len(counts)),
+        counts.shape[1],
+        codes or {},
     )
-    return batch, types
 
 
 def make_model(**options: object) -> VAE:
@@ -91,30 +95,32 @@ def test_latents_tell_types_apart_before_the_first_step():
     assert (said[1:] == types[1:]).mean() > 0.95  # the first cell is empty
 
 
-def test_components_are_those_of_the_covariance_as_far_as_they_rise_above_noise():
+def test_components_are_those_of_the_correlations_as_far_as_they_rise_above_noise():
     cells, _ = make_sample()
     logs = np.log1p(cells.to_dense().double().numpy())
-    _, _, axes = np.linalg.svd(logs - logs.mean(0), full_matrices=False)
+    units = np.maximum(logs.std(0), 0.2)
+    _, _, axes = np.linalg.svd((logs - logs.mean(0)) / units, full_matrices=False)
     found = find_components(Sample(cells, torch.float64), raw=False, n_components=10).numpy()
     assert found.shape[1] == 3  # two directions between three types, and the library size
-    for component, axis in zip(found.T, axes):
+    for component, axis in zip((found * units[:, None]).T, axes):
         assert abs(component @ axis) / np.linalg.norm(component) > 0.999
     scores = (logs - logs.mean(0)) @ found
     assert (scores.std(0) <= 1.001).all()
 
 
+def test_a_gene_of_large_counts_and_no_meaning_hides_no_component():
+    quiet, _ = make_sample(depth=300.0)
+    counts = quiet.to_dense().numpy().astype(np.int64)
+    counts[:, 7] = np.exp(np.random.default_rng(1).normal(5, 4, N_CELLS)).clip(max=1e6)
+    assert np.log1p(counts[:, 7]).var() > np.linalg.eigvalsh(np.cov(np.log1p(quiet.to_dense().numpy()).T))[-2]
+    found = find_components(Sample(make_batch(counts), torch.float64), raw=False, n_components=10)
+    assert found.shape[1] == 3
+
+
 def test_noise_alone_has_no_components_and_the_weights_stay_random():
     draw = np.random.default_rng(0)
     counts = draw.poisson(2.0, (400, 300))
-    rows, genes = counts.nonzero()
-    cells = Batch(
-        torch.from_numpy(np.r_[0, np.bincount(rows, minlength=400).cumsum()].astype(np.int32)),
-        torch.from_numpy(genes.astype(np.int32)),
-        torch.from_numpy(counts[rows, genes].astype(np.int32)),
-        torch.from_numpy(counts.sum(1).astype(np.float32)),
-        torch.arange(400),
-        300,
-    )
+    cells = make_batch(counts)
     assert find_components(Sample(cells, torch.float64), raw=False, n_components=10).shape[1] <= 2  # borderline ones
     model = VAE(ModelSettings(n_genes=300, n_hidden=16), Generator().manual_seed(0))
     start_from_sample(model, cells, Generator().manual_seed(1))
