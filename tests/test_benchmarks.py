@@ -265,6 +265,16 @@ def test_the_benchmark_of_recipes_measures_what_each_reaches(tmp_path: Path):
     assert "| atlas | 512 | 1 |" in done.stdout
 
 
+def test_the_benchmark_of_the_time_to_an_elbo_trains_until_it_is_reached(tmp_path: Path):
+    command = [sys.executable, ROOT / "benchmarks" / "time_to_elbo.py", "--quick", "--json", tmp_path / "times.json"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    theirs, ours = json.loads((tmp_path / "times.json").read_text())["rows"]
+    assert (theirs["recipe"], ours["recipe"], ours["epochs"]) == ("scvi-tools", "atlas", 1)
+    assert ours["elbo"] >= theirs["elbo"]
+    assert "times less time: 1,000 cells x 500 genes" in done.stdout
+
+
 def test_the_benchmark_of_the_kernels_measures_how_fast_counts_are_drawn(tmp_path: Path):
     command = [sys.executable, ROOT / "benchmarks" / "kernels.py", "--quick", "--only", "sample"]
     done = subprocess.run(
