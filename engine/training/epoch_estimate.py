@@ -16,7 +16,7 @@ from atlasvi.engine.distributed.ranks import Ranks, join_ranks
 from atlasvi.engine.model.covariates import SetupKeys, learn_setup
 from atlasvi.engine.terminal import count
 from atlasvi.engine.training.run_parts import RunParts, prepare_run
-from atlasvi.engine.training.settings import SettingError, resolve_settings
+from atlasvi.engine.training.settings import SettingError, resolve_settings, warn_of_few_steps
 from atlasvi.engine.training.step import Step
 from atlasvi.loaders.batches.batch import Batch
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
@@ -40,6 +40,7 @@ class Plan:
     exposed_s         the part of reduce_s that does not overlap with the backward pass
     epoch_s           the whole epoch
     measured          True: all ranks took part in the measurement, and exchanged gradients
+    warning           that the run has too few steps; None: it has enough
     """
 
     n_ranks: int
@@ -54,6 +55,7 @@ class Plan:
     reduce_s: float
     exposed_s: float
     measured: bool
+    warning: str | None = None
 
     @property
     def epoch_s(self) -> float:
@@ -152,6 +154,7 @@ def _measure(parts: RunParts, network_gbps: float | None, seconds: float) -> Pla
         reduce_s=sum(times),
         exposed_s=exposed,
         measured=ranks.reduces,
+        warning=warn_of_few_steps(parts.settings, loader.n_cells),
     )
 
 
@@ -208,3 +211,5 @@ def describe_plan(plan: Plan) -> Iterator[str]:
         yield f"The times above include summing {megabytes} of gradients over the ranks."
     elif plan.n_ranks > 1:
         yield f"Summing {megabytes} of gradients takes {reduce} a step; {exposed} don't overlap with the backward pass."
+    if plan.warning:
+        yield plan.warning

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from atlasvi.engine.model.model_options import Freezing, ModelOptions
+from atlasvi.engine.terminal import count
 from atlasvi.engine.training.schedule import name_metric
 from atlasvi.loaders.errors import AtlasviError
 
@@ -156,6 +157,9 @@ ATLAS_DECAY = 2.0
 """Weight decay of the recipe `atlas`, times the learning rate and the steps of the run: weights forget what was learned
 1 / ATLAS_DECAY of the run ago, whatever the number of cells (Wang & Aitchison 2024, arXiv 2405.13698)."""
 
+FEWEST_STEPS = 200
+"""Steps of the shortest runs that trained well, with the recipe `atlas`: docs/training.md has the figures."""
+
 
 def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
     """KEY=VALUE strings as a dictionary; values are parsed as TOML if possible, else kept as text."""
@@ -230,4 +234,21 @@ def resolve_schedule(settings: Settings, n_train: int) -> Settings:
             warmup_epochs, warmup_steps = 0, steps
     return settings.model_copy(
         update={**chosen, "epochs": epochs, "kl_warmup_epochs": warmup_epochs, "kl_warmup_steps": warmup_steps}
+    )
+
+
+def warn_of_few_steps(settings: Settings, n_train: int) -> str | None:
+    """A warning for the user if minibatches are so large that the run has fewer than FEWEST_STEPS steps, else None.
+
+    settings  as `resolve_schedule` returns them
+    """
+    cells, epochs = settings.batch_size * settings.accumulate, settings.epochs or 1
+    steps = epochs * math.ceil(n_train / cells)
+    advised = max(128, 2 ** int(math.log2(max(1, n_train * epochs / FEWEST_STEPS))))
+    if steps >= FEWEST_STEPS or cells <= advised or settings.max_steps:
+        return None
+    return (
+        f"Warning: {count(epochs, 'epoch')} of {n_train:,} cells are {count(steps, 'step')} of {cells:,} cells, and "
+        f"runs of fewer than {FEWEST_STEPS} have not trained well: make a step of {advised:,} cells or fewer, or train "
+        "for more epochs."
     )

@@ -27,6 +27,7 @@ from atlasvi.engine.training.result import make_result
 from atlasvi.engine.training.resuming import resume_command
 from atlasvi.engine.training.run_parts import RunParts
 from atlasvi.engine.training.schedule import costs, epochs_since_best, rate_on_plateau, scale_rate, weigh_kl
+from atlasvi.engine.training.settings import warn_of_few_steps
 from atlasvi.engine.training.step import Step, StepTerms
 from atlasvi.engine.training.training_error import explain_failure, find_infinite_loss, find_infinite_weights
 from atlasvi.loaders.batches.batch import Batch
@@ -73,6 +74,8 @@ class Trainer:
             self._profiler = enter(StepProfiler(self._profile_folder if self.ranks.is_first else None))
             self.signals, signals.waits = signals, True
             self.log.say(self._describe())
+            if warning := warn_of_few_steps(self.settings, self.loaders["train"].n_cells):
+                self.log.say(warning)
             self._began = self._saved = time.monotonic()
             self._began -= self.state.seconds
             while self.state.epoch < self.epochs and not self._is_done():

@@ -44,6 +44,12 @@ def test_a_plan_measures_this_machine_and_counts_the_steps_of_all_ranks(tmp_path
     assert list(tmp_path.iterdir()) == [tmp_path / "cells.h5ad"]
 
 
+def test_a_plan_warns_of_minibatches_that_leave_few_steps(tmp_path: Path):
+    settings = {**SMALL, "epochs": 1, "batch_size": 150}
+    few = plan_epoch_time(write_cells(tmp_path / "cells.h5ad"), 1, settings=settings, seconds=0.1)
+    assert "make a step of 128 cells or fewer" in list(describe_plan(few))[-1]
+
+
 def test_the_network_must_be_said(tmp_path: Path):
     with pytest.raises(SettingError, match="--network GBPS"):
         plan_epoch_time(write_cells(tmp_path / "cells.h5ad"), 2)

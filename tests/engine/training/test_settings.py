@@ -10,6 +10,7 @@ from atlasvi.engine.training.settings import (
     parse_settings,
     resolve_schedule,
     resolve_settings,
+    warn_of_few_steps,
 )
 from atlasvi.loaders.errors import AtlasviError
 
@@ -128,6 +129,21 @@ def test_a_recipe_fills_in_what_is_not_set():
     assert resolve_schedule(Settings(recipe="atlas", max_steps=10), 10**6).weight_decay > 100
     assert resolve_schedule(Settings(recipe="atlas", optimizer="Adam"), 10**6).weight_decay == 1e-6
     assert atlas_rate(512 * 4) == atlas_rate(2048) < atlas_rate(2**14) == atlas_rate(2**20) == 0.016
+
+
+def test_minibatches_that_leave_too_few_steps_are_warned_of_with_what_would_do():
+    def warn(n_train: int, **given: int) -> str | None:
+        return warn_of_few_steps(resolve_schedule(Settings(**given), n_train), n_train)
+
+    assert warn(900_000, epochs=1, batch_size=4096) is None  # 220 steps
+    said = warn(900_000, epochs=1, batch_size=16_384)
+    assert said is not None
+    assert "1 epoch of 900,000 cells are 55 steps of 16,384 cells" in said
+    assert "make a step of 4,096 cells or fewer" in said
+    assert warn(900_000, epochs=4, batch_size=16_384) is None
+    assert warn(900_000, epochs=1, batch_size=4096, accumulate=2) is not None
+    assert warn(1_000, epochs=1) is None  # 8 steps: smaller minibatches than 128 are not advised
+    assert warn(900_000, epochs=1, batch_size=16_384, max_steps=10) is None  # that few were asked for
 
 
 def test_a_warm_up_that_was_asked_for_stays_as_it_is():
