@@ -274,9 +274,7 @@ class ModelCard:
             if isinstance(written, int) and written <= CARD_FORMAT:
                 return from_plain(cls, values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise SourceError(
-                f"{path} is damaged: it does not hold a model's card ({error}): copy it again."
-            ) from error
+            raise SourceError(f"{path} is damaged: it holds no model card ({error}): copy it again.") from error
         raise SourceError(
             f"{path}: the card has format {written}, and this atlasvi reads up to {CARD_FORMAT}: install a newer one."
         )

@@ -38,9 +38,9 @@ def _read(kind: Any, value: Any) -> Any:
         return value
     if kind is Estimate:
         return Estimate(*(_read(float, value[name]) for name in Estimate._fields))
-    if dataclasses.is_dataclass(kind):
-        hints = _hints(kind)
-        return kind(**{name: _read(hint, value[name]) for name, hint in hints.items() if name in _mapping(value)})
+    if hasattr(kind, "__dataclass_fields__"):
+        given = _mapping(value)
+        return kind(**{name: _read(hint, given[name]) for name, hint in _hints(kind).items() if name in given})
     inner = get_args(kind)
     if get_origin(kind) is types.UnionType:  # of a kind and None
         return None if value is None else _read(inner[0], value)
