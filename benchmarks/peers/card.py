@@ -1,6 +1,6 @@
 """scvi-tools' criticism report: python card.py MODEL_DIR H5AD LABELS_KEY SEED OUT.json.
 
-Runs in the peers' environment, imports nothing of atlasvi. `create_criticism_report` writes two decimals of each figure,
+Runs in the peers' environment, imports nothing of atlasvi. `create_criticism_report` writes two decimals of each,
 so what it computed is taken from the object that it used, by the same functions as in its table.
 """
 
