@@ -9,7 +9,7 @@ load_scvi_tools  a model that scvi-tools saved -> a model          scvi_tools/mo
 save_scvi_tools  a model -> a directory that scvi-tools opens      scvi_tools/model_directories.py
 minify           run + data -> the posterior of every cell         minified/minify.py
 open_minified    a minified store, or minified data of scvi-tools  minified/minified_by_scvi_tools.py
-write_minified_h5ad  a minified store -> one file                  minified/minified_store.py
+write_minified_h5ad  a minified store -> one file                  minified/minified_h5ad.py
 MinifiedStore    a minified store, opened                          minified/minified_store.py
 read_latent, read_expression  answer from a minified store          queries/minified_queries.py
 choose_cells     the cells that an answer is for                    queries/cell_choice.py
@@ -33,8 +33,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
 if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.api.scvi import SCVI as SCVI
     from atlasvi.engine.minified.minified_by_scvi_tools import open_minified as open_minified
+    from atlasvi.engine.minified.minified_h5ad import write_minified_h5ad as write_minified_h5ad
     from atlasvi.engine.minified.minified_store import MinifiedStore as MinifiedStore
-    from atlasvi.engine.minified.minified_store import write_minified_h5ad as write_minified_h5ad
     from atlasvi.engine.minified.minify import minify as minify
     from atlasvi.engine.model.trained_run import load_run as load_run
     from atlasvi.engine.queries.cell_choice import choose_cells as choose_cells
@@ -56,7 +56,7 @@ _PLACES = {
     "load_scvi_tools": "atlasvi.engine.scvi_tools.model_directories",
     "save_scvi_tools": "atlasvi.engine.scvi_tools.model_directories",
     "open_minified": "atlasvi.engine.minified.minified_by_scvi_tools",
-    "write_minified_h5ad": "atlasvi.engine.minified.minified_store",
+    "write_minified_h5ad": "atlasvi.engine.minified.minified_h5ad",
     "minify": "atlasvi.engine.minified.minify",
     "MinifiedStore": "atlasvi.engine.minified.minified_store",
     "read_latent": "atlasvi.engine.queries.minified_queries",

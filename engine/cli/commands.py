@@ -351,7 +351,8 @@ def export(
     ],
 ) -> None:
     """Write a model or minified cells in scvi-tools' format."""
-    from atlasvi.engine.minified.minified_store import is_minified_store, write_minified_h5ad
+    from atlasvi.engine.minified.minified_h5ad import write_minified_h5ad
+    from atlasvi.engine.minified.minified_store import is_minified_store
     from atlasvi.engine.scvi_tools.model_directories import open_model, save_scvi_tools
 
     if is_minified_store(path):
