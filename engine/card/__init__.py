@@ -1,5 +1,6 @@
 """The statistics of a model's card: real counts beside counts drawn from the model, in one pass over the cells.
 
+    model_card           the whole card as plain values, which metrics.json holds (written by plain_values)
     agreement            how well two vectors agree: mean absolute error, Pearson, Spearman, R2
     draw_errors          figures over several draws, and their standard errors
     cell_statistics      of each cell: coefficient of variation, library size, genes expressed
