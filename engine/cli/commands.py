@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from atlasvi.engine.cli.arguments import Seed, check_finite, print_lines, split_names, split_repeated
+from atlasvi.engine.cli.hub_commands import pull, push
 from atlasvi.engine.cli.query_commands import query_app
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.terminal import count, explain_errors, say, show_progress
@@ -39,6 +40,8 @@ def _options(
 
 
 app.add_typer(query_app, name="query")
+app.command()(push)
+app.command()(pull)
 
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene names; default: its index.")]

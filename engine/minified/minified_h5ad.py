@@ -26,6 +26,7 @@ from atlasvi.loaders.tables.store_tables import MASKED
 
 SLICE_CELLS = 2**16  # cells in memory at a time
 TEXT_BYTES = 32  # of a text in HDF5, beside its own bytes, which are filled up to a multiple of 8
+PAGE_BYTES = 2**16
 OBJECT_BYTES = 2**10  # of an array's or group's description in HDF5, about
 
 
@@ -145,12 +146,16 @@ def _writing_hdf5(path: Path, source: str) -> Iterator[tuple[h5py.File, "_Steady
 
 
 class _SteadyFile(io.FileIO):
-    """A file that keeps the first error of writing and goes on, because HDF5 ends the process on a full disk.
+    """A file that keeps the first error of writing, and in memory what it could not write from then on.
 
-    `check` raises the error; what the file holds is of no use then.
+    HDF5 prints a page of errors and ends the process, or reads what is not there, if it is told that a disk is full; so
+    it is not told, and whoever writes calls `check` from time to time, which raises the error.
     """
 
-    error: OSError | None = None
+    def __init__(self, path: Path, mode: str) -> None:
+        super().__init__(path, mode)
+        self.error: OSError | None = None
+        self._pages: dict[int, bytearray] = {}  # by their number in the file
 
     def check(self) -> None:
         """Raise the first error of writing, if there was one."""
@@ -158,15 +163,34 @@ class _SteadyFile(io.FileIO):
             raise self.error
 
     def write(self, content: Any) -> int:
-        """Write all of the bytes, or keep the error."""
-        left = memoryview(content).cast("B")
-        size = len(left)
+        """Write all of the bytes, or keep the error and the bytes."""
+        left, start = memoryview(content).cast("B"), self.tell()
+        stop = start + len(left)
         try:
             while self.error is None and len(left):
                 left = left[super().write(left) or 0 :]
         except OSError as error:
             self.error = error
-        return size
+        for number, in_page, in_left in _split_pages(stop - len(left), len(left)):
+            if number not in self._pages:
+                self.seek(number * PAGE_BYTES)
+                self._pages[number] = bytearray(self.read(PAGE_BYTES).ljust(PAGE_BYTES, b"\0"))
+            self._pages[number][in_page] = left[in_left]
+        self.seek(stop)
+        return stop - start
+
+    def readinto(self, buffer: Any) -> int:
+        """Read from the file, and from what could not be written to it."""
+        start, view = self.tell(), memoryview(buffer).cast("B")
+        n_read = super().readinto(view) or 0
+        if self.error is None:
+            return n_read
+        view[n_read:] = bytes(len(view) - n_read)
+        for number, in_page, in_view in _split_pages(start, len(view)):
+            if number in self._pages:
+                view[in_view] = self._pages[number][in_page]
+        self.seek(start + len(view))
+        return len(view)
 
     def truncate(self, size: int | None = None) -> int:
         """Set the length of the file, or keep the error."""
@@ -175,6 +199,16 @@ class _SteadyFile(io.FileIO):
         except OSError as error:
             self.error = self.error or error
             return size or 0
+
+
+def _split_pages(start: int, length: int) -> Iterator[tuple[int, slice, slice]]:
+    """(number of a page, the bytes in it, the same bytes counted from `start`) of the bytes [start, start + length)."""
+    at, stop = start, start + length
+    while at < stop:
+        number, first = divmod(at, PAGE_BYTES)
+        n = min(PAGE_BYTES - first, stop - at)
+        yield number, slice(first, first + n), slice(at - start, at - start + n)
+        at += n
 
 
 class _ObsWriter:
@@ -282,14 +316,17 @@ def _create(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any) ->
 
 
 def _create_empty_matrix(group: h5py.Group, name: str, n_cells: int, n_genes: int) -> None:
-    """A CSR matrix of the right shape without counts; its row pointers are zeros, which take no space in the file."""
+    """A CSR matrix of the right shape without counts; its row pointers are zeros, which take little space in the file."""
     matrix = group.create_group(name)
     _mark(matrix, "csr_matrix", "0.1.0")
     matrix.attrs["shape"] = np.array([n_cells, n_genes])
     _create(matrix, "data", (0,), np.float32)
     _create(matrix, "indices", (0,), np.int32)
-    chunks = (min(n_cells + 1, 2**16),)
-    _mark(matrix.create_dataset("indptr", shape=(n_cells + 1,), dtype=np.int64, chunks=chunks), "array", "0.2.0")
+    chunks = (min(n_cells + 1, SLICE_CELLS),)
+    indptr = matrix.create_dataset("indptr", (n_cells + 1,), np.int64, chunks=chunks, compression="gzip")
+    _mark(indptr, "array", "0.2.0")
+    for start in range(0, n_cells + 1, SLICE_CELLS):  # chunks that are not written would be taken for lost ones
+        indptr[start : start + SLICE_CELLS] = 0
 
 
 def _mark(node: h5py.Group | h5py.Dataset, encoding: str, version: str) -> None:
