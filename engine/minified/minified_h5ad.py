@@ -316,7 +316,7 @@ def _create(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any) ->
 
 
 def _create_empty_matrix(group: h5py.Group, name: str, n_cells: int, n_genes: int) -> None:
-    """A CSR matrix of the right shape without counts; its row pointers are zeros, which take little space in the file."""
+    """A CSR matrix of the right shape without counts; its row pointers are zeros, which take little space."""
     matrix = group.create_group(name)
     _mark(matrix, "csr_matrix", "0.1.0")
     matrix.attrs["shape"] = np.array([n_cells, n_genes])

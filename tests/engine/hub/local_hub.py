@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
             (r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "POST", self._batch),
             (r"/lfs/([0-9a-f]{64})", "PUT", self._store),
             (r"/api/models/([^/]+/[^/]+)/commit/(.+)", "POST", self._commit),
-            (r"/api/collections/(.+)/items", "POST", lambda body, slug: self._json({})),
+            (r"/api/collections/(.+)/items", "POST", self._collect),
             (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "GET", self._file),
         ]
         for pattern, method, answer in routes:
@@ -176,6 +176,10 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted.get("visibility") == "private" or wanted.get("private"):
             self.hub.private.add(name)
         self._json({"url": f"{self.hub.endpoint}/{name}"})
+
+    def _collect(self, body: bytes, slug: str) -> None:
+        empty = {"title": slug, "owner": {"name": "me"}, "items": [], "position": 0, "private": False, "theme": "blue"}
+        self._json({"slug": slug, "lastUpdated": "2026-01-31T12:00:00.000Z", "upvotes": 0, **empty})
 
     def _preupload(self, body: bytes, name: str, revision: str) -> None:
         if not self._is_writer() or (found := self._find(name, revision)) is None:
