@@ -1,6 +1,7 @@
 """`atlasvi push` and `atlasvi pull`: a model's folder to or from a folder or a repository of the Hugging Face Hub."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,6 +59,8 @@ def _describe(sent: tuple[str, ...], n_files: int, n_bytes: int, verb: str) -> s
 
 def _read_token(name: str | None) -> str | None:
     """The token in an environment variable. Raises HubError if the variable is not set."""
+    if sys.stderr is None or not sys.stderr.isatty():  # before huggingface_hub is imported: no bars in a log
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if name is None:
         return None
     from atlasvi.engine.hub.hub_files import HubError

@@ -39,6 +39,7 @@ class Repository:
     def __init__(self, name: str, revision: str | None = None, token: str | None = None) -> None:
         self.name, self.revision, self._given_token = name, revision, token
         self._commit: str | None = None  # the commit that was listed
+        self._listed: dict[str, ListedFile] = {}
 
     def __str__(self) -> str:
         return f"hf://{self.name}{f'@{self.revision}' if self.revision else ''}"
@@ -55,10 +56,9 @@ class Repository:
 
     def list_files(self) -> dict[str, ListedFile] | None:
         """The files of the revision; None if there is no such repository, or the token does not show it."""
-        from_hub = self._api.model_info
         try:
             with self._explaining():
-                found = from_hub(self.name, revision=self.revision, files_metadata=True)
+                found = self._api.model_info(self.name, revision=self.revision, files_metadata=True)
         except _NoRepositoryError:
             return None
         self._commit = found.sha
@@ -69,6 +69,7 @@ class Repository:
             check_name(file.rfilename, str(self))
             checksum = f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
             files[file.rfilename] = ListedFile(int(file.size), checksum)
+        self._listed = files
         return files
 
     def fetch(self, name: str, folder: Path) -> None:
@@ -91,7 +92,6 @@ class Repository:
         with self._explaining(), tempfile.TemporaryDirectory() as scratch:
             if create is not None and self._commit is None:
                 self._api.create_repo(self.name, private=create == "private", exist_ok=True)
-            there = set(self._api.list_repo_files(self.name, revision=self.revision)) if self._commit else set()
             content = {name: [file.n_bytes, file.checksum.partition(":")[2]] for name, file in files.items()}
             write_json(Path(scratch) / LIST, {"files": content})
             sent = {**{name: source / name for name in changed}, LIST: Path(scratch) / LIST}
@@ -99,7 +99,7 @@ class Repository:
                 self.name,
                 [
                     *(CommitOperationAdd(name, str(path)) for name, path in sent.items()),
-                    *(CommitOperationDelete(name) for name in OURS if name in there and name not in files),
+                    *(CommitOperationDelete(name) for name in OURS if name in self._listed and name not in files),
                 ],
                 commit_message=f"Model of atlasvi: {', '.join(changed) or 'list of files'}",
                 revision=self.revision or BRANCH,
@@ -121,8 +121,8 @@ class Repository:
             # uploads and downloads wrap the error that says what happened
             wraps = isinstance(error, (RuntimeError, errors.LocalEntryNotFoundError))
             cause = error.__cause__ if wraps and isinstance(error.__cause__, Exception) else error
-            if isinstance(cause, OSError) and cause.errno in FULL:
-                raise
+            if isinstance(cause, OSError) and (cause.errno in FULL or cause.filename is not None):
+                raise cause from error  # of this machine: a full disk, a folder without permission
             raise self._explain(cause, errors, api.endpoint) from error
 
     def _explain(self, error: Exception, errors: Any, endpoint: str) -> AtlasviError:
