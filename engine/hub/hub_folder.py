@@ -100,16 +100,29 @@ def write_hub_folder(
     with write_folder_aside(out) as scratch:
         result = scratch / "result"
         result.mkdir()
-        held = _write_data(result, cells, run, data_url, largest_bytes)
-        # a sample has other row numbers than the cells that the split is of
-        parts = {f"{name}_indices_": run.split.get(name) for name in PARTS} if not held.is_sample else {}
-        write_scvi_model(run, result / MODEL, parts)
-        metadata = HubMetadata(SCVI_VERSION, version("anndata"), "SCVI", data_url)
-        (result / METADATA).write_text(json.dumps(asdict(metadata), indent=4))  # the very bytes that scvi-tools writes
-        if card is not None:
-            (result / METRICS).write_text(card.to_json())
-        write_pages(result, held)
-        write_manifest(result, list_name=LIST)
+        return fill_hub_folder(result, cells, run, write_pages, card, data_url, largest_bytes)
+
+
+def fill_hub_folder(
+    folder: Path,
+    cells: KeptPosterior | None,
+    run: TrainedRun,
+    write_pages: WritePages,
+    card: ModelCard | None = None,
+    data_url: str | None = None,
+    largest_bytes: int = LARGEST_DATA_BYTES,
+) -> HubData:
+    """Write the files of `write_hub_folder` into a folder that is not at its place yet; the list of files is last."""
+    held = _write_data(folder, cells, run, data_url, largest_bytes)
+    # a sample has other row numbers than the cells that the split is of
+    parts = {f"{name}_indices_": run.split.get(name) for name in PARTS} if not held.is_sample else {}
+    write_scvi_model(run, folder / MODEL, parts)
+    metadata = HubMetadata(SCVI_VERSION, version("anndata"), "SCVI", data_url)
+    (folder / METADATA).write_text(json.dumps(asdict(metadata), indent=4))  # the very bytes that scvi-tools writes
+    if card is not None:
+        (folder / METRICS).write_text(card.to_json())
+    write_pages(folder, held)
+    write_manifest(folder, list_name=LIST)
     return held
 
 

@@ -102,6 +102,8 @@ def _open_place(place: str | Path, token: str | None) -> "Path | Repository":
     scheme, mark, name = str(place).partition("://")
     if not mark or isinstance(place, Path):
         return Path(place)
+    if scheme in ("http", "https"):
+        raise HubError(f"{place}: write a repository of the Hugging Face Hub as hf://OWNER/NAME.")
     if scheme != "hf":
         raise HubError(f"{place}: object stores are neither read nor written yet: use a folder, or hf://OWNER/NAME.")
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(\S+))?", name)

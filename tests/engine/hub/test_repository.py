@@ -73,7 +73,7 @@ def test_a_second_push_and_pull_send_only_what_differs(server: LocalHub, made: P
     assert (tmp_path / "older" / "README.md").read_bytes() == (made / "README.md").read_bytes()
 
 
-def test_a_download_that_breaks_off_goes_on(server: LocalHub, made: Path, tmp_path: Path, monkeypatch):
+def test_a_download_that_breaks_off_goes_on(server: LocalHub, made: Path, tmp_path: Path):
     server.make(NAME, {name: (made / name).read_bytes() for name in FILES})
     server.cut_after = 700
     try:
@@ -81,6 +81,8 @@ def test_a_download_that_breaks_off_goes_on(server: LocalHub, made: Path, tmp_pa
     except ConnectionLostError:
         assert not (tmp_path / "out").exists()
         pull(f"hf://{NAME}", tmp_path / "out")
+    assert server.cut_after is None  # it did break off
+    assert server.count("GET", "/resolve/") == len(FILES) + 1
     for name in FILES:
         assert (tmp_path / "out" / name).read_bytes() == (made / name).read_bytes()
     assert os.listdir(tmp_path) == ["out"]

@@ -165,6 +165,7 @@ def test_a_pulled_model_answers_as_the_one_that_was_pushed(hub: Path, tmp_path: 
     [
         ("s3://bucket/model", "object stores are neither read nor written yet"),
         ("gs://bucket/model", "object stores are neither read nor written yet"),
+        ("https://huggingface.co/lab/model", "as hf://OWNER/NAME"),
         ("hf://model", "write it as hf://OWNER/NAME"),
         ("hf://a/b/c", "write it as hf://OWNER/NAME"),
     ],
