@@ -9,15 +9,17 @@ load_scvi_tools  a model that scvi-tools saved -> a model          scvi_tools/mo
 save_scvi_tools  a model -> a directory that scvi-tools opens      scvi_tools/model_directories.py
 minify           run + data -> the posterior of every cell         minified/minify.py
 open_minified    a minified store, or minified data of scvi-tools  minified/minified_by_scvi_tools.py
-write_minified_h5ad  a minified store -> one file                  minified/minified_store.py
+write_minified_h5ad  a minified store -> one file                  minified/minified_h5ad.py
 MinifiedStore    a minified store, opened                          minified/minified_store.py
+write_hub_folder  a model and its minified cells -> a folder of scvi-tools' hub  hub/hub_folder.py
+push, pull       such a folder to and from another place           hub/transfer.py
 read_latent, read_expression  answer from a minified store          queries/minified_queries.py
 choose_cells     the cells that an answer is for                    queries/cell_choice.py
 draw_latent      a picture of the latent space                     queries/latent_picture.py
 make_card        how well drawn counts agree with real ones: a card  card/make_card.py
 check_card       whether a card still holds                          card/card_check.py
 
-Subpackages; each imports only those that follow it: cli, api, card, queries, minified, training, scvi_tools,
+Subpackages; each imports only those that follow it: cli, api, hub, card, queries, minified, training, scvi_tools,
 distributed, model. A module is imported only when it is first used.
 """
 
@@ -36,9 +38,12 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.api.scvi import SCVI as SCVI
     from atlasvi.engine.card.card_check import check_card as check_card
     from atlasvi.engine.card.make_card import make_card as make_card
+    from atlasvi.engine.hub.hub_folder import write_hub_folder as write_hub_folder
+    from atlasvi.engine.hub.transfer import pull as pull
+    from atlasvi.engine.hub.transfer import push as push
     from atlasvi.engine.minified.minified_by_scvi_tools import open_minified as open_minified
+    from atlasvi.engine.minified.minified_h5ad import write_minified_h5ad as write_minified_h5ad
     from atlasvi.engine.minified.minified_store import MinifiedStore as MinifiedStore
-    from atlasvi.engine.minified.minified_store import write_minified_h5ad as write_minified_h5ad
     from atlasvi.engine.minified.minify import minify as minify
     from atlasvi.engine.model.trained_run import load_run as load_run
     from atlasvi.engine.queries.cell_choice import choose_cells as choose_cells
@@ -60,9 +65,12 @@ _PLACES = {
     "load_scvi_tools": "atlasvi.engine.scvi_tools.model_directories",
     "save_scvi_tools": "atlasvi.engine.scvi_tools.model_directories",
     "open_minified": "atlasvi.engine.minified.minified_by_scvi_tools",
-    "write_minified_h5ad": "atlasvi.engine.minified.minified_store",
+    "write_minified_h5ad": "atlasvi.engine.minified.minified_h5ad",
     "minify": "atlasvi.engine.minified.minify",
     "MinifiedStore": "atlasvi.engine.minified.minified_store",
+    "write_hub_folder": "atlasvi.engine.hub.hub_folder",
+    "push": "atlasvi.engine.hub.transfer",
+    "pull": "atlasvi.engine.hub.transfer",
     "read_latent": "atlasvi.engine.queries.minified_queries",
     "read_expression": "atlasvi.engine.queries.minified_queries",
     "choose_cells": "atlasvi.engine.queries.cell_choice",

@@ -34,6 +34,7 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     ),
     "engine/distributed/test_ranks": ("engine/distributed/batch_norm",),
     "engine/distributed/test_two_machines": ("engine/distributed/rendezvous",),
+    "engine/hub/test_transfer": ("engine/hub/hub_files", "engine/hub/receiving"),
     "engine/minified/test_minified_by_scvi_tools": (
         "engine/minified/kept_posterior",
         "engine/minified/minified_anndata",

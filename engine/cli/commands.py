@@ -10,6 +10,7 @@ import typer
 
 from atlasvi.engine.cli.arguments import Seed, check_finite, print_lines, split_names, split_repeated
 from atlasvi.engine.cli.card_commands import card, write_card
+from atlasvi.engine.cli.hub_commands import pull, push
 from atlasvi.engine.cli.query_commands import query_app
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.terminal import count, explain_errors, say, show_progress
@@ -41,6 +42,8 @@ def _options(
 
 app.add_typer(query_app, name="query")
 app.command()(card)
+app.command()(push)
+app.command()(pull)
 
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene names; default: its index.")]
@@ -357,7 +360,8 @@ def export(
     ],
 ) -> None:
     """Write a model or minified cells in scvi-tools' format."""
-    from atlasvi.engine.minified.minified_store import is_minified_store, write_minified_h5ad
+    from atlasvi.engine.minified.minified_h5ad import write_minified_h5ad
+    from atlasvi.engine.minified.minified_store import is_minified_store
     from atlasvi.engine.scvi_tools.model_directories import open_model, save_scvi_tools
 
     if is_minified_store(path):

@@ -12,7 +12,6 @@ A plain AnnData Zarr v3 that scvi-tools opens as if it had minified the data its
       uns/atlasvi/weights/<name>           the model's weights, so that the store is enough to answer questions
 """
 
-import io
 import itertools
 import logging
 from collections.abc import Mapping
@@ -30,9 +29,9 @@ from atlasvi.engine.model.covariates import Setup
 from atlasvi.loaders.arrays.array_checks import check_group_codecs
 from atlasvi.loaders.cells.store_checks import check_attributes, check_lengths, check_written, name_missing_chunks
 from atlasvi.loaders.damage import reading
-from atlasvi.loaders.errors import OutputError, SourceError
+from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.manifest import Files, check_files, hash_file, write_manifest
-from atlasvi.loaders.outputs import remove_leftovers, sync_file, write_file_aside
+from atlasvi.loaders.outputs import remove_leftovers, sync_file
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_manifest, check_version, read_attributes
 from atlasvi.loaders.tables.anndata_tables import read_text, to_str
@@ -259,47 +258,3 @@ class MinifiedStore(KeptPosterior):
 
         with reading(self.path):
             return model_from_weights(self.attributes["model"], dict(self._weights.arrays()))
-
-
-def write_minified_h5ad(store: "MinifiedStore | str | Path", path: str | Path) -> None:
-    """Write the minified data as one new h5ad file, which scvi-tools opens as its own; latents and obs are in memory.
-
-    Dates become text, because HDF5 has no type for them.
-    Raises SourceError if `store` is no minified store, OutputError if `path` exists or can't be written.
-    """
-    import anndata
-    from anndata.io import write_elem
-
-    place = store.path if isinstance(store, MinifiedStore) else str(store)
-    MinifiedStore(place).model()  # anndata reads the weights too, whatever size a damaged array says that it has
-    content = io.BytesIO()  # on a full disk HDF5 prints a page of errors and ends the process
-    with quiet_zarr(), write_file_aside(path) as temporary:
-        with reading(place):
-            data = anndata.read_zarr(place)
-        del data.uns["atlasvi"]  # the weights: they belong into a model directory
-        data.obs, data.var = _dates_as_text(data.obs), _dates_as_text(data.var)
-        data.strings_to_categoricals()  # as `data.write_h5ad` does
-        with anndata.settings.override(allow_write_nullable_strings=True):
-            try:
-                with h5py.File(content, "w") as file:
-                    write_elem(file, "/", data)
-            except (ValueError, TypeError) as error:  # types that this version of anndata can't write
-                reason = str(error).splitlines()[0].rstrip(".")
-                raise OutputError(
-                    f"{path}: anndata can't write the columns of {place} as one file ({reason}): use the store."
-                ) from error
-        temporary.write_bytes(content.getvalue())  # not getbuffer: see checkpoint_files.py
-
-
-def _dates_as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with dates and times, also as categories, turned into text."""
-
-    def is_date(dtype: Any) -> bool:
-        return (dtype.categories.dtype if isinstance(dtype, pd.CategoricalDtype) else dtype).kind in "mM"
-
-    text = {
-        name: pd.Categorical(column.astype(object).map(str, na_action="ignore"))
-        for name, column in table.items()
-        if is_date(column.dtype)
-    }
-    return table.assign(**{str(name): column for name, column in text.items()})

@@ -105,9 +105,11 @@ def check_saved(folder: Path, prefix: str, with_data: bool) -> set[str]:
     Warns of these, and if a file is missing. Raises SourceError if one is damaged; a file of another size was
     rewritten, and is accepted.
     """
-    files = read_manifest(folder, f"{prefix}{SAVED}")
-    if files is None:
+    listed = read_manifest(folder, f"{prefix}{SAVED}")
+    if listed is None:
         return set()
+    # a hub folder has texts too, which do not matter here and may be edited by hand
+    files = {name: found for name, found in listed.items() if name.endswith((".pt", ".h5ad"))}
     model, data = f"{prefix}{MODEL}", f"{prefix}adata.h5ad"
     if model in files and hash_file(folder / model) != files.pop(model):
         if not with_data or not (folder / data).is_file() or hash_file(folder / data) != files.get(data):

@@ -14,7 +14,7 @@ import zarr
 from scipy import sparse
 
 from atlasvi.engine import SCVI
-from atlasvi.engine.minified.minified_store import write_minified_h5ad
+from atlasvi.engine.minified.minified_h5ad import write_minified_h5ad
 from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.ingestion.ingest import ingest

@@ -18,7 +18,7 @@ def write(folder: Path) -> None:
     import pandas as pd
     from cases import make_cells
 
-    from atlasvi.engine.minified.minified_store import write_minified_h5ad
+    from atlasvi.engine.minified.minified_h5ad import write_minified_h5ad
     from atlasvi.engine.minified.minify import minify
     from atlasvi.engine.scvi_tools.model_directories import load_scvi_tools, save_scvi_tools
 

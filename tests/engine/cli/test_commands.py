@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlasvi.engine.minified.minified_store import write_minified_h5ad
+from atlasvi.engine.minified.minified_h5ad import write_minified_h5ad
 from atlasvi.engine.scvi_tools.model_directories import open_model, save_scvi_tools
 from atlasvi.loaders.errors import OutputError
 from tests.engine.distributed.rank_processes import run_command

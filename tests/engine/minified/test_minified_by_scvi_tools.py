@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from atlasvi.engine.api.scvi import SCVI
 from atlasvi.engine.cli.commands import app
 from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified, open_minified
-from atlasvi.engine.minified.minified_store import MinifiedStore, write_minified_h5ad
+from atlasvi.engine.minified.minified_h5ad import write_minified_h5ad
+from atlasvi.engine.minified.minified_store import MinifiedStore
 from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.queries.cell_choice import choose_cells
 from atlasvi.engine.queries.minified_queries import read_expression, read_latent

@@ -13,7 +13,8 @@ from scipy import sparse
 
 from atlasvi.engine.api.scvi import SCVI
 from atlasvi.engine.minified import minify_parts
-from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store, write_minified_h5ad
+from atlasvi.engine.minified.minified_h5ad import write_minified_h5ad
+from atlasvi.engine.minified.minified_store import MinifiedStore, is_minified_store
 from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.trained_run import TrainedRun, load_run
