@@ -11,6 +11,11 @@
     marker_agreement     how well differential expression in drawn counts agrees with that in real ones
     part_statistics      all of them for one part of the cells: training, validation or test
     measured_parts       the pass over the cells that computes them for each part
+    number_text          numbers as a reader wants them
+    wording              what figures are called and how they are read
+    card_tables          all figures of a card as tables of text
+    hub_readme           README.md of the hub's folder
+    page                 card.html
 
 Parts of a pass (of ranks, say) can be added. It may import `queries` and what that may import.
 """
