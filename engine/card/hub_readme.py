@@ -1,17 +1,20 @@
 """The README.md of a hub repository: front matter that the hub reads, and the sections that its model cards have."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from string import punctuation
 from typing import Any
 
 from atlasvi.engine.card import card_tables, wording
 from atlasvi.engine.card.card_tables import Table
-from atlasvi.engine.card.model_card import Figures, ModelCard
+from atlasvi.engine.card.model_card import Figures, ModelCard, PartFigures
+from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.scvi_tools.registry import write_init_params, write_registry
 from atlasvi.engine.terminal import make_printable
 
+MOST_LABELS = 60
 NOT_PROVIDED = "Not provided by uploader"
 NOT_COMPUTED = "Not computed: see what could not be computed, below."
 _ESCAPES = str.maketrans({character: f"\\{character}" for character in punctuation if character not in ".,:-"})
@@ -31,13 +34,15 @@ This folder opens with `scvi.hub.HubModel` and with atlasvi. The figures below a
 `card.html` shows them as a page."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class HubFacts:
     """What the README says beyond the card. None and '' are "Not provided by uploader".
 
     name                of the model, such as the repository's
     model_parameters, setup_arguments  of scvi-tools, plain values
     data_registry       by the keys of scvi-tools' registry: where each lies in the AnnData
+    datasets            names of data sets on the hub
+    data_in_folder      a sentence on what adata.h5ad holds
     summary_statistics  n_cells, n_batch and so on
     """
 
@@ -56,21 +61,50 @@ class HubFacts:
     training_code_url: str | None = None
     modalities: tuple[str, ...] = ("rna",)
     tissues: tuple[str, ...] = ()
-    model_class: str = "SCVI"
-    datasets: tuple[str, ...] = field(default=())
+    datasets: tuple[str, ...] = ()
+    data_in_folder: str = ""
+
+
+def describe_model(run: TrainedRun, name: str, anndata_version: str, **said: Any) -> HubFacts:
+    """The facts of a model as scvi-tools would know them, and what an uploader says: the other fields of HubFacts."""
+    registry = write_registry(run.setup, run.model.settings, run.genes)
+    arguments = write_init_params(run.model.settings)
+    fields = registry["field_registries"]
+    return HubFacts(
+        name=name,
+        scvi_version=registry["scvi_version"],
+        anndata_version=anndata_version,
+        model_parameters={**arguments["non_kwargs"], **arguments["kwargs"]["kwargs"]},
+        setup_arguments=registry["setup_args"],
+        data_registry={key: _place(**each["data_registry"]) for key, each in fields.items() if each["data_registry"]},
+        summary_statistics={key: n for each in fields.values() for key, n in each["summary_stats"].items()},
+        **said,
+    )
+
+
+def _place(attr_name: str, attr_key: str | None) -> str:
+    return f"adata.{attr_name}" if attr_key is None else f"adata.{attr_name}[{attr_key!r}]"
 
 
 def make_readme(card: ModelCard, facts: HubFacts) -> str:
-    """The text of README.md. Whatever names hold, it is valid YAML and Markdown in which they are only text."""
+    """The text of README.md. Whatever names hold, it is valid YAML and Markdown in which they are only text.
+
+    It has the `MOST_LABELS` labels with most cells; all are in metrics.json.
+    """
+    card = dataclasses.replace(card, parts={name: _shorten(part) for name, part in card.parts.items()})
     sections = [_front_matter(card, facts), SCVI, "# Model Description", _paragraph(facts.description)]
     sections += ["# Metrics", *_metrics(card), "# Model Properties", *_properties(facts)]
     sections += ["# Training", *_training(card, facts), "# References", _paragraph(facts.references)]
     return "\n\n".join(sections) + "\n"
 
 
+def _shorten(part: PartFigures) -> PartFigures:
+    return dataclasses.replace(part, labels=part.labels[:MOST_LABELS])
+
+
 def _front_matter(card: ModelCard, facts: HubFacts) -> str:
     """YAML of JSON's scalars, which are YAML whatever the text holds."""
-    tags = ["biology", "genomics", "single-cell", f"model_cls_name:{facts.model_class}"]
+    tags = ["biology", "genomics", "single-cell", "model_cls_name:SCVI"]
     tags += [f"scvi_version:{facts.scvi_version}", f"anndata_version:{facts.anndata_version}"]
     tags += [*(f"modality:{each}" for each in facts.modalities), *(f"tissue:{each}" for each in facts.tissues)]
     tags.append(f"annotated:{card.provenance.label_column is not None}")
@@ -170,6 +204,8 @@ def _quantities(card: ModelCard, names: list[str]) -> Iterator[str]:
 def _expression(card: ModelCard) -> Iterator[str]:
     yield wording.EXPRESSION_TEXT
     yield wording.MARKERS_TEXT
+    if any(len(part.labels) == MOST_LABELS for part in card.parts.values()):
+        yield f"Here are the {MOST_LABELS} labels with most cells; `metrics.json` has all."
     tables = [card_tables.expression_table(card, part) for part in card.parts]
     if not any(table.rows for table in tables):
         yield NOT_COMPUTED
@@ -192,6 +228,8 @@ def _properties(facts: HubFacts) -> Iterator[str]:
 
 def _training(card: ModelCard, facts: HubFacts) -> Iterator[str]:
     origin = card.provenance
+    if facts.data_in_folder:
+        yield _escape(facts.data_in_folder)
     yield f"**Training data url**: {_paragraph(facts.training_data_url)}"
     yield f"**Training code url**: {_paragraph(facts.training_code_url)}"
     values = {

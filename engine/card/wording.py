@@ -64,8 +64,9 @@ MARKERS = {
 
 LOSSES = {
     "elbo": "Evidence lower bound (ELBO)",
+    "negative_elbo": "Negative ELBO",
     "reconstruction_loss": "Reconstruction loss",
-    "kl": "Kullback-Leibler divergence (KL)",
+    "kl": "KL divergence",
 }
 
 DRAWS = (

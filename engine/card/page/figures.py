@@ -23,6 +23,8 @@ from atlasvi.engine.card.page.latent_map import draw_map
 from atlasvi.engine.card.page.markup import Markup, tag
 
 THRESHOLD = 0.4
+NO_CURVES = ("step", "n_cells", "seconds", "cells_per_s")
+MOST_ROWS = 40
 SHOWN_MARKERS = ("gene_f1", "lfc_pearson", "pr_auc")
 TESTS = (("Welch’s t-test", 0), ("Wilcoxon’s rank-sum test", 1))
 
@@ -53,25 +55,24 @@ def draw_gauge(verdict: Verdict) -> Markup:
 
 
 def training_charts(card: ModelCard) -> Iterator[Markup]:
-    """A chart for each kind of loss: its curves over epochs."""
+    """A chart for each kind of loss, and for other values that change: curves over epochs."""
     curves = dict(card.training_curves)
     epochs = curves.pop("epoch", None)
-    kinds: dict[str, list[tuple[str, tuple[float, ...]]]] = {}
+    kinds: dict[str, list[Line]] = {kind: [] for kind in wording.LOSSES}
     for name, values in curves.items():
         part, kind = _split_name(name)
-        if sum(map(math.isfinite, values)):
-            kinds.setdefault(kind, []).append((part, values))
-    for kind, found in kinds.items():
-        lines = [Line(part, epochs or tuple(range(len(values))), values, _style(part)) for part, values in found]
-        title = wording.LOSSES.get(kind, kind.replace("_", " "))
-        alternative = f"{title} by epoch: " + "; ".join(_ends(line) for line in lines) + "."
-        yield figure(
-            title,
-            line_chart(lines, "epoch", "nats per cell" if kind in wording.LOSSES else kind, alternative),
-            series_key([(wording.PARTS.get(line.name, line.name), line.style) for line in lines])
-            if lines[0].name
-            else "",
-        )
+        changes = len({value for value in values if math.isfinite(value)}) > 1
+        if kind not in NO_CURVES and (changes or kind in wording.LOSSES):
+            line = Line(part, epochs or tuple(range(len(values))), values, _style(part))
+            kinds.setdefault(kind, []).append(line)
+    for kind, lines in kinds.items():
+        if not any(math.isfinite(value) for line in lines for value in line.y):
+            continue
+        title = wording.LOSSES.get(kind, kind.replace("_", " ").capitalize())
+        said = "; ".join(_ends(line) for line in lines if any(map(math.isfinite, line.y)))
+        unit = "nats per cell" if kind in wording.LOSSES else kind.replace("_", " ")
+        key = series_key([(wording.PARTS.get(line.name, line.name), line.style) for line in lines if line.name])
+        yield figure(title, line_chart(lines, "epoch", unit, f"{title} by epoch: {said}."), key)
 
 
 def latent_maps(card: ModelCard) -> Iterator[Markup]:
@@ -112,9 +113,9 @@ def density_figures(card: ModelCard, quantity: str) -> list[Markup]:
 
 
 def expression_figures(card: ModelCard, part: str) -> list[Markup]:
-    """Agreement of differential expression by label, for some figures: both tests, with their errors."""
+    """Some figures of the labels with most cells, up to `MOST_ROWS`: both tests, with their errors."""
     labels = card.parts[part].labels
-    shown = [each for each in labels if each.welch or each.wilcoxon]
+    shown = [each for each in labels if each.welch or each.wilcoxon][:MOST_ROWS]
     found = []
     for name in SHOWN_MARKERS if shown else ():
         series = [
@@ -128,9 +129,8 @@ def expression_figures(card: ModelCard, part: str) -> list[Markup]:
             if (values := [each.value for each in dots.values if each is not None and math.isfinite(each.value)])
         )
         title = wording.MARKERS[name]
-        alternative = (
-            f"{title} by label, {part_title(card, part)}, {len(shown)} labels: {said}. All values are in the table."
-        )
+        of = f"of the {len(shown)} labels with most cells, {part_title(card, part)}"
+        alternative = f"{title} {of}: {said}. All values are in the table."
         found.append(
             figure(
                 title,
@@ -210,19 +210,15 @@ def _pick(label: LabelFigures, test: int) -> dict[str, Estimate]:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """('validation', 'elbo') of 'validation_elbo' and of 'elbo_validation'; ('', name) of others."""
-    words = {
-        "train": "training",
-        "training": "training",
-        "validation": "validation",
-        "val": "validation",
-        "test": "test",
-    }
+    """('validation', 'kl') of 'validation_kl', and of 'kl_validation' as scvi-tools has it; ('', name) of others."""
+    words = {"train": "training", "validation": "validation", "test": "test"}
     first, _, rest = name.partition("_")
     if first in words and rest:
         return words[first], rest
     start, _, last = name.rpartition("_")
-    return (words[last], start) if last in words and start else ("", name)
+    if last not in words or not start:
+        return "", name
+    return words[last], "negative_elbo" if start == "elbo" else start  # scvi-tools records the loss by that name
 
 
 def _style(part: str) -> int:

@@ -43,7 +43,7 @@ def test_a_figure_of_one_part_alone_leaves_the_others_empty() -> None:
     card = dataclasses.replace(CARD, parts={"training": training, "test": CARD.parts["test"]})
     rows = {row[0]: row[1:] for row in losses_table(card).rows}
     assert rows["Reconstruction loss"] == ("–", "630.0 ± 6.3")
-    assert rows["Kullback-Leibler divergence (KL)"] == ("20.00", "20.00 ± 0.20")
+    assert rows["KL divergence"] == ("20.00", "20.00 ± 0.20")
 
 
 def test_both_tests_of_a_label_stand_in_its_row_and_one_without_a_test_has_none() -> None:

@@ -8,8 +8,12 @@ import yaml
 from markdown_it import MarkdownIt
 
 from atlasvi.engine.card.draw_errors import Estimate
-from atlasvi.engine.card.hub_readme import HubFacts, make_readme
+from atlasvi.engine.card.hub_readme import MOST_LABELS, HubFacts, describe_model, make_readme
 from atlasvi.engine.card.model_card import PARTS, ModelCard
+from atlasvi.engine.model.covariates import Setup
+from atlasvi.engine.model.model_options import ModelSettings
+from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.model.vae import VAE
 from tests.engine.card.cards import make_card
 from tests.engine.card.page.test_page import CARDS, HOSTILE
 
@@ -174,3 +178,28 @@ def test_figures_stand_in_tables_by_part() -> None:
     assert re.search(r"Figure\s+Training\s+Validation\s+Test\s+All cells", text)
     assert re.search(r"Pearson correlation\s+0\.8400 ± 0\.0084", text)
     assert "Welch’s t-test, all cells: PR AUC" in text
+
+
+def test_the_labels_with_most_cells_are_in_the_readme_and_it_says_that_there_are_more() -> None:
+    card = make_card(with_parts=("all",))
+    labels = tuple(dataclasses.replace(card.parts["all"].labels[0], label=f"type {k}") for k in range(MOST_LABELS + 1))
+    text = make_readme(
+        dataclasses.replace(card, parts={"all": dataclasses.replace(card.parts["all"], labels=labels)}), FACTS
+    )
+    assert f"| type {MOST_LABELS - 1} |" in text
+    assert f"type {MOST_LABELS}" not in text
+    assert "labels with most cells; `metrics.json` has all." in text
+
+
+def test_a_model_is_described_as_scvi_tools_does() -> None:
+    settings = ModelSettings(n_genes=3, n_latent=4, n_batch=2, var_activation="softplus")
+    setup = Setup.from_saved({"batch_key": "donor", "batch_categories": ["a", "b"], "layer": "counts"})
+    facts = describe_model(TrainedRun(VAE(settings), list("abc"), setup), "atlas", "0.12.0", description="Said.")
+    assert facts.model_parameters["n_latent"] == 4
+    assert facts.setup_arguments["batch_key"] == "donor"
+    assert facts.data_registry["X"] == "adata.layers['counts']"
+    assert facts.data_registry["batch"] == "adata.obs['_scvi_batch']"
+    assert facts.summary_statistics["n_batch"] == 2
+    text = make_readme(make_card(), facts)
+    assert '"var_activation": "Softplus' in text
+    assert "# Model Description\n\nSaid.\n" in text
