@@ -18,11 +18,6 @@ The statistics, added up in one pass over the cells:
     integration          how well the latent space keeps labels apart and mixes batches, on that sample
     part_statistics      all sums for one part of the cells: training, validation or test
     measured_parts       the pass over the cells that computes them for each part
-    number_text          numbers as a reader wants them
-    wording              what figures are called and how they are read
-    card_tables          all figures of a card as tables of text
-    hub_readme           README.md of the hub's folder
-    page                 card.html
 
 How a card is made of them:
 
@@ -30,6 +25,14 @@ How a card is made of them:
     card_parts           runs of cells that any rank can measure, and their files
     card_figures         figures and the words of the verdict, from what the pass left
     provenance           data by content, model, training, versions, hardware, command
+
+What is written of it:
+
+    number_text          numbers as a reader wants them
+    wording              what figures are called and how they are read
+    card_tables          all figures of a card as tables of text
+    hub_readme           README.md of the hub's folder
+    page                 card.html
 
 It may import `queries` and what that may import.
 """

@@ -1,8 +1,11 @@
 """What the figures of a card are called and how they are read: one text for the page, the README and the terminal."""
 
+from atlasvi.engine.card.card_figures import DO_NOT_USE_BELOW, GOOD_FROM
+
 THRESHOLD_ADVICE = (
-    "Below a squared Pearson correlation of 0.4, generated counts should not be used for further analysis; "
-    "the latent space may still be useful."
+    f"Below a squared Pearson correlation of {DO_NOT_USE_BELOW}, the threshold of scvi-hub's cards, generated counts "
+    "should not be used for further analysis; the latent space may still be useful. "
+    f"From {GOOD_FROM} on they are called good here, and doubtful in between."
 )
 
 PARTS = {"training": "Training", "validation": "Validation", "test": "Test", "all": "All cells"}

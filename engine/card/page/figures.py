@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from atlasvi.engine.card import wording
+from atlasvi.engine.card.card_figures import DO_NOT_USE_BELOW as THRESHOLD
 from atlasvi.engine.card.card_tables import part_title
 from atlasvi.engine.card.draw_errors import Estimate
 from atlasvi.engine.card.model_card import PARTS, LabelFigures, ModelCard, Verdict
@@ -22,7 +23,6 @@ from atlasvi.engine.card.page.elements import figure
 from atlasvi.engine.card.page.latent_map import draw_map
 from atlasvi.engine.card.page.markup import Markup, tag
 
-THRESHOLD = 0.4
 NO_CURVES = ("step", "n_cells", "seconds", "cells_per_s")
 MOST_ROWS = 40
 SHOWN_MARKERS = ("gene_f1", "lfc_pearson", "pr_auc")

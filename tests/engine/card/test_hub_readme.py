@@ -192,7 +192,7 @@ def test_the_labels_with_most_cells_are_in_the_readme_and_it_says_that_there_are
 
 
 def test_a_model_is_described_as_scvi_tools_does() -> None:
-    settings = ModelSettings(n_genes=3, n_latent=4, n_batch=2, var_activation="softplus")
+    settings = ModelSettings(n_genes=3, n_latent=4, n_batches=2, var_activation="softplus")
     setup = Setup.from_saved({"batch_key": "donor", "batch_categories": ["a", "b"], "layer": "counts"})
     facts = describe_model(TrainedRun(VAE(settings), list("abc"), setup), "atlas", "0.12.0", description="Said.")
     assert facts.model_parameters["n_latent"] == 4
