@@ -121,6 +121,16 @@ def notes_table(card: ModelCard) -> Table:
     return Table("What could not be computed, or holds only in part", ("Subject", "Why"), rows)
 
 
+def split_groups(table: Table) -> Iterator[Table]:
+    """A table for each group of columns, named by it, for where a table can't be wide."""
+    first = 1
+    for title, n in table.groups:
+        chosen = slice(first, first + n)
+        rows = tuple((row[0], *row[chosen]) for row in table.rows)
+        yield Table(f"{table.caption}. {title}", (table.columns[0], *table.columns[chosen]), rows)
+        first += n
+
+
 def all_tables(card: ModelCard) -> Iterator[Table]:
     """Those of figures that have rows, in the order of the page."""
     yield verdict_table(card)

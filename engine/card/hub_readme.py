@@ -210,9 +210,9 @@ def _expression(card: ModelCard) -> Iterator[str]:
     if not any(table.rows for table in tables):
         yield NOT_COMPUTED
     for table in tables:
-        if table.rows:
-            yield f"**{_escape(table.caption)}**"
-            yield _markdown(table)
+        for part in card_tables.split_groups(table) if table.rows else ():
+            yield f"**{_escape(part.caption)}**"
+            yield _markdown(part)
 
 
 def _properties(facts: HubFacts) -> Iterator[str]:

@@ -177,7 +177,8 @@ def test_figures_stand_in_tables_by_part() -> None:
     text = re.sub("<[^>]*>", " ", rendered)
     assert re.search(r"Figure\s+Training\s+Validation\s+Test\s+All cells", text)
     assert re.search(r"Pearson correlation\s+0\.8400 ± 0\.0084", text)
-    assert "Welch’s t-test, all cells: PR AUC" in text
+    assert "Differential expression by label: Test (50 cells). Welch’s t-test, all cells" in text
+    assert re.search(r"Label\s+Cells sampled\s+Overlap of top genes", text)
 
 
 def test_the_labels_with_most_cells_are_in_the_readme_and_it_says_that_there_are_more() -> None:
