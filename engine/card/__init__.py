@@ -26,5 +26,13 @@ How a card is made of them:
     card_figures         figures and the words of the verdict, from what the pass left
     provenance           data by content, model, training, versions, hardware, command
 
+What is written of it:
+
+    number_text          numbers as a reader wants them
+    wording              what figures are called and how they are read
+    card_tables          all figures of a card as tables of text
+    hub_readme           README.md of the hub's folder
+    page                 card.html
+
 It may import `queries` and what that may import.
 """
