@@ -16,6 +16,7 @@ from atlasvi.engine.api.saving_methods import Saving
 from atlasvi.engine.api.training_methods import Training
 from atlasvi.engine.card.make_card import make_card
 from atlasvi.engine.card.model_card import ModelCard
+from atlasvi.engine.hub.card_folder import write_card_folder
 from atlasvi.engine.minified.minified_anndata import WITH_COUNTS, minify_anndata
 from atlasvi.engine.minified.minified_store import MINIFY_TYPE
 from atlasvi.engine.minified.minify import MinifyReport, minify
@@ -157,10 +158,13 @@ class SCVI(Training, Saving, QueryMapping):
         return report
 
     def card(self, out: str | Path | None = None, **kwargs: Any) -> ModelCard:
-        """The model's card, and with `out` its folder; the keyword arguments are those of `make_card`.
+        """The model's card, and with `out` its folder; the arguments are those of `make_card` and `write_card_folder`.
 
         Raises QueryError if the model has no data, and the errors of `make_card`.
         """
         parts = {name: part for name in PARTS if (part := self._find_part(name)) is not None}
         run = replace(self.run, split=parts)
-        return make_card(run, self.ask(), out, **{"device": self.device.type, **kwargs})
+        options = {"device": self.device.type, **kwargs}
+        if out is None:
+            return make_card(run, self.ask(), **options)
+        return write_card_folder(run, self.ask(), out, **options)

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,6 +45,16 @@ MOMENTS_BYTES = 2**27  # of sums per label, gene and tested draw; the tested dra
 MOST_LABELS = 1_000
 
 
+class CardFiles(Protocol):
+    """What a card's folder holds."""
+
+    def prepare(self, scratch: Path, run: TrainedRun, cells: QuestionCells, device: str) -> None:
+        """On all ranks, before `write`; `scratch` is the folder of this job, which goes when the card is there."""
+
+    def write(self, folder: Path, run: TrainedRun, card: ModelCard) -> None:
+        """On the first rank: write all files of the card, metrics.json among them."""
+
+
 def make_card(
     run: TrainedRun | str | Path,
     data: Any,
@@ -58,6 +68,7 @@ def make_card(
     split: Mapping[str, Any] | None = None,
     device: str = "auto",
     rank_timeout_s: float = RANK_TIMEOUT_S,
+    files: CardFiles | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> ModelCard:
     """The card of a model: how well counts drawn from it agree with the real ones, and what both are.
@@ -70,6 +81,7 @@ def make_card(
     batch_key   column of obs for integration; None: the model's
     split       how the cells were split, as a card's provenance has it; None: as the model says
     n_draws     draws of the counts of each cell; errors need at least two, calibration too
+    files       writes what else `out` holds: `write_card_folder` gives the files of a hub's repository
     Under torchrun or `atlasvi launch`, call this the same way on all ranks, with `out` on a disk that they share. After
     a kill, Ctrl-C or SIGTERM, the same call continues with the unfinished parts, on any number of ranks.
     Memory: a few bytes per cell (its part and label), and what PartStatistics says; the rest is on disk beside `out`.
@@ -110,12 +122,16 @@ def make_card(
             run.model.to(where).eval()
             open_until_done.callback(run.model.to, before)
             _measure(scratch, plan, run, cells, ranks, progress)
+            if files is not None:
+                files.prepare(scratch, run, cells, device)
             ranks.wait_for_all("the other ranks' parts")
             if ranks.is_first:
                 progress("computing the figures", 0, 1)
                 card = _finish(scratch, plan, run, cells, watch, out)
-                # the one place where the files of a card's folder are written, all of them into scratch / "result"
-                write_whole(scratch / "result" / METRICS, card.to_json().encode())
+                if files is None:
+                    write_whole(scratch / "result" / METRICS, card.to_json().encode())
+                else:
+                    files.write(scratch / "result", run, card)
                 progress("computing the figures", 1, 1)
         if out is None:
             return card

@@ -54,11 +54,11 @@ def card(
 
 def write_card(run: Path, data: DataSpec, out: Path, **options: Any) -> None:
     """Compute a card, on all ranks, and say what it found."""
-    from atlasvi.engine.card.make_card import make_card
     from atlasvi.engine.distributed.ranks import join_ranks
+    from atlasvi.engine.hub.card_folder import write_card_folder
 
     with join_ranks() as ranks, show_progress() as progress:
-        found = make_card(run, data, out, progress=progress, **options)
+        found = write_card_folder(run, data, out, progress=progress, **options)
         if not ranks.is_first:
             return
     known = found.provenance

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from atlasvi.engine.card.model_card import METRICS
+from atlasvi.engine.card.page import PAGE
 from atlasvi.engine.model.run_files import MODEL
 from atlasvi.engine.scvi_tools.model_directories import SAVED
 from atlasvi.loaders.errors import AtlasviError, SourceError
 from atlasvi.loaders.manifest import PIECE_BYTES, hash_file, hash_files, read_manifest
 
-METADATA, README, PAGE, DATA = "_scvi_required_metadata.json", "README.md", "card.html", "adata.h5ad"
+METADATA, README, DATA = "_scvi_required_metadata.json", "README.md", "adata.h5ad"
 LIST = SAVED  # atlasvi.json: the list of the other files with their sizes and checksums, written last
 EDITED = (README, PAGE, METADATA)  # texts, which people may change by hand after the folder was written
 OURS = (MODEL, DATA, METRICS, PAGE)  # removed from a place if the model that replaces another one has no such file

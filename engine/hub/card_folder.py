@@ -1,0 +1,78 @@
+"""The folder of a model's card: figures, page and README, and what scvi-tools' hub needs to open the model."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from atlasvi.engine.card.hub_readme import describe_model, make_readme
+from atlasvi.engine.card.make_card import make_card
+from atlasvi.engine.card.model_card import ModelCard
+from atlasvi.engine.card.page import make_page
+from atlasvi.engine.distributed.ranks import join_ranks
+from atlasvi.engine.hub.hub_files import PAGE, README
+from atlasvi.engine.hub.hub_folder import HubData, fill_hub_folder
+from atlasvi.engine.minified.kept_posterior import KeptPosterior
+from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
+from atlasvi.engine.minified.minify import minify
+from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QuestionCells
+
+
+def write_card_folder(
+    run: TrainedRun | str | Path,
+    data: Any,
+    out: str | Path,
+    *,
+    minified: KeptPosterior | str | Path | None = None,
+    data_url: str | None = None,
+    name: str | None = None,
+    **options: Any,
+) -> ModelCard:
+    """Compute a model's card, and write it as a folder that `scvi.hub.HubModel` and `SCVI.load` open.
+
+    minified  the minified cells of `data`, of which adata.h5ad is made; None: the cells are minified first
+    data_url  where all of the data can be had: http(s) or ftp
+    name      the model's, in README.md; None: that of the folder
+    options   as for `make_card`, whose ranks, continuation and errors hold here too
+    """
+    files = _HubFiles(minified, data_url, name or Path(out).absolute().name)
+    return make_card(run, data, out, files=files, **options)
+
+
+class _HubFiles:
+    """What `make_card` writes beside the figures."""
+
+    def __init__(self, minified: KeptPosterior | str | Path | None, data_url: str | None, name: str) -> None:
+        self._minified, self._data_url, self._name = minified, data_url, name
+
+    def prepare(self, scratch: Path, run: TrainedRun, cells: QuestionCells, device: str) -> None:
+        """Minify the cells, on all ranks, unless that is done; `scratch` is the job's own, so they are these cells."""
+        if isinstance(cells, MinifiedCells):
+            self._minified = self._minified or cells.kept
+        if self._minified is not None:
+            return
+        assert isinstance(cells, CountedCells)
+        self._minified = scratch / "cells.mini"
+        with join_ranks() as ranks:
+            if not ranks.from_first(self._minified.exists, "the minified cells"):
+                minify(run, cells.source, self._minified, device=device)
+
+    def write(self, folder: Path, run: TrainedRun, card: ModelCard) -> None:
+        """Write the files of a hub folder, the card's among them."""
+        cells = open_minified(self._minified) if isinstance(self._minified, (str, Path)) else self._minified
+        if cells is not None:
+            cells.check_model(run)
+
+        def write_pages(folder: Path, held: HubData) -> None:
+            facts = describe_model(
+                run,
+                self._name,
+                version("anndata"),
+                data_is_minified=bool(held.n_cells),
+                training_data_url=self._data_url,
+                data_in_folder=held.describe(),
+            )
+            (folder / README).write_text(make_readme(card, facts), encoding="utf-8")
+            (folder / PAGE).write_text(make_page(card, self._name), encoding="utf-8")
+
+        fill_hub_folder(folder, cells, run, write_pages, card, self._data_url)
