@@ -9,7 +9,7 @@ from atlasvi.engine.card.page.markup import Content, Markup, tag
 WIDTH = 300.0
 """Units of a chart's width: text of 12 units is readable on a phone, where a unit is about a pixel, and not huge on a
 wide screen, where it is at most 1.3."""
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 10.0, 10.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 10.0, 10.0, 44.0
 
 
 @dataclass(frozen=True)
