@@ -14,9 +14,11 @@ MinifiedStore    a minified store, opened                          minified/mini
 read_latent, read_expression  answer from a minified store          queries/minified_queries.py
 choose_cells     the cells that an answer is for                    queries/cell_choice.py
 draw_latent      a picture of the latent space                     queries/latent_picture.py
+make_card        how well drawn counts agree with real ones: a card  card/make_card.py
+check_card       whether a card still holds                          card/card_check.py
 
-Subpackages; each imports only those that follow it: cli, api, queries, minified, training, scvi_tools, distributed,
-model. A module is imported only when it is first used.
+Subpackages; each imports only those that follow it: cli, api, card, queries, minified, training, scvi_tools,
+distributed, model. A module is imported only when it is first used.
 """
 
 import importlib
@@ -32,6 +34,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.api.scvi import SCVI as SCVI
+    from atlasvi.engine.card.card_check import check_card as check_card
+    from atlasvi.engine.card.make_card import make_card as make_card
     from atlasvi.engine.minified.minified_by_scvi_tools import open_minified as open_minified
     from atlasvi.engine.minified.minified_store import MinifiedStore as MinifiedStore
     from atlasvi.engine.minified.minified_store import write_minified_h5ad as write_minified_h5ad
@@ -63,6 +67,8 @@ _PLACES = {
     "read_expression": "atlasvi.engine.queries.minified_queries",
     "choose_cells": "atlasvi.engine.queries.cell_choice",
     "draw_latent": "atlasvi.engine.queries.latent_picture",
+    "make_card": "atlasvi.engine.card.make_card",
+    "check_card": "atlasvi.engine.card.card_check",
 }
 
 

@@ -1,5 +1,6 @@
 """Which cells of the data a model was trained on, and which were held out: as far as the model says."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from atlasvi.loaders.batches.cell_mask import SLICE_CELLS
 
 NAMES = {"train": "training", "validation": "validation", "test": "test"}
 UNSPLIT = "cells"
+BY_HASH, BY_COLUMN, BY_INDEX = "hash of each cell's identity", "a column of obs", "indices saved with the model"
 PART_NAMES = (*NAMES.values(), UNSPLIT)
 
 
@@ -39,13 +41,16 @@ class CardSplit:
         return {name: n for name, n in found.items() if n}
 
 
-def split_cells(run: TrainedRun, cells: QuestionCells) -> CardSplit:
+def split_cells(run: TrainedRun, cells: QuestionCells, known: Mapping[str, Any] | None = None) -> CardSplit:
     """The parts of the cells of the data that the model was trained on.
 
+    known  how an earlier card of the model split them (`CardSplit.how`); None: as the run says
     Raises QueryError if this is not the data of the run, or if it changed since.
     """
+    if not isinstance(cells, CountedCells):
+        return _without_split(cells, "Minified data does not say")
     ours = run.path is not None and (run.path / CONFIG).is_file()
-    if ours and isinstance(cells, CountedCells):
+    if ours:
         assert run.path is not None
         saved = read_saved(run.path)
         began_with = read_data_spec(run.path, saved)
@@ -54,30 +59,28 @@ def split_cells(run: TrainedRun, cells: QuestionCells) -> CardSplit:
                 f"{cells.path}: this is not the data that {run.path} was trained on ({began_with}), or it has changed "
                 "since: a card describes a run by its own data. Give that data as it was then, or train again."
             )
-        if run.split:
-            return _split_by_indices(run, cells)
-        column, seed = saved.get("split_column"), int(saved.get("seed") or 0)
-        if column == SPLIT_BY_INDEX:
-            return _without_split(cells, "The run was split by indices that it does not keep")
-        if column is None:
+        if known is None:
             fraction = saved["settings"]["validation_fraction"]
-            split = split_by_hash(cells.data, fraction, seed)
-            how = {"by": "hash of each cell's identity", "validation_fraction": fraction, "seed": seed}
-        else:
-            split, how = (
-                split_by_column(cells.data, column, needs_validation=False),
-                {"by": f"column {column!r} of obs"},
-            )
-        codes = np.full(cells.n_cells, NO_PART, np.uint8)
-        for code, name in enumerate(NAMES):
-            for start in range(0, cells.n_cells, SLICE_CELLS):
-                stop = min(start + SLICE_CELLS, cells.n_cells)
-                codes[start:stop][getattr(split, name).read(start, stop)] = code
-        return _describe(CardSplit(codes, how))
+            known = {"by": BY_HASH, "validation_fraction": fraction, "seed": int(saved.get("seed") or 0)}
+            if (column := saved.get("split_column")) is not None:
+                known = {"by": BY_INDEX if column == SPLIT_BY_INDEX else BY_COLUMN, "column": column}
     if run.split:
         return _split_by_indices(run, cells)
-    reason = "Minified data does not say" if not isinstance(cells, CountedCells) else "The model does not say"
-    return _without_split(cells, reason)
+    by = None if known is None else known.get("by")
+    if known is None or by not in (BY_HASH, BY_COLUMN):
+        return _without_split(cells, "The model does not say")
+    if by == BY_HASH:
+        how = {name: known[name] for name in ("by", "validation_fraction", "seed")}
+        split = split_by_hash(cells.data, how["validation_fraction"], how["seed"])
+    else:
+        how = {name: known[name] for name in ("by", "column")}
+        split = split_by_column(cells.data, how["column"], needs_validation=False)
+    codes = np.full(cells.n_cells, NO_PART, np.uint8)
+    for code, name in enumerate(NAMES):
+        for start in range(0, cells.n_cells, SLICE_CELLS):
+            stop = min(start + SLICE_CELLS, cells.n_cells)
+            codes[start:stop][getattr(split, name).read(start, stop)] = code
+    return _describe(CardSplit(codes, how))
 
 
 def _split_by_indices(run: TrainedRun, cells: QuestionCells) -> CardSplit:
@@ -93,7 +96,7 @@ def _split_by_indices(run: TrainedRun, cells: QuestionCells) -> CardSplit:
     codes = np.full(cells.n_cells, NO_PART, np.uint8)
     for code, name in enumerate(NAMES):
         codes[run.split.get(name, np.zeros(0, np.int64))] = code
-    return _describe(CardSplit(codes, {"by": "indices saved with the model"}))
+    return _describe(CardSplit(codes, {"by": BY_INDEX}))
 
 
 def _without_split(cells: QuestionCells, reason: str) -> CardSplit:

@@ -2,8 +2,8 @@
 
 Values of a cell are those of the real counts and of each draw; what is compared is the mean over draws with the real
 value. Up to EXACT_CELLS cells everything is computed in memory (`draw_errors.jackknife`). Of more cells, sums are added
-up over slices, and ranks for Spearman's correlation are those of values rounded to KEPT_BITS bits after the first, in a
-float32: cells whose values differ by less than one in 2,000 are tied, which changes it by less than 1e-6.
+up over slices, and ranks for Spearman's correlation are those of values rounded to KEPT_BITS bits after the first:
+cells whose values differ by less than one in 8,000 are tied, which changes it by about 1e-7.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +15,9 @@ from atlasvi.engine.card.draw_errors import Estimate, jackknife, mean_known
 from atlasvi.engine.card.model_card import Density, Figures
 
 EXACT_CELLS = 2**17
-KEPT_BITS = 11
-N_KEYS = 2 ** (8 + KEPT_BITS)  # of float32 from 0 on: 8 bits are the exponent
+KEPT_BITS = 13
+EXPONENTS = range(-16, 32)  # of 2: smaller values are tied with 0, and there are no larger ones
+N_KEYS = len(EXPONENTS) << KEPT_BITS
 N_BOXES = 64  # of a grid, on each axis
 
 Slices = Callable[[], Iterator[np.ndarray]]
@@ -130,9 +131,9 @@ def _leave_out(values: np.ndarray) -> np.ndarray:
 
 
 def _key(values: np.ndarray) -> np.ndarray:
-    """int64: the first bits of values >= 0 as float32, which are in the order of the values."""
+    """int64, below N_KEYS: the first bits of values >= 0 as float32, which are in the order of the values."""
     rounded = values.astype(np.float32).view(np.uint32).astype(np.int64) + (1 << (22 - KEPT_BITS))
-    return np.minimum(rounded >> (23 - KEPT_BITS), N_KEYS - 1)
+    return np.clip((rounded >> (23 - KEPT_BITS)) - ((127 + EXPONENTS.start) << KEPT_BITS), 0, N_KEYS - 1)
 
 
 def _correlation(product: float, one: float, other: float) -> float:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,17 +28,15 @@ from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries.latent_picture import place_cells
 from atlasvi.engine.queries.opened_data import open_question_cells
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells, QuestionCells, need_at_least
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells, MinifiedCells, QuestionCells, need_at_least
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.training.fingerprint import fingerprint
 from atlasvi.engine.training.run_parts import choose_device
 from atlasvi.loaders.cells.coded_columns import CodedColumn, code_column
-from atlasvi.loaders.cells.open_cells import CellData
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.ingestion.ingest import Progress
 from atlasvi.loaders.jobs import open_job_folder
 from atlasvi.loaders.outputs import name_scratch, write_whole
-from atlasvi.loaders.sources.data_spec import DataSpec
 
 SAMPLE_CELLS, LEAST_OF_LABEL = 10_000, 50
 PICTURE_CELLS = 5_000
@@ -47,7 +47,7 @@ MOST_LABELS = 1_000
 
 def make_card(
     run: TrainedRun | str | Path,
-    data: CellData | DataSpec | QuestionCells | str | Path,
+    data: Any,
     out: str | Path | None = None,
     *,
     labels_key: str | None = None,
@@ -55,6 +55,7 @@ def make_card(
     n_draws: int = 5,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
+    split: Mapping[str, Any] | None = None,
     device: str = "auto",
     rank_timeout_s: float = RANK_TIMEOUT_S,
     progress: Progress = lambda stage, done, total: None,
@@ -62,10 +63,12 @@ def make_card(
     """The card of a model: how well counts drawn from it agree with the real ones, and what both are.
 
     run         a finished run or its directory, or one that scvi-tools saved
-    data        the data that it was trained on, of any kind; minified data has no counts, so most figures are missing
+    data        the data that it was trained on: a cell store or any source, as a path, a DataSpec or opened, or an
+                AnnData; minified data has no counts, so most figures are missing
     out         folder to make, with metrics.json in it; None: the card is only returned, and can't be resumed
     labels_key  column of obs for differential expression and integration; None: the model's labels, if it has some
     batch_key   column of obs for integration; None: the model's
+    split       how the cells were split, as a card's provenance has it; None: as the model says
     n_draws     draws of the counts of each cell; errors need at least two, calibration too
     Under torchrun or `atlasvi launch`, call this the same way on all ranks, with `out` on a disk that they share. After
     a kill, Ctrl-C or SIGTERM, the same call continues with the unfinished parts, on any number of ranks.
@@ -81,8 +84,8 @@ def make_card(
         if not isinstance(run, TrainedRun):
             run = open_model(run)
         cells: QuestionCells
-        if isinstance(data, CountedCells) or hasattr(data, "read_posteriors"):
-            cells = data  # type: ignore[assignment]
+        if isinstance(data, (CountedCells, MinifiedCells)):
+            cells = data
         else:
             cells = open_question_cells(data, run)
             if isinstance(cells, CountedCells) and cells.source is not data:
@@ -94,7 +97,7 @@ def make_card(
         else:
             out_folder = Path(out)
         ranks.note("reading the split and the labels")
-        plan = _plan(run, cells, labels_key, batch_key, n_draws, seed, batch_size, device)
+        plan = _plan(run, cells, labels_key, batch_key, n_draws, seed, batch_size, device, split)
         scratch = name_scratch(out_folder.absolute())
         where = choose_device(device)
         before = run.model.encoder.mean.weight.device
@@ -142,8 +145,9 @@ def _plan(
     seed: int,
     batch_size: int,
     device: str,
+    known_split: Mapping[str, Any] | None,
 ) -> _Plan:
-    split = split_cells(run, cells)
+    split = split_cells(run, cells, known_split)
     notes = [*split.notes]
     keys = run.setup.keys
     labels = _read_column(cells, labels_key, keys.labels_key)

@@ -107,6 +107,7 @@ def read_training_curves(run: TrainedRun) -> dict[str, tuple[float, ...]]:
             lines = [json.loads(line) for line in (run.path / METRICS).read_text().splitlines() if line.strip()]
     elif run.state is not None:
         lines = list(run.state.get("history") or [])
+    lines = [line for line in lines if line.get("kind", "epoch") == "epoch" and "epoch" in line]
     numbers = {
         name
         for line in lines
@@ -115,7 +116,6 @@ def read_training_curves(run: TrainedRun) -> dict[str, tuple[float, ...]]:
     }
     if "epoch" not in numbers:
         return {}
-    lines = [line for line in lines if "epoch" in line]
     names = ["epoch", *sorted(numbers - {"epoch"})]
     return {name: tuple(float(line[name]) if name in line else float("nan") for line in lines) for name in names}
 
