@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from atlasvi.engine.hub.hub_files import (
     LIST,
@@ -112,13 +112,13 @@ class Repository:
         api = self._api  # before `errors`: its message says what to install
         from huggingface_hub import errors
 
-        # of whatever library it uses: the base of all errors of the network
-        of_network = cast("tuple[type[Exception], ...]", errors.HfHubHTTPError.__bases__)
+        # of the network, whatever library it uses: the base of all its errors
+        caught: tuple[type[Exception], ...] = (*errors.HfHubHTTPError.__bases__, RuntimeError, ValueError)
         try:
             yield
         except AtlasviError:
             raise
-        except (*of_network, RuntimeError, ValueError) as error:
+        except caught as error:
             # uploads and downloads wrap the error that says what happened
             wraps = isinstance(error, (RuntimeError, errors.LocalEntryNotFoundError))
             cause = error.__cause__ if wraps and isinstance(error.__cause__, Exception) else error
