@@ -16,6 +16,8 @@ push, pull       such a folder to and from another place           hub/transfer.
 read_latent, read_expression  answer from a minified store          queries/minified_queries.py
 choose_cells     the cells that an answer is for                    queries/cell_choice.py
 draw_latent      a picture of the latent space                     queries/latent_picture.py
+make_card        how well drawn counts agree with real ones: a card  card/make_card.py
+check_card       whether a card still holds                          card/card_check.py
 
 Subpackages; each imports only those that follow it: cli, api, hub, card, queries, minified, training, scvi_tools,
 distributed, model. A module is imported only when it is first used.
@@ -34,6 +36,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.api.scvi import SCVI as SCVI
+    from atlasvi.engine.card.card_check import check_card as check_card
+    from atlasvi.engine.card.make_card import make_card as make_card
     from atlasvi.engine.hub.hub_folder import write_hub_folder as write_hub_folder
     from atlasvi.engine.hub.transfer import pull as pull
     from atlasvi.engine.hub.transfer import push as push
@@ -71,6 +75,8 @@ _PLACES = {
     "read_expression": "atlasvi.engine.queries.minified_queries",
     "choose_cells": "atlasvi.engine.queries.cell_choice",
     "draw_latent": "atlasvi.engine.queries.latent_picture",
+    "make_card": "atlasvi.engine.card.make_card",
+    "check_card": "atlasvi.engine.card.card_check",
 }
 
 

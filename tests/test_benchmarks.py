@@ -308,3 +308,12 @@ def test_scvi_tools_tests_are_copied_with_our_scvi_in_place_of_theirs(tmp_path: 
     (tmp_path / "checkout" / scvi_tests.TESTS).write_text("import scvi\nfrom scvi.model import SCVI\n")
     scvi_tests.prepare(tmp_path / "checkout", tmp_path / "work")
     assert (tmp_path / "work" / scvi_tests.TESTS).read_text() == "import scvi\nfrom atlasvi.engine import SCVI\n"
+
+
+def test_the_benchmark_of_the_card_agrees_with_counts_in_memory(tmp_path: Path):
+    command = [sys.executable, ROOT / "benchmarks" / "card.py", "--quick", "--json", tmp_path / "card.json"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = json.loads((tmp_path / "card.json").read_text())["figures"]
+    assert {line["figure"] for line in lines} >= {"all cells variation pearson", "all genes variation mae"}
+    assert sum("lfc_mae" in line["figure"] for line in lines) == 3

@@ -1,9 +1,10 @@
-"""scVI with scvi-tools' methods, in memory or out of core: how a model is set up, and how its data is minified.
+"""scVI with scvi-tools' methods, in memory or out of core: how a model is set up, its data minified, its card made.
 
 The other methods are in files of this folder by their subject: questions, training, saving, mapping of new data.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from torch import Generator
 from atlasvi.engine.api.mapping_methods import QueryMapping
 from atlasvi.engine.api.saving_methods import Saving
 from atlasvi.engine.api.training_methods import Training
+from atlasvi.engine.card.make_card import make_card
+from atlasvi.engine.card.model_card import ModelCard
 from atlasvi.engine.minified.minified_anndata import WITH_COUNTS, minify_anndata
 from atlasvi.engine.minified.minified_store import MINIFY_TYPE
 from atlasvi.engine.minified.minify import MinifyReport, minify
@@ -25,6 +28,7 @@ from atlasvi.engine.model.vae import VAE as Model
 from atlasvi.engine.queries.latents import read_latents
 from atlasvi.engine.queries.opened_data import is_anndata, open_counts, read_setup, write_setup
 from atlasvi.engine.queries.question_cells import CountedCells, QueryError
+from atlasvi.engine.scvi_tools.model_directories import PARTS
 from atlasvi.engine.scvi_tools.registry import SCVI_DEFAULTS, name_activation
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.sources.data_spec import DataSpec
@@ -151,3 +155,12 @@ class SCVI(Training, Saving, QueryMapping):
         self.to_device(self.device)
         self.adata = Path(out)
         return report
+
+    def card(self, out: str | Path | None = None, **kwargs: Any) -> ModelCard:
+        """The model's card, and with `out` its folder; the keyword arguments are those of `make_card`.
+
+        Raises QueryError if the model has no data, and the errors of `make_card`.
+        """
+        parts = {name: part for name in PARTS if (part := self._find_part(name)) is not None}
+        run = replace(self.run, split=parts)
+        return make_card(run, self.ask(), out, **{"device": self.device.type, **kwargs})

@@ -1,54 +1,135 @@
-"""One pass over the cells: real counts and draws of them, added to the statistics of the part that each cell is in."""
+"""One pass over cells: real counts and draws of them, added to the sums of the part that each cell is in.
 
-from collections.abc import Mapping
+What is kept of every cell (three numbers per source) leaves the process in slices; of sampled cells the counts stay.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from scipy import sparse
+from torch import Tensor
 
+from atlasvi.engine.card.cell_statistics import CellStatistics, cell_statistics
 from atlasvi.engine.card.part_statistics import PartStatistics
-from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.model.vae import VAE, kl_of_normals
 from atlasvi.engine.queries.predictive_counts import draw_batches
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QuestionCells
 from atlasvi.loaders.batches.batch import Batch
+from atlasvi.loaders.identity import mix64
+
+CELL_VALUES = CellStatistics._fields
 
 
-def measure_parts(
+@dataclass(frozen=True)
+class PassOptions:
+    """What is computed.
+
+    part_names  names of the parts, by the codes of the cells
+    part_codes  uint8 [cells of the data]: the part of each cell; cells of NO_PART are not read
+    labels      int [cells of the data], below 0 for a cell without one; None: no differential expression
+    sampled     ascending int64 indices of the cells whose counts are kept
+    n_tested    draws of which differential expression is computed;  n_kept  draws that are kept of sampled cells
+    """
+
+    part_names: tuple[str, ...]
+    part_codes: np.ndarray
+    labels: np.ndarray | None
+    n_labels: int
+    sampled: np.ndarray
+    seed: int
+    n_draws: int
+    n_tested: int
+    n_kept: int
+    batch_size: int = BATCH_SIZE
+
+
+NO_PART = 255
+
+
+@dataclass
+class Measured:
+    """The result of a pass over some cells.
+
+    parts    sums by part; a part without cells is missing
+    rows     int64: indices of the sampled cells among them, ascending
+    counts   their counts, then those of each kept draw, float32 CSR [sampled, genes]; [] where there are no counts
+    latents  their qzm, float32 [sampled, latent]
+    hash     of the counts: the sum of a hash of each cell's counts, modulo 2**64, the same for any order of the cells
+    """
+
+    parts: dict[str, PartStatistics] = field(default_factory=dict)
+    rows: list[np.ndarray] = field(default_factory=list)
+    counts: list[list[sparse.csr_matrix]] = field(default_factory=list)
+    latents: list[np.ndarray] = field(default_factory=list)
+    hash: int = 0
+
+
+def measure_cells(
     model: VAE,
-    cells: CountedCells,
-    parts: Mapping[str, np.ndarray],
-    *,
-    seed: int = 0,
-    n_draws: int = 5,
-    labels: np.ndarray | None = None,
-    n_labels: int = 0,
-    n_tested: int = 1,
-    batch_size: int = BATCH_SIZE,
-) -> dict[str, PartStatistics]:
-    """The statistics of each part of the cells; cells in no part are not read.
+    cells: QuestionCells,
+    chosen: np.ndarray,
+    options: PassOptions,
+    take_values: Callable[[np.ndarray, np.ndarray], None],
+) -> Measured:
+    """One pass over the chosen cells (ascending int64 indices), all of which are in a part.
 
-    parts     masks by name (training, validation, test): bool [cells], of which no cell is in two
-    labels    int [cells], from 0 to n_labels - 1, below 0 for a cell without one; None: no differential expression
-    n_tested  draws of which differential expression is computed
-    The draws are those of `predictive_counts` with this seed, whatever the minibatches and the parts.
+    take_values  called with the indices of some cells, and their values float32 [1 + draws, 3, cells]: `CellStatistics`
+                 of the real counts, then of each draw
+    The draws are those of `predictive_counts` with this seed, whatever the minibatches and the parts. Of cells without
+    counts, only their library size and KL are measured, and draws.
     Raises QueryError where the model gives a cell no distribution of counts.
     """
-    found = {
-        name: PartStatistics(model.settings.n_genes, n_draws, 0 if labels is None else n_labels, n_tested)
-        for name in parts
-    }
-    masks = np.array(list(parts.values()), bool).reshape(len(parts), cells.n_cells)
-    chosen = np.flatnonzero(masks.any(0))
-    at = 0
-    for posterior, draws in draw_batches(model, cells, seed, chosen, n_draws=n_draws, batch_size=batch_size):
-        assert posterior.counts is not None
-        here, real = chosen[at : at + len(posterior)], to_csr(posterior.counts, model.settings.n_genes)
+    found, n_genes, at = Measured(), model.settings.n_genes, 0
+    batches = draw_batches(model, cells, options.seed, chosen, n_draws=options.n_draws, batch_size=options.batch_size)
+    for posterior, draws in batches:
+        here = chosen[at : at + len(posterior)]
         at += len(posterior)
-        for name, mask in zip(parts, masks):
-            rows = np.flatnonzero(mask[here])
-            if len(rows):
-                some = None if labels is None else labels[here[rows]]
-                found[name].add(real[rows], [draw[rows] for draw in draws], some)
+        real = None if posterior.counts is None else to_csr(posterior.counts, n_genes)
+        take_values(here, _cell_values(real, posterior, draws))
+        kl, losses = measure_losses(model, posterior, options.seed, here, options.n_draws)
+        for code in np.unique(options.part_codes[here]):
+            name, rows = options.part_names[code], np.flatnonzero(options.part_codes[here] == code)
+            if name not in found.parts:
+                found.parts[name] = PartStatistics(n_genes, options.n_draws, options.n_labels, options.n_tested)
+            whole = len(rows) == len(here)
+            labels = None if options.labels is None else options.labels[here[rows]]
+            if real is not None:
+                some = [each if whole else each[rows] for each in (real, *draws)]
+                found.parts[name].add(some[0], some[1:], labels)
+            else:
+                found.parts[name].genes[0].n_cells += len(rows)
+            found.parts[name].add_losses(kl[rows], losses[:, rows])
+        kept = np.flatnonzero(np.isin(here, options.sampled, assume_unique=True))
+        if len(kept):
+            found.rows.append(here[kept])
+            found.latents.append(posterior.qzm[torch.from_numpy(kept)].cpu().numpy())
+            if real is not None:
+                found.counts.append([each[kept] for each in (real, *draws[: options.n_kept])])
+        if real is not None:
+            found.hash = (found.hash + hash_counts(real)) % 2**64
     return found
+
+
+@torch.inference_mode()
+def measure_losses(
+    model: VAE, posterior: Posterior, seed: int, cells: np.ndarray, n_draws: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """KL of each cell, float32 [cells], and its reconstruction loss at each draw of z, float32 [draws, cells]; nats.
+
+    The latents are those of the draws of counts. Without counts there is no reconstruction loss: NaN.
+    """
+    kl = kl_of_normals(posterior.qzm, posterior.qzv).sum(1)
+    if posterior.qlm is not None and posterior.qlv is not None:
+        kl = kl + kl_of_normals(posterior.qlm, posterior.qlv, *model.library_prior(posterior.codes, len(posterior)))
+    losses = np.full((n_draws, len(posterior)), np.nan, np.float32)
+    if posterior.counts is not None:
+        numbers: Tensor = torch.from_numpy(cells).to(posterior.library.device)
+        for draw in range(n_draws):
+            z, library = posterior.draw_numbered(model, seed, numbers, draw)
+            losses[draw] = model.reconstruction(posterior.counts, z, library).cpu().numpy()
+    return kl.cpu().numpy(), losses
 
 
 def to_csr(batch: Batch, n_genes: int) -> sparse.csr_matrix:
@@ -57,3 +138,20 @@ def to_csr(batch: Batch, n_genes: int) -> sparse.csr_matrix:
     n = int(on_cpu.indptr[-1])
     values = on_cpu.counts[:n].numpy().astype(np.float32), on_cpu.indices[:n].numpy().astype(np.int32)
     return sparse.csr_matrix((*values, on_cpu.indptr.numpy()), (len(batch), n_genes))
+
+
+def hash_counts(counts: sparse.csr_matrix) -> int:
+    """The sum of a hash of the counts of each cell (row), modulo 2**64; columns may be in any order."""
+    values = counts.data.view(np.uint32).astype(np.uint64)
+    with np.errstate(over="ignore"):
+        entries = mix64(counts.indices.astype(np.uint64) << np.uint64(32) | values, seed=3)
+        ends = np.concatenate([np.zeros(1, np.uint64), np.cumsum(entries, dtype=np.uint64)])
+        rows = ends[counts.indptr[1:]] - ends[counts.indptr[:-1]]
+        return int(mix64(rows, seed=4).sum(dtype=np.uint64))
+
+
+def _cell_values(real: sparse.csr_matrix | None, posterior: Posterior, draws: list[sparse.csr_matrix]) -> np.ndarray:
+    library = posterior.library.cpu().numpy()
+    unknown = np.full(len(library), np.nan, np.float32)
+    first = CellStatistics(unknown, library, unknown) if real is None else cell_statistics(real)
+    return np.stack([np.stack(each) for each in (first, *map(cell_statistics, draws))])

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from atlasvi.engine.cli.arguments import Seed, check_finite, print_lines, split_names, split_repeated
+from atlasvi.engine.cli.card_commands import card, write_card
 from atlasvi.engine.cli.hub_commands import pull, push
 from atlasvi.engine.cli.query_commands import query_app
 from atlasvi.engine.distributed.signals import stop_on_signals
@@ -42,6 +43,7 @@ def _options(
 app.add_typer(query_app, name="query")
 app.command()(push)
 app.command()(pull)
+app.command()(card)
 
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene names; default: its index.")]
@@ -169,7 +171,7 @@ def annotate_obs(
 
 @app.command()
 def info(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A source, cell store, run, model or minified data.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A source, store, run, model, card or minified data.")],
 ) -> None:
     """Show what a file or folder is and what it holds."""
     from atlasvi.engine.cli.describe import describe
@@ -218,6 +220,7 @@ def train(
     start: Annotated[Path | None, typer.Option(metavar="RUN", help="Train this run further.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint in --out.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and print where the time goes.")] = False,
+    with_card: Annotated[bool, typer.Option("--card", help="Then compute the model's card, in OUT/card.")] = False,
     rank_timeout: RankTimeout = 300.0,
     layer: Layer = None,
     gene_column: GeneColumn = None,
@@ -228,8 +231,9 @@ def train(
     from atlasvi.engine.training.settings import parse_settings
     from atlasvi.engine.training.train import train as run
 
+    spec = parse_source(data, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells)
     run(
-        parse_source(data, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells),
+        spec,
         out,
         batch_key=batch_key,
         labels_key=labels_key,
@@ -248,12 +252,14 @@ def train(
         profile=profile,
         rank_timeout_s=rank_timeout,
     )
+    if with_card:
+        write_card(out, spec, out / "card", device=device)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def launch(
     context: typer.Context,
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train ..., minify ... or plan ...")],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train, minify, card or plan ...")],
     nproc: Annotated[int, typer.Option(help="Processes on this machine: one per GPU.", min=1)],
     max_restarts: Annotated[int, typer.Option(help="How often to restart all when one is lost.", min=0)] = 0,
     nnodes: Annotated[int, typer.Option(help="Number of machines; run the command on each of them.", min=1)] = 1,
@@ -370,8 +376,8 @@ def export(
 def _check_command(context: typer.Context, command: list[str]) -> None:
     """Report a mistake in the command of `launch` once, here, and not in each process at each start."""
     group = context.find_root()
-    if command[0] not in ("train", "minify", "plan"):
-        context.fail(f"train, minify and plan can be launched, {command[0]!r} can't.")
+    if command[0] not in ("train", "minify", "card", "plan"):
+        context.fail(f"train, minify, card and plan can be launched, {command[0]!r} can't.")
     subcommand = group.command.get_command(group, command[0])  # type: ignore[attr-defined]
     subcommand.make_context(command[0], command[1:], parent=group)
 

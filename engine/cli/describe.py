@@ -21,12 +21,19 @@ from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.open_source import open_source
 from atlasvi.loaders.store_files import check_version
 
+METRICS = "metrics.json"  # of a card's folder, which may hold a model too
+
 if TYPE_CHECKING:
     from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
 
 
 def describe(path: str | Path) -> Iterator[str]:
-    """Lines about a source, cell store, run directory or minified store. Raises SourceError for anything else."""
+    """Lines about a source, cell store, run directory, minified store or card; SourceError for anything else."""
+    if (Path(path) / METRICS).is_file() and not (Path(path) / CONFIG).is_file():
+        # imports torch, which takes seconds
+        from atlasvi.engine.cli.describe_card import describe_card
+
+        return describe_card(path)
     place = name_place(path)
     if place == "cell store":
         return _describe_cell_store(CellStore(path))

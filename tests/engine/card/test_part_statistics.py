@@ -2,6 +2,9 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
+from atlasvi.engine.card.cell_agreement import agree_over_cells
+from atlasvi.engine.card.cell_statistics import cell_statistics
+from atlasvi.engine.card.model_card import Figures
 from atlasvi.engine.card.part_statistics import PartStatistics
 from tests.engine.card.counts import make_counts
 
@@ -23,14 +26,19 @@ def variation(dense: np.ndarray, axis: int) -> np.ndarray:
     return found.astype(np.float32).astype(float) if axis else found  # as kept: cells that are equal stay so
 
 
-@pytest.mark.parametrize(("axis", "ask"), [(1, "cell_figures"), (0, "gene_figures")])
-def test_variation_agrees_as_by_the_definitions_of_the_hub(axis: int, ask: str):
+def cell_figures(name: str, real=REAL, draws=DRAWS) -> Figures:
+    values = np.stack([getattr(cell_statistics(each), name) for each in (real, *draws)])
+    return agree_over_cells(lambda: iter([values[:, :25], values[:, 25:]]), values.shape[1])
+
+
+@pytest.mark.parametrize("axis", [1, 0])
+def test_variation_agrees_as_by_the_definitions_of_the_hub(axis: int):
     real = np.nan_to_num(variation(REAL.toarray().astype(float), axis))
     drawn = np.array([variation(draw.toarray().astype(float), axis) for draw in DRAWS])
     some = ~np.isnan(drawn).all(0)
     mean = np.zeros(drawn.shape[1])
     mean[some] = np.nanmean(drawn[:, some], axis=0)
-    found = getattr(stream(), ask)("variation")
+    found = cell_figures("variation") if axis else stream().gene_figures("variation")
     assert found["mae"].value == pytest.approx(np.abs(mean - real).mean(), rel=1e-5)
     assert found["pearson"].value == pytest.approx(stats.pearsonr(mean, real)[0], rel=1e-5)
     assert found["spearman"].value == pytest.approx(stats.spearmanr(mean, real)[0], rel=1e-4)
@@ -47,7 +55,7 @@ def test_library_sizes_numbers_of_genes_and_zero_fractions_are_compared_too():
         ("expressed", [(each > 0).sum(1) for each in dense]),
     ):
         expected = stats.pearsonr(np.mean(values[1:], axis=0), values[0])[0]
-        assert part.cell_figures(name)["pearson"].value == pytest.approx(expected, rel=1e-6)
+        assert cell_figures(name)["pearson"].value == pytest.approx(expected, rel=1e-6)
     zeros = [(each == 0).mean(0) for each in dense]
     found = part.gene_figures("zero_fraction")["mae"].value
     assert found == pytest.approx(np.abs(np.mean(zeros[1:], axis=0) - zeros[0]).mean(), rel=1e-9)
@@ -61,9 +69,11 @@ def test_passes_over_parts_of_the_cells_add_up_to_one_pass():
     whole, first = stream(), stream(REAL[:27], [draw[:27] for draw in DRAWS], LABELS[:27])
     first.extend(stream(REAL[27:], [draw[27:] for draw in DRAWS], LABELS[27:], step=4))
     assert first.n_cells == whole.n_cells == 60
-    for ask, name in (("cell_figures", "variation"), ("gene_figures", "variation"), ("gene_figures", "zero_fraction")):
-        for figure, estimate in getattr(whole, ask)(name).items():
-            assert getattr(first, ask)(name)[figure] == pytest.approx(estimate, rel=1e-9)
+    for name in ("variation", "zero_fraction"):
+        for figure, estimate in whole.gene_figures(name).items():
+            assert first.gene_figures(name)[figure] == pytest.approx(estimate, rel=1e-9)
+    np.testing.assert_array_equal(first.ranks.table, whole.ranks.table)
+    np.testing.assert_allclose(first.ranks.by_cell, whole.ranks.by_cell, rtol=1e-12)
     ours, theirs = first.marker_figures()[0], whole.marker_figures()[0]
     assert ours.keys() == theirs.keys() == {0, 1}
     assert ours[1]["lfc_pearson"] == pytest.approx(theirs[1]["lfc_pearson"], rel=1e-9)
@@ -81,13 +91,30 @@ def test_markers_have_an_error_over_draws_and_labels_without_a_test_their_reason
     assert stream(labels=None, n_labels=0).marker_figures() == ({}, {})
 
 
+def test_sums_are_the_same_after_a_file():
+    whole, again = stream(), PartStatistics(30, 3, 2, n_tested=2)
+    whole.add_losses(np.ones(60), np.ones((3, 60)))
+    again.add_arrays(whole.to_arrays())
+    for name, values in whole.to_arrays().items():
+        np.testing.assert_array_equal(again.to_arrays()[name], values)
+
+
+def test_losses_are_means_over_cells_with_errors_over_draws():
+    part = stream()
+    part.add_losses(np.full(60, 2.0), np.array([[100.0], [101.0], [102.0]]).repeat(60, axis=1))
+    figures = part.loss_figures()
+    assert figures["kl"] == (2, 0)
+    assert figures["reconstruction_loss"] == pytest.approx((101, 1 / np.sqrt(3)))
+    assert figures["elbo"] == pytest.approx((-103, 1 / np.sqrt(3)))
+
+
 def test_no_cells_one_cell_and_a_single_draw_leave_figures_undefined_not_wrong():
     empty = PartStatistics(30, 2)
     assert empty.n_cells == 0
-    assert all(np.isnan(estimate.value) for estimate in empty.cell_figures("variation").values())
-    one = PartStatistics(30, 1)
-    one.add(REAL[3:4], [DRAWS[0][3:4]])
-    figures = one.cell_figures("variation")
+    assert empty.loss_figures() == {}
+    assert empty.ranks.calibrate() is None
+    assert np.isnan(empty.gene_figures("zero_fraction")["pearson"].value)
+    figures = cell_figures("variation", REAL[3:4], [DRAWS[0][3:4]])
     assert np.isfinite(figures["mae"].value)
     assert np.isnan(figures["mae"].error)
     assert np.isnan(figures["pearson"].value)

@@ -1,0 +1,149 @@
+"""The figures of a card from what the pass over the cells left: sums, values per cell in files, and sampled cells."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from atlasvi.engine.card.card_parts import FinishedParts
+from atlasvi.engine.card.card_split import PART_NAMES
+from atlasvi.engine.card.cell_agreement import agree_over_cells, bin_cells, bin_values
+from atlasvi.engine.card.draw_errors import Estimate, mean_known, mean_of_draws
+from atlasvi.engine.card.marker_agreement import MarkerAgreement, marker_agreement
+from atlasvi.engine.card.measured_parts import CELL_VALUES
+from atlasvi.engine.card.model_card import PARTS, Figures, LabelFigures, Note, PartFigures, Verdict
+from atlasvi.engine.card.part_statistics import PartStatistics
+from atlasvi.engine.card.rank_sums import rank_sum_tests
+
+GENE_VALUES = ("variation", "zero_fraction")
+TITLES = {
+    "variation": "coefficient of variation",
+    "library": "counts",
+    "expressed": "genes expressed",
+    "zero_fraction": "fraction of cells without a count",
+}
+GOOD_FROM, DO_NOT_USE_BELOW = 0.6, 0.4
+"""Of a squared Pearson correlation: the hub's text advises against generated data below 0.4; 0.6 is our own."""
+
+
+def make_parts(
+    finished: FinishedParts, label_names: Sequence[str], samples: dict[str, np.ndarray], labels: np.ndarray | None
+) -> tuple[dict[str, PartFigures], list[Note]]:
+    """The figures of each part that has cells, and notes.
+
+    samples  of each part by its name in PARTS: ascending indices of the cells of its Wilcoxon test
+    labels   int [cells of the data], below 0 for a cell without one; None: no labels
+    """
+    found, notes = {}, list[Note]()
+    for name in PARTS:
+        sums = _total(finished) if name == "all" else finished.parts.get(name)
+        if sums is None or not sums.n_cells:
+            continue
+        code = None if name == "all" else PART_NAMES.index(name)
+        has_counts = bool(finished.sampled.counts) or bool(sums.genes[0].sums.any())
+        measures = CELL_VALUES if has_counts else ("library",)
+        slices = {each: finished.slice_values(each, code) for each in measures}
+        cells = {each: agree_over_cells(slices[each], sums.n_cells) for each in measures}
+        densities = {f"cell {each}": bin_cells(slices[each], f"{TITLES[each]} of a cell") for each in measures}
+        genes: dict[str, Figures] = {}
+        losses = sums.loss_figures()
+        if has_counts:
+            for each in GENE_VALUES:
+                genes[each] = sums.gene_figures(each)
+                real, draws = sums.gene_values(each)
+                densities[f"gene {each}"] = bin_values(real, mean_known(draws), f"{TITLES[each]} of a gene")
+        else:
+            losses = {"kl": losses["kl"]}
+        by_label: tuple[LabelFigures, ...] = ()
+        n_sampled = 0
+        if labels is not None and has_counts:
+            by_label, n_sampled, said = _test_labels(name, finished, sums, label_names, samples[name], labels)
+            notes += said
+        without, never = sums.n_genes_without_counts() if has_counts else (0, 0)
+        found[name] = PartFigures(
+            n_cells=sums.n_cells,
+            cells=cells,
+            genes=genes,
+            labels=by_label,
+            n_sampled=n_sampled,
+            calibration=sums.ranks.calibrate(),
+            losses=losses,
+            densities=densities,
+            n_genes_without_counts=without,
+            n_genes_never_drawn=never,
+        )
+    return found, notes
+
+
+def _total(finished: FinishedParts) -> PartStatistics:
+    """The sums of all parts together."""
+    parts = list(finished.parts.values())
+    whole = PartStatistics(
+        len(parts[0].genes[0].sums),
+        parts[0].n_draws,
+        len(parts[0].labels[0].n_cells) if parts[0].labels else 0,
+        parts[0].n_tested,
+    )
+    for part in parts:
+        whole.extend(part)
+    return whole
+
+
+def _test_labels(
+    part: str,
+    finished: FinishedParts,
+    sums: PartStatistics,
+    names: Sequence[str],
+    sample: np.ndarray,
+    labels: np.ndarray,
+) -> tuple[tuple[LabelFigures, ...], int, list[Note]]:
+    """Figures by label, those with most cells first; the number of sampled cells; notes."""
+    welch, untested = sums.marker_figures()
+    rows = np.searchsorted(finished.sampled.rows, sample)
+    own = labels[sample].astype(np.int64)
+    in_sample = np.bincount(own, minlength=len(names))
+    wilcoxon: dict[int, Figures] = {}
+    if len(rows):
+        real, *draws = (rank_sum_tests(counts[rows], own, len(names)) for counts in finished.sampled.counts)
+        for label in range(len(names)):
+            if label not in real.untested:
+                found = zip(*(marker_agreement(tests, real, label) for tests in draws))
+                wilcoxon[label] = {key: mean_of_draws(values) for key, values in zip(MarkerAgreement._fields, found)}
+    n_cells = sums.labels[0].n_cells
+    order = sorted(range(len(names)), key=lambda label: (-int(n_cells[label]), names[label]))
+    figures = tuple(
+        LabelFigures(
+            names[label], int(n_cells[label]), welch.get(label, {}), wilcoxon.get(label, {}), int(in_sample[label])
+        )
+        for label in order
+        if n_cells[label]
+    )
+    where = "" if part == "all" else f" among {part} cells"
+    notes = [
+        Note("differential expression", f"Label {names[label]!r}{where} has no test: {untested[label]}.")
+        for label in order
+        if label in untested and n_cells[label]
+    ]
+    return figures, len(rows), notes
+
+
+def judge(parts: dict[str, PartFigures]) -> tuple[Verdict, ...]:
+    """What the squared Pearson correlations of the coefficients of variation say, for cells and genes of each part."""
+    verdicts = []
+    for name, part in parts.items():
+        for block, figures in (("cells", part.cells), ("genes", part.genes)):
+            if "variation" not in figures:
+                continue
+            pearson = figures["variation"]["pearson"]
+            # of a negative correlation the square would say that it is good
+            squared = Estimate(max(pearson.value, 0.0) ** 2 if pearson.value == pearson.value else np.nan, np.nan)
+            squared = Estimate(squared.value, 2 * abs(pearson.value) * pearson.error)
+            verdicts.append(Verdict(name, block, squared, _word(squared.value)))
+    return tuple(verdicts)
+
+
+def _word(squared: float) -> str:
+    if np.isnan(squared):
+        return "unknown"
+    if squared < DO_NOT_USE_BELOW:
+        return "do not use generated data"
+    return "good" if squared >= GOOD_FROM else "doubtful"

@@ -1,0 +1,73 @@
+"""`atlasvi card`: compute the card of a model, or check one."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from atlasvi.engine.cli.arguments import Seed, print_lines, refuse_unused
+from atlasvi.engine.terminal import count, say, show_progress
+from atlasvi.loaders.sources.data_spec import DataSpec, parse_source
+
+
+def card(
+    context: typer.Context,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A finished run, or one of scvi-tools; with --check, a card's folder.")
+    ],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="The data that it was trained on, or minified data.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to make.")] = None,
+    labels_key: Annotated[
+        str | None, typer.Option(help="obs column of labels (default: that of the model, if any).")
+    ] = None,
+    batch_key: Annotated[str | None, typer.Option(help="obs column of batches (default: that of the model).")] = None,
+    draws: Annotated[int, typer.Option(help="Draws of the counts of each cell.", min=1)] = 5,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option(help="Cells drawn at a time.", min=1)] = 1024,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    check: Annotated[
+        bool, typer.Option("--check", help="Compute the card in RUN again; status 1 if a figure moved.")
+    ] = False,
+    model: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN", help="With --check: the run, if the card has no model.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Where the counts are, if not in X.")] = None,
+) -> None:
+    """Compute how well counts drawn from a model agree with real ones. After a kill, the same command continues."""
+    spec = parse_source(data, layer=layer)
+    if check:
+        from atlasvi.engine.card.card_check import check_card
+
+        refuse_unused(
+            context,
+            ["out", "labels_key", "batch_key", "draws", "seed", "batch_size"],
+            "--check computes the card as it was made",
+        )
+        print_lines(check_card(run, spec, model, device=device))
+        return
+    refuse_unused(context, ["model"], "it is for --check alone")
+    if out is None:
+        context.fail("Missing option '--out': the folder to make.")
+    options = {"n_draws": draws, "seed": seed, "batch_size": batch_size, "device": device}
+    write_card(run, spec, out, labels_key=labels_key, batch_key=batch_key, **options)
+
+
+def write_card(run: Path, data: DataSpec, out: Path, **options: Any) -> None:
+    """Compute a card, on all ranks, and say what it found."""
+    from atlasvi.engine.card.make_card import make_card
+    from atlasvi.engine.distributed.ranks import join_ranks
+
+    with join_ranks() as ranks, show_progress() as progress:
+        found = make_card(run, data, out, progress=progress, **options)
+        if not ranks.is_first:
+            return
+    known = found.provenance
+    speed = f"{known.cells_per_s:,.0f} cells/s, at most {known.peak_memory_bytes / 1e6:,.0f} MB"
+    say(f"{out}: {count(known.n_cells, 'cell')}, {count(known.n_draws, 'draw')} each ({speed}).")
+    for verdict in found.verdicts:
+        if verdict.part in ("training", "validation"):
+            say(
+                f"  {verdict.part}, variation of {verdict.block}: squared Pearson "
+                f"{verdict.squared_pearson.value:.2f}: {verdict.words}"
+            )
+    print_lines(f"  {note.subject}: {note.reason}" for note in found.notes)

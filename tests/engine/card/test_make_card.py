@@ -1,0 +1,251 @@
+"""Cards of real, small models: what each kind of data and model gives, and what it says of what it can't."""
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from atlasvi.engine import SCVI
+from atlasvi.engine.card import card_parts
+from atlasvi.engine.card import make_card as module
+from atlasvi.engine.card.card_check import CardChangedError, check_card, compare_figures
+from atlasvi.engine.card.make_card import make_card
+from atlasvi.engine.card.model_card import METRICS, ModelCard
+from atlasvi.engine.minified.minify import minify
+from atlasvi.engine.queries.question_cells import QueryError
+from atlasvi.engine.training.train import train
+from atlasvi.loaders.errors import ColumnError, OutputError, SourceError
+from atlasvi.loaders.ingestion.ingest import ingest
+
+N_CELLS, N_GENES = 120, 20
+
+
+def make_adata(seed: int = 0) -> anndata.AnnData:
+    """120 cells of two batches; labels in several columns."""
+    random = np.random.default_rng(seed)
+    types = np.arange(N_CELLS) % 3
+    counts = random.poisson(random.gamma(1, 2, (3, N_GENES))[types] + 0.2).astype(np.float32)
+    obs = pd.DataFrame(
+        {
+            "batch": np.array(["a", "b"])[np.arange(N_CELLS) // 2 % 2],
+            "type": np.array(["B", "T", "NK"])[types],
+            "one": "only",
+            "rare": np.where(np.arange(N_CELLS) < 2, "two cells", np.where(np.arange(N_CELLS) == 2, "lonely", "rest")),
+            "split": np.where(np.arange(N_CELLS) < 90, "train", "test"),
+        },
+        index=[f"cell{k}" for k in range(N_CELLS)],
+    )
+    return anndata.AnnData(sparse.csr_matrix(counts), obs, pd.DataFrame(index=[f"g{k}" for k in range(N_GENES)]))
+
+
+@pytest.fixture(autouse=True)
+def _quick_picture(monkeypatch):
+    """Without UMAP, which numba compiles for a long time."""
+    monkeypatch.setattr(module, "place_cells", lambda latent, seed: ("PCA", latent[:, :2].astype(float)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A run and its data."""
+    at = tmp_path_factory.mktemp("card")
+    make_adata().write_h5ad(at / "data.h5ad")
+    settings = {"n_hidden": 8, "n_latent": 3, "validation_fraction": 0.2}
+    options = {"batch_key": "batch", "epochs": 2, "batch_size": 32, "device": "cpu", "settings": settings}
+    train(at / "data.h5ad", at / "run", **options)
+    return at
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> ModelCard:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "place_cells", lambda latent, seed: ("PCA", latent[:, :2].astype(float)))
+        return make_card(folder / "run", folder / "data.h5ad", folder / "card", labels_key="type")
+
+
+def subjects(card: ModelCard) -> dict[str, str]:
+    return {note.subject: note.reason for note in card.notes}
+
+
+def test_a_card_has_every_figure_of_training_and_validation_cells_and_of_all(folder: Path, whole: ModelCard):
+    assert ModelCard.from_json((folder / "card" / METRICS).read_text()).to_json() == whole.to_json()
+    assert list(whole.parts) == ["training", "validation", "all"]
+    sizes = [part.n_cells for part in whole.parts.values()]
+    assert sizes[0] + sizes[1] == sizes[2] == N_CELLS
+    for part in whole.parts.values():
+        assert set(part.cells) == {"variation", "library", "expressed"}
+        assert set(part.genes) == {"variation", "zero_fraction"}
+        assert set(part.losses) == {"elbo", "reconstruction_loss", "kl"}
+        assert part.calibration.points[-1].observed.error > 0
+        assert {label.label for label in part.labels} == {"B", "T", "NK"}
+        assert all(0 <= label.wilcoxon["gene_f1"].value <= 1 for label in part.labels)
+        assert sum(map(sum, part.densities["cell library"].counts)) == part.n_cells
+    assert len(whole.verdicts) == 6
+    assert set(whole.integration.figures) == {
+        "silhouette_label", "silhouette_batch", "batch_entropy", "neighbour_labels",
+    }  # fmt: skip
+    assert len(whole.picture.x) == N_CELLS
+    assert whole.picture.batch.names == ("a", "b")
+    assert len(whole.training_curves["epoch"]) == 2
+    assert whole.notes == ()
+    known = whole.provenance
+    assert (known.n_cells, known.n_genes, known.label_column, known.batch_column) == (120, 20, "type", "batch")
+    assert known.command.startswith("atlasvi card")
+    assert known.training["epochs"] == 2
+
+
+def test_a_killed_card_continues_and_is_the_same(folder: Path, whole: ModelCard, monkeypatch):
+    monkeypatch.setattr(card_parts, "FEWEST_PARTS", 8)
+    monkeypatch.setattr(card_parts, "LEAST_PART_CELLS", 1)
+    measured, real = [], module.measure_part
+
+    def measure(scratch, job, part, *rest):
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append(part)
+        real(scratch, job, part, *rest)
+
+    monkeypatch.setattr(module, "measure_part", measure)
+    out = folder / "again"
+    with pytest.raises(KeyboardInterrupt):
+        make_card(folder / "run", folder / "data.h5ad", out, labels_key="type")
+    assert not out.exists()
+    monkeypatch.setattr(module, "measure_part", lambda *given: measured.append(given[2]) or real(*given))
+    card = make_card(folder / "run", folder / "data.h5ad", out, labels_key="type")
+    assert measured == list(range(8))
+    assert card.provenance.counts_hash == whole.provenance.counts_hash
+    assert compare_figures(card, whole) == []
+    np.testing.assert_allclose(
+        [part.genes["variation"]["pearson"].value for part in card.parts.values()],
+        [part.genes["variation"]["pearson"].value for part in whole.parts.values()],
+        rtol=1e-12,
+    )
+
+
+def test_a_cell_store_has_the_card_of_the_file_that_it_was_made_from(folder: Path, whole: ModelCard):
+    ingest(folder / "data.h5ad", folder / "store")
+    card = make_card(folder / "run", folder / "store", labels_key="type")
+    assert card.provenance.counts_hash == whole.provenance.counts_hash
+    assert card.parts["validation"].n_cells == whole.parts["validation"].n_cells
+    for name in ("training", "validation"):  # cells are in another order, so the draws are others
+        ours, theirs = card.parts[name], whole.parts[name]
+        assert ours.losses["kl"].value == pytest.approx(theirs.losses["kl"].value, rel=1e-5)
+        assert [label.n_cells for label in ours.labels] == [label.n_cells for label in theirs.labels]
+
+
+def test_a_card_is_checked_by_computing_it_again(folder: Path, whole: ModelCard):
+    lines = list(check_card(folder / "card", folder / "data.h5ad", folder / "run"))
+    assert lines[-1].endswith("nothing moved beyond its error")
+    changed = folder / "changed"
+    changed.mkdir()
+    text = whole.to_json().replace(f'"value": {whole.parts["training"].losses["kl"].value!r}', '"value": 99.0', 1)
+    assert text != whole.to_json()
+    (changed / METRICS).write_text(text)
+    with pytest.raises(CardChangedError, match=r"training loss kl was 99 and is"):
+        list(check_card(changed, folder / "data.h5ad", folder / "run"))
+    with pytest.raises(SourceError, match="has no model beside it"):
+        list(check_card(folder / "card", folder / "data.h5ad"))
+    with pytest.raises(SourceError, match="there is no card"):
+        list(check_card(folder / "run", folder / "data.h5ad"))
+
+
+def test_the_card_of_a_run_whose_data_changed_is_refused(folder: Path):
+    adata = make_adata()
+    adata.X[5, 3] += 1
+    adata.write_h5ad(folder / "other.h5ad")
+    with pytest.raises(QueryError, match=r"not the data that .*run was trained on .*or it has changed since"):
+        make_card(folder / "run", folder / "other.h5ad", folder / "never")
+    assert not (folder / "never").exists()
+
+
+def test_an_existing_folder_or_a_missing_column_is_refused(folder: Path, whole: ModelCard):
+    with pytest.raises(OutputError, match="exists already"):
+        make_card(folder / "run", folder / "data.h5ad", folder / "card")
+    with pytest.raises(ColumnError, match="type"):
+        make_card(folder / "run", folder / "data.h5ad", labels_key="cell_type")
+    with pytest.raises(QueryError, match="n_draws is 0"):
+        make_card(folder / "run", folder / "data.h5ad", n_draws=0)
+
+
+@pytest.mark.parametrize(
+    ("labels_key", "subject", "reason"),
+    [
+        (None, "differential expression", "There are no labels"),
+        ("one", "differential expression", "Label 'only' has no test: all other labels have no cell"),
+        ("rare", "differential expression", "Label 'lonely'.* has no test: it has one cell"),
+    ],
+)
+def test_labels_that_cannot_be_tested_are_said(folder: Path, labels_key, subject, reason):
+    card = make_card(folder / "run", folder / "data.h5ad", labels_key=labels_key, n_draws=2)
+    said = [note.reason for note in card.notes if note.subject == subject]
+    assert any(pd.Series([each]).str.match(reason).item() for each in said), said
+    by_name = {label.label: label for label in card.parts["all"].labels}
+    if labels_key == "rare":
+        assert by_name["two cells"].welch["gene_f1"].value >= 0
+        assert by_name["lonely"].welch == {}
+    if labels_key != "rare":
+        assert "How well labels are kept apart is not computed" in " ".join(note.reason for note in card.notes)
+    assert "neighbour_labels" not in card.integration.figures or labels_key == "rare"
+    assert "batch_entropy" in card.integration.figures
+
+
+def test_without_validation_cells_or_batches_the_card_says_so(folder: Path):
+    settings = {"n_hidden": 8, "n_latent": 3, "validation_fraction": 0.0}
+    train(folder / "data.h5ad", folder / "bare", epochs=1, batch_size=64, device="cpu", settings=settings)
+    card = make_card(folder / "bare", folder / "data.h5ad", n_draws=1)
+    assert list(card.parts) == ["training", "all"]
+    said = subjects(card)
+    assert said["validation"].startswith("No cell was held out")
+    assert said["errors"].startswith("There is one draw")
+    assert "there are no batches" in said["integration"]
+    assert card.integration is None
+    assert card.parts["training"].calibration is None
+    assert np.isnan(card.parts["training"].cells["variation"]["mae"].error)
+
+
+def test_test_cells_have_a_part_of_their_own(folder: Path):
+    settings = {"n_hidden": 8, "n_latent": 3, "validation_fraction": 0.0}
+    options = {"split_column": "split", "epochs": 1, "batch_size": 64, "device": "cpu", "settings": settings}
+    train(folder / "data.h5ad", folder / "tested", **options)
+    card = make_card(folder / "tested", folder / "data.h5ad", n_draws=2)
+    assert {name: part.n_cells for name, part in card.parts.items()} == {"training": 90, "test": 30, "all": 120}
+
+
+def test_minified_data_gives_what_needs_no_counts(folder: Path, whole: ModelCard):
+    minify(folder / "run", folder / "data.h5ad", folder / "mini")
+    card = make_card(folder / "run", folder / "mini", folder / "mini-card", labels_key="type", n_draws=3)
+    assert "minified and has no counts" in subjects(card)["counts"]
+    assert list(card.parts) == ["all"]
+    everything = card.parts["all"]
+    assert (set(everything.cells), everything.genes, everything.labels) == ({"library"}, {}, ())
+    assert everything.losses["kl"].value == pytest.approx(whole.parts["all"].losses["kl"].value, rel=1e-4)
+    assert set(everything.losses) == {"kl"}
+    assert card.verdicts == ()
+    assert card.provenance.counts_hash == ""
+    for name, estimate in whole.integration.figures.items():
+        assert card.integration.figures[name] == pytest.approx(estimate, rel=1e-3)
+
+
+def test_a_model_in_memory_and_a_model_of_scvi_tools_have_cards(folder: Path, tmp_path: Path):
+    adata = make_adata()
+    SCVI.setup_anndata(adata, batch_key="batch", labels_key="type")
+    model = SCVI(adata, n_hidden=8, n_latent=3)
+    model.train(1, accelerator="cpu", train_size=0.8)
+    card = model.card(n_draws=2)
+    assert [card.parts[name].n_cells for name in ("training", "validation")] == [96, 24]
+    assert card.provenance.label_column == "type"  # that of the model
+    model.save(tmp_path / "saved")
+    (tmp_path / "saved" / "atlasvi.pt").unlink()
+    again = make_card(tmp_path / "saved", folder / "data.h5ad", n_draws=2)  # as scvi-tools saves it
+    assert again.provenance.split["by"] == "indices saved with the model"
+    np.testing.assert_allclose(
+        again.parts["validation"].cells["variation"]["pearson"].value,
+        card.parts["validation"].cells["variation"]["pearson"].value,
+        rtol=1e-4,
+    )
+    adata[:50].write_h5ad(tmp_path / "few.h5ad")
+    few = make_card(tmp_path / "saved", tmp_path / "few.h5ad", n_draws=2)
+    assert list(few.parts) == ["all"]
+    assert "it is other data" in subjects(few)["parts"]
