@@ -16,9 +16,11 @@ def write_estimate(figure: Estimate | None, missing: str = "") -> str:
         return UNDEFINED
     if math.isnan(figure.error):
         return write_number(figure.value)
+    if figure.error == 0:  # computed exactly, as the KL divergence is
+        return f"{write_number(figure.value)} ± 0"
     decimals = MOST if figure.error < 10**-MOST else min(MOST, max(0, 1 - math.floor(math.log10(figure.error))))
     smallest = 10.0**-decimals
-    error = f"< {smallest:.{decimals}f}" if 0 < figure.error < smallest / 2 else f"± {figure.error:,.{decimals}f}"
+    error = f"< {smallest:.{decimals}f}" if figure.error < smallest / 2 else f"± {figure.error:,.{decimals}f}"
     return f"{write_decimals(figure.value, decimals)} {error.replace('<', '± <')}"
 
 

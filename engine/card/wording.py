@@ -72,6 +72,8 @@ LOSSES = {
     "kl": "KL divergence",
 }
 
+CURVES = {"loss": "Loss", "kl_weight": "Weight of the KL divergence", "learning_rate": "Learning rate"}
+
 DRAWS = (
     "All figures compare the real counts with counts drawn from the posterior predictive distribution of the model: "
     "a latent state from the encoder, then counts from the decoder, with the cell's own batch and its observed "

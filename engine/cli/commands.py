@@ -41,6 +41,8 @@ def _options(
 
 
 app.add_typer(query_app, name="query")
+app.command()(push)
+app.command()(pull)
 app.command()(card)
 app.command()(push)
 app.command()(pull)

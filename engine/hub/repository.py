@@ -112,12 +112,13 @@ class Repository:
         api = self._api  # before `errors`: its message says what to install
         from huggingface_hub import errors
 
-        network = (*errors.HfHubHTTPError.__bases__, RuntimeError, ValueError)  # the base of all errors of the network
+        # of the network, whatever library it uses: the base of all its errors
+        caught: tuple[type[Exception], ...] = (*errors.HfHubHTTPError.__bases__, RuntimeError, ValueError)
         try:
             yield
         except AtlasviError:
             raise
-        except network as error:
+        except caught as error:
             # uploads and downloads wrap the error that says what happened
             wraps = isinstance(error, (RuntimeError, errors.LocalEntryNotFoundError))
             cause = error.__cause__ if wraps and isinstance(error.__cause__, Exception) else error

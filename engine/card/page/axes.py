@@ -9,7 +9,7 @@ from atlasvi.engine.card.page.markup import Content, Markup, tag
 WIDTH = 300.0
 """Units of a chart's width: text of 12 units is readable on a phone, where a unit is about a pixel, and not huge on a
 wide screen, where it is at most 1.3."""
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 10.0, 10.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 10.0, 10.0, 44.0
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def write_tick(value: float) -> str:
 
 
 def widened(values: Sequence[float], margin: float = 0.04) -> tuple[float, float]:
-    """The range of the values that are finite, a little wider; (0, 1) if there are none."""
+    """The range of the values that are finite, wider by `margin` of it; never empty, and (0, 1) if there are none."""
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return 0.0, 1.0
     low, high = min(known), max(known)
-    room = (high - low) * margin or abs(high) * margin or 1.0
+    room = (high - low) * margin if high > low else abs(high) / 10 or 1.0
     return low - room, high + room
 
 

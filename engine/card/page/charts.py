@@ -63,8 +63,6 @@ def line_chart(
     known = [[(a, b) for a, b in zip(each.x, each.y) if math.isfinite(a) and math.isfinite(b)] for each in lines]
     x = Scale(*(x_range or widened([a for each in known for a, _ in each], 0)), LEFT, WIDTH - RIGHT)
     y = Scale(*(y_range or widened([b for each in known for _, b in each])), HEIGHT - BOTTOM, TOP)
-    if x.low == x.high:
-        x = Scale(x.low - 0.5, x.high + 0.5, x.start, x.end)
     drawn: list[Content] = []
     if diagonal:
         low, high = max(x.low, y.low), min(x.high, y.high)

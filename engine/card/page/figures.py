@@ -68,7 +68,7 @@ def training_charts(card: ModelCard) -> Iterator[Markup]:
     for kind, lines in kinds.items():
         if not any(math.isfinite(value) for line in lines for value in line.y):
             continue
-        title = wording.LOSSES.get(kind, kind.replace("_", " ").capitalize())
+        title = wording.LOSSES.get(kind) or wording.CURVES.get(kind) or kind.replace("_", " ")
         said = "; ".join(_ends(line) for line in lines if any(map(math.isfinite, line.y)))
         unit = "nats per cell" if kind in wording.LOSSES else kind.replace("_", " ")
         key = series_key([(wording.PARTS.get(line.name, line.name), line.style) for line in lines if line.name])

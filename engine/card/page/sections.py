@@ -198,9 +198,9 @@ def nothing(card: ModelCard, *words: str) -> Markup:
 
 
 def _cells_of(card: ModelCard, part: str) -> str:
-    """'the 100 validation cells'."""
-    name = "" if part == "all" else f"{wording.PARTS.get(part, part).lower()} "
-    return f"the {card.parts[part].n_cells:,} {name}cells"
+    """'the 100 validation cells', 'all 1,000 cells'."""
+    n = f"{card.parts[part].n_cells:,}"
+    return f"all {n} cells" if part == "all" else f"the {n} {wording.PARTS.get(part, part).lower()} cells"
 
 
 def _tile(each: Verdict) -> Markup:

@@ -13,7 +13,7 @@ from atlasvi.engine.card.number_text import write_bytes, write_estimate, write_n
         (-650.04, 6.5, "−650.0 ± 6.5"),
         (123456.0, 321.0, "123,456 ± 321"),
         (0.84, 0.000001, "0.8400 ± < 0.0001"),
-        (0.84, 0.0, "0.8400 ± 0.0000"),
+        (0.84, 0.0, "0.840 ± 0"),
         (0.84, math.nan, "0.840"),
         (-0.00001, 0.01, "0.000 ± 0.010"),
         (math.nan, math.nan, "undefined"),

@@ -18,7 +18,7 @@ def test_a_model_is_pushed_and_pulled_and_what_was_sent_is_said(tmp_path: Path):
     fetched = CliRunner().invoke(app, ["pull", str(tmp_path / "there"), str(tmp_path / "here")])
     assert "6 of 6 files fetched" in fetched.output
     shown = CliRunner().invoke(app, ["info", str(tmp_path / "here")])
-    assert "a model of scvi-tools" in shown.output
+    assert "card of SCVI of atlasvi" in shown.output
 
 
 def test_the_token_comes_from_a_variable_and_never_from_the_command_line(tmp_path: Path, monkeypatch):

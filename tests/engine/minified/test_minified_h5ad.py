@@ -1,6 +1,7 @@
 import os
 import resource
 import signal
+import tracemalloc
 from pathlib import Path
 
 import anndata
@@ -69,6 +70,20 @@ def test_the_size_of_the_file_is_known_before_it_is_written(tmp_path: Path):
         write_h5ad(plan, tmp_path / name, rows)
         n_cells = N_CELLS if rows is None else len(rows)
         assert plan.estimate_bytes(n_cells) == pytest.approx((tmp_path / name).stat().st_size, rel=0.1)
+
+
+def test_memory_is_that_of_a_slice_of_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(minified_h5ad, "SLICE_CELLS", 500)
+    peaks = []
+    for n_cells in (1000, 1000, 4000):  # the first imports what is imported when it is needed
+        cells = make_cells(n_cells)
+        del cells.obs["barcode"]  # up to 10,000 different texts of a column are kept, to see whether it has few
+        minified = MinifiedAnnData(cells)
+        tracemalloc.start()
+        write_h5ad(plan_h5ad(minified), tmp_path / f"{len(peaks)}.h5ad")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.3 * peaks[1]
 
 
 def test_no_cells_are_a_file_too(tmp_path: Path):

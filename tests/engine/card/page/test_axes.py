@@ -33,6 +33,7 @@ def test_ticks_are_written_short(value: float, text: str) -> None:
 
 def test_a_range_is_widened_and_never_empty() -> None:
     assert widened([1, 2, math.nan], 0.5) == (0.5, 2.5)
-    low, high = widened([3.0, 3.0])
+    assert widened([0, 9], 0) == (0, 9)
+    low, high = widened([3.0, 3.0], 0)
     assert low < 3 < high
     assert widened([math.nan]) == (0, 1)

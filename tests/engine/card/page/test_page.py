@@ -187,3 +187,17 @@ def test_a_title_can_be_given_and_names_the_data_otherwise() -> None:
 def test_the_style_is_part_of_the_package() -> None:
     assert ".skip:focus" in make_page(make_card())
     assert page.__doc__
+
+
+def test_a_loss_has_one_chart_with_a_line_per_part_and_what_never_changes_has_none() -> None:
+    ours = {"epoch": (0.0, 1.0), "train_elbo": (-3.0, -2.0), "validation_elbo": (-4.0, -3.0), "kl_weight": (1.0, 1.0)}
+    theirs = {"epoch": (0.0, 1.0), "elbo_train": (3.0, 2.0)}
+    for curves, said in (
+        (ours, "Evidence lower bound (ELBO) by epoch: Training from −3.00 to −2.00 in 2 epochs; Validation from −4.00"),
+        (theirs, "Negative ELBO by epoch: Training from 3.00 to 2.00 in 2 epochs."),
+    ):
+        tree = parse(make_page(dataclasses.replace(CARDS["one part"], training_curves=curves)))
+        (section,) = [each for each in tree.all("section") if each.attributes["id"] == "training"]
+        charts = [each for each in section.all("svg") if each.attributes.get("role") == "img"]
+        assert len(charts) == 1
+        assert str(charts[0].attributes["aria-label"]).startswith(said)
