@@ -252,12 +252,19 @@ class _PickledDtype:
 
 
 class _PickledArray(np.ndarray):
-    """A numpy array that checks the content that a pickle sets."""
+    """A numpy array that checks the content that a pickle sets: numpy reads beyond the end of a list that is short."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, fortran, content = state
-        if not isinstance(content, list if kind.dtype == object else bytes):
+        if not isinstance(kind, _PickledDtype) or self.size:
+            raise pickle.UnpicklingError("an array is described twice, or without a type")
+        holds_objects = kind.dtype == object
+        if type(content) is not (list if holds_objects else bytes):
             raise pickle.UnpicklingError(f"an array of {kind.dtype} holds {type(content).__name__}")
+        if type(shape) is not tuple or any(type(n) is not int or n < 0 for n in shape):
+            raise pickle.UnpicklingError(f"an array has the shape {shape!r}")
+        if len(content) != math.prod(shape) * (1 if holds_objects else kind.dtype.itemsize):
+            raise pickle.UnpicklingError(f"an array of the shape {shape!r} holds {len(content)} values or bytes")
         super().__setstate__((1, shape, kind.dtype, bool(fortran), content))  # type: ignore[arg-type]
 
 

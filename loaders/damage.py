@@ -1,9 +1,14 @@
 """Damaged files: whatever error a library raises while it reads one becomes one sentence for the user."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from atlasvi.loaders.errors import AtlasviError, SourceError
+
+OF_THE_SYSTEM = {errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE}
+"""Numbers of errors that say nothing about the content of a file: its name is too long, too many files are open ..."""
 
 
 @contextmanager
@@ -31,6 +36,10 @@ def reading(path: str) -> Iterator[None]:
             "sense, copy the file again: it may be damaged."
         ) from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
+            raise SourceError(
+                f"{path}: the system can't open or read it ({os.strerror(error.errno)}); correct that, then try again."
+            ) from error
         # The libraries' messages have many lines; the message of a KeyError may be only a name.
         words = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         if isinstance(error, KeyError) and " " not in words:

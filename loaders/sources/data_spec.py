@@ -130,7 +130,7 @@ def parse_source(source: DataSpec | str | Path, **defaults: str | None) -> DataS
         return make_spec(source.path, {**defaults, **source.options})
     text = str(source)
     path, mark, options = text.rpartition("::")
-    if not mark or Path(text).exists():
+    if not mark or os.path.exists(text):  # False for a name that is too long, too
         path, options = text, ""
     given, at = dict(defaults), 0
     while at < len(options):

@@ -273,6 +273,25 @@ def test_bytes_are_never_read_as_pointers(tmp_path: Path):
         read_torch_file(path)
 
 
+class ForgedArray:
+    """An array whose pickle has another shape than its content."""
+
+    def __init__(self, array: np.ndarray, *shape: object) -> None:
+        self.array, self.shape = array, shape
+
+    def __reduce__(self) -> tuple:
+        function, arguments, (version, _, *rest) = self.array.__reduce__()
+        return function, arguments, (version, self.shape, *rest)
+
+
+@pytest.mark.parametrize("array", [np.array(["a", None], object), np.arange(2.0)])
+@pytest.mark.parametrize("shape", [(2000,), (1,), (2, 2), (-1, -2), (2, True), ("2",), (1 << 62, 4, 2)])
+def test_an_array_of_another_size_than_its_content_is_refused(tmp_path: Path, array: np.ndarray, shape: tuple):
+    path = write_torch_file(tmp_path / "model.pt", ForgedArray(array, *shape))
+    with pytest.raises(SourceError, match=r"an array (has|of) the shape"):
+        read_torch_file(path)
+
+
 def test_a_file_cut_anywhere_is_called_damaged(shared: Path, tmp_path: Path):
     content = (shared / "scvi_models" / "onek1k_seed" / "model.pt").read_bytes()
     for share in (0.0, 0.3, 0.9, 0.9999):

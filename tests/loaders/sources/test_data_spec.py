@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from atlasvi.loaders.cells.memory_cells import MemoryCells
@@ -54,6 +54,7 @@ LAYERS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
 
 
 @given(layer=LAYERS, gene_column=st.none() | LAYERS, values=st.sampled_from([None, "counts", "numbers"]))
+@example(layer="n" * 300, gene_column=None, values=None)  # longer than a file's name may be
 def test_any_spec_comes_back_from_its_text_and_from_its_record(layer, gene_column, values):
     spec = DataSpec("a.h5ad", layer=layer, gene_column=gene_column, values=values)
     assert parse_source(str(spec)) == spec == DataSpec.from_record(spec.to_record())

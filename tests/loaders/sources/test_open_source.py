@@ -20,6 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 from atlasvi.loaders.errors import AtlasviError, ColumnError, GeneError, SourceError
 from atlasvi.loaders.sources.open_source import open_source
+from tests.loaders.sources.soma_experiments import write_soma
 
 LAYOUTS = [
     "h5ad csr",
@@ -61,9 +62,7 @@ def write_as(layout: str, adata: ad.AnnData, folder: Path) -> Path:
                 else folder / "a.zarr"
             )
         if kind == "soma":
-            io = pytest.importorskip("tiledbsoma.io")
-            io.from_anndata(str(folder / "soma"), adata, measurement_name="RNA")
-            return folder / "soma"
+            return write_soma(adata, folder / "soma")
     return write_tenx_h5(adata, folder / "a.h5") if form == "h5" else write_tenx_mtx(adata, folder)
 
 

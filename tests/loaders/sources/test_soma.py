@@ -4,7 +4,6 @@ import shutil
 import sys
 import tarfile
 import warnings
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -18,9 +17,9 @@ from atlasvi.loaders.cells.open_cells import open_cells
 from atlasvi.loaders.errors import CountsError, GeneError, MissingDependencyError, SourceError
 from atlasvi.loaders.sources.open_source import open_source
 from atlasvi.loaders.sources.soma import TILEDB_CONFIG, IdRuns, choose_layer
+from tests.loaders.sources.soma_experiments import write_soma
 
 tiledbsoma = pytest.importorskip("tiledbsoma")
-tiledbsoma_io = pytest.importorskip("tiledbsoma.io")
 
 
 def annotated(n_cells: int = 20, n_genes: int = 6, dense: bool = False) -> ad.AnnData:
@@ -32,13 +31,6 @@ def annotated(n_cells: int = 20, n_genes: int = 6, dense: bool = False) -> ad.An
     )
     var = pd.DataFrame({"symbol": [f"s{i}" for i in range(n_genes)]}, index=[f"gene{i}" for i in range(n_genes)])
     return ad.AnnData(matrix if dense else sp.csr_matrix(matrix), obs, var)
-
-
-def write_soma(adata: ad.AnnData, path: Path, **options) -> Path:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tiledbsoma_io.from_anndata(str(path), adata, **({"measurement_name": "RNA"} | options))
-    return path
 
 
 @pytest.mark.parametrize("name", ["soma-exp-pbmc-small", "soma-exp-pbmc-small-pre-1.15"])
