@@ -16,6 +16,7 @@ The statistics, added up in one pass over the cells:
     stratified_sample    which cells are in that sample
     marker_agreement     how well differential expression in drawn counts agrees with that in real ones
     integration          how well the latent space keeps labels apart and mixes batches, on that sample
+    scib_figures         scib-metrics' figures of the same, where that library is installed
     part_statistics      all sums for one part of the cells: training, validation or test
     measured_parts       the pass over the cells that computes them for each part
 

@@ -96,7 +96,8 @@ def find_neighbours(latents: np.ndarray) -> np.ndarray:
     parts = []
     for here, distances in _slice_distances(latents):
         distances[np.arange(here.stop - here.start), np.arange(here.start, here.stop)] = np.inf
-        parts.append(np.argpartition(distances, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS])
+        nearest = np.argpartition(distances, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
+        parts.append(nearest.copy())  # a view would keep the whole slice in memory
     return np.concatenate(parts)
 
 

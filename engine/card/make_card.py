@@ -22,6 +22,7 @@ from atlasvi.engine.card.provenance import (
     make_provenance,
     read_training_curves,
 )
+from atlasvi.engine.card.scib_figures import measure_by_scib
 from atlasvi.engine.card.stratified_sample import choose_sample
 from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
@@ -291,6 +292,12 @@ def _finish(
     own = [None if column is None else column.codes[sample] for column in (plan.labels, plan.batches)]
     integration, reasons = measure_integration(latents, *own)
     notes += [Note("integration", reason) for reason in reasons]
+    if not reasons and own[0] is not None and own[1] is not None:
+        known = (own[0] >= 0) & (own[1] >= 0)
+        try:
+            integration = measure_by_scib(latents[known], own[0][known], own[1][known]) or integration
+        except Exception as error:  # of a library that is not ours: of few cells it may raise anything
+            notes.append(Note("integration", f"scib-metrics failed ({error}), so its figures are missing."))
     has_counts = isinstance(cells, CountedCells)
     return ModelCard(
         provenance=make_provenance(

@@ -19,6 +19,7 @@ from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.errors import ColumnError, OutputError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
+from tests.engine.distributed.rank_processes import run_ranks
 
 N_CELLS, N_GENES = 120, 20
 
@@ -249,3 +250,18 @@ def test_a_model_in_memory_and_a_model_of_scvi_tools_have_cards(folder: Path, tm
     few = make_card(tmp_path / "saved", tmp_path / "few.h5ad", n_draws=2)
     assert list(few.parts) == ["all"]
     assert "it is other data" in subjects(few)["parts"]
+
+
+def card_on_rank(folder: Path) -> None:
+    """The card of the run, on one of several ranks, in small parts."""
+    card_parts.FEWEST_PARTS, card_parts.LEAST_PART_CELLS = 8, 1
+    module.place_cells = lambda latent, seed: ("PCA", latent[:, :2].astype(float))
+    make_card(folder / "run", folder / "data.h5ad", folder / "shared", labels_key="type")
+
+
+def test_ranks_compute_the_card_that_one_process_computes(folder: Path, whole: ModelCard, tmp_path: Path):
+    run_ranks(card_on_rank, 2, tmp_path / "said", folder)
+    card = ModelCard.from_json((folder / "shared" / METRICS).read_text())
+    assert compare_figures(card, whole) == []
+    assert card.provenance.counts_hash == whole.provenance.counts_hash
+    assert card.parts["all"].calibration.rank_histogram == whole.parts["all"].calibration.rank_histogram
