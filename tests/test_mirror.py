@@ -26,6 +26,21 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
         "engine/api/training_arguments",
         "engine/api/training_methods",
     ),
+    "engine/card/page/test_page": (
+        "engine/card/page/elements",
+        "engine/card/page/figures",
+        "engine/card/page/sections",
+    ),
+    "engine/card/test_card_tables": ("engine/card/wording",),
+    "engine/card/test_make_card": (
+        "engine/card/card_check",
+        "engine/card/card_figures",
+        "engine/card/card_parts",
+        "engine/card/card_split",
+        "engine/card/provenance",
+    ),
+    "engine/card/test_model_card": ("engine/card/plain_values",),
+    "engine/cli/test_card_commands": ("engine/cli/describe_card",),
     "engine/cli/test_commands": ("engine/cli/describe",),
     "engine/cli/test_query_commands": (
         "engine/queries/likelihood_parameters",
@@ -96,7 +111,7 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
         "loaders/workers",
     ),
     "loaders/sources/test_gene_lists": ("loaders/sources/line_lists",),
-    "loaders/sources/test_open_source": ("loaders/sources/annbatch", "loaders/damage", "loaders/zarr_warnings"),
+    "loaders/sources/test_open_source": ("loaders/sources/annbatch", "loaders/zarr_warnings"),
     "loaders/sources/test_source_protocol": ("loaders/sources/matrix_source",),
     "loaders/sources/test_tenx": ("loaders/sources/matrix_market",),
     "loaders/cells/test_added_columns": ("loaders/store_files",),
@@ -108,6 +123,9 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
 # What a test is of that has no file of its name.
 OF_MANY_FILES = {
     "engine/api/test_changed_anndata": "SCVI where the AnnData it was given has changed",
+    "engine/card/page/test_page": "engine/card/page/__init__.py",
+    "engine/card/page/test_rendering": "the page in a browser",
+    "engine/card/test_golden_card": "the card's figures beside scvi-tools' report",
     "engine/distributed/test_two_machines": "launch, rendezvous and heartbeat between two machines",
     "engine/test_gpu": "what needs a CUDA device",
     "engine/training/test_failures": "ranks that fail: training, heartbeat, signals",

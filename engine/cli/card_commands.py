@@ -32,6 +32,12 @@ def card(
         Path | None, typer.Option("--run", metavar="RUN", help="With --check: the run, if the card has no model.")
     ] = None,
     layer: Annotated[str | None, typer.Option(help="Where the counts are, if not in X.")] = None,
+    minified: Annotated[
+        Path | None, typer.Option(metavar="MINI", help="The cells, minified already; default: they are minified.")
+    ] = None,
+    data_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where all of the data can be had, for the README.")
+    ] = None,
 ) -> None:
     """Compute how well counts drawn from a model agree with real ones. After a kill, the same command continues."""
     spec = parse_source(data, layer=layer)
@@ -40,7 +46,7 @@ def card(
 
         refuse_unused(
             context,
-            ["out", "labels_key", "batch_key", "draws", "seed", "batch_size"],
+            ["out", "labels_key", "batch_key", "draws", "seed", "batch_size", "minified", "data_url"],
             "--check computes the card as it was made",
         )
         print_lines(check_card(run, spec, model, device=device))
@@ -49,7 +55,8 @@ def card(
     if out is None:
         context.fail("Missing option '--out': the folder to make.")
     options = {"n_draws": draws, "seed": seed, "batch_size": batch_size, "device": device}
-    write_card(run, spec, out, labels_key=labels_key, batch_key=batch_key, **options)
+    files = {"minified": minified, "data_url": data_url}
+    write_card(run, spec, out, labels_key=labels_key, batch_key=batch_key, **options, **files)
 
 
 def write_card(run: Path, data: DataSpec, out: Path, **options: Any) -> None:

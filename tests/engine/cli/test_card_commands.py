@@ -6,10 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from atlasvi.engine.card import card_check
-from atlasvi.engine.card import make_card as module
 from atlasvi.engine.card.model_card import METRICS, ModelCard
 from atlasvi.engine.cli.commands import app
 from atlasvi.engine.cli.describe import describe
+from atlasvi.engine.hub import card_folder
 from tests.engine.card.cards import make_card
 
 runner = CliRunner()
@@ -25,7 +25,7 @@ def asked(monkeypatch) -> list:
         found.append((str(run), str(data), str(out), options))
         return make_card()
 
-    monkeypatch.setattr(module, "make_card", compute)
+    monkeypatch.setattr(card_folder, "write_card_folder", compute)
     return found
 
 
@@ -33,7 +33,7 @@ def test_the_command_passes_its_options_on_and_says_what_it_found(asked: list):
     done = runner.invoke(app, ["card", "run", "atlas.h5ad", "--out", "card", "--labels-key", "type", "--draws", "3"])
     assert done.exit_code == 0, done.output
     options = {"labels_key": "type", "batch_key": None, "n_draws": 3, "seed": 0, "batch_size": 1024, "device": "auto"}
-    assert asked == [("run", "atlas.h5ad", "card", options)]
+    assert asked == [("run", "atlas.h5ad", "card", {**options, "minified": None, "data_url": None})]
     assert "card: 1,000 cells, 5 draws each (80 cells/s, at most 500 MB)." in done.output
     assert "training, variation of cells: squared Pearson 0.71: good" in done.output
     assert "validation, variation of genes: squared Pearson 0.35: do not use generated data" in done.output
