@@ -17,6 +17,7 @@ read_latent, read_expression  answer from a minified store          queries/mini
 choose_cells     the cells that an answer is for                    queries/cell_choice.py
 draw_latent      a picture of the latent space                     queries/latent_picture.py
 make_card        how well drawn counts agree with real ones: a card  card/make_card.py
+write_card_folder  the same, with its page and what the hub needs    hub/card_folder.py
 check_card       whether a card still holds                          card/card_check.py
 
 Subpackages; each imports only those that follow it: cli, api, hub, card, queries, minified, training, scvi_tools,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.api.scvi import SCVI as SCVI
     from atlasvi.engine.card.card_check import check_card as check_card
     from atlasvi.engine.card.make_card import make_card as make_card
+    from atlasvi.engine.hub.card_folder import write_card_folder as write_card_folder
     from atlasvi.engine.hub.hub_folder import write_hub_folder as write_hub_folder
     from atlasvi.engine.hub.transfer import pull as pull
     from atlasvi.engine.hub.transfer import push as push
@@ -68,6 +70,7 @@ _PLACES = {
     "write_minified_h5ad": "atlasvi.engine.minified.minified_h5ad",
     "minify": "atlasvi.engine.minified.minify",
     "MinifiedStore": "atlasvi.engine.minified.minified_store",
+    "write_card_folder": "atlasvi.engine.hub.card_folder",
     "write_hub_folder": "atlasvi.engine.hub.hub_folder",
     "push": "atlasvi.engine.hub.transfer",
     "pull": "atlasvi.engine.hub.transfer",

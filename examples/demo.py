@@ -61,6 +61,7 @@ def run_demo(options: argparse.Namespace) -> None:
         f" --labels-key {shlex.quote(labels)}" if labels else ""
     )
     store, run, mini, picture = out / "atlas.store", out / "run", out / "atlas.mini", out / "latent.png"
+    card = out / "card"
     command(f"ingest {shlex.quote(data)} --out {store}")
     command(f"train {store} --out {run}{keys}" + (f" --epochs {epochs}" if epochs else ""))
     command(f"minify {run} {store} --out {mini} --source-order")
@@ -68,6 +69,7 @@ def run_demo(options: argparse.Namespace) -> None:
     genes = ",".join(opened.genes[:3])
     command(f"query {mini} expression --genes {shlex.quote(genes)} --library-size 10000 --limit 3")
     draw(opened, [name for name in (labels, batch) if name], picture)
+    command(f"card {run} {store} --minified {mini} --out {card}")
 
     result = json.loads((run / "result.json").read_text())
     held_out = result["validation"]
@@ -79,7 +81,8 @@ def run_demo(options: argparse.Namespace) -> None:
         f"The counts take {folder_bytes(store) / 1e6:.1f} MB in {store}. The posterior of every cell and the model\n"
         f"take {folder_bytes(mini) / 1e6:.1f} MB in {mini}: anndata.read_zarr opens it, `atlasvi query` uses it,\n"
         f"and the counts are not needed any more.\n"
-        f"The latent space, drawn by {drawn}: {picture}"
+        f"The latent space, drawn by {drawn}: {picture}\n"
+        f"The model's card, to open in a browser: {card / 'card.html'}"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from atlasvi.engine.card.hub_readme import describe_model, make_readme
 from atlasvi.engine.card.make_card import make_card
 from atlasvi.engine.card.model_card import ModelCard
-from atlasvi.engine.card.page import make_page
+from atlasvi.engine.card.page import make_page, name_model
 from atlasvi.engine.distributed.ranks import join_ranks
 from atlasvi.engine.hub.hub_files import PAGE, README
 from atlasvi.engine.hub.hub_folder import HubData, fill_hub_folder
@@ -32,17 +32,17 @@ def write_card_folder(
 
     minified  the minified cells of `data`, of which adata.h5ad is made; None: the cells are minified first
     data_url  where all of the data can be had: http(s) or ftp
-    name      the model's, in README.md; None: that of the folder
+    name      the model's, in README.md and card.html; None: the data's
     options   as for `make_card`, whose ranks, continuation and errors hold here too
     """
-    files = _HubFiles(minified, data_url, name or Path(out).absolute().name)
+    files = _HubFiles(minified, data_url, name)
     return make_card(run, data, out, files=files, **options)
 
 
 class _HubFiles:
     """What `make_card` writes beside the figures."""
 
-    def __init__(self, minified: KeptPosterior | str | Path | None, data_url: str | None, name: str) -> None:
+    def __init__(self, minified: KeptPosterior | str | Path | None, data_url: str | None, name: str | None) -> None:
         self._minified, self._data_url, self._name = minified, data_url, name
 
     def prepare(self, scratch: Path, run: TrainedRun, cells: QuestionCells, device: str) -> None:
@@ -66,7 +66,7 @@ class _HubFiles:
         def write_pages(folder: Path, held: HubData) -> None:
             facts = describe_model(
                 run,
-                self._name,
+                self._name or name_model(card),
                 version("anndata"),
                 data_is_minified=bool(held.n_cells),
                 training_data_url=self._data_url,

@@ -32,7 +32,7 @@ SECTIONS = {
 
 def make_page(card: ModelCard, title: str | None = None) -> str:
     """The text of card.html. title: the heading; if None, it names the model's data."""
-    title = title or f"Model of {_file_name(card.provenance.data)}"
+    title = title or name_model(card)
     links = [tag("li", tag("a", name, href=f"#{key}")) for key, (name, _) in SECTIONS.items()]
     head = tag(
         "head",
@@ -61,10 +61,10 @@ def make_page(card: ModelCard, title: str | None = None) -> str:
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _file_name(data: str) -> str:
-    """'atlas.h5ad' of '/data/atlas.h5ad::layer=counts'."""
-    path = data.partition("::")[0]
-    return path.rstrip("/").rpartition("/")[2] or path
+def name_model(card: ModelCard) -> str:
+    """'Model of atlas.h5ad', for the data '/data/atlas.h5ad::layer=counts'."""
+    path = card.provenance.data.partition("::")[0]
+    return f"Model of {path.rstrip('/').rpartition('/')[2] or path}"
 
 
 def _style() -> Markup:
