@@ -125,7 +125,8 @@ def main() -> int:
         if options.quick:
             found = check_in_memory(Path(scratch))
             table = pd.DataFrame([{"figure": name, "atlasvi": a, "in memory": b} for name, (a, b) in found.items()])
-            table["within"] = np.isclose(table["atlasvi"], table["in memory"], rtol=1e-4, atol=1e-6)
+            atol = np.where(table["figure"].str.endswith("spearman"), 2e-3, 1e-6)  # rounding decides what is a tie
+            table["within"] = np.isclose(table["atlasvi"], table["in memory"], rtol=1e-4, atol=atol)
             speed = {}
         else:
             data = options.model, options.h5ad, options.labels_key

@@ -106,9 +106,14 @@ def to_index(values: np.ndarray) -> pd.Index:
 
 
 def name_value(value: Any) -> str:
-    """A value as text; a whole number gives the same text as an integer and as a float."""
+    """A value as text; a whole number gives the same text as an integer and as a float.
+
+    A half-precision number is written as in float32, which it is where it is a category: see `to_index`.
+    """
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
+    if isinstance(value, np.float16):
+        value = np.float32(value)
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         return str(int(value))
     return str(value)

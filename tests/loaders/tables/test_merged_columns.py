@@ -73,9 +73,18 @@ def test_columns_of_several_tables_keep_their_values_or_become_their_text(column
         before = [None] * 4 if column is None else to_plain(column)
         if of_text:
             own = [None] * 4 if column is None else column  # float32 0.1 reads 0.1, in Python 0.10000000149
+            if column is not None and column.dtype == np.float16:
+                own = column.to_numpy().astype(np.float32)
             assert values == [None if pd.isna(value) else name_value(value) for value in own]
         else:
             assert values == before
+
+
+def test_half_precision_numbers_have_one_text_with_and_without_categories():
+    values = np.array([0.078125, 0.1], np.float16)
+    plain, categories = pd.Series(values), pd.Series(pd.Categorical(values.astype(np.float32)))
+    _, joined = join([pd.DataFrame({"x": part}) for part in (plain, categories, np.array([True, False]))])
+    assert joined[0] == joined[1] == ["0.078125", "0.099975586"]
 
 
 def test_numbers_that_are_categories_are_merged_by_value():
