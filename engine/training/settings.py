@@ -153,10 +153,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """What each recipe sets where a setting is None. docs/training.md shows what that does."""
-ATLAS_DECAY = 2.0
-"""Weight decay of the recipe `atlas`, times the learning rate and the steps of the run: weights forget what was learned
-1 / ATLAS_DECAY of the run ago, whatever the number of cells (Wang & Aitchison 2024, arXiv 2405.13698)."""
-
 FEWEST_STEPS = 200
 """Steps of the shortest runs that trained well, with the recipe `atlas`: docs/training.md has the figures."""
 
@@ -217,6 +213,15 @@ def atlas_rate(cells_of_a_step: int) -> float:
     return min(1e-3 * math.sqrt(cells_of_a_step / 64), 0.016)
 
 
+def atlas_decay(epochs: int) -> float:
+    """Weight decay of the recipe `atlas`, times the learning rate and the steps of the run.
+
+    Its inverse is the part of the run after which weights have forgotten what they learned, whatever the number of
+    cells (Wang & Aitchison 2024, arXiv 2405.13698). Cells that are seen many times are learned by heart otherwise.
+    """
+    return 2 + min(math.log10(epochs), 2)
+
+
 def resolve_schedule(settings: Settings, n_train: int) -> Settings:
     """Fill in what the recipe and the number of training cells decide: rates, epochs, and from them the KL warm-up."""
     epochs = settings.epochs or heuristic_epochs(n_train)
@@ -225,7 +230,7 @@ def resolve_schedule(settings: Settings, n_train: int) -> Settings:
     by_recipe = {"learning_rate": atlas_rate(settings.batch_size * settings.accumulate), **RECIPES[settings.recipe]}
     rate = settings.learning_rate or by_recipe["learning_rate"]
     same_optimizer = settings.optimizer in (None, by_recipe["optimizer"])
-    by_recipe.setdefault("weight_decay", ATLAS_DECAY / (rate * steps) if same_optimizer else 1e-6)
+    by_recipe.setdefault("weight_decay", atlas_decay(epochs) / (rate * steps) if same_optimizer else 1e-6)
     chosen = {name: value for name, value in by_recipe.items() if getattr(settings, name) is None}
     warmup_epochs, warmup_steps = settings.kl_warmup_epochs, settings.kl_warmup_steps
     if warmup_epochs is None:

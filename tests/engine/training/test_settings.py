@@ -5,6 +5,7 @@ import pytest
 from atlasvi.engine.training.settings import (
     SettingError,
     Settings,
+    atlas_decay,
     atlas_rate,
     heuristic_epochs,
     parse_settings,
@@ -125,7 +126,8 @@ def test_a_recipe_fills_in_what_is_not_set():
     ours = resolve_schedule(Settings(recipe="atlas", batch_size=1024, adam_eps=1e-6), 10**6)
     assert (ours.learning_rate, ours.initial_weights, ours.learning_rate_decay) == (0.004, "sample", 0.3)
     assert (ours.optimizer, ours.adam_eps) == ("AdamW", 1e-6)
-    assert ours.weight_decay == pytest.approx(2 / (0.004 * 8 * 977))  # of so many cells, 8 epochs
+    assert ours.weight_decay == pytest.approx(atlas_decay(8) / (0.004 * 8 * 977))  # of so many cells, 8 epochs
+    assert [atlas_decay(epochs) for epochs in (1, 10, 100, 400)] == [2, 3, 4, 4]
     assert resolve_schedule(Settings(recipe="atlas", max_steps=10), 10**6).weight_decay > 100
     assert resolve_schedule(Settings(recipe="atlas", optimizer="Adam"), 10**6).weight_decay == 1e-6
     assert atlas_rate(512 * 4) == atlas_rate(2048) < atlas_rate(2**14) == atlas_rate(2**20) == 0.016
