@@ -35,7 +35,7 @@ REASONS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "",
-        r"'SCVI' object has no attribute '(inference|generative|[zl]_encoder|\w*embedding\w*)'",
+        r"'(SCVI|VAE)' object has no attribute '(inference|generative|[zl]_encoder|\w*embedding\w*)'",
         "internals: the parts of scvi-tools' module; ours has others, of the same numbers",
     ),
     ("", r"assert torch.Size\(\[\d+\]\) == \(1, \d+\)", "internals: the shape of a buffer of scvi-tools' module"),
