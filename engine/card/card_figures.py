@@ -134,9 +134,8 @@ def judge(parts: dict[str, PartFigures]) -> tuple[Verdict, ...]:
             if "variation" not in figures:
                 continue
             pearson = figures["variation"]["pearson"]
-            # of a negative correlation the square would say that it is good
-            squared = Estimate(max(pearson.value, 0.0) ** 2 if pearson.value == pearson.value else np.nan, np.nan)
-            squared = Estimate(squared.value, 2 * abs(pearson.value) * pearson.error)
+            # the square of a negative correlation would say that it is good; NaN stays NaN
+            squared = Estimate(float(np.maximum(pearson.value, 0)) ** 2, 2 * abs(pearson.value) * pearson.error)
             verdicts.append(Verdict(name, block, squared, _word(squared.value)))
     return tuple(verdicts)
 

@@ -18,7 +18,6 @@ from atlasvi.engine.card.model_card import METRICS, Colouring, LatentPicture, Mo
 from atlasvi.engine.card.provenance import (
     Stopwatch,
     hash_genes,
-    hash_weights,
     make_provenance,
     read_training_curves,
 )
@@ -207,7 +206,7 @@ def _plan(
         spec, known = cells.source.spec.make_absolute().to_record(), fingerprint(cells.data)
     identity = {
         **known,
-        "weights_sha256": hash_weights(run),
+        "weights_sha256": run.weights_sha256,
         "genes_sha256": hash_genes(run.genes),
         "split": split.how,
     }

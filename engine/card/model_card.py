@@ -209,7 +209,8 @@ class Provenance:
     training      plain values: what the run says of its training (epochs, seconds, cells_per_s, device, seed ...)
     versions      of atlasvi, python and the libraries that compute
     hardware      the processor or the GPU, and its number of cores
-    seconds, cells_per_s, peak_memory_bytes  of computing the card
+    seconds, cells_per_s  of computing the figures
+    peak_memory_bytes  the most that the process has held since it began
     command       that computes it again
     created       date and time, UTC, ISO 8601
     """

@@ -28,15 +28,6 @@ LIBRARIES = ("torch", "numpy", "scipy", "numba", "anndata", "zarr")
 OF_TRAINING = ("epochs", "kept_epoch", "steps", "stopped_early", "seconds", "cells_per_s", "seed", "ranks", "device")
 
 
-def hash_weights(run: TrainedRun) -> str:
-    """A hash that identifies the weights."""
-    digest = hashlib.sha256()
-    for name, tensor in run.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def hash_genes(genes: Sequence[str]) -> str:
     """A hash of names of genes, in their order; that of a run's fingerprint."""
     return hashlib.sha256("\n".join(map(str, genes)).encode()).hexdigest()[:16]
@@ -71,7 +62,7 @@ def make_provenance(
         model="SCVI of atlasvi" if ours else "SCVI",
         model_settings=run.model_settings,
         setup=run.setup.to_saved(),
-        weights_sha256=hash_weights(run),
+        weights_sha256=run.weights_sha256,
         data=data,
         data_spec=spec.to_record() if spec is not None else {"path": data},
         sources=_list_sources(cells),

@@ -1,7 +1,6 @@
 """Minify: encode a whole atlas, out of core, and keep the posterior instead of the counts."""
 
 import functools
-import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ def minify(
         data = select_genes(data, run.genes)
         job = MinifyJob(
             data=data.spec.make_absolute().to_record(),
-            identity={**fingerprint(data), "weights_sha256": _hash_weights(run)},
+            identity={**fingerprint(data), "weights_sha256": run.weights_sha256},
             n_cells=data.n_cells,
             part_cells=minify_parts.choose_part_cells(data.n_cells, batch_size),
             batch_size=batch_size,
@@ -155,12 +154,3 @@ def _finish(scratch: Path, opened: Opened) -> None:
     result = scratch / minify_parts.RESULT
     with reading_unfinished(result):
         finish_minified(result, data.n_cells, len(data.var), run.model.n_latent, model, written)
-
-
-def _hash_weights(run: TrainedRun) -> str:
-    """A hash that identifies the weights."""
-    digest = hashlib.sha256()
-    for name, tensor in run.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -1,5 +1,6 @@
 """A finished run: the model, what it was trained on, how good it is; and its directory on disk."""
 
+import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,15 @@ class TrainedRun:
         known = self.data or DataSpec("", layer=self.setup.layer, format=MEMORY)
         values = "numbers" if self.model.settings.likelihood.takes_fractions else None
         return replace(known, values=values)
+
+    @property
+    def weights_sha256(self) -> str:
+        """A hash that identifies the weights: the first 16 digits."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def model_settings(self) -> dict[str, Any]:

@@ -246,11 +246,12 @@ def warn_of_few_steps(settings: Settings, n_train: int) -> str | None:
     """A warning for the user if minibatches are so large that the run has fewer than FEWEST_STEPS steps, else None.
 
     settings  as `resolve_schedule` returns them
+    A number of steps that was asked for, and the mapping of a query onto a trained model, are not warned of.
     """
     cells, epochs = settings.batch_size * settings.accumulate, settings.epochs or 1
     steps = epochs * math.ceil(n_train / cells)
     advised = max(128, 2 ** int(math.log2(max(1, n_train * epochs / FEWEST_STEPS))))
-    if steps >= FEWEST_STEPS or cells <= advised or settings.max_steps:
+    if steps >= FEWEST_STEPS or cells <= advised or settings.max_steps or settings.freezing is not None:
         return None
     return (
         f"Warning: {count(epochs, 'epoch')} of {n_train:,} cells are {count(steps, 'step')} of {cells:,} cells, and "

@@ -14,6 +14,8 @@ from atlasvi.engine.card import make_card as module
 from atlasvi.engine.card.card_check import CardChangedError, check_card, compare_figures
 from atlasvi.engine.card.make_card import make_card
 from atlasvi.engine.card.model_card import METRICS, ModelCard
+from atlasvi.engine.hub.card_folder import write_card_folder
+from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
 from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.train import train
@@ -256,7 +258,7 @@ def card_on_rank(folder: Path) -> None:
     """The card of the run, on one of several ranks, in small parts."""
     card_parts.FEWEST_PARTS, card_parts.LEAST_PART_CELLS = 8, 1
     module.place_cells = lambda latent, seed: ("PCA", latent[:, :2].astype(float))
-    make_card(folder / "run", folder / "data.h5ad", folder / "shared", labels_key="type")
+    write_card_folder(folder / "run", folder / "data.h5ad", folder / "shared", labels_key="type")
 
 
 def test_ranks_compute_the_card_that_one_process_computes(folder: Path, whole: ModelCard, tmp_path: Path):
@@ -265,3 +267,4 @@ def test_ranks_compute_the_card_that_one_process_computes(folder: Path, whole: M
     assert compare_figures(card, whole) == []
     assert card.provenance.counts_hash == whole.provenance.counts_hash
     assert card.parts["all"].calibration.rank_histogram == whole.parts["all"].calibration.rank_histogram
+    assert open_minified(folder / "shared" / "adata.h5ad").n_cells == card.provenance.n_cells  # minified by both

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from atlasvi.engine.model.model_options import Freezing
 from atlasvi.engine.training.settings import (
     SettingError,
     Settings,
@@ -134,7 +135,7 @@ def test_a_recipe_fills_in_what_is_not_set():
 
 
 def test_minibatches_that_leave_too_few_steps_are_warned_of_with_what_would_do():
-    def warn(n_train: int, **given: int) -> str | None:
+    def warn(n_train: int, **given: object) -> str | None:
         return warn_of_few_steps(resolve_schedule(Settings(**given), n_train), n_train)
 
     assert warn(900_000, epochs=1, batch_size=4096) is None  # 220 steps
@@ -146,6 +147,7 @@ def test_minibatches_that_leave_too_few_steps_are_warned_of_with_what_would_do()
     assert warn(900_000, epochs=1, batch_size=4096, accumulate=2) is not None
     assert warn(1_000, epochs=1) is None  # 8 steps: smaller minibatches than 128 are not advised
     assert warn(900_000, epochs=1, batch_size=16_384, max_steps=10) is None  # that few were asked for
+    assert warn(900_000, epochs=1, batch_size=16_384, freezing=Freezing()) is None  # a query is mapped
 
 
 def test_a_warm_up_that_was_asked_for_stays_as_it_is():
