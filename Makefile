@@ -1,5 +1,5 @@
 # Every command sets up one virtual environment in .venv, the first time, and then does its work.
-#   make demo                                       simulate an atlas, train, minify, ask, draw, make a card (some four minutes)
+#   make demo                                       simulate an atlas, train, minify, ask, draw, make a card (about two minutes)
 #   make demo DATA=my.h5ad BATCH=donor LABELS=type  the same on your own counts
 #   make test                                       the fast tests;   make test TESTS="-m slow" the slow ones
 #   make resolve                                    can pip install constraints.txt on every Python and system?
