@@ -227,7 +227,8 @@ def resolve_schedule(settings: Settings, n_train: int) -> Settings:
     epochs = settings.epochs or heuristic_epochs(n_train)
     steps_an_epoch = math.ceil(math.ceil(n_train / settings.batch_size) / settings.accumulate)
     steps = min(epochs * steps_an_epoch, settings.max_steps or sys.maxsize)
-    by_recipe = {"learning_rate": atlas_rate(settings.batch_size * settings.accumulate), **RECIPES[settings.recipe]}
+    cells_of_a_step = min(settings.batch_size * settings.accumulate, n_train)
+    by_recipe = {"learning_rate": atlas_rate(cells_of_a_step), **RECIPES[settings.recipe]}
     rate = settings.learning_rate or by_recipe["learning_rate"]
     same_optimizer = settings.optimizer in (None, by_recipe["optimizer"])
     by_recipe.setdefault("weight_decay", atlas_decay(epochs) / (rate * steps) if same_optimizer else 1e-6)

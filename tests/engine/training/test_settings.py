@@ -132,6 +132,7 @@ def test_a_recipe_fills_in_what_is_not_set():
     assert resolve_schedule(Settings(recipe="atlas", max_steps=10), 10**6).weight_decay > 100
     assert resolve_schedule(Settings(recipe="atlas", optimizer="Adam"), 10**6).weight_decay == 1e-6
     assert atlas_rate(512 * 4) == atlas_rate(2048) < atlas_rate(2**14) == atlas_rate(2**20) == 0.016
+    assert resolve_schedule(Settings(recipe="atlas", batch_size=4096), 256).learning_rate == 0.002  # all 256 a step
 
 
 def test_minibatches_that_leave_too_few_steps_are_warned_of_with_what_would_do():
