@@ -27,7 +27,7 @@ from atlasvi.engine.model.run_files import RUN_FORMAT
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.training.fingerprint import fingerprint, hash_sample
 from atlasvi.engine.training.freezing import group_parameters
-from atlasvi.engine.training.settings import SettingError, Settings, resolve_schedule
+from atlasvi.engine.training.settings import SettingError, Settings, choose_batch_size, resolve_schedule
 from atlasvi.engine.training.splits import Split, split_by_column, split_by_hash
 from atlasvi.kernels import choose_backend
 from atlasvi.loaders.batches.loader import BatchLoader
@@ -150,10 +150,12 @@ def prepare_run(
         else split_by_column(data, arguments["split_column"], needs_validation=settings.validation_fraction > 0)
     )
     ranks.note("planning the epochs")
+    n_train = split.train.count()
+    settings = resolve_schedule(settings, n_train)
     loaders = {
         part: BatchLoader(
             data,
-            settings.batch_size,
+            choose_batch_size(settings, n_train),
             seed,
             codes=codes,
             cells=getattr(split, part),
@@ -163,7 +165,6 @@ def prepare_run(
         )
         for part in PARTS
     }
-    settings = resolve_schedule(settings, loaders["train"].n_cells)
     config = {
         "atlasvi": find_version("atlasvi"),
         "format_version": RUN_FORMAT,

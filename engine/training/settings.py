@@ -34,6 +34,10 @@ class Settings(ModelOptions):
     epochs: int | None = Field(default=None, ge=1)
     """Default: scvi-tools' heuristic, round(20,000 / training cells x 400), between 1 and 400. An atlas gets 1."""
     batch_size: int = Field(default=128, ge=1)
+    """Cells per minibatch, over all ranks; fewer are taken where `least_steps_an_epoch` needs that."""
+    least_steps_an_epoch: int | None = Field(default=None, ge=0)
+    """Steps that an epoch has at the least: minibatches are made smaller for that, down to 128 cells. None: by the
+    recipe: 0 (minibatches stay as they are), or with `atlas` 13, and as many as give a run of few epochs 200 steps."""
     accumulate: int = Field(default=1, ge=1)
     """Minibatches per step: their gradients are added up, and the ranks exchange them once."""
     compress_gradients: Literal["none", "bf16"] = "none"
@@ -56,7 +60,7 @@ class Settings(ModelOptions):
     """None: by the recipe."""
     weight_decay: float | None = Field(default=None, ge=0)
     """With Adam an L2 penalty that is added to the gradient; with AdamW decoupled from the gradient. None: by the
-    recipe: 1e-6, or with `atlas` and AdamW 2 / (learning rate x steps of the run)."""
+    recipe: 1e-6, or with `atlas` and AdamW by `atlas_decay`."""
     decayed: Literal["all", "weights"] | None = None
     """Which parameters `weight_decay` draws towards 0: all, or weights only (not biases, theta, norms). None: by the
     recipe."""
@@ -155,6 +159,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 """What each recipe sets where a setting is None. docs/training.md shows what that does."""
 FEWEST_STEPS = 200
 """Steps of the shortest runs that trained well, with the recipe `atlas`: docs/training.md has the figures."""
+FEWEST_STEPS_AN_EPOCH = 13
+"""Steps of an epoch with which small data, seen many times, was learned by heart least: as there."""
+FORGOTTEN_AFTER = 15
+"""Epochs after which weights have forgotten what they learned, at the most: as there."""
+SMALLEST = 128
+"""Cells of a minibatch that no recipe makes smaller."""
 
 
 def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
@@ -213,25 +223,41 @@ def atlas_rate(cells_of_a_step: int) -> float:
     return min(1e-3 * math.sqrt(cells_of_a_step / 64), 0.016)
 
 
-def atlas_decay(epochs: int) -> float:
+def atlas_decay(epochs: float) -> float:
     """Weight decay of the recipe `atlas`, times the learning rate and the steps of the run.
 
     Its inverse is the part of the run after which weights have forgotten what they learned, whatever the number of
     cells (Wang & Aitchison 2024, arXiv 2405.13698). Cells that are seen many times are learned by heart otherwise.
     """
-    return 2 + min(math.log10(epochs), 2)
+    return max(2 + math.log10(max(epochs, 1)), epochs / FORGOTTEN_AFTER)
+
+
+def choose_batch_size(settings: Settings, n_train: int) -> int:
+    """Cells of a minibatch: `batch_size`, or fewer where an epoch of n_train cells would have too few steps.
+
+    settings  as `resolve_schedule` returns them
+    """
+    if not settings.least_steps_an_epoch:
+        return settings.batch_size
+    most = n_train // (settings.least_steps_an_epoch * settings.accumulate)
+    return min(settings.batch_size, max(most, SMALLEST))
 
 
 def resolve_schedule(settings: Settings, n_train: int) -> Settings:
     """Fill in what the recipe and the number of training cells decide: rates, epochs, and from them the KL warm-up."""
     epochs = settings.epochs or heuristic_epochs(n_train)
-    steps_an_epoch = math.ceil(math.ceil(n_train / settings.batch_size) / settings.accumulate)
+    if settings.least_steps_an_epoch is None:
+        least = max(FEWEST_STEPS_AN_EPOCH, math.ceil(FEWEST_STEPS / epochs)) if settings.recipe == "atlas" else 0
+        settings = settings.model_copy(update={"least_steps_an_epoch": least})
+    batch_size = choose_batch_size(settings, n_train)
+    steps_an_epoch = math.ceil(math.ceil(n_train / batch_size) / settings.accumulate)
     steps = min(epochs * steps_an_epoch, settings.max_steps or sys.maxsize)
-    cells_of_a_step = min(settings.batch_size * settings.accumulate, n_train)
+    cells_of_a_step = min(batch_size * settings.accumulate, n_train)
     by_recipe = {"learning_rate": atlas_rate(cells_of_a_step), **RECIPES[settings.recipe]}
     rate = settings.learning_rate or by_recipe["learning_rate"]
     same_optimizer = settings.optimizer in (None, by_recipe["optimizer"])
-    by_recipe.setdefault("weight_decay", atlas_decay(epochs) / (rate * steps) if same_optimizer else 1e-6)
+    decay = atlas_decay(steps / steps_an_epoch) / (rate * steps)
+    by_recipe.setdefault("weight_decay", decay if same_optimizer else 1e-6)
     chosen = {name: value for name, value in by_recipe.items() if getattr(settings, name) is None}
     warmup_epochs, warmup_steps = settings.kl_warmup_epochs, settings.kl_warmup_steps
     if warmup_epochs is None:
@@ -249,9 +275,9 @@ def warn_of_few_steps(settings: Settings, n_train: int) -> str | None:
     settings  as `resolve_schedule` returns them
     A number of steps that was asked for, and the mapping of a query onto a trained model, are not warned of.
     """
-    cells, epochs = settings.batch_size * settings.accumulate, settings.epochs or 1
+    cells, epochs = choose_batch_size(settings, n_train) * settings.accumulate, settings.epochs or 1
     steps = epochs * math.ceil(n_train / cells)
-    advised = max(128, 2 ** int(math.log2(max(1, n_train * epochs / FEWEST_STEPS))))
+    advised = max(SMALLEST, 2 ** int(math.log2(max(1, n_train * epochs / FEWEST_STEPS))))
     if steps >= FEWEST_STEPS or cells <= advised or settings.max_steps or settings.freezing is not None:
         return None
     return (

@@ -130,11 +130,15 @@ class Trainer:
         cells, genes, left = self.loaders["train"].n_cells, len(parts.data.genes), self.epochs - self.state.epoch
         where = f"{torch.get_num_threads()} threads" if parts.device.type == "cpu" else torch.cuda.get_device_name()
         ranks = f", {self.ranks.world_size} ranks" if self.ranks.world_size > 1 else ""
+        size, asked = self.loaders["train"].batch_size, settings.batch_size
+        smaller = (
+            f" (not {asked:,}: an epoch has at least {settings.least_steps_an_epoch} steps)" if size < asked else ""
+        )
         stops, metric = settings.early_stopping, settings.early_stopping_monitor
         unwatched = stops and metric.startswith("validation") and not self.loaders["validation"].n_cells
         return (
             f"Training on {count(cells, 'cell')} x {count(genes, 'gene')}, {count(left, 'epoch')}, minibatches of "
-            f"{settings.batch_size:,}, on {parts.device} ({where}{ranks}; kernels: {parts.kernels}"
+            f"{size:,}{smaller}, on {parts.device} ({where}{ranks}; kernels: {parts.kernels}"
             f"{', as a CUDA graph' if self.step.is_graph else ''})"
             f"{'; no cell is held out, so there is no early stopping' if unwatched else ''}"
         )

@@ -8,6 +8,7 @@ from atlasvi.engine.training.settings import (
     Settings,
     atlas_decay,
     atlas_rate,
+    choose_batch_size,
     heuristic_epochs,
     parse_settings,
     resolve_schedule,
@@ -128,11 +129,27 @@ def test_a_recipe_fills_in_what_is_not_set():
     assert (ours.learning_rate, ours.initial_weights, ours.learning_rate_decay) == (0.004, "sample", 0.3)
     assert (ours.optimizer, ours.adam_eps) == ("AdamW", 1e-6)
     assert ours.weight_decay == pytest.approx(atlas_decay(8) / (0.004 * 8 * 977))  # of so many cells, 8 epochs
-    assert [atlas_decay(epochs) for epochs in (1, 10, 100, 400)] == [2, 3, 4, 4]
+    assert [atlas_decay(epochs) for epochs in (1, 10, 300)] == [2, 3, 20]  # forgotten after 15 epochs at the latest
     assert resolve_schedule(Settings(recipe="atlas", max_steps=10), 10**6).weight_decay > 100
     assert resolve_schedule(Settings(recipe="atlas", optimizer="Adam"), 10**6).weight_decay == 1e-6
     assert atlas_rate(512 * 4) == atlas_rate(2048) < atlas_rate(2**14) == atlas_rate(2**20) == 0.016
-    assert resolve_schedule(Settings(recipe="atlas", batch_size=4096), 256).learning_rate == 0.002  # all 256 a step
+    assert resolve_schedule(Settings(recipe="atlas", batch_size=4096), 256 * 13).learning_rate == 0.002  # 256 a step
+
+
+def test_minibatches_are_made_smaller_where_an_epoch_or_a_run_would_have_too_few_steps():
+    def choose(n_train: int, **given: object) -> int:
+        return choose_batch_size(resolve_schedule(Settings(**{"recipe": "atlas", **given}), n_train), n_train)
+
+    assert choose(900_000, epochs=1, batch_size=4096) == 4096
+    assert choose(900_000, epochs=1, batch_size=16_384) == 4_500  # 200 steps in all
+    assert choose(900_000, epochs=4, batch_size=16_384) == 16_384
+    assert choose(7_029, epochs=400, batch_size=1024) == 7_029 // 13
+    assert choose(7_029, epochs=400, batch_size=1024, accumulate=2) == 7_029 // 26
+    assert choose(1_645, epochs=400, batch_size=1024) == 128
+    assert choose(1_645, epochs=400, batch_size=64) == 64
+    assert choose(1_645, epochs=400, batch_size=1024, least_steps_an_epoch=0) == 1024
+    assert choose(1_645, epochs=400, batch_size=1024, recipe="scvi-tools") == 1024
+    assert choose(1_645, epochs=400, batch_size=1024, recipe="scvi-tools", least_steps_an_epoch=4) == 411
 
 
 def test_minibatches_that_leave_too_few_steps_are_warned_of_with_what_would_do():
