@@ -88,7 +88,7 @@ def main() -> None:
     losses = [result["validation"]["reconstruction_loss"] for result in results]
     print(f"\nmean held-out reconstruction: {np.mean(losses):.2f} nats per cell", end="")
     of_peer = f" (scvi-tools: {', '.join(f'{loss:.2f}' for loss in theirs)}, mean {np.mean(theirs):.2f})"
-    print(of_peer if known else "")
+    print(of_peer if known else "\nscvi-tools is left out.")
     if options.json:
         summary = {"mean": float(np.mean(losses)), "seeds": options.seeds, "results": results}
         summary |= {"scvi_tools": theirs} if known else {}

@@ -127,7 +127,7 @@ def format_table(report: dict) -> str:
         for side, rate in sides.items():
             peak = statistics.median(said["peak_mb"] for said in report["figures"][case][side])
             lines.append(f"{case:<18}{side:<24}{rate:>10,.0f}{peak:>12,.0f}")
-    lines.append("")
+    lines.append("" if report["ratios"] else "\nscvi-tools is left out.")
     for name, ratio in report["ratios"].items():
         limit = report["limits"][name]
         met = "met" if limit["met"] else "NOT MET"
