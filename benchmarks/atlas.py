@@ -14,6 +14,7 @@ on: below, buffers are not full yet).
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -27,9 +28,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from atlas_report import find_growth, forecast, print_report
-from measured_process import list_files
 from memory import processor_name
-from processes import sum_memory_mb
+from processes import Child, sum_memory_mb
 
 TYPES, BATCHES, SEED = 30, 8, 1
 SAMPLE_S = 1.0
@@ -166,39 +166,27 @@ def take_step(step: Step, at: Path, options: argparse.Namespace) -> dict:
     if not step.ours:
         say(f"$ atlasvi {' '.join(command[3:])}")
     before, began = disk_bytes(at), time.perf_counter()
-    child = os.posix_spawn(
-        command[0],
-        command,
-        os.environ,
-        file_actions=[(os.POSIX_SPAWN_OPEN, 1, str(said), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)],
-    )
     all_mb, disk = 0.0, before
-    try:
-        while True:
-            found, status, usage = os.wait4(child, os.WNOHANG)
-            if found:
-                break
-            all_mb, disk = max(all_mb, sum_memory_mb(child)), max(disk, disk_bytes(at))
-            time.sleep(min(SAMPLE_S, 0.05 + (time.perf_counter() - began) / 50))
-    except BaseException:
-        os.kill(child, signal.SIGTERM)
-        os.wait4(child, 0)
-        raise
+    with said.open("wb") as out:
+        child = Child(command, out.fileno(), warm=options.quick)
+        try:
+            while not child.wait(min(SAMPLE_S, 0.05 + (time.perf_counter() - began) / 50)):
+                all_mb, disk = max(all_mb, sum_memory_mb(child.pid)), max(disk, disk_bytes(at))
+        finally:
+            child.kill(signal.SIGTERM)
     seconds = time.perf_counter() - began
-    if status:
-        raise SystemExit(
-            f"atlas: {step.name} failed (status {os.waitstatus_to_exitcode(status)}); its figures are not kept."
-        )
-    peak_mb = usage.ru_maxrss * 1024 / 1e6
+    if child.status:
+        raise SystemExit(f"atlas: {step.name} failed (status {child.status}); its figures are not kept.")
+    peak_mb = child.usage["peak_mb"]
     figures = {
         "seconds": round(seconds, 2),
         "peak_mb": round(peak_mb, 1),
         "all_mb": round(max(all_mb, peak_mb), 1),
         "disk_gb": round(max(disk, disk_bytes(at)) / 1e9, 3),
         "made_gb": round(disk_bytes(at / step.makes) / 1e9, 3) if step.makes else 0,
-        "cores_busy": round((usage.ru_utime + usage.ru_stime) / seconds, 2),
-        "read_mb_per_s": round(usage.ru_inblock * 512 / 1e6 / seconds, 1),
-        "written_mb_per_s": round(usage.ru_oublock * 512 / 1e6 / seconds, 1),
+        "cores_busy": round(child.usage["cpu_s"] / seconds, 2),
+        "read_mb_per_s": round(child.usage["read_mb"] / seconds, 1),
+        "written_mb_per_s": round(child.usage["written_mb"] / seconds, 1),
     }
     if step.ours:
         figures["found"] = json.loads(said.read_text().splitlines()[-1])
@@ -273,13 +261,12 @@ def describe_forecast(report: dict, cells: int, step: str, sizes: list[int]) -> 
 
 
 def disk_bytes(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; files may come and go meanwhile."""
-    total = 0
-    for file in list_files(path) if path.exists() else []:
-        try:
-            total += file.stat().st_size
-        except OSError:
-            continue
+    """Bytes of a file, or of all files below a folder; files and folders may come and go meanwhile."""
+    total = path.stat().st_size if path.is_file() else 0
+    for folder, _, names in os.walk(path):  # leaves out a folder that has gone, where Path.rglob raises
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(folder, name)).st_size
     return total
 
 

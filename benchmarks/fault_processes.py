@@ -7,7 +7,6 @@ them.
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -20,10 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processes import warm_context
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["warm_ranks"])
-os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 PHASES = ("ingest", "epoch", "checkpoint", "validation", "minify")
 LONGEST_S = 120.0
 TIMEOUT_S = 12.0  # of a rank
@@ -74,13 +71,13 @@ def start(function: Callable[..., None], world_size: int, folder: Path, *argumen
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    entered = CONTEXT.Array("i", len(PHASES), lock=False)
+    entered = warm_context().Array("i", len(PHASES), lock=False)
     said = [folder / f"rank{rank}.txt" for rank in range(world_size)]
     processes = []
     for rank in range(world_size):
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
         environment = {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}}
-        process = CONTEXT.Process(
+        process = warm_context().Process(
             target=_enter,
             args=(
                 function,

@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 
 import torch
+from processes import Child
 
 HERE = Path(__file__).resolve().parent
 LIMITS_S = {"tests": 150, "checks": 60, "kernels": 90, "training": 180, "peers": 150}
@@ -82,7 +83,8 @@ def run_parts(options: argparse.Namespace, store: Path) -> dict[str, int | str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])}
     statuses: dict[str, int | str] = {}
     with (options.out / "store.log").open("w") as log:
-        arguments = [*map(str, commands["training"]), "--only-store"] if "training" in options.parts else ["-c", ""]
+        written_first = "training" in options.parts and not options.quick  # else the part itself writes it
+        arguments = [*map(str, commands["training"]), "--only-store"] if written_first else ["-c", ""]
         writing = subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log, env=environment)
         for part in options.parts:
             if part == "tests" and not torch.cuda.is_available():
@@ -90,24 +92,34 @@ def run_parts(options: argparse.Namespace, store: Path) -> dict[str, int | str]:
                 continue
             if part == "training":
                 writing.wait()
-            limit_s = None if options.quick else LIMITS_S[part]  # whoever tries the script has other things running
-            statuses[part] = run_part(part, commands[part], options.out / f"{part}.log", environment, limit_s)
+            statuses[part] = run_part(part, commands[part], options.out / f"{part}.log", environment, options.quick)
         writing.wait()
     return statuses
 
 
-def run_part(part: str, arguments: list, log: Path, environment: dict[str, str], limit_s: float | None) -> int | str:
-    """Run a part to its end or to its limit, its output in its log; a failed one's end is printed too."""
+def run_part(part: str, arguments: list, log: Path, environment: dict[str, str], quick: bool) -> int | str:
+    """Run a part to its end or to its limit, its output in its log; a failed one's end is printed too.
+
+    quick  without a limit, since whoever tries the script has other things running; and warm (`processes.Child`)
+    """
     began = time.perf_counter()
     print(f"{part} ...", file=sys.stderr, flush=True)
+    command: list[str] = [sys.executable, *map(str, arguments)]
+    status: int | str
     with log.open("w") as output:
-        try:
-            command = [sys.executable, *map(str, arguments)]
-            status: int | str = subprocess.run(
-                command, stdout=output, stderr=output, env=environment, cwd=HERE.parent, timeout=limit_s
-            ).returncode
-        except subprocess.TimeoutExpired:
-            status = f"stopped after {limit_s} s"
+        if quick and part != "tests":
+            child = Child(command, output.fileno(), output.fileno(), warm=True)
+            while not child.wait(1):
+                pass
+            status = child.status
+        else:
+            limit_s = None if quick else LIMITS_S[part]
+            try:
+                status = subprocess.run(
+                    command, stdout=output, stderr=output, env=environment, cwd=HERE.parent, timeout=limit_s
+                ).returncode
+            except subprocess.TimeoutExpired:
+                status = f"stopped after {limit_s} s"
     print(f"{part}: {time.perf_counter() - began:.0f} s, status {status}", file=sys.stderr, flush=True)
     if status != 0:
         print(log.read_text()[-3_000:], file=sys.stderr, flush=True)

@@ -75,9 +75,11 @@ class Bench:
     atlas    folder of atlas*.h5ad, where BUILT goes; `work` a folder for what is deleted again
     peers    the peers' virtual environment
     seconds  that a process measures epochs for, at least
+    warm     how processes of ours are started: see `processes.Child`
     """
 
-    def __init__(self, atlas: Path, work: Path, peers: Path, seconds: float) -> None:
+    def __init__(self, atlas: Path, work: Path, peers: Path, seconds: float, warm: bool = False) -> None:
+        self.warm = warm
         self.sources = sorted(atlas.glob("atlas*.h5ad"))
         self.work, self.out, self.order = work, work / "out", work / "order.npz"
         self.places = {name: str(atlas / place) for name, place in BUILT.items()}

@@ -1,6 +1,7 @@
 """How fast do shuffled minibatches come from disk, ours and the peers', over the same cells, and how well mixed?
 
     python benchmarks/loaders.py --atlas DIR --peers VENV --json FILE [--plots DIR] [--quick] [--only ROW,...]
+    python benchmarks/loaders.py --quick [--json FILE]            small, without the peers
 
 DIR holds atlas*.h5ad (peers/make_atlas.py writes them); what is missing is built beside them: our stores fast.store and
 small.store, annbatch's collection annbatch.zarr and, from atlas0.h5ad, the SOMA experiment soma (these two by
@@ -11,6 +12,9 @@ round. A process goes through one epoch to warm up and then through at least two
 of a row the median of its processes; the same rule and the same code (measured_process.py) for both sides. Memory is
 the peak of the process above what it held when everything was imported; that of an ingest is the sum over its
 processes (proportional set size, sampled). Linux only. The exit status is 1 if a row failed or a target is missed.
+
+--quick alone simulates its atlas, and measures the rows that need no peer; it leaves the page cache alone, and its
+figures are of processes forked from one that has imported everything: it shows that the benchmark runs, not how fast.
 """
 
 import argparse
@@ -65,11 +69,12 @@ def main() -> int:
     names = choose_rows(options)
     work = Path(tempfile.mkdtemp(prefix="loaders-", dir=options.atlas))
     try:
-        bench = Bench(options.atlas, work, options.peers, options.seconds)
+        options.atlas = options.atlas or simulate_atlas(work)
+        bench = Bench(options.atlas, work, options.peers or Path(), options.seconds, warm=options.alone)
         figures = measure_rows(names, bench, options)
+        report = make_report(figures, bench, options)
     finally:
         shutil.rmtree(work)
-    report = make_report(figures, bench, options)
     print(format_report(report, TITLES))
     machine, versions = report["machine"], report["versions"]
     print(f"\n{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']:.0f} GB, {machine['kernel']}")
@@ -80,16 +85,23 @@ def main() -> int:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     if options.plots:
         draw_plots(report, options.plots)
-    return int(bool(report["failed"]) or any(limit["met"] is False for limit in report["limits"]))
+    missed = any(limit["met"] is False for limit in report["limits"])
+    return int(bool(report["failed"]) or (missed and not options.alone))
+
+
+def simulate_atlas(work: Path) -> Path:
+    """A folder with a small file like the large ones that peers/make_atlas.py writes."""
+    from atlasvi.engine.simulation import simulate  # imports what this process does without
+
+    simulate(work / "atlas0.h5ad", n_cells=3_000, n_genes=100, n_batches=2, n_types=5, seed=0)
+    return work
 
 
 def read_options() -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--atlas", type=Path, required=True, help="folder of atlas*.h5ad; what is built goes there, too"
-    )
-    parser.add_argument("--peers", type=Path, required=True, help="the peers' virtual environment")
+    parser.add_argument("--atlas", type=Path, help="folder of atlas*.h5ad; what is built goes there, too")
+    parser.add_argument("--peers", type=Path, help="the peers' virtual environment")
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--plots", type=Path, help="folder for PNGs (needs matplotlib)")
     parser.add_argument("--rounds", type=int, default=3)
@@ -100,6 +112,12 @@ def read_options() -> argparse.Namespace:
     large = f"a store of {COPIES} times the cells (default: if {LARGE_FREE_GB} GB are free)"
     parser.add_argument("--large", action=argparse.BooleanOptionalAction, help=large)
     options = parser.parse_args()
+    options.notes, options.alone = [], options.quick and options.atlas is None and options.peers is None
+    if options.alone:
+        options.rounds, options.seconds = 1, 0.1
+        return options
+    if options.atlas is None or options.peers is None:
+        parser.error("--atlas DIR and --peers VENV are needed, or --quick alone")
     options.atlas, options.peers = options.atlas.resolve(), options.peers.absolute()
     if not sorted(options.atlas.glob("atlas*.h5ad")):
         parser.error(f"{options.atlas} holds no atlas*.h5ad: write them with benchmarks/peers/make_atlas.py.")
@@ -107,7 +125,6 @@ def read_options() -> argparse.Namespace:
         parser.error(f"{options.peers} is no virtual environment: benchmarks/peers/README.md says how to make it.")
     if options.quick:
         options.rounds = 1
-    options.notes = []
     return options
 
 
@@ -119,6 +136,10 @@ def choose_rows(options: argparse.Namespace) -> list[str]:
             raise SystemExit(f"--only: no row is called {unknown[0]!r}; there are: {', '.join(ROWS)}.")
         return [name for name in ROWS if name in names]
     names = list(ROWS)
+    if options.alone:
+        options.notes.append("No peers, no SOMA, no annbatch's collection, and nothing without the page cache.")
+        ours = [name for name, row in ROWS.items() if row.command.startswith("ours") and row.kind != "large"]
+        return [name for name in ours if {*ROWS[name].needs} <= {"fast", "small"} and name != "uncached"]
     free_gb = shutil.disk_usage(options.atlas).free / 1e9
     if options.large is None and not options.quick and free_gb < LARGE_FREE_GB:
         options.notes.append(f"No large store: {free_gb:.0f} GB are free and it takes {LARGE_FREE_GB}.")
@@ -186,7 +207,7 @@ def build_missing(needed: set[str], bench: Bench, rebuild: bool) -> dict[str, st
         finished = False
         try:
             if ours:
-                run(bench.command(f"ours ingest {{{need}}} {need} {{sources}}"))
+                run(bench.command(f"ours ingest {{{need}}} {need} {{sources}}"), warm=bench.warm)
             else:
                 run(bench.command("script annbatch {atlas}" if need == "annbatch" else "script tiledbsoma-ml {atlas}"))
             finished = True
@@ -214,7 +235,7 @@ def measure_row(row: Row, bench: Bench) -> dict:
             os.sync()  # what was written before is not this ingest's to wait for
             for source in bench.sources:  # a round empties the page cache at its end: both sides find it full again
                 read_through(source)
-        figures = run_json(command, watch_memory=row.kind == "ingest")
+        figures = run_json(command, watch_memory=row.kind == "ingest", warm=bench.warm)
         if row.kind == "order":
             with np.load(bench.order) as order:
                 figures |= {"names": order["names"], "sizes": order["sizes"]}
@@ -315,8 +336,8 @@ def make_report(figures: dict[str, dict], bench: Bench, options: argparse.Namesp
         "figures": figures,
         "machine": describe_machine(),
         "versions": {
-            "ours": read_versions(bench.command("ours versions")),
-            "peers": read_versions(bench.command("peer versions")),
+            "ours": read_versions(bench.command("ours versions"), bench.warm),
+            **({} if options.alone else {"peers": read_versions(bench.command("peer versions"))}),
         },
         "date": date.today().isoformat(),
         "settings": {"rounds": options.rounds, "seconds": options.seconds, "batch_size": BATCH, "quick": options.quick},
@@ -325,10 +346,10 @@ def make_report(figures: dict[str, dict], bench: Bench, options: argparse.Namesp
     }
 
 
-def read_versions(command: list[str]) -> dict[str, str]:
+def read_versions(command: list[str], warm: bool = False) -> dict[str, str]:
     """The versions of one side."""
     try:
-        return json.loads(run(command).strip().splitlines()[-1])
+        return json.loads(run(command, warm=warm).strip().splitlines()[-1])
     except RunError as error:
         return {"error": str(error)}
 

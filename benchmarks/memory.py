@@ -1,6 +1,7 @@
 """Does memory grow with the atlas? Peak memory of simulate, ingest and train on 100,000 and on 500,000 cells.
 
     python benchmarks/memory.py --work /a/disk/with/5/GB [--out memory.json] [--set max_steps=200 ...]
+    python benchmarks/memory.py --work DIR --quick             400 and 800 cells, to see that it runs
 
 Each command runs as a user types it, in a process of its own; its peak is what the kernel reports at the end
 (`ru_maxrss`: resident memory, libraries and mapped files included). The answer is yes if a figure of the larger atlas
@@ -19,6 +20,8 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from processes import Child
+
 ALLOWED_RATIO = 1.10
 LEFT_OUT = (
     "the page cache, which the kernel takes back; GPU memory; real data, whose cells differ more in length; more than "
@@ -35,7 +38,10 @@ def main() -> int:
     parser.add_argument("--genes", type=int, default=2_000)
     parser.add_argument("--batch-size", type=int, default=1_024)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of train")
+    parser.add_argument("--quick", action="store_true", help="400 and 800 cells x 100 genes")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.cells, arguments.genes, arguments.batch_size = [400, 800], 100, 128
     arguments.work.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="memory-", dir=arguments.work))
     try:
@@ -56,30 +62,30 @@ def measure_atlas(cells: int, arguments: argparse.Namespace, work: Path) -> dict
     settings = [word for setting in arguments.set for word in ("--set", setting)]
     training = ["--batch-key", "batch", "--epochs", "1", "--batch-size", str(arguments.batch_size), "--device", "cpu"]
     figures = {
-        "simulate": measure_command(["simulate", atlas, *shape]),
-        "ingest": measure_command(["ingest", atlas, "--out", store]),
+        "simulate": measure_command(["simulate", atlas, *shape], arguments.quick),
+        "ingest": measure_command(["ingest", atlas, "--out", store], arguments.quick),
     }
     os.remove(atlas)
-    figures["train"] = measure_command(["train", store, "--out", run, *training, *settings])
+    figures["train"] = measure_command(["train", store, "--out", run, *training, *settings], arguments.quick)
     shutil.rmtree(store)
     return figures
 
 
-def measure_command(words: list[str]) -> dict[str, float]:
-    """Run one atlasvi command; its peak resident memory in MB and its time in seconds. SystemExit if it fails."""
+def measure_command(words: list[str], warm: bool) -> dict[str, float]:
+    """Run one atlasvi command; its peak resident memory in MB and its time in seconds. SystemExit if it fails.
+
+    This process stays small: what it held at the start of the command would count as the command's.
+    """
     command = [sys.executable, "-m", "atlasvi.engine.cli.commands", *words]
     print("$ atlasvi", *words, file=sys.stderr, flush=True)
     started = time.perf_counter()
-    # This process stays small: what it held at the start of the child would count as the child's.
-    child = os.posix_spawn(
-        command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, sys.stderr.fileno(), 1)]
-    )
-    _, status, usage = os.wait4(child, 0)
+    child = Child(command, sys.stderr.fileno(), warm=warm)
+    while not child.wait(1):
+        pass
     seconds = time.perf_counter() - started
-    if status != 0:
-        raise SystemExit(f"memory: atlasvi {words[0]} failed (status {os.waitstatus_to_exitcode(status)}).")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {"peak_mb": round(usage.ru_maxrss * unit / 1e6, 1), "seconds": round(seconds, 1)}
+    if child.status != 0:
+        raise SystemExit(f"memory: atlasvi {words[0]} failed (status {child.status}).")
+    return {"peak_mb": round(child.usage["peak_mb"], 1), "seconds": round(seconds, 1)}
 
 
 def make_report(runs: dict[int, dict[str, dict[str, float]]], arguments: argparse.Namespace) -> dict:

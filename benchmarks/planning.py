@@ -1,10 +1,11 @@
 """Does `atlasvi plan` predict how long an epoch takes?
 
-usage: python benchmarks/planning.py [--cells 20000] [--genes 2000] [--rounds 3] [--json FILE]
+usage: python benchmarks/planning.py [--cells 20000] [--genes 2000] [--rounds 3] [--json FILE] [--quick]
 
 For one process and for two ranks of this machine (planned as two ranks, `atlasvi launch --nproc 2 -- plan ...`), a plan
 and a training of four epochs in turn; predicted is the plan's epoch, measured the median of the epochs after the first
 (validation included). What else the machine does changes between the two, so the middle round counts.
+--quick: 600 cells x 100 genes, one round, one process alone.
 """
 
 import argparse
@@ -13,15 +14,14 @@ import os
 import platform
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 from datetime import date
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
-ATLASVI = [sys.executable, "-m", "atlasvi.engine.cli.commands"]
+from processes import ATLASVI, run
+
 EPOCHS = 4
 
 
@@ -33,20 +33,27 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
+    if options.quick:
+        options.cells, options.genes, options.batch, options.rounds = 600, 100, 64, 1
+
+    def atlasvi(*arguments: object) -> str:
+        return run([*ATLASVI, *map(str, arguments)], warm=options.quick, follow=True)
+
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         counts, store = Path(folder) / "counts.h5ad", Path(folder) / "store"
-        run("simulate", counts, "--cells", options.cells, "--genes", options.genes, "--batches", 2, "--types", 5)
-        run("ingest", counts, "--out", store)
-        for ranks in (1, 2):
+        atlasvi("simulate", counts, "--cells", options.cells, "--genes", options.genes, "--batches", 2, "--types", 5)
+        atlasvi("ingest", counts, "--out", store)
+        for ranks in (1,) if options.quick else (1, 2):
             launch = ["launch", "--nproc", ranks, "--"] if ranks > 1 else []
             found = []
             for number in range(options.rounds):
                 given = ["--batch-key", "batch", "--batch-size", options.batch]
-                said = run(*launch, "plan", store, "--gpus", ranks, *given)
+                said = atlasvi(*launch, "plan", store, "--gpus", ranks, *given)
                 out = Path(folder) / f"run-{ranks}-{number}"
-                run(*launch, "train", store, "--out", out, "--epochs", EPOCHS, *given)
+                atlasvi(*launch, "train", store, "--out", out, "--epochs", EPOCHS, *given)
                 lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
                 ends = [line["seconds"] for line in lines if line["kind"] == "epoch"]
                 predicted = float(re.search(r"steps, ([\d,.]+) s,", said)[1].replace(",", ""))
@@ -65,12 +72,6 @@ def main() -> None:
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, torch {version('torch')}, {date.today()}")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
-
-
-def run(*arguments: object) -> str:
-    """Run a command of the command line; what it prints."""
-    done = subprocess.run([*ATLASVI, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True)
-    return done.stdout
 
 
 if __name__ == "__main__":

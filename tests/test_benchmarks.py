@@ -1,5 +1,7 @@
 """What benchmarks make of recorded figures, and that what they compare is what they say."""
 
+import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import entropy
+
+from tests.test_quick_benchmarks import LEFT_OUT
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -261,3 +265,81 @@ def test_scvi_tools_tests_are_copied_with_our_scvi_in_place_of_theirs(tmp_path: 
     (tmp_path / "checkout" / scvi_tests.TESTS).write_text("import scvi\nfrom scvi.model import SCVI\n")
     scvi_tests.prepare(tmp_path / "checkout", tmp_path / "work")
     assert (tmp_path / "work" / scvi_tests.TESTS).read_text() == "import scvi\nfrom atlasvi.engine import SCVI\n"
+
+
+def list_scripts() -> dict[str, str]:
+    """The text of each file in benchmarks/ that is run by itself, by its name."""
+    texts = {file.stem: file.read_text() for file in (ROOT / "benchmarks").glob("*.py")}
+    return {name: text for name, text in texts.items() if '\nif __name__ == "__main__":\n' in text}
+
+
+def test_each_benchmark_is_run_on_small_inputs_or_is_listed_with_the_reason():
+    tree = ast.parse((ROOT / "tests" / "test_quick_benchmarks.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    run = {str(ast.literal_eval(call.args[0])) for call in calls if call.func.id == "quick"}  # type: ignore[attr-defined]
+    scripts = list_scripts()
+    assert len(run) >= 16
+    assert sorted(set(scripts) - run - set(LEFT_OUT)) == [], "run these in test_quick_benchmarks.py, or list them there"
+    assert sorted(set(LEFT_OUT) & run | set(LEFT_OUT) - set(scripts)) == [], "these are run, or gone: take them away"
+    for name in run:  # what the tests call is all that a user's command does
+        assert scripts[name].rstrip().splitlines()[-1].strip() in ("main()", "sys.exit(main())")
+    for name, reason in LEFT_OUT.items():
+        if reason.endswith(".py"):  # it is started by another one
+            assert f"{name}.py" in scripts[reason.split()[-1].removesuffix(".py")]
+
+
+def test_a_measured_process_says_how_it_ended_and_what_it_used(tmp_path: Path):
+    import processes
+
+    code = "import sys; print([0] * 10**6 == 1); sys.exit(3)"
+    with open(tmp_path / "said", "wb") as out:
+        child = processes.Child([sys.executable, "-c", code], out.fileno())
+        assert child.wait(60)
+    assert child.status == 3
+    assert (tmp_path / "said").read_text() == "False\n"
+    assert child.usage["peak_mb"] > 8  # a million pointers
+    assert child.usage["cpu_s"] > 0
+    child = processes.Child([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert not child.wait(0.01)
+    child.kill()
+    assert child.status == -9
+    assert processes.run_json([sys.executable, "-c", "print('{\"peak_mb\": 1}')"], watch_memory=True)["peak_mb"] == 1
+    with pytest.raises(processes.RunError, match=r"^wrong$"):
+        processes.run([sys.executable, "-c", "import sys; print('a'); sys.exit('it went\\nwrong')"])
+
+
+def test_a_folder_that_goes_while_the_disk_is_measured_counts_nothing(tmp_path: Path, monkeypatch):
+    """As ingest and minify rename and remove theirs."""
+    import atlas
+
+    (tmp_path / "at" / "goes" / "in it").mkdir(parents=True)
+    (tmp_path / "at" / "stays").write_bytes(b"12345")
+    list_folder = os.scandir
+
+    class Listed:
+        """What os.scandir returns, all of it listed already."""
+
+        def __init__(self, path: str) -> None:
+            self._found = iter(list(list_folder(path)))
+
+        def __enter__(self) -> "Listed":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def __iter__(self) -> "Listed":
+            return self
+
+        def __next__(self) -> os.DirEntry[str]:
+            return next(self._found)
+
+    def list_and_move(path: str) -> Listed:
+        found = Listed(path)
+        if Path(path).name == "at":
+            os.rename(tmp_path / "at" / "goes", tmp_path / "gone")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", list_and_move)
+        assert atlas.disk_bytes(tmp_path / "at") == 5

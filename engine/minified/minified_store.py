@@ -34,7 +34,7 @@ from atlasvi.loaders.manifest import Files, check_files, hash_file, write_manife
 from atlasvi.loaders.outputs import remove_leftovers, sync_file
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_manifest, check_version, read_attributes
-from atlasvi.loaders.tables.anndata_tables import read_text, to_str
+from atlasvi.loaders.tables.anndata_tables import read_table, read_text, to_str
 from atlasvi.loaders.tables.merged_columns import TEXT
 from atlasvi.loaders.tables.records import STRING
 from atlasvi.loaders.tables.store_tables import (
@@ -194,15 +194,13 @@ class MinifiedStore(KeptPosterior):
             self._open()
 
     def _open(self) -> None:
-        from anndata.io import read_elem
-
         has_manifest = check_manifest(Path(self.path), self.attributes)
         # without consolidated metadata: those copies may be wrong, and zarr confuses names that differ only in case
         root = cast(Any, zarr.open_group(self.path, mode="r", use_consolidated=False))
         check_group_codecs(root)
         obs, latents = TableReader(root["obs"], self.path), tuple(root["obsm"][name] for name in LATENTS)
         sizes = self.attributes["n_cells"], self.attributes["n_latent"]
-        super().__init__(self.path, sizes[0], obs, read_elem(root["var"]), latents, sizes[1])
+        super().__init__(self.path, sizes[0], obs, read_table(self.path, "var", root["var"]), latents, sizes[1])
         self._weights = root["uns/atlasvi/weights"]
         self._check(root)
         if not has_manifest:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from atlasvi.engine.model.encoder import linear
+from atlasvi.engine.model.encoder import BlankLinear
 from atlasvi.engine.model.layers import Covariates, Layer, LayerShape
 from atlasvi.engine.model.model_options import ModelSettings
 
@@ -19,9 +19,9 @@ class Decoder(nn.Module):
             Layer(hidden if k else settings.n_latent + settings.n_numbers, hidden, shape, first=k == 0)
             for k in range(settings.n_layers)
         )
-        self.logits = linear(hidden, genes)
-        self.log_theta = linear(hidden, genes) if settings.decodes_theta else None
-        self.dropout = linear(hidden, genes) if settings.likelihood.has_dropout else None
+        self.logits = BlankLinear(hidden, genes)
+        self.log_theta = BlankLinear(hidden, genes) if settings.decodes_theta else None
+        self.dropout = BlankLinear(hidden, genes) if settings.likelihood.has_dropout else None
 
     def hide(self, z: Tensor, covariates: Covariates) -> Tensor:
         """The last hidden state, float32 [..., cells, hidden], for z [..., cells, latent]."""

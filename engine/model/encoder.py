@@ -13,9 +13,14 @@ from atlasvi.kernels import GeneOrder
 from atlasvi.loaders.batches.batch import Batch
 
 
-def linear(n_in: int, n_out: int) -> nn.Linear:
-    """A Linear without initial weights, because torch's own initialisation would draw from the global generator."""
-    return nn.utils.skip_init(nn.Linear, n_in, n_out)
+class BlankLinear(nn.Linear):
+    """A Linear without initial weights, because torch's own initialisation would draw from the global generator.
+
+    `torch.nn.utils.skip_init` makes the same, but imports sympy on its way, which takes 0.3 s.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave the weights as they are in memory: they are set afterwards."""
 
 
 class Encoder(nn.Module):
@@ -27,7 +32,7 @@ class Encoder(nn.Module):
         hidden, numbers = settings.n_hidden, settings.n_numbers if settings.encode_covariates else 0
         self.first = CountsLayer(settings.n_genes, numbers, hidden, shape, settings.log_variational)
         self.layers = nn.ModuleList(Layer(hidden, hidden, shape) for _ in range(n_layers - 1))
-        self.mean, self.log_variance = linear(hidden, n_out), linear(hidden, n_out)
+        self.mean, self.log_variance = BlankLinear(hidden, n_out), BlankLinear(hidden, n_out)
         self._make_positive: Callable[[Tensor], Tensor] = torch.exp if settings.var_activation == "exp" else F.softplus
 
     def forward(

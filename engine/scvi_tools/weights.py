@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from atlasvi.engine.model.encoder import Encoder, linear
+from atlasvi.engine.model.encoder import BlankLinear, Encoder
 from atlasvi.engine.model.layers import CountsLayer, Layer
 from atlasvi.engine.model.model_options import ModelSettings
 from atlasvi.engine.model.vae import VAE, check_finite
@@ -64,8 +64,8 @@ def _add_unused_parts(model: VAE) -> VAE:
     settings = model.settings
     whole, hidden, genes = VAE(settings), settings.n_hidden, settings.n_genes
     whole.library_encoder = whole.library_encoder or Encoder(settings, 1, 1)
-    whole.decoder.log_theta = whole.decoder.log_theta or linear(hidden, genes)
-    whole.decoder.dropout = whole.decoder.dropout or linear(hidden, genes)
+    whole.decoder.log_theta = whole.decoder.log_theta or BlankLinear(hidden, genes)
+    whole.decoder.dropout = whole.decoder.dropout or BlankLinear(hidden, genes)
     if not settings.likelihood.has_dispersion:
         whole.log_theta = VAE(settings.model_copy(update={"gene_likelihood": "nb"})).log_theta
     whole.reset(Generator().manual_seed(0))

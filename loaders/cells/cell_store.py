@@ -41,7 +41,8 @@ from atlasvi.loaders.outputs import remove_leftovers
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import KIND, check_manifest, check_version, read_attributes
-from atlasvi.loaders.tables.store_tables import TableReader
+from atlasvi.loaders.tables.anndata_tables import read_table
+from atlasvi.loaders.tables.store_tables import TableReader, read_arrays
 from atlasvi.loaders.zarr_warnings import quiet_zarr
 
 log = logging.getLogger(__name__)
@@ -111,8 +112,6 @@ class CellStore:
             self._open(Path(path))
 
     def _open(self, path: Path) -> None:
-        from anndata.io import read_elem
-
         has_manifest = check_manifest(path, self.attributes)
         # Without its consolidated metadata: those copies may differ, and zarr misreads names that differ only by case.
         root = cast(Any, zarr.open_group(path, mode="r", use_consolidated=False))
@@ -120,10 +119,10 @@ class CellStore:
         self.n_cells: int = self.attributes["n_cells"]
         self.nnz: int = self.attributes["nnz"]
         self.source_sizes: list[int] = self.attributes["source_sizes"]
-        self.var: pd.DataFrame = read_elem(root["var"])
+        self.var = read_table(self.path, "var", root["var"])
         self._obs = TableReader(root["obs"], self.path)
         self.obs_columns = self._obs.columns
-        self.statistics: dict = read_elem(root["uns/atlasvi"])
+        self.statistics = read_arrays(root["uns/atlasvi"])
         self.block_starts: np.ndarray = self.statistics["block_starts"]
         self.group_blocks = GROUP_BLOCKS
         self.mixing = (

@@ -81,6 +81,14 @@ def _to_objects(values: Any) -> np.ndarray:
     return array.astype(object) if array.dtype.kind in "UTO" else array
 
 
+def read_arrays(group: zarr.Group) -> dict[str, Any]:
+    """The arrays of a group by their names; those of a group in it are a dict of their own."""
+    return {
+        name: read_arrays(member) if isinstance(member, zarr.Group) else np.asarray(member[:])
+        for name, member in group.members()
+    }
+
+
 class TableWriter:
     """Appends records of a table to a group in AnnData's dataframe encoding; memory: one chunk of each column.
 

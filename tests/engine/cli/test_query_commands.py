@@ -1,6 +1,8 @@
 """`atlasvi query`: each question by its command, and that the command line and SCVI's methods answer alike."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -311,3 +313,14 @@ def test_options_of_the_group_are_taken_wherever_they_stand(folder: Path):
     ]
     first, *others = [ask(folder, *words) for words in orders]
     assert all(other.equals(first) for other in others)
+
+
+def test_a_question_to_a_minified_store_imports_only_what_it_needs(folder: Path):
+    code = "import sys\nfrom atlasvi.engine.cli.commands import main\ntry: main()\nfinally: print(*sys.modules)"
+    words = ["query", folder / "x.mini", "expression", "--genes", "g1", "--limit", 1]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert {"torch", "zarr", "pandas"} <= imported
+    slow = {"anndata", "dask", "matplotlib", "scanpy", "sklearn", "sympy", "torch._dynamo"}  # 0.3 to 1 s each
+    assert imported & slow == set()

@@ -96,6 +96,28 @@ def test_every_type_goes_through_a_store_as_it_is(tmp_path: Path, form: str):
                 assert found[name].dtype == obs[name].dtype
 
 
+def test_genes_and_statistics_of_a_store_are_those_that_anndata_reads(tmp_path: Path):
+    var, obs = (
+        pd.DataFrame(EVERY_TYPE).head(2).set_axis(["g", "h"]),
+        pd.DataFrame({"a/b": pd.Categorical(list("xyxyxy"))}),
+    )
+    ingest(write_source(tmp_path / "a.h5ad", obs, "h5ad", var), tmp_path / "store", workers=1)
+    ours, root = CellStore(tmp_path / "store"), zarr.open_group(tmp_path / "store", mode="r")
+    theirs = anndata.io.read_elem(root["var"])
+    assert ours.var.columns.tolist() == theirs.columns.tolist() == var.columns.tolist()
+    assert ours.var.index.equals(theirs.index)
+    assert ours.var.index.name == theirs.index.name
+    for name in var:
+        assert to_plain(ours.var[name]) == to_plain(theirs[name])
+        assert ours.var[name].dtype == theirs[name].dtype
+    statistics = anndata.io.read_elem(root["uns/atlasvi"])
+    assert ours.statistics.keys() == statistics.keys()
+    np.testing.assert_array_equal(ours.statistics["library"]["a"]["b"], statistics["library"]["a"]["b"])
+    for name in ("block_starts", "gene_totals", "gene_cells"):
+        np.testing.assert_array_equal(ours.statistics[name], statistics[name])
+        assert ours.statistics[name].dtype == statistics[name].dtype
+
+
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data(), st.sampled_from(["h5ad", "zarr2", "zarr3"]))
 def test_columns_of_joined_sources_come_back_as_they_were(tmp_path_factory, data, form):
