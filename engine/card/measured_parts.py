@@ -72,11 +72,13 @@ def measure_cells(
     chosen: np.ndarray,
     options: PassOptions,
     take_values: Callable[[np.ndarray, np.ndarray], None],
+    take_posterior: Callable[[np.ndarray, Posterior], None] = lambda here, posterior: None,
 ) -> Measured:
     """One pass over the chosen cells (ascending int64 indices), all of which are in a part.
 
     take_values  called with the indices of some cells, and their values float32 [1 + draws, 3, cells]: `CellStatistics`
                  of the real counts, then of each draw
+    take_posterior  called with the indices of some cells, and their posterior
     The draws are those of `predictive_counts` with this seed, whatever the minibatches and the parts. Of cells without
     counts, only their library size and KL are measured, and draws.
     Raises QueryError where the model gives a cell no distribution of counts.
@@ -88,6 +90,7 @@ def measure_cells(
         at += len(posterior)
         real = None if posterior.counts is None else to_csr(posterior.counts, n_genes)
         take_values(here, _cell_values(real, posterior, draws))
+        take_posterior(here, posterior)
         kl, losses = measure_losses(model, posterior, options.seed, here, options.n_draws)
         for code in np.unique(options.part_codes[here]):
             name, rows = options.part_names[code], np.flatnonzero(options.part_codes[here] == code)

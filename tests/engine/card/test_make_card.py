@@ -1,5 +1,7 @@
 """Cards of real, small models: what each kind of data and model gives, and what it says of what it can't."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -17,10 +19,12 @@ from atlasvi.engine.card.model_card import METRICS, ModelCard
 from atlasvi.engine.hub.card_folder import write_card_folder
 from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
 from atlasvi.engine.minified.minify import minify
+from atlasvi.engine.model.trained_run import load_run
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.errors import ColumnError, OutputError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
+from atlasvi.loaders.workers import Workers, run_task
 from tests.engine.distributed.rank_processes import run_ranks
 
 N_CELLS, N_GENES = 120, 20
@@ -268,3 +272,72 @@ def test_ranks_compute_the_card_that_one_process_computes(folder: Path, whole: M
     assert card.provenance.counts_hash == whole.provenance.counts_hash
     assert card.parts["all"].calibration.rank_histogram == whole.parts["all"].calibration.rank_histogram
     assert open_minified(folder / "shared" / "adata.h5ad").n_cells == card.provenance.n_cells  # minified by both
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_computes_the_same_card_to_the_bit(folder: Path, tmp_path: Path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(card_parts, "FEWEST_PARTS", 4)
+    monkeypatch.setattr(card_parts, "LEAST_PART_CELLS", 1)
+    minify(folder / "run", folder / "data.h5ad", tmp_path / "mini")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster:
+        for data, labels in ((folder / "data.h5ad", "type"), (folder / "data.h5ad", None), (tmp_path / "mini", "type")):
+            alone, others = tmp_path / "alone", tmp_path / "others"
+            options = {"labels_key": labels, "n_draws": 2}
+            write_card_folder(folder / "run", data, alone, **options)
+            write_card_folder(folder / "run", data, others, dask=cluster.scheduler_address, **options)
+            cards = [ModelCard.from_json((each / METRICS).read_text()) for each in (alone, others)]
+            assert replace(cards[0], provenance=cards[1].provenance).to_json() == cards[1].to_json()
+            assert cards[0].provenance.counts_hash == cards[1].provenance.counts_hash
+            latents = [anndata.read_h5ad(each / "adata.h5ad").obsm["scvi_latent_qzm"] for each in (alone, others)]
+            np.testing.assert_array_equal(*latents)
+            for each in (alone, others):  # the next card has the same path, and workers must not take it for this one
+                shutil.rmtree(each)
+
+
+def test_a_task_of_a_cluster_opens_what_the_first_process_wrote(folder: Path, whole: ModelCard, monkeypatch):
+    monkeypatch.setattr(card_parts, "FEWEST_PARTS", 3)
+    monkeypatch.setattr(card_parts, "LEAST_PART_CELLS", 1)
+    monkeypatch.setattr(Workers, "run", lambda self, tasks, done: [(run_task(task), done(task)) for task in tasks])
+    seen = []
+    card = make_card(
+        folder / "run",
+        folder / "data.h5ad",
+        folder / "tasks",
+        labels_key="type",
+        dask="tcp://nowhere",
+        progress=lambda *said: seen.append(said),
+    )
+    assert compare_figures(card, whole) == []
+    assert [done for stage, done, _ in seen if stage == "drawing counts"] == [0, 40, 80, 120]
+    with pytest.raises(ValueError, match="opens the data itself"):
+        make_card(folder / "run", make_adata(), folder / "never", dask="tcp://nowhere")
+    with pytest.raises(SourceError, match="in a folder that they share"):
+        make_card(folder / "run", folder / "data.h5ad", dask="tcp://nowhere")
+
+
+def test_the_posterior_of_the_draws_is_what_minify_keeps(folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(card_parts, "FEWEST_PARTS", 3)
+    monkeypatch.setattr(card_parts, "LEAST_PART_CELLS", 1)
+    run = load_run(folder / "run")
+    in_no_part = np.arange(N_CELLS) % 7 == 0
+    run.split = {"train": np.flatnonzero(~in_no_part)}
+    minify(run, folder / "data.h5ad", tmp_path / "mini")
+    card = write_card_folder(run, folder / "data.h5ad", tmp_path / "one", n_draws=2)
+    write_card_folder(run, folder / "data.h5ad", tmp_path / "two", n_draws=2, minified=tmp_path / "mini")
+    assert card.parts["all"].n_cells == N_CELLS - in_no_part.sum()
+    one, two = (anndata.read_h5ad(tmp_path / name / "adata.h5ad") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one.obs, two.obs, check_like=True)
+    pd.testing.assert_frame_equal(one.var, two.var)
+    for name in two.obsm:
+        np.testing.assert_allclose(one.obsm[name], two.obsm[name], rtol=1e-5, atol=1e-6)
+
+
+def test_minified_cells_of_other_data_are_refused_before_the_pass(folder: Path, tmp_path: Path, monkeypatch):
+    make_adata()[:50].write_h5ad(tmp_path / "few.h5ad")
+    minify(folder / "run", tmp_path / "few.h5ad", tmp_path / "mini")
+    monkeypatch.setattr(module, "measure_part", lambda *given: pytest.fail("the pass began"))
+    with pytest.raises(SourceError, match=r"it has 50 minified cells and .*data\.h5ad has 120"):
+        write_card_folder(folder / "run", folder / "data.h5ad", tmp_path / "card", minified=tmp_path / "mini")
+    with pytest.raises(OutputError, match="is not an address"):
+        write_card_folder(folder / "run", folder / "data.h5ad", tmp_path / "card", data_url="somewhere")
