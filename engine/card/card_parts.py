@@ -20,7 +20,14 @@ from scipy import sparse
 from atlasvi.engine.card.card_split import PART_NAMES
 from atlasvi.engine.card.cell_agreement import Slices
 from atlasvi.engine.card.kept_latents import LATENTS_FILE, LatentsWriter
-from atlasvi.engine.card.measured_parts import CELL_VALUES, NO_PART, Measured, PassOptions, measure_cells
+from atlasvi.engine.card.measured_parts import (
+    CELL_VALUES,
+    NO_PART,
+    CellHashes,
+    Measured,
+    PassOptions,
+    measure_cells,
+)
 from atlasvi.engine.card.part_statistics import PartStatistics
 from atlasvi.engine.model.run_files import RESULT
 from atlasvi.engine.model.trained_run import TrainedRun, load_run
@@ -58,7 +65,7 @@ class CardJob(Job):
     seed: int
     n_draws: int
     device: str
-    keeps_latents: bool = False
+    keeps_latents: bool
 
     @property
     def n_parts(self) -> int:
@@ -170,7 +177,7 @@ class FinishedParts:
     def __init__(self, scratch: Path, job: CardJob, options: PassOptions, n_genes: int, n_latent: int) -> None:
         self._scratch, self._job, self._options, self._n_genes = scratch, job, options, n_genes
         self.parts: dict[str, PartStatistics] = {}
-        self.counts_hash, rows, counts, latents = 0, [], [], [np.zeros((0, n_latent), np.float32)]
+        hashes, rows, counts, latents = np.zeros(3, np.uint64), [], [], [np.zeros((0, n_latent), np.float32)]
         for number in range(job.n_parts):
             files = {name: (size, crc) for name, (size, crc) in list_parts(scratch).read(number).items()}
             with reading_unfinished(scratch):
@@ -179,11 +186,12 @@ class FinishedParts:
                     for name in PART_NAMES:
                         if f"{name}/n_cells" in arrays:
                             self._add(name, {key: arrays[f"{name}/{key}"] for key in _keys_of(arrays, name)})
-                    self.counts_hash = (self.counts_hash + int(arrays["hash"])) % 2**64
+                    hashes += arrays["hashes"]
                     rows.append(arrays["rows"])
                     if len(arrays["rows"]):
                         latents.append(arrays["latents"])
                         counts.append(list(_read_counts(arrays, n_genes)))
+        self.hashes = CellHashes(*hashes.tolist())
         sources = [sparse.vstack(each, format="csr") for each in zip(*counts)]
         self.sampled = Sampled(np.concatenate([np.zeros(0, np.int64), *rows]), sources, np.concatenate(latents))
 
@@ -213,7 +221,7 @@ class FinishedParts:
 
 
 def _to_arrays(found: Measured) -> dict[str, np.ndarray]:
-    arrays = {"hash": np.array(found.hash, np.uint64), "rows": np.concatenate([np.zeros(0, np.int64), *found.rows])}
+    arrays = {"hashes": found.hashes, "rows": np.concatenate([np.zeros(0, np.int64), *found.rows])}
     for name, part in found.parts.items():
         arrays.update({f"{name}/{key}": values for key, values in part.to_arrays().items()})
     if found.rows:

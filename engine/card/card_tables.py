@@ -85,7 +85,7 @@ def expression_table(card: ModelCard, part: str) -> Table:
     names = tuple(wording.MARKERS.values())
     groups = (
         ("Welch’s t-test, all cells", 1 + len(names)),
-        (f"Wilcoxon’s rank-sum test, sample of {figures.n_sampled:,} cells", 1 + len(names)),
+        (f"Wilcoxon’s rank-sum test, {_say_sample(figures.n_sampled, figures.n_cells)}", 1 + len(names)),
     )
     columns = ("Label", "Cells", *names, "Cells sampled", *names)
     return Table(f"Differential expression by label: {part_title(card, part)}", columns, rows, groups)
@@ -108,10 +108,11 @@ def integration_table(card: ModelCard) -> Table:
     if found is None:
         return Table("Integration", ("Figure", "Value", "What it is"), ())
     rows = tuple(
-        (name.replace("_", " "), write_estimate(each), found.meanings.get(name, ""))
+        (wording.INTEGRATION.get(name, name), write_estimate(each), found.meanings.get(name, ""))
         for name, each in found.figures.items()
     )
-    caption = f"Integration, on a stratified sample of {found.n_cells:,} cells, computed by {found.computed_by}"
+    sample = _say_sample(found.n_cells, card.provenance.n_cells)
+    caption = f"Integration, {sample}, computed by {found.computed_by}"
     return Table(caption, ("Figure", "Value", "What it is"), rows)
 
 
@@ -140,6 +141,10 @@ def all_tables(card: ModelCard) -> Iterator[Table]:
     for part in card.parts:
         yield expression_table(card, part)
     yield from (calibration_table(card), losses_table(card), integration_table(card))
+
+
+def _say_sample(n: int, n_cells: int) -> str:
+    return "all cells" if n == n_cells else f"stratified sample of {n:,} cells"
 
 
 def _agreement(card: ModelCard, part: str, block: str, name: str) -> Figures:

@@ -16,6 +16,7 @@ from atlasvi.engine.card.draw_errors import Estimate
 from atlasvi.engine.card.model_card import Figures, Integration
 
 NEIGHBOURS = 15
+OWN_METHOD = "atlasvi"  # who computed the figures
 CELLS_AT_ONCE = 512
 
 MEANINGS = {
@@ -64,7 +65,7 @@ def measure_integration(
             figures["neighbour_labels"] = _mean((votes.argmax(1) == labels[known]).astype(float))
     if not figures:
         return None, notes
-    return Integration(figures, {name: MEANINGS[name] for name in figures}, len(latents), "atlasvi"), notes
+    return Integration(figures, {name: MEANINGS[name] for name in figures}, len(latents), OWN_METHOD), notes
 
 
 def silhouettes(latents: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -348,12 +348,11 @@ def _finish(
             integration = measure_by_scib(latents[known], own[0][known], own[1][known]) or integration
         except Exception as error:  # of a library that is not ours: of few cells it may raise anything
             notes.append(Note("integration", f"scib-metrics failed ({error}), so its figures are missing."))
-    has_counts = isinstance(cells, CountedCells)
     return ModelCard(
         provenance=make_provenance(
             run,
             cells,
-            counts_hash=f"{finished.counts_hash:016x}" if has_counts else "",
+            hashes=finished.hashes,
             label_column=job.label_column,
             batch_column=job.batch_column,
             split=plan.split.how,

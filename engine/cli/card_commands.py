@@ -64,6 +64,8 @@ def card(
 
 def write_card(run: Path, data: DataSpec, out: Path, **options: Any) -> None:
     """Compute a card, on all ranks, and say what it found."""
+    from atlasvi.engine.card.model_card import METRICS
+    from atlasvi.engine.card.page import PAGE
     from atlasvi.engine.distributed.ranks import join_ranks
     from atlasvi.engine.hub.card_folder import write_card_folder
 
@@ -81,3 +83,4 @@ def write_card(run: Path, data: DataSpec, out: Path, **options: Any) -> None:
                 f"{verdict.squared_pearson.value:.2f}: {verdict.words}"
             )
     print_lines(f"  {note.subject}: {note.reason}" for note in found.notes)
+    say(f"  Open {out / PAGE} in a browser; all figures are in {out / METRICS}.")

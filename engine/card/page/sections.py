@@ -103,7 +103,8 @@ def expression(card: ModelCard) -> Markup:
         table = card_tables.expression_table(card, part)
         drawn = figures.expression_figures(card, part)
         title = tag("summary", tag("h3", part_title(card, part)))
-        content.append(tag("details", title, charts(drawn), html_table(table), open=part == shown[0]))
+        tables = [html_table(each) for each in card_tables.split_groups(table)]
+        content.append(tag("details", title, charts(drawn), tables, open=part == shown[0]))
     if not shown:
         content.append(nothing(card, "differential expression", "label"))
     return section("expression", "Differential expression", content)
@@ -155,8 +156,8 @@ def provenance(card: ModelCard) -> Markup:
         "Label column": origin.label_column or "none",
         "Batch column": origin.batch_column or "none",
         "Hash of the counts": origin.counts_hash or "no counts",
-        "SHA-256 of the gene names": origin.genes_sha256,
-        "SHA-256 of the weights": origin.weights_sha256,
+        "SHA-256 of the gene names, 16 digits": origin.genes_sha256,
+        "SHA-256 of the weights, 16 digits": origin.weights_sha256,
         "Seed of the draws": str(origin.seed),
         "Hardware": origin.hardware,
         "Time for the card": f"{write_seconds(origin.seconds)}, {origin.cells_per_s:,.0f} cells/s",

@@ -69,7 +69,7 @@ def test_calibration_has_a_row_for_each_interval_and_says_how_many_counts() -> N
 
 
 def test_integration_and_notes_say_what_they_are() -> None:
-    assert integration_table(CARD).rows[0][0] == "silhouette label"
+    assert integration_table(CARD).rows[0][0] == "Silhouette of labels"
     assert "500 cells, computed by atlasvi" in integration_table(CARD).caption
     assert notes_table(CARD).rows[0][0] == "differential expression"
     assert not integration_table(dataclasses.replace(CARD, integration=None)).rows

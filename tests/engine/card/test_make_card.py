@@ -8,12 +8,11 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
 
 from atlasvi.engine import SCVI
 from atlasvi.engine.card import card_parts
 from atlasvi.engine.card import make_card as module
-from atlasvi.engine.card.card_check import CardChangedError, check_card, compare_figures
+from atlasvi.engine.card.card_check import compare_figures
 from atlasvi.engine.card.make_card import make_card
 from atlasvi.engine.card.model_card import METRICS, ModelCard
 from atlasvi.engine.hub.card_folder import write_card_folder
@@ -25,51 +24,8 @@ from atlasvi.engine.training.train import train
 from atlasvi.loaders.errors import ColumnError, OutputError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.workers import Workers, run_task
+from tests.engine.card.small_atlas import N_CELLS, make_adata
 from tests.engine.distributed.rank_processes import run_ranks
-
-N_CELLS, N_GENES = 120, 20
-
-
-def make_adata(seed: int = 0) -> anndata.AnnData:
-    """120 cells of two batches; labels in several columns."""
-    random = np.random.default_rng(seed)
-    types = np.arange(N_CELLS) % 3
-    counts = random.poisson(random.gamma(1, 2, (3, N_GENES))[types] + 0.2).astype(np.float32)
-    obs = pd.DataFrame(
-        {
-            "batch": np.array(["a", "b"])[np.arange(N_CELLS) // 2 % 2],
-            "type": np.array(["B", "T", "NK"])[types],
-            "one": "only",
-            "rare": np.where(np.arange(N_CELLS) < 2, "two cells", np.where(np.arange(N_CELLS) == 2, "lonely", "rest")),
-            "split": np.where(np.arange(N_CELLS) < 90, "train", "test"),
-        },
-        index=[f"cell{k}" for k in range(N_CELLS)],
-    )
-    return anndata.AnnData(sparse.csr_matrix(counts), obs, pd.DataFrame(index=[f"g{k}" for k in range(N_GENES)]))
-
-
-@pytest.fixture(autouse=True)
-def _quick_picture(monkeypatch):
-    """Without UMAP, which numba compiles for a long time."""
-    monkeypatch.setattr(module, "place_cells", lambda latent, seed: ("PCA", latent[:, :2].astype(float)))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A run and its data."""
-    at = tmp_path_factory.mktemp("card")
-    make_adata().write_h5ad(at / "data.h5ad")
-    settings = {"n_hidden": 8, "n_latent": 3, "validation_fraction": 0.2}
-    options = {"batch_key": "batch", "epochs": 2, "batch_size": 32, "device": "cpu", "settings": settings}
-    train(at / "data.h5ad", at / "run", **options)
-    return at
-
-
-@pytest.fixture(scope="module")
-def whole(folder: Path) -> ModelCard:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "place_cells", lambda latent, seed: ("PCA", latent[:, :2].astype(float)))
-        return make_card(folder / "run", folder / "data.h5ad", folder / "card", labels_key="type")
 
 
 def subjects(card: ModelCard) -> dict[str, str]:
@@ -140,22 +96,6 @@ def test_a_cell_store_has_the_card_of_the_file_that_it_was_made_from(folder: Pat
         ours, theirs = card.parts[name], whole.parts[name]
         assert ours.losses["kl"].value == pytest.approx(theirs.losses["kl"].value, rel=1e-5)
         assert [label.n_cells for label in ours.labels] == [label.n_cells for label in theirs.labels]
-
-
-def test_a_card_is_checked_by_computing_it_again(folder: Path, whole: ModelCard):
-    lines = list(check_card(folder / "card", folder / "data.h5ad", folder / "run"))
-    assert lines[-1].endswith("nothing moved beyond its error")
-    changed = folder / "changed"
-    changed.mkdir()
-    text = whole.to_json().replace(f'"value": {whole.parts["training"].losses["kl"].value!r}', '"value": 99.0', 1)
-    assert text != whole.to_json()
-    (changed / METRICS).write_text(text)
-    with pytest.raises(CardChangedError, match=r"training loss kl was 99 and is"):
-        list(check_card(changed, folder / "data.h5ad", folder / "run"))
-    with pytest.raises(SourceError, match="has no model beside it"):
-        list(check_card(folder / "card", folder / "data.h5ad"))
-    with pytest.raises(SourceError, match="there is no card"):
-        list(check_card(folder / "run", folder / "data.h5ad"))
 
 
 def test_the_card_of_a_run_whose_data_changed_is_refused(folder: Path):
