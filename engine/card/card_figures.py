@@ -15,6 +15,7 @@ from atlasvi.engine.card.part_statistics import PartStatistics
 from atlasvi.engine.card.rank_sums import rank_sum_tests
 
 GENE_VALUES = ("variation", "zero_fraction")
+SAID_LABELS = 5  # by name in a note
 TITLES = {
     "variation": "coefficient of variation",
     "library": "counts",
@@ -33,7 +34,7 @@ def make_parts(
     samples  of each part by its name in PARTS: ascending indices of the cells of its Wilcoxon test
     labels   int [cells of the data], below 0 for a cell without one; None: no labels
     """
-    found, notes = {}, list[Note]()
+    found, untested = {}, dict[str, dict[str, str]]()
     for name in PARTS:
         sums = _total(finished) if name == "all" else finished.parts.get(name)
         if sums is None or not sums.n_cells:
@@ -56,8 +57,7 @@ def make_parts(
         by_label: tuple[LabelFigures, ...] = ()
         n_sampled = 0
         if labels is not None and has_counts:
-            by_label, n_sampled, said = _test_labels(name, finished, sums, label_names, samples[name], labels)
-            notes += said
+            by_label, n_sampled, untested[name] = _test_labels(finished, sums, label_names, samples[name], labels)
         without, never = sums.n_genes_without_counts() if has_counts else (0, 0)
         found[name] = PartFigures(
             n_cells=sums.n_cells,
@@ -71,7 +71,27 @@ def make_parts(
             n_genes_without_counts=without,
             n_genes_never_drawn=never,
         )
-    return found, notes
+    return found, explain_untested_labels(untested)
+
+
+def explain_untested_labels(untested: dict[str, dict[str, str]]) -> list[Note]:
+    """Notes on the labels that have no test: by part, why each has none. A label without a test among all cells is said
+    once, and labels with the same reason together: an atlas may have hundreds."""
+    notes, whole = [], untested.get("all", {})
+    for part, labels in untested.items():
+        where = "" if part == "all" else f" among {part} cells"
+        by_reason: dict[str, list[str]] = {}
+        for label, reason in labels.items():
+            if part == "all" or label not in whole:
+                by_reason.setdefault(reason, []).append(label)
+        for reason, which in by_reason.items():
+            said = f"Label {which[0]!r}{where} has no test: {reason}."
+            if len(which) > 1:
+                more = f" and {len(which) - SAID_LABELS:,} more" if len(which) > SAID_LABELS else ""
+                some = ", ".join(map(repr, which[:SAID_LABELS]))
+                said = f"{len(which):,} labels{where} have no test: {reason.replace('it', 'each', 1)} ({some}{more})."
+            notes.append(Note("differential expression", said))
+    return notes
 
 
 def _total(finished: FinishedParts) -> PartStatistics:
@@ -89,14 +109,13 @@ def _total(finished: FinishedParts) -> PartStatistics:
 
 
 def _test_labels(
-    part: str,
     finished: FinishedParts,
     sums: PartStatistics,
     names: Sequence[str],
     sample: np.ndarray,
     labels: np.ndarray,
-) -> tuple[tuple[LabelFigures, ...], int, list[Note]]:
-    """Figures by label, those with most cells first; the number of sampled cells; notes."""
+) -> tuple[tuple[LabelFigures, ...], int, dict[str, str]]:
+    """Figures by label, those with most cells first; the number of sampled cells; why labels have no test."""
     welch, untested = sums.marker_figures()
     rows = np.searchsorted(finished.sampled.rows, sample)
     own = labels[sample].astype(np.int64)
@@ -117,13 +136,11 @@ def _test_labels(
         for label in order
         if n_cells[label]
     )
-    where = "" if part == "all" else f" among {part} cells"
-    notes = [
-        Note("differential expression", f"Label {names[label]!r}{where} has no test: {untested[label]}.")
-        for label in order
-        if label in untested and n_cells[label]
-    ]
-    return figures, len(rows), notes
+    return (
+        figures,
+        len(rows),
+        {names[label]: untested[label] for label in order if label in untested and n_cells[label]},
+    )
 
 
 def judge(parts: dict[str, PartFigures]) -> tuple[Verdict, ...]:

@@ -113,9 +113,13 @@ def _open(scratch: Path) -> _Opened:
         given = {name: arrays[name] for name in arrays}
     options = {name: values if values.ndim else values.item() for name, values in given.items()}
     options["part_names"] = tuple(options["part_names"].tolist())
-    data = job.data["path"] if set(job.data) == {"path"} else DataSpec.from_record(job.data)
     run.model.to(choose_device(job.device)).eval()
-    return _Opened(job, run.model, open_question_cells(data, run), PassOptions(**{"labels": None, **options}))
+    return _Opened(
+        job,
+        run.model,
+        open_question_cells(DataSpec.from_record(job.data), run),
+        PassOptions(**{"labels": None, **options}),
+    )
 
 
 _open_cards = KeptOpen(_open)

@@ -14,6 +14,7 @@ from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.model.trained_run import load_run
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
+from atlasvi.loaders.sources.data_spec import parse_source
 from tests.engine.card.small_atlas import make_adata
 
 
@@ -47,7 +48,7 @@ def hub(folder: Path, tmp_path_factory) -> Path:
 
 def test_minified_cells_repeat_what_needs_no_counts(folder: Path, hub: Path):
     for cells in (hub / "mini", hub / "card" / "adata.h5ad"):
-        said = list(check_card(hub / "card", cells))
+        said = list(check_card(hub / "card", parse_source(cells)))
         assert "9 figures computed again" in said[0]  # four of library sizes, KL, four of integration
         assert "figures not compared: they need the counts" in said[1]
         assert said[-1].endswith("nothing moved beyond its error")

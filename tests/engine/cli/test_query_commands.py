@@ -234,9 +234,9 @@ def test_info_says_what_both_are(folder: Path):
         ("cells.h5ad latent", "cells.h5ad is not minified data: if it holds counts, name a model before it (atlasvi"),
         (
             "cells.h5ad x.mini latent",
-            "cells.h5ad is data, and x.mini is a minified store: name the minified store first",
+            "x.mini is a minified store: name the minified store first, then the data",
         ),
-        ("cells.h5ad model latent", "cells.h5ad is data, and model is a model: name the model first, then the data"),
+        ("cells.h5ad model latent", "model is a model: name the model first, then the data"),
         ("cells.h5ad cells.h5ad latent", "cells.h5ad is not a run directory. Name the run first, then the data"),
         ("nothing cells.h5ad latent", "nothing is not a run directory: it does not exist"),
         ("model none.h5ad latent", "none.h5ad: there is no such file"),
