@@ -178,6 +178,7 @@ def list_figures(card: ModelCard) -> dict[str, Estimate]:
             add(f"{name} label {label.label!r} Welch", label.welch)
             add(f"{name} label {label.label!r} Wilcoxon", label.wilcoxon)
         add(f"{name} loss", part.losses)
+        add(f"{name} attainable", part.attainable)
         if part.calibration is not None:
             found[f"{name} calibration error"] = part.calibration.error
             add(f"{name} calibration", {f"{point.expected:.3f}": point.observed for point in part.calibration.points})

@@ -1,12 +1,13 @@
 """The figures of a card from what the pass over the cells left: sums, values per cell in files, and sampled cells."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from atlasvi.engine.card.card_parts import FinishedParts
 from atlasvi.engine.card.card_split import PART_NAMES
-from atlasvi.engine.card.cell_agreement import agree_over_cells, bin_cells, bin_values
+from atlasvi.engine.card.cell_agreement import agree_among_draws, agree_over_cells, bin_cells, bin_values
 from atlasvi.engine.card.draw_errors import Estimate, mean_known, mean_of_draws
 from atlasvi.engine.card.marker_agreement import MarkerAgreement, marker_agreement
 from atlasvi.engine.card.measured_parts import CELL_VALUES
@@ -46,12 +47,18 @@ def make_parts(
         cells = {each: agree_over_cells(slices[each], sums.n_cells) for each in measures}
         densities = {f"cell {each}": bin_cells(slices[each], f"{TITLES[each]} of a cell") for each in measures}
         genes: dict[str, Figures] = {}
+        attainable: Figures = {}
         losses = sums.loss_figures()
         if has_counts:
             for each in GENE_VALUES:
                 genes[each] = sums.gene_figures(each)
                 real, draws = sums.gene_values(each)
                 densities[f"gene {each}"] = bin_values(real, mean_known(draws), f"{TITLES[each]} of a gene")
+            real, draws = sums.gene_values("variation")
+            of_genes = [np.stack([real, *draws])]
+            for block, pairs in (("cells", slices["variation"]), ("genes", functools.partial(iter, of_genes))):
+                if np.isfinite((itself := agree_among_draws(pairs)).value):
+                    attainable[block] = itself
         else:
             losses = {"kl": losses["kl"]}
         by_label: tuple[LabelFigures, ...] = ()
@@ -70,6 +77,7 @@ def make_parts(
             densities=densities,
             n_genes_without_counts=without,
             n_genes_never_drawn=never,
+            attainable=attainable,
         )
     return found, explain_untested_labels(untested)
 

@@ -30,18 +30,19 @@ def part_title(card: ModelCard, part: str) -> str:
 
 def verdict_table(card: ModelCard) -> Table:
     """Squared Pearson correlations of the coefficients of variation and what they mean, by part."""
-    found = {(each.part, each.block): each for each in card.verdicts}
-    parts = [part for part in card.parts if any((part, block) in found for block in wording.BLOCKS)]
-    rows = []
-    for part in parts:
-        row = [wording.PARTS.get(part, part), f"{card.parts[part].n_cells:,}"]
-        for block in wording.BLOCKS:
-            each = found.get((part, block))
-            row += [NOTHING, NOTHING] if each is None else [write_estimate(each.squared_pearson), each.words]
-        rows.append(tuple(row))
-    groups = (("", 1), *((f"Coefficient of variation {title}", 2) for title in wording.BLOCKS.values()))
-    columns = ("Part", "Cells", *("Squared Pearson", "In words") * len(wording.BLOCKS))
-    return Table("What the squared Pearson correlation says, by part of the cells", columns, tuple(rows), groups)
+    rows = tuple(
+        (
+            wording.PARTS.get(each.part, each.part),
+            f"{card.parts[each.part].n_cells:,}",
+            wording.BLOCKS.get(each.block, each.block),
+            write_estimate(each.squared_pearson),
+            write_estimate(card.parts[each.part].attainable.get(each.block), NOTHING),
+            each.words,
+        )
+        for each in card.verdicts
+    )
+    columns = ("Part", "Cells", "Coefficient of variation", "Squared Pearson", "Of a draw itself", "In words")
+    return Table("What the squared Pearson correlation says, by part of the cells", columns, rows)
 
 
 def agreement_table(card: ModelCard, quantity: str) -> Table:

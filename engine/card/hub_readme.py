@@ -181,7 +181,9 @@ def _scalar(value: Any) -> str:
 def _metrics(card: ModelCard) -> Iterator[str]:
     yield wording.DRAWS
     yield wording.AGREEMENT_TEXT
-    yield f"{wording.THRESHOLD_ADVICE} The squared correlation of this model:"
+    yield wording.THRESHOLD_ADVICE
+    if any(part.attainable for part in card.parts.values()):
+        yield wording.ATTAINABLE_TEXT
     yield _markdown(card_tables.verdict_table(card))
     variation = ["cell variation", "gene variation"]
     yield from _details("Coefficient of variation", _quantities(card, variation))

@@ -345,7 +345,8 @@ def _finish(
     if not reasons and own[0] is not None and own[1] is not None:
         known = (own[0] >= 0) & (own[1] >= 0)
         try:
-            integration = measure_by_scib(latents[known], own[0][known], own[1][known]) or integration
+            counts = finished.sampled.counts[0][rows[known]] if finished.sampled.counts else None
+            integration = measure_by_scib(latents[known], own[0][known], own[1][known], counts) or integration
         except Exception as error:  # of a library that is not ours: of few cells it may raise anything
             notes.append(Note("integration", f"scib-metrics failed ({error}), so its figures are missing."))
     return ModelCard(

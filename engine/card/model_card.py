@@ -113,6 +113,8 @@ class PartFigures:
     losses     'elbo' (negative), 'reconstruction_loss', 'kl': means over cells, nats per cell
     densities  by the names 'cell variation', 'cell library', 'cell expressed', 'gene variation', 'gene zero_fraction'
     n_genes_without_counts, n_genes_never_drawn  genes whose variation counts as 0
+    attainable  by 'cells' and 'genes': the squared Pearson correlation of 'variation' that one draw has with the mean
+                of the others, about what real counts would have if they were the model's; {} with fewer than 3 draws
     """
 
     n_cells: int
@@ -125,6 +127,7 @@ class PartFigures:
     densities: dict[str, Density] = field(default_factory=dict)
     n_genes_without_counts: int = 0
     n_genes_never_drawn: int = 0
+    attainable: Figures = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

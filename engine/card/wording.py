@@ -8,6 +8,17 @@ THRESHOLD_ADVICE = (
     f"From {GOOD_FROM} on they are called good here, and doubtful in between."
 )
 
+ATTAINABLE_TEXT = (
+    "Beside it stands what a draw of the model itself reaches against the other draws: about what a perfect model "
+    "would reach, and real counts may pass it, because the encoder has seen them. Where it is low, most of this "
+    "variation is the noise of counting, which no model predicts, and the threshold says little."
+)
+
+ATTAINED = (
+    "Draws of the model hardly agree better with each other, if at all: what is missing is the noise of counting."
+)
+NEARLY = 0.9  # of the squared correlation of a draw itself
+
 PARTS = {"training": "Training", "validation": "Validation", "test": "Test", "all": "All cells"}
 
 VERDICTS = {

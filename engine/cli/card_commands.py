@@ -78,9 +78,11 @@ def write_card(run: Path, data: DataSpec, out: Path, **options: Any) -> None:
     say(f"{out}: {count(known.n_cells, 'cell')}, {count(known.n_draws, 'draw')} each ({speed}).")
     for verdict in found.verdicts:
         if verdict.part in ("training", "validation"):
+            itself = found.parts[verdict.part].attainable.get(verdict.block)
             say(
                 f"  {verdict.part}, variation of {verdict.block}: squared Pearson "
                 f"{verdict.squared_pearson.value:.2f}: {verdict.words}"
+                + ("" if itself is None else f" (of a draw of the model itself: {itself.value:.2f})")
             )
     print_lines(f"  {note.subject}: {note.reason}" for note in found.notes)
     say(f"  Open {out / PAGE} in a browser; all figures are in {out / METRICS}.")

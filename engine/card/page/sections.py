@@ -7,6 +7,7 @@ from typing import Any
 
 from atlasvi.engine.card import card_tables, wording
 from atlasvi.engine.card.card_tables import Table, part_title
+from atlasvi.engine.card.draw_errors import Estimate
 from atlasvi.engine.card.model_card import ModelCard, Verdict
 from atlasvi.engine.card.number_text import write_bytes, write_estimate, write_number, write_seconds
 from atlasvi.engine.card.page import figures
@@ -25,13 +26,15 @@ def verdict(card: ModelCard) -> Markup:
     part = next((each for each in HEADLINE if each in parts), None)
     if part is None:
         return section("verdict", "Can generated counts be used?", nothing(card, "verdict", "squared Pearson"))
-    tiles = [_tile(each) for each in card.verdicts if each.part == part]
+    attainable = card.parts[part].attainable
+    tiles = [_tile(each, attainable.get(each.block)) for each in card.verdicts if each.part == part]
     return section(
         "verdict",
         "Can generated counts be used?",
         paragraph(f"How well generated counts keep the variation of the real ones, in {_cells_of(card, part)}."),
         tag("div", tiles, class_="tiles"),
         paragraph(wording.THRESHOLD_ADVICE),
+        paragraph(wording.ATTAINABLE_TEXT) if attainable else Markup(""),
         html_table(card_tables.verdict_table(card), words=True),
     )
 
@@ -204,8 +207,10 @@ def _cells_of(card: ModelCard, part: str) -> str:
     return f"all {n} cells" if part == "all" else f"the {n} {wording.PARTS.get(part, part).lower()} cells"
 
 
-def _tile(each: Verdict) -> Markup:
+def _tile(each: Verdict, attainable: Estimate | None) -> Markup:
     tone, sign = TONES.get(each.words, ("unknown", "?"))
+    attained = attainable is not None and each.squared_pearson.value >= wording.NEARLY * attainable.value
+    said = wording.ATTAINED if attained and each.words != "good" else wording.VERDICTS.get(each.words, "")
     return tag(
         "article",
         tag("h3", f"Coefficient of variation {wording.BLOCKS.get(each.block, each.block)}"),
@@ -214,7 +219,8 @@ def _tile(each: Verdict) -> Markup:
             "Squared Pearson ", tag("b", write_estimate(each.squared_pearson)), f"; threshold {figures.THRESHOLD}"
         ),
         figures.draw_gauge(each),
-        paragraph(wording.VERDICTS.get(each.words, "")),
+        paragraph("A draw of the model itself: ", tag("b", write_estimate(attainable))) if attainable else Markup(""),
+        paragraph(said),
         class_=f"tile {tone}",
     )
 
