@@ -15,6 +15,7 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries.opened_data import open_question_cells
 from atlasvi.engine.queries.question_cells import CountedCells
 from atlasvi.engine.scvi_tools.model_directories import open_model
+from atlasvi.engine.terminal import count
 from atlasvi.loaders.errors import AtlasviError, SourceError
 from atlasvi.loaders.ingestion.ingest import Progress
 from atlasvi.loaders.sources.data_spec import DataSpec
@@ -86,9 +87,9 @@ def check_card(
     _refuse_other_cells(card, again, folder)
     left_out = dict(_list_incomparable(card, again))
     moved = compare_figures(card, again, left_out)
-    yield f"{folder}: {len(list_figures(card).keys() - left_out):,} figures computed again from {data}"
+    yield f"{folder}: {count(len(list_figures(card).keys() - left_out), 'figure')} computed again from {data}"
     for reason, n in Counter(left_out.values()).items():
-        yield f"{folder}: {n:,} figures not compared: {reason}"
+        yield f"{folder}: {count(n, 'figure')} not compared: {reason}"
     yield from moved
     if moved:
         more = f", and {len(moved) - 3} more" if len(moved) > 3 else ""

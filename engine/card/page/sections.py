@@ -196,8 +196,9 @@ def provenance(card: ModelCard) -> Markup:
 
 
 def nothing(card: ModelCard, *words: str) -> Markup:
-    """Why a section is empty: the notes whose subject has one of the words."""
+    """Why a section is empty: the notes whose subject has one of the words, or else those on missing counts."""
     reasons = [note.reason for note in card.notes if any(word in note.subject.lower() for word in words)]
+    reasons = reasons or [note.reason for note in card.notes if note.subject == "counts"]
     return paragraph("Not computed. ", " ".join(dict.fromkeys(reasons)), class_="nothing")
 
 
