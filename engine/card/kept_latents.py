@@ -14,6 +14,7 @@ from atlasvi.engine.minified.kept_posterior import LIBRARY, KeptPosterior
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.question_cells import CountedCells, Posterior, QuestionCells
+from atlasvi.loaders.tables.store_tables import check_column
 
 LATENTS_FILE = "latents-{}"
 
@@ -95,10 +96,11 @@ class _Obs:
         return self._read(start, stop).index
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
-        """One column of cells [start, stop), or of all."""
+        """One column of cells [start, stop), or of all. Raises ColumnError, with the columns of obs."""
         stop = self._n_cells if stop is None else stop
         if name == LIBRARY:
             return pd.Series(self._library[start:stop][:, 0])
+        check_column(name, self.columns, self._data.path)
         return self._read(start, stop)[name].reset_index(drop=True)
 
     def _read(self, start: int, stop: int) -> pd.DataFrame:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import anndata
 import numpy as np
-import pandas as pd
 import pytest
 
 from atlasvi.engine import SCVI
@@ -18,7 +17,6 @@ from atlasvi.engine.card.model_card import METRICS, ModelCard
 from atlasvi.engine.hub.card_folder import write_card_folder
 from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
 from atlasvi.engine.minified.minify import minify
-from atlasvi.engine.model.trained_run import load_run
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.errors import ColumnError, OutputError, SourceError
@@ -257,23 +255,6 @@ def test_a_task_of_a_cluster_opens_what_the_first_process_wrote(folder: Path, wh
         make_card(folder / "run", make_adata(), folder / "never", dask="tcp://nowhere")
     with pytest.raises(SourceError, match="in a folder that they share"):
         make_card(folder / "run", folder / "data.h5ad", dask="tcp://nowhere")
-
-
-def test_the_posterior_of_the_draws_is_what_minify_keeps(folder: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(card_parts, "FEWEST_PARTS", 3)
-    monkeypatch.setattr(card_parts, "LEAST_PART_CELLS", 1)
-    run = load_run(folder / "run")
-    in_no_part = np.arange(N_CELLS) % 7 == 0
-    run.split = {"train": np.flatnonzero(~in_no_part)}
-    minify(run, folder / "data.h5ad", tmp_path / "mini")
-    card = write_card_folder(run, folder / "data.h5ad", tmp_path / "one", n_draws=2)
-    write_card_folder(run, folder / "data.h5ad", tmp_path / "two", n_draws=2, minified=tmp_path / "mini")
-    assert card.parts["all"].n_cells == N_CELLS - in_no_part.sum()
-    one, two = (anndata.read_h5ad(tmp_path / name / "adata.h5ad") for name in ("one", "two"))
-    pd.testing.assert_frame_equal(one.obs, two.obs, check_like=True)
-    pd.testing.assert_frame_equal(one.var, two.var)
-    for name in two.obsm:
-        np.testing.assert_allclose(one.obsm[name], two.obsm[name], rtol=1e-5, atol=1e-6)
 
 
 def test_minified_cells_of_other_data_are_refused_before_the_pass(folder: Path, tmp_path: Path, monkeypatch):
