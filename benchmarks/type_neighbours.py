@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from atlasvi.engine.card.integration import count_votes
+
 NEIGHBOURS = 15
 CELLS_AT_ONCE = 500
 
@@ -13,11 +15,6 @@ def find_neighbours(asked: np.ndarray, reference: np.ndarray) -> np.ndarray:
         distances = (reference**2).sum(1) - 2 * asked[start : start + CELLS_AT_ONCE] @ reference.T
         parts.append(np.argpartition(distances, NEIGHBOURS, axis=1)[:, :NEIGHBOURS])
     return np.concatenate(parts)
-
-
-def count_votes(near: np.ndarray, n: int) -> np.ndarray:
-    """int64 [cells, n]: how many of the neighbours of each cell have each code; near holds codes, int [cells, 15]."""
-    return np.stack([(near == code).sum(1) for code in range(n)], axis=1)
 
 
 def measure_right(near: np.ndarray, types: np.ndarray) -> float:

@@ -97,25 +97,38 @@ class Parts:
 class KeptOpen(Generic[Opened]):
     """What a process has opened for a job and keeps for its next task; for one job at a time.
 
+    A worker of a cluster lives longer than a job, and another job may come to the same folder: then it is opened again.
     open_job  opens it, given the folder of the job
     """
 
     def __init__(self, open_job: Callable[[Path], Opened]) -> None:
         self._open_job = open_job
-        self._kept: dict[Path, Opened] = {}
+        self._kept: dict[Path, tuple[Opened, bytes | None]] = {}  # with what job.json held; None: whatever it holds
 
     def get(self, scratch: str | Path) -> Opened:
         """What is open for a job; it is opened now if need be."""
         place = Path(scratch).absolute()
-        if place not in self._kept:
-            self.keep(place, self._open_job(place))
-        return self._kept[place]
+        job = _read_job(place)
+        kept = self._kept.get(place)
+        if kept is None or kept[1] not in (None, job):
+            kept = self._open_job(place), job
+            self._kept.clear()
+            self._kept[place] = kept
+        return kept[0]
 
     def keep(self, scratch: Path, opened: Opened) -> None:
         """Let tasks that run in this process use what is open already."""
         self._kept.clear()
-        self._kept[scratch.absolute()] = opened
+        self._kept[scratch.absolute()] = opened, None
 
     def forget(self, scratch: Path) -> None:
         """Drop what is kept for a job that has ended."""
         self._kept.pop(scratch.absolute(), None)
+
+
+def _read_job(scratch: Path) -> bytes:
+    """What the folder's job.json holds; b'' if there is none."""
+    try:
+        return (scratch / JOB).read_bytes()
+    except OSError:
+        return b""

@@ -33,8 +33,6 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     ),
     "engine/card/test_card_tables": ("engine/card/wording",),
     "engine/card/test_make_card": (
-        "engine/card/card_check",
-        "engine/card/card_figures",
         "engine/card/card_parts",
         "engine/card/card_split",
         "engine/card/provenance",
@@ -126,6 +124,7 @@ OF_MANY_FILES = {
     "engine/card/page/test_page": "engine/card/page/__init__.py",
     "engine/card/page/test_rendering": "the page in a browser",
     "engine/card/test_golden_card": "the card's figures beside scvi-tools' report",
+    "engine/card/test_seed_card": "every row of the hub's seed card",
     "engine/distributed/test_two_machines": "launch, rendezvous and heartbeat between two machines",
     "engine/test_gpu": "what needs a CUDA device",
     "engine/training/test_failures": "ranks that fail: training, heartbeat, signals",

@@ -1,12 +1,15 @@
-"""The parts of a card's job: runs of cells that any rank can measure; each is written completely and only once.
+"""The parts of a card's job: runs of cells that any process can measure; each is written completely and only once.
 
 Files of a part in the job's folder (see loaders/jobs.py): `sums-N.npz` has the sums, and the counts of its sampled
 cells; `values-N` three numbers per cell and source, float32 [cells, 1 + draws, 3], so that no process holds
-them of all cells.
+them of all cells; `latents-N`, if the card's files need them, the posterior of each cell (see kept_latents.py).
 """
 
+import dataclasses
 import io
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +19,31 @@ from scipy import sparse
 
 from atlasvi.engine.card.card_split import PART_NAMES
 from atlasvi.engine.card.cell_agreement import Slices
-from atlasvi.engine.card.measured_parts import CELL_VALUES, NO_PART, Measured, PassOptions, measure_cells
+from atlasvi.engine.card.kept_latents import LATENTS_FILE, LatentsWriter
+from atlasvi.engine.card.measured_parts import (
+    CELL_VALUES,
+    NO_PART,
+    CellHashes,
+    Measured,
+    PassOptions,
+    measure_cells,
+)
 from atlasvi.engine.card.part_statistics import PartStatistics
+from atlasvi.engine.model.run_files import RESULT
+from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.queries.opened_data import open_question_cells
 from atlasvi.engine.queries.question_cells import QuestionCells
-from atlasvi.loaders.jobs import Job, Parts, reading_unfinished
-from atlasvi.loaders.manifest import check_files, hash_files
+from atlasvi.engine.training.run_parts import choose_device
+from atlasvi.loaders.jobs import Job, KeptOpen, Parts, reading_unfinished
+from atlasvi.loaders.manifest import check_files, hash_files, write_json
 from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.sources.data_spec import DataSpec
 
 MOST_PART_CELLS, LEAST_PART_CELLS = 2**16, 2**10
 FEWEST_PARTS, MOST_PARTS = 16, 64  # with sums per label and gene, a part may take hundreds of megabytes of disk
 SLICE_CELLS = 2**15  # read at a time
+RUN, OPTIONS = "run", "options.npz"  # what a worker of a cluster opens, beside the data
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,7 @@ class CardJob(Job):
 
     data      how to open the data: the record of a DataSpec, or the path of minified data
     identity  identifies the data, the model and the split
+    keeps_latents  whether the parts have the posterior of each cell
     """
 
     data: dict[str, Any]
@@ -47,6 +65,7 @@ class CardJob(Job):
     seed: int
     n_draws: int
     device: str
+    keeps_latents: bool
 
     @property
     def n_parts(self) -> int:
@@ -65,19 +84,77 @@ def list_parts(scratch: Path) -> Parts:
     return Parts(scratch, "part-{}.json")
 
 
+def share_with_cluster(scratch: Path, run: TrainedRun, options: PassOptions) -> None:
+    """Write what the workers of a cluster need to measure parts, unless an earlier process has."""
+    if not (scratch / OPTIONS).is_file():
+        (scratch / RUN).mkdir(exist_ok=True)
+        run.save(scratch / RUN)
+        write_json(scratch / RUN / RESULT, run.result)
+        content = io.BytesIO()
+        given = {each.name: getattr(options, each.name) for each in dataclasses.fields(options)}
+        np.savez(content, **{name: value for name, value in given.items() if value is not None})
+        write_whole(scratch / OPTIONS, content.getvalue())
+
+
+@dataclass
+class _Opened:
+    """What a worker of a cluster has opened to work on a job."""
+
+    job: CardJob
+    model: VAE
+    cells: QuestionCells
+    options: PassOptions
+
+
+def _open(scratch: Path) -> _Opened:
+    job, run = CardJob.load(scratch), load_run(scratch / RUN)
+    assert job is not None
+    with np.load(scratch / OPTIONS, allow_pickle=False) as arrays:
+        given = {name: arrays[name] for name in arrays}
+    options = {name: values if values.ndim else values.item() for name, values in given.items()}
+    options["part_names"] = tuple(options["part_names"].tolist())
+    run.model.to(choose_device(job.device)).eval()
+    return _Opened(
+        job,
+        run.model,
+        open_question_cells(DataSpec.from_record(job.data), run),
+        PassOptions(**{"labels": None, **options}),
+    )
+
+
+_open_cards = KeptOpen(_open)
+_one_at_a_time = threading.Lock()  # a part uses all cores, and what is open for a job is not for several threads
+
+
+def run_measure_task(scratch: str, part: int) -> None:
+    """Measure a part as a task of a cluster, unless it is done."""
+    with _one_at_a_time:
+        if not list_parts(Path(scratch)).is_done(part):
+            opened = _open_cards.get(scratch)
+            measure_part(Path(scratch), opened.job, part, opened.model, opened.cells, opened.options)
+
+
 def measure_part(
     scratch: Path, job: CardJob, part: int, model: VAE, cells: QuestionCells, options: PassOptions
 ) -> None:
     """Measure the cells of a part and write its files."""
     start, stop = part * job.part_cells, min((part + 1) * job.part_cells, job.n_cells)
-    chosen = start + np.flatnonzero(options.part_codes[start:stop] != NO_PART)
+    in_part = options.part_codes[start:stop] != NO_PART
+    chosen = start + np.flatnonzero(in_part)
     names = [f"sums-{part}.npz", f"values-{part}"]
-    with open(scratch / names[1], "wb") as file:
+    with ExitStack() as files:
+        file = files.enter_context(open(scratch / names[1], "wb"))
 
         def take_values(here: np.ndarray, values: np.ndarray) -> None:
             file.write(np.ascontiguousarray(values.transpose(2, 0, 1), np.float32).tobytes())
 
-        found = measure_cells(model, cells, chosen, options, take_values) if len(chosen) else Measured()
+        keep: dict[str, Any] = {}
+        if job.keeps_latents:
+            names.append(LATENTS_FILE.format(part))
+            latents = LatentsWriter(files.enter_context(open(scratch / names[2], "wb")), start)
+            keep["take_posterior"] = latents.write
+            latents.encode(model, cells, start + np.flatnonzero(~in_part), options.batch_size)
+        found = measure_cells(model, cells, chosen, options, take_values, **keep) if len(chosen) else Measured()
     content = io.BytesIO()
     np.savez(content, **_to_arrays(found))  # type: ignore[arg-type]
     write_whole(scratch / names[0], content.getvalue())
@@ -104,7 +181,7 @@ class FinishedParts:
     def __init__(self, scratch: Path, job: CardJob, options: PassOptions, n_genes: int, n_latent: int) -> None:
         self._scratch, self._job, self._options, self._n_genes = scratch, job, options, n_genes
         self.parts: dict[str, PartStatistics] = {}
-        self.counts_hash, rows, counts, latents = 0, [], [], [np.zeros((0, n_latent), np.float32)]
+        hashes, rows, counts, latents = np.zeros(3, np.uint64), [], [], [np.zeros((0, n_latent), np.float32)]
         for number in range(job.n_parts):
             files = {name: (size, crc) for name, (size, crc) in list_parts(scratch).read(number).items()}
             with reading_unfinished(scratch):
@@ -113,11 +190,12 @@ class FinishedParts:
                     for name in PART_NAMES:
                         if f"{name}/n_cells" in arrays:
                             self._add(name, {key: arrays[f"{name}/{key}"] for key in _keys_of(arrays, name)})
-                    self.counts_hash = (self.counts_hash + int(arrays["hash"])) % 2**64
+                    hashes += arrays["hashes"]
                     rows.append(arrays["rows"])
                     if len(arrays["rows"]):
                         latents.append(arrays["latents"])
                         counts.append(list(_read_counts(arrays, n_genes)))
+        self.hashes = CellHashes(*hashes.tolist())
         sources = [sparse.vstack(each, format="csr") for each in zip(*counts)]
         self.sampled = Sampled(np.concatenate([np.zeros(0, np.int64), *rows]), sources, np.concatenate(latents))
 
@@ -147,7 +225,7 @@ class FinishedParts:
 
 
 def _to_arrays(found: Measured) -> dict[str, np.ndarray]:
-    arrays = {"hash": np.array(found.hash, np.uint64), "rows": np.concatenate([np.zeros(0, np.int64), *found.rows])}
+    arrays = {"hashes": found.hashes, "rows": np.concatenate([np.zeros(0, np.int64), *found.rows])}
     for name, part in found.parts.items():
         arrays.update({f"{name}/{key}": values for key, values in part.to_arrays().items()})
     if found.rows:

@@ -30,18 +30,19 @@ def part_title(card: ModelCard, part: str) -> str:
 
 def verdict_table(card: ModelCard) -> Table:
     """Squared Pearson correlations of the coefficients of variation and what they mean, by part."""
-    found = {(each.part, each.block): each for each in card.verdicts}
-    parts = [part for part in card.parts if any((part, block) in found for block in wording.BLOCKS)]
-    rows = []
-    for part in parts:
-        row = [wording.PARTS.get(part, part), f"{card.parts[part].n_cells:,}"]
-        for block in wording.BLOCKS:
-            each = found.get((part, block))
-            row += [NOTHING, NOTHING] if each is None else [write_estimate(each.squared_pearson), each.words]
-        rows.append(tuple(row))
-    groups = (("", 1), *((f"Coefficient of variation {title}", 2) for title in wording.BLOCKS.values()))
-    columns = ("Part", "Cells", *("Squared Pearson", "In words") * len(wording.BLOCKS))
-    return Table("What the squared Pearson correlation says, by part of the cells", columns, tuple(rows), groups)
+    rows = tuple(
+        (
+            wording.PARTS.get(each.part, each.part),
+            f"{card.parts[each.part].n_cells:,}",
+            wording.BLOCKS.get(each.block, each.block),
+            write_estimate(each.squared_pearson),
+            write_estimate(card.parts[each.part].attainable.get(each.block), NOTHING),
+            each.words,
+        )
+        for each in card.verdicts
+    )
+    columns = ("Part", "Cells", "Coefficient of variation", "Squared Pearson", "Of a draw itself", "In words")
+    return Table("What the squared Pearson correlation says, by part of the cells", columns, rows)
 
 
 def agreement_table(card: ModelCard, quantity: str) -> Table:
@@ -85,7 +86,7 @@ def expression_table(card: ModelCard, part: str) -> Table:
     names = tuple(wording.MARKERS.values())
     groups = (
         ("Welch’s t-test, all cells", 1 + len(names)),
-        (f"Wilcoxon’s rank-sum test, sample of {figures.n_sampled:,} cells", 1 + len(names)),
+        (f"Wilcoxon’s rank-sum test, {_say_sample(figures.n_sampled, figures.n_cells)}", 1 + len(names)),
     )
     columns = ("Label", "Cells", *names, "Cells sampled", *names)
     return Table(f"Differential expression by label: {part_title(card, part)}", columns, rows, groups)
@@ -108,10 +109,11 @@ def integration_table(card: ModelCard) -> Table:
     if found is None:
         return Table("Integration", ("Figure", "Value", "What it is"), ())
     rows = tuple(
-        (name.replace("_", " "), write_estimate(each), found.meanings.get(name, ""))
+        (wording.INTEGRATION.get(name, name), write_estimate(each), found.meanings.get(name, ""))
         for name, each in found.figures.items()
     )
-    caption = f"Integration, on a stratified sample of {found.n_cells:,} cells, computed by {found.computed_by}"
+    sample = _say_sample(found.n_cells, card.provenance.n_cells)
+    caption = f"Integration, {sample}, computed by {found.computed_by}"
     return Table(caption, ("Figure", "Value", "What it is"), rows)
 
 
@@ -140,6 +142,10 @@ def all_tables(card: ModelCard) -> Iterator[Table]:
     for part in card.parts:
         yield expression_table(card, part)
     yield from (calibration_table(card), losses_table(card), integration_table(card))
+
+
+def _say_sample(n: int, n_cells: int) -> str:
+    return "all cells" if n == n_cells else f"stratified sample of {n:,} cells"
 
 
 def _agreement(card: ModelCard, part: str, block: str, name: str) -> Figures:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from atlasvi.engine.card.agreement import Agreement, compare
-from atlasvi.engine.card.draw_errors import Estimate, jackknife, mean_known
+from atlasvi.engine.card.draw_errors import Estimate, jackknife, mean_known, mean_of_draws
 from atlasvi.engine.card.model_card import Density, Figures
 
 EXACT_CELLS = 2**17
@@ -39,6 +39,28 @@ def agree_over_cells(slices: Slices, n_cells: int) -> Figures:
     return {
         name: Estimate(float(value), float(error)) for name, value, error in zip(Agreement._fields, found[0], errors)
     }
+
+
+def agree_among_draws(slices: Slices) -> Estimate:
+    """The squared Pearson correlation of one draw with the mean of the others, averaged over the draws.
+
+    It is about what the real values would reach if they were a draw of the model: the noise in the values, which no
+    model predicts, limits it. NaN for fewer than 3 draws, or where the values are constant.
+    """
+    n_cells, sums, shift = 0, np.zeros((5, 1)), 0.0
+    for values in slices():
+        draws = np.nan_to_num(values[1:].astype(np.float64))
+        if len(draws) < 3:
+            return Estimate(np.nan, np.nan)
+        shift = shift if n_cells else float(draws.mean())  # about the mean, so that the squares keep their digits
+        one = draws - shift
+        others = (one.sum(0) - one) / (len(one) - 1)
+        sums = sums + [each.sum(1) for each in (one, others, one**2, others**2, one * others)]
+        n_cells += one.shape[1]
+    means = sums / max(n_cells, 1)
+    products, squares = means[4] - means[0] * means[1], (means[2] - means[0] ** 2) * (means[3] - means[1] ** 2)
+    found = np.divide(np.maximum(products, 0) ** 2, squares, out=np.full(len(squares), np.nan), where=squares > 0)
+    return mean_of_draws(found.tolist())
 
 
 def bin_cells(slices: Slices, what: str) -> Density:

@@ -10,6 +10,7 @@ from typing import Any
 from atlasvi.engine.card import card_tables, wording
 from atlasvi.engine.card.card_tables import Table
 from atlasvi.engine.card.model_card import Figures, ModelCard, PartFigures
+from atlasvi.engine.card.number_text import write_bytes, write_seconds
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.scvi_tools.registry import write_init_params, write_registry
 from atlasvi.engine.terminal import make_printable
@@ -146,7 +147,8 @@ def _results(card: ModelCard) -> Iterator[dict[str, Any]]:
             if math.isfinite(figure.value)
         ]
         if metrics:
-            dataset = {"type": "single-cell-rna-seq", "name": card.provenance.data, "split": name}
+            # without the path, which says nothing to others
+            dataset = {"type": "single-cell-rna-seq", "name": card.provenance.data_name, "split": name}
             task = {"type": "posterior-predictive-check", "name": "Generated against real counts"}
             yield {"task": task, "dataset": dataset, "metrics": metrics}
 
@@ -179,7 +181,9 @@ def _scalar(value: Any) -> str:
 def _metrics(card: ModelCard) -> Iterator[str]:
     yield wording.DRAWS
     yield wording.AGREEMENT_TEXT
-    yield f"{wording.THRESHOLD_ADVICE} The squared correlation of this model:"
+    yield wording.THRESHOLD_ADVICE
+    if any(part.attainable for part in card.parts.values()):
+        yield wording.ATTAINABLE_TEXT
     yield _markdown(card_tables.verdict_table(card))
     variation = ["cell variation", "gene variation"]
     yield from _details("Coefficient of variation", _quantities(card, variation))
@@ -189,7 +193,8 @@ def _metrics(card: ModelCard) -> Iterator[str]:
     calibration = [wording.CALIBRATION_TEXT, _markdown(card_tables.calibration_table(card))]
     yield from _details("Calibration of credible intervals", calibration)
     yield from _details("Held-out ELBO", [wording.LOSSES_TEXT, _markdown(card_tables.losses_table(card))])
-    integration = [wording.INTEGRATION_TEXT, _markdown(card_tables.integration_table(card))]
+    integrated = card_tables.integration_table(card)
+    integration = [wording.INTEGRATION_TEXT, f"**{_escape(integrated.caption)}**", _markdown(integrated)]
     yield from _details("Integration", integration)
     if card.notes:
         yield from _details("What could not be computed", [_markdown(card_tables.notes_table(card))])
@@ -237,11 +242,13 @@ def _training(card: ModelCard, facts: HubFacts) -> Iterator[str]:
         "Cells": f"{origin.n_cells:,}",
         "Genes": f"{origin.n_genes:,}",
         "Hash of the counts": origin.counts_hash,
-        "SHA-256 of the gene names": origin.genes_sha256,
-        "SHA-256 of the weights": origin.weights_sha256,
+        "SHA-256 of the gene names, 16 digits": origin.genes_sha256,
+        "SHA-256 of the weights, 16 digits": origin.weights_sha256,
         "Draws": f"{origin.n_draws:,}",
         "Seed of the draws": str(origin.seed),
         "Hardware": origin.hardware,
+        "Time for the card": f"{write_seconds(origin.seconds)}, {origin.cells_per_s:,.0f} cells/s",
+        "Peak memory": write_bytes(origin.peak_memory_bytes),
         "Command": origin.command,
         "Created": origin.created,
     }

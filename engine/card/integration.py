@@ -16,6 +16,7 @@ from atlasvi.engine.card.draw_errors import Estimate
 from atlasvi.engine.card.model_card import Figures, Integration
 
 NEIGHBOURS = 15
+OWN_METHOD = "atlasvi"  # who computed the figures
 CELLS_AT_ONCE = 512
 
 MEANINGS = {
@@ -60,11 +61,11 @@ def measure_integration(
         if n_labels >= 2:
             assert labels is not None
             known = labels >= 0
-            votes = _count_votes(near[known], labels, n_labels)
+            votes = count_votes(labels[near[known]], n_labels)
             figures["neighbour_labels"] = _mean((votes.argmax(1) == labels[known]).astype(float))
     if not figures:
         return None, notes
-    return Integration(figures, {name: MEANINGS[name] for name in figures}, len(latents), "atlasvi"), notes
+    return Integration(figures, {name: MEANINGS[name] for name in figures}, len(latents), OWN_METHOD), notes
 
 
 def silhouettes(latents: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -119,7 +120,7 @@ def _mix_within(latents: np.ndarray, batches: np.ndarray, labels: np.ndarray | N
 
 def _entropies(near: np.ndarray, batches: np.ndarray, n_batches: int) -> np.ndarray:
     """Entropy of the batches among the neighbours of each cell, divided by that of all cells."""
-    votes = _count_votes(near, batches, n_batches)
+    votes = count_votes(batches[near], n_batches)
     votes = votes[votes.sum(1) > 0]
     whole = np.bincount(batches[batches >= 0], minlength=n_batches)
     return _entropy(votes) / _entropy(whole[None])[0]
@@ -130,11 +131,13 @@ def _entropy(counts: np.ndarray) -> np.ndarray:
     return -(shares * np.log(np.where(shares > 0, shares, 1))).sum(1)
 
 
-def _count_votes(near: np.ndarray, codes: np.ndarray, n: int) -> np.ndarray:
-    """int64 [cells, n]: how many of the neighbours of each cell have each code."""
+def count_votes(near: np.ndarray, n: int) -> np.ndarray:
+    """int64 [cells, n]: how many of the neighbours of each cell have each code.
+
+    near  int [cells, neighbours]: the codes of the neighbours; those below 0 have none
+    """
     found = np.zeros((len(near), n), np.int64)
-    for k in range(near.shape[1]):
-        votes = codes[near[:, k]]
+    for votes in near.T:
         known = np.flatnonzero(votes >= 0)
         found[known, votes[known]] += 1
     return found

@@ -101,9 +101,8 @@ def explain_untested(n_cells: np.ndarray) -> dict[int, str]:
         if n < 2:
             reasons[label] = "it has no cell" if n == 0 else "it has one cell, and a variance needs two"
         elif total - n < 2:
-            reasons[label] = "all other labels have " + (
-                "no cell" if total == n else "one cell, and a variance needs two"
-            )
+            one = "all other labels together have one cell, and a variance needs two"
+            reasons[label] = "no cell has another label" if total == n else one
     return reasons
 
 

@@ -1,6 +1,7 @@
 """Compute a model's card, out of core: one pass over the cells, whose parts are divided among ranks and can resume."""
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -10,9 +11,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from atlasvi.engine.card.card_figures import judge, make_parts
-from atlasvi.engine.card.card_parts import CardJob, FinishedParts, choose_part_cells, list_parts, measure_part
+from atlasvi.engine.card.card_parts import (
+    CardJob,
+    FinishedParts,
+    choose_part_cells,
+    list_parts,
+    measure_part,
+    run_measure_task,
+    share_with_cluster,
+)
 from atlasvi.engine.card.card_split import PART_NAMES, CardSplit, split_cells
 from atlasvi.engine.card.integration import measure_integration
+from atlasvi.engine.card.kept_latents import CardPosterior
 from atlasvi.engine.card.measured_parts import NO_PART, PassOptions
 from atlasvi.engine.card.model_card import METRICS, Colouring, LatentPicture, ModelCard, Note
 from atlasvi.engine.card.provenance import (
@@ -25,6 +35,7 @@ from atlasvi.engine.card.scib_figures import measure_by_scib
 from atlasvi.engine.card.stratified_sample import choose_sample
 from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
+from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries.latent_picture import place_cells
 from atlasvi.engine.queries.opened_data import open_question_cells
@@ -37,6 +48,8 @@ from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.ingestion.ingest import Progress
 from atlasvi.loaders.jobs import open_job_folder
 from atlasvi.loaders.outputs import name_scratch, write_whole
+from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.workers import Task, Workers, make_task
 
 SAMPLE_CELLS, LEAST_OF_LABEL = 10_000, 50
 PICTURE_CELLS = 5_000
@@ -46,13 +59,21 @@ MOST_LABELS = 1_000
 
 
 class CardFiles(Protocol):
-    """What a card's folder holds."""
+    """What a card's folder holds.
 
-    def prepare(self, scratch: Path, run: TrainedRun, cells: QuestionCells, device: str) -> None:
-        """On all ranks, before `write`; `scratch` is the folder of this job, which goes when the card is there."""
+    needs_posterior  whether `write` needs the posterior of each cell
+    """
 
-    def write(self, folder: Path, run: TrainedRun, card: ModelCard) -> None:
-        """On the first rank: write all files of the card, metrics.json among them."""
+    needs_posterior: bool
+
+    def check(self, run: TrainedRun, cells: QuestionCells) -> None:
+        """Raise, before the pass over the cells, if the files can't be written for these cells."""
+
+    def write(self, folder: Path, run: TrainedRun, card: ModelCard, kept: KeptPosterior | None) -> None:
+        """On the first rank: write all files of the card, metrics.json among them.
+
+        kept  the posterior of each cell, as the pass over the cells found it, if that was needed; and of minified data
+        """
 
 
 def make_card(
@@ -67,6 +88,7 @@ def make_card(
     batch_size: int = BATCH_SIZE,
     split: Mapping[str, Any] | None = None,
     device: str = "auto",
+    dask: str | None = None,
     rank_timeout_s: float = RANK_TIMEOUT_S,
     files: CardFiles | None = None,
     progress: Progress = lambda stage, done, total: None,
@@ -81,6 +103,7 @@ def make_card(
     batch_key   column of obs for integration; None: the model's
     split       how the cells were split, as a card's provenance has it; None: as the model says
     n_draws     draws of the counts of each cell; errors need at least two, calibration too
+    dask        address of a Dask scheduler whose workers draw the counts; they need the same paths for `data` and `out`
     files       writes what else `out` holds: `write_card_folder` gives the files of a hub's repository
     Under torchrun or `atlasvi launch`, call this the same way on all ranks, with `out` on a disk that they share. After
     a kill, Ctrl-C or SIGTERM, the same call continues with the unfinished parts, on any number of ranks.
@@ -90,6 +113,10 @@ def make_card(
     columns are missing; OutputError if `out` exists or can't be written.
     """
     need_at_least(1, n_draws=n_draws, batch_size=batch_size)
+    if dask is not None and out is None:
+        raise SourceError("The workers of a cluster compute a card in a folder that they share: give out=DIR.")
+    if dask is not None and not isinstance(data, (DataSpec, str, Path)):
+        raise ValueError("each worker of a Dask cluster opens the data itself: pass its path, or a DataSpec")
     watch = Stopwatch()
     with join_ranks(rank_timeout_s) as ranks, stop_on_signals(), ExitStack() as ours:
         ranks.note("opening the model and the data")
@@ -109,7 +136,10 @@ def make_card(
         else:
             out_folder = Path(out)
         ranks.note("reading the split and the labels")
-        plan = _plan(run, cells, labels_key, batch_key, n_draws, seed, batch_size, device, split)
+        if files is not None:
+            files.check(run, cells)
+        keeps_latents = files is not None and files.needs_posterior and isinstance(cells, CountedCells)
+        plan = _plan(run, cells, labels_key, batch_key, n_draws, seed, batch_size, device, split, keeps_latents)
         scratch = name_scratch(out_folder.absolute())
         where = choose_device(device)
         before = run.model.encoder.mean.weight.device
@@ -121,9 +151,11 @@ def make_card(
                 (scratch / "result").mkdir(exist_ok=True)
             run.model.to(where).eval()
             open_until_done.callback(run.model.to, before)
-            _measure(scratch, plan, run, cells, ranks, progress)
-            if files is not None:
-                files.prepare(scratch, run, cells, device)
+            if dask is None:
+                _measure(scratch, plan, run, cells, ranks, progress)
+            elif ranks.is_first:
+                share_with_cluster(scratch, run, plan.options)
+                _measure_on_cluster(scratch, plan.job, dask, progress)
             ranks.wait_for_all("the other ranks' parts")
             if ranks.is_first:
                 progress("computing the figures", 0, 1)
@@ -131,7 +163,10 @@ def make_card(
                 if files is None:
                     write_whole(scratch / "result" / METRICS, card.to_json().encode())
                 else:
-                    files.write(scratch / "result", run, card)
+                    kept = cells.kept if isinstance(cells, MinifiedCells) else None
+                    if isinstance(cells, CountedCells) and keeps_latents:
+                        kept = CardPosterior(scratch, plan.job.part_cells, cells, run)
+                    files.write(scratch / "result", run, card, kept)
                 progress("computing the figures", 1, 1)
         if out is None:
             return card
@@ -162,6 +197,7 @@ def _plan(
     batch_size: int,
     device: str,
     known_split: Mapping[str, Any] | None,
+    keeps_latents: bool,
 ) -> _Plan:
     split = split_cells(run, cells, known_split)
     notes = [*split.notes]
@@ -201,7 +237,7 @@ def _plan(
         n_kept=min(KEPT_DRAWS, n_draws),
         batch_size=batch_size,
     )
-    spec, known = {"path": str(cells.path)}, {"n_cells": cells.n_cells}
+    spec, known = {"path": os.path.abspath(cells.path)}, {"n_cells": cells.n_cells}
     if isinstance(cells, CountedCells):
         spec, known = cells.source.spec.make_absolute().to_record(), fingerprint(cells.data)
     identity = {
@@ -221,6 +257,7 @@ def _plan(
         seed=seed,
         n_draws=n_draws,
         device=device,
+        keeps_latents=keeps_latents,
     )
     return _Plan(job, options, split, labels, batches, samples, notes)
 
@@ -278,6 +315,20 @@ def _measure(
         progress("drawing counts", job.n_cells, job.n_cells)
 
 
+def _measure_on_cluster(scratch: Path, job: CardJob, dask: str, progress: Progress) -> None:
+    """Measure the unfinished parts on the workers of a Dask cluster."""
+    parts = list_parts(scratch)
+
+    def report(task: Task | None = None) -> None:
+        done = job.n_parts - len(parts.list_undone(job.n_parts))
+        progress("drawing counts", min(done * job.part_cells, job.n_cells), job.n_cells)
+
+    report()
+    with Workers(1, dask) as workers:
+        left = parts.list_undone(job.n_parts)
+        workers.run([make_task(run_measure_task, str(scratch), part) for part in left], report)
+
+
 def _finish(
     scratch: Path, plan: _Plan, run: TrainedRun, cells: QuestionCells, watch: Stopwatch, out: str | Path | None
 ) -> ModelCard:
@@ -294,15 +345,15 @@ def _finish(
     if not reasons and own[0] is not None and own[1] is not None:
         known = (own[0] >= 0) & (own[1] >= 0)
         try:
-            integration = measure_by_scib(latents[known], own[0][known], own[1][known]) or integration
+            counts = finished.sampled.counts[0][rows[known]] if finished.sampled.counts else None
+            integration = measure_by_scib(latents[known], own[0][known], own[1][known], counts) or integration
         except Exception as error:  # of a library that is not ours: of few cells it may raise anything
             notes.append(Note("integration", f"scib-metrics failed ({error}), so its figures are missing."))
-    has_counts = isinstance(cells, CountedCells)
     return ModelCard(
         provenance=make_provenance(
             run,
             cells,
-            counts_hash=f"{finished.counts_hash:016x}" if has_counts else "",
+            hashes=finished.hashes,
             label_column=job.label_column,
             batch_column=job.batch_column,
             split=plan.split.how,

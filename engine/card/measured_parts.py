@@ -5,6 +5,7 @@ What is kept of every cell (three numbers per source) leaves the process in slic
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -56,14 +57,14 @@ class Measured:
     rows     int64: indices of the sampled cells among them, ascending
     counts   their counts, then those of each kept draw, float32 CSR [sampled, genes]; [] where there are no counts
     latents  their qzm, float32 [sampled, latent]
-    hash     of the counts: the sum of a hash of each cell's counts, modulo 2**64, the same for any order of the cells
+    hashes   `CellHashes`, the sums over cells modulo 2**64
     """
 
     parts: dict[str, PartStatistics] = field(default_factory=dict)
     rows: list[np.ndarray] = field(default_factory=list)
     counts: list[list[sparse.csr_matrix]] = field(default_factory=list)
     latents: list[np.ndarray] = field(default_factory=list)
-    hash: int = 0
+    hashes: np.ndarray = field(default_factory=lambda: np.zeros(3, np.uint64))
 
 
 def measure_cells(
@@ -72,11 +73,13 @@ def measure_cells(
     chosen: np.ndarray,
     options: PassOptions,
     take_values: Callable[[np.ndarray, np.ndarray], None],
+    take_posterior: Callable[[np.ndarray, Posterior], None] = lambda here, posterior: None,
 ) -> Measured:
     """One pass over the chosen cells (ascending int64 indices), all of which are in a part.
 
     take_values  called with the indices of some cells, and their values float32 [1 + draws, 3, cells]: `CellStatistics`
                  of the real counts, then of each draw
+    take_posterior  called with the indices of some cells, and their posterior
     The draws are those of `predictive_counts` with this seed, whatever the minibatches and the parts. Of cells without
     counts, only their library size and KL are measured, and draws.
     Raises QueryError where the model gives a cell no distribution of counts.
@@ -88,6 +91,7 @@ def measure_cells(
         at += len(posterior)
         real = None if posterior.counts is None else to_csr(posterior.counts, n_genes)
         take_values(here, _cell_values(real, posterior, draws))
+        take_posterior(here, posterior)
         kl, losses = measure_losses(model, posterior, options.seed, here, options.n_draws)
         for code in np.unique(options.part_codes[here]):
             name, rows = options.part_names[code], np.flatnonzero(options.part_codes[here] == code)
@@ -107,8 +111,9 @@ def measure_cells(
             found.latents.append(posterior.qzm[torch.from_numpy(kept)].cpu().numpy())
             if real is not None:
                 found.counts.append([each[kept] for each in (real, *draws[: options.n_kept])])
-        if real is not None:
-            found.hash = (found.hash + hash_counts(real)) % 2**64
+        found.hashes += np.array(
+            [0 if real is None else hash_counts(real), *hash_libraries(posterior, here)], np.uint64
+        )
     return found
 
 
@@ -148,6 +153,27 @@ def hash_counts(counts: sparse.csr_matrix) -> int:
         ends = np.concatenate([np.zeros(1, np.uint64), np.cumsum(entries, dtype=np.uint64)])
         rows = ends[counts.indptr[1:]] - ends[counts.indptr[:-1]]
         return int(mix64(rows, seed=4).sum(dtype=np.uint64))
+
+
+class CellHashes(NamedTuple):
+    """Which cells these are: sums of hashes of each cell, modulo 2**64.
+
+    counts     of a cell's counts, the same for any order of the cells; 0 without counts
+    libraries  of its library size alone, which minified data has too, the same for any order
+    order      of its library size and its place, which numbers its draws
+    """
+
+    counts: int
+    libraries: int
+    order: int
+
+
+def hash_libraries(posterior: Posterior, cells: np.ndarray) -> tuple[int, int]:
+    """`libraries` and `order` of `CellHashes`, of the cells with these indices."""
+    bits = posterior.library.cpu().numpy().astype(np.float32).view(np.uint32).astype(np.uint64)
+    places = mix64(cells.astype(np.uint64), seed=5)
+    with np.errstate(over="ignore"):
+        return int(mix64(bits, seed=6).sum(dtype=np.uint64)), int(mix64(bits ^ places, seed=7).sum(dtype=np.uint64))
 
 
 def _cell_values(real: sparse.csr_matrix | None, posterior: Posterior, draws: list[sparse.csr_matrix]) -> np.ndarray:

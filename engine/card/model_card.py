@@ -113,6 +113,8 @@ class PartFigures:
     losses     'elbo' (negative), 'reconstruction_loss', 'kl': means over cells, nats per cell
     densities  by the names 'cell variation', 'cell library', 'cell expressed', 'gene variation', 'gene zero_fraction'
     n_genes_without_counts, n_genes_never_drawn  genes whose variation counts as 0
+    attainable  by 'cells' and 'genes': the squared Pearson correlation of 'variation' that one draw has with the mean
+                of the others, about what real counts would have if they were the model's; {} with fewer than 3 draws
     """
 
     n_cells: int
@@ -125,6 +127,7 @@ class PartFigures:
     densities: dict[str, Density] = field(default_factory=dict)
     n_genes_without_counts: int = 0
     n_genes_never_drawn: int = 0
+    attainable: Figures = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,8 @@ class Provenance:
     sources       the files that a cell store was made from, or the data's own; with the number of cells of each
     n_cells, n_genes  of the data, with the genes of the model
     counts_hash   of all counts, the same for any order of the cells; '' where there are no counts
+    libraries_hash  of the library sizes, which minified data has too, the same for any order of the cells
+    order_hash    of the library sizes in the order of the cells, which numbers the draws; both '' in older cards
     genes_sha256  of the names of the model's genes
     label_column, batch_column  columns of obs; None where there is none
     split         plain values: where the parts come from ('by': ...), and the number of cells of each
@@ -239,6 +244,14 @@ class Provenance:
     peak_memory_bytes: int
     command: str
     created: str
+    libraries_hash: str = ""
+    order_hash: str = ""
+
+    @property
+    def data_name(self) -> str:
+        """The data without folders and options: 'atlas.h5ad' for '/data/atlas.h5ad::layer=counts'."""
+        path = self.data.partition("::")[0]
+        return path.rstrip("/").rpartition("/")[2] or path
 
 
 @dataclass(frozen=True)

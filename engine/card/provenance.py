@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from atlasvi.engine.card.measured_parts import CellHashes
 from atlasvi.engine.card.model_card import Provenance
 from atlasvi.engine.distributed.launch import launch_prefix
 from atlasvi.engine.model.run_files import CONFIG, METRICS
@@ -37,7 +38,7 @@ def make_provenance(
     run: TrainedRun,
     cells: QuestionCells,
     *,
-    counts_hash: str,
+    hashes: CellHashes,
     label_column: str | None,
     batch_column: str | None,
     split: Mapping[str, Any],
@@ -68,7 +69,7 @@ def make_provenance(
         sources=_list_sources(cells),
         n_cells=cells.n_cells,
         n_genes=len(run.genes),
-        counts_hash=counts_hash,
+        counts_hash=f"{hashes.counts:016x}" if isinstance(cells, CountedCells) else "",
         genes_sha256=hash_genes(run.genes),
         label_column=label_column,
         batch_column=batch_column,
@@ -86,6 +87,8 @@ def make_provenance(
         cells_per_s=n_measured / max(seconds, 1e-9),
         peak_memory_bytes=peak_memory_bytes(),
         command=f"{launch_prefix()} {shlex.join(words)}",
+        libraries_hash=f"{hashes.libraries:016x}",
+        order_hash=f"{hashes.order:016x}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

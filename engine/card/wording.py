@@ -8,6 +8,17 @@ THRESHOLD_ADVICE = (
     f"From {GOOD_FROM} on they are called good here, and doubtful in between."
 )
 
+ATTAINABLE_TEXT = (
+    "Beside it stands what a draw of the model itself reaches against the other draws: about what a perfect model "
+    "would reach, and real counts may pass it, because the encoder has seen them. Where it is low, most of this "
+    "variation is the noise of counting, which no model predicts, and the threshold says little."
+)
+
+ATTAINED = (
+    "Draws of the model hardly agree better with each other, if at all: what is missing is the noise of counting."
+)
+NEARLY = 0.9  # of the squared correlation of a draw itself
+
 PARTS = {"training": "Training", "validation": "Validation", "test": "Test", "all": "All cells"}
 
 VERDICTS = {
@@ -96,7 +107,9 @@ EXPRESSION_TEXT = (
 MARKERS_TEXT = (
     "F1 is the overlap of the 100 genes with the highest scores (a tenth of the genes if there are fewer than 1,000). "
     "LFC figures compare the log2 fold changes of all genes. ROC AUC and PR AUC say how well the scores in drawn "
-    "counts find the genes that differ in real ones (adjusted p below 0.2)."
+    "counts find the genes that differ in real ones (adjusted p below 0.2). Scores are signed as on scvi-hub's cards, "
+    "and genes that are lower in a label differ too, so that a ROC AUC below 0.5 does not mean that the model fails: "
+    "compare it with other cards of the same data."
 )
 
 CALIBRATION_TEXT = (
@@ -116,5 +129,21 @@ LOSSES_TEXT = (
 
 INTEGRATION_TEXT = (
     "How well labels stay apart and batches mix in the latent space. Figures are between 0 and 1 and higher is better, "
-    "unless it is said otherwise."
+    "unless it is said otherwise. The values after ± are standard errors over cells or between halves of the sample."
 )
+
+INTEGRATION = {
+    "silhouette_label": "Silhouette of labels",
+    "silhouette_batch": "Silhouette of batches",
+    "batch_entropy": "Batches among neighbours (entropy)",
+    "neighbour_labels": "Labels of neighbours",
+    "isolated_labels": "Isolated labels",
+    "nmi_kmeans": "k-means NMI",
+    "ari_kmeans": "k-means ARI",
+    "clisi": "cLISI",
+    "bras": "BRAS",
+    "ilisi": "iLISI",
+    "kbet": "kBET",
+    "graph_connectivity": "Graph connectivity",
+    "pcr_comparison": "PCR comparison",
+}

@@ -25,6 +25,9 @@ def card(
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(help="Cells drawn at a time.", min=1)] = 1024,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Compute the card in RUN again; status 1 if a figure moved.")
     ] = False,
@@ -33,7 +36,7 @@ def card(
     ] = None,
     layer: Annotated[str | None, typer.Option(help="Where the counts are, if not in X.")] = None,
     minified: Annotated[
-        Path | None, typer.Option(metavar="MINI", help="The cells, minified already; default: they are minified.")
+        Path | None, typer.Option(metavar="MINI", help="The cells, minified already; default: they are encoded.")
     ] = None,
     data_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Where all of the data can be had, for the README.")
@@ -46,7 +49,7 @@ def card(
 
         refuse_unused(
             context,
-            ["out", "labels_key", "batch_key", "draws", "seed", "batch_size", "minified", "data_url"],
+            ["out", "labels_key", "batch_key", "draws", "seed", "batch_size", "dask", "minified", "data_url"],
             "--check computes the card as it was made",
         )
         print_lines(check_card(run, spec, model, device=device))
@@ -54,13 +57,15 @@ def card(
     refuse_unused(context, ["model"], "it is for --check alone")
     if out is None:
         context.fail("Missing option '--out': the folder to make.")
-    options = {"n_draws": draws, "seed": seed, "batch_size": batch_size, "device": device}
+    options = {"n_draws": draws, "seed": seed, "batch_size": batch_size, "device": device, "dask": dask}
     files = {"minified": minified, "data_url": data_url}
     write_card(run, spec, out, labels_key=labels_key, batch_key=batch_key, **options, **files)
 
 
 def write_card(run: Path, data: DataSpec, out: Path, **options: Any) -> None:
     """Compute a card, on all ranks, and say what it found."""
+    from atlasvi.engine.card.model_card import METRICS
+    from atlasvi.engine.card.page import PAGE
     from atlasvi.engine.distributed.ranks import join_ranks
     from atlasvi.engine.hub.card_folder import write_card_folder
 
@@ -73,8 +78,11 @@ def write_card(run: Path, data: DataSpec, out: Path, **options: Any) -> None:
     say(f"{out}: {count(known.n_cells, 'cell')}, {count(known.n_draws, 'draw')} each ({speed}).")
     for verdict in found.verdicts:
         if verdict.part in ("training", "validation"):
+            itself = found.parts[verdict.part].attainable.get(verdict.block)
             say(
                 f"  {verdict.part}, variation of {verdict.block}: squared Pearson "
                 f"{verdict.squared_pearson.value:.2f}: {verdict.words}"
+                + ("" if itself is None else f" (of a draw of the model itself: {itself.value:.2f})")
             )
     print_lines(f"  {note.subject}: {note.reason}" for note in found.notes)
+    say(f"  Open {out / PAGE} in a browser; all figures are in {out / METRICS}.")

@@ -45,8 +45,6 @@ app.add_typer(query_app, name="query")
 app.command()(push)
 app.command()(pull)
 app.command()(card)
-app.command()(push)
-app.command()(pull)
 
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene names; default: its index.")]

@@ -45,7 +45,9 @@ def describe_card(folder: str | Path) -> Iterator[str]:
             yield f"    and {count(len(part.labels) - SHOWN_LABELS, 'other label')} (see metrics.json)"
     for verdict in card.verdicts:
         squared = _number(verdict.squared_pearson)
-        yield f"  {verdict.part}, variation of {verdict.block}: squared Pearson {squared}: {verdict.words}"
+        itself = card.parts[verdict.part].attainable.get(verdict.block)
+        beside = "" if itself is None else f" (of a draw itself: {_number(itself)})"
+        yield f"  {verdict.part}, variation of {verdict.block}: squared Pearson {squared}: {verdict.words}{beside}"
     if card.integration is not None:
         sample = count(card.integration.n_cells, "cell")
         yield f"  integration ({card.integration.computed_by}, {sample}): {_write(card.integration.figures)}"

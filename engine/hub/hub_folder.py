@@ -85,8 +85,8 @@ def write_hub_folder(
     Raises OutputError if `out` exists or can't be written (a full disk) or `data_url` is no address, SourceError if
     `minified` or `run` can't be read or do not belong together.
     """
-    if data_url is not None and not re.fullmatch(r"(https?|ftp)://[^\s/]+(/\S*)?", data_url):
-        raise OutputError(f"{data_url!r} is not an address: it begins with https://, http:// or ftp://.")
+    if data_url is not None:
+        check_data_url(data_url)
     cells = minified if isinstance(minified, KeptPosterior) or minified is None else open_minified(minified)
     if run is None and cells is None:
         raise ValueError("write_hub_folder needs a run, or minified cells that know theirs")
@@ -101,6 +101,12 @@ def write_hub_folder(
         result = scratch / "result"
         result.mkdir()
         return fill_hub_folder(result, cells, run, write_pages, card, data_url, largest_bytes)
+
+
+def check_data_url(data_url: str) -> None:
+    """Raise OutputError if this is no address of the web."""
+    if not re.fullmatch(r"(https?|ftp)://[^\s/]+(/\S*)?", data_url):
+        raise OutputError(f"{data_url!r} is not an address: it begins with https://, http:// or ftp://.")
 
 
 def fill_hub_folder(

@@ -89,7 +89,10 @@ def load_run(path: str | Path) -> TrainedRun:
             raise SourceError(
                 f"{path}: the run is not finished: resume it with atlasvi train ... --out {path} --resume."
             )
-        raise SourceError(f"{path} is not a run directory (make one with: atlasvi train DATA --out RUN).")
+        what = "is not a run directory" if folder.exists() else "is not a run directory: it does not exist"
+        raise SourceError(
+            f"{path} {what}. Name the run first, then the data; atlasvi train DATA --out RUN makes a run."
+        )
     check_files(folder, read_manifest(folder) or {}, lambda name: name != MODEL)  # the model file has its own checksums
     content, result = load_tensors(folder / MODEL), read_json(folder / RESULT)
     with reading(str(folder / MODEL)):

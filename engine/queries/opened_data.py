@@ -134,10 +134,11 @@ def reopen_question_cells(adata: Any, run: TrainedRun, known: QuestionCells | No
 
 def _open_kept(data: Any, run: TrainedRun) -> KeptPosterior | None:
     """Minified data of any kind; None if the data is not minified, or still has its counts."""
-    if isinstance(data, (str, Path)):
-        if is_minified_store(data):
-            return MinifiedStore(data)
-        return ScviMinified(data, run) if read_minify_type(data) == MINIFY_TYPE else None
+    if isinstance(data, (DataSpec, str, Path)):
+        path = data.path if isinstance(data, DataSpec) else data
+        if is_minified_store(path):
+            return MinifiedStore(path)
+        return ScviMinified(path, run) if read_minify_type(path) == MINIFY_TYPE else None
     if is_anndata(data) and is_minified_anndata(data, run.setup.layer):
         return MinifiedAnnData(data)
     return data if isinstance(data, KeptPosterior) else None

@@ -42,6 +42,13 @@ class OpenedQuestion:
             assert self.kept is not None
             self.cells = MinifiedCells(self.kept)
         else:
+            if what in (None, "cell store") and Path(place).exists():
+                other = name_place(data) if Path(data).exists() else None
+                if other not in (None, "cell store"):
+                    raise QueryError(
+                        f"{place} is data, and {data} is a {other}: name the {other} first, then the data: "
+                        f"atlasvi query {data} {place} ..."
+                    )
             self._run = open_model(place) if self.kept is None else self.kept.run
             self.cells = open_question_cells(data, self._run)
 

@@ -85,3 +85,12 @@ def test_what_a_job_needs_is_opened_once_and_only_for_one_job(tmp_path: Path, mo
     kept.forget(Path("a"))
     assert kept.get("a") == 3
     assert opened == [tmp_path / "a"] * 3
+
+
+def test_another_job_in_the_same_folder_is_opened_again(tmp_path: Path):
+    kept = KeptOpen(lambda scratch: Copying.load(scratch))
+    JOB.save(tmp_path)
+    assert kept.get(tmp_path) is kept.get(tmp_path)
+    assert kept.get(tmp_path) == JOB
+    Copying("b.h5ad", [1, 2]).save(tmp_path)
+    assert kept.get(tmp_path) == Copying("b.h5ad", [1, 2])

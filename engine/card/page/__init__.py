@@ -63,8 +63,7 @@ def make_page(card: ModelCard, title: str | None = None) -> str:
 
 def name_model(card: ModelCard) -> str:
     """'Model of atlas.h5ad', for the data '/data/atlas.h5ad::layer=counts'."""
-    path = card.provenance.data.partition("::")[0]
-    return f"Model of {path.rstrip('/').rpartition('/')[2] or path}"
+    return f"Model of {card.provenance.data_name}"
 
 
 def _style() -> Markup:

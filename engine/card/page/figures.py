@@ -198,10 +198,9 @@ def integration_figure(card: ModelCard) -> Markup:
     if found is None or not found.figures:
         return Markup("")
     values: list[Estimate | None] = list(found.figures.values())
-    said = "; ".join(f"{name} {write_estimate(each)}" for name, each in found.figures.items())
-    chart = dot_chart(
-        [name.replace("_", " ") for name in found.figures], [Dots("", values)], "figure", f"Integration: {said}."
-    )
+    names = [wording.INTEGRATION.get(name, name) for name in found.figures]
+    said = "; ".join(f"{name} {write_estimate(each)}" for name, each in zip(names, values))
+    chart = dot_chart(names, [Dots("", values)], "figure", f"Integration: {said}.")
     return figure("Integration figures", chart)
 
 

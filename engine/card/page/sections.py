@@ -7,6 +7,7 @@ from typing import Any
 
 from atlasvi.engine.card import card_tables, wording
 from atlasvi.engine.card.card_tables import Table, part_title
+from atlasvi.engine.card.draw_errors import Estimate
 from atlasvi.engine.card.model_card import ModelCard, Verdict
 from atlasvi.engine.card.number_text import write_bytes, write_estimate, write_number, write_seconds
 from atlasvi.engine.card.page import figures
@@ -25,13 +26,15 @@ def verdict(card: ModelCard) -> Markup:
     part = next((each for each in HEADLINE if each in parts), None)
     if part is None:
         return section("verdict", "Can generated counts be used?", nothing(card, "verdict", "squared Pearson"))
-    tiles = [_tile(each) for each in card.verdicts if each.part == part]
+    attainable = card.parts[part].attainable
+    tiles = [_tile(each, attainable.get(each.block)) for each in card.verdicts if each.part == part]
     return section(
         "verdict",
         "Can generated counts be used?",
         paragraph(f"How well generated counts keep the variation of the real ones, in {_cells_of(card, part)}."),
         tag("div", tiles, class_="tiles"),
         paragraph(wording.THRESHOLD_ADVICE),
+        paragraph(wording.ATTAINABLE_TEXT) if attainable else Markup(""),
         html_table(card_tables.verdict_table(card), words=True),
     )
 
@@ -103,7 +106,8 @@ def expression(card: ModelCard) -> Markup:
         table = card_tables.expression_table(card, part)
         drawn = figures.expression_figures(card, part)
         title = tag("summary", tag("h3", part_title(card, part)))
-        content.append(tag("details", title, charts(drawn), html_table(table), open=part == shown[0]))
+        tables = [html_table(each) for each in card_tables.split_groups(table)]
+        content.append(tag("details", title, charts(drawn), tables, open=part == shown[0]))
     if not shown:
         content.append(nothing(card, "differential expression", "label"))
     return section("expression", "Differential expression", content)
@@ -155,8 +159,8 @@ def provenance(card: ModelCard) -> Markup:
         "Label column": origin.label_column or "none",
         "Batch column": origin.batch_column or "none",
         "Hash of the counts": origin.counts_hash or "no counts",
-        "SHA-256 of the gene names": origin.genes_sha256,
-        "SHA-256 of the weights": origin.weights_sha256,
+        "SHA-256 of the gene names, 16 digits": origin.genes_sha256,
+        "SHA-256 of the weights, 16 digits": origin.weights_sha256,
         "Seed of the draws": str(origin.seed),
         "Hardware": origin.hardware,
         "Time for the card": f"{write_seconds(origin.seconds)}, {origin.cells_per_s:,.0f} cells/s",
@@ -192,8 +196,9 @@ def provenance(card: ModelCard) -> Markup:
 
 
 def nothing(card: ModelCard, *words: str) -> Markup:
-    """Why a section is empty: the notes whose subject has one of the words."""
+    """Why a section is empty: the notes whose subject has one of the words, or else those on missing counts."""
     reasons = [note.reason for note in card.notes if any(word in note.subject.lower() for word in words)]
+    reasons = reasons or [note.reason for note in card.notes if note.subject == "counts"]
     return paragraph("Not computed. ", " ".join(dict.fromkeys(reasons)), class_="nothing")
 
 
@@ -203,8 +208,10 @@ def _cells_of(card: ModelCard, part: str) -> str:
     return f"all {n} cells" if part == "all" else f"the {n} {wording.PARTS.get(part, part).lower()} cells"
 
 
-def _tile(each: Verdict) -> Markup:
+def _tile(each: Verdict, attainable: Estimate | None) -> Markup:
     tone, sign = TONES.get(each.words, ("unknown", "?"))
+    attained = attainable is not None and each.squared_pearson.value >= wording.NEARLY * attainable.value
+    said = wording.ATTAINED if attained and each.words != "good" else wording.VERDICTS.get(each.words, "")
     return tag(
         "article",
         tag("h3", f"Coefficient of variation {wording.BLOCKS.get(each.block, each.block)}"),
@@ -213,7 +220,8 @@ def _tile(each: Verdict) -> Markup:
             "Squared Pearson ", tag("b", write_estimate(each.squared_pearson)), f"; threshold {figures.THRESHOLD}"
         ),
         figures.draw_gauge(each),
-        paragraph(wording.VERDICTS.get(each.words, "")),
+        paragraph("A draw of the model itself: ", tag("b", write_estimate(attainable))) if attainable else Markup(""),
+        paragraph(said),
         class_=f"tile {tone}",
     )
 

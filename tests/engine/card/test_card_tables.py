@@ -56,10 +56,12 @@ def test_both_tests_of_a_label_stand_in_its_row_and_one_without_a_test_has_none(
 
 
 def test_the_verdict_names_both_coefficients_of_variation() -> None:
-    table = verdict_table(CARD)
-    assert table.rows[0] == ("Training", "900", "0.710 ± 0.010", "good", "0.350 ± 0.010", "do not use generated data")
-    alone = dataclasses.replace(CARD, verdicts=CARD.verdicts[:1])
-    assert verdict_table(alone).rows == (("Training", "900", "0.710 ± 0.010", "good", "–", "–"),)
+    within, across = "across genes, within each cell", "across cells, for each gene"
+    rows = verdict_table(CARD).rows
+    assert rows[0] == ("Training", "900", within, "0.710 ± 0.010", "0.7300 ± 0.0073", "good")
+    assert rows[1] == ("Training", "900", across, "0.350 ± 0.010", "0.8000 ± 0.0080", "do not use generated data")
+    older = {name: dataclasses.replace(part, attainable={}) for name, part in CARD.parts.items()}
+    assert verdict_table(dataclasses.replace(CARD, parts=older)).rows[0][4] == "–"
 
 
 def test_calibration_has_a_row_for_each_interval_and_says_how_many_counts() -> None:
@@ -69,7 +71,7 @@ def test_calibration_has_a_row_for_each_interval_and_says_how_many_counts() -> N
 
 
 def test_integration_and_notes_say_what_they_are() -> None:
-    assert integration_table(CARD).rows[0][0] == "silhouette label"
+    assert integration_table(CARD).rows[0][0] == "Silhouette of labels"
     assert "500 cells, computed by atlasvi" in integration_table(CARD).caption
     assert notes_table(CARD).rows[0][0] == "differential expression"
     assert not integration_table(dataclasses.replace(CARD, integration=None)).rows

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from atlasvi.engine.card import cell_agreement
-from atlasvi.engine.card.cell_agreement import N_BOXES, agree_over_cells, bin_cells, bin_values
+from atlasvi.engine.card.cell_agreement import N_BOXES, agree_among_draws, agree_over_cells, bin_cells, bin_values
 
 
 def make_values(n_draws: int = 3, n_cells: int = 5000) -> np.ndarray:
@@ -51,3 +51,16 @@ def test_a_grid_of_equal_values_or_of_none_has_edges_that_ascend():
         grid = bin_values(values, values, "something")
         assert np.all(np.diff(grid.x_edges) > 0)
         assert np.sum(grid.counts) == (values > 0).sum()
+
+
+def test_real_values_that_are_a_draw_of_the_model_reach_what_a_draw_itself_does():
+    random = np.random.default_rng(0)
+    for noise in (0.3, 3.0):
+        values = (random.gamma(5, 1, 20_000) + random.normal(0, noise, (6, 20_000))).astype(np.float32)
+        itself = agree_among_draws(slices_of(values))
+        reached = [np.corrcoef(draw, np.delete(values[1:], k, 0).mean(0))[0, 1] for k, draw in enumerate(values[1:])]
+        assert itself.value == pytest.approx(np.mean(np.square(reached)), rel=1e-6)
+        real = agree_over_cells(slices_of(values), 20_000)["pearson"].value ** 2
+        assert itself.value == pytest.approx(real, abs=0.02)
+    assert np.isnan(agree_among_draws(slices_of(make_values(2))).value)
+    assert np.isnan(agree_among_draws(slices_of(np.ones((4, 50), np.float32))).value)

@@ -14,6 +14,7 @@ from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.model_options import ModelSettings
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.terminal import make_printable
 from tests.engine.card.cards import make_card
 from tests.engine.card.page.test_page import CARDS, HOSTILE
 
@@ -113,7 +114,7 @@ def test_any_name_is_one_scalar_of_the_front_matter(name: str) -> None:
     )
     (index,) = values["model-index"]
     assert isinstance(index["name"], str)
-    assert index["results"][0]["dataset"]["name"] == index["name"]
+    assert index["results"][0]["dataset"]["name"] == make_printable(card.provenance.data_name)
     assert f"tissue:{index['name']}" in values["tags"]
     if name.isprintable():
         assert index["name"] == name

@@ -68,10 +68,12 @@ def test_labels_without_a_test_are_named_with_the_reason_and_the_others_are_test
     assert np.isnan(found.scores[[2, 3]]).all()
     assert np.isfinite(found.scores[:2]).all()
     one = stream(make_counts(), np.zeros(60, int), 1).welch_tests()
-    assert one.untested == {0: "all other labels have no cell"}
+    assert one.untested == {0: "no cell has another label"}
     labels = np.zeros(60, int)
     labels[7] = 1
-    assert stream(make_counts(), labels, 2).welch_tests().untested[0].startswith("all other labels have one cell")
+    assert (
+        stream(make_counts(), labels, 2).welch_tests().untested[0].startswith("all other labels together have one cell")
+    )
 
 
 def test_cells_without_a_label_are_left_out_of_label_and_rest():

@@ -60,7 +60,7 @@ def test_one_pass_gives_the_sums_of_counts_and_draws_in_memory(model: SCVI, batc
     for source, counts in enumerate((COUNTS, draws[0])):
         sampled = sparse.vstack([each[source] for each in found.counts])
         np.testing.assert_array_equal(sampled.toarray(), counts[::4].toarray())
-    assert found.hash == hash_counts(COUNTS)
+    assert found.hashes[0] == hash_counts(COUNTS)
 
 
 def test_losses_are_those_of_the_model_at_each_draw_of_its_latents(model: SCVI):

@@ -33,11 +33,12 @@ def test_the_command_passes_its_options_on_and_says_what_it_found(asked: list):
     done = runner.invoke(app, ["card", "run", "atlas.h5ad", "--out", "card", "--labels-key", "type", "--draws", "3"])
     assert done.exit_code == 0, done.output
     options = {"labels_key": "type", "batch_key": None, "n_draws": 3, "seed": 0, "batch_size": 1024, "device": "auto"}
-    assert asked == [("run", "atlas.h5ad", "card", {**options, "minified": None, "data_url": None})]
+    assert asked == [("run", "atlas.h5ad", "card", {**options, "dask": None, "minified": None, "data_url": None})]
     assert "card: 1,000 cells, 5 draws each (80 cells/s, at most 500 MB)." in done.output
     assert "training, variation of cells: squared Pearson 0.71: good" in done.output
     assert "validation, variation of genes: squared Pearson 0.35: do not use generated data" in done.output
     assert "differential expression: Label 'lonely cell' has one cell" in done.output
+    assert "Open card/card.html in a browser; all figures are in card/metrics.json." in done.output
 
 
 def test_out_is_needed_and_options_without_effect_are_refused(asked: list):

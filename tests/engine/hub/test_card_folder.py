@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from atlasvi.engine import SCVI
+from atlasvi.engine.card import make_card
 from atlasvi.engine.card.card_check import check_card, read_card
 from atlasvi.engine.hub import card_folder
 from atlasvi.engine.hub.card_folder import write_card_folder
@@ -40,7 +41,7 @@ def card_latents(folder: Path) -> int:
     return open_minified(folder / "cells.mini").n_latent
 
 
-def test_an_interrupted_card_goes_on_without_minifying_again(tmp_path: Path, data: str, monkeypatch):
+def test_an_interrupted_card_goes_on_without_encoding_again(tmp_path: Path, data: str, monkeypatch):
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
@@ -49,14 +50,14 @@ def test_an_interrupted_card_goes_on_without_minifying_again(tmp_path: Path, dat
         with pytest.raises(KeyboardInterrupt):
             write_card_folder(MODELS / "plain", data, tmp_path / "card", **OPTIONS)
     assert not (tmp_path / "card").exists()
-    monkeypatch.setattr(card_folder, "minify", stop)
+    monkeypatch.setattr(make_card, "measure_part", stop)
     write_card_folder(MODELS / "plain", data, tmp_path / "card", **OPTIONS)
     assert open_minified(tmp_path / "card" / "adata.h5ad").n_cells == read_card(tmp_path / "card").provenance.n_cells
     assert not list(tmp_path.glob(".*"))
 
 
 def test_cells_that_were_minified_already_are_used(tmp_path: Path, data: str, monkeypatch):
-    monkeypatch.delattr(card_folder, "minify")
+    monkeypatch.delattr(make_card, "CardPosterior")
     write_card_folder(MODELS / "plain", data, tmp_path / "card", minified=tmp_path / "cells.mini", **OPTIONS)
     card = write_card_folder(MODELS / "plain", tmp_path / "cells.mini", tmp_path / "without", **OPTIONS)
     assert (tmp_path / "without" / "adata.h5ad").is_file()

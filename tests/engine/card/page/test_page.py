@@ -7,7 +7,7 @@ import pytest
 
 from atlasvi.engine.card import page
 from atlasvi.engine.card.draw_errors import Estimate
-from atlasvi.engine.card.model_card import PARTS, Colouring, LabelFigures, ModelCard, Note, Verdict
+from atlasvi.engine.card.model_card import PARTS, Colouring, LabelFigures, ModelCard, Note, PartFigures, Verdict
 from atlasvi.engine.card.page import SECTIONS, make_page
 from tests.engine.card.cards import make_card
 from tests.engine.card.page.parsed import Element, parse
@@ -167,16 +167,26 @@ def test_figures_of_all_parts_and_both_tests_are_in_tables() -> None:
     tree = parse(make_page(CARDS["all parts"]))
     captions = [next(each.all("caption")).text().strip() for each in tree.all("table")]
     for part in ("Training", "Validation", "Test", "All cells"):
-        assert sum(caption.startswith(f"Differential expression by label: {part}") for caption in captions) == 1
-    groups = {each.text() for each in tree.all("th") if each.attributes["scope"] == "colgroup"}
-    assert any("Welch" in each for each in groups)
-    assert any("Wilcoxon" in each for each in groups)
+        tests = [each for each in captions if each.startswith(f"Differential expression by label: {part}")]
+        assert len(tests) == 2
+        assert "Welch" in tests[0]
+        assert "Wilcoxon" in tests[1]
 
 
 def test_an_empty_section_says_why() -> None:
     text = parse(make_page(CARDS["no labels"])).text()
     assert "Not computed." in text
     assert "There are no labels: give --labels-key COLUMN." in text
+
+
+def test_without_counts_each_section_that_needs_them_says_so() -> None:
+    part = dataclasses.replace(PartFigures(1000), losses={"kl": Estimate(3.0, 0.0)})
+    note = Note("counts", "The data is minified and has no counts.")
+    card = dataclasses.replace(make_card(with_labels=False), parts={"all": part}, verdicts=(), notes=(note,))
+    tree = parse(make_page(card))
+    for name in ("verdict", "generated-counts", "expression", "calibration"):
+        (section,) = (each for each in tree.all("section") if each.attributes.get("id") == name)
+        assert "Not computed. The data is minified and has no counts." in section.text()
 
 
 def test_a_title_can_be_given_and_names_the_data_otherwise() -> None:
