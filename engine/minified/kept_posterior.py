@@ -110,6 +110,10 @@ class KeptPosterior:
         qzm, qzv = (np.concatenate(values) for values in zip(*parts))
         return qzm, qzv
 
+    def take_mean(self, cells: np.ndarray) -> np.ndarray:
+        """qzm, float32 [cells, latent], of the cells with these ascending int64 indices."""
+        return self.take_latent(cells)[0]
+
     def find_named(self, names: Collection[str]) -> tuple[np.ndarray, pd.Index]:
         """The cells with one of these names, all cells of a name that repeats: (ascending int64 indices, names)."""
         rows, found, wanted = [np.empty(0, np.int64)], list[pd.Index](), list(names)

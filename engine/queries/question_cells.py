@@ -140,8 +140,13 @@ class QuestionCells(Protocol):
         model  may be None if the posterior was kept
         """
 
-    def read_posteriors(self, model: VAE, cells: np.ndarray | None, batch_size: int) -> Iterator[Posterior]:
-        """The posterior of the chosen cells, in their order."""
+    def read_posteriors(
+        self, model: VAE, cells: np.ndarray | None, batch_size: int, means: bool = False
+    ) -> Iterator[Posterior]:
+        """The posterior of the chosen cells, in their order.
+
+        means  whether only qzm will be used: qzv may then be NaN, which saves reading it
+        """
 
 
 class CountedCells(ObsRows):
@@ -189,7 +194,7 @@ class CountedCells(ObsRows):
 
     @torch.inference_mode()
     def read_posteriors(
-        self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
+        self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE, means: bool = False
     ) -> Iterator[Posterior]:
         """The posterior of the chosen cells, in their order."""
         for batch in self.read_batches(model, cells, batch_size):
@@ -221,11 +226,11 @@ class MinifiedCells(ObsRows):
             yield qzm, qzv
 
     def read_posteriors(
-        self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
+        self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE, means: bool = False
     ) -> Iterator[Posterior]:
-        """The kept posterior of the chosen cells, in their order."""
+        """The kept posterior of the chosen cells, in their order; with `means`, qzv of chosen cells is NaN."""
         device, labels, setup = model.encoder.mean.weight.device, model.settings.uses_labels, self.setup
-        for here, qzm, qzv in self._read_slices(cells):
+        for here, qzm, qzv in self._read_slices(cells, means):
             codes = self.read_codes(setup, here, labels)
             library = self.take_column(LIBRARY, here).to_numpy(np.float32)
             self._check_known(here, np.isfinite(library))
@@ -244,11 +249,19 @@ class MinifiedCells(ObsRows):
         taken = self.kept.take_names(wanted).to_series() if name is None else self.kept.take_column(name, wanted)
         return taken.iloc[places].reset_index(drop=True)
 
-    def _read_slices(self, cells: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _read_slices(
+        self, cells: np.ndarray | None, means: bool = False
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """SLICE_CELLS of the chosen cells at a time: their indices, and their qzm and qzv."""
         for at in range(0, self.n_cells if cells is None else len(cells), SLICE_CELLS):
             here = take_chosen(cells, at, min(at + SLICE_CELLS, self.n_cells))
-            qzm, qzv = self.kept.read_latent(at, at + len(here)) if cells is None else self.kept.take_latent(here)
+            if cells is None:
+                qzm, qzv = self.kept.read_latent(at, at + len(here))
+            elif means:
+                qzm = self.kept.take_mean(here)
+                qzv = np.full_like(qzm, np.nan)
+            else:
+                qzm, qzv = self.kept.take_latent(here)
             self._check_known(here, np.isfinite(qzm).all(1))
             yield here, qzm, qzv
 

@@ -37,6 +37,7 @@ from atlasvi.loaders.arrays.zarr_arrays import (
     replaced,
 )
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.rows.buffers import Buffers
 
 Chosen = slice | np.ndarray
 """Rows [start, stop), or ascending int64 indices of rows."""
@@ -101,7 +102,7 @@ class _ChunkFiles:
 
     def __init__(self, array: zarr.Array, coding: Coding) -> None:
         self._folder, self._ndim, self._encode_key = _folder(array), array.ndim, array.metadata.encode_chunk_key
-        self._coding, self._identities = coding, dict[int, tuple]()
+        self._coding, self._identities, self._buffers = coding, dict[int, tuple](), Buffers()
         self.n_rows, self.chunk, self._sharded = array.shape[0], array.chunks[0], array.shards is not None
         self.file_rows = array.shards[0] if array.shards else self.chunk
 
@@ -137,7 +138,7 @@ class _ChunkFiles:
         opened.check_inside(index)
         offsets, sizes = index.astype(np.int64).T
         ends = np.cumsum(sizes)
-        content = np.empty(int(ends[-1]), np.uint8)
+        content = self._buffers.take(int(ends[-1]), np.uint8)
         cuts = [0, *(np.flatnonzero(offsets[1:] != offsets[:-1] + sizes[:-1]) + 1).tolist(), len(offsets)]
         for low, high in pairwise(cuts):  # consecutive bytes are read together
             begin = int(ends[low] - sizes[low])
@@ -145,11 +146,13 @@ class _ChunkFiles:
                 raise damaged(path, int(chunks[low]), "it is cut short")
         begins = ends - sizes
         if self._coding.checked:
+            if (sizes < 4).any():
+                raise damaged(path, int(chunks[int(np.argmin(sizes))]), "it is shorter than its checksum")
             ends = ends - 4
-            for chunk, begin, end in zip(chunks.tolist(), begins.tolist(), ends.tolist()):
-                written = int.from_bytes(content[max(end, begin) : end + 4].tobytes(), "little")
-                if end < begin or google_crc32c.value(content[begin:end]) != written:
-                    raise damaged(path, chunk, "it does not match its checksum")
+            written = content[ends[:, None] + np.arange(4)].view("<u4")[:, 0].tolist()
+            for k, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist())):
+                if google_crc32c.value(content[begin:end]) != written[k]:
+                    raise damaged(path, int(chunks[k]), "it does not match its checksum")
         return path, content, begins, ends
 
     def decode(self, path: Path, chunk: int, coded: np.ndarray, size: int | None) -> np.ndarray:

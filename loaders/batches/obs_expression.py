@@ -230,7 +230,7 @@ def _calculate(op: type, left: Any, right: Any) -> Any:
     both = left, right
     columns = [value for value in both if isinstance(value, pd.Series)]
     is_text = [isinstance(value, str) or getattr(value, "dtype", None) == np.dtype(object) for value in both]
-    if any(isinstance(value, list) for value in both) or (any(is_text) and op is not ast.Add):
+    if any(isinstance(value, list) for value in both) or any(is_text):
         raise TypeError("only numbers can be calculated with")  # 'a' * 10**10 would take all memory
     if op is ast.Pow and not columns and not (abs(right) <= LARGEST_POWER and abs(left) <= 2**LARGEST_POWER):
         raise ValueError(f"powers of numbers go up to {LARGEST_POWER}")

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from atlasvi.engine import SCVI, MinifiedStore
-from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.model.covariates import Setup, SetupKeys
 from atlasvi.engine.queries import obs_rows, question_cells
 from atlasvi.engine.queries.latents import read_latents
