@@ -32,11 +32,11 @@ def choose_cells(
 ) -> np.ndarray:
     """Ascending int64 indices of the cells that meet all of these conditions.
 
-    cells  the cells of a question, or a minified store
-    names  cell names; None: all cells. All cells of a name that repeats are chosen
-    where  conditions or expressions over obs, all of which must hold (see `find_cells`); or a mask, or indices
-    limit  largest number of cells; the first ones are kept
-    sample largest number of cells; they are drawn at random, all with the same probability, from `seed`
+    cells   the cells of a question, or a minified store
+    names   cell names; None: all cells. All cells of a name that repeats are chosen
+    where   conditions or expressions over obs, all of which must hold (see `find_cells`); or a mask, or indices
+    limit   largest number of cells; the first ones are kept
+    sample  largest number of cells; they are drawn at random, all with the same probability, from `seed`
     Raises ColumnError or QueryError if a column, a value or a name does not exist, or if no cell is left.
     """
     if limit is not None and sample is not None:
