@@ -229,3 +229,14 @@ def test_a_warm_process_fails_as_one_that_a_user_starts(quick, tmp_path: Path):
         said.append(str(error.value))
     assert said[0] == said[1]
     assert "none.h5ad" in said[0]
+
+
+def test_the_benchmark_of_questions_asks_a_store_that_it_makes(quick, tmp_path: Path):
+    ran = quick("queries", "--work", tmp_path / "work")
+    figures = ran.figures["figures"]
+    assert set(figures) >= {"open", "count", "names", "rows", "expression", "anndata"}
+    assert figures["count"]["cells"] == figures["anndata"]["count"] > 0
+    assert all(figure.get("right", True) for figure in figures.values())
+    assert all(figure["peak_mb"] < 1_500 for figure in figures.values())
+    assert "| expression |" in ran.out
+    assert not any((tmp_path / "work").iterdir())  # the store is removed

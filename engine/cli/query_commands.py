@@ -16,6 +16,7 @@ from atlasvi.engine.cli.arguments import (
     Genes,
     Limit,
     Out,
+    Sample,
     Seed,
     TransformBatch,
     Where,
@@ -78,22 +79,35 @@ def query_info(context: typer.Context) -> None:
             print_lines(describe(place))
 
 
+@query_app.command("count")
+def query_count(context: typer.Context, cells: CellNames = None, where: Where = None) -> None:
+    """How many cells meet the conditions."""
+    from atlasvi.engine.queries.cell_choice import count_cells
+
+    say(str(count_cells(context.obj().cells, split_names(cells), where or [])))
+
+
 @query_app.command("latent")
 def query_latent(
     context: typer.Context,
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     variance: Annotated[bool, typer.Option("--variance", help="Add the variance of q(z | x).")] = False,
+    seed: Seed = 0,
     out: Out = None,
 ) -> None:
     """Posterior mean of the latent of each cell."""
     from atlasvi.engine.queries.latents import slice_latents
 
+    _refuse_seed(context, sample)
     opened = context.obj()
     slices = (
         (index, np.concatenate([qzm, qzv], axis=1) if variance else qzm)
-        for index, qzm, qzv in slice_latents(opened.encoder, opened.cells, _choose(opened, cells, where, limit))
+        for index, qzm, qzv in slice_latents(
+            opened.encoder, opened.cells, _choose(opened, cells, where, limit, sample, seed)
+        )
     )
     n_latent = opened.cells.kept.n_latent if opened.encoder is None else opened.encoder.n_latent
     names = [f"z{k}" for k in range(n_latent)] + [f"var{k}" for k in range(n_latent)] * variance
@@ -107,6 +121,7 @@ def query_expression(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     library_size: Annotated[
         str, typer.Option(help="Counts to scale each cell to; 'observed': its own; 'latent': the inferred ones.")
     ] = "1",
@@ -138,7 +153,12 @@ def query_expression(
         "transform_batch": _split_batches(opened, transform_batch),
         "library_size": library_size,
     }
-    model_and_cells = opened.run, opened.cells, _choose(opened, cells, where, limit), opened.make_generator(seed)
+    model_and_cells = (
+        opened.run,
+        opened.cells,
+        _choose(opened, cells, where, limit, sample, seed),
+        opened.make_generator(seed),
+    )
     if n_samples_overall is None:
         slices = slice_expression(*model_and_cells, **options, n_samples=n_samples)
     else:
@@ -155,43 +175,60 @@ def query_parameters(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     transform_batch: TransformBatch = None,
+    seed: Seed = 0,
     out: Out = None,
 ) -> None:
     """A parameter of the likelihood of the counts, at the posterior mean of each cell."""
     from atlasvi.engine.queries.likelihood_parameters import slice_parameter
 
+    _refuse_seed(context, sample)
     opened, wanted = context.obj(), split_names(genes)
-    chosen, batches = _choose(opened, cells, where, limit), _split_batches(opened, transform_batch)
+    chosen, batches = _choose(opened, cells, where, limit, sample, seed), _split_batches(opened, transform_batch)
     slices = slice_parameter(opened.run, opened.cells, chosen, parameter, wanted, batches)
     _write(slices, wanted or opened.run.genes, out)
 
 
 @query_app.command("library")
 def query_library(
-    context: typer.Context, cells: CellNames = None, where: Where = None, limit: Limit = None, out: Out = None
+    context: typer.Context,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    seed: Seed = 0,
+    out: Out = None,
 ) -> None:
     """Library size of each cell: the observed one, or its posterior mean if the model infers it."""
     from atlasvi.engine.queries.latents import slice_library
     from atlasvi.engine.queries.question_cells import name_cells
 
+    _refuse_seed(context, sample)
     opened = context.obj()
-    chosen = _choose(opened, cells, where, limit)
+    chosen = _choose(opened, cells, where, limit, sample, seed)
     _write(name_cells(opened.cells, chosen, slice_library(opened.run.model, opened.cells, chosen)), ["library"], out)
 
 
 @query_app.command("batch-vectors")
 def query_batch_vectors(
-    context: typer.Context, cells: CellNames = None, where: Where = None, limit: Limit = None, out: Out = None
+    context: typer.Context,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    seed: Seed = 0,
+    out: Out = None,
 ) -> None:
     """The embedding of each cell's batch, for a model that embeds batches."""
     from atlasvi.engine.queries.latents import batch_vectors
     from atlasvi.engine.queries.obs_rows import slice_cells
 
+    _refuse_seed(context, sample)
     opened = context.obj()
     parts = (
         (opened.cells.read_names(here), batch_vectors(opened.run.model, opened.cells, here))
-        for _, here in slice_cells(_choose(opened, cells, where, limit), opened.cells.n_cells)
+        for _, here in slice_cells(_choose(opened, cells, where, limit, sample, seed), opened.cells.n_cells)
     )
     _write(parts, [f"v{k}" for k in range(opened.run.model.settings.embedding_dim)], out)
 
@@ -203,6 +240,7 @@ def query_sample(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     transform_batch: TransformBatch = None,
     n_samples: Annotated[int, typer.Option(metavar="N", help="Draws per cell, one row per draw.", min=1)] = 1,
     seed: Seed = 0,
@@ -216,7 +254,7 @@ def query_sample(
     slices = slice_counts(
         opened.run,
         opened.cells,
-        _choose(opened, cells, where, limit),
+        _choose(opened, cells, where, limit, sample, seed),
         take_seed(opened.make_generator(seed)),
         genes=wanted,
         transform_batch=_split_batches(opened, transform_batch),
@@ -306,6 +344,7 @@ def query_abundance(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     max_cells: Annotated[
         int | None,
         typer.Option(metavar="N", help="Use at most N cells of each sample, chosen at random.", min=1),
@@ -329,7 +368,7 @@ def query_abundance(
         opened.cells,
         opened.make_generator(seed),
         sample_key,
-        indices=_choose(opened, cells, where, limit),
+        indices=_choose(opened, cells, where, limit, sample, seed),
         num_cells_posterior=max_cells,
         dof=dof,
     )
@@ -342,6 +381,7 @@ def query_elbo(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     marginal: Annotated[
         int, typer.Option(metavar="N", help="Add the marginal log-likelihood, from N samples per cell.", min=0)
     ] = 0,
@@ -356,7 +396,7 @@ def query_elbo(
     from atlasvi.engine.queries.question_cells import name_cells, need_counts
 
     opened = context.obj()
-    counted, chosen = need_counts(opened.cells, "the ELBO"), _choose(opened, cells, where, limit)
+    counted, chosen = need_counts(opened.cells, "the ELBO"), _choose(opened, cells, where, limit, sample, seed)
     parts = slice_fit(opened.run.model, counted, opened.make_generator(seed), chosen, marginal)
     columns = FIT_COLUMNS if marginal else FIT_COLUMNS[:-1]
     if mean:
@@ -372,6 +412,7 @@ def query_correlation(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     method: Annotated[Literal["spearman", "pearson"], typer.Option(help="Use ranks, or values.")] = "spearman",
     transform_batch: TransformBatch = None,
     n_samples: Annotated[int, typer.Option(metavar="N", help="Draws per cell.", min=1)] = 10,
@@ -390,7 +431,7 @@ def query_correlation(
     from atlasvi.engine.queries.question_cells import take_chosen
 
     opened, wanted = context.obj(), split_names(genes)
-    generator, chosen = opened.make_generator(seed), _choose(opened, cells, where, limit)
+    generator, chosen = opened.make_generator(seed), _choose(opened, cells, where, limit, sample, seed)
     matrix = correlate_genes(
         opened.run.model,
         opened.cells,
@@ -406,14 +447,25 @@ def query_correlation(
 
 
 def _choose(
-    opened: "OpenedQuestion", names: str | None, where: list[str] | None, limit: int | None
+    opened: "OpenedQuestion",
+    names: str | None,
+    where: list[str] | None,
+    limit: int | None,
+    sample: int | None = None,
+    seed: int = 0,
 ) -> np.ndarray | None:
     """Ascending int64 indices of the chosen cells; None: all."""
     from atlasvi.engine.queries.cell_choice import choose_cells
 
-    if names is None and not where and limit is None:
+    if names is None and not where and limit is None and sample is None:
         return None
-    return choose_cells(opened.cells, split_names(names), where or [], limit)
+    return choose_cells(opened.cells, split_names(names), where or [], limit, sample, seed)
+
+
+def _refuse_seed(context: typer.Context, sample: int | None) -> None:
+    """Refuse --seed where only --sample would use it."""
+    if sample is None:
+        refuse_unused(context, ["seed"], "only --sample uses it")
 
 
 def _split_known(text: str, list_known: Callable[[], Iterable[Any]]) -> list[str]:

@@ -266,7 +266,10 @@ def test_info_says_what_both_are(folder: Path):
         ("x.mini expression --library-size 1e-50", "library size '1e-50'"),
         ("x.mini correlation --limit 1 --n-samples 1", "one draw of one cell has no correlations"),
         ("x.mini differential --groupby cell_type --group1 C", "no cell has cell_type = 'C' (there are: B, NK, T)"),
-        ("x.mini cells.h5ad elbo --mean --where cell_type=B --where cell_type=T", "No cell was chosen"),
+        (
+            "x.mini cells.h5ad elbo --mean --where cell_type=B --where cell_type=T",
+            "no cell meets 'cell_type=B' and 'cell_type=T'",
+        ),
         ("x.mini abundance --sample-key none", "obs has no column 'none'"),
         ("x.mini correlation --where n_counts>1e9", "is true for no cell"),
         ("x.mini latent --where n_counts>", "is not an expression over obs columns"),
@@ -309,6 +312,23 @@ def test_a_matrix_stored_by_genes_leaves_no_sorted_copy_behind(folder: Path, tmp
     assert len(ask(folder, "model", tmp_path / "by-gene.h5ad", "latent")) == 60
     assert "genes of the model are not there" in refuse(folder, "model", tmp_path / "fewer.h5ad", "latent")
     assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_cells_are_counted_and_drawn_at_random(folder: Path):
+    counted = run_command("query", folder / "x.mini", "count", "--where", "cell_type=B", "--where", "n_counts > 100")
+    obs = anndata.read_h5ad(folder / "cells.h5ad").obs
+    assert int(counted.stdout) == ((obs["cell_type"] == "B") & (obs["n_counts"] > 100)).sum()
+    assert run_command("query", folder / "x.mini", "count", "--where", "n_counts > 1e9").stdout == "0\n"
+    drawn = ["latent", "--where", "cell_type=B", "--sample", 3, "--seed"]
+    first, again, other = (ask(folder, "x.mini", *drawn, seed) for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(first, again)
+    assert len(first) == 3
+    assert set(first.index) <= set(obs.index[obs["cell_type"] == "B"])
+    assert set(first.index) != set(other.index)
+    from_counts = ask(folder, "model", "cells.h5ad", *drawn, 1)
+    assert from_counts.index.tolist() == first.index.tolist()
+    assert "--seed would have no effect: only --sample uses it" in refuse(folder, "x.mini", "latent", "--seed", 1)
+    assert "use one of the two" in refuse(folder, "x.mini", "latent", "--sample", 1, "--limit", 1)
 
 
 def test_options_of_the_group_are_taken_wherever_they_stand(folder: Path):
