@@ -19,7 +19,7 @@ from atlasvi.engine.training.run_parts import choose_device
 class OpenedQuestion:
     """The model and the cells that a question is about.
 
-    place   minified data, whose cells are used unless `data` is set; or a run or a model, which needs `data`
+    place   minified data (or what `open_minified` opened), whose cells are used unless `data` is set; or a run or a model, which needs `data`
     data    cells to use: a cell store, any source, or minified data
     model   a run or a model, for minified data of scvi-tools without a model beside it
     device  'cpu', 'cuda' or 'auto': where to encode and decode
@@ -29,15 +29,15 @@ class OpenedQuestion:
     cells: QuestionCells
 
     def __init__(
-        self, place: str | Path, data: str | None = None, model: str | Path | None = None, device: str = "cpu"
+        self, place: str | Path | KeptPosterior, data: str | None = None, model: str | Path | None = None, device: str = "cpu"
     ) -> None:
         self.kept: KeptPosterior | None = None
         self._device, self._run = choose_device(device), None
-        what = name_place(place)
+        what = "minified data" if isinstance(place, KeptPosterior) else name_place(place)
         if model is not None and what in ("minified store", "run", "model"):
             raise QueryError(f"{place} is a {what}, which has a model: leave --model (model=) out.")
         if data is None or what in ("minified store", "minified data"):
-            self.kept = open_minified(place, model)
+            self.kept = place if isinstance(place, KeptPosterior) else open_minified(place, model)
         if data is None:
             assert self.kept is not None
             self.cells = MinifiedCells(self.kept)
@@ -67,3 +67,12 @@ class OpenedQuestion:
     def make_generator(self, seed: int) -> Generator:
         """A generator for the draws of one answer."""
         return Generator(self._device).manual_seed(seed)
+
+
+Asked = OpenedQuestion | KeptPosterior | str | Path
+"""Whom a question is for: an opened question, a minified store or other minified data, or the path of one."""
+
+
+def ask(asked: Asked) -> OpenedQuestion:
+    """The model and the cells of a question, opened if they are not yet. Raises the errors of `OpenedQuestion`."""
+    return asked if isinstance(asked, OpenedQuestion) else OpenedQuestion(asked)
