@@ -62,6 +62,12 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
         "engine/scvi_tools/weights",
         "engine/torch_files",
     ),
+    "engine/queries/test_answer_tables": (
+        "engine/queries/anndata_answers",
+        "engine/queries/answer_rows",
+        "engine/queries/array_answers",
+        "engine/queries/text_answers",
+    ),
     "engine/training/test_query_mapping": ("engine/training/freezing",),
     "engine/training/test_train": (
         "engine/training/evaluation",

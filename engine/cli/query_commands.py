@@ -4,15 +4,17 @@ A new question needs a function of a model and cells in `engine/queries/`, and a
 each question has its own options; it holds nothing else.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
 
+from atlasvi.engine.cli.answers import write_slices, write_whole_table
 from atlasvi.engine.cli.arguments import (
     CellNames,
+    Columns,
     Genes,
     Limit,
     Out,
@@ -25,11 +27,8 @@ from atlasvi.engine.cli.arguments import (
     split_names,
 )
 from atlasvi.engine.cli.query_group import QueryGroup
-from atlasvi.engine.terminal import count, say
 
 if TYPE_CHECKING:  # pandas takes half a second, and `--help` does not need it
-    import pandas as pd
-
     from atlasvi.engine.queries.opened_question import OpenedQuestion
 
 query_app = typer.Typer(cls=QueryGroup, no_args_is_help=True)
@@ -85,19 +84,21 @@ def query_latent(
     where: Where = None,
     limit: Limit = None,
     variance: Annotated[bool, typer.Option("--variance", help="Add the variance of q(z | x).")] = False,
+    columns: Columns = None,
     out: Out = None,
 ) -> None:
     """Posterior mean of the latent of each cell."""
     from atlasvi.engine.queries.latents import slice_latents
 
     opened = context.obj()
+    chosen = _choose(opened, cells, where, limit)
     slices = (
         (index, np.concatenate([qzm, qzv], axis=1) if variance else qzm)
-        for index, qzm, qzv in slice_latents(opened.encoder, opened.cells, _choose(opened, cells, where, limit))
+        for index, qzm, qzv in slice_latents(opened.encoder, opened.cells, chosen)
     )
     n_latent = opened.cells.kept.n_latent if opened.encoder is None else opened.encoder.n_latent
     names = [f"z{k}" for k in range(n_latent)] + [f"var{k}" for k in range(n_latent)] * variance
-    _write(slices, names, out)
+    write_slices(slices, names, out, beside=(opened, chosen, columns))
 
 
 @query_app.command("expression")
@@ -121,6 +122,7 @@ def query_expression(
         Literal["uniform", "importance"],
         typer.Option(help="How these draws are chosen; importance: more often those that explain many cells."),
     ] = "uniform",
+    columns: Columns = None,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
@@ -132,19 +134,21 @@ def query_expression(
         refuse_unused(context, ["weights"], "it chooses among draws from all cells together (--n-samples-overall N)")
     else:
         refuse_unused(context, ["n_samples"], "--n-samples-overall is the number of draws")
+        refuse_unused(context, ["columns"], "a draw from all cells together (--n-samples-overall) is not of one cell")
     opened, wanted = context.obj(), split_names(genes)
+    chosen, names = _choose(opened, cells, where, limit), wanted or opened.run.genes
     options: dict[str, Any] = {
         "genes": wanted,
         "transform_batch": _split_batches(opened, transform_batch),
         "library_size": library_size,
     }
-    model_and_cells = opened.run, opened.cells, _choose(opened, cells, where, limit), opened.make_generator(seed)
+    model_and_cells = opened.run, opened.cells, chosen, opened.make_generator(seed)
     if n_samples_overall is None:
         slices = slice_expression(*model_and_cells, **options, n_samples=n_samples)
+        write_slices(slices, names, out, beside=(opened, chosen, columns))
     else:
         slices = slice_population(*model_and_cells, n_samples_overall, **options, weights=weights)
-    names = wanted or opened.run.genes
-    _write(slices, names, out, "cell" if n_samples_overall is None else "draw")
+        write_slices(slices, names, out, "draw")
 
 
 @query_app.command("parameters")
@@ -156,6 +160,7 @@ def query_parameters(
     where: Where = None,
     limit: Limit = None,
     transform_batch: TransformBatch = None,
+    columns: Columns = None,
     out: Out = None,
 ) -> None:
     """A parameter of the likelihood of the counts, at the posterior mean of each cell."""
@@ -164,12 +169,17 @@ def query_parameters(
     opened, wanted = context.obj(), split_names(genes)
     chosen, batches = _choose(opened, cells, where, limit), _split_batches(opened, transform_batch)
     slices = slice_parameter(opened.run, opened.cells, chosen, parameter, wanted, batches)
-    _write(slices, wanted or opened.run.genes, out)
+    write_slices(slices, wanted or opened.run.genes, out, beside=(opened, chosen, columns))
 
 
 @query_app.command("library")
 def query_library(
-    context: typer.Context, cells: CellNames = None, where: Where = None, limit: Limit = None, out: Out = None
+    context: typer.Context,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    columns: Columns = None,
+    out: Out = None,
 ) -> None:
     """Library size of each cell: the observed one, or its posterior mean if the model infers it."""
     from atlasvi.engine.queries.latents import slice_library
@@ -177,23 +187,31 @@ def query_library(
 
     opened = context.obj()
     chosen = _choose(opened, cells, where, limit)
-    _write(name_cells(opened.cells, chosen, slice_library(opened.run.model, opened.cells, chosen)), ["library"], out)
+    slices = name_cells(opened.cells, chosen, slice_library(opened.run.model, opened.cells, chosen))
+    write_slices(slices, ["library"], out, beside=(opened, chosen, columns))
 
 
 @query_app.command("batch-vectors")
 def query_batch_vectors(
-    context: typer.Context, cells: CellNames = None, where: Where = None, limit: Limit = None, out: Out = None
+    context: typer.Context,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    columns: Columns = None,
+    out: Out = None,
 ) -> None:
     """The embedding of each cell's batch, for a model that embeds batches."""
     from atlasvi.engine.queries.latents import batch_vectors
     from atlasvi.engine.queries.obs_rows import slice_cells
 
     opened = context.obj()
+    chosen = _choose(opened, cells, where, limit)
     parts = (
         (opened.cells.read_names(here), batch_vectors(opened.run.model, opened.cells, here))
-        for _, here in slice_cells(_choose(opened, cells, where, limit), opened.cells.n_cells)
+        for _, here in slice_cells(chosen, opened.cells.n_cells)
     )
-    _write(parts, [f"v{k}" for k in range(opened.run.model.settings.embedding_dim)], out)
+    names = [f"v{k}" for k in range(opened.run.model.settings.embedding_dim)]
+    write_slices(parts, names, out, beside=(opened, chosen, columns))
 
 
 @query_app.command("sample")
@@ -205,26 +223,26 @@ def query_sample(
     limit: Limit = None,
     transform_batch: TransformBatch = None,
     n_samples: Annotated[int, typer.Option(metavar="N", help="Draws per cell, one row per draw.", min=1)] = 1,
+    columns: Columns = None,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
     """Counts drawn from the posterior predictive."""
-    from atlasvi.engine.queries.answer_tables import write_table
     from atlasvi.engine.queries.predictive_counts import slice_counts, take_seed
 
     opened, wanted = context.obj(), split_names(genes)
+    chosen = _choose(opened, cells, where, limit)
     slices = slice_counts(
         opened.run,
         opened.cells,
-        _choose(opened, cells, where, limit),
+        chosen,
         take_seed(opened.make_generator(seed)),
         genes=wanted,
         transform_batch=_split_batches(opened, transform_batch),
         n_samples=n_samples,
     )
-    names = wanted or opened.run.genes
-    rows = write_table(slices, ["sample"] * (n_samples > 1) + names, out)
-    _say_written(rows, out, "row" if n_samples > 1 else "cell")
+    names = ["sample"] * (n_samples > 1) + (wanted or opened.run.genes)
+    write_slices(slices, names, out, beside=(opened, chosen, columns), rows_per_cell=n_samples)
 
 
 @query_app.command("differential")
@@ -264,7 +282,6 @@ def query_differential(
     """Genes that differ between groups of cells; if there are counts, with their statistics."""
     import pandas as pd
 
-    from atlasvi.engine.queries.answer_tables import write_frame
     from atlasvi.engine.queries.differential import differential_expression
     from atlasvi.engine.queries.draw_comparison import Test
     from atlasvi.engine.queries.question_cells import CountedCells
@@ -296,7 +313,7 @@ def query_differential(
         all_stats=isinstance(opened.cells, CountedCells),
         fdr_target=fdr,
     )
-    _say_written(write_frame(table, "gene", out), out, "row")
+    write_whole_table(table, "gene", out)
 
 
 @query_app.command("abundance")
@@ -333,7 +350,7 @@ def query_abundance(
         num_cells_posterior=max_cells,
         dof=dof,
     )
-    _write(iter([(table.index, table.to_numpy())]), list(map(str, table.columns)), out)
+    write_slices(iter([(table.index, table.to_numpy())]), list(map(str, table.columns)), out)
 
 
 @query_app.command("elbo")
@@ -346,6 +363,7 @@ def query_elbo(
         int, typer.Option(metavar="N", help="Add the marginal log-likelihood, from N samples per cell.", min=0)
     ] = 0,
     mean: Annotated[bool, typer.Option("--mean", help="Only the mean over the cells.")] = False,
+    columns: Columns = None,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
@@ -355,14 +373,16 @@ def query_elbo(
     from atlasvi.engine.queries.model_fit import FIT_COLUMNS, slice_fit
     from atlasvi.engine.queries.question_cells import name_cells, need_counts
 
+    if mean:
+        refuse_unused(context, ["columns"], "the mean over the cells (--mean) is not of one cell")
     opened = context.obj()
     counted, chosen = need_counts(opened.cells, "the ELBO"), _choose(opened, cells, where, limit)
     parts = slice_fit(opened.run.model, counted, opened.make_generator(seed), chosen, marginal)
-    columns = FIT_COLUMNS if marginal else FIT_COLUMNS[:-1]
+    names = FIT_COLUMNS if marginal else FIT_COLUMNS[:-1]
     if mean:
-        _write(iter([(pd.Index(["mean"]), _average(parts)[None])]), columns, out, "row")
+        write_slices(iter([(pd.Index(["mean"]), _average(parts)[None])]), names, out, "row")
     else:
-        _write(name_cells(opened.cells, chosen, parts), columns, out)
+        write_slices(name_cells(opened.cells, chosen, parts), names, out, beside=(opened, chosen, columns))
 
 
 @query_app.command("correlation")
@@ -402,7 +422,7 @@ def query_correlation(
         correlation_type=method,
     )
     names = wanted or opened.run.genes
-    _write(iter([(pd.Index(names), matrix)]), names, out, "gene")
+    write_slices(iter([(pd.Index(names), matrix)]), names, out, "gene")
 
 
 def _choose(
@@ -437,16 +457,3 @@ def _average(parts: Iterable[np.ndarray]) -> np.ndarray:
     if n == 0:
         raise QueryError("No cell was chosen, so there is no mean.")
     return sums / n
-
-
-def _write(
-    slices: "Iterator[tuple[pd.Index, np.ndarray]]", columns: Iterable[str], out: Path | None, index: str = "cell"
-) -> None:
-    from atlasvi.engine.queries.answer_tables import write_table
-
-    _say_written(write_table(slices, list(columns), out, index=index), out, index)
-
-
-def _say_written(rows: int, out: Path | None, noun: str) -> None:
-    if out is not None:
-        say(f"{out}: {count(rows, noun)}.")

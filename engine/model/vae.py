@@ -133,7 +133,7 @@ class VAE(nn.Module):
         return torch.logsumexp(self.decoder.logits(hidden), dim=-1)
 
     def some_proportions(self, hidden: Tensor, normaliser: Tensor, genes: slice | Tensor) -> Tensor:
-        """`proportions` of some genes, with genes first: float32 [genes, cells], from what `hide` and `normaliser` gave."""
+        """`proportions` of some genes, genes first: float32 [genes, cells], from what `hide` and `normaliser` gave."""
         weight, bias = self.decoder.logits.weight[genes], self.decoder.logits.bias[genes]
         logits = torch.addmm(bias[:, None], weight, hidden.T)
         return F.softplus(logits) if self.settings.use_size_factor else logits.sub_(normaliser).exp_()

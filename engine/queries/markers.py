@@ -1,7 +1,7 @@
 """Marker genes of labels, and genes that differ between two selections of cells: differential expression of an atlas.
 
-scVI's test of the size of the change (Boyeau et al. 2019), with scvi-tools' columns and numbers: the draws have the same
-distribution, but all comparisons share them (see `shared_draws`).
+scVI's test of the size of the change (Boyeau et al. 2019), with scvi-tools' columns and numbers: the draws have the
+same distribution, but all comparisons share them (see `shared_draws`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ def markers(
     batch_correction  decode both groups as each of the model's batches in turn
     Rows: index `gene`. Genes that are higher in the label come first, the most certain ones first of all, then those
     that are lower, the most certain ones last, so that `top` keeps the best markers. Columns:
-        proba_de, proba_not_de, bayes_factor   probability that the change is larger than delta, in the likelier direction
+        proba_de, proba_not_de, bayes_factor   probability of a change larger than delta in the likelier direction
         scale1, scale2                         mean decoded proportion in the label, and in the other cells
         pseudocounts, delta                    as used
         lfc_mean, lfc_median, lfc_std, lfc_min, lfc_max   log2 fold change, over pairs of draws

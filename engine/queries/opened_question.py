@@ -19,7 +19,8 @@ from atlasvi.engine.training.run_parts import choose_device
 class OpenedQuestion:
     """The model and the cells that a question is about.
 
-    place   minified data (or what `open_minified` opened), whose cells are used unless `data` is set; or a run or a model, which needs `data`
+    place   minified data (or what `open_minified` opened), whose cells are used unless `data` is set; or a run or a
+            model, which needs `data`
     data    cells to use: a cell store, any source, or minified data
     model   a run or a model, for minified data of scvi-tools without a model beside it
     device  'cpu', 'cuda' or 'auto': where to encode and decode
@@ -29,7 +30,11 @@ class OpenedQuestion:
     cells: QuestionCells
 
     def __init__(
-        self, place: str | Path | KeptPosterior, data: str | None = None, model: str | Path | None = None, device: str = "cpu"
+        self,
+        place: str | Path | KeptPosterior,
+        data: str | None = None,
+        model: str | Path | None = None,
+        device: str = "cpu",
     ) -> None:
         self.kept: KeptPosterior | None = None
         self._device, self._run = choose_device(device), None

@@ -5,8 +5,9 @@ label takes part in proportion to its number of cells. The draws of all mixtures
 draws of a label as the mixture that needs most of it. So a draw is decoded once, and a comparison of 30 labels costs 31
 decodings of `n_samples_overall` draws, not 60, and one pass over the cells.
 
-The draws of a comparison have the distribution that scvi-tools' have: cells chosen uniformly from either group. Only the
-numbers of draws of a label in a mixture vary less (systematic sampling), and different comparisons are not independent.
+The draws of a comparison have the distribution that scvi-tools' have: cells chosen uniformly from either group. Only
+the numbers of draws of a label in a mixture vary less (systematic sampling), and comparisons are not independent of
+each other.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -104,7 +105,9 @@ def compare_shared(
         seen = [find_hardly_seen(each) for each in some]
 
         def report(done: int, at: int = at, some: Sequence[Comparison] = some) -> None:
-            progress("comparing", at * model.settings.n_genes + done * len(some), len(comparisons) * model.settings.n_genes)
+            progress(
+                "comparing", at * model.settings.n_genes + done * len(some), len(comparisons) * model.settings.n_genes
+            )
 
         yield from zip(some, _compare_round(model, generator, test, groups, pool, mixtures, seen, report))
 
@@ -170,7 +173,7 @@ def _compare_round(
             proportions, pooled = groups.decode(model, block), pool.decode(model, block)
 
             def compare(k: int, proportions: np.ndarray = proportions, pooled: np.ndarray = pooled) -> dict[str, Any]:
-                # Views [draws, genes] of arrays [genes, draws]: statistics over contiguous draws are several times faster.
+                # Views [draws, genes] of arrays [genes, draws]: statistics are much faster over contiguous draws.
                 first, second = proportions[:, own[k]].T, pooled[:, mixtures[k]].T
                 return compare_draws(first, as_paired, second, as_paired, tests[k], None, generator)
 
