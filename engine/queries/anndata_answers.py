@@ -58,7 +58,7 @@ def write_zarr(folder: Path, table: Table) -> int:
             shape=(0, *part.shape[1:]),
             chunks=(max(len(part), 1), *(max(width, 1) for width in part.shape[1:])),
             dtype=str if is_text else part.dtype,
-            attributes=TEXT if is_text else ARRAY,
+            attributes=dict(TEXT if is_text else ARRAY),
         )
 
         def append(rows: np.ndarray) -> None:

@@ -20,11 +20,11 @@ class Rows(NamedTuple):
 class Table(NamedTuple):
     """A table, whose rows come slice by slice.
 
-    index    what a row is: the name of the column of names
+    row      what a row is: the name of the column of names
     columns  names of the columns of numbers
     """
 
-    index: str
+    row: str
     columns: Sequence[str]
     slices: Iterable[Rows]
 

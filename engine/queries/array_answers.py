@@ -54,7 +54,7 @@ def write_npz(file: Path, table: Table) -> int:
                 yield [np.load(spool) for _ in dtypes][which]
 
         has_values = width > 0 or not beside
-        write(f"{table.index}s" if has_values else table.index, dtypes[0], (n_rows,), read(0))
+        write(f"{table.row}s" if has_values else table.row, dtypes[0], (n_rows,), read(0))
         if has_values:
             names_of_columns = np.array(table.columns, str)
             write("columns", names_of_columns.dtype, names_of_columns.shape, [names_of_columns])
@@ -109,4 +109,4 @@ def _to_arrow(rows: Rows, table: Table, pyarrow: Any) -> "pyarrow.Table":
         else:
             arrays.append(pyarrow.Array.from_pandas(column))
     arrays += [pyarrow.array(rows.values[:, k]) for k in range(rows.values.shape[1])]
-    return pyarrow.table(arrays, [table.index, *map(str, rows.beside.columns), *table.columns])
+    return pyarrow.table(arrays, [table.row, *map(str, rows.beside.columns), *table.columns])

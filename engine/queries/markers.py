@@ -131,8 +131,10 @@ def compare(
     for size, name in zip(sizes[:2].tolist(), ("first", "second")):
         if not size:
             raise QueryError(f"{opened.cells.path}: the {name} selection has no cells: there is nothing to compare.")
-    names = [_name_selection(where, default) for where, default in ((first, "first"), (second, REST))]
-    comparison = Comparison(*names, np.array([True, False, False]), np.array([False, True, False]))
+    named = second if second is not None else REST
+    comparison = Comparison(
+        _name(first, "first"), _name(named, "second"), np.array([True, False, False]), np.array([False, True, False])
+    )
     test = _make_test(opened, n_samples, delta, pseudocounts, batch_correction)
     ((_, table),) = _compare(opened, test, labels, sizes, [comparison], fdr_target, seed, progress)
     order = np.lexsort((-table["lfc_mean"].abs().to_numpy(), -table["proba_de"].to_numpy()))
@@ -217,5 +219,5 @@ def _name_groups(table: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
     return table.assign(comparison=f"{one} vs {other}", group1=one, group2=other)
 
 
-def _name_selection(where: Any, default: str) -> str:
+def _name(where: Any, default: str) -> str:
     return where if isinstance(where, str) else default

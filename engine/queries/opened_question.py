@@ -2,6 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 from torch import Generator
 
@@ -47,7 +48,7 @@ class OpenedQuestion:
             assert self.kept is not None
             self.cells = MinifiedCells(self.kept)
         else:
-            self._run = open_model(place) if self.kept is None else self.kept.run
+            self._run = open_model(cast(Any, place)) if self.kept is None else self.kept.run
             self.cells = open_question_cells(data, self._run)
 
     @cached_property

@@ -165,7 +165,7 @@ def _compare_round(
                 found[0, block], found[1, block] = proportions[:, here].max(1), pooled[:, mixture].max(1)
         for k, (found, unseen) in enumerate(zip(largest, seen)):
             assert unseen is not None
-            tests[k] = replace(test, pseudocounts=choose_pseudocounts(*found, *unseen))
+            tests[k] = replace(test, pseudocounts=choose_pseudocounts(found[0], found[1], unseen[0], unseen[1]))
     as_paired = np.full(n_draws, np.nan)  # draws are paired by batch already
     parts: list[list[dict[str, Any]]] = []
     with ThreadPoolExecutor(max(torch.get_num_threads(), 1)) as threads:

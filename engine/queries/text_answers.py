@@ -81,13 +81,13 @@ def _list_rows(table: Table, precision: int) -> Iterator[tuple[list[tuple[str, b
     for names, beside, values in table.slices:
         if not has_header:
             has_header = True
-            yield [(text, False) for text in (table.index, *map(str, beside.columns), *table.columns)], []
+            yield [(text, False) for text in (table.row, *map(str, beside.columns), *table.columns)], []
         format_number = (lambda held: f"{held:.{precision}g}") if values.dtype.kind == "f" else str
         columns = [_to_list(beside[name]) for name in beside]
         for row, numbers, *cells in zip(names, values.tolist(), *columns):
             yield [(str(row), False), *map(format_cell, cells)], [format_number(held) for held in numbers]
     if not has_header:
-        yield [(text, False) for text in (table.index, *table.columns)], []
+        yield [(text, False) for text in (table.row, *table.columns)], []
 
 
 def _to_list(column: pd.Series) -> list[Any]:

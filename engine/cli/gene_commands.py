@@ -1,0 +1,110 @@
+"""`atlasvi query`: expression of groups of cells, and genes that are similar to given ones."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from atlasvi.engine.cli.answers import write_whole_table
+from atlasvi.engine.cli.arguments import (
+    CellNames,
+    Genes,
+    Limit,
+    Out,
+    Seed,
+    Top,
+    TransformBatch,
+    Where,
+    split_names,
+)
+from atlasvi.engine.cli.query_commands import _choose, _split_batches, query_app
+from atlasvi.engine.terminal import show_progress
+
+
+@query_app.command("aggregate")
+def query_aggregate(
+    context: typer.Context,
+    by: Annotated[str, typer.Option(metavar="COLUMNS", help="obs columns of the groups: NAME,NAME.")],
+    genes: Genes = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    library_size: Annotated[
+        str, typer.Option(help="Counts to scale each cell to; 'observed': its own; 'latent': the inferred ones.")
+    ] = "1",
+    transform_batch: TransformBatch = None,
+    fraction_at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Add the mean probability that a cell of this library size (a number, 'observed' or 'latent') has a "
+            "count above 0.",
+        ),
+    ] = None,
+    max_cells: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Decode at most N cells of each group, chosen at random; adds standard errors.", min=1
+        ),
+    ] = None,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Mean decoded expression of groups of cells."""
+    from atlasvi.engine.queries.aggregate import aggregate
+
+    opened = context.obj()
+    with show_progress() as progress:
+        found = aggregate(
+            opened,
+            split_names(by) or [],
+            genes=split_names(genes),
+            chosen=_choose(opened, cells, where, limit),
+            library_size=library_size,
+            transform_batch=_split_batches(opened, transform_batch),
+            fraction_at=fraction_at,
+            max_cells=max_cells,
+            seed=seed,
+            progress=progress,
+        )
+    write_whole_table(found.to_table(), "group", out)
+
+
+@query_app.command("similar-genes")
+def query_similar_genes(
+    context: typer.Context,
+    genes: Annotated[str, typer.Option(help="Gene names: NAME,NAME or @FILE with one per line.")],
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    top: Top = 50,
+    max_cells: Annotated[
+        int, typer.Option(metavar="N", help="Use at most N cells, chosen at random; 0: all.", min=0)
+    ] = 100_000,
+    scale: Annotated[
+        Literal["log", "linear"], typer.Option(help="log(1 + expression at 10,000 counts a cell), or proportions.")
+    ] = "log",
+    transform_batch: TransformBatch = None,
+    n_samples: Annotated[
+        int, typer.Option(help="Average over N draws of z; 0: decode the posterior mean.", metavar="N", min=0)
+    ] = 0,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Genes whose decoded expression correlates most with that of given genes."""
+    from atlasvi.engine.queries.similar_genes import similar_genes
+
+    opened = context.obj()
+    with show_progress() as progress:
+        table = similar_genes(
+            opened,
+            split_names(genes) or [],
+            top=top or None,
+            chosen=_choose(opened, cells, where, limit),
+            max_cells=max_cells or None,
+            scale=scale,
+            transform_batch=_split_batches(opened, transform_batch),
+            n_samples=n_samples,
+            seed=seed,
+            progress=progress,
+        )
+    write_whole_table(table, "gene", out)
