@@ -27,6 +27,7 @@ from atlasvi.engine.cli.arguments import (
     split_names,
 )
 from atlasvi.engine.cli.query_group import QueryGroup
+from atlasvi.engine.terminal import show_progress
 
 if TYPE_CHECKING:  # pandas takes half a second, and `--help` does not need it
     from atlasvi.engine.queries.opened_question import OpenedQuestion
@@ -333,24 +334,28 @@ def query_abundance(
             help="Degrees of freedom of Student's t for each cell; default: a normal.", min=0.01, callback=check_finite
         ),
     ] = None,
+    columns: Columns = None,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
     """Log-density of each cell's latent under the cells of each sample, in nats."""
-    from atlasvi.engine.queries.abundance import differential_abundance
+    from atlasvi.engine.queries.abundance import slice_abundance
 
     opened = context.obj()
-    table = differential_abundance(
-        opened.run.model,
-        opened.cells,
-        opened.cells,
-        opened.make_generator(seed),
-        sample_key,
-        indices=_choose(opened, cells, where, limit),
-        num_cells_posterior=max_cells,
-        dof=dof,
-    )
-    write_slices(iter([(table.index, table.to_numpy())]), list(map(str, table.columns)), out)
+    chosen = _choose(opened, cells, where, limit)
+    with show_progress() as progress:
+        samples, slices = slice_abundance(
+            opened.run.model,
+            opened.cells,
+            opened.cells,
+            opened.make_generator(seed),
+            sample_key,
+            chosen,
+            max_cells,
+            dof,
+            progress=progress,
+        )
+        write_slices(slices, map(str, samples), out, beside=(opened, chosen, columns))
 
 
 @query_app.command("elbo")

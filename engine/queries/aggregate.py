@@ -103,7 +103,12 @@ def aggregate(
     for posterior in opened.cells.read_posteriors(model, cells, batch_size):
         z, library = posterior.mean(model)
         part = here[at : at + len(posterior)]
-        values = [sum(decode(posterior, z, library, batch) for batch in batches) / len(batches) for decode in measures]
+        values = [
+            torch.stack([decode(posterior, z, library, batch) for batch in batches]).mean(0)
+            if len(batches) > 1
+            else decode(posterior, z, library, batches[0])
+            for decode in measures
+        ]
         if max_cells is not None:
             values.append(values[0].double().square())
         present, members = np.unique(part, return_inverse=True)

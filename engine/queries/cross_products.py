@@ -22,10 +22,10 @@ class CrossProducts:
         """Add the values of some cells [cells, genes]."""
         values = values.double()
         if self._n == 0:
-            shift = values.mean(0) if self._shift is None else self._shift.to(values)
-            self._shift = shift
+            shift = self._shift = values.mean(0) if self._shift is None else self._shift.to(values)
             self._sums, self._squares = torch.zeros_like(shift), torch.zeros_like(shift)
             self._products = torch.zeros(len(shift[self._columns]), len(shift), dtype=shift.dtype, device=shift.device)
+        assert self._shift is not None
         centred = values - self._shift
         self._n += len(values)
         self._sums += centred.sum(0)
