@@ -10,7 +10,6 @@ ROOT = Path(__file__).resolve().parents[1]
 # The test of files that have none of their name: they are parts of what is tested there.
 TESTED_IN: dict[str, tuple[str, ...]] = {
     "engine/api/test_question_methods": (
-        "engine/queries/abundance",
         "engine/queries/correlation",
         "engine/queries/count_statistics",
         "engine/queries/differential",
@@ -62,6 +61,7 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
         "engine/scvi_tools/weights",
         "engine/torch_files",
     ),
+    "engine/queries/test_similar_genes": ("engine/queries/cross_products",),
     "engine/queries/test_answer_tables": (
         "engine/queries/anndata_answers",
         "engine/queries/answer_rows",

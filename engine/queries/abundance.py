@@ -44,9 +44,8 @@ def differential_abundance(
         model, cells, queried, generator, sample_key, indices, num_cells_posterior or cells.n_cells, dof, batch_size
     )
     parts = list(slices)
-    names = np.concatenate([np.asarray(part[0], object) for part in parts]) if parts else []
-    values = np.concatenate([part[1] for part in parts]) if parts else np.empty((0, len(samples)), np.float32)
-    return pd.DataFrame(values, index=pd.Index(names, dtype=object), columns=samples)
+    values = np.concatenate([np.empty((0, len(samples)), np.float32), *(part for _, part in parts)])
+    return pd.DataFrame(values, index=queried.read_names(indices), columns=samples)
 
 
 def slice_abundance(

@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from torch import Generator
 
@@ -50,6 +50,13 @@ class OpenedQuestion:
         else:
             self._run = open_model(cast(Any, place)) if self.kept is None else self.kept.run
             self.cells = open_question_cells(data, self._run)
+
+    @classmethod
+    def of_parts(cls, run: TrainedRun, cells: QuestionCells, device: str = "cpu") -> Self:
+        """A question from a model and cells that are opened already."""
+        opened = cls.__new__(cls)
+        opened.kept, opened.cells, opened._run, opened._device = None, cells, run, choose_device(device)
+        return opened
 
     @cached_property
     def run(self) -> TrainedRun:
