@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.differential import Comparison
 from atlasvi.engine.queries.draw_comparison import Test, choose_pseudocounts, compare_draws
-from atlasvi.engine.queries.expression import Drawn, draw_posterior
+from atlasvi.engine.queries.expression import Drawn, draw_at_once
 from atlasvi.engine.queries.labels import draw_members
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, QuestionCells
 
@@ -92,7 +92,7 @@ def compare_shared(
         chosen = [draw_members(labels, sizes, wanted, generator) for _ in batches]
         # one population after the other, and within each one batch after the other
         indices = np.concatenate([each[k] for k in range(len(wanted)) for each in chosen])
-        drawn = draw_posterior(model, cells, generator, indices)
+        drawn = draw_at_once(model, cells, generator, indices)
         as_batch = np.concatenate([np.repeat(np.arange(len(batches)), count) for _, count in wanted])
         hidden = _hide(model, drawn, as_batch, batches)
         end = len(some) * n_draws
