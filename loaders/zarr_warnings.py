@@ -14,8 +14,8 @@ def quiet_zarr() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="zarr v3 autosharding")
         warnings.filterwarnings("ignore", message="The data type .* does not have a Zarr V3 specification")
         warnings.filterwarnings(
-            "ignore", message="Object at manifest.json is not recognized"
-        )  # a file that does not belong to Zarr
+            "ignore", message=r"Object at (manifest\.json|names\.index) is not recognized"
+        )  # files that do not belong to Zarr
         yield
 
 

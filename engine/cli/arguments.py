@@ -22,6 +22,7 @@ Where = Annotated[
 ]
 CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names: NAME,NAME or @FILE with one per line.")]
 Limit = Annotated[int | None, typer.Option(help="Largest number of cells.", min=1)]
+Sample = Annotated[int | None, typer.Option(metavar="N", help="At most N cells, drawn at random from --seed.", min=1)]
 Genes = Annotated[str | None, typer.Option(help="Gene names: NAME,NAME or @FILE with one per line.")]
 TransformBatch = Annotated[
     str | None, typer.Option(metavar="NAMES", help="Decode as this batch, or average over several (NAME,NAME).")

@@ -323,6 +323,9 @@ def minify(
     dask: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
     ] = None,
+    latents: Annotated[
+        Literal["float32", "float16"], typer.Option(help="How latents are stored; float16 takes half the space.")
+    ] = "float32",
     rank_timeout: RankTimeout = 300.0,
     layer: Layer = None,
     gene_column: GeneColumn = None,
@@ -344,6 +347,7 @@ def minify(
             batch_size=batch_size,
             device=device,
             dask=dask,
+            latents=latents,
             progress=progress,
         )
         if not ranks.is_first:

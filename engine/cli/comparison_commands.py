@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from atlasvi.engine.cli.answers import write_whole_table
-from atlasvi.engine.cli.arguments import CellNames, Limit, Out, Seed, Top, Where, check_finite
+from atlasvi.engine.cli.arguments import CellNames, Limit, Out, Sample, Seed, Top, Where, check_finite
 from atlasvi.engine.cli.query_commands import _choose, _split_known, query_app
 from atlasvi.engine.terminal import show_progress
 
@@ -30,6 +30,7 @@ def query_markers(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     top: Top = 50,
     n_samples: Samples = 5_000,
     delta: Delta = 0.25,
@@ -50,7 +51,7 @@ def query_markers(
             labels=None
             if labels is None
             else _split_known(labels, lambda: code_column(opened.cells, labels_key).categories),
-            chosen=_choose(opened, cells, where, limit),
+            chosen=_choose(opened, cells, where, limit, sample, seed),
             top=top or None,
             n_samples=n_samples,
             delta=delta,

@@ -10,6 +10,7 @@ from atlasvi.engine.cli.arguments import (
     Genes,
     Limit,
     Out,
+    Sample,
     Seed,
     Top,
     TransformBatch,
@@ -28,6 +29,7 @@ def query_aggregate(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     library_size: Annotated[
         str, typer.Option(help="Counts to scale each cell to; 'observed': its own; 'latent': the inferred ones.")
     ] = "1",
@@ -58,7 +60,7 @@ def query_aggregate(
             opened,
             split_names(by) or [],
             genes=split_names(genes),
-            chosen=_choose(opened, cells, where, limit),
+            chosen=_choose(opened, cells, where, limit, sample, seed),
             library_size=library_size,
             transform_batch=_split_batches(opened, transform_batch),
             fraction_at=fraction_at,
@@ -76,6 +78,7 @@ def query_similar_genes(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     top: Top = 50,
     max_cells: Annotated[
         int, typer.Option(metavar="N", help="Use at most N cells, chosen at random; 0: all.", min=0)
@@ -99,7 +102,7 @@ def query_similar_genes(
             opened,
             split_names(genes) or [],
             top=top or None,
-            chosen=_choose(opened, cells, where, limit),
+            chosen=_choose(opened, cells, where, limit, sample, seed),
             max_cells=max_cells or None,
             scale=scale,
             transform_batch=_split_batches(opened, transform_batch),

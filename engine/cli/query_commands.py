@@ -18,6 +18,7 @@ from atlasvi.engine.cli.arguments import (
     Genes,
     Limit,
     Out,
+    Sample,
     Seed,
     TransformBatch,
     Where,
@@ -27,7 +28,7 @@ from atlasvi.engine.cli.arguments import (
     split_names,
 )
 from atlasvi.engine.cli.query_group import QueryGroup
-from atlasvi.engine.terminal import show_progress
+from atlasvi.engine.terminal import say, show_progress
 
 if TYPE_CHECKING:  # pandas takes half a second, and `--help` does not need it
     from atlasvi.engine.queries.opened_question import OpenedQuestion
@@ -78,21 +79,32 @@ def query_info(context: typer.Context) -> None:
             print_lines(describe(place))
 
 
+@query_app.command("count")
+def query_count(context: typer.Context, cells: CellNames = None, where: Where = None) -> None:
+    """How many cells meet the conditions."""
+    from atlasvi.engine.queries.cell_choice import count_cells
+
+    say(str(count_cells(context.obj().cells, split_names(cells), where or [])))
+
+
 @query_app.command("latent")
 def query_latent(
     context: typer.Context,
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     variance: Annotated[bool, typer.Option("--variance", help="Add the variance of q(z | x).")] = False,
     columns: Columns = None,
+    seed: Seed = 0,
     out: Out = None,
 ) -> None:
     """Posterior mean of the latent of each cell."""
     from atlasvi.engine.queries.latents import slice_latents
 
+    _refuse_seed(context, sample)
     opened = context.obj()
-    chosen = _choose(opened, cells, where, limit)
+    chosen = _choose(opened, cells, where, limit, sample, seed)
     slices = (
         (index, np.concatenate([qzm, qzv], axis=1) if variance else qzm)
         for index, qzm, qzv in slice_latents(opened.encoder, opened.cells, chosen)
@@ -109,6 +121,7 @@ def query_expression(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     library_size: Annotated[
         str, typer.Option(help="Counts to scale each cell to; 'observed': its own; 'latent': the inferred ones.")
     ] = "1",
@@ -137,7 +150,7 @@ def query_expression(
         refuse_unused(context, ["n_samples"], "--n-samples-overall is the number of draws")
         refuse_unused(context, ["columns"], "a draw from all cells together (--n-samples-overall) is not of one cell")
     opened, wanted = context.obj(), split_names(genes)
-    chosen, names = _choose(opened, cells, where, limit), wanted or opened.run.genes
+    chosen, names = _choose(opened, cells, where, limit, sample, seed), wanted or opened.run.genes
     options: dict[str, Any] = {
         "genes": wanted,
         "transform_batch": _split_batches(opened, transform_batch),
@@ -160,15 +173,18 @@ def query_parameters(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     transform_batch: TransformBatch = None,
     columns: Columns = None,
+    seed: Seed = 0,
     out: Out = None,
 ) -> None:
     """A parameter of the likelihood of the counts, at the posterior mean of each cell."""
     from atlasvi.engine.queries.likelihood_parameters import slice_parameter
 
+    _refuse_seed(context, sample)
     opened, wanted = context.obj(), split_names(genes)
-    chosen, batches = _choose(opened, cells, where, limit), _split_batches(opened, transform_batch)
+    chosen, batches = _choose(opened, cells, where, limit, sample, seed), _split_batches(opened, transform_batch)
     slices = slice_parameter(opened.run, opened.cells, chosen, parameter, wanted, batches)
     write_slices(slices, wanted or opened.run.genes, out, beside=(opened, chosen, columns))
 
@@ -180,14 +196,17 @@ def query_library(
     where: Where = None,
     limit: Limit = None,
     columns: Columns = None,
+    sample: Sample = None,
+    seed: Seed = 0,
     out: Out = None,
 ) -> None:
     """Library size of each cell: the observed one, or its posterior mean if the model infers it."""
     from atlasvi.engine.queries.latents import slice_library
     from atlasvi.engine.queries.question_cells import name_cells
 
+    _refuse_seed(context, sample)
     opened = context.obj()
-    chosen = _choose(opened, cells, where, limit)
+    chosen = _choose(opened, cells, where, limit, sample, seed)
     slices = name_cells(opened.cells, chosen, slice_library(opened.run.model, opened.cells, chosen))
     write_slices(slices, ["library"], out, beside=(opened, chosen, columns))
 
@@ -199,14 +218,17 @@ def query_batch_vectors(
     where: Where = None,
     limit: Limit = None,
     columns: Columns = None,
+    sample: Sample = None,
+    seed: Seed = 0,
     out: Out = None,
 ) -> None:
     """The embedding of each cell's batch, for a model that embeds batches."""
     from atlasvi.engine.queries.latents import batch_vectors
     from atlasvi.engine.queries.obs_rows import slice_cells
 
+    _refuse_seed(context, sample)
     opened = context.obj()
-    chosen = _choose(opened, cells, where, limit)
+    chosen = _choose(opened, cells, where, limit, sample, seed)
     parts = (
         (opened.cells.read_names(here), batch_vectors(opened.run.model, opened.cells, here))
         for _, here in slice_cells(chosen, opened.cells.n_cells)
@@ -222,6 +244,7 @@ def query_sample(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     transform_batch: TransformBatch = None,
     n_samples: Annotated[int, typer.Option(metavar="N", help="Draws per cell, one row per draw.", min=1)] = 1,
     columns: Columns = None,
@@ -232,7 +255,7 @@ def query_sample(
     from atlasvi.engine.queries.predictive_counts import slice_counts, take_seed
 
     opened, wanted = context.obj(), split_names(genes)
-    chosen = _choose(opened, cells, where, limit)
+    chosen = _choose(opened, cells, where, limit, sample, seed)
     slices = slice_counts(
         opened.run,
         opened.cells,
@@ -324,6 +347,7 @@ def query_abundance(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     max_cells: Annotated[
         int | None,
         typer.Option(metavar="N", help="Use at most N cells of each sample, chosen at random.", min=1),
@@ -342,7 +366,7 @@ def query_abundance(
     from atlasvi.engine.queries.abundance import slice_abundance
 
     opened = context.obj()
-    chosen = _choose(opened, cells, where, limit)
+    chosen = _choose(opened, cells, where, limit, sample, seed)
     with show_progress() as progress:
         samples, slices = slice_abundance(
             opened.run.model,
@@ -364,6 +388,7 @@ def query_elbo(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     marginal: Annotated[
         int, typer.Option(metavar="N", help="Add the marginal log-likelihood, from N samples per cell.", min=0)
     ] = 0,
@@ -381,7 +406,7 @@ def query_elbo(
     if mean:
         refuse_unused(context, ["columns"], "the mean over the cells (--mean) is not of one cell")
     opened = context.obj()
-    counted, chosen = need_counts(opened.cells, "the ELBO"), _choose(opened, cells, where, limit)
+    counted, chosen = need_counts(opened.cells, "the ELBO"), _choose(opened, cells, where, limit, sample, seed)
     parts = slice_fit(opened.run.model, counted, opened.make_generator(seed), chosen, marginal)
     names = FIT_COLUMNS if marginal else FIT_COLUMNS[:-1]
     if mean:
@@ -397,6 +422,7 @@ def query_correlation(
     cells: CellNames = None,
     where: Where = None,
     limit: Limit = None,
+    sample: Sample = None,
     method: Annotated[Literal["spearman", "pearson"], typer.Option(help="Use ranks, or values.")] = "spearman",
     transform_batch: TransformBatch = None,
     n_samples: Annotated[int, typer.Option(metavar="N", help="Draws per cell.", min=1)] = 10,
@@ -415,7 +441,7 @@ def query_correlation(
     from atlasvi.engine.queries.question_cells import take_chosen
 
     opened, wanted = context.obj(), split_names(genes)
-    generator, chosen = opened.make_generator(seed), _choose(opened, cells, where, limit)
+    generator, chosen = opened.make_generator(seed), _choose(opened, cells, where, limit, sample, seed)
     matrix = correlate_genes(
         opened.run.model,
         opened.cells,
@@ -431,14 +457,25 @@ def query_correlation(
 
 
 def _choose(
-    opened: "OpenedQuestion", names: str | None, where: list[str] | None, limit: int | None
+    opened: "OpenedQuestion",
+    names: str | None,
+    where: list[str] | None,
+    limit: int | None,
+    sample: int | None = None,
+    seed: int = 0,
 ) -> np.ndarray | None:
     """Ascending int64 indices of the chosen cells; None: all."""
     from atlasvi.engine.queries.cell_choice import choose_cells
 
-    if names is None and not where and limit is None:
+    if names is None and not where and limit is None and sample is None:
         return None
-    return choose_cells(opened.cells, split_names(names), where or [], limit)
+    return choose_cells(opened.cells, split_names(names), where or [], limit, sample, seed)
+
+
+def _refuse_seed(context: typer.Context, sample: int | None) -> None:
+    """Refuse --seed where only --sample would use it."""
+    if sample is None:
+        refuse_unused(context, ["seed"], "only --sample uses it")
 
 
 def _split_known(text: str, list_known: Callable[[], Iterable[Any]]) -> list[str]:

@@ -1,18 +1,20 @@
 """Cells whose posterior was kept instead of their counts: the interface that all readers of minified data have."""
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 
 from atlasvi.engine.model.covariates import Setup
+from atlasvi.loaders.arrays.row_arrays import split_rows
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 
 if TYPE_CHECKING:
     from atlasvi.engine.model.trained_run import TrainedRun
 
+SLICE_CELLS = 2**16  # cells read at a time
 MINIFIED = "_scvi_adata_minify_type"  # in uns: scvi-tools' mark of minified data
 MINIFY_TYPE = "latent_posterior_parameters"  # its value if the counts were dropped
 WITH_COUNTS = f"{MINIFY_TYPE}_with_counts"  # its value if they were kept beside the posterior
@@ -36,6 +38,12 @@ class ObsTable(Protocol):
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
         """One column of cells [start, stop), or of all. Raises ColumnError, with the columns of obs."""
+
+    def take_names(self, rows: np.ndarray) -> pd.Index:
+        """Names of the cells with these ascending int64 indices."""
+
+    def take_column(self, name: str, rows: np.ndarray) -> pd.Series:
+        """One column of the cells with these ascending int64 indices. Raises ColumnError, with the columns of obs."""
 
 
 class KeptPosterior:
@@ -83,6 +91,38 @@ class KeptPosterior:
         with reading(self.path):
             qzm, qzv = (np.asarray(array[start:stop], np.float32) for array in self._latents)
         return qzm, qzv
+
+    def take_column(self, name: str, cells: np.ndarray) -> pd.Series:
+        """One obs column of the cells with these ascending int64 indices. Raises ColumnError, with the columns."""
+        return self.obs.take_column(name, cells)
+
+    def take_names(self, cells: np.ndarray) -> pd.Index:
+        """Names of the cells with these ascending int64 indices."""
+        return self.obs.take_names(cells)
+
+    def take_latent(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """qzm and qzv, float32 [cells, latent], of the cells with these ascending int64 indices."""
+        parts = [self.read_latent(0, 0)]
+        for low, high in split_rows(cells, SLICE_CELLS):
+            first = int(cells[low])
+            latents = self.read_latent(first, int(cells[high - 1]) + 1)
+            parts.append((latents[0][cells[low:high] - first], latents[1][cells[low:high] - first]))
+        qzm, qzv = (np.concatenate(values) for values in zip(*parts))
+        return qzm, qzv
+
+    def take_mean(self, cells: np.ndarray) -> np.ndarray:
+        """qzm, float32 [cells, latent], of the cells with these ascending int64 indices."""
+        return self.take_latent(cells)[0]
+
+    def find_named(self, names: Collection[str]) -> tuple[np.ndarray, pd.Index]:
+        """The cells with one of these names, all cells of a name that repeats: (ascending int64 indices, names)."""
+        rows, found, wanted = [np.empty(0, np.int64)], list[pd.Index](), list(names)
+        for start in range(0, self.n_cells, SLICE_CELLS):
+            here = self.read_names(start, min(start + SLICE_CELLS, self.n_cells))
+            hits = np.flatnonzero(here.isin(wanted))
+            rows.append(start + hits)
+            found.append(here[hits])
+        return np.concatenate(rows), pd.Index([], dtype=object).append(found)
 
     def check_model(self, run: "TrainedRun") -> None:
         """Raise SourceError if genes or latents show that these cells were minified with another model."""

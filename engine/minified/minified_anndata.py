@@ -41,6 +41,14 @@ class AnnDataObs:
             name = find_name(self.columns, LIBRARY) or LIBRARY
         return self._obs.read_column(name, start, stop)
 
+    def take_names(self, rows: np.ndarray) -> pd.Index:
+        """Names of the cells with these ascending int64 indices."""
+        return self._obs.adata.obs_names[rows]
+
+    def take_column(self, name: str, rows: np.ndarray) -> pd.Series:
+        """One column of the cells with these ascending int64 indices. Raises ColumnError, with the columns of obs."""
+        return self.read_column(name).iloc[rows].reset_index(drop=True)
+
 
 class MinifiedAnnData(KeptPosterior):
     """A minified AnnData with the interface of a minified store, whichever version of scvi-tools minified it.

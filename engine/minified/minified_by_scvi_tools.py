@@ -1,18 +1,21 @@
 """Data that scvi-tools minified, read like a minified store: latents in an h5ad or Zarr, and the model beside it."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import zarr
 
-from atlasvi.engine.minified.kept_posterior import LATENTS, LIBRARY, KeptPosterior, find_name
+from atlasvi.engine.minified.kept_posterior import LATENTS, LIBRARY, SLICE_CELLS, KeptPosterior, find_name
 from atlasvi.engine.minified.minified_store import MinifiedStore, open_root, read_minify_type
 from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.model.run_files import MODEL
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.loaders.arrays.array_checks import check_group_codecs, check_stored
+from atlasvi.loaders.arrays.row_arrays import split_rows
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.tables.anndata_tables import Table, open_table
@@ -97,21 +100,33 @@ class _Obs:
 
     def __init__(self, table: Table, path: str) -> None:
         self._table, self._path, self.n_rows = table, path, table.n_rows
-        self.columns = list(self.read(0, 0).columns)
-
-    def _rename(self, obs: pd.DataFrame) -> pd.DataFrame:
-        return obs.rename(columns={find_name(obs, LIBRARY): LIBRARY})
-
-    def read(self, start: int, stop: int) -> pd.DataFrame:
-        """Rows [start, stop), all columns; the index holds cell names."""
-        with reading(self._path):
-            return self._rename(self._table.read(start, min(stop, self.n_rows)))
+        there = find_name(table.columns, LIBRARY)
+        self._stored = {LIBRARY if name == there else name: name for name in table.columns}  # name here -> in the file
+        self.columns = list(self._stored)
 
     def read_names(self, start: int, stop: int) -> pd.Index:
         """Cell names of rows [start, stop)."""
-        return self.read(start, stop).index
+        with reading(self._path):
+            return self._table.read_names(start, min(stop, self.n_rows))
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
         """One column of rows [start, stop), or of all. Raises ColumnError, with the columns of obs."""
         check_column(name, self.columns, self._path)
-        return self.read(start, self.n_rows if stop is None else stop)[name].reset_index(drop=True)
+        with reading(self._path):
+            return self._table.read_column(self._stored[name], start, self.n_rows if stop is None else stop)
+
+    def take_names(self, rows: np.ndarray) -> pd.Index:
+        """Cell names of the rows with these ascending int64 indices."""
+        parts = [self.read_names(first, last + 1)[here] for first, last, here in _spans(rows)]
+        return self.read_names(0, 0).append(parts)
+
+    def take_column(self, name: str, rows: np.ndarray) -> pd.Series:
+        """One column of the rows with these ascending int64 indices. Raises ColumnError, with the columns of obs."""
+        parts = [self.read_column(name, first, last + 1).iloc[here] for first, last, here in _spans(rows)]
+        return pd.concat(parts or [self.read_column(name, 0, 0)], ignore_index=True)
+
+
+def _spans(rows: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(first, last, indices counted from the first) of the rows that are read at a time."""
+    for low, high in split_rows(rows, SLICE_CELLS):
+        yield int(rows[low]), int(rows[high - 1]), rows[low:high] - rows[low]

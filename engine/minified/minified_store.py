@@ -5,19 +5,25 @@ A plain AnnData Zarr v3 that scvi-tools opens as if it had minified the data its
     MINI/                                  attributes `atlasvi`: kind, format version, sizes, settings
       X/ (and the layer that was trained on)  CSR of the right shape, without counts
       obs/                                 all columns of the data, and observed_lib_size (counts per cell)
-      obsm/scvi_latent_qzm, scvi_latent_qzv  float32 [cells, latent]: mean and variance of q(z | x)
+      obsm/scvi_latent_qzm, scvi_latent_qzv  float32 or float16 [cells, latent]: mean and variance of q(z | x)
       var/
       uns/_scvi_adata_minify_type          'latent_posterior_parameters'
+      names.index                          where each cell's name is (see loaders/tables/name_index.py)
       manifest.json                        bytes and crc32c of every file, written last
       uns/atlasvi/weights/<name>           the model's weights, so that the store is enough to answer questions
+
+Latents, and text such as the cells' names, are shards with inner chunks of few cells, each with its crc32c, so that
+chosen cells are read without the cells between them. Latents are not compressed: that would save 8% of their size, and
+take more time than reading them. This is format 3. Formats 1 and 2 had chunks of the size of these shards, and no
+names.index; they are read too.
 """
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import h5py
 import numpy as np
@@ -27,22 +33,23 @@ import zarr
 from atlasvi.engine.minified.kept_posterior import LATENTS, LIBRARY, MINIFIED, MINIFY_TYPE, KeptPosterior
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.loaders.arrays.array_checks import check_group_codecs
+from atlasvi.loaders.arrays.row_arrays import Chosen, open_rows
 from atlasvi.loaders.cells.store_checks import check_attributes, check_lengths, check_written, name_missing_chunks
 from atlasvi.loaders.damage import reading
-from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.manifest import Files, check_files, hash_file, write_manifest
-from atlasvi.loaders.outputs import remove_leftovers, sync_file
+from atlasvi.loaders.outputs import name_scratch, remove_leftovers, sync_file
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_manifest, check_version, read_attributes
 from atlasvi.loaders.tables.anndata_tables import read_text, to_str
 from atlasvi.loaders.tables.merged_columns import TEXT
+from atlasvi.loaders.tables.name_index import NameIndex, write_name_index
 from atlasvi.loaders.tables.records import STRING
 from atlasvi.loaders.tables.store_tables import (
     AppendedArray,
     TableReader,
     TableWriter,
     consolidate_metadata,
-    has_masks,
     place_rows,
     unmask_complete_text,
     write_table,
@@ -55,9 +62,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
-VERSION_WITHOUT_MASKS = 1  # for a store without nullable columns, which older versions can read
+FORMAT_VERSION = 3
 KIND = "minified store"
+NAMES = "names.index"
+LATENT_ROWS = 256  # cells of an inner chunk of latents: 20 kB of 20 float32; zarr-python takes 0.1 ms for each
+TEXT_ROWS = 4096  # texts of an inner chunk, which takes 0.1 ms to decode
+Latents = Literal["float32", "float16"]
+"""How latents are stored."""
 ATTRIBUTES: dict[str, type] = {**dict.fromkeys(("n_cells", "n_genes", "n_latent"), int), "model": dict}
 
 
@@ -94,12 +105,14 @@ def create_minified(
     weights: Mapping[str, np.ndarray],
     chunk_rows: int,
     layer: str | None = None,
+    latents: Latents = "float32",
 ) -> None:
     """Make a store whose cells are not written yet: processes use `write_cells`, and `finish_minified` completes it.
 
     dtypes      of the columns of obs, without observed_lib_size
-    chunk_rows  of all arrays of cells, so that different processes write different chunks
+    chunk_rows  cells in a file of all arrays of cells, so that different processes write different files
     layer       layer that held the counts; None: X
+    latents     dtype of the latents
     """
     from anndata.io import write_elem
 
@@ -111,28 +124,40 @@ def create_minified(
         _create_empty_matrix(layers, layer, n_cells, len(var))
     # Whether any text is missing is known only at the end.
     stored = {name: STRING if dtype == TEXT else dtype for name, dtype in dtypes.items()}
-    TableWriter(root, "obs", n_cells, {**stored, LIBRARY: np.dtype(np.float32)}, chunk_rows)
+    obs_dtypes = {**stored, LIBRARY: np.dtype(np.float32)}
+    TableWriter(root, "obs", n_cells, obs_dtypes, chunk_rows, choose_inner_rows(chunk_rows, TEXT_ROWS))
     write_table(root, "var", var)
     obsm = root.create_group("obsm", attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
+    inner_rows = choose_inner_rows(chunk_rows, LATENT_ROWS)
     for name in LATENTS:
-        AppendedArray(obsm, name, n_cells, np.dtype(np.float32), (n_latent,), chunk_rows)
+        AppendedArray(obsm, name, n_cells, np.dtype(latents), (n_latent,), chunk_rows, inner_rows, compressed=False)
     with quiet_zarr():
         write_elem(root, "uns", {MINIFIED: MINIFY_TYPE, "atlasvi": {"weights": dict(weights)}})
         for name in ("obsp", "varm", "varp"):
             write_elem(root, name, {})
 
 
+def choose_inner_rows(chunk_rows: int, most: int) -> int:
+    """Cells of an inner chunk: the largest number up to `most` that divides `chunk_rows`.
+
+    It is `chunk_rows` itself if that has only divisors that are much smaller: each chunk takes 20 bytes more.
+    """
+    divisor = next(n for n in range(min(most, chunk_rows), 0, -1) if chunk_rows % n == 0)
+    return divisor if divisor * 8 >= min(most, chunk_rows) else chunk_rows
+
+
 def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> Files:
-    """Write whole chunks of cells, starting at cell `start`, and flush them to disk; returns their files.
+    """Write the cells of one file of each array, starting at cell `start`, and flush them to disk; returns their files.
 
     record  `qzm` and `qzv` float32 [cells, latent], and the `obs/` columns with observed_lib_size
+    Raises OutputError if a latent is too large for float16.
     """
     root = cast(Any, zarr.open_group(path, mode="r+"))
     place_rows(root["obs"], start, record)
     for name, part in zip(LATENTS, ("qzm", "qzv")):
         array = root[f"obsm/{name}"]
-        array[start : start + len(record[part])] = record[part]
-    chunk, files = str(start // array.chunks[0]), {}
+        array[start : start + len(record[part])] = to_stored(record[part], array.dtype, part, start)
+    chunk, files = str(start // (array.shards or array.chunks)[0]), {}
     for folder in itertools.chain((path / "obs").rglob("c"), (path / "obsm").rglob("c")):
         for file in (folder / chunk, folder / chunk / "0"):
             if file.is_file():
@@ -142,21 +167,51 @@ def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> Fil
     return files
 
 
-def finish_minified(
-    path: Path, n_cells: int, n_genes: int, n_latent: int, model: Mapping[str, Any], written: Files
-) -> None:
-    """Write the attributes that make the folder a minified store, and the list of its files.
+def to_stored(values: np.ndarray, dtype: np.dtype, part: str, start: int) -> np.ndarray:
+    """qzm or qzv [cells, latent] of cells from `start` on in the dtype of the store.
 
-    written  the files from `create_minified`, and those that `write_cells` returned for all parts
+    A variance that float16 would round to 0 becomes its smallest number, 6e-8: no cell becomes a point.
+    Raises OutputError if a value is too large for float16.
+    """
+    stored = np.asarray(values)
+    if dtype == np.float16:
+        large = np.abs(stored) > np.finfo(np.float16).max
+        if large.any():
+            cell, k = (int(place) for place in np.argwhere(large)[0])
+            raise OutputError(
+                f"{part} of cell {start + cell:,} is {stored[cell, k]:g}, and float16 holds numbers up to 65,504: "
+                "minify with --latents float32 (latents='float32')."
+            )
+        stored = stored.astype(np.float16)
+        if part == "qzv":
+            stored = np.where(stored == 0, np.finfo(np.float16).smallest_subnormal, stored)
+    return stored
+
+
+def finish_minified(
+    path: Path,
+    n_cells: int,
+    n_genes: int,
+    n_latent: int,
+    model: Mapping[str, Any],
+    written: Files,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Write the attributes that make the folder a minified store, the index of names, and the list of its files.
+
+    written   the files from `create_minified`, and those that `write_cells` returned for all parts
+    progress  called with the number of cells whose names are in the index
     Raises SourceError if one of these files is missing, or one from `create_minified` is damaged.
     """
     check_files(path, written, lambda name: name.endswith("zarr.json") or not name.startswith(("obs/", "obsm/")))
     written = {name: found for name, found in written.items() if name != "zarr.json"}
     root = zarr.open_group(path, mode="r+")
     unmask_complete_text(cast(zarr.Group, root["obs"]), path / "obs")
+    names = TableReader(cast(Any, zarr.open_group(path, mode="r"))["obs"], str(path)).read_names
+    write_name_index(path / NAMES, names, n_cells, progress)
     root.attrs["atlasvi"] = {
         "kind": KIND,
-        "format_version": FORMAT_VERSION if has_masks(root) else VERSION_WITHOUT_MASKS,
+        "format_version": FORMAT_VERSION,
         "n_cells": n_cells,
         "n_genes": n_genes,
         "n_latent": n_latent,
@@ -185,7 +240,10 @@ class MinifiedStore(KeptPosterior):
         remove_leftovers(path)
         attributes = read_attributes(path)
         if attributes is None or attributes.get("kind") != KIND:
-            raise SourceError(f"{path} is not a minified store (make one with: atlasvi minify RUN DATA --out MINI).")
+            doing = " yet: it is being made, or its minify was interrupted" if name_scratch(Path(path)).exists() else ""
+            raise SourceError(
+                f"{path} is not a minified store{doing} (make one with: atlasvi minify RUN DATA --out MINI)."
+            )
         check_attributes(attributes, path, {"format_version": int})
         check_version(self.path, KIND, attributes, FORMAT_VERSION)
         check_attributes(attributes, path, ATTRIBUTES)
@@ -200,9 +258,10 @@ class MinifiedStore(KeptPosterior):
         # without consolidated metadata: those copies may be wrong, and zarr confuses names that differ only in case
         root = cast(Any, zarr.open_group(self.path, mode="r", use_consolidated=False))
         check_group_codecs(root)
-        obs, latents = TableReader(root["obs"], self.path), tuple(root["obsm"][name] for name in LATENTS)
+        self._table, latents = TableReader(root["obs"], self.path), tuple(root["obsm"][name] for name in LATENTS)
         sizes = self.attributes["n_cells"], self.attributes["n_latent"]
-        super().__init__(self.path, sizes[0], obs, read_elem(root["var"]), latents, sizes[1])
+        super().__init__(self.path, sizes[0], self._table, read_elem(root["var"]), latents, sizes[1])
+        self._rows = tuple(map(open_rows, latents))
         self._weights = root["uns/atlasvi/weights"]
         self._check(root)
         if not has_manifest:
@@ -235,6 +294,35 @@ class MinifiedStore(KeptPosterior):
         for name, array in self._weights.arrays():
             if not name.endswith(("running_mean", "num_batches_tracked", "bias")):  # zero in an untrained model
                 check_written(self.path, array)
+
+    def read_latent(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """qzm and qzv, float32 [stop - start, latent], of cells [start, stop)."""
+        return self._read_latents(slice(start, stop))
+
+    def take_latent(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """qzm and qzv, float32 [cells, latent], of the cells with these ascending indices."""
+        return self._read_latents(cells)
+
+    def take_mean(self, cells: np.ndarray) -> np.ndarray:
+        """qzm, float32 [cells, latent], of the cells with these ascending indices; qzv is not read."""
+        with reading(self.path):
+            return self._rows[0].read(cells).astype(np.float32, copy=False)
+
+    def _read_latents(self, cells: Chosen) -> tuple[np.ndarray, np.ndarray]:
+        with reading(self.path):
+            qzm, qzv = (array.read(cells).astype(np.float32, copy=False) for array in self._rows)
+        return qzm, qzv
+
+    def find_named(self, names: Collection[str]) -> tuple[np.ndarray, pd.Index]:
+        """The cells with one of these names, all cells of a name that repeats: (ascending int64 indices, names)."""
+        path = Path(self.path) / NAMES
+        if not path.is_file():  # a store of an older format
+            return super().find_named(names)
+        with reading(self.path):
+            candidates = NameIndex(path, self.n_cells).find_candidates(names)
+        there = self.take_names(candidates)
+        hits = there.isin(list(names))
+        return candidates[hits], there[hits]
 
     @property
     def setup(self) -> Setup:

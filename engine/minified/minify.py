@@ -9,7 +9,7 @@ from pathlib import Path
 from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.minified import minify_parts
-from atlasvi.engine.minified.minified_store import LIBRARY, create_minified, finish_minified
+from atlasvi.engine.minified.minified_store import LIBRARY, Latents, create_minified, finish_minified
 from atlasvi.engine.minified.minify_parts import ENCODED, ORDERED, MinifyJob, Opened
 from atlasvi.engine.model.run_files import RESULT
 from atlasvi.engine.model.trained_run import TrainedRun
@@ -42,6 +42,7 @@ def minify(
     batch_size: int = 1024,
     device: str = "auto",
     dask: str | None = None,
+    latents: Latents = "float32",
     rank_timeout_s: float = RANK_TIMEOUT_S,
     progress: Progress = lambda stage, done, total: None,
 ) -> MinifyReport:
@@ -53,11 +54,13 @@ def minify(
                   run's data
     source_order  True: cells in the order of their sources; False: in the order of the store
     dask          address of a Dask scheduler whose workers encode; they need the same paths for `data` and `out`
+    latents       float16 halves the size of the store; docs/minified-store.md has what it changes
     Under torchrun or `atlasvi launch`, call this the same way on all ranks; each writes its own parts of the store.
     After a kill, Ctrl-C or SIGTERM, the same call continues with the unfinished parts, on any number of ranks.
     Memory does not grow with the number of cells.
     Raises GeneError, ColumnError if genes or columns that the model uses are missing, or if a category, such as a
-    batch, was not in the training data; OutputError if `out` exists or can't be written.
+    batch, was not in the training data; OutputError if `out` exists or can't be written, or if a latent is too large
+    for float16.
     """
     with join_ranks(rank_timeout_s) as ranks, stop_on_signals(), ExitStack() as ours:
         ranks.note("opening the model and the data")
@@ -77,6 +80,7 @@ def minify(
             batch_size=batch_size,
             source_order=source_order,
             device=device,
+            latents=latents,
         )
         opened = Opened(job, run, data, run.setup.read_codes(data))
         with ExitStack() as open_until_done:
@@ -91,7 +95,7 @@ def minify(
                 _work(scratch, job, ranks, workers, dask is not None, progress)
             ranks.wait_for_all("the other ranks' parts")
             if ranks.is_first:
-                _finish(scratch, opened)
+                _finish(scratch, opened, progress)
     return MinifyReport(str(out), data.n_cells, run.model.n_latent)
 
 
@@ -101,7 +105,8 @@ def _prepare(scratch: Path, opened: Opened) -> None:
     dtypes = {name: dtype for name, dtype in data.read_obs(0, 0).dtypes.items() if name != LIBRARY}
     weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
     sizes = data.n_cells, run.model.n_latent
-    create_minified(scratch / minify_parts.RESULT, *sizes, data.var, dtypes, weights, job.part_cells, run.setup.layer)
+    rows, layer = job.part_cells, run.setup.layer
+    create_minified(scratch / minify_parts.RESULT, *sizes, data.var, dtypes, weights, rows, layer, job.latents)
     minify_parts.list_created(scratch).finish(0, hash_files(scratch / minify_parts.RESULT))
     for name in (minify_parts.DONE, minify_parts.PIECES, minify_parts.RUN):
         (scratch / name).mkdir()
@@ -142,7 +147,7 @@ def _work(scratch: Path, job: MinifyJob, ranks: Ranks, workers: Workers, on_clus
                 report_progress()
 
 
-def _finish(scratch: Path, opened: Opened) -> None:
+def _finish(scratch: Path, opened: Opened, progress: Progress) -> None:
     run, data, job = opened.run, opened.data, opened.job
     model = {
         "model": run.model_settings,
@@ -153,4 +158,12 @@ def _finish(scratch: Path, opened: Opened) -> None:
     written = minify_parts.read_written(scratch, ORDERED if job.source_order else ENCODED, job.n_parts)
     result = scratch / minify_parts.RESULT
     with reading_unfinished(result):
-        finish_minified(result, data.n_cells, len(data.var), run.model.n_latent, model, written)
+        finish_minified(
+            result,
+            data.n_cells,
+            len(data.var),
+            run.model.n_latent,
+            model,
+            written,
+            lambda done: progress("indexing names", done, data.n_cells),
+        )

@@ -1,6 +1,6 @@
 """The parts of a minify: runs of cells that any process can encode; each is written completely and only once (jobs.py).
 
-A part has as many cells as a chunk of the store's arrays, so that processes write different files of one store. For the
+A part has as many cells as a file of the store's arrays, so that processes write different files of one store. For the
 order of the sources there are two passes: the first writes each part's cells as pieces, one per chunk that they belong
 to, and the second gathers the pieces of each chunk.
 """
@@ -17,7 +17,7 @@ import google_crc32c
 import numpy as np
 import torch
 
-from atlasvi.engine.minified.minified_store import LIBRARY, write_cells
+from atlasvi.engine.minified.minified_store import LIBRARY, Latents, write_cells
 from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.batches.loader import BatchLoader
@@ -51,6 +51,7 @@ class MinifyJob(Job):
     batch_size: int
     source_order: bool
     device: str
+    latents: Latents
 
     @property
     def n_parts(self) -> int:

@@ -47,7 +47,8 @@ def decode_batches(
     n_samples  draws of z (and of a latent library) per cell; 0: use the mean of the posterior instead
     """
     need_at_least(0, n_samples=n_samples)
-    for posterior in cells.read_posteriors(model, chosen, max(batch_size // max(n_samples, 1), 1)):
+    size = max(batch_size // max(n_samples, 1), 1)
+    for posterior in cells.read_posteriors(model, chosen, size, means=n_samples == 0):
         total = None
         for batch in transform_batch:
             if n_samples == 0:
@@ -108,9 +109,15 @@ def decode_expression(
                      the model infers it
     mean_of_samples  average over the first axis, that of samples
     """
+    # indexing with a numpy array takes twenty times longer than this, and half as long as decoding
+    places = None if isinstance(columns, slice) else torch.from_numpy(np.asarray(columns, np.int64))
 
     def decode(posterior: Posterior, z: Tensor, library: Tensor, batch: int | None) -> Tensor:
-        proportions = model.proportions(z, posterior.codes, transform_batch=batch)[..., columns]
+        proportions = model.proportions(z, posterior.codes, transform_batch=batch)
+        if places is None:
+            proportions = proportions[..., columns]
+        else:
+            proportions = proportions.index_select(-1, places.to(proportions.device))
         if not isinstance(library_size, str):
             values = proportions * library_size
         elif model.settings.use_size_factor:

@@ -1,6 +1,6 @@
 """Values of chosen cells from obs, read only in slices that contain chosen cells."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,16 @@ class ObsRows:
     def take_column(self, name: str, cells: np.ndarray) -> pd.Series:
         """Values of one column [len(cells)] of the cells with these indices, in any order."""
         return self._take(name, cells)
+
+    def find_named(self, names: Collection[str]) -> tuple[np.ndarray, pd.Index]:
+        """The cells with one of these names, all cells of a name that repeats: (ascending int64 indices, names)."""
+        rows, found, wanted = [np.empty(0, np.int64)], list[pd.Index](), list(names)
+        for start in range(0, self.n_cells, SLICE_CELLS):
+            here = self._table.read_names(start, min(start + SLICE_CELLS, self.n_cells))
+            hits = np.flatnonzero(here.isin(wanted))
+            rows.append(start + hits)
+            found.append(here[hits])
+        return np.concatenate(rows), pd.Index([], dtype=object).append(found)
 
     def read_codes(self, setup: Setup, cells: np.ndarray, labels: bool = False) -> dict[str, np.ndarray]:
         """Covariates of the cells with these indices, as from `Setup.read_codes`, which also gives the errors."""

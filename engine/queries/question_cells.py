@@ -1,6 +1,6 @@
 """The cells that a question is about: with counts, which are encoded when read, or with a kept posterior."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from atlasvi.engine.minified.kept_posterior import LIBRARY, KeptPosterior, check
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.noise import LATENT_STREAM, LIBRARY_STREAM, draw_normal
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.queries.obs_rows import ObsRows, slice_cells
+from atlasvi.engine.queries.obs_rows import ObsRows
 from atlasvi.kernels import draw_normals
 from atlasvi.loaders.batches.batch import Batch, to_tensor
 from atlasvi.loaders.batches.cell_mask import CellMask
@@ -23,7 +23,7 @@ from atlasvi.loaders.cells.open_cells import CellData, select_genes
 from atlasvi.loaders.errors import AtlasviError
 
 BATCH_SIZE = 1024
-SLICE_CELLS = 2**14  # kept posteriors read at a time
+SLICE_CELLS = 2**14  # cells whose kept posteriors are read at a time
 CODES_CELLS = 2**16  # cells whose covariates are read at a time
 
 
@@ -126,6 +126,9 @@ class QuestionCells(Protocol):
     def take_column(self, name: str, cells: np.ndarray) -> pd.Series:
         """Values of one column [len(cells)] of the cells with these indices, in any order."""
 
+    def find_named(self, names: Collection[str]) -> tuple[np.ndarray, pd.Index]:
+        """The cells with one of these names, all cells of a name that repeats: (ascending int64 indices, names)."""
+
     def read_codes(self, setup: Setup, cells: np.ndarray, labels: bool = False) -> dict[str, np.ndarray]:
         """Covariates of the cells with these indices, in any order, as from `Setup.read_codes`."""
 
@@ -137,8 +140,13 @@ class QuestionCells(Protocol):
         model  may be None if the posterior was kept
         """
 
-    def read_posteriors(self, model: VAE, cells: np.ndarray | None, batch_size: int) -> Iterator[Posterior]:
-        """The posterior of the chosen cells, in their order."""
+    def read_posteriors(
+        self, model: VAE, cells: np.ndarray | None, batch_size: int, means: bool = False
+    ) -> Iterator[Posterior]:
+        """The posterior of the chosen cells, in their order.
+
+        means  whether only qzm will be used: qzv may then be NaN, which saves reading it
+        """
 
 
 class CountedCells(ObsRows):
@@ -186,7 +194,7 @@ class CountedCells(ObsRows):
 
     @torch.inference_mode()
     def read_posteriors(
-        self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
+        self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE, means: bool = False
     ) -> Iterator[Posterior]:
         """The posterior of the chosen cells, in their order."""
         for batch in self.read_batches(model, cells, batch_size):
@@ -218,11 +226,11 @@ class MinifiedCells(ObsRows):
             yield qzm, qzv
 
     def read_posteriors(
-        self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE
+        self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE, means: bool = False
     ) -> Iterator[Posterior]:
-        """The kept posterior of the chosen cells, in their order."""
+        """The kept posterior of the chosen cells, in their order; with `means`, qzv of chosen cells is NaN."""
         device, labels, setup = model.encoder.mean.weight.device, model.settings.uses_labels, self.setup
-        for here, qzm, qzv in self._read_slices(cells):
+        for here, qzm, qzv in self._read_slices(cells, means):
             codes = self.read_codes(setup, here, labels)
             library = self.take_column(LIBRARY, here).to_numpy(np.float32)
             self._check_known(here, np.isfinite(library))
@@ -232,11 +240,28 @@ class MinifiedCells(ObsRows):
                 covariates = {name: to_tensor(values[part]).to(device) for name, values in codes.items()}
                 yield Posterior(mean, variance, sizes, covariates)
 
-    def _read_slices(self, cells: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """For each slice: indices of its chosen cells, and their qzm and qzv."""
-        for start, here in slice_cells(cells, self.n_cells, SLICE_CELLS):
-            latent = self.kept.read_latent(start, min(start + SLICE_CELLS, self.n_cells))
-            qzm, qzv = (values[here - start] for values in latent)
+    def find_named(self, names: Collection[str]) -> tuple[np.ndarray, pd.Index]:
+        """The cells that have one of these names: (ascending int64 indices, names); a store has an index of names."""
+        return self.kept.find_named(names)
+
+    def _take(self, name: str | None, cells: np.ndarray) -> pd.Series:
+        wanted, places = np.unique(cells, return_inverse=True)
+        taken = self.kept.take_names(wanted).to_series() if name is None else self.kept.take_column(name, wanted)
+        return taken.iloc[places].reset_index(drop=True)
+
+    def _read_slices(
+        self, cells: np.ndarray | None, means: bool = False
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """SLICE_CELLS of the chosen cells at a time: their indices, and their qzm and qzv."""
+        for at in range(0, self.n_cells if cells is None else len(cells), SLICE_CELLS):
+            here = take_chosen(cells, at, min(at + SLICE_CELLS, self.n_cells))
+            if cells is None:
+                qzm, qzv = self.kept.read_latent(at, at + len(here))
+            elif means:
+                qzm = self.kept.take_mean(here)
+                qzv = np.full_like(qzm, np.nan)
+            else:
+                qzm, qzv = self.kept.take_latent(here)
             self._check_known(here, np.isfinite(qzm).all(1))
             yield here, qzm, qzv
 

@@ -60,7 +60,7 @@ def open_zarr_array(array: zarr.Array, buffers: Buffers) -> "ZarrArray | None":
             if configuration["index_location"] != "end" or index != [BytesCodec, Crc32cCodec]:
                 return None
             codecs = sharding.codecs
-        coding = _find_coding_v3(codecs)
+        coding = find_coding_v3(codecs)
     else:
         return None
     if coding is None:
@@ -79,7 +79,7 @@ def _find_coding_v2(compressor: Any) -> Coding | None:
     return Coding(BLOSC if name == BLOSC else compressor, False) if name in (BLOSC, *OTHERS) else None
 
 
-def _find_coding_v3(codecs: Any) -> Coding | None:
+def find_coding_v3(codecs: Any) -> Coding | None:
     """The coding given by a list of codecs: bytes in this machine's order, then at most one compressor; else None."""
     names = [codec.to_dict()["name"] for codec in codecs]
     if not names or names[0] != "bytes":
@@ -149,7 +149,7 @@ class ZarrArray:
         with open(path, "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             if self._identities.setdefault(number, identify(status)) != identify(status):
-                raise _replaced(path)
+                raise replaced(path)
             coded = self._buffers.take(status.st_size, np.uint8)
             _read_bytes(file.fileno(), path, 0, coded)
         return coded, np.zeros(1, np.int64), np.array([len(coded)], np.int64)
@@ -158,7 +158,7 @@ class ZarrArray:
         """The bytes of inner chunks [first, last) of one shard, and where in them each begins and ends."""
         shard = self._shards.take(number, path)
         if self._identities.setdefault(number, shard.identity) != identify(os.stat(path)):
-            raise _replaced(path)
+            raise replaced(path)
         index = shard.index[first % self._per_shard :][: last - first]
         if (index == CHUNK_MISSING).any():
             raise NotStoredError
@@ -183,12 +183,12 @@ class ZarrArray:
             for k, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist())):
                 written = int.from_bytes(coded[end : end + 4].tobytes(), "little")
                 if end < begin or google_crc32c.value(coded[begin:end]) != written:
-                    raise _damaged(path, first + k, "it does not match its checksum")
+                    raise damaged(path, first + k, "it does not match its checksum")
         if self._coding.compressor == BLOSC:
             try:
                 decode_chunks(coded, begins, ends, out.view(f"u{out.itemsize}"), False)
             except ValueError as error:
-                raise _damaged(path, first, str(error)) from error
+                raise damaged(path, first, str(error)) from error
             return
         target, compressor = out.view(np.uint8), self._coding.compressor
         for k, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist())):
@@ -197,9 +197,9 @@ class ZarrArray:
                 try:
                     content = np.frombuffer(decode_bounded(compressor, content, size), np.uint8)
                 except Exception as error:  # each codec raises errors of its own
-                    raise _damaged(path, first + k, str(error)) from error
+                    raise damaged(path, first + k, str(error)) from error
             if len(content) != size:
-                raise _damaged(path, first + k, f"it has {len(content)} bytes where {size} should be")
+                raise damaged(path, first + k, f"it has {len(content)} bytes where {size} should be")
             target[k * size : (k + 1) * size] = content
 
 
@@ -236,9 +236,11 @@ def _read_bytes(handle: int, path: Path, offset: int, out: np.ndarray) -> None:
         raise SourceError(f"{path} is damaged or cut short: copy it again.")
 
 
-def _damaged(path: Path, chunk: int, what: str) -> DamagedChunkError:
+def damaged(path: Path, chunk: int, what: str) -> DamagedChunkError:
+    """The error for a chunk of a file that can't be decoded."""
     return DamagedChunkError(f"{path} is damaged or cut short (chunk {chunk}: {what}): copy it again.")
 
 
-def _replaced(path: Path) -> SourceError:
+def replaced(path: Path) -> SourceError:
+    """The error for a file that is not the one that was read before."""
     return SourceError(f"{path} was replaced or written to while it was being read: start again once that is done.")

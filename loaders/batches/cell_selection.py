@@ -1,93 +1,31 @@
 """Which cells an epoch visits, and how often: by an expression over `obs`, by weights, or with balanced classes."""
 
-import ast
-
 import numpy as np
-import pandas as pd
 
 from atlasvi.loaders.batches.cell_mask import CellMask
+from atlasvi.loaders.batches.obs_expression import ObsExpression
 from atlasvi.loaders.cells.cells_protocol import Cells, Columns
 from atlasvi.loaders.cells.coded_columns import SLICE_CELLS, code_column, recode
 from atlasvi.loaders.errors import ColumnError
-from atlasvi.loaders.tables.store_tables import check_column
-
-METHODS = ("isin", "isna", "notna", "between")
-TEXT_METHODS = ("startswith", "endswith", "contains")  # after .str
-ALLOWED = (
-    ast.Expression, ast.BoolOp, ast.boolop, ast.UnaryOp, ast.unaryop, ast.BinOp, ast.operator, ast.Compare, ast.cmpop,
-    ast.Name, ast.Load, ast.Constant, ast.List, ast.Tuple, ast.keyword,
-)  # fmt: skip
 
 
-def choose_cells(data: Columns, expression: str) -> np.ndarray:
+def choose_cells(data: Columns, expression: str, may_be_none: bool = False) -> np.ndarray:
     """bool [data.n_cells]: where an expression over `obs` columns is true, in the syntax of `pandas.DataFrame.eval`.
 
     For example: "cell_type == 'B cell' and n_genes > 500", "donor in ['d1', 'd2']", "`cell type` != 'doublet'".
+    may_be_none  whether it may be true for no cell
     Raises ColumnError if a column is missing, or the expression is invalid, is not true or false, or is never true.
     """
-    columns = [name for name in data.obs_columns if name in _names(expression, data)]
+    parsed = ObsExpression(expression, data.obs_columns, data.path)
     chosen = np.empty(data.n_cells, bool)
     for start in range(0, data.n_cells, SLICE_CELLS):
         stop = min(start + SLICE_CELLS, data.n_cells)
         # column by column: a slice of a store's `obs` would read all columns
-        part = pd.DataFrame(
-            {name: data.read_column(name, start, stop).array for name in columns}, index=range(start, stop)
-        )
-        try:
-            holds = part.eval(expression, engine="python", resolvers=[], local_dict={}, global_dict={})
-        except Exception as error:  # any exception of the operation that pandas runs
-            raise ColumnError(f"{data.path}: the expression {expression!r} fails on its obs ({error}).") from error
-        if np.ndim(holds) != 1 or getattr(holds, "dtype", None) not in (bool, pd.BooleanDtype()):
-            raise ColumnError(
-                f"{data.path}: the expression {expression!r} gives no truth value for each cell: compare a column with "
-                "something, as in \"cell_type == 'B cell'\"."
-            )
+        holds = parsed.evaluate({name: data.read_column(name, start, stop) for name in parsed.columns})
         chosen[start:stop] = holds.fillna(False).to_numpy(bool)
-    if not chosen.any():
+    if not (may_be_none or chosen.any()):
         raise ColumnError(f"{data.path}: the expression {expression!r} is true for no cell.")
     return chosen
-
-
-def _names(expression: str, data: Columns) -> set[str]:
-    """The names that an expression uses; names in backticks may be any text."""
-    if "@" in expression:
-        raise ColumnError(f"{data.path}: {expression!r}: @name variables can't be used here; write the value itself.")
-    plain, quoted = "", set()
-    for k, part in enumerate(expression.split("`")):
-        plain += " _quoted_ " if k % 2 else part
-        if k % 2:
-            quoted.add(part)
-    try:
-        tree = ast.parse(plain.strip(), mode="eval")
-    except SyntaxError as error:
-        raise ColumnError(
-            f"{data.path}: {expression!r} is not an expression over obs columns ({error.msg}); write it as in "
-            "\"cell_type == 'B cell' and n_genes > 500\"."
-        ) from error
-    _check_calls(tree, expression, data)
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - {"_quoted_"} | quoted
-    for name in sorted(names):
-        check_column(name, data.obs_columns, data.path)
-    return names
-
-
-def _check_calls(tree: ast.AST, expression: str, data: Columns) -> None:
-    """Raise ColumnError for anything but comparisons and a few methods: other methods of pandas can write files."""
-    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Attribute):
-        column, methods = tree.func.value, set(METHODS)
-        if isinstance(column, ast.Attribute) and column.attr == "str":
-            column, methods = column.value, set(TEXT_METHODS)
-        if tree.func.attr in methods:
-            for part in (column, *tree.args, *tree.keywords):
-                _check_calls(part, expression, data)
-            return
-    if not isinstance(tree, ALLOWED):
-        raise ColumnError(
-            f"{data.path}: {expression!r} holds {ast.unparse(tree)!r}: an expression compares columns with values, and "
-            f"may call {', '.join(METHODS)}, and of text .str.{', .str.'.join(TEXT_METHODS)}."
-        )
-    for part in ast.iter_child_nodes(tree):
-        _check_calls(part, expression, data)
 
 
 def balance_classes(data: Cells, column: str, cells: CellMask | None) -> np.ndarray:

@@ -55,8 +55,9 @@ class ColumnTable:
         if missing := [column for column in columns if not _has_member(group, column)]:
             raise SourceError(f"{path}: column {missing[0]!r} of {name} is listed but not there; copy the file again.")
         self._index_name = None if index_key == "_index" else index_key
+        self.columns = [column for column in columns if column != index_key]
         self._read_index = open_column(path, f"{name}/{index_key}", group[index_key], group)
-        self._columns = {c: open_column(path, f"{name}/{c}", group[c], group) for c in columns if c != index_key}
+        self._columns = {c: open_column(path, f"{name}/{c}", group[c], group) for c in self.columns}
         self.n_rows = column_length(group[index_key])
         for column in columns:
             if (length := column_length(group[column])) != self.n_rows:
@@ -73,6 +74,14 @@ class ColumnTable:
             self._index_name,
         )
 
+    def read_names(self, start: int, stop: int) -> pd.Index:
+        """The index of rows [start, stop), str; no column is read."""
+        return make_frame({}, self._read_index(start, stop), self._index_name).index
+
+    def read_column(self, name: str, start: int, stop: int) -> pd.Series:
+        """Rows [start, stop) of one column as in `read`, without the index; its own begins with 0."""
+        return make_series(self._columns[name](start, stop))
+
 
 class RecordTable:
     """A table stored as one compound dataset (anndata 0.5 and 0.6)."""
@@ -81,6 +90,7 @@ class RecordTable:
         self.n_rows = int(array.shape[0])
         self._array = array
         self._index_field, *self._fields = array.dtype.names
+        self.columns = list(self._fields)
         self._categories: dict[str, pd.CategoricalDtype] = {}
         for field in self._fields:
             key = f"{field}_categories"
@@ -106,6 +116,14 @@ class RecordTable:
         name = None if self._index_field == "index" else self._index_field
         return make_frame(columns, to_plain(records[self._index_field]), name)
 
+    def read_names(self, start: int, stop: int) -> pd.Index:
+        """The index of rows [start, stop), str; a record is stored as a whole."""
+        return self.read(start, stop).index
+
+    def read_column(self, name: str, start: int, stop: int) -> pd.Series:
+        """Rows [start, stop) of one column as in `read`, without the index; its own begins with 0."""
+        return self.read(start, stop)[name].reset_index(drop=True)
+
 
 Table = ColumnTable | RecordTable
 """A table that is read by slices of rows."""
@@ -115,11 +133,13 @@ def make_frame(columns: dict[str, Any], index: Any, index_name: str | None) -> p
     """Build a table whose index is text and whose text columns are `object`, whatever the default of pandas is."""
     names = [value if isinstance(value, str) else "" if value is None else str(value) for value in index]
     row_names = pd.Index(names, dtype=object, name=index_name)
-    series = {
-        name: pd.Series(values, dtype=values.dtype if isinstance(values, np.ndarray) else None, index=row_names)
-        for name, values in columns.items()
-    }
+    series = {name: make_series(values, row_names) for name, values in columns.items()}
     return pd.DataFrame(series, index=row_names, columns=pd.Index(list(columns), dtype=object))
+
+
+def make_series(values: Any, index: pd.Index | None = None) -> pd.Series:
+    """A column of the dtype of its values, whatever the default of pandas for text is."""
+    return pd.Series(values, dtype=values.dtype if isinstance(values, np.ndarray) else None, index=index)
 
 
 def open_column(path: str, name: str, node: Node, parent: Node) -> ReadColumn:

@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ import pandas as pd
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from atlasvi.loaders.arrays.row_arrays import Chosen, open_rows
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.outputs import write_whole
@@ -25,14 +27,20 @@ CHUNK_ROWS = 2**16
 
 
 def check_column(name: str, columns: Sequence[str], path: str) -> None:
-    """Raise ColumnError, naming the columns that are there, if `name` is not one of them."""
+    """Raise ColumnError, naming the columns that are there and those of similar names, if `name` is not one of them."""
     if name not in columns:
         there = ", ".join(columns) or "none"
-        raise ColumnError(f"{path}: obs has no column {name!r} (it has: {there}).")
+        raise ColumnError(f"{path}: obs has no column {name!r} (it has: {there}).{suggest_names(name, columns)}")
+
+
+def suggest_names(name: str, there: Sequence[str]) -> str:
+    """A question that names what is nearest to a name that is not there, for the end of a message; '' if nothing is."""
+    near = get_close_matches(name, there)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 class TableReader:
-    """Slices of a table that `TableWriter` wrote."""
+    """Rows of a table that `TableWriter` wrote, by slices or by indices; a column is read without the others."""
 
     def __init__(self, group: zarr.Group, path: str) -> None:
         self._group = cast(Any, group)
@@ -40,39 +48,62 @@ class TableReader:
         self.columns: list[str] = list(self._group.attrs["column-order"])
         self._index = self._group[self._group.attrs["_index"]]
         self.n_rows: int = self._index.shape[0]
+        self._opened: dict[str | None, Callable[[Chosen], Any]] = {}  # by column; None: the index
 
     def read(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop), all columns; the index holds cell names."""
         with reading(self._path):
-            columns = {name: self._read_slice(name, start, stop) for name in self.columns}
+            columns = {name: self._read(name, slice(start, stop)) for name in self.columns}
             return pd.DataFrame(columns, index=self.read_names(start, stop))
 
     def read_names(self, start: int, stop: int) -> pd.Index:
         """Cell names of rows [start, stop)."""
         with reading(self._path):
-            return pd.Index(np.asarray(self._index[start:stop], object))
+            return pd.Index(self._read(None, slice(start, stop)))
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
         """One column of rows [start, stop), or of all. Raises ColumnError, naming those that are there."""
         check_column(name, self.columns, self._path)
         with reading(self._path):
-            return pd.Series(self._read_slice(name, start, self.n_rows if stop is None else stop))
+            return pd.Series(self._read(name, slice(start, self.n_rows if stop is None else stop)))
 
-    def _read_slice(self, name: str, start: int, stop: int) -> Any:
-        element = self._group[name]
-        if not isinstance(element, zarr.Group):
-            return _to_objects(element[start:stop])
-        parts = cast(Any, element)
-        if "codes" in parts:
-            categories = pd.Index(_to_objects(parts["categories"][:]))
-            return pd.Categorical.from_codes(
-                parts["codes"][start:stop], categories, ordered=bool(element.attrs["ordered"])
-            )
-        values, mask = _to_objects(parts["values"][start:stop]), np.asarray(parts["mask"][start:stop])
-        if values.dtype == TEXT:
-            values[mask] = None
-            return values
-        return (pd.arrays.BooleanArray if values.dtype == bool else pd.arrays.IntegerArray)(values, mask)
+    def take_names(self, rows: np.ndarray) -> pd.Index:
+        """Cell names of the rows with these ascending int64 indices."""
+        with reading(self._path):
+            return pd.Index(self._read(None, rows))
+
+    def take_column(self, name: str, rows: np.ndarray) -> pd.Series:
+        """One column of the rows with these ascending int64 indices. Raises ColumnError, as `read_column`."""
+        check_column(name, self.columns, self._path)
+        with reading(self._path):
+            return pd.Series(self._read(name, rows))
+
+    def _read(self, name: str | None, rows: Chosen) -> Any:
+        if name not in self._opened:
+            self._opened[name] = _open_column(self._index if name is None else self._group[name])
+        return self._opened[name](rows)
+
+
+def _open_column(element: Any) -> Callable[[Chosen], Any]:
+    """A function that reads rows of a column, in a form that pandas accepts; its categories are read now."""
+    if not isinstance(element, zarr.Group):
+        return open_rows(element).read
+    parts = cast(Any, element)
+    if "codes" in parts:
+        categories = pd.Index(_to_objects(parts["categories"][:]))
+        dtype = pd.CategoricalDtype(categories, ordered=bool(element.attrs["ordered"]))
+        codes = open_rows(parts["codes"])
+        return lambda rows: pd.Categorical.from_codes(codes.read(rows), dtype=dtype)
+    values, mask = open_rows(parts["values"]), open_rows(parts["mask"])
+
+    def read_masked(rows: Chosen) -> Any:
+        found, missing = values.read(rows), mask.read(rows)
+        if found.dtype == TEXT:
+            found[missing] = None
+            return found
+        return (pd.arrays.BooleanArray if found.dtype == bool else pd.arrays.IntegerArray)(found, missing)
+
+    return read_masked
 
 
 def _to_objects(values: Any) -> np.ndarray:
@@ -85,11 +116,18 @@ class TableWriter:
     """Appends records of a table to a group in AnnData's dataframe encoding; memory: one chunk of each column.
 
     Instead, several processes may write its rows with `place_rows`.
-    dtypes  of the columns; STRING is text with missing values
+    dtypes     of the columns; STRING is text with missing values
+    text_rows  rows of the inner chunks of text, whose chunks of `chunk_rows` are then shards; None: no shards
     """
 
     def __init__(
-        self, root: zarr.Group, name: str, n_rows: int, dtypes: Mapping[str, object], chunk_rows: int = CHUNK_ROWS
+        self,
+        root: zarr.Group,
+        name: str,
+        n_rows: int,
+        dtypes: Mapping[str, object],
+        chunk_rows: int = CHUNK_ROWS,
+        text_rows: int | None = None,
     ) -> None:
         self.group = root.create_group(
             name,
@@ -100,13 +138,14 @@ class TableWriter:
                 "column-order": list(dtypes),
             },
         )
-        self.dtypes, self._n_rows, self._chunk_rows = dict(dtypes), n_rows, chunk_rows
+        self.dtypes, self._n_rows, self._chunk_rows, self._text_rows = dict(dtypes), n_rows, chunk_rows, text_rows
         self._arrays = {f"obs/{INDEX}": self._create(self.group, INDEX, TEXT)}
         for column, dtype in dtypes.items():
             self._arrays.update(self._create_column(column, dtype))
 
     def _create(self, group: zarr.Group, name: str, dtype: np.dtype) -> "AppendedArray":
-        return AppendedArray(group, name, self._n_rows, dtype, chunk_rows=self._chunk_rows)
+        inner_rows = self._text_rows if dtype == TEXT else None
+        return AppendedArray(group, name, self._n_rows, dtype, chunk_rows=self._chunk_rows, inner_rows=inner_rows)
 
     def _create_column(self, name: str, dtype: Any) -> dict[str, "AppendedArray"]:
         """The arrays of a column, by their names in records."""
@@ -246,6 +285,9 @@ class AppendedArray:
     """An array of known length in a Zarr group, filled by appending rows; written in whole chunks of `chunk_rows`.
 
     Complete once `length` rows are appended. dtype object means text; `trailing` is the shape of one row.
+    inner_rows  split each chunk of `chunk_rows`, which is then a shard, into chunks of so many rows: a reader decodes
+                only those that it needs. None, or a number that does not divide `chunk_rows`: no shards
+    compressed  False: only the checksum is added, so that rows can be copied from a chunk without decoding it
     """
 
     def __init__(
@@ -256,15 +298,19 @@ class AppendedArray:
         dtype: np.dtype,
         trailing: tuple[int, ...] = (),
         chunk_rows: int = CHUNK_ROWS,
+        inner_rows: int | None = None,
+        compressed: bool = True,
     ) -> None:
         text, self._chunk_rows = dtype == TEXT, chunk_rows
         self.length, self._written, self._pending, self._waiting = length, 0, list[np.ndarray](), 0
+        inner = inner_rows if inner_rows is not None and chunk_rows % inner_rows == 0 else None
         self._array = group.create_array(
             name,
             shape=(length, *trailing),
-            chunks=(max(min(chunk_rows, length), 1), *trailing),
+            chunks=(inner or max(min(chunk_rows, length), 1), *trailing),
+            shards=(chunk_rows, *trailing) if inner else None,
             dtype=str if text else dtype,
-            compressors=[ZstdCodec(), Crc32cCodec()],  # any Zarr reader compares the checksum
+            compressors=[*[ZstdCodec()] * compressed, Crc32cCodec()],  # any Zarr reader compares the checksum
             attributes={"encoding-type": "string-array" if text else "array", "encoding-version": "0.2.0"},
             config={"write_empty_chunks": True},  # so that a chunk of zeros is stored too, and a missing one is a loss
         )

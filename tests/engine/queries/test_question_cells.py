@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from atlasvi.engine import SCVI, MinifiedStore
-from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.model.covariates import Setup, SetupKeys
 from atlasvi.engine.queries import obs_rows, question_cells
 from atlasvi.engine.queries.latents import read_latents
@@ -55,35 +54,35 @@ def test_a_model_is_loaded_on_minified_data_that_is_open(folder: Path):
 def test_obs_is_read_for_the_cells_that_are_asked_about(folder: Path, monkeypatch: pytest.MonkeyPatch, form: str):
     monkeypatch.setattr(obs_rows, "SLICE_CELLS", 10)
     monkeypatch.setattr(question_cells, "SLICE_CELLS", 10)
-    read: list[tuple[int, int]] = []
-    real = TableReader._read_slice
+    read: list[list[int]] = []
+    real = TableReader._read
 
-    def spy(self: TableReader, name: str, start: int, stop: int) -> object:
-        read.append((start, stop))
-        return real(self, name, start, stop)
+    def spy(self: TableReader, name: str, rows: slice | np.ndarray) -> object:
+        read.append([rows.start, rows.stop] if isinstance(rows, slice) else rows.tolist())
+        return real(self, name, rows)
 
-    monkeypatch.setattr(TableReader, "_read_slice", spy)
+    monkeypatch.setattr(TableReader, "_read", spy)
     model = SCVI.load(folder / "model", open_form(folder, form))
     model.get_latent_representation(indices=[33])
-    assert set(read) == (set() if form == "minified store" else {(30, 40)})  # latents that were kept need no covariates
+    assert read == ([] if form == "minified store" else [[30, 40]])  # latents that were kept need no covariates
     values = model.get_normalized_expression(indices=[33, 31], return_numpy=True)
     assert values.shape == (2, 40)
-    assert set(read) == {(30, 40)}
+    assert all(rows == ([31, 33] if form == "minified store" else [30, 40]) for rows in read)
 
 
-def test_latents_that_were_kept_are_read_in_slices_of_the_cells(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(question_cells, "SLICE_CELLS", 10)
-    read: list[tuple[int, int]] = []
-    real = KeptPosterior.read_latent
+def test_latents_that_were_kept_are_read_for_the_cells_that_are_asked_about(folder: Path, monkeypatch):
+    monkeypatch.setattr(question_cells, "SLICE_CELLS", 2)
+    read: list[list[int]] = []
+    real = MinifiedStore.take_latent
 
-    def spy(self: KeptPosterior, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        read.append((start, stop))
-        return real(self, start, stop)
+    def spy(self: MinifiedStore, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        read.append(cells.tolist())
+        return real(self, cells)
 
-    monkeypatch.setattr(KeptPosterior, "read_latent", spy)
+    monkeypatch.setattr(MinifiedStore, "take_latent", spy)
     model = SCVI.load(folder / "model", folder / "x.mini")
     assert model.get_latent_representation(indices=[57, 3, 5]).shape == (3, 4)
-    assert read == [(0, 10), (50, 60)]
+    assert read == [[3, 5], [57]]
 
 
 @pytest.mark.parametrize("kind", ["AnnData", "file"])
