@@ -75,3 +75,18 @@ def test_the_benchmark_of_the_card_agrees_with_counts_in_memory(tmp_path: Path):
     lines = json.loads((tmp_path / "card.json").read_text())["figures"]
     assert {line["figure"] for line in lines} >= {"all cells variation pearson", "all genes variation mae"}
     assert sum("lfc_mae" in line["figure"] for line in lines) == 3
+
+
+def test_the_benchmark_of_questions_asks_a_store_that_it_makes(tmp_path: Path):
+    command = [sys.executable, ROOT / "benchmarks" / "queries.py", "--quick", "--work", tmp_path]
+    done = subprocess.run(
+        [str(part) for part in [*command, "--json", tmp_path / "queries.json"]], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "queries.json").read_text())["figures"]
+    assert set(figures) >= {"open", "count", "names", "rows", "expression", "anndata"}
+    assert figures["count"]["cells"] == figures["anndata"]["count"] > 0
+    assert all(figure.get("right", True) for figure in figures.values())
+    assert all(figure["peak_mb"] < 1_500 for figure in figures.values())
+    assert "| expression |" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["queries.json"]  # the store is removed

@@ -77,7 +77,7 @@ def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[s
         kind, order = f"minified store (format {store.attributes['format_version']})", store.attributes["order"]
     yield f"{store.path}: {kind}"
     sizes = f"{count(store.n_cells, 'cell')} x {count(len(store.genes), 'gene')}"
-    yield f"  {sizes}, {count(store.n_latent, 'latent dimension')}, no counts"
+    yield f"  {sizes}, {count(store.n_latent, 'latent dimension')} ({store.latents_dtype}), no counts"
     yield f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes per cell"
     known = isinstance(store, MinifiedStore) or store.has_model
     batch = store.setup.keys.batch_key or "none" if known else "see its model"

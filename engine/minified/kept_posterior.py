@@ -69,6 +69,11 @@ class KeptPosterior:
         return self.run.setup
 
     @property
+    def latents_dtype(self) -> np.dtype:
+        """How the latents are stored; all that reads them gives float32."""
+        return np.dtype(self._latents[0].dtype)
+
+    @property
     def genes(self) -> pd.Index:
         """Gene names, in the order of var."""
         return self.var.index

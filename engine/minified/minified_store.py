@@ -204,9 +204,10 @@ def finish_minified(
     Raises SourceError if one of these files is missing, or one from `create_minified` is damaged.
     """
     check_files(path, written, lambda name: name.endswith("zarr.json") or not name.startswith(("obs/", "obsm/")))
-    written = {name: found for name, found in written.items() if name != "zarr.json"}
     root = zarr.open_group(path, mode="r+")
-    unmask_complete_text(cast(zarr.Group, root["obs"]), path / "obs")
+    unmasked = unmask_complete_text(cast(zarr.Group, root["obs"]), path / "obs")
+    changed = ("zarr.json", *(f"obs/{name}/zarr.json" for name in unmasked))
+    written = {name: found for name, found in written.items() if name not in changed}
     names = TableReader(cast(Any, zarr.open_group(path, mode="r"))["obs"], str(path)).read_names
     write_name_index(path / NAMES, names, n_cells, progress)
     root.attrs["atlasvi"] = {

@@ -230,11 +230,12 @@ def has_masks(root: zarr.Group, tables: Sequence[str] = ("obs", "var")) -> bool:
     return any(column.attrs["encoding-type"] in MASKED.values() for column in columns)
 
 
-def unmask_complete_text(group: zarr.Group, folder: Path) -> None:
-    """Turn text columns that were written with a mask into plain ones where no value is missing.
+def unmask_complete_text(group: zarr.Group, folder: Path) -> list[str]:
+    """Turn text columns that were written with a mask into plain ones where no value is missing; returns their names.
 
     folder  of the group. Every anndata version reads plain text, and writes masked text only when it is set to.
     """
+    turned = []
     for name in cast(Any, group.attrs["column-order"]):
         element = cast(Any, group[name])
         if element.attrs["encoding-type"] != MASKED["O"] or any(
@@ -246,6 +247,8 @@ def unmask_complete_text(group: zarr.Group, folder: Path) -> None:
         os.rename(place / "values", aside)
         shutil.rmtree(place)
         os.rename(aside, place)
+        turned.append(name)
+    return turned
 
 
 def consolidate_metadata(path: Path) -> None:

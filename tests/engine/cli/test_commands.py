@@ -45,7 +45,7 @@ def test_the_main_job_end_to_end(tmp_path: Path):
     for part in ("train", "validation"):
         losses = result[part]
         assert losses["elbo"] == pytest.approx(-(losses["reconstruction_loss"] + losses["kl"]))
-    atlasvi("minify", run, store, "--out", mini, "--source-order")
+    atlasvi("minify", run, store, "--out", mini, "--source-order", "--latents", "float16")
     assert anndata.read_zarr(mini).obs["source_row"].tolist() == list(range(400))
 
     latent = atlasvi("query", mini, "latent", "--limit", 2).stdout.splitlines()
@@ -65,7 +65,7 @@ def test_the_main_job_end_to_end(tmp_path: Path):
     assert "has a column 'cluster' already" in atlasvi("annotate-obs", store, labels, ok=False).stderr
     for path, kind in ((store, "cell store"), (mini, "minified store"), (run, "run"), (counts, "400 cells x 60 genes")):
         assert kind in atlasvi("info", path).stdout
-    assert "4 latent dimensions" in atlasvi("query", mini, "info").stdout
+    assert "4 latent dimensions (float16)" in atlasvi("query", mini, "info").stdout
     assert "atlasvi:" in atlasvi("train", store, "--out", run, ok=False).stderr
 
 
@@ -198,7 +198,7 @@ def test_a_mistake_in_the_words_of_a_command_shows_its_usage(made: Path, command
 def test_what_export_wrote_is_described_and_asked_as_the_documents_say(made: Path):
     mini, model = made / "mini.h5ad", ["--model", made / "theirs"]
     said = atlasvi("info", mini).stdout
-    assert "60 cells x 10 genes, 4 latent dimensions, no counts" in said
+    assert "60 cells x 10 genes, 4 latent dimensions (float32), no counts" in said
     assert "batch: see its model" in said
     assert atlasvi("query", mini, "info").stdout == said
     orders = [[mini, *model, "info"], [*model, mini, "info"], [mini, "info", *model]]

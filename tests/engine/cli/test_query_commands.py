@@ -303,6 +303,23 @@ def test_a_matrix_stored_by_genes_leaves_no_sorted_copy_behind(folder: Path, tmp
     assert not list((tmp_path / "temporary").iterdir())
 
 
+def test_cells_are_counted_and_drawn_at_random(folder: Path):
+    counted = run_command("query", folder / "x.mini", "count", "--where", "cell_type=B", "--where", "n_counts > 100")
+    obs = anndata.read_h5ad(folder / "cells.h5ad").obs
+    assert int(counted.stdout) == ((obs["cell_type"] == "B") & (obs["n_counts"] > 100)).sum()
+    assert run_command("query", folder / "x.mini", "count", "--where", "n_counts > 1e9").stdout == "0\n"
+    drawn = ["latent", "--where", "cell_type=B", "--sample", 3, "--seed"]
+    first, again, other = (ask(folder, "x.mini", *drawn, seed) for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(first, again)
+    assert len(first) == 3
+    assert set(first.index) <= set(obs.index[obs["cell_type"] == "B"])
+    assert set(first.index) != set(other.index)
+    from_counts = ask(folder, "model", "cells.h5ad", *drawn, 1)
+    assert from_counts.index.tolist() == first.index.tolist()
+    assert "--seed would have no effect: only --sample uses it" in refuse(folder, "x.mini", "latent", "--seed", 1)
+    assert "use one of the two" in refuse(folder, "x.mini", "latent", "--sample", 1, "--limit", 1)
+
+
 def test_options_of_the_group_are_taken_wherever_they_stand(folder: Path):
     orders = [
         ["--device", "cpu", "model", "x.h5ad", "latent"],

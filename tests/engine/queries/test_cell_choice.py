@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
-from atlasvi.engine.queries.cell_choice import choose_cells, find_cells, sample_cells
+from atlasvi.engine.queries.cell_choice import choose_cells, count_cells, draw_indices, find_cells, sample_cells
 from atlasvi.engine.queries.opened_data import open_question_cells
 from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QueryError
 from atlasvi.engine.scvi_tools.model_directories import open_model
@@ -81,6 +81,12 @@ def test_text_that_holds_an_equals_sign_and_truth_values_are_found(cells):
         ([60], QueryError, "there is no cell 60"),
         (np.ones(3, bool), QueryError, "the mask has 3 values for 60 cells"),
         ([0.5], QueryError, "by their indices or by a mask"),
+        ("cell_typ=B", ColumnError, r"no column 'cell_typ' .* Did you mean 'cell_type'\?"),
+        ("n_counts=-1", QueryError, r"no cell has n_counts = '-1' \(there are: "),
+        ("n_counts=many", QueryError, r"no cell has n_counts = 'many'"),
+        ("cell_type=B, M", QueryError, r"no cell has cell_type = 'M' \(there are: B, NK, T\)"),
+        (["cell_type=B", "cell_type=T"], QueryError, "no cell meets 'cell_type=B' and 'cell_type=T'"),
+        ("cell_type.map(print) == 1", ColumnError, r"holds 'cell_type.map\(print\)'"),
     ],
 )
 def test_what_chooses_no_cells_is_said_in_a_sentence(cells, where, error, message):
@@ -96,3 +102,75 @@ def test_a_sample_of_cells_is_ascending_and_drawn_from_the_generator():
     assert np.array_equal(first, again)
     assert len(first) == 2
     assert first[0] < first[1]
+
+
+@pytest.mark.parametrize("kind", ["store", "file", "memory", "source"])
+def test_a_random_sample_is_of_the_chosen_cells_and_the_same_from_the_same_seed(cells, kind: str):
+    of_b = choose_cells(cells[kind], where="cell_type=B")
+    for options, chosen in ({}, np.arange(60)), ({"where": "cell_type=B"}, of_b), ({"names": ["c0_9", "c0_2"]}, [2, 9]):
+        first, again = (choose_cells(cells[kind], **options, sample=2, seed=seed) for seed in (4, 4))
+        assert np.array_equal(first, again)
+        assert len(first) == 2
+        assert first[0] < first[1]
+        assert set(first.tolist()) <= set(np.asarray(chosen).tolist())
+        assert np.array_equal(choose_cells(cells[kind], **options, sample=99), chosen)
+    assert len({tuple(choose_cells(cells[kind], sample=5, seed=seed)) for seed in range(5)}) > 1
+    with pytest.raises(QueryError, match="use one of the two"):
+        choose_cells(cells[kind], limit=1, sample=1)
+
+
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_every_cell_is_drawn_equally_often_and_none_twice(n: int):
+    times = np.zeros(6, int)
+    for seed in range(600):
+        drawn = draw_indices(6, n, np.random.default_rng(seed))
+        assert (np.diff(drawn) > 0).all()
+        assert len(drawn) == n
+        times[drawn] += 1
+    assert (np.abs(times - 100 * n) < 45).all()  # 4.5 deviations at most
+
+
+def test_a_few_of_very_many_cells_are_drawn_without_a_list_of_all():
+    drawn = draw_indices(10**15, 1_000, np.random.default_rng(0))
+    assert len(np.unique(drawn)) == 1_000
+
+
+@pytest.mark.parametrize("kind", ["store", "file", "memory", "source"])
+def test_cells_are_counted_as_they_are_chosen(cells, kind: str):
+    for options in ({}, {"where": "cell_type=B"}, {"where": ["cell_type=B,T", "n_counts > 100"]}, {"names": ["c0_9"]}):
+        assert count_cells(cells[kind], **options) == len(choose_cells(cells[kind], **options))
+    assert count_cells(cells[kind], where="n_counts > 1e9") == 0
+    assert count_cells(cells[kind], ["c0_9"], ["n_counts > 1e9"]) == 0
+    with pytest.raises(QueryError, match="no cell has cell_type = 'C'"):
+        count_cells(cells[kind], where="cell_type=C")
+
+
+def test_values_of_any_type_are_found_by_their_text(cells):
+    adata = cells["memory"].source.adata.copy()
+    adata.obs["whole"] = np.arange(60) % 3
+    adata.obs["small"] = np.array([0.1, 2.0, np.nan] * 20, np.float32)
+    adata.obs["masked"] = pd.array([None, 7, 2**60] * 20, "Int64")
+    adata.obs["text"] = [["a, b", "a", "b"][k % 3] for k in range(60)]
+    adata.obs["level"] = pd.Categorical([1, 2, 3] * 20)
+    asked = CountedCells(MemoryCells(adata), adata.var_names.tolist(), cells["memory"].setup)
+    rows = [np.arange(k, 60, 3).tolist() for k in range(3)]
+    for where, found in {
+        "whole=1": rows[1],
+        "whole=0,2": sorted(rows[0] + rows[2]),
+        "small=0.1": rows[0],
+        "small=2": rows[1],
+        "small=2.0,0.1": sorted(rows[0] + rows[1]),
+        "masked=7": rows[1],
+        f"masked={2**60}": rows[2],
+        "text=a, b": rows[0],
+        "text=b,a": sorted(rows[1] + rows[2]),
+        "level=2": rows[1],
+    }.items():
+        assert choose_cells(asked, where=where).tolist() == found, where
+
+
+def test_all_cells_of_a_name_that_repeats_are_chosen(cells):
+    adata = cells["memory"].source.adata.copy()
+    adata.obs_names = [f"n{k % 50}" for k in range(60)]
+    asked = CountedCells(MemoryCells(adata), adata.var_names.tolist(), cells["memory"].setup)
+    assert choose_cells(asked, names=["n3", "n20"]).tolist() == [3, 20, 53]
