@@ -1,10 +1,10 @@
-"""`atlasvi query`: expression of groups of cells, and genes that are similar to given ones."""
+"""`atlasvi query`: genes: their expression in groups of cells, similar genes, and correlations."""
 
 from typing import Annotated, Literal
 
 import typer
 
-from atlasvi.engine.cli.answers import write_whole_table
+from atlasvi.engine.cli.answers import write_slices, write_whole_table
 from atlasvi.engine.cli.arguments import (
     CellNames,
     Genes,
@@ -17,7 +17,8 @@ from atlasvi.engine.cli.arguments import (
     Where,
     split_names,
 )
-from atlasvi.engine.cli.query_commands import _choose, _split_batches, query_app
+from atlasvi.engine.cli.query_app import choose, split_batches
+from atlasvi.engine.cli.query_commands import query_app  # whose questions come first in the help
 from atlasvi.engine.terminal import show_progress
 
 
@@ -60,9 +61,9 @@ def query_aggregate(
             opened,
             split_names(by) or [],
             genes=split_names(genes),
-            chosen=_choose(opened, cells, where, limit, sample, seed),
+            chosen=choose(opened, cells, where, limit, sample, seed),
             library_size=library_size,
-            transform_batch=_split_batches(opened, transform_batch),
+            transform_batch=split_batches(opened, transform_batch),
             fraction_at=fraction_at,
             max_cells=max_cells,
             seed=seed,
@@ -102,12 +103,53 @@ def query_similar_genes(
             opened,
             split_names(genes) or [],
             top=top or None,
-            chosen=_choose(opened, cells, where, limit, sample, seed),
+            chosen=choose(opened, cells, where, limit, sample, seed),
             max_cells=max_cells or None,
             scale=scale,
-            transform_batch=_split_batches(opened, transform_batch),
+            transform_batch=split_batches(opened, transform_batch),
             n_samples=n_samples,
             seed=seed,
             progress=progress,
         )
     write_whole_table(table, "gene", out)
+
+
+@query_app.command("correlation")
+def query_correlation(
+    context: typer.Context,
+    genes: Genes = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    method: Annotated[Literal["spearman", "pearson"], typer.Option(help="Use ranks, or values.")] = "spearman",
+    transform_batch: TransformBatch = None,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws per cell.", min=1)] = 10,
+    max_cells: Annotated[
+        int, typer.Option(metavar="N", help="At most N cells, chosen at random; all draws are in memory.", min=2)
+    ] = 1_000,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Correlations between genes, in expression drawn without the noise of counting."""
+    import pandas as pd
+
+    from atlasvi.engine.queries.cell_choice import sample_cells
+    from atlasvi.engine.queries.correlation import correlate_genes
+    from atlasvi.engine.queries.model_names import find_batches, find_genes
+    from atlasvi.engine.queries.question_cells import take_chosen
+
+    opened, wanted = context.obj(), split_names(genes)
+    generator, chosen = opened.make_generator(seed), choose(opened, cells, where, limit, sample, seed)
+    matrix = correlate_genes(
+        opened.run.model,
+        opened.cells,
+        generator,
+        indices=sample_cells(take_chosen(chosen, 0, opened.cells.n_cells), max_cells, generator),
+        columns=find_genes(opened.run, wanted, opened.cells.path),
+        n_samples=n_samples,
+        transform_batch=find_batches(opened.run, split_batches(opened, transform_batch)),
+        correlation_type=method,
+    )
+    names = wanted or opened.run.genes
+    write_slices(iter([(pd.Index(names), matrix)]), names, out, "gene")

@@ -52,8 +52,13 @@ def write_frame(table: pd.DataFrame, index: str, out: Path | None, *, precision:
     index  name of the column of row names; .npz holds them in an array of this name, and one array for each column.
            An AnnData holds the table as its obs.
     """
-    rows = Rows(table.index, table, np.empty((len(table), 0), np.float32))
-    return _write_answer(Table(index, [], [rows]), out, precision)
+    return write_frames(iter([table]), index, out, precision=precision)
+
+
+def write_frames(tables: Iterator[pd.DataFrame], index: str, out: Path | None, *, precision: int = 6) -> int:
+    """The same for a table in slices of rows, with the same columns in each; memory is that of one slice."""
+    rows = (Rows(table.index, table, np.empty((len(table), 0), np.float32)) for table in tables)
+    return _write_answer(Table(index, [], rows), out, precision)
 
 
 def put_beside(

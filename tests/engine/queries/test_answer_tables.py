@@ -16,7 +16,7 @@ import pytest
 
 from atlasvi.engine.queries import answer_rows
 from atlasvi.engine.queries.answer_rows import Rows
-from atlasvi.engine.queries.answer_tables import write_frame, write_table
+from atlasvi.engine.queries.answer_tables import write_frame, write_frames, write_table
 from atlasvi.engine.queries.text_answers import guard_formula
 
 HOSTILE = ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\r=1", "\n=1", "＝1+1"]
@@ -217,6 +217,18 @@ def test_a_table_of_text_and_numbers_is_a_table_in_every_format(tmp_path: Path, 
     assert found["lfc"].tolist() == [0.5, -2.0]
     assert found["called"].tolist() == [True, False]
     assert found["group"].astype(object).fillna("missing").tolist() == ["=1+1", "missing"]
+
+
+def test_a_table_may_come_in_slices(tmp_path: Path):
+    table = pd.DataFrame({"lfc": [0.5, -2.0, 1.0], "group": ["a", "long name", None]}, index=["g1", "g2", "g3"])
+    for name in ("a.csv", "a.npz"):
+        assert write_frame(table, "gene", tmp_path / f"whole_{name}") == 3
+        assert write_frames(iter([table[:1], table[1:]]), "gene", tmp_path / name) == 3
+        if name == "a.csv":
+            assert (tmp_path / name).read_text() == (tmp_path / f"whole_{name}").read_text()
+        else:
+            with np.load(tmp_path / name) as found, np.load(tmp_path / f"whole_{name}") as expected:
+                assert {key: found[key].tolist() for key in found} == {key: expected[key].tolist() for key in expected}
 
 
 @pytest.mark.parametrize("ending", FORMATS)
