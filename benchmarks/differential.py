@@ -2,10 +2,11 @@
 
     python benchmarks/differential.py --peers VENV MODEL_DIR H5AD GROUPBY [--samples 5000] [--json FILE]
 
-Each group against the rest, mode 'change', scvi-tools' defaults; ours by SCVI's method and by `markers`. For each group:
-the correlation of the mean log fold changes of all genes, and how many of the 100 genes of the largest ones, and of the
-100 most certain ones, are the same; beside it the same of two runs of scvi-tools that differ in their seed: what can be agreed on at all, with that many
-draws. Exits with 1 if a correlation is below 0.99 or fewer than 95 of the largest 100 are shared.
+Each group against the rest, mode 'change', scvi-tools' defaults; ours by SCVI's method and by `markers`. For each
+group: the correlation of the mean log fold changes of all genes, and how many of the 100 genes of the largest ones,
+and of the 100 most certain ones, are the same; beside it the same of two runs of scvi-tools that differ in their seed:
+what can be agreed on at all, with that many draws. Exits with 1 if a correlation is below 0.99 or fewer than 95 of the
+largest 100 are shared.
 """
 
 import argparse

@@ -93,6 +93,12 @@ def _write_anndata(root: Any, table: Table, create: Callable[[str, np.ndarray], 
         for name, column in zip(columns, (rows.beside[each] for each in rows.beside)):
             if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf":
                 append(f"obs/{name}", column.to_numpy())
+            elif column.dtype.kind == "f":  # of pandas, in which missing numbers are marked
+                append(f"obs/{name}", column.to_numpy(np.float64, na_value=np.nan))
+            elif nullable := _name_nullable(column.dtype):
+                append(f"obs/{name}/values", column.to_numpy(column.dtype.numpy_dtype, na_value=column.dtype.type(0)))
+                append(f"obs/{name}/mask", column.isna().to_numpy())
+                obs[name].attrs.update({"encoding-type": nullable, "encoding-version": "0.1.0"})
             else:
                 append(f"obs/{name}/codes", _encode(column, categories.setdefault(name, {})))
         if table.columns:
@@ -117,6 +123,13 @@ def _at_least_one(slices: Iterator[Rows], empty: Rows) -> Iterator[Rows]:
         yield rows
     if none_came:
         yield empty
+
+
+def _name_nullable(dtype: Any) -> str | None:
+    """How AnnData calls pandas' columns of whole numbers or truth values of which some may be missing."""
+    if not isinstance(dtype, pd.api.extensions.ExtensionDtype):
+        return None
+    return {"i": "nullable-integer", "u": "nullable-integer", "b": "nullable-boolean"}.get(dtype.kind)
 
 
 def _encode(column: pd.Series, known: dict[str, int]) -> np.ndarray:

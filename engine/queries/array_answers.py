@@ -65,9 +65,11 @@ def write_npz(file: Path, table: Table) -> int:
 
 
 def _to_array(column: pd.Series) -> np.ndarray:
-    """A column as numbers, truth values, or text, in which a missing value is ''."""
+    """A column as numbers, truth values, or text, in which a missing value is ''; a missing number is NaN."""
     if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf":
         return column.to_numpy()
+    if isinstance(column.dtype, pd.api.extensions.ExtensionDtype) and column.dtype.kind in "iuf":
+        return column.to_numpy(np.float64, na_value=np.nan)
     return np.array(["" if missing else str(value) for value, missing in zip(column, column.isna())], str)
 
 

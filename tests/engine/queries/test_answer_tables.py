@@ -198,6 +198,22 @@ def test_every_format_holds_the_same_numbers_with_columns_beside_them(
 
 
 @pytest.mark.parametrize("ending", FORMATS)
+def test_numbers_of_which_some_are_missing_stay_numbers(tmp_path: Path, ending: str):
+    beside = pd.DataFrame({"age": pd.array([61, None, -7], "Int64"), "old": pd.array([True, None, False], "boolean")})
+    beside["share"] = pd.array([0.5, None, -1], "Float64")
+    rows = Rows(pd.Index(["a", "b", "c"]), beside, np.zeros((3, 1), np.float32))
+    write_table([rows], ["g1"], tmp_path / f"a.{ending}")
+    found = read_back(tmp_path / f"a.{ending}")
+    assert found["age"].astype("Float64").fillna(0).tolist() == [61, 0, -7]
+    assert found["share"].astype("Float64").fillna(0).tolist() == [0.5, 0, -1]
+    assert [str(value) for value in found["old"].astype(object).where(found["old"].notna(), "")] == [
+        "True",
+        "",
+        "False",
+    ]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
 def test_an_answer_without_rows_has_its_columns_in_every_format(tmp_path: Path, ending: str):
     assert write_table(iter([]), ["g1", "g2"], tmp_path / f"a.{ending}") == 0
     found = read_back(tmp_path / f"a.{ending}")
