@@ -54,7 +54,7 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
         "engine/minified/kept_posterior",
         "engine/minified/minified_anndata",
     ),
-    "engine/minified/test_minify": ("engine/minified/minified_store", "engine/queries/minified_queries"),
+    "engine/minified/test_minify": ("engine/queries/minified_queries",),
     "engine/model/test_trained_run": ("engine/model/run_files",),
     "engine/model/test_vae": ("engine/model/decoder", "engine/model/encoder", "engine/model/layers"),
     "engine/scvi_tools/test_model_directories": (

@@ -193,7 +193,7 @@ def _is_expression(text: str) -> bool:
     plain = "".join("name" if k % 2 else part for k, part in enumerate(text.split("`")))  # `quoted names`
     try:
         ast.parse(plain.strip(), mode="eval")
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
 

@@ -245,9 +245,9 @@ class MinifiedCells(ObsRows):
         return self.kept.find_named(names)
 
     def _take(self, name: str | None, cells: np.ndarray) -> pd.Series:
-        wanted, places = np.unique(cells, return_inverse=True)
-        taken = self.kept.take_names(wanted).to_series() if name is None else self.kept.take_column(name, wanted)
-        return taken.iloc[places].reset_index(drop=True)
+        wanted, places = (cells, None) if (cells[1:] > cells[:-1]).all() else np.unique(cells, return_inverse=True)
+        taken = pd.Series(self.kept.take_names(wanted)) if name is None else self.kept.take_column(name, wanted)
+        return taken if places is None else taken.iloc[places].reset_index(drop=True)
 
     def _read_slices(
         self, cells: np.ndarray | None, means: bool = False
@@ -277,11 +277,15 @@ def take_chosen(cells: np.ndarray | None, start: int, stop: int) -> np.ndarray:
 def name_cells(
     cells: QuestionCells, chosen: np.ndarray | None, parts: Iterator[np.ndarray]
 ) -> Iterator[tuple[pd.Index, np.ndarray]]:
-    """Values of the chosen cells, in slices, with the names of these cells."""
-    at = 0
+    """Values of the chosen cells, in slices, with their names, which are read for many slices at a time."""
+    n_chosen, at = cells.n_cells if chosen is None else len(chosen), 0
+    first, names = 0, pd.Index([], dtype=object)
     for values in parts:
-        yield cells.read_names(take_chosen(chosen, at, at + len(values))), values
-        at += len(values)
+        stop = at + len(values)
+        if stop > first + len(names):
+            first, names = at, cells.read_names(take_chosen(chosen, at, min(max(stop, at + SLICE_CELLS), n_chosen)))
+        yield names[at - first : stop - first], values
+        at = stop
 
 
 def need_at_least(least: int, **given: int | None) -> None:

@@ -195,9 +195,8 @@ class NumberRows(_ChunkFiles):
             else:
                 owners = here // self.chunk
                 is_new = np.append(True, owners[1:] != owners[:-1])
-                columns = (here % self.chunk * self._row_items)[:, None] + np.arange(self._row_items)
-                content = self._read_chunks(number, owners[is_new])
-                out[at : at + len(here)] = content[(np.cumsum(is_new) - 1)[:, None], columns]
+                content = self._read_chunks(number, owners[is_new]).reshape(-1, self.chunk, self._row_items)
+                out[at : at + len(here)] = content[np.cumsum(is_new) - 1, here % self.chunk]
         return out.reshape(-1).view(self._dtype).reshape(len(out), *self._trailing)
 
     def _read_chunks(self, number: int, chunks: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ class ObsExpression:
     """
 
     def __init__(self, text: str, columns: Sequence[str], path: str) -> None:
-        self.text, self._path = text, path
+        self.text, self._path, self._shown = text, path, f"{text!r:.200}"
         self._quoted: dict[str, str] = {}  # name in the tree -> column
         self._tree = self._parse()
         try:
@@ -64,7 +64,7 @@ class ObsExpression:
         except ColumnError:
             raise
         except Exception as error:  # any exception of the operation that pandas runs
-            raise ColumnError(f"{self._path}: the expression {self.text!r} fails on its obs ({error}).") from error
+            raise ColumnError(f"{self._path}: the expression {self._shown} fails on its obs ({error}).") from error
         if not _is_truth(found) or isinstance(found, bool):
             raise self._no_truth()
         return found
@@ -72,7 +72,7 @@ class ObsExpression:
     def _parse(self) -> ast.expr:
         if "@" in TOKENS.sub("", self.text):
             raise ColumnError(
-                f"{self._path}: {self.text!r}: @name variables can't be used here; write the value itself."
+                f"{self._path}: {self._shown}: @name variables can't be used here; write the value itself."
             )
         prefix = "_column_"
         while prefix in self.text:
@@ -93,13 +93,13 @@ class ObsExpression:
 
     def _refuse(self, reason: str) -> ColumnError:
         return ColumnError(
-            f"{self._path}: {self.text!r:.200} is not an expression over obs columns ({reason}); write it as in "
+            f"{self._path}: {self._shown} is not an expression over obs columns ({reason}); write it as in "
             "\"cell_type == 'B cell' and n_genes > 500\"."
         )
 
     def _no_truth(self) -> ColumnError:
         return ColumnError(
-            f"{self._path}: the expression {self.text!r} gives no truth value for each cell: compare a column with "
+            f"{self._path}: the expression {self._shown} gives no truth value for each cell: compare a column with "
             "something, as in \"cell_type == 'B cell'\"."
         )
 
@@ -123,7 +123,7 @@ class ObsExpression:
                 parts = [method[0], *node.args, *(word.value for word in node.keywords)]
         if parts is None:
             raise ColumnError(
-                f"{self._path}: {self.text!r} holds {self._show(node)!r}: an expression compares columns with values, "
+                f"{self._path}: {self._shown} holds {self._show(node)!r}: an expression compares columns with values, "
                 f"and may call {', '.join(METHODS)}, and of text .str.{', .str.'.join(TEXT_METHODS)}."
             )
         for part in parts:

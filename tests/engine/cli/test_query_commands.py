@@ -258,7 +258,10 @@ def test_info_says_what_both_are(folder: Path):
         ("x.mini expression --library-size 1e-50", "library size '1e-50'"),
         ("x.mini correlation --limit 1 --n-samples 1", "one draw of one cell has no correlations"),
         ("x.mini differential --groupby cell_type --group1 C", "no cell has cell_type = 'C' (there are: B, NK, T)"),
-        ("x.mini cells.h5ad elbo --mean --where cell_type=B --where cell_type=T", "No cell was chosen"),
+        (
+            "x.mini cells.h5ad elbo --mean --where cell_type=B --where cell_type=T",
+            "no cell meets 'cell_type=B' and 'cell_type=T'",
+        ),
         ("x.mini abundance --sample-key none", "obs has no column 'none'"),
         ("x.mini correlation --where n_counts>1e9", "is true for no cell"),
         ("x.mini latent --where n_counts>", "is not an expression over obs columns"),

@@ -21,6 +21,7 @@ from atlasvi.engine.queries.cell_choice import choose_cells
 from atlasvi.engine.queries.minified_queries import read_expression, read_latent
 from atlasvi.engine.scvi_tools.model_directories import load_scvi_tools
 from atlasvi.loaders.errors import ColumnError, OutputError, SourceError
+from atlasvi.loaders.tables import anndata_tables
 from tests.engine.scvi_tools.test_model_directories import MODELS, make_data
 
 
@@ -48,6 +49,25 @@ def test_minified_data_as_one_file_answers_as_the_store_does(counts: Path, tmp_p
     assert list(names) == list(theirs_names)
     assert np.array_equal(ours, theirs)
     assert choose_cells(file, where=["donor=d1"]).tolist() == choose_cells(store, where=["donor=d1"]).tolist()
+
+
+def test_one_column_of_a_file_is_read_without_the_others(counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    minify(MODELS / "plain", f"{counts}::layer=X", tmp_path / "mini")
+    write_minified_h5ad(tmp_path / "mini", tmp_path / "mini.h5ad")
+    store, file = open_minified(tmp_path / "mini"), open_minified(tmp_path / "mini.h5ad")
+    read: list[str] = []
+    real = anndata_tables.read_text
+    monkeypatch.setattr(anndata_tables, "read_text", lambda array, *rows: read.append(array.name) or real(array, *rows))
+    rows = np.array([1, 4, 5])
+    assert file.take_names(rows).tolist() == store.take_names(rows).tolist()
+    assert set(read) == {"/obs/_index"}
+    read.clear()
+    taken = file.take_column("observed_lib_size", rows)
+    assert np.array_equal(taken, store.take_column("observed_lib_size", rows))
+    assert np.array_equal(taken, file.read_column("observed_lib_size", 0, 6).iloc[rows])
+    assert set(read) == {"/obs/observed_lib_size"}
+    for found, expected in zip(file.take_latent(rows), store.take_latent(rows)):
+        assert np.array_equal(found, expected)
 
 
 def test_data_that_scvi_tools_minified_is_asked_with_the_model_beside_it(shared: Path):

@@ -86,6 +86,8 @@ def test_text_that_holds_an_equals_sign_and_truth_values_are_found(cells):
         ("n_counts=many", QueryError, r"no cell has n_counts = 'many'"),
         ("cell_type=B, M", QueryError, r"no cell has cell_type = 'M' \(there are: B, NK, T\)"),
         (["cell_type=B", "cell_type=T"], QueryError, "no cell meets 'cell_type=B' and 'cell_type=T'"),
+        ("tissue=" + "(" * 900, ColumnError, "obs has no column 'tissue'"),
+        ("n_counts\0=1", ColumnError, "obs has no column"),
         ("cell_type.map(print) == 1", ColumnError, r"holds 'cell_type.map\(print\)'"),
     ],
 )
