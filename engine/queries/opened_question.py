@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self
 
 from torch import Generator
 
@@ -20,8 +20,7 @@ from atlasvi.engine.training.run_parts import choose_device
 class OpenedQuestion:
     """The model and the cells that a question is about.
 
-    place   minified data (or what `open_minified` opened), whose cells are used unless `data` is set; or a run or a
-            model, which needs `data`
+    place   minified data, whose cells are used unless `data` is set; or a run or a model, which needs `data`
     data    cells to use: a cell store, any source, or minified data
     model   a run or a model, for minified data of scvi-tools without a model beside it
     device  'cpu', 'cuda' or 'auto': where to encode and decode
@@ -31,24 +30,20 @@ class OpenedQuestion:
     cells: QuestionCells
 
     def __init__(
-        self,
-        place: str | Path | KeptPosterior,
-        data: str | None = None,
-        model: str | Path | None = None,
-        device: str = "cpu",
+        self, place: str | Path, data: str | None = None, model: str | Path | None = None, device: str = "cpu"
     ) -> None:
         self.kept: KeptPosterior | None = None
         self._device, self._run = choose_device(device), None
-        what = "minified data" if isinstance(place, KeptPosterior) else name_place(place)
+        what = name_place(place)
         if model is not None and what in ("minified store", "run", "model"):
             raise QueryError(f"{place} is a {what}, which has a model: leave --model (model=) out.")
         if data is None or what in ("minified store", "minified data"):
-            self.kept = place if isinstance(place, KeptPosterior) else open_minified(place, model)
+            self.kept = open_minified(place, model)
         if data is None:
             assert self.kept is not None
             self.cells = MinifiedCells(self.kept)
         else:
-            self._run = open_model(cast(Any, place)) if self.kept is None else self.kept.run
+            self._run = open_model(place) if self.kept is None else self.kept.run
             self.cells = open_question_cells(data, self._run)
 
     @classmethod
@@ -83,9 +78,11 @@ class OpenedQuestion:
 
 
 Asked = OpenedQuestion | KeptPosterior | str | Path
-"""Whom a question is for: an opened question, a minified store or other minified data, or the path of one."""
+"""What a question is about: an opened question, a minified store or other minified data, or the path of one."""
 
 
 def ask(asked: Asked) -> OpenedQuestion:
     """The model and the cells of a question, opened if they are not yet. Raises the errors of `OpenedQuestion`."""
+    if isinstance(asked, KeptPosterior):
+        return OpenedQuestion.of_parts(asked.run, MinifiedCells(asked))
     return asked if isinstance(asked, OpenedQuestion) else OpenedQuestion(asked)
