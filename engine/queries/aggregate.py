@@ -1,5 +1,6 @@
 """Mean decoded expression of groups of cells: pseudobulk, and what a dot plot shows."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryEr
 from atlasvi.engine.queries.shared_draws import Report
 from atlasvi.loaders.cells.coded_columns import SLICE_CELLS, code_column, count_codes
 
+MOST_COMBINATIONS = 2**62  # of values of the columns of groups: they are numbered in int64
 LibrarySize = float | Literal["observed", "latent"]
 
 
@@ -137,7 +139,12 @@ def _code_groups(
     """
     coded = [code_column(opened.cells, name) for name in columns]
     sizes = [len(column.categories) for column in coded]
-    n_cells, none = opened.cells.n_cells, int(np.prod(sizes, dtype=np.float64).clip(max=2.0**62))
+    n_cells, none = opened.cells.n_cells, math.prod(sizes)
+    if none > MOST_COMBINATIONS:
+        raise QueryError(
+            f"{opened.cells.path}: {' and '.join(columns)} have {none:.3g} combinations of values: use fewer columns, or "
+            "columns with fewer values."
+        )
     inside = np.zeros(n_cells, bool) if chosen is not None else None
     if inside is not None:
         inside[chosen] = True

@@ -59,3 +59,15 @@ def test_a_limit_is_the_largest_that_keeps_the_total(sizes: list[int], n: int):
 
     assert limit == 1 or total(limit) <= n
     assert limit == max(sizes) or total(limit + 1) > n
+
+
+@pytest.mark.slow
+def test_densities_are_those_of_scvi_tools(shared: Path):
+    """`tests/golden/abundance.npz`: some rows of scvi-tools 1.5.1's `differential_abundance(sample_key="indiv")`."""
+    with np.load(Path(__file__).parents[2] / "golden" / "abundance.npz") as file:
+        theirs = dict(file)
+    asked = OpenedQuestion(shared / "scvi_models" / "onek1k_seed" / "minified.h5ad")
+    arguments = asked.run.model, asked.cells, asked.cells, asked.make_generator(0), "indiv"
+    samples, slices = slice_abundance(*arguments, theirs["rows"])
+    assert list(map(str, samples)) == theirs["samples"].tolist()
+    np.testing.assert_allclose(np.concatenate([part for _, part in slices]), theirs["log_probs"], atol=2e-4)

@@ -1,5 +1,6 @@
 """Mean decoded expression of groups, against all decoded expression in memory."""
 
+import sys
 from pathlib import Path
 
 import anndata
@@ -120,6 +121,12 @@ def test_cells_without_a_value_are_in_no_group(opened: OpenedQuestion, forms: Pa
     assert found.groups["n_cells"].sum() == adata.n_obs - 5
     expected = decode(asked).iloc[5:].drop(columns=["batch", "donor"]).groupby("cell_type", observed=True).mean()
     np.testing.assert_allclose(found.mean, expected, rtol=1e-5)
+
+
+def test_more_combinations_than_can_be_numbered_are_refused(opened: OpenedQuestion, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.modules[aggregate.__module__], "MOST_COMBINATIONS", 5)
+    with pytest.raises(QueryError, match="cell_type and donor have 6 combinations"):
+        aggregate(opened, ["cell_type", "donor"])
 
 
 @pytest.mark.parametrize(
