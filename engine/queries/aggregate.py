@@ -142,8 +142,8 @@ def _code_groups(
     n_cells, none = opened.cells.n_cells, math.prod(sizes)
     if none > MOST_COMBINATIONS:
         raise QueryError(
-            f"{opened.cells.path}: {' and '.join(columns)} have {none:.3g} combinations of values: use fewer columns, or "
-            "columns with fewer values."
+            f"{opened.cells.path}: {' and '.join(columns)} have {none:.3g} combinations of values: use fewer columns, "
+            "or columns with fewer values."
         )
     inside = np.zeros(n_cells, bool) if chosen is not None else None
     if inside is not None:
