@@ -8,8 +8,9 @@ or not. zarr-python reads all others.
 
 import math
 import os
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +40,7 @@ from atlasvi.loaders.arrays.zarr_arrays import (
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.rows.buffers import Buffers
 
+THREADS = min(4, os.cpu_count() or 1)  # two read scattered rows in two thirds of the time of one
 Chosen = slice | np.ndarray
 """Rows [start, stop), or ascending int64 indices of rows."""
 
@@ -185,7 +187,9 @@ class NumberRows(_ChunkFiles):
     def read(self, rows: Chosen) -> np.ndarray:
         """The chosen rows. Raises SourceError where a file is damaged or gone."""
         out = np.empty((self.count(rows), self._row_items), self._item)
-        for at, number, here in self.split(rows):
+
+        def read_file(part: tuple[int, int, np.ndarray]) -> None:
+            at, number, here = part
             first, last = int(here[0]), int(here[-1])
             if last - first == len(here) - 1:
                 chunks = np.arange(first // self.chunk, last // self.chunk + 1)
@@ -197,6 +201,8 @@ class NumberRows(_ChunkFiles):
                 is_new = np.append(True, owners[1:] != owners[:-1])
                 content = self._read_chunks(number, owners[is_new]).reshape(-1, self.chunk, self._row_items)
                 out[at : at + len(here)] = content[np.cumsum(is_new) - 1, here % self.chunk]
+
+        _do_all(read_file, self.split(rows))
         return out.reshape(-1).view(self._dtype).reshape(len(out), *self._trailing)
 
     def _read_chunks(self, number: int, chunks: np.ndarray) -> np.ndarray:
@@ -219,7 +225,9 @@ class TextRows(_ChunkFiles):
     def read(self, rows: Chosen) -> np.ndarray:
         """The chosen rows, as objects. Raises SourceError where a file is damaged or gone."""
         out = np.empty(self.count(rows), object)
-        for at, number, here in self.split(rows):
+
+        def read_file(part: tuple[int, int, np.ndarray]) -> None:
+            at, number, here = part
             owners = here // self.chunk
             cuts = [0, *(np.flatnonzero(owners[1:] != owners[:-1]) + 1).tolist(), len(here)]
             path, content, begins, ends = self.read_coded(number, owners[cuts[:-1]])
@@ -228,6 +236,8 @@ class TextRows(_ChunkFiles):
                 texts = self.decode(path, chunk, content[begin:end], None)
                 places = here[low:high] - chunk * self.chunk
                 out[at + low : at + high] = self._pick(path, chunk, texts, places)
+
+        _do_all(read_file, self.split(rows))
         return out
 
     def _pick(self, path: Path, chunk: int, content: np.ndarray, places: np.ndarray) -> list[str] | np.ndarray:
@@ -282,6 +292,20 @@ class _OpenChunk:
     def __del__(self) -> None:
         if hasattr(self, "handle"):
             os.close(self.handle)
+
+
+def _do_all(function: Callable[[Any], None], parts: Iterator[Any]) -> None:
+    """Call a function with each part; several at a time, in threads: some wait for the disk, others decompress."""
+    group = list(islice(parts, 2 * THREADS))
+    if len(group) < 2 * THREADS:
+        for part in group:
+            function(part)
+        return
+    with ThreadPoolExecutor(THREADS) as threads:
+        while group:  # not all at once, because a part holds the indices of its rows
+            for _ in threads.map(function, group):
+                pass
+            group = list(islice(parts, 4 * THREADS))
 
 
 def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, int]]:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+from atlasvi.loaders.arrays import row_arrays
 from atlasvi.loaders.arrays.row_arrays import NumberRows, TextRows, ZarrRows, open_rows
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 
@@ -71,6 +72,26 @@ def test_any_flipped_byte_of_what_is_read_is_noticed(tmp_path: Path, name: str, 
         with pytest.raises(SourceError, match="damaged"):
             open_rows(zarr.open_array(tmp_path / "array", mode="r")).read(slice(0, N))
         content[at] ^= 1
+
+
+@pytest.mark.parametrize("name", ["latents", "text"])
+def test_rows_of_many_files_are_read_by_several_threads_and_damage_in_one_is_said(tmp_path: Path, monkeypatch, name):
+    monkeypatch.setattr(row_arrays, "THREADS", 2)
+    array = zarr.create_array(
+        tmp_path / "many",
+        shape=VALUES[name].shape,
+        chunks=(3, *VALUES[name].shape[1:]),
+        dtype=str if name == "text" else np.float32,
+        compressors=[ZstdCodec(), Crc32cCodec()],
+        config={"write_empty_chunks": True},
+    )
+    array[:] = VALUES[name]
+    reader, rows = open_rows(array), np.arange(1, N, 2)
+    assert np.array_equal(reader.read(rows), VALUES[name][rows])
+    assert np.array_equal(reader.read(slice(0, N)), VALUES[name])
+    next((tmp_path / "many/c/16").rglob("*") if name == "latents" else iter([tmp_path / "many/c/16"])).unlink()
+    with pytest.raises(SourceError, match=r"c/16.* is missing"):
+        reader.read(rows)
 
 
 def test_damage_elsewhere_does_not_hinder_and_what_is_gone_or_cut_short_is_said(tmp_path: Path):
