@@ -12,10 +12,9 @@ from atlasvi.engine.model.covariates import find_categories, to_category
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.cell_choice import sample_cells
 from atlasvi.engine.queries.latents import log_density, read_latents, represent_cells
-from atlasvi.engine.queries.obs_rows import slice_cells
-from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, need_at_least
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, need_at_least, take_chosen
 from atlasvi.engine.queries.shared_draws import Report
-from atlasvi.loaders.cells.coded_columns import SLICE_CELLS, CodedColumn, code_column, recode
+from atlasvi.loaders.cells.coded_columns import SLICE_CELLS, CodedColumn, code_column, count_codes, recode
 from atlasvi.loaders.errors import AtlasviWarning
 
 COMPONENTS = 2**20  # cells of all samples together, unless more are asked for: 168 MB of 20 latents
@@ -77,7 +76,7 @@ def slice_abundance(
     """
     need_at_least(1, max_cells=max_cells)
     samples, codes = _find_samples(cells, queried, sample_key)
-    sizes = np.array([sum(np.count_nonzero(part == k) for part in _split(codes)) for k in range(len(samples))])
+    sizes = count_codes(codes, len(samples))
     if not sizes.all():
         missing = to_category(samples[int(np.argmin(sizes))])
         raise QueryError(f"{cells.path}: no cell has {sample_key} = {missing!r}, so that sample has no density.")
@@ -91,7 +90,8 @@ def slice_abundance(
                 AtlasviWarning,
                 stacklevel=2,
             )
-    members = [sample_cells(np.flatnonzero(codes == k), max_cells, generator) for k in range(len(samples))]
+    by_sample = np.split(np.argsort(codes, kind="stable")[len(codes) - sizes.sum() :], np.cumsum(sizes)[:-1])
+    members = [sample_cells(each, max_cells, generator) for each in by_sample]
     latents = [torch.from_numpy(part) for part in read_latents(model, cells, np.concatenate(members), batch_size)]
     edges = np.cumsum([0, *map(len, members)])
     return samples, _slice_densities(model, queried, generator, chosen, latents, edges, dof, batch_size, progress)
@@ -126,7 +126,8 @@ def _slice_densities(
 ) -> Iterator[tuple[pd.Index, np.ndarray]]:
     where, n_samples, done = generator.device, len(edges) - 1, 0
     total = queried.n_cells if chosen is None else len(chosen)
-    for _, rows in slice_cells(chosen, queried.n_cells):
+    for start in range(0, total, SLICE_CELLS):
+        rows = take_chosen(chosen, start, min(start + SLICE_CELLS, total))
         z = torch.from_numpy(represent_cells(model, queried, generator, rows, batch_size=batch_size))
         for at in range(0, len(z), batch_size):
             here = z[at : at + batch_size].to(where)
@@ -140,7 +141,7 @@ def _slice_densities(
 
 
 def _find_samples(cells: QuestionCells, queried: QuestionCells, key: str) -> tuple[pd.Index, np.ndarray]:
-    """The samples, in their order in the queried data, and int32 [cells]: the sample of each cell, or -1."""
+    """The samples, in their order in the queried data, and int [cells]: the sample of each cell, or -1."""
     column = code_column(queried, key)
     first = np.full(len(column.categories), -1)
     for start in range(0, len(column.codes), SLICE_CELLS):
@@ -157,8 +158,4 @@ def _find_samples(cells: QuestionCells, queried: QuestionCells, key: str) -> tup
         [to_category(value) for value in samples], [to_category(value) for value in there.categories]
     )
     table = np.array([*(-1 if place is None else place for place in known), -1])
-    return samples, recode(there.codes, table, np.dtype(np.int32))
-
-
-def _split(codes: np.ndarray) -> Iterator[np.ndarray]:
-    return (codes[at : at + SLICE_CELLS] for at in range(0, len(codes), SLICE_CELLS))
+    return samples, recode(there.codes, table, np.min_scalar_type(-len(samples)))  # narrow codes are sorted fast
