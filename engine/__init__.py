@@ -14,6 +14,11 @@ MinifiedStore    a minified store, opened                          minified/mini
 write_hub_folder  a model and its minified cells -> a folder of scvi-tools' hub  hub/hub_folder.py
 push, pull       such a folder to and from another place           hub/transfer.py
 read_latent, read_expression  answer from a minified store          queries/minified_queries.py
+OpenedQuestion   a model and the cells to ask it about, opened       queries/opened_question.py
+markers          marker genes of each label of an obs column        queries/markers.py
+compare          genes that differ between two selections of cells  queries/markers.py
+aggregate        mean decoded expression of groups of cells         queries/aggregate.py
+similar_genes    genes whose expression correlates with given ones  queries/similar_genes.py
 choose_cells     the cells that an answer is for                    queries/cell_choice.py
 draw_latent      a picture of the latent space                     queries/latent_picture.py
 make_card        how well drawn counts agree with real ones: a card  card/make_card.py
@@ -48,10 +53,15 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.minified.minified_store import MinifiedStore as MinifiedStore
     from atlasvi.engine.minified.minify import minify as minify
     from atlasvi.engine.model.trained_run import load_run as load_run
+    from atlasvi.engine.queries.aggregate import aggregate as aggregate
     from atlasvi.engine.queries.cell_choice import choose_cells as choose_cells
     from atlasvi.engine.queries.latent_picture import draw_latent as draw_latent
+    from atlasvi.engine.queries.markers import compare as compare
+    from atlasvi.engine.queries.markers import markers as markers
     from atlasvi.engine.queries.minified_queries import read_expression as read_expression
     from atlasvi.engine.queries.minified_queries import read_latent as read_latent
+    from atlasvi.engine.queries.opened_question import OpenedQuestion as OpenedQuestion
+    from atlasvi.engine.queries.similar_genes import similar_genes as similar_genes
     from atlasvi.engine.scvi_tools.model_directories import load_scvi_tools as load_scvi_tools
     from atlasvi.engine.scvi_tools.model_directories import save_scvi_tools as save_scvi_tools
     from atlasvi.engine.simulation import simulate as simulate
@@ -76,6 +86,11 @@ _PLACES = {
     "pull": "atlasvi.engine.hub.transfer",
     "read_latent": "atlasvi.engine.queries.minified_queries",
     "read_expression": "atlasvi.engine.queries.minified_queries",
+    "OpenedQuestion": "atlasvi.engine.queries.opened_question",
+    "markers": "atlasvi.engine.queries.markers",
+    "compare": "atlasvi.engine.queries.markers",
+    "aggregate": "atlasvi.engine.queries.aggregate",
+    "similar_genes": "atlasvi.engine.queries.similar_genes",
     "choose_cells": "atlasvi.engine.queries.cell_choice",
     "draw_latent": "atlasvi.engine.queries.latent_picture",
     "make_card": "atlasvi.engine.card.make_card",

@@ -27,7 +27,12 @@ Genes = Annotated[str | None, typer.Option(help="Gene names: NAME,NAME or @FILE 
 TransformBatch = Annotated[
     str | None, typer.Option(metavar="NAMES", help="Decode as this batch, or average over several (NAME,NAME).")
 ]
-Out = Annotated[Path | None, typer.Option(help="Write to .csv, .tsv (.gz) or .npz instead of the screen.")]
+Columns = Annotated[str | None, typer.Option(metavar="NAMES", help="obs columns to put beside the values: NAME,NAME.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Write to .csv, .tsv (.gz), .parquet, .npz, .h5ad or .zarr instead of the screen."),
+]
+Top = Annotated[int, typer.Option(metavar="N", help="Number of genes for each; 0: all.", min=0)]
 
 
 def check_finite(value: float | None) -> float | None:

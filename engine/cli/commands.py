@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from atlasvi.engine.cli import comparison_commands as comparison_commands  # adds its questions to query_app
+from atlasvi.engine.cli import gene_commands as gene_commands
 from atlasvi.engine.cli.arguments import Seed, check_finite, print_lines, split_names, split_repeated
 from atlasvi.engine.cli.card_commands import card, write_card
 from atlasvi.engine.cli.hub_commands import pull, push

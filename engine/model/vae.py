@@ -117,8 +117,26 @@ class VAE(nn.Module):
 
     def proportions(self, z: Tensor, codes: Codes | None = None, *, transform_batch: int | None = None) -> Tensor:
         """Only the proportions of `decode`, float32 [..., cells, genes]."""
-        _, hidden = self._hide(z, codes, transform_batch)
-        return self._proportions(hidden)
+        return self._proportions(self.hide(z, codes, transform_batch=transform_batch))
+
+    def hide(self, z: Tensor, codes: Codes | None = None, *, transform_batch: int | None = None) -> Tensor:
+        """The decoder's last hidden state, float32 [..., cells, hidden]; the arguments are those of `decode`."""
+        return self._hide(z, codes, transform_batch)[1]
+
+    def normaliser(self, hidden: Tensor) -> Tensor:
+        """Log of the sum of the exponentials of a cell's logits, float32 [cells]; zeros for a model of size factors.
+
+        With it, `some_proportions` decodes some genes at a time, however many genes the model has.
+        """
+        if self.settings.use_size_factor:
+            return torch.zeros_like(hidden[..., 0])
+        return torch.logsumexp(self.decoder.logits(hidden), dim=-1)
+
+    def some_proportions(self, hidden: Tensor, normaliser: Tensor, genes: slice | Tensor) -> Tensor:
+        """`proportions` of some genes, genes first: float32 [genes, cells], from what `hide` and `normaliser` gave."""
+        weight, bias = self.decoder.logits.weight[genes], self.decoder.logits.bias[genes]
+        logits = torch.addmm(bias[:, None], weight, hidden.T)
+        return F.softplus(logits) if self.settings.use_size_factor else logits.sub_(normaliser).exp_()
 
     def decode(
         self,

@@ -1,155 +1,115 @@
-"""Answers as tables on the screen or in files: CSV and TSV that are safe in spreadsheets, or NumPy arrays."""
+"""Answers of all questions as tables: on the screen, or in a file whose name says its format.
 
-import gzip
+    .csv, .tsv (either with .gz)  text that is safe in spreadsheets (see `text_answers`)
+    .parquet                      for pandas, polars, DuckDB and R's arrow (see `array_answers`)
+    .npz                          NumPy arrays (see `array_answers`)
+    .h5ad, .zarr                  an AnnData (see `anndata_answers`)
+
+All of them hold the same numbers. A file appears whole, at the end; memory is that of a slice.
+"""
+
 import io
 import sys
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import pandas as pd
 
-from atlasvi.engine.queries.question_cells import QueryError
+from atlasvi.engine.queries.answer_rows import Rows, Table
+from atlasvi.engine.queries.question_cells import QueryError, QuestionCells, take_chosen
+from atlasvi.engine.queries.text_answers import write_aligned, write_lines, write_text
 from atlasvi.engine.terminal import make_printable
-from atlasvi.loaders.outputs import write_file_aside
+from atlasvi.loaders.outputs import write_file_aside, write_folder_aside
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-Rows = Iterator[tuple[object, Iterable[object]]]
-"""The name of a row and its values: numbers, truth values, text."""
+TEXT_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
 
 def write_table(
-    slices: Iterator[tuple[pd.Index, np.ndarray]],
+    slices: Iterable[tuple[pd.Index, np.ndarray] | Rows],
     columns: Sequence[str],
     out: Path | None,
     *,
     index: str = "cell",
     precision: int = 6,
 ) -> int:
-    """Write slices of (cell names, values [cells, columns]) to a file, or to standard output as CSV; returns the number
-    of rows.
+    """Write slices of (cell names, values [cells, columns]) to a file, or to the screen; returns the number of rows.
 
-    out    .csv or .tsv (.gz too), or .npz with `cells`, `columns`, `values`; memory is that of one slice
-    index  what a row is, if it is not a cell: the name of the first column, and of the array of names in .npz
-    In text, names that a spreadsheet would run as formulas are guarded (see `guard_formula`); .npz has them unchanged.
-    Raises QueryError for another ending, OutputError if `out` exists or can't be written.
+    slices  with columns of obs beside the values, `Rows`, as from `put_beside`
+    out     a file of one of the formats that this module's docstring lists; None: standard output, as CSV, or as
+            aligned columns on a terminal
+    index   what a row is, if it is not a cell: the name of the first column, and of the array of names in .npz
+    In text, names that a spreadsheet would run as formulas are guarded (see `guard_formula`); other formats have them
+    unchanged. Raises QueryError for another ending, OutputError if `out` exists or can't be written.
     """
-
-    def write_arrays(file: Path) -> int:
-        return _save_slices(file, slices, columns, f"{index}s")
-
-    rows = ((name, row) for names, values in slices for name, row in zip(names, values.tolist()))
-    return _write_answer(rows, [index, *columns], out, write_arrays, precision)
+    rows = (each if isinstance(each, Rows) else Rows(each[0], _no_columns(len(each[0])), each[1]) for each in slices)
+    return _write_answer(Table(index, list(map(str, columns)), rows), out, precision)
 
 
 def write_frame(table: pd.DataFrame, index: str, out: Path | None, *, precision: int = 6) -> int:
     """Write a table of numbers, truth values and text as `write_table` does; returns the number of rows.
 
-    index  name of the column of row names; .npz holds them in an array of this name, and one array for each column
+    index  name of the column of row names; .npz holds them in an array of this name, and one array for each column.
+           An AnnData holds the table as its obs.
     """
-
-    def write_arrays(file: Path) -> int:
-        arrays = {str(name): table[name].to_numpy() for name in table}
-        text = {name: values.astype(str) for name, values in arrays.items() if values.dtype.kind not in "biuf"}
-        _save_arrays(file, {index: table.index.to_numpy().astype(str), **arrays, **text})
-        return len(table)
-
-    rows = zip(table.index, zip(*(table[name].tolist() for name in table)))
-    return _write_answer(rows, [index, *map(str, table.columns)], out, write_arrays, precision)
+    return write_frames(iter([table]), index, out, precision=precision)
 
 
-def _save_slices(file: Path, slices: Iterator[tuple[pd.Index, np.ndarray]], columns: Sequence[str], names: str) -> int:
-    """Write slices as `np.savez_compressed` writes all of them; returns the number of rows.
+def write_frames(tables: Iterator[pd.DataFrame], index: str, out: Path | None, *, precision: int = 6) -> int:
+    """The same for a table in slices of rows, with the same columns in each; memory is that of one slice."""
+    rows = (Rows(table.index, table, np.empty((len(table), 0), np.float32)) for table in tables)
+    return _write_answer(Table(index, [], rows), out, precision)
 
-    An array in a file begins with its shape and the width of its text: slices wait on disk until these are known.
+
+def put_beside(
+    slices: Iterator[tuple[pd.Index, np.ndarray]],
+    cells: QuestionCells,
+    chosen: np.ndarray | None,
+    columns: Sequence[str],
+    rows_per_cell: int = 1,
+) -> Iterator[Rows]:
+    """Slices of an answer about the chosen cells, in their order, with columns of obs beside the values.
+
+    rows_per_cell  how many rows each cell has; all of them are in one slice
+
+    Raises ColumnError, with the columns of obs, if one does not exist.
     """
-    with tempfile.TemporaryFile(dir=file.parent) as spool, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        n_rows, n_slices, text, number, width = 0, 0, np.dtype("<U1"), np.dtype(np.float32), len(columns)
-        for index, values in slices:
-            part = np.array([str(name) for name in index], str)
-            number = values.dtype if n_slices == 0 else np.result_type(number, values.dtype)
-            text, width = np.result_type(text, part.dtype), values.shape[1]
-            np.save(spool, part)
-            np.save(spool, values)
-            n_rows, n_slices = n_rows + len(part), n_slices + 1
-
-        def write(name: str, dtype: np.dtype, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(member, header)
-                for each in parts:
-                    member.write(np.ascontiguousarray(each, dtype).tobytes())
-
-        def read(which: int) -> Iterator[np.ndarray]:
-            spool.seek(0)
-            for _ in range(n_slices):
-                yield [np.load(spool), np.load(spool)][which]
-
-        names_of_columns = np.array(columns, str)
-        write(names, text, (n_rows,), read(0))
-        write("columns", names_of_columns.dtype, names_of_columns.shape, [names_of_columns])
-        write("values", number, (n_rows, width), read(1))
-    return n_rows
+    at = 0
+    for names, values in slices:
+        here = take_chosen(chosen, at, at + len(names) // rows_per_cell)
+        at += len(here)
+        here = np.repeat(here, rows_per_cell)
+        yield Rows(names, pd.DataFrame({name: cells.take_column(name, here) for name in columns}), values)
 
 
-def _save_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    with open(file, "wb") as archive:
-        np.savez_compressed(archive, **arrays)  # type: ignore[arg-type]
+def _no_columns(n_rows: int) -> pd.DataFrame:
+    return pd.DataFrame(index=range(n_rows))
 
 
-def _write_answer(
-    rows: Rows, header: Sequence[str], out: Path | None, write_arrays: Callable[[Path], int], precision: int
-) -> int:
+def _write_answer(table: Table, out: Path | None, precision: int) -> int:
     if out is None:
-        # names go unchanged to a pipe or a file; on a terminal, control characters are escaped
-        show = make_printable if sys.stdout is not None and sys.stdout.isatty() else str
-        return _write_lines(sys.stdout or io.StringIO(), ",", rows, header, precision, show)
-    if not out.name.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz", ".npz")):
-        raise QueryError(f"{out}: use a file name that ends in .csv, .tsv (or either with .gz) or .npz.")
+        screen = sys.stdout or io.StringIO()
+        if screen.isatty():  # control characters are escaped; names go unchanged to a pipe or a file
+            return write_aligned(screen, table, precision, make_printable)
+        return write_lines(screen, ",", table, precision)
+    if out.name.endswith(TEXT_ENDINGS):
+        with write_file_aside(out) as temporary:
+            return write_text(temporary, out.name, table, precision)
+    writers: dict[str, Callable[[Path, Table], int]] = {}
+    if out.suffix in (".npz", ".parquet"):
+        from atlasvi.engine.queries.array_answers import write_npz, write_parquet
+
+        writers = {".npz": write_npz, ".parquet": write_parquet}
+    elif out.suffix in (".h5ad", ".zarr"):
+        from atlasvi.engine.queries.anndata_answers import write_h5ad, write_zarr
+
+        writers = {".h5ad": write_h5ad, ".zarr": write_zarr}
+    if out.suffix not in writers:
+        raise QueryError(
+            f"{out}: use a file name that ends in .csv, .tsv (or either with .gz), .parquet, .npz, .h5ad or .zarr."
+        )
+    if out.suffix == ".zarr":
+        with write_folder_aside(out) as scratch:
+            return writers[out.suffix](scratch / "result", table)
     with write_file_aside(out) as temporary:
-        if out.suffix == ".npz":
-            return write_arrays(temporary)
-        delimiter = "\t" if out.name.endswith((".tsv", ".tsv.gz")) else ","
-        with (gzip.open if out.suffix == ".gz" else open)(temporary, "wt", encoding="utf-8", newline="") as file:
-            return _write_lines(file, delimiter, rows, header, precision, str)
-
-
-def _write_lines(
-    file: TextIO, delimiter: str, rows: Rows, header: Sequence[str], precision: int, show: Callable[[str], str]
-) -> int:
-    """Write the table, with `show` turning values into text; returns the number of rows."""
-
-    def name(text: object) -> str:
-        shown = guard_formula(show(str(text)))
-        # csv.writer does not quote a carriage return before Python 3.13, and readers then begin a new row there
-        quoted = any(special in shown for special in (delimiter, '"', "\r", "\n"))
-        return '"' + shown.replace('"', '""') + '"' if quoted else shown
-
-    def value(held: object) -> str:
-        return name(held) if isinstance(held, str | bool) else f"{held:.{precision}g}"
-
-    n, line = 0, delimiter.join(map(name, header)) + "\n"
-    for row, values in rows:  # the first row raises any error before the header is written
-        file.write(line)
-        line = delimiter.join([name(row), *map(value, values)]) + "\n"
-        n += 1
-    file.write(line)
-    return n
-
-
-def guard_formula(text: str) -> str:
-    """`text` for a cell of a CSV file, with an apostrophe in front if a spreadsheet would run it as a formula.
-
-    Excel and LibreOffice treat text that starts with = + - @, a tab or a line break as a formula (also in full-width
-    letters), and a formula can send other cells' content out; after an apostrophe it is text. Numbers stay unchanged.
-    """
-    if not text.startswith(FORMULA_STARTS):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return text
+        return writers[out.suffix](temporary, table)

@@ -4,10 +4,12 @@ import warnings
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Generator, Tensor
 
 from atlasvi.engine.model.likelihoods import draw_gamma
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.queries.cross_products import CrossProducts
 from atlasvi.engine.queries.expression import Batches, decode_cells, read_library_size
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, Posterior, QueryError, QuestionCells, need_at_least
 from atlasvi.loaders.errors import AtlasviWarning
@@ -92,11 +94,7 @@ def _rank(draws: np.ndarray) -> None:
 
 def _correlate(draws: np.ndarray, size: int = 2**13) -> np.ndarray:
     """Pearson's correlation of columns, with float64 sums over slices of rows."""
-    mean = draws.mean(0, dtype=np.float64)
-    products = np.zeros((draws.shape[1],) * 2)
+    products = CrossProducts(slice(None), draws.mean(0, dtype=np.float64))
     for at in range(0, len(draws), size):
-        centred = draws[at : at + size] - mean
-        products += centred.T @ centred
-    spread = np.sqrt(np.diagonal(products))
-    with np.errstate(invalid="ignore"):  # a constant gene: NaN, as in numpy
-        return np.clip(products / np.outer(spread, spread), -1, 1)
+        products.add(torch.from_numpy(draws[at : at + size]))
+    return products.correlate()

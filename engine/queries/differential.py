@@ -150,10 +150,10 @@ def _compare_some(
         plan.add(Members(labels, comparison.second), range(n_batches) if test.batchid2 is None else test.batchid2)
     plan.draw()
     for k, comparison in enumerate(comparisons):
-        hardly_seen = _hardly_seen(statistics, comparison, test, n_genes)
+        hardly_seen = find_hardly_seen(statistics, comparison, test, n_genes)
         values = compare_draws(*plan.decode(2 * k), *plan.decode(2 * k + 1), test, hardly_seen, generator)
         if all_stats:
-            values.update(_describe_counts(statistics, comparison, n_genes))
+            values.update(describe_counts(statistics, comparison, n_genes))
         yield values
 
 
@@ -311,7 +311,7 @@ def drop_outliers(model: VAE, cells: QuestionCells, indices: np.ndarray) -> np.n
         return indices
 
 
-def _hardly_seen(
+def find_hardly_seen(
     statistics: CountStatistics | None, comparison: Comparison, test: Test, n_genes: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Which genes are below threshold_counts in either population; without counts all of them, as in scvi-tools."""
@@ -325,7 +325,8 @@ def _hardly_seen(
     )
 
 
-def _describe_counts(statistics: CountStatistics | None, comparison: Comparison, n_genes: int) -> dict[str, np.ndarray]:
+def describe_counts(statistics: CountStatistics | None, comparison: Comparison, n_genes: int) -> dict[str, np.ndarray]:
+    """Columns of the table about the counts of both groups, float64 [genes] each; NaN without counts."""
     if statistics is None:
         missing = np.full(n_genes, np.nan)
         means = [(missing, missing, missing)] * 2

@@ -167,11 +167,18 @@ def estimate_pseudocounts(
     first: np.ndarray, second: np.ndarray, unseen1: np.ndarray, unseen2: np.ndarray, quantile: float = 0.9
 ) -> float:
     """What to add to proportions to shrink fold changes of genes with hardly any counts to zero; at least 1e-10."""
+    return choose_pseudocounts(first.max(0), second.max(0), unseen1, unseen2, quantile)
+
+
+def choose_pseudocounts(
+    largest1: np.ndarray, largest2: np.ndarray, unseen1: np.ndarray, unseen2: np.ndarray, quantile: float = 0.9
+) -> float:
+    """The same, from the largest proportion of each gene among the draws of either population, float [genes]."""
     largest = [
-        np.quantile(proportions.max(0)[unseen], quantile) if unseen.any() else 1e-10
-        for proportions, unseen in ((first, unseen1), (second, unseen2))
+        np.quantile(proportions[unseen], quantile) if unseen.any() else 1e-10
+        for proportions, unseen in ((largest1, unseen1), (largest2, unseen2))
     ]
-    return float(max(1e-10, max(largest) / first.shape[1]))
+    return float(max(1e-10, max(largest) / len(largest1)))
 
 
 def estimate_delta(effects: np.ndarray, coefficient: float = 0.6, least: float = 0.1) -> float:
@@ -206,8 +213,12 @@ def describe_draws(draws: np.ndarray, levels: Sequence[float] = ()) -> dict[str,
 
 def control_fdr(probabilities: np.ndarray, target: float) -> np.ndarray:
     """bool [genes]: those whose expected proportion of false discoveries is `target`; probabilities must descend."""
-    expected = np.cumsum(1.0 - probabilities) / (1.0 + np.arange(len(probabilities)))
-    return np.arange(len(probabilities)) < (expected <= target).sum()
+    return np.arange(len(probabilities)) < (expect_false(probabilities) <= target).sum()
+
+
+def expect_false(probabilities: np.ndarray) -> np.ndarray:
+    """Expected proportion of false discoveries among each gene and those before it; probabilities must descend."""
+    return np.cumsum(1.0 - probabilities) / (1.0 + np.arange(len(probabilities)))
 
 
 def draw_integers(below: int, n: int, generator: Generator) -> np.ndarray:

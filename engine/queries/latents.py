@@ -12,7 +12,7 @@ from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.cell_choice import in_order
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, QueryError, QuestionCells, name_cells, need_at_least
 
-ELEMENTS = 2**22  # of cells x components x latent that densities are computed for at a time
+ELEMENTS = 2**22  # of cells x components (x latent, unless they are normal) that densities are computed for at a time
 
 
 def slice_latents(
@@ -141,10 +141,25 @@ def mix_posteriors(qzm: Tensor, qzv: Tensor, dof: float | None = 3.0) -> torch.d
 @torch.inference_mode()
 def log_density(z: Tensor, qzm: Tensor, qzv: Tensor, dof: float | None = None) -> Tensor:
     """Log-density of that mixture at z [cells, latent], float32 [cells]; memory does not grow with the components."""
-    size = max(ELEMENTS // (len(z) * z.shape[1]), 1)
-    total = torch.full((len(z),), -torch.inf, device=z.device)
+    size = max(ELEMENTS // (len(z) if dof is None else len(z) * z.shape[1]), 1)
+    total = torch.full((len(z),), -torch.inf, dtype=torch.float64, device=z.device)
     for at in range(0, len(qzm), size):
-        part = mix_posteriors(qzm[at : at + size], qzv[at : at + size], dof)
-        n = len(qzm[at : at + size])
-        total = torch.logaddexp(total, part.log_prob(z) + np.log(n))
-    return total - np.log(len(qzm))
+        mean, variance = qzm[at : at + size], qzv[at : at + size]
+        if dof is None:
+            part = _log_sum_of_normals(z.double(), mean.double(), variance.double())
+        else:
+            part = mix_posteriors(mean, variance, dof).log_prob(z) + np.log(len(mean))
+        total = torch.logaddexp(total, part.double())
+    return (total - np.log(len(qzm))).float()
+
+
+def _log_sum_of_normals(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Log of the sum of normal densities at z [cells, latent], float64 [cells]; mean and variance [components, latent].
+
+    The squares (z - mean)^2 / variance are expanded, so that two matrix products sum them: ten times as fast as summing
+    them one by one. In float64, because their large terms cancel.
+    """
+    precision = 1 / variance
+    constant = (mean.square() * precision).sum(1) + variance.log().sum(1) + z.shape[1] * np.log(2 * np.pi)
+    twice = torch.addmm(constant, z.square(), precision.T).addmm_(z, (mean * precision).T, alpha=-2)
+    return torch.logsumexp(twice.mul_(-0.5), dim=1)

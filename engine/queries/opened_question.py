@@ -2,6 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from torch import Generator
 
@@ -52,6 +53,13 @@ class OpenedQuestion:
             self._run = open_model(place) if self.kept is None else self.kept.run
             self.cells = open_question_cells(data, self._run)
 
+    @classmethod
+    def of_parts(cls, run: TrainedRun, cells: QuestionCells, device: str = "cpu") -> Self:
+        """A question from a model and cells that are opened already."""
+        opened = cls.__new__(cls)
+        opened.kept, opened.cells, opened._run, opened._device = None, cells, run, choose_device(device)
+        return opened
+
     @cached_property
     def run(self) -> TrainedRun:
         """The model, on the device. Raises SourceError if minified data has none."""
@@ -74,3 +82,14 @@ class OpenedQuestion:
     def make_generator(self, seed: int) -> Generator:
         """A generator for the draws of one answer."""
         return Generator(self._device).manual_seed(seed)
+
+
+Asked = OpenedQuestion | KeptPosterior | str | Path
+"""What a question is about: an opened question, a minified store or other minified data, or the path of one."""
+
+
+def ask(asked: Asked) -> OpenedQuestion:
+    """The model and the cells of a question, opened if they are not yet. Raises the errors of `OpenedQuestion`."""
+    if isinstance(asked, KeptPosterior):
+        return OpenedQuestion.of_parts(asked.run, MinifiedCells(asked))
+    return asked if isinstance(asked, OpenedQuestion) else OpenedQuestion(asked)

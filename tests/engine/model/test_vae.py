@@ -186,3 +186,16 @@ def test_weights_that_are_no_numbers_are_refused(value: float):
     weights["log_theta"] = weights["log_theta"].clone().index_fill(0, torch.tensor([3]), value)
     with pytest.raises(ValueError, match="weight 'log_theta' holds NaN or infinite values"):
         model_from_weights(SETTINGS.model_dump(), weights)
+
+
+@pytest.mark.parametrize("use_size_factor", [False, True])
+def test_some_genes_are_decoded_as_all_of_them_are(use_size_factor: bool):
+    model = make_model(SETTINGS.model_copy(update={"use_size_factor": use_size_factor}))
+    z, codes = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)), {"batch": torch.arange(9) % 3}
+    with torch.inference_mode():
+        for batch in (None, 2):
+            whole = model.proportions(z, codes, transform_batch=batch)
+            hidden = model.hide(z, codes, transform_batch=batch)
+            for genes in (slice(3, 17), torch.tensor([5, 0, 39])):
+                found = model.some_proportions(hidden, model.normaliser(hidden), genes)
+                torch.testing.assert_close(found.T, whole[:, genes])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from atlasvi.engine import SCVI
-from atlasvi.engine.queries.expression import read_library_size, slice_expression
+from atlasvi.engine.queries.expression import draw_at_once, draw_posterior, read_library_size, slice_expression
 from atlasvi.engine.queries.question_cells import QueryError
 from tests.engine.api.small_models import make_adata
 
@@ -40,3 +40,21 @@ def test_a_library_size_is_a_number_above_0_or_one_of_two_words(text: str | floa
         read_library_size(text)
     assert read_library_size("1e4") == 1e4
     assert read_library_size("observed") == "observed"
+
+
+@pytest.mark.parametrize("latent_library", [False, True])
+def test_draws_made_at_once_are_those_of_the_cells_asked_for(latent_library: bool):
+    adata = make_adata(30)
+    SCVI.setup_anndata(adata, batch_key="batch")
+    model = SCVI(adata, n_hidden=8, n_latent=3, use_observed_lib_size=not latent_library)
+    model.is_trained = True
+    cells = model.ask()
+    indices = np.repeat(np.array([7, 2, 29]), 4000)
+    found = draw_at_once(model.module, cells, torch.Generator().manual_seed(0), indices, batch_size=8)
+    other = draw_posterior(model.module, cells, torch.Generator().manual_seed(1), indices)
+    for k in range(3):
+        one, two = (drawn.take(slice(4000 * k, 4000 * (k + 1))) for drawn in (found, other))
+        torch.testing.assert_close(one.z.mean(0), two.z.mean(0), atol=0.1, rtol=0)
+        torch.testing.assert_close(one.z.std(0), two.z.std(0), atol=0.1, rtol=0)
+        torch.testing.assert_close(one.library.log().mean(), two.library.log().mean(), atol=0.1, rtol=0)
+        assert torch.equal(one.codes["batch"], two.codes["batch"])

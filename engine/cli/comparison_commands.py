@@ -1,0 +1,225 @@
+"""`atlasvi query`: groups of cells compared: marker genes, differential expression and abundance."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import typer
+
+from atlasvi.engine.cli.answers import write_slices, write_whole_table
+from atlasvi.engine.cli.arguments import (
+    CellNames,
+    Columns,
+    Limit,
+    Out,
+    Sample,
+    Seed,
+    Top,
+    Where,
+    check_finite,
+    refuse_unused,
+)
+from atlasvi.engine.cli.query_app import choose, split_known
+from atlasvi.engine.cli.query_commands import query_app  # whose questions come first in the help
+from atlasvi.engine.terminal import show_progress
+
+Samples = Annotated[int, typer.Option("--n-samples", metavar="N", help="Draws of the posterior for each group.", min=1)]
+Delta = Annotated[
+    float,
+    typer.Option(help="Smaller log2 fold changes count as no change.", min=0, callback=check_finite),
+]
+Fdr = Annotated[
+    float, typer.Option("--fdr", help="Expected false discovery rate.", min=0, max=1, callback=check_finite)
+]
+BatchCorrection = Annotated[
+    bool, typer.Option("--batch-correction", help="Decode both groups as each of the batches in turn.")
+]
+
+
+@query_app.command("markers")
+def query_markers(
+    context: typer.Context,
+    labels_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of the labels.")],
+    labels: Annotated[str | None, typer.Option(metavar="NAMES", help="Only these labels (default: all).")] = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    top: Top = 50,
+    n_samples: Samples = 5_000,
+    delta: Delta = 0.25,
+    fdr: Fdr = 0.05,
+    batch_correction: BatchCorrection = False,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Marker genes: each label compared with all other cells (of those chosen), the best markers first."""
+    from atlasvi.engine.queries.markers import markers
+    from atlasvi.loaders.cells.coded_columns import code_column
+
+    opened = context.obj()
+    with show_progress() as progress:
+        table = markers(
+            opened,
+            labels_key,
+            labels=None
+            if labels is None
+            else split_known(labels, lambda: code_column(opened.cells, labels_key).categories),
+            chosen=choose(opened, cells, where, limit, sample, seed),
+            top=top or None,
+            n_samples=n_samples,
+            delta=delta,
+            fdr_target=fdr,
+            batch_correction=batch_correction,
+            seed=seed,
+            progress=progress,
+        )
+    write_whole_table(table, "gene", out)
+
+
+@query_app.command("compare")
+def query_compare(
+    context: typer.Context,
+    first: Annotated[
+        str, typer.Option(metavar="EXPRESSION", help="The cells: COLUMN=VALUE, or an expression over obs.")
+    ],
+    second: Annotated[
+        str | None, typer.Option(metavar="EXPRESSION", help="The cells to compare with (default: all others).")
+    ] = None,
+    top: Top = 50,
+    n_samples: Samples = 5_000,
+    delta: Delta = 0.25,
+    fdr: Fdr = 0.05,
+    batch_correction: BatchCorrection = False,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Genes that differ between two selections of cells, the most certain changes first."""
+    from atlasvi.engine.queries.markers import compare
+
+    with show_progress() as progress:
+        table = compare(
+            context.obj(),
+            first,
+            second,
+            top=top or None,
+            n_samples=n_samples,
+            delta=delta,
+            fdr_target=fdr,
+            batch_correction=batch_correction,
+            seed=seed,
+            progress=progress,
+        )
+    write_whole_table(table, "gene", out)
+
+
+@query_app.command("differential")
+def query_differential(
+    context: typer.Context,
+    groupby: Annotated[str | None, typer.Option(metavar="COLUMN", help="obs column of the groups to compare.")] = None,
+    group1: Annotated[str | None, typer.Option(help="Groups, separated by commas (default: all).")] = None,
+    group2: Annotated[str | None, typer.Option(help="The group to compare with (default: all other cells).")] = None,
+    idx1: Annotated[
+        str | None,
+        typer.Option(metavar="EXPRESSION", help="Instead of groups: cells by COLUMN=VALUE or an expression over obs."),
+    ] = None,
+    idx2: Annotated[
+        str | None, typer.Option(metavar="EXPRESSION", help="The cells to compare with (default: all others).")
+    ] = None,
+    mode: Annotated[
+        Literal["vanilla", "change"],
+        typer.Option(help="vanilla: whether a gene is higher in the first group; change: the size of its change."),
+    ] = "vanilla",
+    delta: Annotated[
+        float,
+        typer.Option(
+            help="For mode change: smaller log2 fold changes count as no change.", min=0, callback=check_finite
+        ),
+    ] = 0.25,
+    fdr: Annotated[
+        float,
+        typer.Option(help="For mode change: expected false discovery rate.", min=0, max=1, callback=check_finite),
+    ] = 0.05,
+    batch_correction: Annotated[
+        bool, typer.Option("--batch-correction", help="Decode both groups as each of the batches in turn.")
+    ] = False,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws for each group.", min=1)] = 5_000,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Genes that differ between groups of cells; if there are counts, with their statistics."""
+    import pandas as pd
+
+    from atlasvi.engine.queries.differential import differential_expression
+    from atlasvi.engine.queries.draw_comparison import Test
+    from atlasvi.engine.queries.question_cells import CountedCells
+
+    if mode == "vanilla":
+        refuse_unused(context, ["delta", "fdr"], "only --mode change uses it")
+    if idx1 is None:
+        refuse_unused(context, ["idx2"], "it is compared with --idx1, which is missing")
+    else:
+        refuse_unused(context, ["groupby", "group1", "group2"], "--idx1 chooses the cells")
+    opened = context.obj()
+
+    def list_groups() -> Iterable[Any]:
+        return () if groupby is None else opened.cells.read_column(groupby).unique()
+
+    test = Test(mode, delta, use_observed_batches=not batch_correction, n_samples_overall=n_samples)
+    table = differential_expression(
+        opened.run.model,
+        opened.cells,
+        pd.Index(opened.run.genes),
+        opened.make_generator(seed),
+        test,
+        n_batches=opened.run.model.settings.n_batches,
+        groupby=groupby,
+        group1=None if group1 is None else split_known(group1, list_groups),
+        group2=group2,
+        idx1=idx1,
+        idx2=idx2,
+        all_stats=isinstance(opened.cells, CountedCells),
+        fdr_target=fdr,
+    )
+    write_whole_table(table, "gene", out)
+
+
+@query_app.command("abundance")
+def query_abundance(
+    context: typer.Context,
+    sample_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of the samples.")],
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    max_cells: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Use at most N cells of each sample, chosen at random.", min=1),
+    ] = None,
+    dof: Annotated[
+        float | None,
+        typer.Option(
+            help="Degrees of freedom of Student's t for each cell; default: a normal.", min=0.01, callback=check_finite
+        ),
+    ] = None,
+    columns: Columns = None,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Log-density of each cell's latent under the cells of each sample, in nats."""
+    from atlasvi.engine.queries.abundance import slice_abundance
+
+    opened = context.obj()
+    chosen = choose(opened, cells, where, limit, sample, seed)
+    with show_progress() as progress:
+        samples, slices = slice_abundance(
+            opened.run.model,
+            opened.cells,
+            opened.cells,
+            opened.make_generator(seed),
+            sample_key,
+            chosen,
+            max_cells,
+            dof,
+            progress=progress,
+        )
+        write_slices(slices, map(str, samples), out, beside=(opened, chosen, columns))

@@ -1,0 +1,155 @@
+"""`atlasvi query`: genes: their expression in groups of cells, similar genes, and correlations."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from atlasvi.engine.cli.answers import write_slices, write_whole_table
+from atlasvi.engine.cli.arguments import (
+    CellNames,
+    Genes,
+    Limit,
+    Out,
+    Sample,
+    Seed,
+    Top,
+    TransformBatch,
+    Where,
+    split_names,
+)
+from atlasvi.engine.cli.query_app import choose, split_batches
+from atlasvi.engine.cli.query_commands import query_app  # whose questions come first in the help
+from atlasvi.engine.terminal import show_progress
+
+
+@query_app.command("aggregate")
+def query_aggregate(
+    context: typer.Context,
+    by: Annotated[str, typer.Option(metavar="COLUMNS", help="obs columns of the groups: NAME,NAME.")],
+    genes: Genes = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    library_size: Annotated[
+        str, typer.Option(help="Counts to scale each cell to; 'observed': its own; 'latent': the inferred ones.")
+    ] = "1",
+    transform_batch: TransformBatch = None,
+    fraction_at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Add the mean probability that a cell of this library size (a number, 'observed' or 'latent') has a "
+            "count above 0.",
+        ),
+    ] = None,
+    max_cells: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Decode at most N cells of each group, chosen at random; adds standard errors.", min=1
+        ),
+    ] = None,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Mean decoded expression of groups of cells."""
+    from atlasvi.engine.queries.aggregate import aggregate
+
+    opened = context.obj()
+    with show_progress() as progress:
+        found = aggregate(
+            opened,
+            split_names(by) or [],
+            genes=split_names(genes),
+            chosen=choose(opened, cells, where, limit, sample, seed),
+            library_size=library_size,
+            transform_batch=split_batches(opened, transform_batch),
+            fraction_at=fraction_at,
+            max_cells=max_cells,
+            seed=seed,
+            progress=progress,
+        )
+    write_whole_table(found.to_table(), "group", out)
+
+
+@query_app.command("similar-genes")
+def query_similar_genes(
+    context: typer.Context,
+    genes: Annotated[str, typer.Option(help="Gene names: NAME,NAME or @FILE with one per line.")],
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    top: Top = 50,
+    max_cells: Annotated[
+        int, typer.Option(metavar="N", help="Use at most N cells, chosen at random; 0: all.", min=0)
+    ] = 100_000,
+    scale: Annotated[
+        Literal["log", "linear"], typer.Option(help="log(1 + expression at 10,000 counts a cell), or proportions.")
+    ] = "log",
+    transform_batch: TransformBatch = None,
+    n_samples: Annotated[
+        int, typer.Option(help="Average over N draws of z; 0: decode the posterior mean.", metavar="N", min=0)
+    ] = 0,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Genes whose decoded expression correlates most with that of given genes."""
+    from atlasvi.engine.queries.similar_genes import similar_genes
+
+    opened = context.obj()
+    with show_progress() as progress:
+        table = similar_genes(
+            opened,
+            split_names(genes) or [],
+            top=top or None,
+            chosen=choose(opened, cells, where, limit, sample, seed),
+            max_cells=max_cells or None,
+            scale=scale,
+            transform_batch=split_batches(opened, transform_batch),
+            n_samples=n_samples,
+            seed=seed,
+            progress=progress,
+        )
+    write_whole_table(table, "gene", out)
+
+
+@query_app.command("correlation")
+def query_correlation(
+    context: typer.Context,
+    genes: Genes = None,
+    cells: CellNames = None,
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    method: Annotated[Literal["spearman", "pearson"], typer.Option(help="Use ranks, or values.")] = "spearman",
+    transform_batch: TransformBatch = None,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws per cell.", min=1)] = 10,
+    max_cells: Annotated[
+        int, typer.Option(metavar="N", help="At most N cells, chosen at random; all draws are in memory.", min=2)
+    ] = 1_000,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Correlations between genes, in expression drawn without the noise of counting."""
+    import pandas as pd
+
+    from atlasvi.engine.queries.cell_choice import sample_cells
+    from atlasvi.engine.queries.correlation import correlate_genes
+    from atlasvi.engine.queries.model_names import find_batches, find_genes
+    from atlasvi.engine.queries.question_cells import take_chosen
+
+    opened, wanted = context.obj(), split_names(genes)
+    generator, chosen = opened.make_generator(seed), choose(opened, cells, where, limit, sample, seed)
+    matrix = correlate_genes(
+        opened.run.model,
+        opened.cells,
+        generator,
+        indices=sample_cells(take_chosen(chosen, 0, opened.cells.n_cells), max_cells, generator),
+        columns=find_genes(opened.run, wanted, opened.cells.path),
+        n_samples=n_samples,
+        transform_batch=find_batches(opened.run, split_batches(opened, transform_batch)),
+        correlation_type=method,
+    )
+    names = wanted or opened.run.genes
+    write_slices(iter([(pd.Index(names), matrix)]), names, out, "gene")
