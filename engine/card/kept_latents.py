@@ -68,7 +68,7 @@ class _Column:
     """Some of the numbers of each cell, float32 [cells, numbers], as an array that is sliced by cells."""
 
     def __init__(self, scratch: Path, part_cells: int, n_cells: int, width: int, columns: slice) -> None:
-        self._scratch, self._part_cells, self._n_cells = scratch, part_cells, n_cells
+        self.dtype, self._scratch, self._part_cells, self._n_cells = np.dtype(np.float32), scratch, part_cells, n_cells
         self._width, self._columns = width, columns
 
     def __getitem__(self, cells: slice) -> np.ndarray:
@@ -87,7 +87,7 @@ class _Obs:
     """obs of the cells, with the library sizes in place of a column of that name; the last slice is kept."""
 
     def __init__(self, cells: CountedCells, library: _Column) -> None:
-        self._data, self._n_cells, self._library = cells.data, cells.n_cells, library
+        self._cells, self._data, self._n_cells, self._library = cells, cells.data, cells.n_cells, library
         self._kept: tuple[tuple[int, int], pd.DataFrame] | None = None
         self.columns = [*(name for name in self._read(0, 0).columns if name != LIBRARY), LIBRARY]
 
@@ -102,6 +102,17 @@ class _Obs:
             return pd.Series(self._library[start:stop][:, 0])
         check_column(name, self.columns, self._data.path)
         return self._read(start, stop)[name].reset_index(drop=True)
+
+    def take_names(self, rows: np.ndarray) -> pd.Index:
+        """Names of the cells with these ascending int64 indices."""
+        return self._cells.read_names(rows)
+
+    def take_column(self, name: str, rows: np.ndarray) -> pd.Series:
+        """One column of the cells with these ascending int64 indices. Raises ColumnError, with the columns of obs."""
+        if name != LIBRARY:
+            return self._cells.take_column(name, rows)
+        start, stop = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+        return pd.Series(self._library[start:stop][rows - start, 0])
 
     def _read(self, start: int, stop: int) -> pd.DataFrame:
         """obs of cells [start, stop)."""

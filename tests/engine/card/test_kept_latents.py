@@ -53,6 +53,11 @@ def test_slices_cross_the_ends_of_parts_and_cells_may_come_in_any_runs(folder: P
     np.testing.assert_array_equal(kept.read_column(LIBRARY, 45, 55), values[45:55, -1])
     assert kept.read_column("type").tolist() == adata.obs["type"].tolist()
     assert kept.read_names(7, 9).tolist() == ["cell7", "cell8"]
+    some = np.array([3, 49, 50, 110])
+    np.testing.assert_array_equal(np.hstack(kept.take_latent(some)), values[some, :-1])
+    np.testing.assert_array_equal(kept.take_column(LIBRARY, some), values[some, -1])
+    assert kept.take_column("type", some).tolist() == adata.obs["type"].iloc[some].tolist()
+    assert kept.take_names(some).tolist() == [f"cell{cell}" for cell in some]
     assert kept.run is run
     with pytest.raises(ColumnError, match="nothing"):
         kept.read_column("nothing")
