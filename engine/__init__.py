@@ -15,13 +15,15 @@ write_hub_folder  a model and its minified cells -> a folder of scvi-tools' hub 
 push, pull       such a folder to and from another place           hub/transfer.py
 read_latent, read_expression  answer from a minified store          queries/minified_queries.py
 choose_cells     the cells that an answer is for                    queries/cell_choice.py
+build_index      the latents of a minified store -> an index of neighbours  neighbours/build_index.py
+find_neighbours  the nearest cells of chosen cells, or of new ones  queries/neighbours.py
 draw_latent      a picture of the latent space                     queries/latent_picture.py
 make_card        how well drawn counts agree with real ones: a card  card/make_card.py
 write_card_folder  the same, with its page and what the hub needs    hub/card_folder.py
 check_card       whether a card still holds                          card/card_check.py
 
-Subpackages; each imports only those that follow it: cli, api, hub, card, queries, minified, training, scvi_tools,
-distributed, model. A module is imported only when it is first used.
+Subpackages; each imports only those that follow it: cli, api, hub, card, queries, neighbours, minified, training,
+scvi_tools, distributed, model. A module is imported only when it is first used.
 """
 
 import importlib
@@ -48,10 +50,12 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.minified.minified_store import MinifiedStore as MinifiedStore
     from atlasvi.engine.minified.minify import minify as minify
     from atlasvi.engine.model.trained_run import load_run as load_run
+    from atlasvi.engine.neighbours.build_index import build_index as build_index
     from atlasvi.engine.queries.cell_choice import choose_cells as choose_cells
     from atlasvi.engine.queries.latent_picture import draw_latent as draw_latent
     from atlasvi.engine.queries.minified_queries import read_expression as read_expression
     from atlasvi.engine.queries.minified_queries import read_latent as read_latent
+    from atlasvi.engine.queries.neighbours import find_neighbours as find_neighbours
     from atlasvi.engine.scvi_tools.model_directories import load_scvi_tools as load_scvi_tools
     from atlasvi.engine.scvi_tools.model_directories import save_scvi_tools as save_scvi_tools
     from atlasvi.engine.simulation import simulate as simulate
@@ -77,6 +81,8 @@ _PLACES = {
     "read_latent": "atlasvi.engine.queries.minified_queries",
     "read_expression": "atlasvi.engine.queries.minified_queries",
     "choose_cells": "atlasvi.engine.queries.cell_choice",
+    "build_index": "atlasvi.engine.neighbours.build_index",
+    "find_neighbours": "atlasvi.engine.queries.neighbours",
     "draw_latent": "atlasvi.engine.queries.latent_picture",
     "make_card": "atlasvi.engine.card.make_card",
     "check_card": "atlasvi.engine.card.card_check",

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import sys
 import tempfile
 import zipfile
@@ -50,15 +51,26 @@ def write_frame(table: pd.DataFrame, index: str, out: Path | None, *, precision:
 
     index  name of the column of row names; .npz holds them in an array of this name, and one array for each column
     """
+    return write_frames(iter([table]), index, out, precision=precision)
+
+
+def write_frames(tables: Iterator[pd.DataFrame], index: str, out: Path | None, *, precision: int = 6) -> int:
+    """The same for a table in slices of rows, of which there is at least one; in text, memory is that of one slice."""
+    first = next(tables)
 
     def write_arrays(file: Path) -> int:
+        table = pd.concat([first, *tables])
         arrays = {str(name): table[name].to_numpy() for name in table}
         text = {name: values.astype(str) for name, values in arrays.items() if values.dtype.kind not in "biuf"}
         _save_arrays(file, {index: table.index.to_numpy().astype(str), **arrays, **text})
         return len(table)
 
-    rows = zip(table.index, zip(*(table[name].tolist() for name in table)))
-    return _write_answer(rows, [index, *map(str, table.columns)], out, write_arrays, precision)
+    rows = (
+        row
+        for table in itertools.chain([first], tables)
+        for row in zip(table.index, zip(*(table[name].tolist() for name in table)))
+    )
+    return _write_answer(rows, [index, *map(str, first.columns)], out, write_arrays, precision)
 
 
 def _save_slices(file: Path, slices: Iterator[tuple[pd.Index, np.ndarray]], columns: Sequence[str], names: str) -> int:
