@@ -69,9 +69,7 @@ def query_neighbours(
     where: Among = None,
     by: Annotated[
         Literal["mean", "posterior"],
-        typer.Option(
-            help="mean: distance of posterior means; posterior: expected distance of draws from both posteriors."
-        ),
+        typer.Option(help="mean: distance of posterior means; posterior: 2-Wasserstein distance of posteriors."),
     ] = "mean",
     columns: Annotated[
         str | None, typer.Option(metavar="COLUMNS", help="obs columns of the neighbours to add.")

@@ -83,16 +83,8 @@ def build_index(
         centroids = train_centroids(sample, n_lists, seed)
         assigned = _assign_cells(store, centroids, measured, progress)
         _encode_cells(folder, store, assigned, progress)
-        header = Header(
-            store.n_cells,
-            store.n_latent,
-            len(centroids.lists),
-            identify_latents(store),
-            assigned.spread_range,
-            (),
-            (),
-            (),
-        )
+        n_lists = len(centroids.lists)
+        header = Header(store.n_cells, store.n_latent, n_lists, identify_latents(store), (), (), ())
         np.save(folder / "centroids.npy", centroids.lists)
         write_json(folder / HEADER, header.to_record())
         write_manifest(folder)
@@ -120,14 +112,12 @@ class _Assigned:
 
     lists         uint16 [cells]
     low, step     float32 [lists, latent]
-    spread_range  smallest spread, and step
     nearest       int64 [measured, k]: the true neighbours of the measured cells
     """
 
     lists: np.ndarray
     low: np.ndarray
     step: np.ndarray
-    spread_range: tuple[float, float]
     nearest: np.ndarray
 
 
@@ -138,7 +128,7 @@ def _take_sample(store: Latents, n: int, random: np.random.Generator) -> tuple[n
     parts, cells = [], []
     for start in np.linspace(0, store.n_cells - size, n_slices).astype(int).tolist():
         rows = random.choice(size, min(-(-n // n_slices), size), replace=False)
-        parts.append(_read(store, start, start + size)[0][rows])
+        parts.append(_read(store, start, start + size)[rows])
         cells.append(start + rows)
     order = random.permutation(sum(map(len, parts)))
     sample, numbers = np.concatenate(parts)[order], np.concatenate(cells)[order]
@@ -147,16 +137,16 @@ def _take_sample(store: Latents, n: int, random: np.random.Generator) -> tuple[n
     return sample, _Measured(numbers[first], sample[first])
 
 
-def _read(store: Latents, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means, float32 [cells, latent], and spreads, float32 [cells]. Raises SourceError if cells have no latents."""
+def _read(store: Latents, start: int, stop: int) -> np.ndarray:
+    """Means of cells [start, stop), float32 [cells, latent]. Raises SourceError if cells have no latents."""
     qzm, qzv = store.read_latent(start, stop)
     known = np.isfinite(qzm).all(1) & np.isfinite(qzv).all(1)
     check_known(store.path, known, lambda place: f"number {start + place:,}")
-    return np.ascontiguousarray(qzm, np.float32), qzv.sum(1, dtype=np.float32)
+    return np.ascontiguousarray(qzm, np.float32)
 
 
-def _read_slices(store: Latents) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(first cell, means, spreads) of all cells, with the next slice being read meanwhile."""
+def _read_slices(store: Latents) -> Iterator[tuple[int, np.ndarray]]:
+    """(first cell, means) of all cells, in slices, with the next slice being read meanwhile."""
     starts = range(0, store.n_cells, SLICE_CELLS)
     with ThreadPoolExecutor(1) as reader:
 
@@ -168,40 +158,37 @@ def _read_slices(store: Latents) -> Iterator[tuple[int, np.ndarray, np.ndarray]]
             part = waiting.result()
             if start + SLICE_CELLS < store.n_cells:
                 waiting = submit(start + SLICE_CELLS)
-            yield start, *part
+            yield start, part
 
 
 def _assign_cells(store: Latents, centroids: Centroids, measured: _Measured, progress: Progress) -> _Assigned:
     lists = np.empty(store.n_cells, np.uint16)
     low = np.full(centroids.lists.shape, np.inf, np.float32)
-    high, spreads = -low, np.array([np.inf, -np.inf])
+    high = -low
     exact = ExactSearch(measured.qzm, min(max(MEASURED_KS), store.n_cells), own=measured.cells)
-    for start, qzm, spread in _read_slices(store):
+    for start, qzm in _read_slices(store):
         stop = start + len(qzm)
         lists[start:stop] = centroids.assign(qzm)
         widen_ranges(qzm, lists[start:stop], low, high)
-        spreads = np.array([min(spreads[0], spread.min()), max(spreads[1], spread.max())])
         exact.add(qzm, np.arange(start, stop))
         progress("assigning cells to lists", stop, store.n_cells)
     empty = low > high
     low, high = np.where(empty, 0, low), np.where(empty, 0, high)
-    spread_range = float(spreads[0]), float(max(spreads[1] - spreads[0], 1e-30)) / 65535
-    return _Assigned(lists, low, (high - low) / np.float32(255), spread_range, exact.finish()[1])
+    return _Assigned(lists, low, (high - low) / np.float32(255), exact.finish()[1])
 
 
 def _encode_cells(folder: Path, store: Latents, assigned: _Assigned, progress: Progress) -> None:
-    """Write the codes, cells and spreads by list, and where the lists are, with their checksums."""
-    shapes = zip(LARGE, (np.uint8, np.uint32, np.uint16), ((store.n_latent,), (), ()))
+    """Write the codes and cells by list, and where the lists are, with their checksums."""
+    shapes = zip(LARGE, (np.uint8, np.uint32), ((store.n_latent,), ()))
     large = [
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (store.n_cells, *shape))
         for name, dtype, shape in shapes
     ]
     starts = np.cumsum([0, *np.bincount(assigned.lists, minlength=len(assigned.low))])
-    places, (first, step) = starts[:-1].copy(), assigned.spread_range
-    for start, qzm, spread in _read_slices(store):
-        coded = np.clip(np.rint((spread - first) / step), 0, 65535).astype(np.uint16)
+    places = starts[:-1].copy()
+    for start, qzm in _read_slices(store):
         lists = assigned.lists[start : start + len(qzm)]
-        place_cells(qzm, coded, start, lists, assigned.low, assigned.step, places, *large)
+        place_cells(qzm, start, lists, assigned.low, assigned.step, places, *large)
         if start % WRITTEN_CELLS == 0:
             for array in large:  # else all that was written would count as memory of this process
                 array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
@@ -220,8 +207,8 @@ def _measure_recalls(index: IndexFile, measured: _Measured, nearest: np.ndarray)
     recalls: list[list[float]] = []
     n_lists, most, growth = 1, min(index.header.n_lists, MOST_PROBES), 1.0
     while n_lists <= most and growth > GROWTH:
-        found = search_index(index, measured.qzm, max(ks), n_lists=n_lists, own=measured.cells)[1]
-        recalls.append([_share_found(found[:, :k], nearest[:, :k]) for k in ks])
+        found = [search_index(index, measured.qzm, k, n_lists=n_lists, own=measured.cells)[1] for k in ks]
+        recalls.append([_share_found(cells, nearest[:, :k]) for cells, k in zip(found, ks)])
         probes.append(n_lists)
         growth = max(map(operator.sub, recalls[-1], recalls[-2])) if len(recalls) > 1 else 1.0
         n_lists = most if n_lists < most < 2 * n_lists else 2 * n_lists

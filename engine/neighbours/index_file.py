@@ -8,10 +8,9 @@
       checksums.npy    uint32 [lists]: crc32c of the content of a list, compared when it is first searched
       codes.npy        uint8 [cells, latent]
       cells.npy        uint32 [cells]: which cell of the store is at a place, ascending in each list
-      spreads.npy      uint16 [cells]: sum of the variances of the cell's posterior, in steps
       manifest.json    bytes and crc32c of all files, written last
 
-With 20 latent dimensions that is 26 bytes for a cell, and 0.2 for its share of a list. The large arrays are mapped into
+With 20 latent dimensions that is 24 bytes for a cell, and 0.2 for its share of a list. The large arrays are mapped into
 memory, so that only the lists that are searched are read.
 """
 
@@ -32,7 +31,7 @@ from atlasvi.loaders.store_files import check_version
 
 FORMAT_VERSION = 1
 HEADER = "index.json"
-LARGE = ("codes", "cells", "spreads")
+LARGE = ("codes", "cells")
 IDENTITY_SLICES, IDENTITY_ROWS = 32, 8
 
 
@@ -52,7 +51,6 @@ class Header:
     """What is known of an index without its arrays.
 
     identity      of the latents that it was made from (see `identify_latents`)
-    spread_range  start and step of the coded spreads
     ks, probes    the numbers of neighbours, and of lists searched, for which the recall was measured
     recalls       [ks, probes]: share of the k nearest cells that were found, for a sample of the store's cells
     """
@@ -61,7 +59,6 @@ class Header:
     n_latent: int
     n_lists: int
     identity: str
-    spread_range: tuple[float, float]
     ks: tuple[int, ...]
     probes: tuple[int, ...]
     recalls: tuple[tuple[float, ...], ...]
@@ -117,7 +114,7 @@ class IndexFile:
             check_files(folder, files, lambda name: not name.startswith(LARGE))
             self.header = Header(**{name: _to_tuples(record[name]) for name in Header.__dataclass_fields__})
             load = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in LARGE}
-            self.codes, self.cells, self.spreads = (load[name] for name in LARGE)
+            self.codes, self.cells = (load[name] for name in LARGE)
             names = "centroids", "low", "step", "starts", "checksums"
             small = [np.load(folder / f"{name}.npy", allow_pickle=False) for name in names]
             self.centroids, self.low, self.step, self.starts, self.checksums = small
@@ -135,7 +132,7 @@ class IndexFile:
         with self._lock:
             for number in numbers[~self._checked[numbers]].tolist():
                 here = slice(self.starts[number], self.starts[number + 1])
-                checksum = checksum_list(self.codes[here], self.cells[here], self.spreads[here])
+                checksum = checksum_list(self.codes[here], self.cells[here])
                 if checksum != self.checksums[number] or (self.cells[here] >= self.header.n_cells).any():
                     raise SourceError(
                         f"{self.path}: list {number} of the index is damaged: remove the folder, and build it again: "
@@ -153,7 +150,6 @@ class IndexFile:
             (self.checksums, np.uint32, (n_lists,)),
             (self.codes, np.uint8, (n_cells, n_latent)),
             (self.cells, np.uint32, (n_cells,)),
-            (self.spreads, np.uint16, (n_cells,)),
         ]
         for array, dtype, shape in expected:
             if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
@@ -162,12 +158,9 @@ class IndexFile:
             raise ValueError("the lists do not follow each other")
 
 
-def checksum_list(codes: np.ndarray, cells: np.ndarray, spreads: np.ndarray) -> int:
+def checksum_list(codes: np.ndarray, cells: np.ndarray) -> int:
     """crc32c of the content of a list."""
-    checksum = 0
-    for part in (codes, cells, spreads):
-        checksum = google_crc32c.extend(checksum, part.tobytes())
-    return checksum
+    return google_crc32c.extend(google_crc32c.value(codes.tobytes()), cells.tobytes())
 
 
 def _rebuild(store: Latents | None) -> str:

@@ -22,7 +22,6 @@ def widen_ranges(latents: np.ndarray, lists: np.ndarray, low: np.ndarray, high: 
 @njit(nogil=True, cache=True)
 def place_cells(
     latents: np.ndarray,
-    spreads: np.ndarray,
     first: int,
     lists: np.ndarray,
     low: np.ndarray,
@@ -30,17 +29,16 @@ def place_cells(
     places: np.ndarray,
     codes: np.ndarray,
     cells: np.ndarray,
-    coded_spreads: np.ndarray,
 ) -> None:
     """Write cells first, first + 1, ... at the next free place of their lists.
 
-    latents float32 [cells, latent], spreads uint16 [cells], lists uint16 [cells]; places int64 [lists]: the next place
+    latents float32 [cells, latent], lists uint16 [cells]; places int64 [lists]: the next place
     """
     for i in range(len(latents)):
         number = lists[i]
         place = places[number]
         places[number] += 1
-        cells[place], coded_spreads[place] = first + i, spreads[i]
+        cells[place] = first + i
         for d in range(latents.shape[1]):
             if step[number, d] > 0:
                 code = (latents[i, d] - low[number, d]) / step[number, d] + np.float32(0.5)
@@ -63,11 +61,9 @@ def count_chosen(cells: np.ndarray, list_starts: np.ndarray, chosen: np.ndarray)
 def scan_lists(
     codes: np.ndarray,
     cells: np.ndarray,
-    spreads: np.ndarray,
     list_starts: np.ndarray,
     low: np.ndarray,
     step: np.ndarray,
-    spread_range: np.ndarray,
     chosen: np.ndarray,
     queries: np.ndarray,
     own: np.ndarray,
@@ -78,7 +74,6 @@ def scan_lists(
 ) -> None:
     """Compare queries with the cells of the lists that each searches; a list is decoded once for all of them.
 
-    spread_range  float32: start and step of the coded spreads, which are added to the distances; empty: they are not
     chosen        bool [all cells]: the cells that count; empty: all
     own           int64 [queries]: the cell that does not count for each query; -1: none
     pairs         int64: queries, by the lists that they search; pair_starts int64 [lists + 1]: where a list's begin
@@ -103,8 +98,6 @@ def scan_lists(
                         value = step[number, d] * np.float32(codes[at, d])
                         block[d, n] = value
                         square += value * value
-                    if len(spread_range):
-                        square += spread_range[0] + spread_range[1] * np.float32(spreads[at])
                     squares[n], numbers[n] = square, cell
                     n += 1
                 at += 1

@@ -47,7 +47,6 @@ def search_index(
     n_lists: int,
     own: np.ndarray | None = None,
     chosen: np.ndarray | None = None,
-    by_posterior: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Squared distances float32 [queries, k], and cells int64 [queries, k], as from `ExactSearch.finish`.
 
@@ -55,7 +54,6 @@ def search_index(
                   and lists are added until they hold as many chosen cells as n_lists lists on average
     own           int64 [queries]: the cell that does not count for each query; -1: none
     chosen        bool [cells]: the cells that count; None: all
-    by_posterior  add each cell's spread to its squared distance
     Distances are those of the codes: of a cell in 256 steps of its list's width in each dimension.
     Raises SourceError if a list is damaged.
     """
@@ -71,7 +69,7 @@ def search_index(
         here = slice(start, start + QUERIES_AT_ONCE)
         query_numbers, lists = _choose_lists(index, queries[here], sizes, n_lists, k + 1)
         index.check_lists(np.unique(lists))
-        _scan(index, queries[here], own[here], mask, by_posterior, query_numbers, lists, distances[here], found[here])
+        _scan(index, queries[here], own[here], mask, query_numbers, lists, distances[here], found[here])
     return sort_heaps(distances, found)
 
 
@@ -103,14 +101,12 @@ def _scan(
     queries: np.ndarray,
     own: np.ndarray,
     mask: np.ndarray,
-    by_posterior: bool,
     query_numbers: np.ndarray,
     lists: np.ndarray,
     distances: np.ndarray,
     found: np.ndarray,
 ) -> None:
     """Search the lists of these pairs; each thread has a share of the queries."""
-    spread_range = np.array(index.header.spread_range if by_posterior else (), np.float32)
 
     def work(start: int, stop: int) -> None:
         first, last = np.searchsorted(query_numbers, [start, stop])
@@ -118,7 +114,7 @@ def _scan(
         starts = np.searchsorted(lists[first:last][order], np.arange(index.header.n_lists + 1))
         pairs = query_numbers[first:last][order] - start
         here = slice(start, stop)
-        arrays = index.codes, index.cells, index.spreads, index.starts, index.low, index.step, spread_range, mask
+        arrays = index.codes, index.cells, index.starts, index.low, index.step, mask
         scan_lists(*arrays, queries[here], own[here], pairs, starts, distances[here], found[here])
 
     run_shares(work, len(queries))

@@ -35,10 +35,10 @@ def make_latents(n_cells: int, n_latent: int = 5, seed: int = 0, path: str = "ce
 
 
 def search_plainly(
-    latents: np.ndarray, spreads: np.ndarray, queries: np.ndarray, k: int, own: np.ndarray, chosen: np.ndarray
+    points: np.ndarray, queries: np.ndarray, k: int, own: np.ndarray, chosen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Squared distances and cells of all pairs in float64, sorted by distance and index."""
-    squared = ((queries[:, None].astype(float) - latents) ** 2).sum(2) + spreads
+    squared = ((queries[:, None].astype(float) - points) ** 2).sum(2)
     squared[:, ~chosen] = np.inf
     squared[np.flatnonzero(own >= 0), own[own >= 0]] = np.inf
     order = np.argsort(squared, axis=1, kind="stable")[:, :k]

@@ -36,7 +36,7 @@ def share_found(found: np.ndarray, nearest: np.ndarray) -> float:
 
 def search_all(store: SmallLatents, queries: np.ndarray, k: int, chosen: np.ndarray | None = None) -> np.ndarray:
     cells = np.arange(store.n_cells) if chosen is None else np.flatnonzero(chosen)
-    return search_exactly([(store.qzm[cells], cells, None)], queries, k)[1]
+    return search_exactly([(store.qzm[cells], cells)], queries, k)[1]
 
 
 def test_every_cell_is_in_one_list_near_its_code_and_lists_keep_the_order_of_the_store(
@@ -48,8 +48,6 @@ def test_every_cell_is_in_one_list_near_its_code_and_lists_keep_the_order_of_the
     assert (np.abs(decoded - store.qzm[index.cells]) <= 0.5001 * index.step[lists] + 1e-6).all()
     for start, stop in zip(index.starts, index.starts[1:]):
         assert (np.diff(index.cells[start:stop].astype(int)) > 0).all()
-    first, step = index.header.spread_range
-    np.testing.assert_allclose(first + step * index.spreads, store.qzv[index.cells].sum(1), atol=step)
 
 
 @pytest.mark.parametrize("recall", [0.7, 0.9, 0.97])
@@ -67,7 +65,7 @@ def test_all_lists_find_all_but_what_codes_confuse_at_distances_near_the_true_on
 ):
     queries = store.qzm[:100]
     squared, found = search_index(index, queries, 20, n_lists=index.header.n_lists, own=np.arange(100))
-    true_squared, nearest = search_exactly([(store.qzm, np.arange(N_CELLS), None)], queries, 20, np.arange(100))
+    true_squared, nearest = search_exactly([(store.qzm, np.arange(N_CELLS))], queries, 20, np.arange(100))
     assert share_found(found, nearest) > 0.97
     np.testing.assert_allclose(np.sqrt(squared), np.sqrt(true_squared), atol=2 * index.step.max())
     assert (found != np.arange(100)[:, None]).all()
@@ -93,16 +91,6 @@ def test_chosen_cells_that_are_all_far_from_the_query_are_found(store: SmallLate
         for cells in (found, search_all(store, store.qzm[:1], 15, mask))
     )
     np.testing.assert_allclose(away, nearest, rtol=0.001)  # many are equally far: codes can't tell which is nearest
-
-
-def test_by_posterior_the_spread_of_each_cell_is_added(store: SmallLatents, index: IndexFile):
-    queries, spreads = store.qzm[:50], store.qzv.sum(1)
-    squared, found = search_index(index, queries, 10, n_lists=index.header.n_lists, by_posterior=True)
-    expected, nearest = search_exactly([(store.qzm, np.arange(N_CELLS), spreads)], queries, 10)
-    assert share_found(found, nearest) > 0.95
-    np.testing.assert_allclose(squared, expected, rtol=0.05)
-    without = search_index(index, queries, 10, n_lists=index.header.n_lists)[1]
-    assert share_found(found, without) < 0.9
 
 
 def test_more_neighbours_than_cells_end_in_none(tmp_path: Path):
@@ -135,7 +123,7 @@ def test_any_latents_can_be_indexed_equal_ones_too(
     build_index(store)
     index = IndexFile(name_index(store.path), store)
     squared, found = search_index(index, qzm[:5], 3, n_lists=index.header.n_lists)
-    expected, nearest = search_exactly([(qzm, np.arange(n_cells), None)], qzm[:5], 3)
+    expected, nearest = search_exactly([(qzm, np.arange(n_cells))], qzm[:5], 3)
     np.testing.assert_allclose(squared, expected, atol=0.05)
     np.testing.assert_array_equal(found < 0, nearest < 0)
 
@@ -152,7 +140,7 @@ def test_the_same_seed_gives_the_same_files(store: SmallLatents, tmp_path: Path)
 
 def test_an_index_takes_few_bytes_and_is_not_overwritten(store: SmallLatents):
     assert (
-        sum(file.stat().st_size for file in name_index(store.path).iterdir()) < N_CELLS * (store.n_latent + 7) + 9_000
+        sum(file.stat().st_size for file in name_index(store.path).iterdir()) < N_CELLS * (store.n_latent + 5) + 9_000
     )
     with pytest.raises(OutputError, match="exists already"):
         build_index(store)
@@ -193,7 +181,7 @@ def test_damage_of_a_small_file_is_noticed_when_the_index_is_opened(store: Small
         IndexFile(copy, store)
 
 
-@pytest.mark.parametrize("name", ["codes.npy", "cells.npy", "spreads.npy"])
+@pytest.mark.parametrize("name", ["codes.npy", "cells.npy"])
 def test_damage_of_a_list_is_noticed_when_it_is_searched(store: SmallLatents, tmp_path: Path, name: str):
     copy = copy_index(store, tmp_path / "copy")
     content = bytearray((copy / name).read_bytes())
