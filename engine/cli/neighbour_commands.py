@@ -12,7 +12,8 @@ from atlasvi.engine.cli.query_commands import query_app
 from atlasvi.engine.terminal import count, say, show_progress
 
 if TYPE_CHECKING:  # imports torch, which `--help` does not need
-    from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells
+    from atlasvi.engine.queries.new_cells import NewCells
+    from atlasvi.engine.queries.question_cells import MinifiedCells
 
 NewCells = Annotated[
     str | None,
@@ -95,7 +96,7 @@ def query_neighbours(
     if new is None:
         tables = slice_neighbours(search, reference, _find_asked(reference, of, limit), shown)
     else:
-        tables = slice_neighbours(search, new, np.arange(new.n_cells)[:limit], shown, reference.kept.run.model.eval())
+        tables = slice_neighbours(search, new.cells, np.arange(new.cells.n_cells)[:limit], shown, new.model)
     rows = write_frames(tables, "cell", out)
     if out is not None:
         say(f"{out}: {count(rows, 'row')}.")
@@ -103,7 +104,7 @@ def query_neighbours(
 
 def _open_reference(
     context: typer.Context, cells: str | None, missing_genes: Any
-) -> "tuple[MinifiedCells, CountedCells | None]":
+) -> "tuple[MinifiedCells, NewCells | None]":
     """The cells of MINI, and the new cells of DATA or --cells, if there are any."""
     from atlasvi.engine.queries.new_cells import open_new_cells
     from atlasvi.engine.queries.opened_question import OpenedQuestion
@@ -118,7 +119,7 @@ def _open_reference(
     if data is None:
         return opened.cells, None
     new = open_new_cells(data, opened.run, missing_genes)
-    context.call_on_close(new.source.close)
+    context.call_on_close(new.cells.source.close)
     return opened.cells, new
 
 

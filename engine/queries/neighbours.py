@@ -168,8 +168,8 @@ def find_neighbours(
     elif of is not None:
         raise QueryError("of= chooses cells of the store, and new_cells= are others: pass one of them.")
     else:
-        cells = open_new_cells(new_cells, kept.run, missing_genes)
-        tables = list(slice_neighbours(search, cells, None, columns, model=kept.run.model.eval()))
+        new = open_new_cells(new_cells, kept.run, missing_genes)
+        tables = list(slice_neighbours(search, new.cells, None, columns, model=new.model))
     return pd.concat(tables)
 
 
