@@ -17,6 +17,7 @@ read_latent, read_expression  answer from a minified store          queries/mini
 choose_cells     the cells that an answer is for                    queries/cell_choice.py
 build_index      the latents of a minified store -> an index of neighbours  neighbours/build_index.py
 find_neighbours  the nearest cells of chosen cells, or of new ones  queries/neighbours.py
+annotate         labels of new cells from their neighbours          queries/annotation.py
 draw_latent      a picture of the latent space                     queries/latent_picture.py
 make_card        how well drawn counts agree with real ones: a card  card/make_card.py
 write_card_folder  the same, with its page and what the hub needs    hub/card_folder.py
@@ -51,6 +52,7 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.minified.minify import minify as minify
     from atlasvi.engine.model.trained_run import load_run as load_run
     from atlasvi.engine.neighbours.build_index import build_index as build_index
+    from atlasvi.engine.queries.annotation import annotate as annotate
     from atlasvi.engine.queries.cell_choice import choose_cells as choose_cells
     from atlasvi.engine.queries.latent_picture import draw_latent as draw_latent
     from atlasvi.engine.queries.minified_queries import read_expression as read_expression
@@ -83,6 +85,7 @@ _PLACES = {
     "choose_cells": "atlasvi.engine.queries.cell_choice",
     "build_index": "atlasvi.engine.neighbours.build_index",
     "find_neighbours": "atlasvi.engine.queries.neighbours",
+    "annotate": "atlasvi.engine.queries.annotation",
     "draw_latent": "atlasvi.engine.queries.latent_picture",
     "make_card": "atlasvi.engine.card.make_card",
     "check_card": "atlasvi.engine.card.card_check",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import typer
 
-from atlasvi.engine.cli.arguments import Limit, Out, refuse_unused, split_names
+from atlasvi.engine.cli.arguments import Limit, Out, Seed, refuse_unused, split_names
 from atlasvi.engine.cli.query_commands import query_app
 from atlasvi.engine.terminal import count, say, show_progress
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # imports torch, which `--help` does not need
     from atlasvi.engine.queries.new_cells import NewCells
     from atlasvi.engine.queries.question_cells import MinifiedCells
 
-NewCells = Annotated[
+NewCounts = Annotated[
     str | None,
     typer.Option(
         "--cells", metavar="NEW", help="New counts (any source, PATH::layer=NAME), which the model encodes; DATA too."
@@ -64,7 +64,7 @@ def query_neighbours(
             help="Cells of MINI to find the neighbours of: NAME,NAME, @FILE with one per line, or a filter.",
         ),
     ] = None,
-    cells: NewCells = None,
+    cells: NewCounts = None,
     limit: Limit = None,
     k: Annotated[int, typer.Option("-k", "--k", metavar="N", help="Neighbours of each cell.", min=1)] = 15,
     where: Among = None,
@@ -100,6 +100,54 @@ def query_neighbours(
     rows = write_frames(tables, "cell", out)
     if out is not None:
         say(f"{out}: {count(rows, 'row')}.")
+
+
+@query_app.command("annotate")
+def query_annotate(
+    context: typer.Context,
+    new_cells: Annotated[
+        str | None, typer.Argument(metavar="NEW", help="New counts: any source, PATH::layer=NAME.")
+    ] = None,
+    labels_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of MINI with the labels.")] = ...,  # type: ignore[assignment]
+    cells: NewCounts = None,
+    limit: Limit = None,
+    k: Annotated[int, typer.Option("-k", "--k", metavar="N", help="Neighbours of each cell.", min=1)] = 30,
+    where: Among = None,
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws of z for each cell; 0: its mean.", min=0)] = 5,
+    unknown: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of MINI's own cells that would be unknown.", min=0, max=0.99)
+    ] = 0.01,
+    columns: Annotated[
+        str | None, typer.Option(metavar="COLUMNS", help="obs columns (donors, ...) to tell of the neighbours.")
+    ] = None,
+    recall: Recall = 0.97,
+    exact: Exact = False,
+    index: IndexPlace = None,
+    missing_genes: MissingGenes = "refuse",
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Labels of new cells from their neighbours in MINI, with probabilities; "unknown" far from all of them."""
+    from atlasvi.engine.queries.annotation import AnnotationOptions, Annotator
+    from atlasvi.engine.queries.answer_tables import write_frames
+    from atlasvi.engine.queries.neighbours import check_columns
+    from atlasvi.engine.queries.question_cells import QueryError
+
+    if new_cells is not None and cells is not None:
+        raise QueryError(f"{new_cells} and --cells {cells} are both new cells: name one of them.")
+    reference, new = _open_reference(context, cells if new_cells is None else new_cells, missing_genes)
+    if new is None:
+        raise QueryError("annotate needs new cells: atlasvi query MINI annotate NEW --labels-key COLUMN.")
+    shown = split_names(columns) or []
+    check_columns(shown, reference)
+    options = AnnotationOptions(k, n_samples, unknown, seed, recall, exact)
+    annotator = Annotator(reference, labels_key, options, _mark_all(reference, where), index)
+    rows = write_frames(annotator.slice_labels(new, shown, limit), "cell", out)
+    if out is not None:
+        say(
+            f"{out}: {count(rows, 'cell')}. On cells of MINI, judged by other batches, probabilities were off by "
+            f"{annotator.calibration_error:.1%} on average."
+        )
 
 
 def _open_reference(

@@ -194,7 +194,7 @@ def slice_neighbours(
     if chosen is not None:
         chosen = np.unique(chosen)
     at, is_same = 0, cells is search.reference
-    for names, qzm, qzv in _join_slices(slice_latents(model, cells, chosen)):
+    for names, qzm, qzv in join_slices(slice_latents(model, cells, chosen)):
         own = None
         if is_same:
             own = np.arange(at, at + len(qzm)) if chosen is None else chosen[at : at + len(qzm)]
@@ -202,7 +202,7 @@ def slice_neighbours(
         yield _make_table(search.reference, names, *search.search(qzm, qzv, own), columns)
 
 
-def _join_slices(
+def join_slices(
     slices: Iterator[tuple[pd.Index, np.ndarray, np.ndarray]],
 ) -> Iterator[tuple[pd.Index, np.ndarray, np.ndarray]]:
     """The same in slices of QUERIES_AT_ONCE cells or more: for each, exact search reads all cells, an index lists."""
