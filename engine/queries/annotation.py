@@ -4,8 +4,8 @@ A label's share of the k nearest cells is weighted by a Gaussian of their distan
 these distances, and averaged over draws from the cell's posterior, as in scArches (Lotfollahi et al. 2022, Nature
 Biotechnology 40:121, "label transfer"). A dimension that carries no information has a posterior of variance 1, and
 draws in it would only add noise to all distances: draws are scaled by var(qzm) / (var(qzm) + mean(qzv)) over reference
-cells, which is what a draw tells of where the cell's mean is. On OneK1K (benchmarks/annotation.py) the calibration error
-was 2.6% with plain draws, and 0.3% with these.
+cells, which is what a draw tells of where the cell's mean is. On OneK1K the expected calibration error
+was 2.6% with plain draws, and is 0.3% with these.
 
 Both figures that come with a label are measured on cells of the reference, of each label alike, each judged by cells of
 other batches only, as a cell of a new batch is. Probabilities are tempered so that they fit best there. A cell is

@@ -97,3 +97,31 @@ def test_mistakes_are_explained_in_a_sentence(folder: Path):
 )
 def test_a_filter_is_told_from_names(text: str, expected: bool):
     assert _is_filter(text, ["cell_type", "n"]) is expected
+
+
+def test_new_cells_are_labelled_by_the_command_as_by_the_function(folder: Path):
+    from atlasvi.engine import annotate
+
+    mini, new = folder / "x.mini", folder / "new.h5ad"
+    done = run_command(
+        "query",
+        mini,
+        "annotate",
+        new,
+        "--labels-key",
+        "cell_type",
+        "-k",
+        5,
+        "--columns",
+        "donor",
+        "--out",
+        folder / "a.csv",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "12 cells. On cells of MINI" in done.stdout
+    table = pd.read_csv(folder / "a.csv", index_col=0)
+    expected = annotate(mini, new, "cell_type", k=5, columns=["donor"])
+    assert table["label"].tolist() == expected["label"].tolist()
+    np.testing.assert_allclose(table["probability"], expected["probability"], rtol=1e-4)
+    assert "needs new cells" in refuse("query", mini, "annotate", "--labels-key", "cell_type")
+    assert "no column" in refuse("query", mini, "annotate", new, "--labels-key", "celltype").lower()
