@@ -1,4 +1,4 @@
-"""Latents to search among, drawn block by block: like an atlas's, one Gaussian cloud, or real cells drawn many times.
+"""Latents to search among, drawn block by block: like an atlas's, one Gaussian cloud, or cells like real ones.
 
 What an index finds depends on the data: an atlas has types, states between them and fewer directions than dimensions; a
 Gaussian cloud has none of these, so that nearly all cells are equally far from each other, which is the hardest case.
@@ -22,7 +22,7 @@ class SimulatedLatents:
     kind  atlas   300 types of unequal size, each an ellipsoid of five directions; two cells in five lie between a type
                   and one of its three nearest types, as differentiating cells do
           cloud   a standard normal distribution in all dimensions
-          onek1k  draws from q(z | x) of the cells of `real`
+          onek1k  cells between real ones: each on the way to one of its 15 nearest, with a little noise
     real  float32 [cells, latent] twice: qzm and qzv of real cells, for onek1k
     """
 
@@ -49,13 +49,19 @@ class SimulatedLatents:
         if self.kind == "cloud":
             qzm = random.standard_normal(shape, np.float32)
         elif self.kind == "onek1k":
-            assert self.real is not None
-            chosen = random.integers(len(self.real[0]), size=n)
-            qzm = self.real[0][chosen] + np.sqrt(self.real[1][chosen]) * random.standard_normal(shape, np.float32)
+            qzm = self._draw_real(random, n)
         else:
             qzm = self._draw_atlas(random, n)
         qzv = 0.03 * np.exp(0.3 * random.standard_normal(shape, np.float32) + 0.3 * random.standard_normal((n, 1)))
         return qzm, qzv.astype(np.float32)
+
+    def _draw_real(self, random: np.random.Generator, n: int) -> np.ndarray:
+        assert self.real is not None
+        known = self.real[0]
+        chosen, other = random.integers(len(known), size=n), random.integers(15, size=n)
+        way = random.random((n, 1), np.float32)
+        noise = 0.02 * known.std(0) * random.standard_normal((n, known.shape[1]), np.float32)
+        return known[chosen] + way * (known[_find_nearest(known)[chosen, other]] - known[chosen]) + noise
 
     def _draw_atlas(self, random: np.random.Generator, n: int) -> np.ndarray:
         shape = np.random.default_rng(7)  # the atlas is the same for all blocks and seeds
@@ -71,6 +77,18 @@ class SimulatedLatents:
         noise = 0.12 * random.standard_normal((n, self.n_latent), np.float32)
         ellipsoid = np.einsum("nk,nkd->nd", spread, directions[cell_type])
         return (1 - between) * (centres[cell_type] + ellipsoid) + between * centres[other] + noise
+
+
+_nearest: dict[int, np.ndarray] = {}
+
+
+def _find_nearest(known: np.ndarray) -> np.ndarray:
+    """int64 [cells, 15]: the nearest other cells of each, found once."""
+    if id(known) not in _nearest:
+        squares = (known**2).sum(1)
+        parts = [squares - 2 * part @ known.T for part in np.array_split(known, max(len(known) // 500, 1))]
+        _nearest[id(known)] = np.concatenate([np.argsort(part, axis=1)[:, 1:16] for part in parts])
+    return _nearest[id(known)]
 
 
 def read_real(path: Path) -> tuple[np.ndarray, np.ndarray]:

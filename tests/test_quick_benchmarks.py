@@ -75,3 +75,33 @@ def test_the_benchmark_of_the_card_agrees_with_counts_in_memory(tmp_path: Path):
     lines = json.loads((tmp_path / "card.json").read_text())["figures"]
     assert {line["figure"] for line in lines} >= {"all cells variation pearson", "all genes variation mae"}
     assert sum("lfc_mae" in line["figure"] for line in lines) == 3
+
+
+def test_the_benchmark_of_neighbours_measures_the_index_beside_exact_search(tmp_path: Path):
+    command = [sys.executable, ROOT / "benchmarks" / "neighbours.py", "--work", tmp_path, "--quick"]
+    done = subprocess.run(
+        [str(part) for part in [*command, "--json", tmp_path / "found.json"]], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [(row["kind"], row["by"]) for row in rows] == [
+        (kind, by) for kind in ("atlas", "cloud") for by in ("atlasvi", "exact")
+    ]
+    for row in rows:
+        assert row["recall"] > 0.9
+        assert row.get("bytes", 0) < 32 * row["cells"]
+    assert "| cloud | exact | 20,000 |" in done.stdout
+    assert [file.name for file in tmp_path.iterdir()] == ["found.json"]
+
+
+def test_the_benchmark_of_annotation_labels_held_out_donors(tmp_path: Path):
+    command = [sys.executable, ROOT / "benchmarks" / "annotation.py", "--quick", "--epochs", "10"]
+    out = ["--json", tmp_path / "found.json", "--picture", tmp_path / "reliability.png"]
+    done = subprocess.run([str(part) for part in [*command, *out]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["all types"]["accuracy"] > 0.9
+    assert found["all types"]["calibration_error"] < 0.1
+    assert {"without a", "without b", "without c"} < set(found)
+    assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    assert "expected calibration error" in done.stdout
