@@ -68,6 +68,9 @@ def test_an_index_is_built_once_and_reported(folder: Path):
     assert "exists already" in refuse("index", folder / "x.mini")
     assert anndata.read_zarr(folder / "x.mini").n_obs == 60
     assert run_command("check", folder / "x.mini").returncode == 0
+    checked = run_command("check", folder / "x.mini.neighbours")
+    assert "2 lists of 60 cells read" in checked.stdout, checked.stderr
+    assert "share of the 10 nearest cells that is found" in run_command("info", folder / "x.mini.neighbours").stdout
 
 
 def test_mistakes_are_explained_in_a_sentence(folder: Path):
