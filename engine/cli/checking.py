@@ -33,7 +33,7 @@ class DamageError(AtlasviError, ValueError):
 
 
 def check(path: str | Path, renew: bool = False) -> Iterator[str]:
-    """Check all of a cell store, minified store, its index, run, model directory or source; yields lines on the findings.
+    """Check all of a cell store, minified store, index, run, model directory or source; yields lines on the findings.
 
     renew  accept a store or run as it is now: write a new list of its files, once it can be read
     Raises DamageError after the lines on what is damaged, SourceError if `path` is none of these.
