@@ -85,6 +85,7 @@ def query_neighbours(
     from atlasvi.engine.queries.answer_tables import write_frames
     from atlasvi.engine.queries.neighbours import NeighbourSearch, SearchOptions, check_columns, slice_neighbours
 
+    _refuse_beside_exact(context, exact)
     reference, new = _open_reference(context, cells, missing_genes)
     if new is None:
         refuse_unused(context, ["missing_genes"], "the cells of MINI have no counts")
@@ -135,6 +136,7 @@ def query_annotate(
 
     if new_cells is not None and cells is not None:
         raise QueryError(f"{new_cells} and --cells {cells} are both new cells: name one of them.")
+    _refuse_beside_exact(context, exact)
     reference, new = _open_reference(context, cells if new_cells is None else new_cells, missing_genes)
     if new is None:
         raise QueryError("annotate needs new cells: atlasvi query MINI annotate NEW --labels-key COLUMN.")
@@ -169,6 +171,11 @@ def _open_reference(
     new = open_new_cells(data, opened.run, missing_genes)
     context.call_on_close(new.cells.source.close)
     return opened.cells, new
+
+
+def _refuse_beside_exact(context: typer.Context, exact: bool) -> None:
+    if exact:
+        refuse_unused(context, ["recall", "index"], "--exact compares with every cell, without an index")
 
 
 def _mark_all(reference: "MinifiedCells", where: list[str] | None) -> "np.ndarray | None":

@@ -80,6 +80,7 @@ def test_mistakes_are_explained_in_a_sentence(folder: Path):
     assert "no column 'celltype'" in refuse("query", mini, "neighbours", "--where", "celltype=B").lower()
     assert "--of would have no effect" in refuse("query", mini, "neighbours", "--of", "c0_1", "--cells", new)
     assert "--missing-genes would" in refuse("query", mini, "neighbours", "--missing-genes", "zeros")
+    assert "--recall would" in refuse("query", mini, "neighbours", "--exact", "--recall", 0.9)
     assert "both new cells" in refuse("query", mini, new, "neighbours", "--cells", new)
     assert "atlasvi minify" in refuse("query", folder / "model", "neighbours")
 

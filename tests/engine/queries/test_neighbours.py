@@ -99,7 +99,7 @@ def test_chosen_cells_are_found_with_an_index(indexed: Path, folder: Path):
 def test_an_index_of_another_store_is_noticed(indexed: Path, folder: Path, tmp_path: Path):
     name_index(indexed).rename(tmp_path / "kept")
     build_index(open_minified(indexed), tmp_path / "right")
-    make_forms(tmp_path, encode_covariates=False, n_latent=3)
+    make_forms(tmp_path, encode_covariates=False, gene_likelihood="zinb")  # of the same sizes
     build_index(open_minified(tmp_path / "x.mini"), name_index(indexed))
     with pytest.raises(SourceError, match="not of the latents"):
         find_neighbours(indexed)
