@@ -1,14 +1,15 @@
 """Build the index of a minified store's latents: out of core, in two passes over the latents after a sample.
 
 Cells are in lists by their nearest of some thousand centroids, in each list in the order of the store, with the means
-of q(z | x) in eight bits for each dimension, relative to the list. The number of lists to search is chosen by the recall
-that is measured here, for some cells of the store, against exact search.
+of q(z | x) in eight bits for each dimension, relative to the list. The number of lists to search is chosen by the
+recall that is measured here, for some cells of the store, against exact search.
 
-Why our own lists and not a kept library (benchmarks/neighbours.py; RESULTS.md has the figures): at ten million cells x 20
-latents, faiss's inverted lists with 8-bit codes take as long to build and to search, find as many neighbours, and take 28
-bytes a cell instead of 24, but hold all latents and the index in memory (2.1 GB instead of 0.4), and bring threads of their
-own beside torch's. The graphs of usearch take 169 bytes a cell and a hundred times as long to build. And what a store needs
-beside the search, checksums of the lists that are read, chosen cells, and a recall that is measured, would be ours anyway.
+Why our own lists and not a kept library (benchmarks/neighbours.py; RESULTS.md has the figures): at ten million cells x
+20 latents, faiss's inverted lists with 8-bit codes take twice the time to build and as long to search, find as many
+neighbours, take 28 bytes a cell instead of 24, hold all latents and the index in memory (2.1 GB instead of 0.4), and
+bring threads of their own beside torch's. The graphs of usearch take 169 bytes a cell and many times as long to build.
+And what a store needs beside the search would be ours anyway: checksums of the lists that are read, chosen cells, and a
+recall that is measured.
 """
 
 import mmap

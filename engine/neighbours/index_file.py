@@ -32,7 +32,7 @@ from atlasvi.loaders.store_files import check_version
 FORMAT_VERSION = 1
 HEADER = "index.json"
 LARGE = ("codes", "cells")
-IDENTITY_SLICES, IDENTITY_ROWS = 32, 8
+IDENTITY_SLICES, IDENTITY_ROWS, TAIL_BYTES = 8, 32, 16
 
 
 class Latents(Protocol):
@@ -77,22 +77,20 @@ def name_index(path: str | Path) -> Path:
 def identify_latents(store: Latents) -> str:
     """Text that another store, or an older version of this one, does not have: of the content of the latents alone.
 
-    A store lists the checksums of its files, those of the latents among them. Other data is identified by the latents
-    of 256 cells.
+    It is of the latents of 256 cells all over the data, and, of a store, of its list of their files, with the last
+    bytes of each. These are there because a chunk of Zarr ends with the crc32c of its content, and the crc32c of content and
+    its own crc32c together is the same number for any content: the list alone would tell sizes apart, nothing more.
     """
     folder, checksum = Path(store.path), google_crc32c.Checksum()
+    for start in np.linspace(0, max(store.n_cells - IDENTITY_ROWS, 0), IDENTITY_SLICES).astype(int).tolist():
+        for part in store.read_latent(start, min(start + IDENTITY_ROWS, store.n_cells)):
+            checksum.update(np.ascontiguousarray(part, "<f4").tobytes())
     files = (read_manifest(folder) if folder.is_dir() else None) or {}
-    listed = sorted(
-        f"{name} {files[name][1]}" for name in files if name.startswith(tuple(f"obsm/{n}/" for n in LATENTS))
-    )
-    for line in listed:
-        checksum.update(line.encode())
-    if not listed:
-        for start in np.linspace(0, max(store.n_cells - IDENTITY_ROWS, 0), IDENTITY_SLICES).astype(int).tolist():
-            for part in store.read_latent(start, min(start + IDENTITY_ROWS, store.n_cells)):
-                checksum.update(np.ascontiguousarray(part, "<f4").tobytes())
-    kind = "files" if listed else "cells"
-    return f"{kind} {checksum.hexdigest().decode()} {store.n_cells} x {store.n_latent}"
+    for name in sorted(name for name in files if name.startswith(tuple(f"obsm/{array}/" for array in LATENTS))):
+        with open(folder / name, "rb") as file:
+            file.seek(max(files[name][0] - TAIL_BYTES, 0))
+            checksum.update(f"{name} {files[name]} ".encode() + file.read())
+    return f"{checksum.hexdigest().decode()} {store.n_cells} x {store.n_latent}"
 
 
 class IndexFile:
