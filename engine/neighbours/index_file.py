@@ -77,9 +77,9 @@ def name_index(path: str | Path) -> Path:
 def identify_latents(store: Latents) -> str:
     """Text that another store, or an older version of this one, does not have: of the content of the latents alone.
 
-    It is of the latents of 256 cells all over the data, and, of a store, of its list of their files, with the last
-    bytes of each. These are there because a chunk of Zarr ends with the crc32c of its content, and the crc32c of content and
-    its own crc32c together is the same number for any content: the list alone would tell sizes apart, nothing more.
+    It is of the latents of 256 cells all over the data and, of a store, of its list of their files, with the last bytes
+    of each: a chunk of Zarr ends with the crc32c of its content, and the crc32c of content and its own crc32c together
+    is the same number for any content, so the list alone would tell sizes apart, nothing more.
     """
     folder, checksum = Path(store.path), google_crc32c.Checksum()
     for start in np.linspace(0, max(store.n_cells - IDENTITY_ROWS, 0), IDENTITY_SLICES).astype(int).tolist():
