@@ -13,7 +13,7 @@ from atlasvi.engine.neighbours.index_file import identify_latents, name_index
 from atlasvi.engine.queries import neighbours
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.loaders.errors import ColumnError, SourceError
-from atlasvi.loaders.manifest import write_manifest
+from atlasvi.loaders.manifest import hash_file, write_manifest
 from tests.engine.api.small_models import make_adata
 from tests.engine.neighbours.small_latents import search_plainly
 from tests.engine.queries.forms_of_cells import MINIFIED, make_forms, open_form
@@ -135,13 +135,14 @@ def test_wrong_questions_are_refused(folder: Path):
 
 
 def test_a_store_in_which_one_chunk_was_replaced_is_another_one(folder: Path, tmp_path: Path):
-    """A whole chunk of the same size, and the list of files renewed: `crc32c` of both chunk files is the same number."""
+    """The list of files is renewed, and even so has the old crc32c: of a chunk with its own crc32c, it is a constant."""
     shutil.copytree(folder / "x.mini", tmp_path / "x.mini")
     chunk = tmp_path / "x.mini" / "obsm" / "scvi_latent_qzm" / "c" / "0" / "0"
     before = identify_latents(open_minified(tmp_path / "x.mini"))
     assert before == identify_latents(open_minified(folder / "x.mini"))
+    checksum = hash_file(chunk)[1]
     latents = zarr.open_group(tmp_path / "x.mini", mode="r+")["obsm/scvi_latent_qzm"]
     latents[7, 1] = 0.5
-    assert chunk.exists()
+    assert hash_file(chunk)[1] == checksum
     write_manifest(tmp_path / "x.mini")
     assert identify_latents(open_minified(tmp_path / "x.mini")) != before
