@@ -221,6 +221,12 @@ def _join(parts: list[tuple[pd.Index, np.ndarray, np.ndarray]]) -> tuple[pd.Inde
     return pd.Index(np.concatenate(names)), np.concatenate(qzm), np.concatenate(qzv)
 
 
+def _to_plain(values: pd.Series) -> np.ndarray:
+    """Numbers and truth values as they are; of other types (categories, dates), their text."""
+    plain = values.to_numpy()
+    return plain if plain.dtype.kind in "biuf" else np.array([str(value) for value in plain], object)
+
+
 def _make_table(
     reference: MinifiedCells, names: pd.Index, distances: np.ndarray, cells: np.ndarray, columns: Sequence[str]
 ) -> pd.DataFrame:
@@ -230,6 +236,6 @@ def _make_table(
         "rank": ranks + 1,
         "neighbour": reference.read_names(near).astype(str),
         "distance": distances[rows, ranks],
-        **{name: reference.take_column(name, near).to_numpy() for name in columns},
+        **{name: _to_plain(reference.take_column(name, near)) for name in columns},
     }
     return pd.DataFrame(table, index=pd.Index(names[rows], name="cell"))

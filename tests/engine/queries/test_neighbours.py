@@ -135,7 +135,7 @@ def test_wrong_questions_are_refused(folder: Path):
 
 
 def test_a_store_in_which_one_chunk_was_replaced_is_another_one(folder: Path, tmp_path: Path):
-    """The list of files is renewed, and even so has the old crc32c: of a chunk with its own crc32c, it is a constant."""
+    """The renewed list of files has the old crc32c: of content and its own crc32c together, it is a constant."""
     shutil.copytree(folder / "x.mini", tmp_path / "x.mini")
     chunk = tmp_path / "x.mini" / "obsm" / "scvi_latent_qzm" / "c" / "0" / "0"
     before = identify_latents(open_minified(tmp_path / "x.mini"))
