@@ -5,11 +5,12 @@ of q(z | x) in eight bits for each dimension, relative to the list. The number o
 recall that is measured here, for some cells of the store, against exact search.
 
 Why our own lists and not a kept library (benchmarks/neighbours.py; RESULTS.md has the figures): at ten million cells x
-20 latents, faiss's inverted lists with 8-bit codes take twice the time to build and as long to search, find as many
-neighbours, take 28 bytes a cell instead of 24, hold all latents and the index in memory (2.1 GB instead of 0.4), and
-bring threads of their own beside torch's. The graphs of usearch take 169 bytes a cell and many times as long to build.
-And what a store needs beside the search would be ours anyway: checksums of the lists that are read, chosen cells, and a
-recall that is measured.
+20 latents, on two cores, ours are built at 530,000 cells a second, faiss's inverted lists with 8-bit codes at 370,000;
+1,000 questions take 0.15 s and 0.22 s, in a Gaussian cloud 0.6 s and 4.6 s, at the same recall of 0.97; a cell takes
+24 bytes and 28; and faiss holds all latents and the index in memory (2.1 GB, ours 0.4), and brings threads of its own
+beside torch's. The graphs of usearch take 169 bytes a cell and forty times the processor time to build. And what a
+store needs beside the search would be ours anyway: checksums of the lists that are read, chosen cells, and a recall
+that is measured.
 """
 
 import mmap
