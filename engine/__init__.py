@@ -20,13 +20,16 @@ compare          genes that differ between two selections of cells  queries/mark
 aggregate        mean decoded expression of groups of cells         queries/aggregate.py
 similar_genes    genes whose expression correlates with given ones  queries/similar_genes.py
 choose_cells     the cells that an answer is for                    queries/cell_choice.py
+build_index      the latents of a minified store -> an index of neighbours  neighbours/build_index.py
+find_neighbours  the nearest cells of chosen cells, or of new ones  queries/neighbours.py
+annotate         labels of new cells from their neighbours          queries/annotation.py
 draw_latent      a picture of the latent space                     queries/latent_picture.py
 make_card        how well drawn counts agree with real ones: a card  card/make_card.py
 write_card_folder  the same, with its page and what the hub needs    hub/card_folder.py
 check_card       whether a card still holds                          card/card_check.py
 
-Subpackages; each imports only those that follow it: cli, api, hub, card, queries, minified, training, scvi_tools,
-distributed, model. A module is imported only when it is first used.
+Subpackages; each imports only those that follow it: cli, api, hub, card, queries, neighbours, minified, training,
+scvi_tools, distributed, model. A module is imported only when it is first used.
 """
 
 import importlib
@@ -53,13 +56,16 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.minified.minified_store import MinifiedStore as MinifiedStore
     from atlasvi.engine.minified.minify import minify as minify
     from atlasvi.engine.model.trained_run import load_run as load_run
+    from atlasvi.engine.neighbours.build_index import build_index as build_index
     from atlasvi.engine.queries.aggregate import aggregate as aggregate
+    from atlasvi.engine.queries.annotation import annotate as annotate
     from atlasvi.engine.queries.cell_choice import choose_cells as choose_cells
     from atlasvi.engine.queries.latent_picture import draw_latent as draw_latent
     from atlasvi.engine.queries.markers import compare as compare
     from atlasvi.engine.queries.markers import markers as markers
     from atlasvi.engine.queries.minified_queries import read_expression as read_expression
     from atlasvi.engine.queries.minified_queries import read_latent as read_latent
+    from atlasvi.engine.queries.neighbours import find_neighbours as find_neighbours
     from atlasvi.engine.queries.opened_question import OpenedQuestion as OpenedQuestion
     from atlasvi.engine.queries.similar_genes import similar_genes as similar_genes
     from atlasvi.engine.scvi_tools.model_directories import load_scvi_tools as load_scvi_tools
@@ -92,6 +98,9 @@ _PLACES = {
     "aggregate": "atlasvi.engine.queries.aggregate",
     "similar_genes": "atlasvi.engine.queries.similar_genes",
     "choose_cells": "atlasvi.engine.queries.cell_choice",
+    "build_index": "atlasvi.engine.neighbours.build_index",
+    "find_neighbours": "atlasvi.engine.queries.neighbours",
+    "annotate": "atlasvi.engine.queries.annotation",
     "draw_latent": "atlasvi.engine.queries.latent_picture",
     "make_card": "atlasvi.engine.card.make_card",
     "check_card": "atlasvi.engine.card.card_check",

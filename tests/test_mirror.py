@@ -55,6 +55,11 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     "engine/minified/test_minify": ("engine/queries/minified_queries",),
     "engine/model/test_trained_run": ("engine/model/run_files",),
     "engine/model/test_vae": ("engine/model/decoder", "engine/model/encoder", "engine/model/layers"),
+    "engine/neighbours/test_build_index": (
+        "engine/neighbours/index_file",
+        "engine/neighbours/scanning",
+        "engine/neighbours/search_index",
+    ),
     "engine/scvi_tools/test_model_directories": (
         "engine/scvi_tools/registry",
         "engine/scvi_tools/weights",

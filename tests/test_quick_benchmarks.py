@@ -240,3 +240,25 @@ def test_the_benchmark_of_questions_asks_a_store_that_it_makes(quick, tmp_path: 
     assert all(figure["peak_mb"] < 1_500 for figure in figures.values())
     assert "| expression |" in ran.out
     assert not any((tmp_path / "work").iterdir())  # the store is removed
+
+
+def test_the_benchmark_of_neighbours_measures_the_index_beside_exact_search(quick, tmp_path: Path):
+    ran = quick("neighbours", "--work", tmp_path / "work")
+    rows = ran.figures["rows"]
+    assert [(row["kind"], row["by"]) for row in rows] == [
+        (kind, by) for kind in ("atlas", "cloud") for by in ("atlasvi", "exact")
+    ]
+    for row in rows:
+        assert row["recall"] > 0.9
+        assert row.get("bytes", 0) < 32 * row["cells"]
+    assert "| cloud | exact | 20,000 |" in ran.out
+    assert not any((tmp_path / "work").iterdir())
+
+
+def test_the_benchmark_of_annotation_labels_held_out_donors(quick, tmp_path: Path):
+    ran = quick("annotation", "--epochs", 10, "--picture", tmp_path / "reliability.png")
+    assert ran.figures["all types"]["accuracy"] > 0.9
+    assert ran.figures["all types"]["calibration_error"] < 0.1
+    assert {"without a", "without b", "without c"} < set(ran.figures)
+    assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    assert "expected calibration error" in ran.out

@@ -9,6 +9,7 @@ from atlasvi.engine.minified.kept_posterior import LIBRARY
 from atlasvi.engine.minified.minified_store import MinifiedStore
 from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.model.run_files import CONFIG, MODEL, RUN_FORMAT
+from atlasvi.engine.neighbours.index_file import HEADER, IndexFile
 from atlasvi.engine.scvi_tools.model_directories import SAVED, open_model
 from atlasvi.engine.terminal import count
 from atlasvi.engine.training.checkpoint_files import list_checkpoints, load_checkpoint, read_content
@@ -32,7 +33,7 @@ class DamageError(AtlasviError, ValueError):
 
 
 def check(path: str | Path, renew: bool = False) -> Iterator[str]:
-    """Check all of a cell store, minified store, run, model directory or source; yields lines on the findings.
+    """Check all of a cell store, minified store, index, run, model directory or source; yields lines on the findings.
 
     renew  accept a store or run as it is now: write a new list of its files, once it can be read
     Raises DamageError after the lines on what is damaged, SourceError if `path` is none of these.
@@ -66,6 +67,8 @@ def check(path: str | Path, renew: bool = False) -> Iterator[str]:
 
 def _read_all(path: Path) -> Iterator[str]:
     """Decode everything; yields lines on what was read. Raises the errors of reading."""
+    if (path / HEADER).is_file():
+        return _read_index(IndexFile(path))
     kind = name_place(path)
     if kind == "minified store":
         return _read_minified(MinifiedStore(path))
@@ -97,6 +100,12 @@ def _read_cells(data: CellData) -> Iterator[str]:
         data.close()
     n_blocks, n_rows = count(len(data.block_starts) - 1, "block"), count(data.n_cells, "row")
     yield f"{data.path}: {n_blocks} of counts and {n_rows} of obs decoded"
+
+
+def _read_index(index: IndexFile) -> Iterator[str]:
+    """All lists of an index of neighbours."""
+    index.check_lists(np.arange(index.header.n_lists))
+    yield f"{index.path}: {count(index.header.n_lists, 'list')} of {count(index.header.n_cells, 'cell')} read"
 
 
 def _read_minified(store: MinifiedStore) -> Iterator[str]:

@@ -11,6 +11,7 @@ import pandas as pd
 from atlasvi.engine.minified.minified_store import MinifiedStore
 from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.model.run_files import CONFIG, RESULT, RUN_FORMAT
+from atlasvi.engine.neighbours.index_file import HEADER, IndexFile
 from atlasvi.engine.terminal import count
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.cells_protocol import Columns
@@ -34,6 +35,8 @@ def describe(path: str | Path) -> Iterator[str]:
         from atlasvi.engine.cli.describe_card import describe_card
 
         return describe_card(path)
+    if (Path(path) / HEADER).is_file():
+        return _describe_index(IndexFile(path))
     place = name_place(path)
     if place == "cell store":
         return _describe_cell_store(CellStore(path))
@@ -83,6 +86,17 @@ def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[s
     batch = store.setup.keys.batch_key or "none" if known else "see its model"
     yield f"  batch: {batch}; order: {order}"
     yield from _describe_obs(store)
+
+
+def _describe_index(index: IndexFile) -> Iterator[str]:
+    header, n_bytes = index.header, folder_bytes(index.path)
+    yield f"{index.path}: index of neighbours"
+    sizes = f"{count(header.n_cells, 'cell')}, {count(header.n_latent, 'latent dimension')}"
+    yield f"  {sizes}, {count(header.n_lists, 'list')}"
+    yield f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / header.n_cells:.1f} bytes per cell"
+    for k, recalls in zip(header.ks, header.recalls):
+        found = ", ".join(f"{recall:.3f} of {count(n, 'list')}" for n, recall in zip(header.probes, recalls))
+        yield f"  share of the {k:,} nearest cells that is found, by lists that are searched: {found}"
 
 
 def _describe_model(path: str | Path) -> Iterator[str]:

@@ -95,7 +95,7 @@ class VAE(nn.Module):
         self, cells: Batch, generator: Noise | None = None, order: GeneOrder | None = None
     ) -> tuple[Tensor, Tensor]:
         """qzm, qzv float32 [cells, latent]: mean and variance of q(z | x), before the softmax if the latents are ln."""
-        return self.encoder(cells, self._covariates(cells.codes, len(cells)), generator, order)
+        return self.encoder(cells, self._encoder_covariates(cells), generator, order)
 
     def encode_library(
         self, cells: Batch, generator: Noise | None = None, order: GeneOrder | None = None
@@ -103,7 +103,7 @@ class VAE(nn.Module):
         """Mean and variance of q(log library | x), float32 [cells]. Raises ValueError if the library is observed."""
         if self.library_encoder is None:
             raise ValueError("the library size of this model is observed: it has no posterior")
-        mean, variance = self.library_encoder(cells, self._covariates(cells.codes, len(cells)), generator, order)
+        mean, variance = self.library_encoder(cells, self._encoder_covariates(cells), generator, order)
         return mean[:, 0], variance[:, 0]
 
     def library_prior(self, codes: Codes, n_cells: int) -> tuple[Tensor, Tensor]:
@@ -290,6 +290,10 @@ class VAE(nn.Module):
         if name in codes or n > 1:
             return _take(codes, name)
         return torch.zeros(n_cells, dtype=torch.int64, device=self.encoder.mean.weight.device)
+
+    def _encoder_covariates(self, cells: Batch) -> Covariates:
+        """Those of a minibatch, if they are inputs of the encoders; otherwise its codes may lack them."""
+        return self._covariates(cells.codes, len(cells)) if self.settings.encode_covariates else Covariates()
 
     def _covariates(self, codes: Codes, n_cells: int) -> Covariates:
         """The covariates of a minibatch in the form that layers take."""

@@ -1,0 +1,93 @@
+"""Cells that a model has not seen, opened to be encoded by it: genes may be missing, batches and donors be new."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Generator
+
+from atlasvi.engine.model.covariates import Setup
+from atlasvi.engine.model.layers import Layer
+from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.queries.opened_data import open_counts
+from atlasvi.engine.queries.question_cells import CountedCells, QueryError
+from atlasvi.engine.training.query_mapping import extend_model, extend_setup, report_genes
+from atlasvi.loaders.cells.open_cells import CellData, align_genes
+from atlasvi.loaders.errors import AtlasviError, AtlasviWarning, GeneError
+
+MissingGenes = Literal["refuse", "zeros"]
+
+
+@dataclass(frozen=True)
+class NewCells:
+    """Cells with counts, and the model that encodes them."""
+
+    cells: CountedCells
+    model: VAE
+
+
+def open_new_cells(data: Any, run: TrainedRun, missing_genes: MissingGenes = "refuse") -> NewCells:
+    """The counts of `data` (a path with options, an AnnData, or opened cells), to be encoded by the model of `run`.
+
+    missing_genes  of the model's genes that the data lacks: 'refuse' them, or take them as 'zeros' in every cell, with
+                   a warning that says how many they are
+    If covariates are not inputs of the model's encoder, the columns of obs that hold them need not be there. If they
+    are, categories that the model does not know, such as new donors, are encoded as the average of those that it knows,
+    with a warning: only training can tell what is theirs.
+    Raises GeneError if genes are missing, or, with zeros too, if all of them are; ColumnError if a column is missing.
+    """
+    if missing_genes not in get_args(MissingGenes):
+        raise QueryError(f"missing_genes is {missing_genes!r}: use one of {', '.join(get_args(MissingGenes))}.")
+    counts = open_counts(data, run.like, run.setup.layer)
+    try:
+        cells, missing = align_genes(counts, run.genes)
+        if missing and missing_genes == "refuse":
+            raise GeneError(
+                f"{counts.path}: {len(missing):,} of the {len(run.genes):,} genes of the model are not there (first: "
+                f"{missing[0]!r}): if they were not measured, --missing-genes zeros (missing_genes='zeros') takes them "
+                "as zero; if they have other names, choose the column of var with the model's names: "
+                "PATH::gene_column=NAME."
+            )
+        if missing:
+            report_genes(counts.path, len(run.genes), missing)
+        if not run.model.settings.encode_covariates:
+            return NewCells(CountedCells(cells, run.genes, Setup(layer=run.setup.layer)), run.model.eval())
+        setup, model = _add_categories(run, cells)
+        return NewCells(CountedCells(cells, run.genes, setup), model.eval())
+    except AtlasviError:
+        if counts is not data:
+            counts.close()
+        raise
+
+
+def _add_categories(run: TrainedRun, data: CellData) -> tuple[Setup, VAE]:
+    """The setup and the model with the categories of `data` added, as the average of those that the encoder knows."""
+    setup = extend_setup(run.setup, data)
+    new = [
+        (column, value)
+        for kind in ("batch", "categories")
+        for column, values in setup.categories.get(kind, {}).items()
+        for value in values[len(run.setup.categories[kind][column]) :]
+    ]
+    if not new:
+        return run.setup, run.model
+    others = f" and {len(new) - 1:,} other categories" if len(new) > 1 else ""
+    warnings.warn(
+        f"{data.path}: the model does not know {new[0][0]} = {new[0][1]!r}{others}: their cells are encoded as of an "
+        "average of those that it knows; a model fine-tuned on them would tell more.",
+        AtlasviWarning,
+        stacklevel=3,
+    )
+    model, known = extend_model(run.model, setup, Generator()), run.model.settings
+    several = [n for n, now in zip(known.n_categories, model.settings.n_categories) if now > 1]
+    with torch.no_grad():
+        for layer in model.encoder.modules():
+            if isinstance(layer, Layer):
+                for columns, n in zip((layer.batch, *layer.categories), (known.n_batches, *several)):
+                    if columns is not None:
+                        columns[n:] = columns[:n].mean(0)
+        if model.batch_embedding is not None:
+            model.batch_embedding[known.n_batches :] = model.batch_embedding[: known.n_batches].mean(0)
+    return setup, model
