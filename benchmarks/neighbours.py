@@ -15,13 +15,13 @@ The peers' settings are in peers/neighbours.py; HNSW (usearch) and pynndescent a
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 from measured_process import read_status_mb, reset_peak
+from processes import RunError, run_json
 from simulated_latents import SimulatedLatents, read_real
 
 HERE = Path(__file__).resolve().parent
@@ -113,12 +113,12 @@ def share_found(found: np.ndarray, nearest: np.ndarray) -> float:
     return float(np.mean([len(np.intersect1d(*pair)) / len(pair[1]) for pair in zip(found, nearest)]))
 
 
-def run(command: list[object]) -> dict[str, float]:
+def run(command: list[object], quick: bool) -> dict[str, float]:
     """The figures that a process prints as JSON in its last line."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{command}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        return run_json([str(part) for part in command], warm=quick)
+    except RunError as error:
+        raise SystemExit(f"{command}: {error}") from None
 
 
 def main() -> int:
@@ -152,7 +152,7 @@ def main() -> int:
                 script = [options.peers / "bin" / "python", HERE / "peers" / "neighbours.py", peer, folder]
                 commands[peer] = [*script, min(n_cells, most)]
             for name, command in commands.items():
-                rows.append({"kind": kind, "by": name, **run(command)})
+                rows.append({"kind": kind, "by": name, **run(command, options.quick)})
                 print(rows[-1], file=sys.stderr, flush=True)
             exact = json.loads((folder / "exact.json").read_text())
             rows.append({"kind": kind, "by": "exact", "cells": n_cells, **exact})

@@ -183,7 +183,7 @@ def test_a_mistake_with_files_that_are_there_is_one_sentence_and_changes_nothing
         ("query {}/mini abundance --sample-key batch --dof inf", "inf is not a finite number"),
         ("query {}/mini", "Missing command"),
         ("query {}/mini latent --model", "--model"),
-        ("query {}/mini neighbours", "No such command 'neighbours'"),
+        ("query {}/mini neighbors", "No such command 'neighbors'"),
         ("info {}/a.h5ad [/red]", "[/red]"),
     ],
 )

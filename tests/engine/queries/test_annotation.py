@@ -31,6 +31,12 @@ class Obs:
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
         return self.table[name].iloc[start:stop].reset_index(drop=True)
 
+    def take_names(self, rows: np.ndarray) -> pd.Index:
+        return self.table.index[rows]
+
+    def take_column(self, name: str, rows: np.ndarray) -> pd.Series:
+        return self.table[name].iloc[rows].reset_index(drop=True)
+
 
 class Labelled(KeptPosterior):
     """Cells of three types around CENTRES, of four batches; the last two dimensions carry no information."""
