@@ -1,12 +1,16 @@
 """Are files as they were written? JSON that carries its own checksum, and folders with a list of their files.
 
-The list of a folder, `manifest.json`, is written last: {"files": {name: [bytes, crc32c]}, "crc32c": of the list}.
-When a folder is opened, each file of the list must be there with its size, and metadata must match their checksums;
-`atlasvi check` compares the checksums of all files. Files that are not in the list are ignored.
+The list of a folder, `manifest.json`, is written last: {"files": {name: [bytes, checksum]}, "crc32c": of the list}.
+The checksum of a file is its crc32 and not its crc32c: Zarr ends a chunk with the crc32c of its content, and the crc32c
+of both together is the same number for all content, so that one chunk could take the place of another. When a folder is
+opened, each file of the list must be there with its size, and metadata must match their checksums; `atlasvi check`
+compares those of all files. Files that are not in the list are ignored.
 """
 
 import json
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +25,8 @@ MANIFEST, CHECKSUM = "manifest.json", "crc32c"
 PIECE_BYTES = 2**24
 
 Files = dict[str, tuple[int, str]]
-"""For each file of a folder, by its path in it: bytes, and crc32c as eight hexadecimal digits."""
+"""For each file of a folder, by its path in it: bytes and checksum, `crc32:` and eight hexadecimal digits. Lists of
+older versions have eight digits alone, of the crc32c."""
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -59,17 +64,24 @@ def _hash_json(values: Mapping[str, Any]) -> str:
     return f"{google_crc32c.value(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
-def hash_file(path: Path) -> tuple[int, str]:
-    """Bytes and crc32c of a file."""
+def hash_file(path: Path, like: str = "crc32:") -> tuple[int, str]:
+    """Bytes and checksum of a file; the checksum is of the same kind as `like`, a checksum (see `Files`)."""
+    kind = like.rpartition(":")[0]
+    extend = (lambda checksum, piece: zlib.crc32(piece, checksum)) if kind else google_crc32c.extend
     size, checksum = 0, 0
     with open(path, "rb") as file:
         while piece := file.read(PIECE_BYTES):
-            size, checksum = size + len(piece), google_crc32c.extend(checksum, piece)
-    return size, f"{checksum:08x}"
+            size, checksum = size + len(piece), extend(checksum, piece)
+    return size, f"{kind}:{checksum:08x}" if kind else f"{checksum:08x}"
+
+
+def has_content(path: Path, size: int, checksum: str) -> bool:
+    """Whether a file has this size and this checksum, as a list of files says them."""
+    return path.is_file() and path.stat().st_size == size and hash_file(path, checksum)[1] == checksum
 
 
 def hash_files(folder: Path, names: Iterable[str] | None = None, known: Mapping[str, Any] | None = None) -> Files:
-    """Bytes and crc32c of the files of a folder: those of `names`, or of all files below it.
+    """Bytes and checksums of the files of a folder: those of `names`, or of all files below it.
 
     known  entries of files that need not be read again
     """
@@ -114,7 +126,9 @@ def read_manifest(folder: Path, list_name: str = MANIFEST) -> Files | None:
 
 def _is_entry(value: Any) -> bool:
     """Whether a value is a size and a checksum."""
-    return isinstance(value, list) and len(value) == 2 and type(value[0]) is int and isinstance(value[1], str)
+    if not isinstance(value, list) or len(value) != 2 or type(value[0]) is not int or not isinstance(value[1], str):
+        return False
+    return re.fullmatch(r"(crc32:)?[0-9a-f]{8}", value[1]) is not None
 
 
 def check_files(folder: Path, files: Files, compared: Callable[[str], bool]) -> None:
@@ -135,8 +149,8 @@ def find_damage(folder: Path, files: Files, compared: Callable[[str], bool]) -> 
             yield f"{path} is missing: copy it again from where the other files came from."
         elif there[name] != size:
             yield f"{path} is damaged or was changed: it has {there[name]:,} bytes, and {size:,} were written. {ADVICE}"
-        elif compared(name) and (found := hash_file(path)[1]) != checksum:
-            yield f"{path} is damaged or was changed: its crc32c is {found}, and {checksum} was written. {ADVICE}"
+        elif compared(name) and (found := hash_file(path, checksum)[1]) != checksum:
+            yield f"{path} is damaged or was changed: its checksum is {found}, and {checksum} was written. {ADVICE}"
 
 
 ADVICE = "Copy it again; if you changed it on purpose, atlasvi check --renew accepts the change."

@@ -10,7 +10,7 @@ from atlasvi.engine.card.page import PAGE
 from atlasvi.engine.model.run_files import MODEL
 from atlasvi.engine.scvi_tools.model_directories import SAVED
 from atlasvi.loaders.errors import AtlasviError, SourceError
-from atlasvi.loaders.manifest import PIECE_BYTES, hash_file, hash_files, read_manifest
+from atlasvi.loaders.manifest import PIECE_BYTES, has_content, hash_file, hash_files, read_manifest
 
 METADATA, README, DATA = "_scvi_required_metadata.json", "README.md", "adata.h5ad"
 LIST = SAVED  # atlasvi.json: the list of the other files with their sizes and checksums, written last
@@ -32,7 +32,7 @@ class ConnectionLostError(HubError):
 class ListedFile:
     """A file as a place lists it.
 
-    checksum  'crc32c:...', 'sha256:...' or 'git:...' (as git names a file's content), in hexadecimal digits
+    checksum  'crc32:...', 'sha256:...' or 'git:...' (as git names a file's content), in hexadecimal digits
     """
 
     n_bytes: int
@@ -52,8 +52,8 @@ def is_same(path: Path, listed: ListedFile | None) -> bool:
 
 def compute_checksum(path: Path, kind: str) -> str:
     """The checksum of a file, of a kind that `ListedFile` has."""
-    if kind == "crc32c":
-        return f"crc32c:{hash_file(path)[1]}"
+    if kind == "crc32":
+        return hash_file(path)[1]
     if kind not in ("sha256", "git"):
         raise ValueError(f"no such checksum: {kind}")
     digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
@@ -83,7 +83,7 @@ def list_folder(folder: Path) -> dict[str, ListedFile]:
     found = hash_files(folder)
     for name, (size, checksum) in (read_manifest(folder, LIST) or {}).items():
         check_name(name, f"{folder / LIST}")
-        if name in EDITED or found.get(name) == (size, checksum):
+        if name in EDITED or has_content(folder / name, size, checksum):
             continue
         state = "is damaged or was changed" if name in found else "is missing"
         raise SourceError(
@@ -91,7 +91,7 @@ def list_folder(folder: Path) -> dict[str, ListedFile]:
             "check --renew accepts the change."
         )
     return {
-        name: ListedFile(size, f"crc32c:{checksum}")
+        name: ListedFile(size, checksum)
         for name, (size, checksum) in found.items()
         if name != LIST and not is_hidden(name)
     }

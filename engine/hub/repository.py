@@ -92,7 +92,7 @@ class Repository:
         with self._explaining(), tempfile.TemporaryDirectory() as scratch:
             if create is not None and self._commit is None:
                 self._api.create_repo(self.name, private=create == "private", exist_ok=True)
-            content = {name: [file.n_bytes, file.checksum.partition(":")[2]] for name, file in files.items()}
+            content = {name: [file.n_bytes, file.checksum] for name, file in files.items()}
             write_json(Path(scratch) / LIST, {"files": content})
             sent = {**{name: source / name for name in changed}, LIST: Path(scratch) / LIST}
             self._api.create_commit(

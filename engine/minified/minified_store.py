@@ -9,7 +9,7 @@ A plain AnnData Zarr v3 that scvi-tools opens as if it had minified the data its
       var/
       uns/_scvi_adata_minify_type          'latent_posterior_parameters'
       names.index                          where each cell's name is (see loaders/tables/name_index.py)
-      manifest.json                        bytes and crc32c of every file, written last
+      manifest.json                        bytes and checksum of every file, written last
       uns/atlasvi/weights/<name>           the model's weights, so that the store is enough to answer questions
 
 Latents, and text such as the cells' names, are shards with inner chunks of few cells, each with its crc32c, so that

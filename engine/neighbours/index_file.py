@@ -8,7 +8,7 @@
       checksums.npy    uint32 [lists]: crc32c of the content of a list, compared when it is first searched
       codes.npy        uint8 [cells, latent]
       cells.npy        uint32 [cells]: which cell of the store is at a place, ascending in each list
-      manifest.json    bytes and crc32c of all files, written last
+      manifest.json    bytes and checksums of all files, written last
 
 With 20 latent dimensions that is 24 bytes for a cell, and 0.2 for its share of a list. The large arrays are mapped into
 memory, so that only the lists that are searched are read.
@@ -78,8 +78,8 @@ def identify_latents(store: Latents) -> str:
     """Text that another store, or an older version of this one, does not have: of the content of the latents alone.
 
     It is of the latents of 256 cells all over the data and, of a store, of its list of their files, with the last bytes
-    of each: a chunk of Zarr ends with the crc32c of its content, and the crc32c of content and its own crc32c together
-    is the same number for any content, so the list alone would tell sizes apart, nothing more.
+    of each: lists of older versions have the crc32c of a file, which is the same number for all chunks of Zarr of one
+    size (see loaders/manifest.py).
     """
     folder, checksum = Path(store.path), google_crc32c.Checksum()
     for start in np.linspace(0, max(store.n_cells - IDENTITY_ROWS, 0), IDENTITY_SLICES).astype(int).tolist():

@@ -16,7 +16,7 @@ from atlasvi.engine.scvi_tools.registry import read_options, read_setup, write_i
 from atlasvi.engine.scvi_tools.weights import from_scvi_weights, to_scvi_weights
 from atlasvi.engine.torch_files import read_torch_file
 from atlasvi.loaders.errors import AtlasviWarning, SourceError
-from atlasvi.loaders.manifest import ADVICE, MANIFEST, hash_file, read_manifest
+from atlasvi.loaders.manifest import ADVICE, MANIFEST, has_content, read_manifest
 from atlasvi.loaders.outputs import write_folder_aside
 
 SAVED = "atlasvi.json"  # the list of the files of `SCVI.save`; another name than MANIFEST, which marks a run
@@ -111,8 +111,8 @@ def check_saved(folder: Path, prefix: str, with_data: bool) -> set[str]:
     # a hub folder has texts too, which do not matter here and may be edited by hand
     files = {name: found for name, found in listed.items() if name.endswith((".pt", ".h5ad"))}
     model, data = f"{prefix}{MODEL}", f"{prefix}adata.h5ad"
-    if model in files and hash_file(folder / model) != files.pop(model):
-        if not with_data or not (folder / data).is_file() or hash_file(folder / data) != files.get(data):
+    if model in files and not has_content(folder / model, *files.pop(model)):
+        if not with_data or data not in files or not has_content(folder / data, *files[data]):
             files.pop(data, None)
         warnings.warn(
             f"{folder / model} was written after {prefix}{SAVED}, so files beside it belong to another model and are "
@@ -132,7 +132,7 @@ def check_saved(folder: Path, prefix: str, with_data: bool) -> set[str]:
                 AtlasviWarning,
                 stacklevel=3,
             )
-        elif path.stat().st_size == size and hash_file(path)[1] != checksum:
+        elif path.stat().st_size == size and not has_content(path, size, checksum):
             raise SourceError(f"{path} is damaged: it does not match the checksum in {prefix}{SAVED}. {ADVICE}")
     return set()
 

@@ -2,6 +2,7 @@ import contextlib
 import json
 from pathlib import Path
 
+import google_crc32c
 import pytest
 
 from atlasvi.loaders.errors import SourceError
@@ -70,7 +71,7 @@ def test_a_missing_file_and_another_size_are_noticed_when_opened_and_all_else_wh
     check_files(folder, files, compared)
     (folder / "large").write_bytes(b"LARGE" * 100)
     check_files(folder, files, compared)  # the same size, and not among those that are compared
-    with pytest.raises(SourceError, match=r"large is damaged or was changed: its crc32c is"):
+    with pytest.raises(SourceError, match=r"large is damaged or was changed: its checksum is"):
         check_files(folder, files, lambda name: True)
     (folder / "var/c").write_bytes(b"VAR/C" * 100)
     with pytest.raises(SourceError, match=r"var/c is damaged"):
@@ -105,3 +106,28 @@ def test_a_damaged_list_is_said_and_a_missing_one_is_none(folder: Path):
         read_manifest(folder)
     (folder / MANIFEST).unlink()
     assert read_manifest(folder) is None
+
+
+def test_a_file_that_ends_with_its_crc32c_is_told_from_another_one_of_its_size(tmp_path: Path):
+    """As a chunk of Zarr does: the crc32c of the whole is the same number for any content."""
+    for name in ("a", "b"):
+        content = name.encode() * 100
+        (tmp_path / name).write_bytes(content + google_crc32c.value(content).to_bytes(4, "little"))
+    assert hash_file(tmp_path / "a", "48674bc7") == hash_file(tmp_path / "b", "48674bc7") == (104, "48674bc7")
+    write_manifest(tmp_path)
+    files = read_manifest(tmp_path)
+    assert files is not None
+    check_files(tmp_path, files, lambda name: True)
+    (tmp_path / "a").write_bytes((tmp_path / "b").read_bytes())
+    with pytest.raises(SourceError, match=r"a is damaged or was changed"):
+        check_files(tmp_path, files, lambda name: True)
+
+
+def test_a_list_of_an_older_version_is_compared_with_the_crc32c_of_files(folder: Path):
+    write_json(folder / MANIFEST, {"files": {"large": hash_file(folder / "large", like="")}})
+    files = read_manifest(folder)
+    assert files == {"large": (500, f"{google_crc32c.value((folder / 'large').read_bytes()):08x}")}
+    check_files(folder, files, lambda name: True)
+    (folder / "large").write_bytes(b"LARGE" * 100)
+    with pytest.raises(SourceError, match=r"large is damaged"):
+        check_files(folder, files, lambda name: True)

@@ -13,7 +13,7 @@ from atlasvi.engine.neighbours.index_file import identify_latents, name_index
 from atlasvi.engine.queries import neighbours
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.loaders.errors import ColumnError, SourceError
-from atlasvi.loaders.manifest import hash_file, write_manifest
+from atlasvi.loaders.manifest import MANIFEST, hash_file, read_manifest, write_json
 from tests.engine.api.small_models import make_adata
 from tests.engine.neighbours.small_latents import search_plainly
 from tests.engine.queries.forms_of_cells import MINIFIED, make_forms, open_form
@@ -135,14 +135,18 @@ def test_wrong_questions_are_refused(folder: Path):
 
 
 def test_a_store_in_which_one_chunk_was_replaced_is_another_one(folder: Path, tmp_path: Path):
-    """The renewed list of files has the old crc32c: of content and its own crc32c together, it is a constant."""
-    shutil.copytree(folder / "x.mini", tmp_path / "x.mini")
-    chunk = tmp_path / "x.mini" / "obsm" / "scvi_latent_qzm" / "c" / "0" / "0"
-    before = identify_latents(open_minified(tmp_path / "x.mini"))
-    assert before == identify_latents(open_minified(folder / "x.mini"))
-    checksum = hash_file(chunk)[1]
-    latents = zarr.open_group(tmp_path / "x.mini", mode="r+")["obsm/scvi_latent_qzm"]
+    """In lists of older versions its crc32c stays: of content and its own crc32c together, it is a constant."""
+    mini = tmp_path / "x.mini"
+    shutil.copytree(folder / "x.mini", mini)
+
+    def list_as_of_old() -> dict[str, tuple[int, str]]:
+        files = {name: hash_file(mini / name, like="") for name in read_manifest(mini) or {}}
+        write_json(mini / MANIFEST, {"files": files})
+        return files
+
+    listed = list_as_of_old()
+    before = identify_latents(open_minified(mini))
+    latents = zarr.open_group(mini, mode="r+")["obsm/scvi_latent_qzm"]
     latents[7, 1] = 0.5
-    assert hash_file(chunk)[1] == checksum
-    write_manifest(tmp_path / "x.mini")
-    assert identify_latents(open_minified(tmp_path / "x.mini")) != before
+    assert list_as_of_old() == listed
+    assert identify_latents(open_minified(mini)) != before
