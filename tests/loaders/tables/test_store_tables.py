@@ -99,9 +99,13 @@ def test_every_type_goes_through_a_store_as_it_is(tmp_path: Path, form: str):
 def test_genes_and_statistics_of_a_store_are_those_that_anndata_reads(tmp_path: Path):
     var, obs = (
         pd.DataFrame(EVERY_TYPE).head(2).set_axis(["g", "h"]),
-        pd.DataFrame({"a/b": pd.Categorical(list("xyxyxy"))}),
+        pd.DataFrame({"ab": pd.Categorical(list("xyxyxy"))}),
     )
-    ingest(write_source(tmp_path / "a.h5ad", obs, "h5ad", var), tmp_path / "store", workers=1)
+    source = write_source(tmp_path / "a.h5ad", obs, "h5ad", var)
+    with h5py.File(source, "r+") as file:  # anndata 0.13 writes no slashes
+        file.move("obs/ab", "obs/a/b")
+        file["obs"].attrs["column-order"] = ["a/b"]
+    ingest(source, tmp_path / "store", workers=1)
     ours, root = CellStore(tmp_path / "store"), zarr.open_group(tmp_path / "store", mode="r")
     theirs = anndata.io.read_elem(root["var"])
     assert ours.var.columns.tolist() == theirs.columns.tolist() == var.columns.tolist()
