@@ -1,4 +1,7 @@
-"""The command line: each command calls a function that Python users can call too."""
+"""The command line: each command calls a function that Python users can call too.
+
+The file is long because each command has its own options; it holds nothing else.
+"""
 
 import gc
 import logging

@@ -2,6 +2,7 @@
 
 `damage` changes one input in place and says what it did. Of our own formats `seal` then makes sizes and checksums right
 again, so that what lies behind them is reached too; arrays that are changed through zarr have theirs right anyway.
+The file is long because each format has its own ways to be damaged; it holds nothing else.
 """
 
 import gzip

@@ -1,3 +1,8 @@
+"""What a run promises, from its first step to a resumed end.
+
+The file is long because all of it is of one function, `train`, whose many options meet in a run.
+"""
+
 import json
 import os
 import shlex

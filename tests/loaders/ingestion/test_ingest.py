@@ -1,3 +1,8 @@
+"""What an ingest promises, whoever does the work and wherever it is stopped.
+
+The file is long because all of it is of one function, `ingest`, on sources of many kinds.
+"""
+
 import dataclasses
 import json
 import os
