@@ -40,6 +40,7 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     "engine/cli/test_card_commands": ("engine/cli/describe_card",),
     "engine/cli/test_commands": ("engine/cli/describe",),
     "engine/cli/test_query_commands": (
+        "engine/cli/answers",
         "engine/cli/query_app",
         "engine/queries/likelihood_parameters",
         "engine/queries/opened_question",

@@ -1,56 +1,62 @@
 """`atlasvi query`: groups of cells compared: marker genes, differential expression and abundance."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import typer
 
-from atlasvi.engine.cli.answers import write_slices, write_whole_table
+from atlasvi.engine.cli.answers import write_whole_table
 from atlasvi.engine.cli.arguments import (
-    CellNames,
-    Columns,
-    Limit,
     Out,
-    Sample,
     Seed,
     Top,
-    Where,
     check_finite,
     refuse_unused,
 )
-from atlasvi.engine.cli.query_app import choose, split_known
+from atlasvi.engine.cli.cell_options import CellOptions, RowOptions
+from atlasvi.engine.cli.option_groups import spread
+from atlasvi.engine.cli.query_app import split_known
 from atlasvi.engine.cli.query_commands import query_app  # whose questions come first in the help
 from atlasvi.engine.terminal import show_progress
 
-Samples = Annotated[int, typer.Option("--n-samples", metavar="N", help="Draws of the posterior for each group.", min=1)]
-Delta = Annotated[
-    float,
-    typer.Option(help="Smaller log2 fold changes count as no change.", min=0, callback=check_finite),
-]
-Fdr = Annotated[
-    float, typer.Option("--fdr", help="Expected false discovery rate.", min=0, max=1, callback=check_finite)
-]
-BatchCorrection = Annotated[
-    bool, typer.Option("--batch-correction", help="Decode both groups as each of the batches in turn.")
-]
+
+@dataclass(frozen=True)
+class ChangeOptions:
+    """What counts as a change, for questions about the size of changes."""
+
+    top: Top = 50
+    n_samples: Annotated[int, typer.Option(metavar="N", help="Draws of the posterior for each group.", min=1)] = 5_000
+    delta: Annotated[
+        float, typer.Option(help="Smaller log2 fold changes count as no change.", min=0, callback=check_finite)
+    ] = 0.25
+    fdr: Annotated[float, typer.Option(help="Expected false discovery rate.", min=0, max=1, callback=check_finite)] = (
+        0.05
+    )
+    batch_correction: Annotated[
+        bool, typer.Option("--batch-correction", help="Decode both groups as each of the batches in turn.")
+    ] = False
+
+    def to_arguments(self) -> dict[str, Any]:
+        """The arguments of `markers` and `compare`."""
+        return {
+            "top": self.top or None,
+            "n_samples": self.n_samples,
+            "delta": self.delta,
+            "fdr_target": self.fdr,
+            "batch_correction": self.batch_correction,
+        }
 
 
 @query_app.command("markers")
+@spread
 def query_markers(
     context: typer.Context,
     labels_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of the labels.")],
     labels: Annotated[str | None, typer.Option(metavar="NAMES", help="Only these labels (default: all).")] = None,
-    cells: CellNames = None,
-    where: Where = None,
-    limit: Limit = None,
-    sample: Sample = None,
-    top: Top = 50,
-    n_samples: Samples = 5_000,
-    delta: Delta = 0.25,
-    fdr: Fdr = 0.05,
-    batch_correction: BatchCorrection = False,
-    seed: Seed = 0,
-    out: Out = None,
+    *,
+    change: ChangeOptions,
+    asked: CellOptions,
 ) -> None:
     """Marker genes: each label compared with all other cells (of those chosen), the best markers first."""
     from atlasvi.engine.queries.markers import markers
@@ -64,19 +70,16 @@ def query_markers(
             labels=None
             if labels is None
             else split_known(labels, lambda: code_column(opened.cells, labels_key).categories),
-            chosen=choose(opened, cells, where, limit, sample, seed),
-            top=top or None,
-            n_samples=n_samples,
-            delta=delta,
-            fdr_target=fdr,
-            batch_correction=batch_correction,
-            seed=seed,
+            chosen=asked.choose(opened),
+            **change.to_arguments(),
+            seed=asked.seed,
             progress=progress,
         )
-    write_whole_table(table, "gene", out)
+    write_whole_table(table, "gene", asked.out)
 
 
 @query_app.command("compare")
+@spread
 def query_compare(
     context: typer.Context,
     first: Annotated[
@@ -85,11 +88,8 @@ def query_compare(
     second: Annotated[
         str | None, typer.Option(metavar="EXPRESSION", help="The cells to compare with (default: all others).")
     ] = None,
-    top: Top = 50,
-    n_samples: Samples = 5_000,
-    delta: Delta = 0.25,
-    fdr: Fdr = 0.05,
-    batch_correction: BatchCorrection = False,
+    *,
+    change: ChangeOptions,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
@@ -101,11 +101,7 @@ def query_compare(
             context.obj(),
             first,
             second,
-            top=top or None,
-            n_samples=n_samples,
-            delta=delta,
-            fdr_target=fdr,
-            batch_correction=batch_correction,
+            **change.to_arguments(),
             seed=seed,
             progress=progress,
         )
@@ -184,13 +180,10 @@ def query_differential(
 
 
 @query_app.command("abundance")
+@spread
 def query_abundance(
     context: typer.Context,
     sample_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of the samples.")],
-    cells: CellNames = None,
-    where: Where = None,
-    limit: Limit = None,
-    sample: Sample = None,
     max_cells: Annotated[
         int | None,
         typer.Option(metavar="N", help="Use at most N cells of each sample, chosen at random.", min=1),
@@ -201,25 +194,24 @@ def query_abundance(
             help="Degrees of freedom of Student's t for each cell; default: a normal.", min=0.01, callback=check_finite
         ),
     ] = None,
-    columns: Columns = None,
-    seed: Seed = 0,
-    out: Out = None,
+    *,
+    asked: RowOptions,
 ) -> None:
     """Log-density of each cell's latent under the cells of each sample, in nats."""
     from atlasvi.engine.queries.abundance import slice_abundance
 
     opened = context.obj()
-    chosen = choose(opened, cells, where, limit, sample, seed)
+    chosen = asked.choose(opened)
     with show_progress() as progress:
         samples, slices = slice_abundance(
             opened.run.model,
             opened.cells,
             opened.cells,
-            opened.make_generator(seed),
+            opened.make_generator(asked.seed),
             sample_key,
             chosen,
             max_cells,
             dof,
             progress=progress,
         )
-        write_slices(slices, map(str, samples), out, beside=(opened, chosen, columns))
+        asked.write(opened, chosen, slices, map(str, samples))

@@ -6,31 +6,24 @@ import typer
 
 from atlasvi.engine.cli.answers import write_slices, write_whole_table
 from atlasvi.engine.cli.arguments import (
-    CellNames,
     Genes,
-    Limit,
-    Out,
-    Sample,
-    Seed,
     Top,
     TransformBatch,
-    Where,
     split_names,
 )
-from atlasvi.engine.cli.query_app import choose, split_batches
+from atlasvi.engine.cli.cell_options import CellOptions
+from atlasvi.engine.cli.option_groups import spread
+from atlasvi.engine.cli.query_app import split_batches
 from atlasvi.engine.cli.query_commands import query_app  # whose questions come first in the help
 from atlasvi.engine.terminal import show_progress
 
 
 @query_app.command("aggregate")
+@spread
 def query_aggregate(
     context: typer.Context,
     by: Annotated[str, typer.Option(metavar="COLUMNS", help="obs columns of the groups: NAME,NAME.")],
     genes: Genes = None,
-    cells: CellNames = None,
-    where: Where = None,
-    limit: Limit = None,
-    sample: Sample = None,
     library_size: Annotated[
         str, typer.Option(help="Counts to scale each cell to; 'observed': its own; 'latent': the inferred ones.")
     ] = "1",
@@ -49,8 +42,8 @@ def query_aggregate(
             metavar="N", help="Decode at most N cells of each group, chosen at random; adds standard errors.", min=1
         ),
     ] = None,
-    seed: Seed = 0,
-    out: Out = None,
+    *,
+    asked: CellOptions,
 ) -> None:
     """Mean decoded expression of groups of cells."""
     from atlasvi.engine.queries.aggregate import aggregate
@@ -61,25 +54,22 @@ def query_aggregate(
             opened,
             split_names(by) or [],
             genes=split_names(genes),
-            chosen=choose(opened, cells, where, limit, sample, seed),
+            chosen=asked.choose(opened),
             library_size=library_size,
             transform_batch=split_batches(opened, transform_batch),
             fraction_at=fraction_at,
             max_cells=max_cells,
-            seed=seed,
+            seed=asked.seed,
             progress=progress,
         )
-    write_whole_table(found.to_table(), "group", out)
+    write_whole_table(found.to_table(), "group", asked.out)
 
 
 @query_app.command("similar-genes")
+@spread
 def query_similar_genes(
     context: typer.Context,
     genes: Annotated[str, typer.Option(help="Gene names: NAME,NAME or @FILE with one per line.")],
-    cells: CellNames = None,
-    where: Where = None,
-    limit: Limit = None,
-    sample: Sample = None,
     top: Top = 50,
     max_cells: Annotated[
         int, typer.Option(metavar="N", help="Use at most N cells, chosen at random; 0: all.", min=0)
@@ -91,8 +81,8 @@ def query_similar_genes(
     n_samples: Annotated[
         int, typer.Option(help="Average over N draws of z; 0: decode the posterior mean.", metavar="N", min=0)
     ] = 0,
-    seed: Seed = 0,
-    out: Out = None,
+    *,
+    asked: CellOptions,
 ) -> None:
     """Genes whose decoded expression correlates most with that of given genes."""
     from atlasvi.engine.queries.similar_genes import similar_genes
@@ -103,33 +93,30 @@ def query_similar_genes(
             opened,
             split_names(genes) or [],
             top=top or None,
-            chosen=choose(opened, cells, where, limit, sample, seed),
+            chosen=asked.choose(opened),
             max_cells=max_cells or None,
             scale=scale,
             transform_batch=split_batches(opened, transform_batch),
             n_samples=n_samples,
-            seed=seed,
+            seed=asked.seed,
             progress=progress,
         )
-    write_whole_table(table, "gene", out)
+    write_whole_table(table, "gene", asked.out)
 
 
 @query_app.command("correlation")
+@spread
 def query_correlation(
     context: typer.Context,
     genes: Genes = None,
-    cells: CellNames = None,
-    where: Where = None,
-    limit: Limit = None,
-    sample: Sample = None,
     method: Annotated[Literal["spearman", "pearson"], typer.Option(help="Use ranks, or values.")] = "spearman",
     transform_batch: TransformBatch = None,
     n_samples: Annotated[int, typer.Option(metavar="N", help="Draws per cell.", min=1)] = 10,
     max_cells: Annotated[
         int, typer.Option(metavar="N", help="At most N cells, chosen at random; all draws are in memory.", min=2)
     ] = 1_000,
-    seed: Seed = 0,
-    out: Out = None,
+    *,
+    asked: CellOptions,
 ) -> None:
     """Correlations between genes, in expression drawn without the noise of counting."""
     import pandas as pd
@@ -140,7 +127,7 @@ def query_correlation(
     from atlasvi.engine.queries.question_cells import take_chosen
 
     opened, wanted = context.obj(), split_names(genes)
-    generator, chosen = opened.make_generator(seed), choose(opened, cells, where, limit, sample, seed)
+    generator, chosen = opened.make_generator(asked.seed), asked.choose(opened)
     matrix = correlate_genes(
         opened.run.model,
         opened.cells,
@@ -152,4 +139,4 @@ def query_correlation(
         correlation_type=method,
     )
     names = wanted or opened.run.genes
-    write_slices(iter([(pd.Index(names), matrix)]), names, out, "gene")
+    write_slices(iter([(pd.Index(names), matrix)]), names, asked.out, "gene")

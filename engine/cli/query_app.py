@@ -1,17 +1,17 @@
-"""`atlasvi query`: the group of its commands, what they are about, and options that they have in common.
+"""`atlasvi query`: the group of its commands, and what they are about.
 
 A new question needs a function of a model and cells in `engine/queries/`, and a command in `query_commands` (questions
-about single cells), `comparison_commands` (groups of cells) or `gene_commands` (genes).
+about single cells), `comparison_commands` (groups of cells) or `gene_commands` (genes). Options that several commands
+share are dataclasses (`cell_options`; `option_groups` says how).
 """
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import typer
 
-from atlasvi.engine.cli.arguments import refuse_unused, split_names
+from atlasvi.engine.cli.arguments import split_names
 from atlasvi.engine.cli.query_group import QueryGroup
 
 if TYPE_CHECKING:  # imports torch, which `--help` does not need
@@ -48,28 +48,6 @@ def open_question(
 
     context.obj = open_it
     context.meta["places"] = place, data
-
-
-def choose(
-    opened: "OpenedQuestion",
-    names: str | None,
-    where: list[str] | None,
-    limit: int | None,
-    sample: int | None = None,
-    seed: int = 0,
-) -> np.ndarray | None:
-    """Ascending int64 indices of the chosen cells; None: all."""
-    from atlasvi.engine.queries.cell_choice import choose_cells
-
-    if names is None and not where and limit is None and sample is None:
-        return None
-    return choose_cells(opened.cells, split_names(names), where or [], limit, sample, seed)
-
-
-def refuse_seed(context: typer.Context, sample: int | None) -> None:
-    """Refuse --seed where only --sample would use it."""
-    if sample is None:
-        refuse_unused(context, ["seed"], "only --sample uses it")
 
 
 def split_known(text: str, list_known: Callable[[], Iterable[Any]]) -> list[str]:
