@@ -4,10 +4,11 @@ usage: python benchmarks/recipes.py --data DATA --labels-key COL [--batch-key CO
        [--runs scvi-tools:128 atlas:1024 ...] [--set KEY=VALUE ...] [--json F] [--quick]
 
 Trains each recipe with each minibatch and seed, with the settings of the model card, a tenth of the cells held out, and
-without early stopping; the weights are those of the best epoch. For each run prints the held-out ELBO (nats per cell),
-how often most of 15 neighbours among the training cells have the type of a held-out cell, the mean entropy of the
-neighbours' batches as a share of the largest possible, and the number of latent dimensions in use (0.1 nats or more).
-At most 5,000 held-out and 40,000 training cells are compared. --quick: 2,000 simulated cells x 200 genes, two epochs.
+without early stopping; the weights are those of the best epoch. For each run prints its steps, the held-out ELBO (nats
+per cell), how often most of 15 neighbours among the training cells have the type of a held-out cell, the mean entropy
+of the neighbours' batches as a share of the largest possible, and the number of latent dimensions in use (0.1 nats or
+more). At most 5,000 held-out and 40,000 training cells are compared. --quick: 2,000 simulated cells x 200 genes, two
+epochs.
 """
 
 import argparse
@@ -60,13 +61,13 @@ def main() -> None:
         ]
     about = f"{options.data.name}, {options.epochs} epoch(s); {processor_name()}, {os.cpu_count()} cores"
     print(f"{about}, atlasvi {version('atlasvi')}, torch {version('torch')}, {date.today()}\n")
-    print("| recipe | minibatch | seed | held-out ELBO | right type | batches mixed | latents in use | s |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| recipe | minibatch | seed | steps | held-out ELBO | right type | batches mixed | latents in use | s |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for row in rows:
         mixed = "" if row["mixed"] is None else f"{row['mixed']:.3f}"
         print(
-            f"| {row['recipe']} | {row['batch_size']:,} | {row['seed']} | {row['elbo']:.1f} | {row['right']:.4f} "
-            f"| {mixed} | {row['in_use']} | {row['seconds']:.0f} |"
+            f"| {row['recipe']} | {row['batch_size']:,} | {row['seed']} | {row['steps']:,} | {row['elbo']:.1f} "
+            f"| {row['right']:.4f} | {mixed} | {row['in_use']} | {row['seconds']:.0f} |"
         )
     if options.json:
         options.json.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
@@ -98,6 +99,7 @@ def measure_run(options: argparse.Namespace, out: Path, recipe: str, batch_size:
         "recipe": recipe,
         "batch_size": batch_size,
         "seed": seed,
+        "steps": run.result["steps"],
         "elbo": run.result["validation"]["elbo"],
         "right": measure_right(types[near], types[asked]),
         "mixed": None if batch is None else measure_mixing(batch[near], int(batch.max()) + 1),

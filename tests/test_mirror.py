@@ -77,7 +77,6 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     "engine/training/test_train": (
         "engine/training/evaluation",
         "engine/training/result",
-        "engine/training/resuming",
         "engine/training/training_loop",
     ),
     "kernels/test_count_sampling": (

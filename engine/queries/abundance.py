@@ -18,7 +18,7 @@ from atlasvi.loaders.cells.coded_columns import SLICE_CELLS, CodedColumn, code_c
 from atlasvi.loaders.errors import AtlasviWarning
 
 COMPONENTS = 2**20  # cells of all samples together, unless more are asked for: 168 MB of 20 latents
-PAIRS = 2**36  # of a cell and a cell of a sample, unless more are asked for: about an hour on two cores
+PAIRS = 2**36  # of a cell and a cell of a sample, unless more are asked for: 2.4 hours on two busy cores
 
 
 def differential_abundance(

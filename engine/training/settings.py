@@ -30,7 +30,7 @@ class Settings(ModelOptions):
 
     recipe: Literal["scvi-tools", "atlas"] = "scvi-tools"
     """How the model is trained, where a setting does not say: see `RECIPES`. scvi-tools: as scvi-tools does. atlas: for
-    a million cells or more, which get an epoch or two, and for large minibatches; few cells are overfitted by it."""
+    a million cells or more, which get an epoch or two, and for large minibatches."""
     epochs: int | None = Field(default=None, ge=1)
     """Default: scvi-tools' heuristic, round(20,000 / training cells x 400), between 1 and 400. An atlas gets 1."""
     batch_size: int = Field(default=128, ge=1)
@@ -160,7 +160,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 FEWEST_STEPS = 200
 """Steps of the shortest runs that trained well, with the recipe `atlas`: docs/training.md has the figures."""
 FEWEST_STEPS_AN_EPOCH = 13
-"""Steps of an epoch with which small data, seen many times, was learned by heart least: as there."""
+"""Steps of an epoch: with fewer, small data that is seen many times was learned by heart: as there."""
 FORGOTTEN_AFTER = 15
 """Epochs after which weights have forgotten what they learned, at the most: as there."""
 SMALLEST = 128

@@ -22,7 +22,7 @@ from atlasvi.engine.scvi_tools.weights import from_scvi_weights, to_scvi_weights
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.batches.batch import Batch
 from tests.engine.model.test_model_options import batch_of, settings_of
-from tests.engine.training.test_train import assert_same_run, at_step, read_lines, write_cells
+from tests.engine.training.small_runs import assert_same_run, at_step, read_lines, write_cells
 from tests.golden.cases import make_cases, make_cells, make_weights
 
 pytestmark = pytest.mark.gpu

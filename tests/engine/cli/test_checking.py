@@ -9,7 +9,7 @@ from atlasvi.engine.training.checkpoint_files import CheckpointError
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.manifest import MANIFEST
-from tests.engine.training.test_train import SMALL, write_cells
+from tests.engine.training.small_runs import SMALL, write_cells
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from atlasvi.engine.training.checkpoint_files import list_checkpoints, step_of
 from tests.engine.distributed.rank_processes import wait_until
-from tests.engine.training.test_train import SMALL, write_cells
+from tests.engine.training.small_runs import SMALL, write_cells
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from atlasvi.engine.training.train import train
 from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.manifest import read_json
 from tests.engine.distributed.rank_processes import run_ranks
-from tests.engine.training.test_train import SMALL, write_cells
+from tests.engine.training.small_runs import SMALL, write_cells
 
 
 @pytest.fixture

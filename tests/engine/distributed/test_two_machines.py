@@ -13,7 +13,7 @@ import pytest
 from atlasvi.engine.distributed.launch import LaunchError, explain_end, find_address, find_interface, launch
 from atlasvi.engine.training.checkpoint_files import list_checkpoints, read_newest_checkpoint, step_of
 from tests.engine.distributed.rank_processes import wait_until
-from tests.engine.training.test_train import write_cells
+from tests.engine.training.small_runs import write_cells
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 SMALL = [

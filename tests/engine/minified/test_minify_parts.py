@@ -26,7 +26,7 @@ from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.manifest import write_json
 from tests.engine.distributed.rank_processes import end_ranks, run_ranks, start_ranks
-from tests.engine.training.test_train import write_cells
+from tests.engine.training.small_runs import write_cells
 
 PART_CELLS = 50  # of 400 cells
 

@@ -7,7 +7,7 @@ from atlasvi.engine.model.library_prior import fill_library_prior, measure_libra
 from atlasvi.engine.model.model_options import ModelSettings
 from atlasvi.engine.model.vae import VAE
 from atlasvi.loaders.cells.open_cells import open_cells
-from tests.engine.training.test_train import write_cells
+from tests.engine.training.small_runs import write_cells
 
 
 def test_the_prior_of_batches_before_the_first_stays_and_the_others_are_measured(tmp_path: Path):

@@ -5,7 +5,7 @@ import pytest
 
 from atlasvi.engine.training.epoch_estimate import Plan, describe_plan, plan_epoch_time, reckon_reduce
 from atlasvi.engine.training.settings import SettingError
-from tests.engine.training.test_train import SMALL, write_cells
+from tests.engine.training.small_runs import SMALL, write_cells
 
 
 def make_plan(**changed: float) -> Plan:

@@ -18,7 +18,7 @@ from atlasvi.engine.training.train import train
 from atlasvi.loaders.batches.batch import Batch
 from atlasvi.loaders.ingestion.ingest import ingest
 from tests.engine.distributed.rank_processes import Rank, end_ranks, start_ranks, wait_until
-from tests.engine.training.test_train import SMALL, assert_same_run, write_cells
+from tests.engine.training.small_runs import SMALL, assert_same_run, write_cells
 
 OPTIONS: dict[str, Any] = {
     "batch_key": "batch",

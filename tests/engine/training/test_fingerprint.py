@@ -15,7 +15,7 @@ from atlasvi.loaders.cells.memory_cells import MemoryCells
 from atlasvi.loaders.cells.open_cells import open_cells, select_genes
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.manifest import read_json, write_json
-from tests.engine.training.test_train import SCHEDULE, STEPS_AN_EPOCH, at_step, write_cells
+from tests.engine.training.small_runs import SCHEDULE, STEPS_AN_EPOCH, at_step, write_cells
 
 
 @pytest.fixture

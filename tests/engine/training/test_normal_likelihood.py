@@ -15,7 +15,7 @@ from atlasvi.engine.cli.commands import app
 from atlasvi.engine.distributed.signals import TrainingInterrupted
 from atlasvi.loaders import ingest, open_cells
 from atlasvi.loaders.errors import CountsError, SourceError
-from tests.engine.training.test_train import assert_same_run, at_step
+from tests.engine.training.small_runs import assert_same_run, at_step
 
 SETTINGS = {"gene_likelihood": "normal", "n_hidden": 8, "n_latent": 3, "n_layers": 1, "batch_size": 32}
 

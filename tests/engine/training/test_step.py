@@ -12,7 +12,7 @@ from atlasvi.engine.training.run_parts import RunParts, prepare_run
 from atlasvi.engine.training.settings import Settings
 from atlasvi.engine.training.step import Step, _unpack
 from atlasvi.loaders.cells.open_cells import open_cells
-from tests.engine.training.test_train import SMALL, write_cells
+from tests.engine.training.small_runs import SMALL, write_cells
 
 ASKED = {"seed": 0, "split_column": None}
 Prepare = Callable[..., tuple[RunParts, Step]]
