@@ -68,7 +68,7 @@ class SearchFlags:
         if data is None:
             return opened.cells, None
         new = open_new_cells(data, opened.run, self.missing_genes)
-        context.call_on_close(new.cells.source.close)
+        context.call_on_close(new.close)
         return opened.cells, new
 
     def list_columns(self, reference: "MinifiedCells") -> list[str]:

@@ -14,6 +14,7 @@ in Bates et al. 2023, Annals of Statistics 51:149).
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -212,11 +213,10 @@ def annotate(
     reference = MinifiedCells(kept)
     check_columns(columns, reference)
     options = AnnotationOptions(k, n_draws, unknown, seed, recall, exact)
-    new = open_new_cells(new_cells, kept.run, missing_genes)
-    annotator = Annotator(
-        reference, labels_key, options, None if among is None else mark_cells(reference, among), index
-    )
-    return pd.concat(list(annotator.slice_labels(new, columns)))
+    chosen = None if among is None else mark_cells(reference, among)
+    with closing(open_new_cells(new_cells, kept.run, missing_genes)) as new:
+        annotator = Annotator(reference, labels_key, options, chosen, index)
+        return pd.concat(list(annotator.slice_labels(new, columns)))
 
 
 def measure_calibration(probability: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None) -> float:

@@ -1,6 +1,7 @@
 """The nearest cells of a minified store: of its own cells, or of new cells that its model encodes."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -168,8 +169,8 @@ def find_neighbours(
     elif of is not None:
         raise QueryError("of= chooses cells of the store, and new_cells= are others: pass one of them.")
     else:
-        new = open_new_cells(new_cells, kept.run, missing_genes)
-        tables = list(slice_neighbours(search, new.cells, None, columns, model=new.model))
+        with closing(open_new_cells(new_cells, kept.run, missing_genes)) as new:
+            tables = list(slice_neighbours(search, new.cells, None, columns, model=new.model))
     return pd.concat(tables)
 
 

@@ -22,10 +22,19 @@ MissingGenes = Literal["refuse", "zeros"]
 
 @dataclass(frozen=True)
 class NewCells:
-    """Cells with counts, and the model that encodes them."""
+    """Cells with counts, and the model that encodes them.
+
+    opened  what was opened for them, and `close` closes; None: they were open
+    """
 
     cells: CountedCells
     model: VAE
+    opened: CellData | None = None
+
+    def close(self) -> None:
+        """Close the files of counts that were opened for these cells."""
+        if self.opened is not None:
+            self.opened.close()
 
 
 def open_new_cells(data: Any, run: TrainedRun, missing_genes: MissingGenes = "refuse") -> NewCells:
@@ -41,6 +50,7 @@ def open_new_cells(data: Any, run: TrainedRun, missing_genes: MissingGenes = "re
     if missing_genes not in get_args(MissingGenes):
         raise QueryError(f"missing_genes is {missing_genes!r}: use one of {', '.join(get_args(MissingGenes))}.")
     counts = open_counts(data, run.like, run.setup.layer)
+    opened = None if counts is data else counts
     try:
         cells, missing = align_genes(counts, run.genes)
         if missing and missing_genes == "refuse":
@@ -53,12 +63,12 @@ def open_new_cells(data: Any, run: TrainedRun, missing_genes: MissingGenes = "re
         if missing:
             report_genes(counts.path, len(run.genes), missing)
         if not run.model.settings.encode_covariates:
-            return NewCells(CountedCells(cells, run.genes, Setup(layer=run.setup.layer)), run.model.eval())
+            return NewCells(CountedCells(cells, run.genes, Setup(layer=run.setup.layer)), run.model.eval(), opened)
         setup, model = _add_categories(run, cells)
-        return NewCells(CountedCells(cells, run.genes, setup), model.eval())
+        return NewCells(CountedCells(cells, run.genes, setup), model.eval(), opened)
     except AtlasviError:
-        if counts is not data:
-            counts.close()
+        if opened is not None:
+            opened.close()
         raise
 
 

@@ -1,11 +1,16 @@
+from contextlib import closing
+from pathlib import Path
+
 import anndata
 import numpy as np
+import psutil
 import pytest
 import torch
 from scipy import sparse
 
 from atlasvi.engine.model.layers import Layer
 from atlasvi.engine.queries.new_cells import open_new_cells
+from atlasvi.loaders.cells.open_cells import open_cells
 from atlasvi.loaders.errors import AtlasviWarning, ColumnError, GeneError
 from tests.engine.api.small_models import make_adata, make_model
 
@@ -72,3 +77,17 @@ def test_genes_of_another_species_are_refused(model, missing_genes: str):
     mouse.var_names = [f"ENSMUSG{k}" for k in range(40)]
     with pytest.raises(GeneError, match="none of the 40 genes of the model"):
         encode(mouse, model, missing_genes=missing_genes)
+
+
+def test_what_was_opened_for_the_cells_is_closed_and_what_was_open_is_not(model, tmp_path: Path):
+    def is_open() -> bool:
+        return str(tmp_path / "new.h5ad") in [file.path for file in psutil.Process().open_files()]
+
+    make_adata(20, seed=3).write_h5ad(tmp_path / "new.h5ad")
+    new = open_new_cells(tmp_path / "new.h5ad", model.run)
+    assert is_open()
+    new.close()
+    assert not is_open()
+    with closing(open_cells(tmp_path / "new.h5ad")) as cells:
+        open_new_cells(cells, model.run).close()
+        assert is_open()
