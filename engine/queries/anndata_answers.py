@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from atlasvi.engine.queries.answer_rows import Rows, Table, split_rows
+from atlasvi.engine.queries.answer_rows import Rows, Table, check_distinct, split_rows
 from atlasvi.loaders.zarr_warnings import quiet_zarr
 
 ROOT = {"encoding-type": "anndata", "encoding-version": "0.1.0"}
@@ -88,7 +88,9 @@ def _write_anndata(root: Any, table: Table, create: Callable[[str, np.ndarray], 
     slices = split_rows(table.slices, len(table.columns))
     empty = Rows(pd.Index([], dtype=object), pd.DataFrame(), np.empty((0, len(table.columns)), np.float32))
     for rows in _at_least_one(slices, empty):
-        columns = [str(name).replace("/", "_") for name in rows.beside.columns]  # in AnnData a slash would make a group
+        if n_rows == 0:
+            columns = [str(name).replace("/", "_") for name in rows.beside.columns]  # a slash would make a group
+            check_distinct([*columns, "_index"], "the obs of an AnnData")
         append("obs/_index", np.array([str(name) for name in rows.names], object))
         for name, column in zip(columns, (rows.beside[each] for each in rows.beside)):
             if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf":

@@ -1,10 +1,13 @@
 """The rows of an answer on their way to a file: slices of any length, which writers take in slices of equal length."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from atlasvi.engine.queries.question_cells import QueryError
 
 BLOCK_VALUES = 2**22  # values in a row group of Parquet, or a chunk of an AnnData
 
@@ -54,6 +57,16 @@ def join_rows(slices: Sequence[Rows]) -> Rows:
     names = np.concatenate([np.asarray(rows.names, object) for rows in slices])
     beside = pd.concat([rows.beside for rows in slices], ignore_index=True)
     return Rows(pd.Index(names), beside, np.concatenate([rows.values for rows in slices]))
+
+
+def check_distinct(names: Sequence[str], form: str) -> None:
+    """Raise QueryError if two columns of an answer have one name in a file of this form."""
+    repeated = [name for name, n in Counter(names).items() if n > 1]
+    if repeated:
+        raise QueryError(
+            f"Two columns of the answer have the name {repeated[0]!r} in {form}: leave one of them out, or "
+            "write another form (.csv, .npz)."
+        )
 
 
 def _take_rows(rows: Rows, some: slice) -> Rows:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from atlasvi.engine.queries.answer_rows import Rows, Table, split_rows
+from atlasvi.engine.queries.answer_rows import Rows, Table, check_distinct, split_rows
 from atlasvi.loaders.errors import MissingDependencyError
 
 if TYPE_CHECKING:
@@ -111,4 +111,6 @@ def _to_arrow(rows: Rows, table: Table, pyarrow: Any) -> "pyarrow.Table":
         else:
             arrays.append(pyarrow.Array.from_pandas(column))
     arrays += [pyarrow.array(rows.values[:, k]) for k in range(rows.values.shape[1])]
-    return pyarrow.table(arrays, [table.row, *map(str, rows.beside.columns), *table.columns])
+    names = [table.row, *map(str, rows.beside.columns), *table.columns]
+    check_distinct(names, "Parquet")
+    return pyarrow.table(arrays, names)

@@ -17,6 +17,7 @@ import pytest
 from atlasvi.engine.queries import answer_rows
 from atlasvi.engine.queries.answer_rows import Rows
 from atlasvi.engine.queries.answer_tables import write_frame, write_frames, write_table
+from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.queries.text_answers import guard_formula
 
 HOSTILE = ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\r=1", "\n=1", "＝1+1"]
@@ -282,3 +283,17 @@ def test_a_terminal_gets_aligned_columns(monkeypatch: pytest.MonkeyPatch):
         "g1        0.5  a              3\n"
         "gene2  -12.25  long name  40000\n"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "repeated"),
+    [("x.h5ad", ["a/b", "a_b"], "a_b"), ("x.zarr", ["a/b", "a_b"], "a_b"), ("x.parquet", ["cell"], "cell")],
+)
+def test_two_columns_of_one_name_are_refused_and_nothing_is_left(
+    tmp_path: Path, name: str, columns: list[str], repeated: str
+):
+    rows = Rows(pd.Index(["c1"]), pd.DataFrame({column: [1] for column in columns}), VALUES)
+    with pytest.raises(QueryError, match=f"Two columns of the answer have the name '{repeated}'"):
+        write_table([rows], ["g1", "g2"], tmp_path / name)
+    assert not any(tmp_path.iterdir())
+    assert write_table([rows], ["g1", "g2"], tmp_path / "x.csv") == 1
