@@ -22,6 +22,15 @@ class SourceError(AtlasviError, ValueError):
     """A file or folder can't be read as counts: unknown, damaged, cut short, or of a newer format."""
 
 
+class StorageError(SourceError):
+    """A bucket or a web server can't be read: no connection, no permission, an object that changed while it was read.
+
+    The same call may succeed later, so the finished part of the work is kept.
+    """
+
+    keeps_work = True
+
+
 class DamagedChunkError(SourceError):
     """A part of a cell store does not match its checksum; the rest can be read."""
 

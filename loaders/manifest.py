@@ -18,8 +18,9 @@ from typing import Any
 
 import google_crc32c
 
-from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.errors import SourceError, StorageError
 from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.places.object_path import LARGEST_KEPT, ObjectPath, Place
 
 MANIFEST, CHECKSUM = "manifest.json", "crc32c"
 PIECE_BYTES = 2**24
@@ -36,7 +37,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_whole(path, content.encode())
 
 
-def read_json(path: Path, *, older: bool = True) -> dict[str, Any]:
+def read_json(path: Place, *, older: bool = True) -> dict[str, Any]:
     """Read what `write_json` wrote.
 
     older  whether it may come from an older atlasvi, which wrote no checksum
@@ -44,6 +45,8 @@ def read_json(path: Path, *, older: bool = True) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_bytes())
+    except StorageError:
+        raise
     except FileNotFoundError:
         raise SourceError(f"{path} is missing: copy the folder again from where it came from.") from None
     except OSError as error:
@@ -64,12 +67,12 @@ def _hash_json(values: Mapping[str, Any]) -> str:
     return f"{google_crc32c.value(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
-def hash_file(path: Path, like: str = "crc32:") -> tuple[int, str]:
+def hash_file(path: Place, like: str = "crc32:") -> tuple[int, str]:
     """Bytes and checksum of a file; the checksum is of the same kind as `like`, a checksum (see `Files`)."""
     kind = like.rpartition(":")[0]
     extend = (lambda checksum, piece: zlib.crc32(piece, checksum)) if kind else google_crc32c.extend
     size, checksum = 0, 0
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
             size, checksum = size + len(piece), extend(checksum, piece)
     return size, f"{kind}:{checksum:08x}" if kind else f"{checksum:08x}"
@@ -112,7 +115,7 @@ def changing(folder: Path, is_changed: Callable[[str], bool]) -> Iterator[None]:
     write_manifest(folder, known=kept)
 
 
-def read_manifest(folder: Path, list_name: str = MANIFEST) -> Files | None:
+def read_manifest(folder: Place, list_name: str = MANIFEST) -> Files | None:
     """The list of a folder's files, or None if it has no list. Raises SourceError if it is damaged."""
     if not (folder / list_name).exists():
         return None
@@ -131,7 +134,7 @@ def _is_entry(value: Any) -> bool:
     return re.fullmatch(r"(crc32:)?[0-9a-f]{8}", value[1]) is not None
 
 
-def check_files(folder: Path, files: Files, compared: Callable[[str], bool]) -> None:
+def check_files(folder: Place, files: Files, compared: Callable[[str], bool]) -> None:
     """Raise SourceError, naming the first, if a file is missing, has another size, or does not match its checksum.
 
     compared  whether the checksum of a file of this name is compared too
@@ -140,9 +143,11 @@ def check_files(folder: Path, files: Files, compared: Callable[[str], bool]) -> 
         raise SourceError(sentence)
 
 
-def find_damage(folder: Path, files: Files, compared: Callable[[str], bool]) -> Iterator[str]:
+def find_damage(folder: Place, files: Files, compared: Callable[[str], bool]) -> Iterator[str]:
     """A sentence for each file that is missing, has another size, or does not match its checksum."""
     there = _list_sizes(folder)
+    if isinstance(folder, ObjectPath):  # small ones by many requests at a time; they are then kept in memory
+        folder.read_many([name for name in files if compared(name) and there.get(name, LARGEST_KEPT) < LARGEST_KEPT])
     for name, (size, checksum) in files.items():
         path = folder / name
         if name not in there:
@@ -156,8 +161,10 @@ def find_damage(folder: Path, files: Files, compared: Callable[[str], bool]) -> 
 ADVICE = "Copy it again; if you changed it on purpose, atlasvi check --renew accepts the change."
 
 
-def _list_sizes(folder: Path) -> dict[str, int]:
+def _list_sizes(folder: Place) -> dict[str, int]:
     """Bytes of all files below a folder, by their path in it; broken links are left out."""
+    if isinstance(folder, ObjectPath):
+        return folder.list_sizes()
     sizes: dict[str, int] = {}
     waiting: list[tuple[str, str]] = [(str(folder), "")]
     while waiting:

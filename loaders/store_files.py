@@ -6,23 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from atlasvi.loaders.damage import reading
-from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.errors import SourceError, StorageError
 from atlasvi.loaders.manifest import MANIFEST, check_files, names_below, read_manifest
+from atlasvi.loaders.places.object_path import ObjectPath, Place, open_folder, to_place
 
 KIND = "cell store"
 READ_WHEN_OPENED = names_below(("var", "uns"))
 
 
-def read_attributes(path: str | Path) -> dict | None:
-    """The `atlasvi` attributes of a folder that this project wrote, else None."""
+def read_attributes(path: str | Path | ObjectPath) -> dict | None:
+    """The `atlasvi` attributes of a folder that this project wrote, else None. Raises StorageError."""
     try:
-        attributes = json.loads((Path(path) / "zarr.json").read_text())["attributes"]["atlasvi"]
+        attributes = json.loads((to_place(path) / "zarr.json").read_text())["attributes"]["atlasvi"]
         return attributes if isinstance(attributes, dict) else None
+    except StorageError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def is_cell_store(path: str | Path) -> bool:
+def is_cell_store(path: str | Path | ObjectPath) -> bool:
     """Whether `path` is a finished cell store (of any version)."""
     attributes = read_attributes(path)
     return attributes is not None and attributes.get("kind") == KIND
@@ -43,7 +46,7 @@ def check_version(path: str, kind: str, content: Mapping[str, Any], newest: int)
         )
 
 
-def check_manifest(path: Path, attributes: Mapping[str, Any]) -> bool:
+def check_manifest(path: Place, attributes: Mapping[str, Any]) -> bool:
     """Compare a store with its list of files (sizes, and checksums of metadata); returns whether it has a list.
 
     Raises SourceError if a file or the list is missing or damaged; stores of older versions have no list.
@@ -57,11 +60,11 @@ def check_manifest(path: Path, attributes: Mapping[str, Any]) -> bool:
     return True
 
 
-def check_listed(path: str | Path) -> None:
+def check_listed(path: str | Path | ObjectPath) -> None:
     """Compare a cell store that is read as a source with its list of files; other sources have no list and pass.
 
     Zarr reads a chunk that is missing as zeros. Raises SourceError if a file is missing or damaged.
     """
     if is_cell_store(path):
         with reading(str(path)):
-            check_manifest(Path(path), read_attributes(path) or {})
+            check_manifest(open_folder(path), read_attributes(path) or {})

@@ -7,17 +7,16 @@ for values that were never written or copied; here these are errors.
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import zarr
 from h5py import h5d, h5o, h5z
-from zarr.storage import LocalStore
 
 from atlasvi.loaders.arrays.missing_chunks import Node, can_be_zeros, find_missing_chunks
 from atlasvi.loaders.errors import MissingDependencyError, SourceError
+from atlasvi.loaders.places.zarr_stores import find_folder
 
 LARGEST_CHUNK = 2**30  # bytes; libraries write chunks of some MB, and a chunk must be decoded whole
 
@@ -141,9 +140,9 @@ def check_group_codecs(group: zarr.Group) -> None:
     for _, node in group.members(max_depth=None):
         if isinstance(node, zarr.Array):
             check_codecs(node)
-    if isinstance(group.store, LocalStore):
+    if (folder := find_folder(group)) is not None:
         for name in ("zarr.json", ".zmetadata"):
-            file = Path(str(group.store.root)) / group.path / name
+            file = folder / name
             copies = json.loads(file.read_text()) if file.is_file() else {}
             copies = (copies.get("consolidated_metadata") or copies).get("metadata") or {}
             for key, described in copies.items():

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 from h5py import h5d, h5z
 
-from atlasvi.loaders.arrays.file_bytes import read_into
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.places.byte_files import read_into
 from atlasvi.loaders.rows.buffers import Buffers
 
 GZIP = [[h5z.FILTER_DEFLATE], [h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE]]

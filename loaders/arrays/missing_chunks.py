@@ -19,6 +19,8 @@ import numpy as np
 import zarr
 from zarr.core.sync import sync
 
+from atlasvi.loaders.places.zarr_stores import find_folder
+
 Node = Any  # h5py.Group | h5py.Dataset | zarr.Group | zarr.Array, which have no common type
 
 MOST_NAMED_CHUNKS = 2**22  # if an array claims to have more, they are not searched for by name
@@ -94,8 +96,8 @@ def _count_categories(categories: Node) -> int:
 
 def _has_chunk_folder(array: zarr.Array) -> bool:
     """Whether the folder of an array's chunks exists: it is made with the first chunk, so there was one."""
-    root, first = getattr(array.store, "root", None), array.metadata.encode_chunk_key((0,) * array.ndim)
-    return root is not None and "/" in first and (root / array.path / first.split("/")[0]).is_dir()
+    folder, first = find_folder(array), array.metadata.encode_chunk_key((0,) * array.ndim)
+    return folder is not None and "/" in first and (folder / first.split("/")[0]).is_dir()
 
 
 def _are_single_entries(matrix: zarr.Group, indices: zarr.Array, missing: list[int] | range) -> bool:

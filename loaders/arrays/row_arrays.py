@@ -2,7 +2,7 @@
 crc32c.
 
 The layout of our stores is read here without zarr-python, whose overhead for each chunk is larger than the reading:
-arrays of numbers or text on local disk, split by rows alone, whose chunks are files or parts of shard files, compressed
+arrays of numbers or text, split by rows alone, whose chunks are files or parts of shard files, compressed
 or not. zarr-python reads all others.
 """
 
@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
 import google_crc32c
@@ -22,12 +21,10 @@ from numba import njit
 from numcodecs.abc import Codec
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.metadata import ArrayV3Metadata
-from zarr.storage import LocalStore
 
 from atlasvi.loaders.arrays.array_checks import LARGEST_CHUNK
-from atlasvi.loaders.arrays.file_bytes import read_into
 from atlasvi.loaders.arrays.missing_chunks import find_missing_chunks
-from atlasvi.loaders.arrays.shards import CHUNK_MISSING, OpenShard, identify
+from atlasvi.loaders.arrays.shards import CHUNK_MISSING, OpenShard, OpenShards
 from atlasvi.loaders.arrays.zarr_arrays import (
     BLOSC,
     Coding,
@@ -38,9 +35,13 @@ from atlasvi.loaders.arrays.zarr_arrays import (
     replaced,
 )
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.places.byte_files import open_file
+from atlasvi.loaders.places.object_path import ObjectPath, Place
+from atlasvi.loaders.places.zarr_stores import find_folder
 from atlasvi.loaders.rows.buffers import Buffers
 
 THREADS = min(4, os.cpu_count() or 1)  # two read scattered rows in two thirds of the time of one
+REMOTE_THREADS = 16  # they wait for answers
 Chosen = slice | np.ndarray
 """Rows [start, stop), or ascending int64 indices of rows."""
 
@@ -54,8 +55,8 @@ class RowArray(Protocol):
 
 def open_rows(array: zarr.Array) -> RowArray:
     """A reader of an array's rows, from its files where their layout is known, else through zarr-python."""
-    metadata, store = array.metadata, array.store
-    if not isinstance(metadata, ArrayV3Metadata) or not isinstance(store, LocalStore) or not array.size:
+    metadata, folder = array.metadata, find_folder(array)
+    if not isinstance(metadata, ArrayV3Metadata) or folder is None or not array.size:
         return ZarrRows(array)
     if array.chunks[1:] != array.shape[1:] or find_missing_chunks(array)[1]:  # zarr-python fills in what is missing
         return ZarrRows(array)
@@ -70,8 +71,8 @@ def open_rows(array: zarr.Array) -> RowArray:
     if coding is None or coding.compressor == BLOSC:
         return ZarrRows(array)
     if is_text:
-        return TextRows(array, coding)
-    return NumberRows(array, coding) if array.dtype.isnative and array.dtype.kind in "biuf" else ZarrRows(array)
+        return TextRows(array, folder, coding)
+    return NumberRows(array, folder, coding) if array.dtype.isnative and array.dtype.kind in "biuf" else ZarrRows(array)
 
 
 class ZarrRows:
@@ -102,11 +103,15 @@ class _ChunkFiles:
     A file that was replaced since it was first read raises an error, since chunks of two arrays would be mixed.
     """
 
-    def __init__(self, array: zarr.Array, coding: Coding) -> None:
-        self._folder, self._ndim, self._encode_key = _folder(array), array.ndim, array.metadata.encode_chunk_key
+    def __init__(self, array: zarr.Array, folder: Place, coding: Coding) -> None:
+        self._folder, self._ndim, self._encode_key = folder, array.ndim, array.metadata.encode_chunk_key
         self._coding, self._identities, self._buffers = coding, dict[int, tuple](), Buffers()
+        self._is_remote = isinstance(folder, ObjectPath)
         self.n_rows, self.chunk, self._sharded = array.shape[0], array.chunks[0], array.shards is not None
         self.file_rows = array.shards[0] if array.shards else self.chunk
+        # a file is opened for each read, which costs little; in a bucket that would be a request, and another for its
+        # index, so that these are kept
+        self._shards = OpenShards(self.file_rows // self.chunk) if self._is_remote and self._sharded else None
 
     def split(self, rows: Chosen) -> Iterator[tuple[int, int, np.ndarray]]:
         """(place of the first of them in the answer, number of a file, the chosen rows counted from its first)."""
@@ -125,14 +130,14 @@ class _ChunkFiles:
         """How many rows are chosen."""
         return len(range(*rows.indices(self.n_rows))) if isinstance(rows, slice) else len(rows)
 
-    def read_coded(self, number: int, chunks: np.ndarray) -> tuple[Path, np.ndarray, np.ndarray, np.ndarray]:
+    def read_coded(self, number: int, chunks: np.ndarray) -> tuple[Place, np.ndarray, np.ndarray, np.ndarray]:
         """(path of a file, bytes, where in them each of the file's `chunks` begins, and ends), without checksums."""
         path = self._folder / self._encode_key((number, *[0] * (self._ndim - 1)))
         try:
-            opened = OpenShard(path, self.file_rows // self.chunk) if self._sharded else _OpenChunk(path)
+            opened = self._open(path, number)
         except FileNotFoundError:
             raise SourceError(f"{path} is missing: it was deleted, or never copied; copy it again.") from None
-        if self._identities.setdefault(number, opened.identity) != opened.identity:
+        if self._identities.setdefault(number, opened.file.identity) != opened.file.identity:
             raise replaced(path)
         index = opened.index[chunks]
         if (index == CHUNK_MISSING).any():
@@ -142,10 +147,10 @@ class _ChunkFiles:
         ends = np.cumsum(sizes)
         content = self._buffers.take(int(ends[-1]), np.uint8)
         cuts = [0, *(np.flatnonzero(offsets[1:] != offsets[:-1] + sizes[:-1]) + 1).tolist(), len(offsets)]
-        for low, high in pairwise(cuts):  # consecutive bytes are read together
-            begin = int(ends[low] - sizes[low])
-            if not read_into(opened.handle, int(offsets[low]), content[begin : int(ends[high - 1])]):
-                raise damaged(path, int(chunks[low]), "it is cut short")
+        # consecutive bytes are read together
+        parts = [content[int(ends[low] - sizes[low]) : int(ends[high - 1])] for low, high in pairwise(cuts)]
+        if (late := opened.file.read_parts(offsets[cuts[:-1]].tolist(), parts)) is not None:
+            raise damaged(path, int(chunks[cuts[late]]), "it is cut short")
         begins = ends - sizes
         if self._coding.checked:
             if (sizes < 4).any():
@@ -157,7 +162,12 @@ class _ChunkFiles:
                     raise damaged(path, int(chunks[k]), "it does not match its checksum")
         return path, content, begins, ends
 
-    def decode(self, path: Path, chunk: int, coded: np.ndarray, size: int | None) -> np.ndarray:
+    def _open(self, path: Place, number: int) -> "OpenShard | _OpenChunk":
+        if self._shards is not None:
+            return self._shards.take(number, path)
+        return OpenShard(path, self.file_rows // self.chunk) if self._sharded else _OpenChunk(path)
+
+    def decode(self, path: Place, chunk: int, coded: np.ndarray, size: int | None) -> np.ndarray:
         """The bytes of a chunk; `size`: how many, None if only the chunk says it. Raises DamagedChunkError."""
         if not isinstance(self._coding.compressor, Codec):
             return coded
@@ -177,8 +187,8 @@ class _ChunkFiles:
 class NumberRows(_ChunkFiles):
     """Rows of an array of numbers or truth values, [n] or [n, ...]."""
 
-    def __init__(self, array: zarr.Array, coding: Coding) -> None:
-        super().__init__(array, coding)
+    def __init__(self, array: zarr.Array, folder: Place, coding: Coding) -> None:
+        super().__init__(array, folder, coding)
         self._dtype, self._trailing = array.dtype, array.shape[1:]
         # chunks may be 4 bytes of checksum apart, so values are copied as items that fit such distances
         self._item = np.dtype(f"u{min(array.dtype.itemsize, 4)}")
@@ -202,7 +212,7 @@ class NumberRows(_ChunkFiles):
                 content = self._read_chunks(number, owners[is_new]).reshape(-1, self.chunk, self._row_items)
                 out[at : at + len(here)] = content[np.cumsum(is_new) - 1, here % self.chunk]
 
-        _do_all(read_file, self.split(rows))
+        _do_all(read_file, self.split(rows), self._is_remote)
         return out.reshape(-1).view(self._dtype).reshape(len(out), *self._trailing)
 
     def _read_chunks(self, number: int, chunks: np.ndarray) -> np.ndarray:
@@ -237,10 +247,10 @@ class TextRows(_ChunkFiles):
                 places = here[low:high] - chunk * self.chunk
                 out[at + low : at + high] = self._pick(path, chunk, texts, places)
 
-        _do_all(read_file, self.split(rows))
+        _do_all(read_file, self.split(rows), self._is_remote)
         return out
 
-    def _pick(self, path: Path, chunk: int, content: np.ndarray, places: np.ndarray) -> list[str] | np.ndarray:
+    def _pick(self, path: Place, chunk: int, content: np.ndarray, places: np.ndarray) -> list[str] | np.ndarray:
         """Texts from the bytes of a chunk: their number, then the length and the UTF-8 of each."""
         try:
             if len(places) * 4 > self.chunk:  # most of them
@@ -281,31 +291,29 @@ def _find_texts(content: np.ndarray, places: np.ndarray, spans: np.ndarray) -> b
 class _OpenChunk:
     """A file that is one chunk, with the interface of `OpenShard`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.handle = path, os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        status = os.fstat(self.handle)
-        self.identity, self.index = identify(status), np.array([[0, status.st_size]], np.uint64)
+    def __init__(self, path: Place) -> None:
+        self.path, self.file = path, open_file(path)
+        self.index = np.array([[0, self.file.size]], np.uint64)
 
     def check_inside(self, index: np.ndarray) -> None:
         """The chunk is the file."""
 
-    def __del__(self) -> None:
-        if hasattr(self, "handle"):
-            os.close(self.handle)
 
-
-def _do_all(function: Callable[[Any], None], parts: Iterator[Any]) -> None:
-    """Call a function with each part; several at a time, in threads: some wait for the disk, others decompress."""
-    group = list(islice(parts, 2 * THREADS))
-    if len(group) < 2 * THREADS:
+def _do_all(function: Callable[[Any], None], parts: Iterator[Any], is_remote: bool) -> None:
+    """Call a function with each part; several at a time, in threads: some wait for the disk or for a bucket, others
+    decompress.
+    """
+    n_threads, fewest = (REMOTE_THREADS, 2) if is_remote else (THREADS, 2 * THREADS)
+    group = list(islice(parts, 2 * n_threads))
+    if len(group) < fewest:
         for part in group:
             function(part)
         return
-    with ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(n_threads) as threads:
         while group:  # not all at once, because a part holds the indices of its rows
             for _ in threads.map(function, group):
                 pass
-            group = list(islice(parts, 4 * THREADS))
+            group = list(islice(parts, 4 * n_threads))
 
 
 def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
@@ -313,7 +321,3 @@ def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
     owners = rows // size
     cuts = [0, *(np.flatnonzero(owners[1:] != owners[:-1]) + 1).tolist(), len(rows)]
     return ((low, high) for low, high in pairwise(cuts) if high > low)
-
-
-def _folder(array: zarr.Array) -> Path:
-    return Path(str(array.store.root)) / array.path  # type: ignore[attr-defined]

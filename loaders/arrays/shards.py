@@ -6,7 +6,6 @@ Layout of a shard file: the encoded inner chunks one after the other, then (offs
 for each inner chunk, then the crc32c of that index.
 """
 
-import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -19,12 +18,14 @@ import numpy as np
 from numcodecs import blosc
 
 from atlasvi.loaders.arrays.decoding import decode_chunks
-from atlasvi.loaders.arrays.file_bytes import read_into, share_of_files
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
+from atlasvi.loaders.places.byte_files import open_file, share_of_files
+from atlasvi.loaders.places.object_path import Place
 from atlasvi.loaders.rows.buffers import Buffers
 
 CHUNK_MISSING = 2**64 - 1
 OPEN_SHARDS = 96  # kept open, over all arrays; an atlas has thousands, and a process may open about a thousand files
+KEPT_INDICES = 2**14  # of shards in a bucket, over all arrays: 4 kB each
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class ShardReader:
     since chunks of two stores would otherwise be mixed silently.
     """
 
-    def __init__(self, folder: Path, layout: Layout, length: int, buffers: Buffers | None = None) -> None:
+    def __init__(self, folder: Place, layout: Layout, length: int, buffers: Buffers | None = None) -> None:
         self.folder, self.layout, self.length = folder, layout, length
         self._shards = OpenShards(layout.shard // layout.chunk)
         self._buffers = buffers or Buffers()
@@ -116,7 +117,7 @@ class ShardReader:
         if (index[1:, 0] != ends[:-1]).any():
             raise _misplaced(shard.path)  # `ShardWriter` writes chunks without gaps
         coded = self._buffers.take(int(ends[-1]) - begin, np.uint8)
-        if not read_into(shard.handle, begin, coded):
+        if not shard.file.read_into(begin, coded):
             raise SourceError(f"{shard.path} is cut short: copy the store again, or ingest it again.")
         return coded
 
@@ -141,7 +142,7 @@ class ShardReader:
         path = self.folder / "c" / str(number)
         try:
             shard = self._shards.take(number, path)
-            if identify(os.stat(path)) != shard.identity:
+            if not shard.file.is_current():
                 raise SourceError(
                     f"{path} was replaced or changed while it was being read: open the store again, and resume from "
                     "the last checkpoint only if it holds the same cells."
@@ -154,16 +155,14 @@ class ShardReader:
 class OpenShard:
     """An open shard file and its index: uint64 [chunks, 2], offset and length of each inner chunk."""
 
-    def __init__(self, path: Path, n_chunks: int) -> None:
-        self.path, self.handle = path, os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        status = os.fstat(self.handle)
-        self.identity = identify(status)
-        n_bytes = n_chunks * 16 + 4
-        tail = os.pread(self.handle, n_bytes, max(status.st_size - n_bytes, 0))
-        if len(tail) != n_bytes or google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
+    def __init__(self, path: Place, n_chunks: int) -> None:
+        self.path, self.file = path, open_file(path)
+        tail = np.empty(n_chunks * 16 + 4, np.uint8)
+        self._end = self.file.size - len(tail)
+        is_whole = self._end >= 0 and self.file.read_into(self._end, tail)
+        if not is_whole or google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:].tobytes(), "little"):
             raise SourceError(f"{path} is damaged or cut short (its index does not match its checksum): copy it again.")
-        self.index = np.frombuffer(tail[:-4], "<u8").reshape(-1, 2)
-        self._end = status.st_size - n_bytes
+        self.index = tail[:-4].view("<u8").reshape(-1, 2)
 
     def check_inside(self, index: np.ndarray) -> None:
         """Raise DamagedChunkError if a chunk of these rows of the index is not in the file."""
@@ -172,32 +171,37 @@ class OpenShard:
         if (offsets > self._end).any() or (sizes > self._end).any() or (offsets + sizes > self._end).any():
             raise _misplaced(self.path)
 
-    def __del__(self) -> None:
-        if hasattr(self, "handle"):
-            os.close(self.handle)
-
 
 class OpenShards:
     """The shards of one array, of which the most recently read stay open; for several threads.
 
-    All arrays of the process share the limit `most_open`, since a source may have many arrays.
+    All arrays of the process share the limit `most_open`, since a source may have many arrays; and the limit
+    `most_kept` of shards in a bucket, of which only the index is kept.
     """
 
-    most_open = share_of_files(8, OPEN_SHARDS)
+    most_open, most_kept = share_of_files(8, OPEN_SHARDS), KEPT_INDICES
     _arrays: ClassVar[weakref.WeakSet["OpenShards"]] = weakref.WeakSet()  # all that have opened a shard
 
     def __init__(self, n_chunks: int) -> None:
         self._n_chunks, self._lock = n_chunks, threading.Lock()
         self._shards: OrderedDict[int, OpenShard] = OrderedDict()
 
-    def take(self, number: int, path: Path) -> OpenShard:
+    def take(self, number: int, path: Place) -> OpenShard:
         """A shard by its index, opened at its path if it is not open. Raises FileNotFoundError, SourceError."""
+        is_local = isinstance(path, Path)
         with self._lock:
             self._arrays.add(self)
-            shard = self._shards.pop(number, None) or OpenShard(path, self._n_chunks)
-            self._shards[number] = shard
-            while len(self._shards) > max(self.most_open // len(self._arrays), 1):
-                self._shards.popitem(last=False)  # closed when the last reader is done
+            shard = self._shards.pop(number, None)
+            if shard is not None or is_local:
+                return self._keep(number, shard or OpenShard(path, self._n_chunks), is_local)
+        opened = OpenShard(path, self._n_chunks)  # other threads need not wait for a bucket
+        with self._lock:
+            return self._keep(number, self._shards.pop(number, opened), is_local)
+
+    def _keep(self, number: int, shard: OpenShard, is_local: bool) -> OpenShard:
+        self._shards[number] = shard
+        while len(self._shards) > max((self.most_open if is_local else self.most_kept) // len(self._arrays), 1):
+            self._shards.popitem(last=False)  # closed when the last reader is done
         return shard
 
     def close(self) -> None:
@@ -207,10 +211,5 @@ class OpenShards:
             self._arrays.discard(self)
 
 
-def _misplaced(path: Path) -> DamagedChunkError:
+def _misplaced(path: Place) -> DamagedChunkError:
     return DamagedChunkError(f"{path} is damaged (its index names places that hold no chunk): copy the store again.")
-
-
-def identify(status: os.stat_result) -> tuple[int, int, int]:
-    """Values that differ between two files at one path, and for one file before and after it is written to."""
-    return status.st_ino, status.st_size, status.st_mtime_ns

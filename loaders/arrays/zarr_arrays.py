@@ -1,13 +1,11 @@
-"""One-dimensional Zarr arrays on local disk, v2 or v3, sharded or not, read without zarr-python, many chunks at once.
+"""One-dimensional Zarr arrays, v2 or v3, sharded or not, read without zarr-python, many chunks at once.
 
 Supported codecs are Blosc, Zstandard, gzip and zlib, with or without crc32c; zarr-python reads all others.
 """
 
 import itertools
-import os
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import google_crc32c
@@ -17,13 +15,14 @@ import zarr
 from numcodecs.abc import Codec
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
-from zarr.storage import LocalStore
 
 from atlasvi.loaders.arrays.decoding import decode_chunks
-from atlasvi.loaders.arrays.file_bytes import read_into
 from atlasvi.loaders.arrays.missing_chunks import find_missing_chunks
-from atlasvi.loaders.arrays.shards import CHUNK_MISSING, OpenShards, identify
+from atlasvi.loaders.arrays.shards import CHUNK_MISSING, OpenShards
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
+from atlasvi.loaders.places.byte_files import open_file
+from atlasvi.loaders.places.object_path import Place
+from atlasvi.loaders.places.zarr_stores import find_folder
 from atlasvi.loaders.rows.buffers import Buffers
 
 BLOSC = "blosc"
@@ -45,8 +44,8 @@ class Coding:
 
 def open_zarr_array(array: zarr.Array, buffers: Buffers) -> "ZarrArray | None":
     """A reader of the array, or None where zarr-python must read it."""
-    store, metadata = array.store, array.metadata
-    if not isinstance(store, LocalStore) or array.ndim != 1 or not array.shape[0]:
+    folder, metadata = find_folder(array), array.metadata
+    if folder is None or array.ndim != 1 or not array.shape[0]:
         return None
     if not array.dtype.isnative or array.dtype.kind not in "iuf":
         return None
@@ -65,7 +64,6 @@ def open_zarr_array(array: zarr.Array, buffers: Buffers) -> "ZarrArray | None":
         return None
     if coding is None:
         return None
-    folder = Path(str(store.root)) / array.path
     shard = array.shards[0] if array.shards else 0
     if find_missing_chunks(array)[1]:  # zarr-python fills in zeros, if opening the source accepted the missing chunks
         return None
@@ -110,7 +108,7 @@ class ZarrArray:
     """
 
     def __init__(
-        self, array: zarr.Array, folder: Path, chunk: int, shard: int, coding: Coding, buffers: Buffers
+        self, array: zarr.Array, folder: Place, chunk: int, shard: int, coding: Coding, buffers: Buffers
     ) -> None:
         self.piece = chunk
         self._folder, self._dtype, self._encode_key = folder, array.dtype, array.metadata.encode_chunk_key
@@ -144,20 +142,22 @@ class ZarrArray:
         """Close the files."""
         self._shards.close()
 
-    def _read_file(self, path: Path, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _read_file(self, path: Place, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The bytes of a chunk that is a file, and where in them it begins and ends."""
-        with open(path, "rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            if self._identities.setdefault(number, identify(status)) != identify(status):
-                raise replaced(path)
-            coded = self._buffers.take(status.st_size, np.uint8)
-            _read_bytes(file.fileno(), path, 0, coded)
+        file = open_file(path)
+        if self._identities.setdefault(number, file.identity) != file.identity:
+            raise replaced(path)
+        coded = self._buffers.take(file.size, np.uint8)
+        if not file.read_into(0, coded):
+            raise _cut_short(path)
+        file.close()
         return coded, np.zeros(1, np.int64), np.array([len(coded)], np.int64)
 
-    def _read_shard(self, path: Path, number: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _read_shard(self, path: Place, number: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The bytes of inner chunks [first, last) of one shard, and where in them each begins and ends."""
         shard = self._shards.take(number, path)
-        if self._identities.setdefault(number, shard.identity) != identify(os.stat(path)):
+        file = shard.file
+        if self._identities.setdefault(number, file.identity) != file.identity or not file.is_current():
             raise replaced(path)
         index = shard.index[first % self._per_shard :][: last - first]
         if (index == CHUNK_MISSING).any():
@@ -168,13 +168,13 @@ class ZarrArray:
         coded = self._buffers.take(int(ends[-1]), np.uint8)
         # shards may be written in any order: consecutive bytes are read together
         cuts = [0, *(np.flatnonzero(offsets[1:] != offsets[:-1] + sizes[:-1]) + 1).tolist(), len(offsets)]
-        for low, high in itertools.pairwise(cuts):
-            begin = int(ends[low] - sizes[low])
-            _read_bytes(shard.handle, path, int(offsets[low]), coded[begin : int(ends[high - 1])])
+        parts = [coded[int(ends[low] - sizes[low]) : int(ends[high - 1])] for low, high in itertools.pairwise(cuts)]
+        if file.read_parts(offsets[cuts[:-1]].tolist(), parts) is not None:
+            raise _cut_short(path)
         return coded, ends - sizes, ends
 
     def _decode(
-        self, path: Path, first: int, coded: np.ndarray, begins: np.ndarray, ends: np.ndarray, out: np.ndarray
+        self, path: Place, first: int, coded: np.ndarray, begins: np.ndarray, ends: np.ndarray, out: np.ndarray
     ) -> None:
         """Decode chunks, the first of which is number `first`, into `out`. Raises DamagedChunkError."""
         size = self._chunk * self._dtype.itemsize
@@ -231,16 +231,15 @@ def read_zstd_size(frame: np.ndarray) -> int | None:
     return int.from_bytes(field, "little") + (256 if n_bytes == 2 else 0)
 
 
-def _read_bytes(handle: int, path: Path, offset: int, out: np.ndarray) -> None:
-    if not read_into(handle, offset, out):
-        raise SourceError(f"{path} is damaged or cut short: copy it again.")
+def _cut_short(path: Place) -> SourceError:
+    return SourceError(f"{path} is damaged or cut short: copy it again.")
 
 
-def damaged(path: Path, chunk: int, what: str) -> DamagedChunkError:
+def damaged(path: Place, chunk: int, what: str) -> DamagedChunkError:
     """The error for a chunk of a file that can't be decoded."""
     return DamagedChunkError(f"{path} is damaged or cut short (chunk {chunk}: {what}): copy it again.")
 
 
-def replaced(path: Path) -> SourceError:
+def replaced(path: Place) -> SourceError:
     """The error for a file that is not the one that was read before."""
     return SourceError(f"{path} was replaced or written to while it was being read: start again once that is done.")

@@ -7,7 +7,7 @@ replaced or deleted since it was opened.
 
 import itertools
 import os
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ import zarr
 
 from atlasvi.loaders.arrays.shards import Layout, ShardReader
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.places.connections import share_readers
+from atlasvi.loaders.places.object_path import ObjectPath, Place
+from atlasvi.loaders.places.objects import together
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.rows.buffers import Buffers
 from atlasvi.loaders.rows.row_checks import check_four_byte_counts, check_genes, check_pointers
@@ -32,13 +35,14 @@ class ShardRows:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         layouts: tuple[Layout, Layout, Layout],
         shape: tuple[int, int],
         nnz: int,
         block_elements: int,
     ) -> None:
         self._n_genes, self._nnz, self._block_elements, self._buffers = shape[1], nnz, block_elements, Buffers()
+        self._is_remote = isinstance(folder, ObjectPath)
         self._data, self._indices, self._indptr = (
             ShardReader(folder / name, layout, length, self._buffers)
             for name, layout, length in zip(ARRAYS, layouts, (nnz, nnz, shape[0] + 1))
@@ -54,8 +58,13 @@ class ShardRows:
         indices, counts = (
             self._buffers.take((last - first) * chunk, array.layout.dtype) for array in (self._indices, self._data)
         )
-        descents = self._indices.read_chunks(first, last, indices, low, high)
-        self._data.read_chunks(first, last, counts)
+        read_indices = partial(self._indices.read_chunks, first, last, indices, low, high)
+        read_counts = partial(self._data.read_chunks, first, last, counts)
+        if self._is_remote:  # one is asked for while the other is on its way
+            descents, _ = together([read_indices, read_counts], share_readers())
+        else:
+            descents = read_indices()
+            read_counts()
         check_genes(indptr, indices, self._n_genes, descents)
         check_four_byte_counts(counts[low:high])
         return Rows(start, indptr[:-1], np.diff(indptr).astype(np.int32), indices, counts)
@@ -104,7 +113,7 @@ class ZarrRows:
 
 
 def open_rows(
-    folder: Path,
+    folder: Place,
     matrix: Any,
     layouts: tuple[Layout, Layout, Layout],
     shape: tuple[int, int],

@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import zarr
 
 from atlasvi.loaders.arrays.array_checks import check_group_codecs
 from atlasvi.loaders.arrays.shards import Layout
@@ -38,6 +37,9 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.identity import cell_keys
 from atlasvi.loaders.outputs import remove_leftovers
+from atlasvi.loaders.places.addresses import restore_address
+from atlasvi.loaders.places.object_path import Place, open_folder
+from atlasvi.loaders.places.zarr_stores import open_group
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import KIND, check_manifest, check_version, read_attributes
@@ -89,15 +91,17 @@ class CellStore:
     layer: str | None = None  # always: the counts are in X
 
     def __init__(self, path: str | Path, spec: DataSpec | None = None) -> None:
-        self.path = str(path)
+        self.path = restore_address(path)
         self.spec = spec or DataSpec(self.path)
         if given := set(self.spec.options) & {"layer", "gene_column", "measurement", "gene_versions"}:
             raise SourceError(
                 f"{path}: a cell store holds the counts and genes that ingest chose, so {sorted(given)[0]} can't be "
                 "chosen again: leave it out, or ingest the sources with it."
             )
-        remove_leftovers(path)
-        attributes = read_attributes(path)
+        place = open_folder(path, self.spec.storage)
+        if isinstance(place, Path):
+            remove_leftovers(place)
+        attributes = read_attributes(place)
         if attributes is None or attributes.get("kind") != KIND:
             raise SourceError(f"{path} is not a cell store (make one with: atlasvi ingest SRC... --out STORE).")
         check_attributes(attributes, path, {"format_version": int})
@@ -109,12 +113,11 @@ class CellStore:
         check_attributes(attributes, path, ATTRIBUTES)
         self.attributes = attributes
         with reading(self.path), quiet_zarr():
-            self._open(Path(path))
+            self._open(place)
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: Place) -> None:
         has_manifest = check_manifest(path, self.attributes)
-        # Without its consolidated metadata: those copies may differ, and zarr misreads names that differ only by case.
-        root = cast(Any, zarr.open_group(path, mode="r", use_consolidated=False))
+        root = cast(Any, open_group(path))
         check_group_codecs(root)
         self.n_cells: int = self.attributes["n_cells"]
         self.nnz: int = self.attributes["nnz"]

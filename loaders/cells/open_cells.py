@@ -35,9 +35,9 @@ def open_cells(
     """
     options = {"layer": layer, "gene_column": gene_column, "measurement": measurement}
     spec = parse_source(data, **options, empty_cells=empty_cells, values=values)
-    if is_cell_store(spec.path):
+    if is_cell_store(spec.place):
         return CellStore(spec.path, spec)
-    spec = spec.fill_from(like or DataSpec(spec.path), recognise(spec.path))
+    spec = spec.fill_from(like or DataSpec(spec.path), recognise(spec.path, spec.place))
     if spec.empty_cells == "drop":
         raise SourceError(f"{spec.path}: only ingest drops cells without counts: keep them, or ingest it first.")
     return SourceCells(open_spec(spec))

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore
 
 from atlasvi.loaders.arrays.missing_chunks import count_chunks, find_missing_chunks
 from atlasvi.loaders.arrays.shards import Layout
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.places.zarr_stores import find_folder
 from atlasvi.loaders.tables.anndata_tables import column_length
 
 MOST_CHUNK, MOST_BLOCK = 2**24, 2**30  # elements; more is taken for damage, not allocated
@@ -58,11 +58,10 @@ def check_block_starts(path: str, starts: np.ndarray, n_cells: int, n_blocks: in
 
 
 def name_missing_chunks(array: zarr.Array) -> Iterator[str]:
-    """Files of an array's missing chunks, which are zeros or lost. Only on local disk, and not for shards."""
-    store = array.store
-    if not isinstance(store, LocalStore) or not array.size:
+    """Files of an array's missing chunks, which are zeros or lost. Only in a folder or a bucket, and not for shards."""
+    folder, grid = find_folder(array), count_chunks(array)
+    if folder is None or not array.size:
         return
-    folder, grid = Path(str(store.root)) / array.path, count_chunks(array)
     for number in find_missing_chunks(array)[1]:
         yield str(folder / array.metadata.encode_chunk_key(tuple(map(int, np.unravel_index(number, grid)))))
 

@@ -17,12 +17,12 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from atlasvi.loaders.arrays.file_bytes import read_into
 from atlasvi.loaders.identity import mix64
 from atlasvi.loaders.ingestion.ingest_job import IngestJob, open_ingests
 from atlasvi.loaders.jobs import Parts, reading_unfinished
 from atlasvi.loaders.manifest import read_json
 from atlasvi.loaders.outputs import sync_file
+from atlasvi.loaders.places.byte_files import read_into
 from atlasvi.loaders.rows.block_rows import choose_index_dtype, gather_rows
 from atlasvi.loaders.rows.count_checks import check_no_empty_cells, narrowest_unsigned
 from atlasvi.loaders.sources.joined import JoinedSources, Piece

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.places.addresses import restore_address
+from atlasvi.loaders.places.object_path import Place, is_remote, name_bucket, to_place
+from atlasvi.loaders.places.storage import STORAGE_OPTIONS, Storage, complete_storage, make_storage, usual_storage
 
 CHOICES = {
     "gene_versions": ("keep", "drop"),
@@ -42,6 +45,7 @@ class DataSpec:
     missing_chunks  'refuse' a file with missing chunks as an incomplete copy; or 'zeros' to read them as zeros
     values          'counts' are whole; 'numbers' may be fractions, which only the normal likelihood accepts
     empty_cells     'refuse' cells without counts, 'keep' them, or, only in ingest, 'drop' them
+    endpoint, region, profile, anonymous  how the bucket of an address is reached (see places/storage.py)
     format          the format that was recognised when the data was opened; not an option
     """
 
@@ -53,12 +57,21 @@ class DataSpec:
     missing_chunks: str | None = None
     values: str | None = None
     empty_cells: str | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    anonymous: str | None = None
     format: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
             if getattr(self, name) not in (None, *known):
                 raise SourceError(f"{self.path}: {name} is {getattr(self, name)!r}; it can be {' or '.join(known)}.")
+        if given := {name: value for name in STORAGE_OPTIONS if (value := getattr(self, name)) is not None}:
+            make_storage(given)
+            if not is_remote(self.path):
+                name = next(iter(given))
+                raise SourceError(f"{self.path}: it is a local path, so leave out {name}, which is about buckets.")
 
     @property
     def options(self) -> dict[str, str]:
@@ -74,6 +87,16 @@ class DataSpec:
     def takes_fractions(self) -> bool:
         """Whether values that are not whole are accepted."""
         return self.values == "numbers"
+
+    @property
+    def storage(self) -> Storage:
+        """How the bucket of an address is reached."""
+        return complete_storage({name: getattr(self, name) for name in STORAGE_OPTIONS})
+
+    @property
+    def place(self) -> Place:
+        """Where the data is."""
+        return to_place(self.path, self.storage)
 
     def __str__(self) -> str:
         """`PATH::OPTION=VALUE,...`, as `parse_source` reads it; only PATH if no option was given."""
@@ -113,7 +136,9 @@ class DataSpec:
         A layer, a gene column or a measurement applies if the data of `usual` has the same or an unknown format.
         """
         same_format = usual.format in (None, format) or {usual.format, format} <= set(ANNDATA_FORMATS)
+        same_bucket = name_bucket(usual.path) == name_bucket(self.path) is not None
         names = [name for name in OPTIONS if same_format or name not in FORMAT_OPTIONS]
+        names = [name for name in names if same_bucket or name not in STORAGE_OPTIONS]
         return replace(self, format=format, **{**{name: getattr(usual, name) for name in names}, **self.options})
 
 
@@ -128,7 +153,7 @@ def parse_source(source: DataSpec | str | Path, **defaults: str | None) -> DataS
     """
     if isinstance(source, DataSpec):
         return make_spec(source.path, {**defaults, **source.options})
-    text = str(source)
+    text = restore_address(source)
     path, mark, options = text.rpartition("::")
     if not mark or os.path.exists(text):  # False for a name that is too long, too
         path, options = text, ""
@@ -148,6 +173,8 @@ def make_spec(path: str, options: Mapping[str, Any]) -> DataSpec:
     for name, value in options.items():
         if name not in OPTIONS or not (value is None or isinstance(value, str)):
             raise SourceError(f"{path}: {name} = {value!r} is not a source's option; there are: {', '.join(OPTIONS)}.")
+    if is_remote(path):  # kept, so that a run is resumed without them
+        options = {**usual_storage().options, **{name: value for name, value in options.items() if value is not None}}
     return replace(DataSpec(path), **options)
 
 

@@ -7,6 +7,9 @@ import pandas as pd
 
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError, GeneError, SourceError
+from atlasvi.loaders.places.addresses import KNOWN as KNOWN_ADDRESSES
+from atlasvi.loaders.places.hdf5_files import is_hdf5, open_hdf5
+from atlasvi.loaders.places.object_path import Place, to_place
 from atlasvi.loaders.sources.anndata_files import open_anndata_zarr, open_h5ad
 from atlasvi.loaders.sources.data_spec import DataSpec, parse_source
 from atlasvi.loaders.sources.matrix_market import find_mtx
@@ -49,12 +52,12 @@ def open_source(
 def open_spec(spec: DataSpec, scratch: str | Path | None = None) -> Source:
     """Recognise, open and check a source; see `open_source`."""
     name = spec.path
-    kind = spec.format or recognise(name)
+    kind = spec.format or recognise(name, spec.place)
     source: Source
     if kind == "h5ad":
         source = open_h5ad(spec, scratch)
     elif kind == "zarr":
-        check_listed(name)
+        check_listed(spec.place)
         source = open_anndata_zarr(spec, scratch)
     elif kind == "tenx_h5":
         source = open_tenx_h5(spec)
@@ -77,14 +80,15 @@ def open_spec(spec: DataSpec, scratch: str | Path | None = None) -> Source:
     return source
 
 
-def recognise(path: str) -> str:
+def recognise(path: str, place: Place | None = None) -> str:
     """The kind of source: h5ad, zarr, tenx_h5, mtx or soma; by content, or by the file's ending if that is not enough.
 
+    place  of the path, if it is not the one that the usual options give
     Raises SourceError, with what to do instead, for any other file.
     """
-    place = Path(path)
-    if "://" in path and not place.exists():
-        raise SourceError(f"{path}: remote addresses are not read; copy it to this machine first.")
+    place = to_place(path) if place is None else place
+    if isinstance(place, Path) and "://" in path and not place.exists():
+        raise SourceError(f"{path}: addresses of this kind are not read; there are {KNOWN_ADDRESSES}.")
     with reading(path):
         if place.is_dir():
             return recognise_folder(path, place)
@@ -92,10 +96,10 @@ def recognise(path: str) -> str:
             raise SourceError(f"{path}: there is no such file or folder; check the name.")
         if place.stat().st_size == 0:
             raise SourceError(f"{path}: the file is empty (0 bytes); copy it again, or write it again.")
-        with open(place, "rb") as file:
+        with place.open("rb") as file:
             start = file.read(64)
-        if h5py.is_hdf5(path):
-            return recognise_hdf5(path)
+        if is_hdf5(place):
+            return recognise_hdf5(path, place)
     lower = place.name.lower()
     if start.startswith(b"PK"):
         return "zarr"
@@ -104,7 +108,7 @@ def recognise(path: str) -> str:
     raise SourceError(f"{path}: {explain_unknown(lower, start)}")
 
 
-def recognise_folder(path: str, folder: Path) -> str:
+def recognise_folder(path: str, folder: Place) -> str:
     """The kind of a folder. Raises SourceError, naming folders below it, if the counts are in one of those."""
     if (folder / "__tiledb_group.tdb").exists() or (folder / "__group").is_dir():
         return "soma"
@@ -120,9 +124,9 @@ def recognise_folder(path: str, folder: Path) -> str:
     raise SourceError(f"{path}: a folder of no known format; known are: {KNOWN}.")
 
 
-def recognise_hdf5(path: str) -> str:
+def recognise_hdf5(path: str, place: Place) -> str:
     """The kind of an HDF5 file by the groups in it."""
-    with h5py.File(path, "r", locking="best-effort") as file:
+    with open_hdf5(place) as file:
         members = set(file)
         if {"obs", "var", "mod"} & members:
             return "h5ad"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import scipy.sparse as sp
 
-from atlasvi.loaders.arrays.file_bytes import share_of_files
+from atlasvi.loaders.places.byte_files import share_of_files
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.open_source import open_spec

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from atlasvi.loaders.arrays.file_bytes import read_into, share_of_files
+from atlasvi.loaders.places.byte_files import read_into, share_of_files
 
 
 def test_bytes_are_read_also_where_the_system_gives_them_piece_by_piece(tmp_path: Path, monkeypatch):

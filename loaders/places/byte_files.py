@@ -1,0 +1,138 @@
+"""Files whose bytes are read by position into existing memory, by several threads: on local disk, or objects.
+
+Both know which version of the file they opened. On local disk the caller asks whether it is still there, which costs
+little; each request for a part of an object names the version that it must be of.
+"""
+
+import os
+import resource
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlasvi.loaders.places.connections import share_threads
+from atlasvi.loaders.places.object_path import ObjectPath, Place
+from atlasvi.loaders.places.objects import read_part, together
+from atlasvi.loaders.places.ranges import merge_ranges, split_range
+
+PIECE_BYTES = 2**22  # of one request: long enough that its latency is small beside it, short enough to be repeated
+
+
+def share_of_files(part: int, most: int) -> int:
+    """One in `part` of the files that this process may open (`ulimit -n`), at least 1 and at most `most`."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return most if limit == resource.RLIM_INFINITY else max(min(limit // part, most), 1)
+
+
+def read_into(handle: int, offset: int, out: np.ndarray) -> bool:
+    """Fill contiguous `out` with an open file's bytes from `offset` on; returns False if the file ends before."""
+    waiting = out.view(np.uint8).data
+    while len(waiting):  # one call reads at most 2 GiB
+        n = os.preadv(handle, [waiting], offset)
+        if n == 0:
+            return False
+        offset, waiting = offset + n, waiting[n:]
+    return True
+
+
+def identify(status: os.stat_result) -> tuple[int, int, int]:
+    """Values that differ between two files at one path, and for one file before and after it is written to."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class LocalFile:
+    """An open file. The docstrings of its members hold for every `ByteFile`.
+
+    size      bytes
+    identity  values that differ between two versions of the file
+    Raises FileNotFoundError.
+    """
+
+    is_remote = False
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._handle = path, os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        status = os.fstat(self._handle)
+        self.size, self.identity = status.st_size, identify(status)
+
+    def read_into(self, offset: int, out: np.ndarray) -> bool:
+        """Fill contiguous `out` with the bytes from `offset` on; returns False if the file ends before."""
+        return read_into(self._handle, offset, out)
+
+    def read_parts(self, offsets: Sequence[int], outs: Sequence[np.ndarray]) -> int | None:
+        """Fill several arrays, each with the bytes from its offset on; returns the index of one that ends too early."""
+        return next((k for k, (at, out) in enumerate(zip(offsets, outs)) if not read_into(self._handle, at, out)), None)
+
+    def is_current(self) -> bool:
+        """Whether the file at the path is still the one that was opened. Raises FileNotFoundError."""
+        return identify(os.stat(self.path)) == self.identity
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            self.close()
+
+
+class RemoteFile:
+    """An object, read by parts of at most PIECE_BYTES, several at a time. Raises StorageError if it was replaced."""
+
+    is_remote = True
+
+    def __init__(self, path: ObjectPath) -> None:
+        self.path, self.status = path, path.stat()
+        self.size, self.identity = self.status.st_size, (self.status.version, self.status.st_size)
+
+    def read_into(self, offset: int, out: np.ndarray) -> bool:
+        """Fill contiguous `out` with the bytes from `offset` on; returns False if the object ends before."""
+        return self.read_parts([offset], [out]) is None
+
+    def read_parts(self, offsets: Sequence[int], outs: Sequence[np.ndarray]) -> int | None:
+        """Fill several arrays; parts that lie near each other are read by one request."""
+        targets = [out.view(np.uint8) for out in outs]
+        ranges = [(int(at), int(at) + len(target)) for at, target in zip(offsets, targets)]
+        for k, (_, stop) in enumerate(ranges):
+            if stop > self.size:
+                return k
+        calls = [
+            partial(self._fill, low, high, [(ranges[k][0], targets[k]) for k in members])
+            for start, stop, members in merge_ranges(ranges, PIECE_BYTES)
+            for low, high in split_range(start, stop, PIECE_BYTES)
+        ]
+        together(calls, share_threads())
+        return None
+
+    def read_bytes(self, start: int, stop: int) -> Any:
+        """Bytes [start, stop) by one request, as a buffer."""
+        return read_part(self.path.address, self.path.storage, self.status, start, stop)
+
+    def _fill(self, low: int, high: int, targets: Sequence[tuple[int, np.ndarray]]) -> None:
+        """Read bytes [low, high), and copy them into each of the arrays, given where in the object it begins."""
+        content = np.frombuffer(self.read_bytes(low, high), np.uint8)
+        for begin, target in targets:
+            first, last = max(begin, low), min(begin + len(target), high)
+            if first < last:
+                target[first - begin : last - begin] = content[first - low : last - low]
+
+    def is_current(self) -> bool:
+        """True: each request names the version that was opened."""
+        return True
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+ByteFile = LocalFile | RemoteFile
+"""A file whose bytes are read by position."""
+
+
+def open_file(path: Place) -> ByteFile:
+    """Open a file to read its bytes by position. Raises FileNotFoundError, StorageError."""
+    return RemoteFile(path) if isinstance(path, ObjectPath) else LocalFile(path)

@@ -1,0 +1,111 @@
+"""Connections to buckets and web servers, one for each bucket and set of options, shared by all threads."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+from atlasvi.loaders.errors import MissingDependencyError, SourceError, StorageError
+from atlasvi.loaders.places.addresses import Address
+from atlasvi.loaders.places.credentials import choose_profile, find_region, make_provider, read_profile
+from atlasvi.loaders.places.requests import LIMITS
+from atlasvi.loaders.places.storage import Storage
+
+MOST_REQUESTS = 32  # in flight in one process, each of at most PIECE_BYTES (see byte_files.py)
+MOST_READERS = 16
+
+_lock = threading.Lock()
+_connections: dict[tuple[str, str, Storage], Any] = {}
+_threads: dict[str, ThreadPoolExecutor] = {}
+
+
+def connect(address: Address, storage: Storage) -> Any:
+    """The obstore store of an address's bucket.
+
+    Raises MissingDependencyError without obstore, StorageError if the options do not fit.
+    """
+    key = address.scheme, address.bucket, storage
+    with _lock:
+        if key not in _connections:
+            _connections[key] = _open(address, storage)
+        return _connections[key]
+
+
+def share_threads() -> ThreadPoolExecutor:
+    """The threads that wait for answers. A task in them must not wait for another task in them."""
+    return _share("requests", MOST_REQUESTS)
+
+
+def share_readers() -> ThreadPoolExecutor:
+    """Threads for tasks that wait for those of `share_threads`, and not for each other."""
+    return _share("readers", MOST_READERS)
+
+
+def _share(name: str, most: int) -> ThreadPoolExecutor:
+    with _lock:
+        if name not in _threads:
+            _threads[name] = ThreadPoolExecutor(most, thread_name_prefix=f"atlasvi-{name}")
+        return _threads[name]
+
+
+def _open(address: Address, storage: Storage) -> Any:
+    try:
+        from obstore import store as stores
+    except ImportError:
+        raise MissingDependencyError(
+            f"{address}: to read what is not on local disk install obstore: pip install 'atlasvi[bucket]'."
+        ) from None
+    client = {
+        "timeout": timedelta(seconds=LIMITS.answer),
+        "read_timeout": timedelta(seconds=LIMITS.silence),
+        "connect_timeout": timedelta(seconds=LIMITS.connect),
+    }
+    common: dict[str, Any] = {"client_options": client, "retry_config": {"max_retries": 0}}  # requests.py repeats
+    try:
+        if address.scheme == "s3":
+            config, provider = _configure_s3(address, storage)
+            client["allow_http"] = (config.get("endpoint") or "").startswith("http://")  # type: ignore[assignment]
+            return stores.S3Store(address.bucket, config=config, credential_provider=provider, **common)
+        config = {"skip_signature": True} if storage.is_anonymous else {}
+        client["allow_http"] = address.scheme == "http" or (storage.endpoint or "").startswith("http://")  # type: ignore[assignment]
+        if address.scheme == "gs":
+            config |= {"base_url": storage.endpoint} if storage.endpoint else {}
+            return stores.GCSStore(address.bucket, config=config, **common)
+        if address.scheme == "az":
+            config |= {"endpoint": storage.endpoint} if storage.endpoint else {}
+            return stores.AzureStore(address.bucket, config=config, **common)
+        return stores.HTTPStore(f"{address.scheme}://{address.bucket}", **common)
+    except SourceError:
+        raise
+    except Exception as error:  # a mistake in an environment variable, an account that is not named, a broken key file
+        words = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise StorageError(
+            f"{address}: the options and the environment do not fit each other ({words[:120]}): correct them."
+        ) from None
+
+
+def _configure_s3(address: Address, storage: Storage) -> tuple[dict[str, Any], Any]:
+    """(configuration, provider of credentials or None) of an S3 bucket."""
+    profile = None if storage.is_anonymous else choose_profile(storage.profile)
+    entries = read_profile(profile) if profile else {}
+    environment = os.environ
+    endpoint = (
+        storage.endpoint
+        or environment.get("AWS_ENDPOINT_URL_S3")
+        or environment.get("AWS_ENDPOINT_URL")
+        or entries.get("endpoint_url")
+    )
+    region = (
+        storage.region
+        or environment.get("AWS_REGION")
+        or environment.get("AWS_DEFAULT_REGION")
+        or entries.get("region")
+        or (None if endpoint else find_region(address.bucket))
+    )
+    config: dict[str, Any] = {"region": region or "us-east-1"}
+    if endpoint:
+        config["endpoint"] = endpoint
+    if storage.is_anonymous:
+        config["skip_signature"] = True
+    return config, make_provider(profile) if profile else None

@@ -1,0 +1,189 @@
+"""One request about an object or a folder: its size and version, a part of its bytes, the names below, new content."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.places.addresses import Address
+from atlasvi.loaders.places.connections import connect
+from atlasvi.loaders.places.requests import ChangedError, CutShortError, request
+from atlasvi.loaders.places.storage import Storage
+
+
+@dataclass(frozen=True)
+class ObjectStatus:
+    """An object's size in bytes, and its version: the ETag without quotes, or the date of its last change.
+
+    is_tag  whether the version is an ETag that a request can name, so that the server refuses another version
+    """
+
+    st_size: int
+    version: str
+    is_tag: bool = True
+
+
+@dataclass
+class Traffic:
+    """How many requests this process has sent, and how many bytes it was given."""
+
+    requests: int = 0
+    n_bytes: int = 0
+
+
+traffic = Traffic()
+_lock = threading.Lock()
+
+
+def _count(n_bytes: int = 0) -> None:
+    with _lock:
+        traffic.requests += 1
+        traffic.n_bytes += n_bytes
+
+
+def read_status(address: Address, storage: Storage) -> ObjectStatus:
+    """Size and version. Raises FileNotFoundError, StorageError."""
+    import obstore
+
+    store = _open_object(address, storage)
+
+    def ask() -> ObjectStatus:
+        _count()
+        return _make_status(obstore.head(store, address.key))
+
+    return request(str(address), ask)
+
+
+def read_whole(address: Address, storage: Storage, expected: ObjectStatus | None = None) -> tuple[bytes, ObjectStatus]:
+    """(content, status) of an object. Raises FileNotFoundError; StorageError, also if it is of another version."""
+    import obstore
+
+    store = _open_object(address, storage)
+
+    def ask() -> tuple[bytes, ObjectStatus]:
+        answer = obstore.get(store, address.key, options=_name_version(address, expected))
+        status = _make_status(answer.meta)
+        _check_version(status, expected)
+        content = bytes(answer.bytes())
+        _count(len(content))
+        if len(content) != status.st_size:
+            raise CutShortError(f"{len(content):,} of {status.st_size:,} bytes came")
+        return content, status
+
+    return request(str(address), ask)
+
+
+def read_part(address: Address, storage: Storage, expected: ObjectStatus, start: int, stop: int) -> Any:
+    """Bytes [start, stop) of a version of an object, as a buffer. Raises FileNotFoundError, StorageError."""
+    import obstore
+
+    store = _open_object(address, storage)
+
+    def ask() -> Any:
+        options = {"range": (start, stop), **_name_version(address, expected)}
+        answer = obstore.get(store, address.key, options=options)  # type: ignore[arg-type]
+        _check_version(_make_status(answer.meta), expected)
+        content = answer.bytes()
+        _count(len(content))
+        if tuple(answer.range) != (start, stop) or len(content) != stop - start:
+            raise CutShortError(f"{len(content):,} of {stop - start:,} bytes came")
+        return content
+
+    return request(str(address), ask)
+
+
+def list_below(address: Address, storage: Storage) -> dict[str, ObjectStatus]:
+    """All objects below a folder, at any depth, by their names in it.
+
+    Raises StorageError, and SourceError for a folder of a web server.
+    """
+    import obstore
+
+    store, prefix = _open_listable(address, storage), f"{address.key}/" if address.key else ""
+
+    def ask() -> dict[str, ObjectStatus]:
+        found = {}
+        for part in obstore.list(store, address.key or None, chunk_size=1000):
+            _count()
+            found.update({meta["path"].removeprefix(prefix): _make_status(meta) for meta in part})
+        return found
+
+    return request(str(address), ask)
+
+
+def list_folder(address: Address, storage: Storage) -> tuple[list[str], dict[str, ObjectStatus]]:
+    """(names of the folders in a folder, objects in it by their names). Raises as `list_below`."""
+    import obstore
+
+    store, prefix = _open_listable(address, storage), f"{address.key}/" if address.key else ""
+
+    def ask() -> tuple[list[str], dict[str, ObjectStatus]]:
+        found = obstore.list_with_delimiter(store, address.key or None)
+        _count()
+        folders = sorted(str(name).rstrip("/").removeprefix(prefix) for name in found["common_prefixes"])
+        return folders, {meta["path"].removeprefix(prefix): _make_status(meta) for meta in found["objects"]}
+
+    return request(str(address), ask)
+
+
+def write_object(address: Address, storage: Storage, content: bytes | memoryview) -> None:
+    """Write an object: a reader sees the former content, or none, until all of the new one is there.
+
+    Raises StorageError.
+    """
+    import obstore
+
+    store = _open_object(address, storage)
+
+    def ask() -> None:
+        _count()
+        obstore.put(store, address.key, bytes(content))
+
+    request(str(address), ask)
+
+
+def together(calls: list[Callable[[], Any]], threads: Any) -> list[Any]:
+    """What several calls return that wait for answers: the first is called here, the others in threads meanwhile."""
+    if not calls:
+        return []
+    waiting = [threads.submit(call) for call in calls[1:]]
+    try:
+        return [calls[0](), *[future.result() for future in waiting]]
+    finally:
+        for future in waiting:  # after an error nothing may still write into the caller's memory
+            if not future.cancel():
+                future.exception()
+
+
+def _open_object(address: Address, storage: Storage) -> Any:
+    if not address.key:
+        raise SourceError(f"{address}: the address names a bucket and no object in it.")
+    return connect(address, storage)
+
+
+def _open_listable(address: Address, storage: Storage) -> Any:
+    if not address.is_listable:
+        raise SourceError(
+            f"{address}: a web server does not list the files of a folder; give the address of one file, or copy the "
+            "folder to this machine or into a bucket."
+        )
+    return connect(address, storage)
+
+
+def _make_status(meta: Any) -> ObjectStatus:
+    # clouds put quotes around an ETag in one answer and leave them out in another
+    tag = (meta["e_tag"] or "").strip('"')
+    version = tag or f"{meta['last_modified']:%Y-%m-%dT%H:%M:%S}"
+    return ObjectStatus(int(meta["size"]), version, bool(tag) and not tag.startswith("W/"))
+
+
+def _name_version(address: Address, expected: ObjectStatus | None) -> dict[str, str]:
+    """The option of a request that only an object of this version answers; the clouds compare it, not every server."""
+    named = expected is not None and expected.is_tag and address.is_listable
+    return {"if_match": f'"{expected.version}"'} if expected is not None and named else {}
+
+
+def _check_version(found: ObjectStatus, expected: ObjectStatus | None) -> None:
+    if expected is not None and found != expected:
+        raise ChangedError
