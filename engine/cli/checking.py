@@ -17,6 +17,7 @@ from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.errors import AtlasviError, SourceError
 from atlasvi.loaders.manifest import MANIFEST, find_damage, read_json, read_manifest, write_manifest
+from atlasvi.loaders.places.object_path import ObjectPath, Place, to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_version
 
@@ -38,13 +39,15 @@ def check(path: str | Path, renew: bool = False) -> Iterator[str]:
     renew  accept a store or run as it is now: write a new list of its files, once it can be read
     Raises DamageError after the lines on what is damaged, SourceError if `path` is none of these.
     """
-    place, damage = Path(path), list[str]()
+    place, damage = to_place(path), list[str]()
     files, list_name = None, MANIFEST if (place / MANIFEST).is_file() else SAVED
     if place.is_dir():
         try:
             files = read_manifest(place, list_name)
         except SourceError as error:
             damage.append(str(error))
+    if renew and isinstance(place, ObjectPath):
+        raise SourceError(f"{path}: a new list of files is written on local disk alone: copy the store there first.")
     if renew and files is not None:
         there = [name for name in files if (place / name).is_file()]
         write_manifest(place, None if name_place(place) in STORES else there, list_name=list_name)
@@ -65,16 +68,16 @@ def check(path: str | Path, renew: bool = False) -> Iterator[str]:
     yield f"{path}: nothing is damaged"
 
 
-def _read_all(path: Path) -> Iterator[str]:
+def _read_all(path: Place) -> Iterator[str]:
     """Decode everything; yields lines on what was read. Raises the errors of reading."""
     if (path / HEADER).is_file():
-        return _read_index(IndexFile(path))
+        return _read_index(IndexFile(str(path)))
     kind = name_place(path)
     if kind == "minified store":
         return _read_minified(MinifiedStore(path))
     if kind in ("run", "model"):
-        return _read_run(path)
-    return _read_cells(open_cells(path, like=DataSpec(str(path), empty_cells="keep")))
+        return _read_run(Path(str(path)))
+    return _read_cells(open_cells(str(path), like=DataSpec(str(path), empty_cells="keep")))
 
 
 def _read_cells(data: CellData) -> Iterator[str]:

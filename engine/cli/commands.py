@@ -19,11 +19,14 @@ from atlasvi.engine.cli.card_commands import card, write_card
 from atlasvi.engine.cli.hub_commands import pull, push
 from atlasvi.engine.cli.neighbour_commands import index
 from atlasvi.engine.cli.query_commands import query_app
+from atlasvi.engine.cli.query_group import AtlasviGroup
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.terminal import count, explain_errors, say, show_progress
+from atlasvi.loaders.places.storage import parse_storage, use_storage
 from atlasvi.loaders.sources.data_spec import parse_source
 
 app = typer.Typer(
+    cls=AtlasviGroup,
     name="atlasvi",
     help="Train scVI on atlases that do not fit in memory; keep the posterior, drop the counts.",
     no_args_is_help=True,
@@ -43,8 +46,18 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
+    storage: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="How buckets are reached, anywhere in a command: endpoint=https://..., region=NAME, profile=NAME, "
+            "anonymous=yes. Credentials come from the environment or the profile.",
+        ),
+    ] = None,
 ) -> None:
     """The options of atlasvi itself; its help text is above."""
+    if storage:
+        use_storage(parse_storage(storage))
 
 
 app.add_typer(query_app, name="query")

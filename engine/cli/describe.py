@@ -18,6 +18,7 @@ from atlasvi.loaders.cells.cells_protocol import Columns
 from atlasvi.loaders.cells.coded_columns import slice_column
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.manifest import read_json
+from atlasvi.loaders.places.object_path import ObjectPath, to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.open_source import open_source
 from atlasvi.loaders.store_files import check_version
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 
 def describe(path: str | Path) -> Iterator[str]:
     """Lines about a source, cell store, run directory, minified store or card; SourceError for anything else."""
-    if (Path(path) / METRICS).is_file() and not (Path(path) / CONFIG).is_file():
+    where = to_place(path)
+    if (where / METRICS).is_file() and not (where / CONFIG).is_file():
         # imports torch, which takes seconds
         from atlasvi.engine.cli.describe_card import describe_card
 
         return describe_card(path)
-    if (Path(path) / HEADER).is_file():
+    if (where / HEADER).is_file():
         return _describe_index(IndexFile(path))
     place = name_place(path)
     if place == "cell store":
@@ -176,7 +178,10 @@ def _describe_source(path: str | Path) -> Iterator[str]:
 
 
 def folder_bytes(path: str | Path) -> int:
-    """Size on disk of a file, or of all files in a folder."""
-    if Path(path).is_file():
-        return Path(path).stat().st_size
-    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+    """Size of a file, or of all files in a folder."""
+    place = to_place(path)
+    if isinstance(place, ObjectPath):
+        return place.stat().st_size if place.is_file() else sum(place.list_sizes().values())
+    if place.is_file():
+        return place.stat().st_size
+    return sum(file.stat().st_size for file in place.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""Parse the words after `atlasvi query`."""
+"""Parse the words after `atlasvi`, and after `atlasvi query`."""
 
 from typing import Any
 
@@ -7,19 +7,34 @@ from typer.core import TyperGroup
 GROUP_OPTIONS = ("--model", "--device")
 
 
+def move_options(args: list[str], names: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """(the options of these names with their values, the other words): typer reads a group's options first."""
+    moved: list[str] = []
+    rest: list[str] = []
+    words = iter(args)
+    for argument in words:
+        if argument in names and (value := next(words, None)) is not None:
+            moved += [argument, value]
+        else:
+            (moved if argument.startswith(tuple(f"{name}=" for name in names)) else rest).append(argument)
+    return moved, rest
+
+
+class AtlasviGroup(TyperGroup):
+    """Accepts --storage anywhere in a command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments with --storage first."""
+        moved, rest = move_options(args, ("--storage",))
+        return super().parse_args(ctx, [*moved, *rest])
+
+
 class QueryGroup(TyperGroup):
     """Accepts its options anywhere, and DATA between MINI or RUN and the command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments with the group's options first, because typer reads a group's options first."""
-        moved: list[str] = []
-        rest: list[str] = []
-        words = iter(args)
-        for argument in words:
-            if argument in GROUP_OPTIONS and (value := next(words, None)) is not None:
-                moved += [argument, value]
-            else:
-                (moved if argument.startswith(tuple(f"{name}=" for name in GROUP_OPTIONS)) else rest).append(argument)
+        """The arguments with the group's options first."""
+        moved, rest = move_options(args, GROUP_OPTIONS)
         if len(rest) > 2 and rest[1] not in self.commands and not rest[2].startswith("-"):
             moved += ["--data", rest.pop(1)]
         return super().parse_args(ctx, [*moved, *rest])

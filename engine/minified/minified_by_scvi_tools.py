@@ -18,6 +18,7 @@ from atlasvi.loaders.arrays.array_checks import check_group_codecs, check_stored
 from atlasvi.loaders.arrays.row_arrays import split_rows
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.places.object_path import to_place
 from atlasvi.loaders.tables.anndata_tables import Table, open_table
 from atlasvi.loaders.tables.store_tables import check_column
 
@@ -31,7 +32,7 @@ def open_minified(path: str | Path, model: TrainedRun | str | Path | None = None
            there is one; without a model, latents and obs can still be read
     Raises SourceError if the path holds neither, or is damaged.
     """
-    if not Path(path).exists() or (what := name_place(path)) == "minified store":
+    if not to_place(path).exists() or (what := name_place(path)) == "minified store":
         return MinifiedStore(path)
     if what in ("cell store", "run", "model"):
         raise SourceError(

@@ -39,6 +39,10 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.manifest import Files, check_files, hash_file, write_manifest
 from atlasvi.loaders.outputs import name_scratch, remove_leftovers, sync_file
+from atlasvi.loaders.places.addresses import restore_address
+from atlasvi.loaders.places.hdf5_files import is_hdf5, open_hdf5
+from atlasvi.loaders.places.object_path import ObjectPath, open_folder, to_place
+from atlasvi.loaders.places.zarr_stores import open_group
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_manifest, check_version, read_attributes
 from atlasvi.loaders.tables.anndata_tables import read_table, read_text, to_str
@@ -72,28 +76,28 @@ Latents = Literal["float32", "float16"]
 ATTRIBUTES: dict[str, type] = {**dict.fromkeys(("n_cells", "n_genes", "n_latent"), int), "model": dict}
 
 
-def is_minified_store(path: str | Path) -> bool:
+def is_minified_store(path: str | Path | ObjectPath) -> bool:
     """Whether `path` is a finished minified store (of any version)."""
     attributes = read_attributes(path)
     return attributes is not None and attributes.get("kind") == KIND
 
 
-def read_minify_type(path: str | Path) -> str | None:
+def read_minify_type(path: str | Path | ObjectPath) -> str | None:
     """The minify type of an h5ad file or Zarr folder (see `MINIFY_TYPE`); None if it is not minified."""
-    if not (h5py.is_hdf5(path) or any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup"))):
+    place = to_place(path)
+    if not (is_hdf5(place) or any((place / name).is_file() for name in ("zarr.json", ".zgroup"))):
         return None
     with reading(str(path)):
-        opened = open_root(path)
+        opened = open_root(place)
         with opened if isinstance(opened, h5py.File) else nullcontext(opened) as root:
             uns = root.get("uns", {})
             return to_str(read_text(uns[MINIFIED])) if MINIFIED in uns else None
 
 
-def open_root(path: str | Path) -> Any:
+def open_root(path: str | Path | ObjectPath) -> Any:
     """The root group of an AnnData: an h5py.File, which must be closed, or a zarr.Group."""
-    if not Path(path).is_dir():
-        return h5py.File(path, "r", locking="best-effort")
-    return zarr.open_group(path, mode="r", use_consolidated=False)
+    place = to_place(path)
+    return open_group(open_folder(place)) if place.is_dir() else open_hdf5(place)
 
 
 def create_minified(
@@ -236,12 +240,14 @@ def _create_empty_matrix(group: zarr.Group, name: str, n_cells: int, n_genes: in
 class MinifiedStore(KeptPosterior):
     """A finished minified store, opened for reading by slices. Raises SourceError if `path` is none, or damaged."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = str(path)
-        remove_leftovers(path)
-        attributes = read_attributes(path)
+    def __init__(self, path: str | Path | ObjectPath) -> None:
+        self.path, self._place = restore_address(path), open_folder(path)
+        if isinstance(self._place, Path):
+            remove_leftovers(self._place)
+        attributes = read_attributes(self._place)
         if attributes is None or attributes.get("kind") != KIND:
-            doing = " yet: it is being made, or its minify was interrupted" if name_scratch(Path(path)).exists() else ""
+            is_made = isinstance(self._place, Path) and name_scratch(self._place).exists()
+            doing = " yet: it is being made, or its minify was interrupted" if is_made else ""
             raise SourceError(
                 f"{path} is not a minified store{doing} (make one with: atlasvi minify RUN DATA --out MINI)."
             )
@@ -253,9 +259,8 @@ class MinifiedStore(KeptPosterior):
             self._open()
 
     def _open(self) -> None:
-        has_manifest = check_manifest(Path(self.path), self.attributes)
-        # without consolidated metadata: those copies may be wrong, and zarr confuses names that differ only in case
-        root = cast(Any, zarr.open_group(self.path, mode="r", use_consolidated=False))
+        has_manifest = check_manifest(self._place, self.attributes)
+        root = cast(Any, open_group(self._place))
         check_group_codecs(root)
         self._table, latents = TableReader(root["obs"], self.path), tuple(root["obsm"][name] for name in LATENTS)
         sizes = self.attributes["n_cells"], self.attributes["n_latent"]
@@ -315,7 +320,7 @@ class MinifiedStore(KeptPosterior):
 
     def find_named(self, names: Collection[str]) -> tuple[np.ndarray, pd.Index]:
         """The cells with one of these names, all cells of a name that repeats: (ascending int64 indices, names)."""
-        path = Path(self.path) / NAMES
+        path = self._place / NAMES
         if not path.is_file():  # a store of an older format
             return super().find_named(names)
         with reading(self.path):

@@ -5,12 +5,13 @@ from typing import Literal
 
 from atlasvi.engine.minified.minified_store import is_minified_store, read_minify_type
 from atlasvi.engine.model.run_files import CONFIG, MODEL
+from atlasvi.loaders.places.object_path import ObjectPath, to_place
 from atlasvi.loaders.store_files import is_cell_store
 
 Place = Literal["cell store", "minified store", "run", "model", "minified data"]
 
 
-def name_place(path: str | Path) -> Place | None:
+def name_place(path: str | Path | ObjectPath) -> Place | None:
     """The kind of a path; None for a source of counts, and for a path that does not exist.
 
     run            finished or not
@@ -22,8 +23,9 @@ def name_place(path: str | Path) -> Place | None:
         return "cell store"
     if is_minified_store(path):
         return "minified store"
-    if (Path(path) / CONFIG).is_file():
+    place = to_place(path)
+    if (place / CONFIG).is_file():
         return "run"
-    if (Path(path) / MODEL).is_file():
+    if (place / MODEL).is_file():
         return "model"
     return None if read_minify_type(path) is None else "minified data"

@@ -27,6 +27,8 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.manifest import check_files, read_json, read_manifest
 from atlasvi.loaders.outputs import remove_leftovers
+from atlasvi.loaders.places.byte_files import open_file
+from atlasvi.loaders.places.object_path import ObjectPath, to_place
 from atlasvi.loaders.store_files import check_version
 
 FORMAT_VERSION = 1
@@ -69,9 +71,12 @@ class Header:
 
 
 def name_index(path: str | Path) -> Path:
-    """Where the index of minified data is: beside it, so that the data stays as it was written."""
-    path = Path(path)
-    return path.with_name(f"{path.name}.neighbours")
+    """Where the index of minified data is: beside it, so that the data stays as it was written.
+
+    Of data in a bucket it is in the working folder.
+    """
+    place = to_place(path)
+    return (Path() if isinstance(place, ObjectPath) else place.parent) / f"{place.name}.neighbours"
 
 
 def identify_latents(store: Latents) -> str:
@@ -81,15 +86,16 @@ def identify_latents(store: Latents) -> str:
     of each: lists of older versions have the crc32c of a file, which is the same number for all chunks of Zarr of one
     size (see loaders/manifest.py).
     """
-    folder, checksum = Path(store.path), google_crc32c.Checksum()
+    folder, checksum = to_place(store.path), google_crc32c.Checksum()
     for start in np.linspace(0, max(store.n_cells - IDENTITY_ROWS, 0), IDENTITY_SLICES).astype(int).tolist():
         for part in store.read_latent(start, min(start + IDENTITY_ROWS, store.n_cells)):
             checksum.update(np.ascontiguousarray(part, "<f4").tobytes())
     files = (read_manifest(folder) if folder.is_dir() else None) or {}
     for name in sorted(name for name in files if name.startswith(tuple(f"obsm/{array}/" for array in LATENTS))):
-        with open(folder / name, "rb") as file:
-            file.seek(max(files[name][0] - TAIL_BYTES, 0))
-            checksum.update(f"{name} {files[name]} ".encode() + file.read())
+        file = open_file(folder / name)
+        tail = np.empty(min(files[name][0], TAIL_BYTES), np.uint8)
+        file.read_into(files[name][0] - len(tail), tail)
+        checksum.update(f"{name} {files[name]} ".encode() + tail.tobytes())
     return f"{checksum.hexdigest().decode()} {store.n_cells} x {store.n_latent}"
 
 

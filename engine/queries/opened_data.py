@@ -19,6 +19,7 @@ from atlasvi.loaders.cells.memory_cells import NAME, MemoryCells, MemoryObs, lis
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import AtlasviError, ColumnError, CountsError, SourceError
+from atlasvi.loaders.places.object_path import to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
 
 SETUP = "_atlasvi_setup"  # in uns: arguments of setup_anndata; copies, subsets and files keep it
@@ -135,7 +136,7 @@ def reopen_question_cells(adata: Any, run: TrainedRun, known: QuestionCells | No
 def _open_kept(data: Any, run: TrainedRun) -> KeptPosterior | None:
     """Minified data of any kind; None if the data is not minified, or still has its counts."""
     if isinstance(data, (DataSpec, str, Path)):
-        path = data.path if isinstance(data, DataSpec) else data
+        path = data.place if isinstance(data, DataSpec) else to_place(data)
         if is_minified_store(path):
             return MinifiedStore(path)
         return ScviMinified(path, run) if read_minify_type(path) == MINIFY_TYPE else None

@@ -15,6 +15,7 @@ from atlasvi.engine.queries.opened_data import open_question_cells
 from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QueryError, QuestionCells
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.training.run_parts import choose_device
+from atlasvi.loaders.places.object_path import to_place
 
 
 class OpenedQuestion:
@@ -43,8 +44,8 @@ class OpenedQuestion:
             assert self.kept is not None
             self.cells = MinifiedCells(self.kept)
         else:
-            if what in (None, "cell store") and Path(place).exists():
-                other = name_place(data) if Path(data).exists() else None
+            if what in (None, "cell store") and to_place(place).exists():
+                other = name_place(data) if to_place(data).exists() else None
                 if other not in (None, "cell store"):
                     raise QueryError(
                         f"{place} is data, and {data} is a {other}: name the {other} first, then the data: "

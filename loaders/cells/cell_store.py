@@ -38,7 +38,7 @@ from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.identity import cell_keys
 from atlasvi.loaders.outputs import remove_leftovers
 from atlasvi.loaders.places.addresses import restore_address
-from atlasvi.loaders.places.object_path import Place, open_folder
+from atlasvi.loaders.places.object_path import ObjectPath, Place, open_folder
 from atlasvi.loaders.places.zarr_stores import open_group
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.data_spec import DataSpec
@@ -90,7 +90,7 @@ class CellStore:
 
     layer: str | None = None  # always: the counts are in X
 
-    def __init__(self, path: str | Path, spec: DataSpec | None = None) -> None:
+    def __init__(self, path: str | Path | ObjectPath, spec: DataSpec | None = None) -> None:
         self.path = restore_address(path)
         self.spec = spec or DataSpec(self.path)
         if given := set(self.spec.options) & {"layer", "gene_column", "measurement", "gene_versions"}:

@@ -44,7 +44,7 @@ class Address:
         return replace(self, key="/".join(part for part in (self.key, name.strip("/")) if part))
 
 
-def restore_address(path: str | Path) -> str:
+def restore_address(path: object) -> str:
     """A path as text; a `Path` that was made of an address, and so lost one of its slashes, gets it back."""
     if isinstance(path, Path) and _COLLAPSED.match(str(path)) and not path.exists():
         return _COLLAPSED.sub(lambda found: f"{found[1]}://", str(path), count=1)

@@ -32,6 +32,17 @@ def connect(address: Address, storage: Storage) -> Any:
         return _connections[key]
 
 
+def import_obstore(address: Address) -> Any:
+    """The package obstore. Raises MissingDependencyError where it is not installed."""
+    try:
+        import obstore.store
+    except ImportError:
+        raise MissingDependencyError(
+            f"{address}: to read what is not on local disk install obstore: pip install 'atlasvi[bucket]'."
+        ) from None
+    return obstore
+
+
 def share_threads() -> ThreadPoolExecutor:
     """The threads that wait for answers. A task in them must not wait for another task in them."""
     return _share("requests", MOST_REQUESTS)
@@ -50,12 +61,7 @@ def _share(name: str, most: int) -> ThreadPoolExecutor:
 
 
 def _open(address: Address, storage: Storage) -> Any:
-    try:
-        from obstore import store as stores
-    except ImportError:
-        raise MissingDependencyError(
-            f"{address}: to read what is not on local disk install obstore: pip install 'atlasvi[bucket]'."
-        ) from None
+    stores = import_obstore(address).store
     client = {
         "timeout": timedelta(seconds=LIMITS.answer),
         "read_timeout": timedelta(seconds=LIMITS.silence),

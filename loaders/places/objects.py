@@ -7,7 +7,7 @@ from typing import Any
 
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.places.addresses import Address
-from atlasvi.loaders.places.connections import connect
+from atlasvi.loaders.places.connections import connect, import_obstore
 from atlasvi.loaders.places.requests import ChangedError, CutShortError, request
 from atlasvi.loaders.places.storage import Storage
 
@@ -44,9 +44,7 @@ def _count(n_bytes: int = 0) -> None:
 
 def read_status(address: Address, storage: Storage) -> ObjectStatus:
     """Size and version. Raises FileNotFoundError, StorageError."""
-    import obstore
-
-    store = _open_object(address, storage)
+    obstore, store = import_obstore(address), _open_object(address, storage)
 
     def ask() -> ObjectStatus:
         _count()
@@ -57,9 +55,7 @@ def read_status(address: Address, storage: Storage) -> ObjectStatus:
 
 def read_whole(address: Address, storage: Storage, expected: ObjectStatus | None = None) -> tuple[bytes, ObjectStatus]:
     """(content, status) of an object. Raises FileNotFoundError; StorageError, also if it is of another version."""
-    import obstore
-
-    store = _open_object(address, storage)
+    obstore, store = import_obstore(address), _open_object(address, storage)
 
     def ask() -> tuple[bytes, ObjectStatus]:
         answer = obstore.get(store, address.key, options=_name_version(address, expected))
@@ -76,9 +72,7 @@ def read_whole(address: Address, storage: Storage, expected: ObjectStatus | None
 
 def read_part(address: Address, storage: Storage, expected: ObjectStatus, start: int, stop: int) -> Any:
     """Bytes [start, stop) of a version of an object, as a buffer. Raises FileNotFoundError, StorageError."""
-    import obstore
-
-    store = _open_object(address, storage)
+    obstore, store = import_obstore(address), _open_object(address, storage)
 
     def ask() -> Any:
         options = {"range": (start, stop), **_name_version(address, expected)}
@@ -98,9 +92,8 @@ def list_below(address: Address, storage: Storage) -> dict[str, ObjectStatus]:
 
     Raises StorageError, and SourceError for a folder of a web server.
     """
-    import obstore
-
-    store, prefix = _open_listable(address, storage), f"{address.key}/" if address.key else ""
+    obstore, store = import_obstore(address), _open_listable(address, storage)
+    prefix = f"{address.key}/" if address.key else ""
 
     def ask() -> dict[str, ObjectStatus]:
         found = {}
@@ -114,9 +107,8 @@ def list_below(address: Address, storage: Storage) -> dict[str, ObjectStatus]:
 
 def list_folder(address: Address, storage: Storage) -> tuple[list[str], dict[str, ObjectStatus]]:
     """(names of the folders in a folder, objects in it by their names). Raises as `list_below`."""
-    import obstore
-
-    store, prefix = _open_listable(address, storage), f"{address.key}/" if address.key else ""
+    obstore, store = import_obstore(address), _open_listable(address, storage)
+    prefix = f"{address.key}/" if address.key else ""
 
     def ask() -> tuple[list[str], dict[str, ObjectStatus]]:
         found = obstore.list_with_delimiter(store, address.key or None)
@@ -132,9 +124,7 @@ def write_object(address: Address, storage: Storage, content: bytes | memoryview
 
     Raises StorageError.
     """
-    import obstore
-
-    store = _open_object(address, storage)
+    obstore, store = import_obstore(address), _open_object(address, storage)
 
     def ask() -> None:
         _count()

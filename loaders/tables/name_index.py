@@ -19,9 +19,12 @@ import pandas as pd
 
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.outputs import sync_file
+from atlasvi.loaders.places.byte_files import ByteFile, open_file
+from atlasvi.loaders.places.object_path import Place
 
 BLOCK = 2**14  # entries: 131 kB are read to find one name
 SLICE_ROWS = 2**16  # names in memory at a time
+TOGETHER = 64  # blocks that are read at a time
 BUCKET_ROWS = 2**22  # entries that are sorted in memory
 
 Progress = Callable[[int], None]
@@ -102,12 +105,11 @@ def _row_dtype(n_rows: int) -> np.dtype:
 class NameIndex:
     """The file that `write_name_index` wrote for a table of `n_rows`. Raises SourceError if it is damaged."""
 
-    def __init__(self, path: Path, n_rows: int) -> None:
+    def __init__(self, path: Place, n_rows: int) -> None:
         self._path, self._n_rows, self._row_dtype = path, n_rows, _row_dtype(n_rows)
         self._n_blocks, self._entry_bytes = -(-n_rows // BLOCK), 4 + self._row_dtype.itemsize
-        with open(path, "rb") as file:
-            at = n_rows * self._entry_bytes + 4 * self._n_blocks
-            self._firsts = np.frombuffer(self._read(file, at, 4 * self._n_blocks), "<u4")
+        at = n_rows * self._entry_bytes + 4 * self._n_blocks
+        self._firsts = np.frombuffer(self._read(open_file(path), [(at, 4 * self._n_blocks)])[0], "<u4")
 
     def find_candidates(self, names: Collection[str]) -> np.ndarray:
         """Ascending int64 indices of the rows whose names have the hash of one of these; only some blocks are read."""
@@ -116,20 +118,24 @@ class NameIndex:
         low = np.maximum(np.searchsorted(self._firsts, hashes, "left") - 1, 0)
         high = np.searchsorted(self._firsts, hashes, "right")
         blocks = np.unique(np.concatenate([[0][:0], *(np.arange(a, b) for a, b in zip(low, high))])).astype(np.int64)
-        found = [np.empty(0, np.int64)]
-        with open(self._path, "rb") as file:
-            for block in blocks.tolist():
-                n = min(BLOCK, self._n_rows - block * BLOCK)
-                content = self._read(file, block * (BLOCK * self._entry_bytes + 4), n * self._entry_bytes)
+        found, file = [np.empty(0, np.int64)], open_file(self._path)
+        for low in range(0, len(blocks), TOGETHER):
+            numbers = blocks[low : low + TOGETHER].tolist()
+            sizes = [min(BLOCK, self._n_rows - block * BLOCK) for block in numbers]
+            starts = [block * (BLOCK * self._entry_bytes + 4) for block in numbers]
+            parts = [(at, n * self._entry_bytes) for at, n in zip(starts, sizes)]
+            for n, content in zip(sizes, self._read(file, parts)):
                 there = np.frombuffer(content[: 4 * n], "<u4")
                 rows = np.frombuffer(content[4 * n :], self._row_dtype)
                 places = np.searchsorted(hashes, there)
                 found.append(rows[hashes[np.minimum(places, len(hashes) - 1)] == there].astype(np.int64))
         return np.sort(np.concatenate(found))
 
-    def _read(self, file, at: int, n_bytes: int) -> bytes:  # type: ignore[no-untyped-def]
-        file.seek(at)
-        content = file.read(n_bytes + 4)
-        if len(content) != n_bytes + 4 or _checksum(content[:-4]) != content[-4:]:
+    def _read(self, file: ByteFile, parts: list[tuple[int, int]]) -> list[bytes]:
+        """Parts of the file, each given by its place and its bytes without the checksum that follows them."""
+        contents = [np.empty(n_bytes + 4, np.uint8) for _, n_bytes in parts]
+        is_whole = file.read_parts([at for at, _ in parts], contents) is None
+        found = [content.tobytes() for content in contents]
+        if not is_whole or any(_checksum(content[:-4]) != content[-4:] for content in found):
             raise SourceError(f"{self._path} is damaged or cut short: copy it again from where the store came from.")
-        return content[:-4]
+        return [content[:-4] for content in found]
