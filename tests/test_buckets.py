@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zarr
 from typer.testing import CliRunner
 
 from atlasvi.engine.cli.commands import app
@@ -19,7 +22,12 @@ from atlasvi.loaders.errors import DamagedChunkError, SourceError, StorageError
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.manifest import read_json
 from atlasvi.loaders.places.object_path import to_place
+from atlasvi.loaders.places.objects import traffic
+from atlasvi.loaders.sources.open_source import open_source
 from tests.engine.training.small_runs import SMALL, assert_same_run, write_cells
+from tests.loaders.cells.test_open_cells import write_collection
+from tests.loaders.conftest import make_counts
+from tests.loaders.sources.test_open_source import LAYOUTS, write_as
 from tests.s3_server import Bucket
 
 
@@ -51,6 +59,87 @@ def test_a_cell_store_in_a_bucket_holds_the_same_cells(store: Path, bucket: Buck
     assert (opened.path, opened.spec.endpoint) == (address, bucket.endpoint)
     assert_same_cells(open_cells(store), opened)
     assert_same_cells(opened, open_cells(Path(address)))
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "collection", "h5ad chunks", "zarr3 shards"])
+def test_a_source_in_a_bucket_gives_the_same_counts_and_tables(layout: str, bucket: Bucket, tmp_path: Path):
+    path = write_source(layout, tmp_path)
+    folder = path.parent if path.suffix == ".mtx" else path
+    address = bucket.put(folder, folder.name)
+    local, remote = open_source(path), open_source(address)
+    assert (remote.path, type(remote)) == (address, type(local))
+    pd.testing.assert_frame_equal(local.var, remote.var)
+    pd.testing.assert_frame_equal(local.read_obs(0, 300), remote.read_obs(0, 300))
+    pd.testing.assert_frame_equal(local.read_obs(17, 60), remote.read_obs(17, 60))
+    assert local.count_run_cells() == remote.count_run_cells()
+    for start, stop in ((0, 300), (7, 8), (100, 290)):
+        assert (local.read_counts(start, stop) != remote.read_counts(start, stop)).nnz == 0
+        mine, theirs = local.read_narrow(start, stop), remote.read_narrow(start, stop)
+        assert (mine is None) == (theirs is None)
+        if mine is not None and theirs is not None:
+            for one, other in zip(mine.to_csr(), theirs.to_csr()):
+                np.testing.assert_array_equal(one, other)
+    for source in (local, remote):
+        source.close()
+
+
+def write_source(layout: str, folder: Path) -> Path:
+    """A source of 300 cells with columns in obs, in one of LAYOUTS or other layouts; returns its path."""
+    obs = pd.DataFrame(
+        {"batch": pd.Categorical([f"b{k % 3}" for k in range(300)]), "n": np.arange(300), "note": ["x"] * 300},
+        index=[f"cell{k}" for k in range(300)],
+    )
+    adata = ad.AnnData(make_counts(300, 50), obs, pd.DataFrame(index=[f"gene{k}" for k in range(50)]))
+    if layout == "collection":
+        return write_collection(folder / "c.zarr", {"dataset_0": adata[:100].copy(), "dataset_1": adata[100:].copy()})
+    if layout == "h5ad chunks":
+        adata.write_h5ad(folder / "a.h5ad", compression="gzip")
+        with h5py.File(folder / "a.h5ad", "r+") as file:
+            for name in ("data", "indices"):
+                values = file[f"X/{name}"][:]
+                del file[f"X/{name}"]
+                file["X"].create_dataset(name, data=values, chunks=(100,), compression="gzip", shuffle=True)
+        return folder / "a.h5ad"
+    if layout == "zarr3 shards":
+        with ad.settings.override(zarr_write_format=3):
+            adata.write_zarr(folder / "a.zarr", chunks=None)
+        root = zarr.open_group(folder / "a.zarr")
+        for name in ("data", "indices"):
+            values = root[f"X/{name}"][:]
+            del root[f"X/{name}"]
+            root["X"].create_array(name, data=values, chunks=(100,), shards=(1000,))
+        return folder / "a.zarr"
+    return write_as(layout, adata, folder / "layout")
+
+
+def test_a_file_in_a_bucket_is_read_by_few_requests(bucket: Bucket, tmp_path: Path):
+    counts = make_counts(20_000, 100)
+    ad.AnnData(counts).write_h5ad(tmp_path / "a.h5ad", compression="gzip")
+    address = bucket.put(tmp_path / "a.h5ad", "a.h5ad")
+    traffic.requests = traffic.n_bytes = 0
+    source = open_source(address)
+    rows = source.read_narrow(0, 20_000)
+    assert rows is not None
+    np.testing.assert_array_equal(rows.to_csr()[2], counts.data)
+    assert traffic.requests < 30
+    assert traffic.n_bytes < 3 * (tmp_path / "a.h5ad").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("nothing.h5ad", "there is no such file or folder; check the name"),
+        ("empty.h5ad", r"the file is empty \(0 bytes\)"),
+        ("text.h5ad", "by its name an HDF5 file, but its content is not"),
+        ("folder", "a folder of no known format"),
+    ],
+)
+def test_what_is_no_source_in_a_bucket_is_one_sentence(name: str, sentence: str, bucket: Bucket, tmp_path: Path):
+    for file, content in (("empty.h5ad", ""), ("text.h5ad", "counts"), ("folder", "")):
+        (tmp_path / file).write_text(content)
+        bucket.put(tmp_path / file, f"{file}/a.txt" if file == "folder" else file)
+    with pytest.raises(SourceError, match=f"{bucket.url}/{name}: {sentence}"):
+        open_source(f"{bucket.url}/{name}")
 
 
 def test_training_from_a_bucket_gives_the_weights_of_training_from_disk(store: Path, bucket: Bucket, tmp_path: Path):

@@ -130,6 +130,7 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     "loaders/tables/test_store_tables": ("loaders/tables/anndata_tables",),
     "loaders/test_numba_cache": ("kernels/numba_cache",),
     "faults/test_files": ("loaders/errors",),
+    "test_buckets": ("loaders/places/tiledb_options",),
 }
 
 # What a test is of that has no file of its name.

@@ -18,7 +18,8 @@ from atlasvi.loaders.arrays.array_checks import check_group_codecs, check_stored
 from atlasvi.loaders.arrays.row_arrays import split_rows
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.places.object_path import to_place
+from atlasvi.loaders.places.addresses import restore_address
+from atlasvi.loaders.places.object_path import ObjectPath, to_place
 from atlasvi.loaders.tables.anndata_tables import Table, open_table
 from atlasvi.loaders.tables.store_tables import check_column
 
@@ -45,8 +46,8 @@ def open_minified(path: str | Path, model: TrainedRun | str | Path | None = None
 class ScviMinified(KeptPosterior):
     """The cells of data minified by scvi-tools, opened for reading by slices, like a MinifiedStore."""
 
-    def __init__(self, path: str | Path, model: TrainedRun | str | Path | None = None) -> None:
-        self.path = str(path)
+    def __init__(self, path: str | Path | ObjectPath, model: TrainedRun | str | Path | None = None) -> None:
+        self.path = restore_address(path)
         if (kind := read_minify_type(path)) is None:
             raise SourceError(
                 f"{path} is not minified data: if it holds counts, name a model before it (atlasvi query RUN {path} "
@@ -73,8 +74,9 @@ class ScviMinified(KeptPosterior):
                 )
             genes = var.read(0, var.n_rows)
         super().__init__(self.path, obs.n_rows, _Obs(obs, self.path), genes, latents, shapes[0][1])
-        if model is None and (Path(path).parent / MODEL).is_file():
-            model = Path(path).parent
+        place = to_place(path)
+        if model is None and isinstance(place, Path) and (place.parent / MODEL).is_file():
+            model = place.parent
         run = model if isinstance(model, TrainedRun) else None if model is None else open_model(model)
         if run is not None:
             self.check_model(run)

@@ -4,8 +4,6 @@ The bytes of a dataset that is contiguous, or chunked without filters, are at kn
 compressed with gzip, with or without byte shuffle, are decoded by each thread. All others are left to the library.
 """
 
-import os
-import threading
 import zlib
 
 import h5py
@@ -13,7 +11,8 @@ import numpy as np
 from h5py import h5d, h5z
 
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.places.byte_files import read_into
+from atlasvi.loaders.places.byte_files import ByteFile
+from atlasvi.loaders.places.hdf5_files import find_bytes
 from atlasvi.loaders.rows.buffers import Buffers
 
 GZIP = [[h5z.FILTER_DEFLATE], [h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE]]
@@ -24,8 +23,7 @@ def open_hdf5_array(path: str, array: h5py.Dataset, buffers: Buffers) -> "Hdf5Ar
     properties = array.id.get_create_plist()
     filters = [properties.get_filter(k)[0] for k in range(properties.get_nfilters())]
     plain = array.dtype.isnative and array.dtype.kind in "iuf" and array.dtype.itemsize <= 8
-    whole_file = array.file.userblock_size == 0 and array.file.driver == "sec2"  # otherwise offsets differ
-    if not (plain and whole_file) or not array.shape[0]:
+    if not plain or not array.shape[0] or (file := find_bytes(array)) is None:
         return None
     if properties.get_layout() == h5d.CONTIGUOUS:
         offset = array.id.get_offset()
@@ -40,7 +38,7 @@ def open_hdf5_array(path: str, array: h5py.Dataset, buffers: Buffers) -> "Hdf5Ar
             return None
     else:
         return None
-    return Hdf5Array(path, array, chunk, offsets, sizes, filters, buffers)
+    return Hdf5Array(path, file, array, chunk, offsets, sizes, filters, buffers)
 
 
 def _locate_chunks(array: h5py.Dataset, chunk: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,6 +65,7 @@ class Hdf5Array:
     def __init__(
         self,
         path: str,
+        file: ByteFile,
         array: h5py.Dataset,
         chunk: int,
         offsets: np.ndarray,
@@ -77,10 +76,7 @@ class Hdf5Array:
         self._path, self._name, self._dtype, self._length = path, array.name, array.dtype, array.shape[0]
         self._chunk, self._offsets, self._sizes, self._filters, self._buffers = chunk, offsets, sizes, filters, buffers
         self.piece = chunk if filters else 1
-        # the library's own handle: the file that it opened, even if another one is at its path by now
-        self._handle = os.dup(array.file.id.get_vfd_handle())
-        self._lock = threading.Lock()
-        self._status = self._identify()
+        self._file = file
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Elements [start, stop)."""
@@ -89,24 +85,35 @@ class Hdf5Array:
         first, last = start // self._chunk, -(-stop // self._chunk)
         if self._filters:
             out = self._buffers.take((last - first) * self._chunk, self._dtype)
-            for k in range(first, last):
-                self._inflate(k, out[(k - first) * self._chunk : (k - first + 1) * self._chunk])
+            # from disk chunk by chunk, which takes less memory; from a bucket all at once, in few requests
+            step = last - first if self._file.is_remote else 1
+            for k in range(first, last, step):
+                self._inflate(k, k + step, out[(k - first) * self._chunk : (k - first + step) * self._chunk])
             out = out[start - first * self._chunk : stop - first * self._chunk]
         else:
             out = self._buffers.take(stop - start, self._dtype)
+            offsets, outs = [], []
             for k in range(first, last):
                 low, high = max(start, k * self._chunk), min(stop, (k + 1) * self._chunk)
-                offset = int(self._offsets[k]) + (low - k * self._chunk) * self._dtype.itemsize
-                self._read_bytes(offset, out[low - start : high - start].view(np.uint8))
-        if self._identify() != self._status:
+                offsets.append(int(self._offsets[k]) + (low - k * self._chunk) * self._dtype.itemsize)
+                outs.append(out[low - start : high - start])
+            self._read_parts(offsets, outs)
+        if not self._file.is_current():
             raise SourceError(
                 f"{self._path} was written to while it was being read: wait until that is done, and start again."
             )
         return out
 
-    def _inflate(self, chunk: int, out: np.ndarray) -> None:
-        coded = self._buffers.take(int(self._sizes[chunk]), np.uint8)
-        self._read_bytes(int(self._offsets[chunk]), coded)
+    def _inflate(self, first: int, last: int, out: np.ndarray) -> None:
+        """Read and decode chunks [first, last)."""
+        ends = np.cumsum(self._sizes[first:last]).tolist()
+        coded = self._buffers.take(ends[-1], np.uint8)
+        parts = [coded[begin:end] for begin, end in zip([0, *ends], ends)]
+        self._read_parts(self._offsets[first:last].tolist(), parts)
+        for k, part in enumerate(parts):
+            self._decode(first + k, part, out[k * self._chunk : (k + 1) * self._chunk])
+
+    def _decode(self, chunk: int, coded: np.ndarray, out: np.ndarray) -> None:
         try:
             # one byte more than expected, so that a longer stream is noticed but not decoded
             content = np.frombuffer(zlib.decompressobj().decompress(coded.data, out.nbytes + 1), np.uint8)
@@ -119,8 +126,8 @@ class Hdf5Array:
         else:
             out.view(np.uint8)[:] = content
 
-    def _read_bytes(self, offset: int, out: np.ndarray) -> None:
-        if not read_into(self._handle, offset, out):
+    def _read_parts(self, offsets: list[int], outs: list[np.ndarray]) -> None:
+        if self._file.read_parts(offsets, outs) is not None:
             raise self._damaged("the file ends before it does")
 
     def _damaged(self, what: str) -> SourceError:
@@ -128,17 +135,6 @@ class Hdf5Array:
             f"{self._path}: {self._name} is damaged or cut short ({what}); copy the file again, or write it again."
         )
 
-    def _identify(self) -> tuple[int, int]:
-        status = os.fstat(self._handle)
-        return status.st_size, status.st_mtime_ns
-
     def close(self) -> None:
         """Drop the references to the file."""
-        with self._lock:
-            if self._handle >= 0:
-                os.close(self._handle)
-            self._handle = -1
-
-    def __del__(self) -> None:
-        if hasattr(self, "_handle"):
-            self.close()
+        self._file.close()

@@ -1,7 +1,6 @@
 """Checks of a store's metadata before its data is read: types, sizes that fit, chunks that exist."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from atlasvi.loaders.tables.anndata_tables import column_length
 MOST_CHUNK, MOST_BLOCK = 2**24, 2**30  # elements; more is taken for damage, not allocated
 
 
-def check_attributes(attributes: Mapping[str, Any], path: str | Path, expected: Mapping[str, type]) -> None:
+def check_attributes(attributes: Mapping[str, Any], path: object, expected: Mapping[str, type]) -> None:
     """Raise SourceError if an attribute is missing or has another type, or a number is negative."""
     for name, kind in expected.items():
         value = attributes.get(name)

@@ -56,7 +56,8 @@ class LocalFile:
     def __init__(self, path: Path) -> None:
         self.path, self._handle = path, os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         status = os.fstat(self._handle)
-        self.size, self.identity = status.st_size, identify(status)
+        self.size: int = status.st_size
+        self.identity: tuple[int, ...] = identify(status)
 
     def read_into(self, offset: int, out: np.ndarray) -> bool:
         """Fill contiguous `out` with the bytes from `offset` on; returns False if the file ends before."""

@@ -70,7 +70,9 @@ def _open(address: Address, storage: Storage) -> Any:
     common: dict[str, Any] = {"client_options": client, "retry_config": {"max_retries": 0}}  # requests.py repeats
     try:
         if address.scheme == "s3":
-            config, provider = _configure_s3(address, storage)
+            config = configure_s3(address, storage)
+            profile = None if storage.is_anonymous else choose_profile(storage.profile)
+            provider = make_provider(profile) if profile else None
             client["allow_http"] = (config.get("endpoint") or "").startswith("http://")  # type: ignore[assignment]
             return stores.S3Store(address.bucket, config=config, credential_provider=provider, **common)
         config = {"skip_signature": True} if storage.is_anonymous else {}
@@ -91,8 +93,8 @@ def _open(address: Address, storage: Storage) -> Any:
         ) from None
 
 
-def _configure_s3(address: Address, storage: Storage) -> tuple[dict[str, Any], Any]:
-    """(configuration, provider of credentials or None) of an S3 bucket."""
+def configure_s3(address: Address, storage: Storage) -> dict[str, Any]:
+    """The configuration of an S3 bucket, without credentials: region, and endpoint and skip_signature if need be."""
     profile = None if storage.is_anonymous else choose_profile(storage.profile)
     entries = read_profile(profile) if profile else {}
     environment = os.environ
@@ -114,4 +116,4 @@ def _configure_s3(address: Address, storage: Storage) -> tuple[dict[str, Any], A
         config["endpoint"] = endpoint
     if storage.is_anonymous:
         config["skip_signature"] = True
-    return config, make_provider(profile) if profile else None
+    return config

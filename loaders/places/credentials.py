@@ -54,7 +54,7 @@ def read_profile(name: str) -> dict[str, str]:
     return found
 
 
-def make_provider(profile: str) -> Callable[[], dict[str, Any]]:
+def make_provider(profile: str) -> Callable[[], Any]:
     """A function that returns the keys of a profile as obstore wants them.
 
     A profile that asks for a login or another role is read by boto3, if it is installed.

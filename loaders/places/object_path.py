@@ -165,7 +165,7 @@ class ObjectPath:
         from atlasvi.loaders.places.streams import ObjectStream  # imports this file
 
         assert mode == "rb"
-        return io.BufferedReader(ObjectStream(self))  # type: ignore[return-value]
+        return io.BufferedReader(ObjectStream(self))
 
     def write_bytes(self, content: bytes | memoryview) -> None:
         """Write the object whole, in place of what is there."""

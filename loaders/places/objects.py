@@ -1,7 +1,7 @@
 """One request about an object or a folder: its size and version, a part of its bytes, the names below, new content."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ def read_part(address: Address, storage: Storage, expected: ObjectStatus, start:
 
     def ask() -> Any:
         options = {"range": (start, stop), **_name_version(address, expected)}
-        answer = obstore.get(store, address.key, options=options)  # type: ignore[arg-type]
+        answer = obstore.get(store, address.key, options=options)
         _check_version(_make_status(answer.meta), expected)
         content = answer.bytes()
         _count(len(content))
@@ -133,7 +133,7 @@ def write_object(address: Address, storage: Storage, content: bytes | memoryview
     request(str(address), ask)
 
 
-def together(calls: list[Callable[[], Any]], threads: Any) -> list[Any]:
+def together(calls: Sequence[Callable[[], Any]], threads: Any) -> list[Any]:
     """What several calls return that wait for answers: the first is called here, the others in threads meanwhile."""
     if not calls:
         return []

@@ -1,13 +1,15 @@
 """Zarr groups of a place: opened by zarr-python for metadata and for what our own readers do not read."""
 
 import asyncio
+import threading
+import zipfile
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import zarr
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, ZipStore
 
 from atlasvi.loaders.errors import AtlasviError
 from atlasvi.loaders.places.byte_files import RemoteFile
@@ -22,6 +24,11 @@ def open_group(place: Place) -> zarr.Group:
     """
     store = ObjectsStore(place) if isinstance(place, ObjectPath) else place
     return zarr.open_group(store, mode="r", use_consolidated=False)
+
+
+def open_zip(place: Place) -> ZipStore:
+    """A zip as a Zarr store, read-only."""
+    return ZippedObject(place) if isinstance(place, ObjectPath) else ZipStore(place, mode="r")
 
 
 def find_folder(node: zarr.Array | zarr.Group) -> Place | None:
@@ -79,17 +86,17 @@ class ObjectsStore(Store):
         """Whether there is such an object."""
         return await asyncio.to_thread((self.place / key).is_file)
 
-    async def list(self) -> AsyncIterator[str]:  # type: ignore[override]
+    async def list(self) -> AsyncIterator[str]:
         """The names of all objects."""
         async for name in self.list_prefix(""):
             yield name
 
-    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:  # type: ignore[override]
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """The names of all objects that begin so."""
         for name in await asyncio.to_thread(self.place.list_names, prefix):
             yield name
 
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:  # type: ignore[override]
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """The names of the objects and folders in a folder."""
         folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         names = await asyncio.to_thread(self.place.list_names, folder)
@@ -103,3 +110,16 @@ class ObjectsStore(Store):
     async def delete(self, key: str) -> None:
         """Nothing is removed here."""
         raise AtlasviError(f"{self.place}: it was opened to be read.")
+
+
+class ZippedObject(ZipStore):
+    """A zip in a bucket as a Zarr store, read-only."""
+
+    def __init__(self, place: ObjectPath) -> None:
+        super().__init__(Path(place.name), mode="r")
+        self._place = place
+
+    def _sync_open(self) -> None:
+        self._lock = threading.RLock()
+        self._zf = zipfile.ZipFile(self._place.open("rb"))
+        self._is_open = True

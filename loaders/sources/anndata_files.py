@@ -5,16 +5,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 import zarr
-from zarr.storage import ZipStore
 
 from atlasvi.loaders.arrays.array_checks import Node, check_inside, check_stored, is_array
 from atlasvi.loaders.arrays.matrices import CompressedRows, DenseRows, Matrix, SpooledColumns
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.places.hdf5_files import open_hdf5
+from atlasvi.loaders.places.object_path import Place, open_folder
+from atlasvi.loaders.places.zarr_stores import open_group, open_zip
 from atlasvi.loaders.sources.annbatch import Collection, name_datasets
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.matrix_source import MatrixSource
@@ -74,7 +75,7 @@ class AnnDataSource(MatrixSource):
 def open_h5ad(spec: DataSpec, scratch: str | Path | None = None) -> AnnDataSource:
     """Open an .h5ad or .h5mu file. Raises SourceError where it can't be read as counts."""
     with reading(spec.path):
-        file = h5py.File(spec.path, "r", locking="best-effort")  # many network file systems have no locks
+        file = open_hdf5(spec.place)
         return _open(spec, file, file.close, scratch)
 
 
@@ -82,25 +83,26 @@ def open_anndata_zarr(spec: DataSpec, scratch: str | Path | None = None) -> "Ann
     """Open a Zarr folder of AnnData, MuData or SpatialData, a zip of one, or annbatch's collection of several."""
     with reading(spec.path), quiet_libraries():
         # Consolidated metadata is ignored: it may contain dtypes (in uns) that this zarr does not know, or be false.
-        if Path(spec.path).is_dir():
-            root = zarr.open_group(spec.path, mode="r", use_consolidated=False)
+        place = spec.place
+        if place.is_dir():
+            place = open_folder(place)
+            root = open_group(place)
             if "obs" not in root and (names := name_datasets(root)):
-                return open_collection(spec, names, scratch)
+                return open_collection(spec, place, names, scratch)
             return _open(spec, root, lambda: None, scratch)
-        inside = folder_in_zip(spec.path)
-        store = ZipStore(spec.path, mode="r")
+        inside = folder_in_zip(spec.path, place)
+        store = open_zip(place)
         return _open(spec, zarr.open_group(store, path=inside, mode="r", use_consolidated=False), store.close, scratch)
 
 
-def open_collection(spec: DataSpec, names: list[str], scratch: str | Path | None) -> "Collection":
-    """Open the datasets of a collection as one source."""
+def open_collection(spec: DataSpec, folder: Place, names: list[str], scratch: str | Path | None) -> "Collection":
+    """Open the datasets in the folder of a collection as one source."""
     parts: list[AnnDataSource] = []
     try:
         for name in names:
-            place = str(Path(spec.path) / name)
-            with reading(place):
-                group = zarr.open_group(place, mode="r", use_consolidated=False)
-                parts.append(AnnDataSource(replace(spec, path=place), group, lambda: None, scratch))
+            place = folder / name
+            with reading(str(place)):
+                parts.append(AnnDataSource(replace(spec, path=str(place)), open_group(place), lambda: None, scratch))
         return Collection(spec, parts)
     except BaseException:
         for part in parts:
@@ -138,9 +140,9 @@ def find_anndata(spec: DataSpec, root: Node) -> Node:
     return root
 
 
-def folder_in_zip(path: str) -> str:
+def folder_in_zip(path: str, place: Place) -> str:
     """The folder inside the zip that is the Zarr group: the top ('') or one below, where a folder was zipped."""
-    with zipfile.ZipFile(path) as archive:
+    with place.open("rb") as file, zipfile.ZipFile(file) as archive:
         roots = [name for name in archive.namelist() if name.split("/")[-1] in ("zarr.json", ".zgroup")]
     if not roots:
         raise SourceError(f"{path}: the zip holds no Zarr group; unpack it and pass the matrix inside.")

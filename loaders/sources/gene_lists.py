@@ -3,12 +3,12 @@
 import csv
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.places.object_path import Place
 from atlasvi.loaders.sources.line_lists import Lines, open_text
 from atlasvi.loaders.tables.anndata_tables import make_frame
 
@@ -32,7 +32,7 @@ AMBIGUOUS = {"", "x", "v1", "0"}  # headers that may also be the name of a gene 
 class ListFile:
     """A list beside a matrix, one entry a line: path, lines, fields of the first line, whether that is a header."""
 
-    path: Path
+    path: Place
     n_lines: int
     first: list[str]
     has_header: bool = False
@@ -48,7 +48,7 @@ class ListFile:
         return self.first if self.has_header else []
 
 
-def open_list(file: Path, lines: Lines) -> ListFile:
+def open_list(file: Place, lines: Lines) -> ListFile:
     """Open the list in a file, assuming that it has no header."""
     return ListFile(file, len(lines), split_fields(file, lines.read(0, 1)[0]) if len(lines) else [""])
 
@@ -70,7 +70,7 @@ def find_headers(shape: tuple[int, int], genes: ListFile, cells: ListFile) -> tu
     return chosen[0], chosen[1]
 
 
-def split_fields(file: Path, line: str) -> list[str]:
+def split_fields(file: Place, line: str) -> list[str]:
     """The fields of a line, separated by commas in a .csv, else by tabs; quotation marks are removed."""
     separator = "," if ".csv" in file.name.lower() else "\t"
     if '"' in line:
@@ -107,7 +107,7 @@ def read_genes(listed: ListFile) -> pd.DataFrame:
     return make_frame(frame, columns[0] if rows else [], "gene_ids")
 
 
-def find_type_column(file: Path, columns: list[np.ndarray]) -> int | None:
+def find_type_column(file: Place, columns: list[np.ndarray]) -> int | None:
     """Index of the column of types in a list of features: found by its values, or the third of a features.tsv."""
     for k, column in enumerate(columns[1:], 1):
         if any(value is not None and value.lower() in FEATURE_TYPES for value in column):

@@ -1,10 +1,12 @@
 """A long list of names in a text file, read by slices."""
 
 import gzip
+import io
 import threading
 from itertools import islice
-from pathlib import Path
-from typing import TextIO, cast
+from typing import BinaryIO, TextIO
+
+from atlasvi.loaders.places.object_path import Place
 
 
 class Lines:
@@ -13,7 +15,7 @@ class Lines:
     Reading forward reads each line once; reading backward starts over at the top of the file.
     """
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Place):
         self._file = file
         self._lock = threading.Lock()
         self._text = self._open()
@@ -46,18 +48,28 @@ class Lines:
         self._text, self._at = self._open(), 0
 
 
-def open_text(file: Path) -> TextIO:
+def open_text(file: Place) -> TextIO:
     """Open a text file, plain or gzipped by its first bytes; invalid UTF-8 becomes replacement characters.
 
     A byte order mark, which Excel writes, is removed; after that of UTF-16 the text is read as UTF-16.
     """
-    opener = gzip.open if is_gzipped(file) else open
-    with opener(file, "rb") as start:
-        encoding = "utf-16" if start.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    return cast(TextIO, opener(file, "rt", encoding=encoding, errors="replace"))
+    text = open_bytes(file)
+    encoding = "utf-16" if text.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    text.seek(0)
+    return io.TextIOWrapper(text, encoding=encoding, errors="replace")
 
 
-def is_gzipped(file: Path) -> bool:
-    """Whether the file starts as gzip does; its name may be wrong (browsers and FTP clients unpack silently)."""
-    with open(file, "rb") as start:
-        return start.read(2) == b"\x1f\x8b"
+def open_bytes(file: Place) -> BinaryIO:
+    """Open a file, plain or gzipped by its first bytes: its name may be wrong (browsers and FTP clients unpack)."""
+    content = file.open("rb")
+    is_gzipped = content.read(2) == b"\x1f\x8b"
+    content.seek(0)
+    return _Unzipped(content) if is_gzipped else content  # type: ignore[return-value]
+
+
+class _Unzipped(gzip.GzipFile):
+    """The content of a gzipped file, which is closed with it."""
+
+    def __init__(self, content: BinaryIO) -> None:
+        super().__init__(fileobj=content)
+        self.myfileobj = content  # type: ignore[assignment]  what `close` closes too

@@ -1,16 +1,15 @@
 """Matrix Market files (.mtx, .mtx.gz): the header, then the entries in any order, read in pieces of bounded size."""
 
-import gzip
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.sources.line_lists import is_gzipped
+from atlasvi.loaders.places.object_path import Place
+from atlasvi.loaders.sources.line_lists import open_bytes
 
 # Bytes of text that are parsed at a time: some 700,000 entries.
 PIECE_BYTES = 8 * 2**20
@@ -29,7 +28,7 @@ class MatrixMarketHeader:
     n_lines: int  # lines before the first entry
 
 
-def find_mtx(folder: Path, named: bool = True) -> list[Path]:
+def find_mtx(folder: Place, named: bool = True) -> list[Place]:
     """The matrix files of a folder: `PREFIXmatrix.mtx(.gz)`, or any .mtx(.gz) if no name is like this.
 
     Of a plain file and its gzipped copy, only the plain one; no hidden files of macOS (._matrix.mtx). `named` False
@@ -42,12 +41,12 @@ def find_mtx(folder: Path, named: bool = True) -> list[Path]:
     return [file for file in files if file.name.removesuffix(".gz").endswith("matrix.mtx")] or files
 
 
-def read_header(path: str, file: Path) -> MatrixMarketHeader:
+def read_header(path: str, file: Place) -> MatrixMarketHeader:
     """Read the header of `file`; `path` is its name in errors.
 
     Raises SourceError where it is not a sparse matrix of numbers.
     """
-    with _open_bytes(file) as lines:
+    with open_bytes(file) as lines:
         words = lines.readline(4096).decode("utf-8-sig", "replace").lower().split()
         if len(words) < 5 or words[0] != "%%matrixmarket":
             raise SourceError(f"{path}: its first line is not a Matrix Market header; it is no .mtx file, or damaged.")
@@ -69,7 +68,7 @@ def read_header(path: str, file: Path) -> MatrixMarketHeader:
 
 
 def read_entries(
-    path: str, file: Path, header: MatrixMarketHeader
+    path: str, file: Place, header: MatrixMarketHeader
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield pieces of (rows, columns, values) in the order of the file, rows and columns counted from 0.
 
@@ -107,14 +106,10 @@ def read_entries(
         )
 
 
-def _pieces(file: Path, n_header_lines: int) -> Iterator[bytes]:
+def _pieces(file: Place, n_header_lines: int) -> Iterator[bytes]:
     """Yield the text after the header in pieces of whole lines."""
-    with _open_bytes(file) as text:
+    with open_bytes(file) as text:
         for _ in range(n_header_lines):
             text.readline()
         while piece := text.read(PIECE_BYTES):
             yield piece + text.readline()
-
-
-def _open_bytes(file: Path) -> io.BufferedIOBase:
-    return gzip.open(file, "rb") if is_gzipped(file) else open(file, "rb")

@@ -13,6 +13,7 @@ import numpy as np
 
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.places.object_path import Place
 from atlasvi.loaders.rows.spool import RowSpool
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.gene_lists import CellList, ListFile, find_headers, open_list, read_genes
@@ -40,7 +41,7 @@ def open_mtx_folder(spec: DataSpec, scratch: str | Path | None = None) -> TenxSo
             "need it, name it for each of them: SOURCE::layer=NAME."
         )
     with reading(path):
-        file, genes_file, cells_file = find_parts(path)
+        file, genes_file, cells_file = find_parts(path, spec.place)
         header = read_header(str(file), file)
         shape = (header.n_rows, header.n_cols)
         lines = Lines(cells_file)
@@ -60,12 +61,11 @@ def open_mtx_folder(spec: DataSpec, scratch: str | Path | None = None) -> TenxSo
         return TenxSource(spec, matrix, features, CellList(cells, lines).read_obs, lines.close, [])
 
 
-def find_parts(path: str) -> tuple[Path, Path, Path]:
+def find_parts(path: str, place: Place) -> tuple[Place, Place, Place]:
     """The files of matrix, genes and cells; `path` is their folder or the matrix itself.
 
     Raises SourceError where one is missing, or it is not clear which list belongs to the matrix.
     """
-    place = Path(path)
     if place.is_dir():
         found = find_mtx(place)
         if len(found) > 1:
@@ -73,9 +73,10 @@ def find_parts(path: str) -> tuple[Path, Path, Path]:
                 f"{path}: the folder holds several matrices; pass one of: {', '.join(str(file) for file in found[:8])}."
             )
         place = found[0]
+    beside: list[Place] = sorted(place.parent.iterdir())
     there = [
         file
-        for file in sorted(place.parent.iterdir())
+        for file in beside
         if file.name.lower().endswith(LIST_ENDS) and not file.name.startswith(".") and file.is_file()
     ]
     key = strip_word(place, MATRIX_WORDS)
@@ -85,7 +86,7 @@ def find_parts(path: str) -> tuple[Path, Path, Path]:
     return place, genes, cells
 
 
-def choose_list(path: str, matrix: Path, key: str, files: list[Path], words: tuple[str, ...], usual: str) -> Path:
+def choose_list(path: str, matrix: Place, key: str, files: list[Place], words: tuple[str, ...], usual: str) -> Place:
     """The list of genes or cells of a matrix: the file of the same name except for the word, or the only list there.
 
     key  the matrix's name without its word, as `strip_word` returns it
@@ -108,19 +109,19 @@ def choose_list(path: str, matrix: Path, key: str, files: list[Path], words: tup
     )
 
 
-def is_of_another(file: Path, word: str, matrix: Path) -> bool:
+def is_of_another(file: Place, word: str, matrix: Place) -> bool:
     """Whether a list belongs to another matrix in the folder; a list without a name of its own belongs to all."""
     key = strip_word(file, (word,))
     others = [other for other in find_mtx(matrix.parent, named=False) if strip_end(other) != strip_end(matrix)]
     return bool(key) and key in {strip_word(other, MATRIX_WORDS) for other in others}
 
 
-def strip_end(file: Path) -> str:
+def strip_end(file: Place) -> str:
     """A file's name in lower case, without the endings of its format."""
     return re.sub(r"\.(tsv|txt|csv|mtx)(\.gz)?$", "", file.name.lower())
 
 
-def strip_word(file: Path, words: tuple[str, ...]) -> str:
+def strip_word(file: Place, words: tuple[str, ...]) -> str:
     """A file's name without its format and the last of `words` in it: the part that it shares with files beside it."""
     name = strip_end(file)
     for word in words:
@@ -131,12 +132,12 @@ def strip_word(file: Path, words: tuple[str, ...]) -> str:
     return "_".join(re.findall(r"[^._\- ]+", name))
 
 
-def prefer_plain(files: list[Path]) -> list[Path]:
+def prefer_plain(files: list[Place]) -> list[Place]:
     """The files without each .gz whose unpacked copy lies beside it."""
     return [file for file in files if not (file.suffix == ".gz" and file.with_suffix("") in files)]
 
 
-def has_cells_first(path: str, file: Path, shape: tuple[int, int], genes: ListFile, cells: ListFile) -> bool:
+def has_cells_first(path: str, file: Place, shape: tuple[int, int], genes: ListFile, cells: ListFile) -> bool:
     """Whether the rows of the matrix are cells: decided by the sizes, and by the tool's name if it is square.
 
     Raises SourceError where the sizes do not fit the lists.

@@ -116,7 +116,8 @@ def recognise_folder(path: str, folder: Place) -> str:
         return "zarr"
     if find_mtx(folder):
         return "mtx"
-    below = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and find_mtx(entry)]
+    inside: list[Place] = sorted(folder.iterdir())
+    below = [entry for entry in inside if entry.is_dir() and find_mtx(entry)]
     below += sorted(file for end in ("h5ad", "h5mu", "h5") for file in folder.glob(f"*.{end}"))
     if below:
         names = ", ".join(str(entry) for entry in below[:5]) + (", ..." if len(below) > 5 else "")

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from atlasvi.loaders.arrays.matrices import DENSE_BYTES
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import MissingDependencyError, SourceError
+from atlasvi.loaders.places.tiledb_options import find_tiledb_options, name_for_tiledb
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.rows.buffers import Buffers
 from atlasvi.loaders.rows.csr import canonical_csr, csr_from_entries, to_numbers
@@ -175,7 +176,9 @@ def open_soma(spec: DataSpec) -> SomaSource:
             f"{path}: to read a TileDB-SOMA experiment install tiledbsoma: pip install 'atlasvi[soma]'."
         ) from error
     with reading(path), quiet_libraries():
-        opened = tiledbsoma.open(path, context=tiledbsoma.SOMATileDBContext(tiledb_config=dict(TILEDB_CONFIG)))
+        config = {**TILEDB_CONFIG, **find_tiledb_options(spec.place)}
+        context = tiledbsoma.SOMATileDBContext(tiledb_config=config)
+        opened = tiledbsoma.open(name_for_tiledb(spec.place), context=context)
         if opened.soma_type != "SOMAExperiment":
             opened.close()
             raise SourceError(

@@ -15,6 +15,7 @@ from atlasvi.loaders.arrays.array_checks import Node, check_stored, is_array
 from atlasvi.loaders.arrays.matrices import CompressedRows, Matrix
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.places.hdf5_files import open_hdf5
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.gene_lists import GENES
@@ -96,7 +97,7 @@ def open_tenx_h5(spec: DataSpec) -> TenxSource:
     Raises SourceError where it can't be read as counts.
     """
     with reading(spec.path):
-        file = h5py.File(spec.path, "r", locking="best-effort")
+        file = open_hdf5(spec.place)
         try:
             return _open_h5(spec, file)
         except BaseException:

@@ -119,8 +119,8 @@ class NameIndex:
         high = np.searchsorted(self._firsts, hashes, "right")
         blocks = np.unique(np.concatenate([[0][:0], *(np.arange(a, b) for a, b in zip(low, high))])).astype(np.int64)
         found, file = [np.empty(0, np.int64)], open_file(self._path)
-        for low in range(0, len(blocks), TOGETHER):
-            numbers = blocks[low : low + TOGETHER].tolist()
+        for at in range(0, len(blocks), TOGETHER):
+            numbers = blocks[at : at + TOGETHER].tolist()
             sizes = [min(BLOCK, self._n_rows - block * BLOCK) for block in numbers]
             starts = [block * (BLOCK * self._entry_bytes + 4) for block in numbers]
             parts = [(at, n * self._entry_bytes) for at, n in zip(starts, sizes)]
