@@ -12,9 +12,10 @@ BatchLoader      cells -> minibatches, for any PyTorch model     batches/loader.
 DeviceFeeder     minibatches -> a GPU, ahead of the model        batches/device_feeder.py
 Batch            one minibatch: CSR counts, library, covariates  batches/batch.py
 AtlasviError     an error that a user can correct, in a sentence  errors.py
+Storage          how buckets are reached; `use_storage` sets it   places/storage.py
 
-Below them: tables/ (obs and var), arrays/ (HDF5 and Zarr, read fast), rows/ (sparse rows in memory). A subpackage
-imports only those that are named after it here. Nothing is imported before it is used: ingest runs without torch.
+Below them: tables/ (obs and var), arrays/ (HDF5 and Zarr, read fast), rows/ (sparse rows in memory), places/ (files on
+disk and objects in buckets). A subpackage imports only those that are named after it here. Nothing is imported before it is used: ingest runs without torch.
 """
 
 import importlib
@@ -35,6 +36,8 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.loaders.errors import AtlasviError as AtlasviError
     from atlasvi.loaders.ingestion.ingest import IngestReport as IngestReport
     from atlasvi.loaders.ingestion.ingest import ingest as ingest
+    from atlasvi.loaders.places.storage import Storage as Storage
+    from atlasvi.loaders.places.storage import use_storage as use_storage
     from atlasvi.loaders.sources.data_spec import DataSpec as DataSpec
     from atlasvi.loaders.sources.open_source import open_source as open_source
     from atlasvi.loaders.sources.source_protocol import Source as Source
@@ -55,6 +58,8 @@ _PLACES = {
     "DeviceFeeder": "atlasvi.loaders.batches.device_feeder",
     "Batch": "atlasvi.loaders.batches.batch",
     "AtlasviError": "atlasvi.loaders.errors",
+    "Storage": "atlasvi.loaders.places.storage",
+    "use_storage": "atlasvi.loaders.places.storage",
 }
 
 

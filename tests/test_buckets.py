@@ -21,10 +21,12 @@ from atlasvi.loaders.cells.open_cells import open_cells
 from atlasvi.loaders.errors import DamagedChunkError, SourceError, StorageError
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.manifest import read_json
+from atlasvi.loaders.places import connections, requests
 from atlasvi.loaders.places.object_path import to_place
 from atlasvi.loaders.places.objects import traffic
 from atlasvi.loaders.sources.open_source import open_source
 from tests.engine.training.small_runs import SMALL, assert_same_run, write_cells
+from tests.faulty_proxy import run_proxy
 from tests.loaders.cells.test_open_cells import write_collection
 from tests.loaders.conftest import make_counts
 from tests.loaders.sources.test_open_source import LAYOUTS, write_as
@@ -125,6 +127,19 @@ def test_a_file_in_a_bucket_is_read_by_few_requests(bucket: Bucket, tmp_path: Pa
     assert traffic.n_bytes < 3 * (tmp_path / "a.h5ad").stat().st_size
 
 
+def test_a_file_of_a_web_server_is_read_and_a_folder_is_refused(bucket: Bucket, tmp_path: Path):
+    path = write_source("h5ad chunks", tmp_path)
+    served = Bucket(bucket.url.replace("atlases", "open"), bucket.endpoint)  # whose files anybody may get
+    address = served.put(path, "a.h5ad").replace("s3:/", bucket.endpoint)
+    local, remote = open_source(path), open_source(address)
+    assert remote.path == address
+    assert (local.read_counts(0, 300) != remote.read_counts(0, 300)).nnz == 0
+    with pytest.raises(SourceError, match=r"there is no such file|no permission to read it"):
+        open_source(address.replace("a.h5ad", "b.h5ad"))
+    with pytest.raises(SourceError, match="Folders of a web server are not read"):
+        open_cells(served.put(write_source("zarr3 csr", tmp_path), "a.zarr").replace("s3:/", bucket.endpoint))
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -151,6 +166,20 @@ def test_training_from_a_bucket_gives_the_weights_of_training_from_disk(store: P
     assert_same_run(*runs)
     kept = read_json(tmp_path / "remote" / "config.json")["data"]
     assert kept == {"path": address, "endpoint": bucket.endpoint}, "the endpoint is kept, credentials are not"
+
+
+def test_training_through_a_bad_network_gives_the_same_weights(
+    store: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (requests, connections):
+        monkeypatch.setattr(module, "LIMITS", requests.Limits(first_pause=0.01, longest_pause=0.05, silence=0.5))
+    bad = ["500", "503", "refused", "reset", "broken off", "shorter", "whole", None]
+    with run_proxy(bucket.endpoint) as proxy:
+        monkeypatch.setenv("ATLASVI_STORAGE", f"endpoint={proxy.endpoint}")
+        proxy.faults = np.random.default_rng(0).choice(np.array(bad, object), 1000).tolist()
+        remote = train(bucket.put(store, "far"), tmp_path / "remote", batch_key="batch", epochs=2, settings=SMALL)
+        assert 0 < len(proxy.faults) < 900
+    assert_same_run(train(store, tmp_path / "local", batch_key="batch", epochs=2, settings=SMALL), remote)
 
 
 def test_damage_and_change_in_a_bucket_are_noticed(store: Path, bucket: Bucket):

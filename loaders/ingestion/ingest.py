@@ -116,7 +116,7 @@ def ingest(
     job = IngestJob(
         scratch_format=SCRATCH_FORMAT,
         sources=[asdict(spec) for spec in specs],
-        identities=[identify_source(spec.path) if os.path.exists(spec.path) else [] for spec in specs],
+        identities=[identify_source(spec.place) for spec in specs],
         genes=genes,
         rounded=rounded,
         top_genes=top_genes,

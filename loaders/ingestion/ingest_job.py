@@ -1,6 +1,7 @@
 """The job of an ingest, which every process of it reads, and the sources that each process opens for it."""
 
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from atlasvi.loaders.jobs import Job, KeptOpen, reading_unfinished
+from atlasvi.loaders.places.object_path import ObjectPath, Place
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.joined import JoinedSources
 from atlasvi.loaders.sources.reopened_sources import open_many
@@ -34,10 +36,15 @@ class IngestJob(Job):
     profile: str
 
 
-def identify_source(path: str) -> list[int]:
-    """Values that differ if the file or folder at a path is another one, or was changed."""
-    status = os.stat(path)
-    return [status.st_ino, status.st_size if os.path.isfile(path) else 0, status.st_mtime_ns]
+def identify_source(place: Place) -> list[int]:
+    """Values that differ if the file or folder at a place is another one, or was changed; none if it does not exist."""
+    if isinstance(place, ObjectPath):
+        versions = place.list_versions()
+        return [len(versions), zlib.crc32(repr(sorted(versions.items())).encode())]
+    if not place.exists():
+        return []
+    status = os.stat(place)
+    return [status.st_ino, status.st_size if place.is_file() else 0, status.st_mtime_ns]
 
 
 def open_sources(job: IngestJob, scratch: Path) -> JoinedSources:

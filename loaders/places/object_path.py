@@ -131,7 +131,9 @@ class ObjectPath:
         return self.address.is_listable
 
     def stat(self) -> ObjectStatus:
-        """Size and version. Raises FileNotFoundError."""
+        """Size and version. Raises FileNotFoundError, also for a bucket itself."""
+        if not self.address.key:
+            raise FileNotFoundError(2, "it is a bucket and no object", str(self))
         return self._listing.find(self.address) if self._listing else read_status(self.address, self.storage)
 
     def is_file(self) -> bool:
@@ -150,7 +152,7 @@ class ObjectPath:
 
     def exists(self) -> bool:
         """Whether it is an object or a folder."""
-        return (bool(self.address.key) and self.is_file()) or self.is_dir()
+        return self.is_file() or self.is_dir()
 
     def read_bytes(self) -> bytes:
         """The whole content. Raises FileNotFoundError."""
@@ -165,6 +167,8 @@ class ObjectPath:
         from atlasvi.loaders.places.streams import ObjectStream  # imports this file
 
         assert mode == "rb"
+        if self._listing and self._listing.find(self.address).st_size <= LARGEST_KEPT:
+            return io.BytesIO(self.read_bytes())
         return io.BufferedReader(ObjectStream(self))
 
     def write_bytes(self, content: bytes | memoryview) -> None:
@@ -183,6 +187,13 @@ class ObjectPath:
     def list_sizes(self) -> dict[str, int]:
         """Bytes of all objects below the folder, by their names in it."""
         return {name: status.st_size for name, status in self._find_below("").items()}
+
+    def list_versions(self) -> dict[str, ObjectStatus]:
+        """Size and version of the object, its name being '', or of all objects below the folder by their names in it."""
+        try:
+            return {"": self.stat()}
+        except FileNotFoundError:
+            return self._find_below("") if self.is_listable else {}
 
     def list_names(self, prefix: str = "") -> list[str]:
         """The names of all objects below the folder that begin so."""

@@ -175,5 +175,7 @@ def _name_version(address: Address, expected: ObjectStatus | None) -> dict[str, 
 
 
 def _check_version(found: ObjectStatus, expected: ObjectStatus | None) -> None:
-    if expected is not None and found != expected:
+    if expected is not None and found.version != expected.version:
         raise ChangedError
+    if expected is not None and found.st_size != expected.st_size:  # the same version: the answer is wrong
+        raise CutShortError(f"{found.st_size:,} of {expected.st_size:,} bytes were announced")

@@ -9,7 +9,7 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError, GeneError, SourceError
 from atlasvi.loaders.places.addresses import KNOWN as KNOWN_ADDRESSES
 from atlasvi.loaders.places.hdf5_files import is_hdf5, open_hdf5
-from atlasvi.loaders.places.object_path import Place, to_place
+from atlasvi.loaders.places.object_path import ObjectPath, Place, to_place
 from atlasvi.loaders.sources.anndata_files import open_anndata_zarr, open_h5ad
 from atlasvi.loaders.sources.data_spec import DataSpec, parse_source
 from atlasvi.loaders.sources.matrix_market import find_mtx
@@ -93,6 +93,11 @@ def recognise(path: str, place: Place | None = None) -> str:
         if place.is_dir():
             return recognise_folder(path, place)
         if not place.exists():
+            if isinstance(place, ObjectPath) and not place.is_listable:
+                raise SourceError(
+                    f"{path}: there is no such file; check the name. Folders of a web server are not read, since it "
+                    "does not list their files: copy the folder to this machine or into a bucket."
+                )
             raise SourceError(f"{path}: there is no such file or folder; check the name.")
         if place.stat().st_size == 0:
             raise SourceError(f"{path}: the file is empty (0 bytes); copy it again, or write it again.")

@@ -1,10 +1,18 @@
 """What is tried again, for how long, and what an error of a server becomes."""
 
+from collections.abc import Iterator
+
+import numpy as np
 import pytest
 
 from atlasvi.loaders.errors import StorageError
-from atlasvi.loaders.places import requests
+from atlasvi.loaders.places import connections, requests
+from atlasvi.loaders.places.byte_files import RemoteFile, open_file
+from atlasvi.loaders.places.object_path import to_place
 from atlasvi.loaders.places.requests import ChangedError, CutShortError, Limits, request
+from atlasvi.loaders.places.storage import Storage
+from tests.faulty_proxy import FaultyProxy, run_proxy
+from tests.s3_server import Bucket
 
 obstore = pytest.importorskip("obstore")
 NAME = "s3://atlases/lung"
@@ -94,3 +102,62 @@ def raising(error: Exception, calls: list | None = None):
         raise error
 
     return ask
+
+
+# what obstore makes of a real server behind a bad network
+
+
+@pytest.fixture
+def proxy(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    for module in (requests, connections):
+        monkeypatch.setattr(module, "LIMITS", Limits(total=10, first_pause=0.01, longest_pause=0.02, silence=0.5))
+    with run_proxy(bucket.endpoint) as running:
+        yield running
+
+
+def store_through(proxy: FaultyProxy, bucket: Bucket, content: bytes) -> RemoteFile:
+    """An object, opened through the proxy."""
+    (to_place(f"{bucket.url}/a")).write_bytes(content)  # type: ignore[union-attr]
+    file = open_file(to_place(f"{bucket.url}/a", Storage(endpoint=proxy.endpoint)))
+    assert isinstance(file, RemoteFile)
+    return file
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "refused", "reset", "broken off", "stalled", "shorter", "whole"])
+def test_after_a_passing_fault_the_bytes_are_those_of_the_object(fault: str, proxy: FaultyProxy, bucket: Bucket):
+    content = bytes(range(256)) * 40
+    file = store_through(proxy, bucket, content)
+    proxy.faults, proxy.requests = [fault, fault], 0
+    out = np.zeros(10_000, np.uint8)
+    assert file.read_into(100, out)
+    assert out.tobytes() == content[100:10_100]
+    assert proxy.requests == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("503", "attempts in .*the server answered 503 SlowDown"),
+        ("reset", "attempts in .*(broke off|connection failed)"),
+        ("stalled", "attempts in .*(no answer in time|broke off|connection failed)"),
+        ("whole", "attempts in .*something else than the part that was asked for"),
+        ("expired", "the credentials have expired"),
+        ("denied", "no permission to read it"),
+    ],
+)
+def test_a_fault_that_stays_is_one_sentence(
+    fault: str, sentence: str, proxy: FaultyProxy, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+):
+    file = store_through(proxy, bucket, bytes(1000))
+    requests.LIMITS.total = 1.0
+    proxy.faults = [fault] * 1000
+    with pytest.raises(StorageError, match=rf"^{bucket.url}/a: .*{sentence}") as error:
+        file.read_into(0, np.zeros(500, np.uint8))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 250
+
+
+def test_a_server_that_is_gone_is_one_sentence(bucket: Bucket):
+    place = to_place(f"{bucket.url}/a", Storage(endpoint="http://127.0.0.1:9"))
+    with pytest.raises(StorageError, match=r"it can't be read \(.*the last: no connection\): check the network"):
+        place.read_bytes()

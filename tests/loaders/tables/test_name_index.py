@@ -46,9 +46,9 @@ def test_names_of_one_hash_are_all_candidates(tmp_path: Path):
 def test_only_the_blocks_of_the_wanted_hashes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(name_index, "BLOCK", 16)
     index = write(tmp_path / "index", [f"cell {k}" for k in range(4_000)])
-    read: list[int] = []
+    read: list[tuple[int, int]] = []
     real = NameIndex._read
-    monkeypatch.setattr(NameIndex, "_read", lambda self, file, at, n: read.append(at) or real(self, file, at, n))
+    monkeypatch.setattr(NameIndex, "_read", lambda self, file, parts: read.extend(parts) or real(self, file, parts))
     assert index.find_candidates(["cell 7"]).tolist() == [7]
     assert len(read) <= 2
 
