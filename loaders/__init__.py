@@ -15,7 +15,8 @@ AtlasviError     an error that a user can correct, in a sentence  errors.py
 Storage          how buckets are reached; `use_storage` sets it   places/storage.py
 
 Below them: tables/ (obs and var), arrays/ (HDF5 and Zarr, read fast), rows/ (sparse rows in memory), places/ (files on
-disk and objects in buckets). A subpackage imports only those that are named after it here. Nothing is imported before it is used: ingest runs without torch.
+disk and objects in buckets). A subpackage imports only those that are named after it here. Nothing is imported before
+it is used: ingest runs without torch.
 """
 
 import importlib

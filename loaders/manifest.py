@@ -20,7 +20,7 @@ import google_crc32c
 
 from atlasvi.loaders.errors import SourceError, StorageError
 from atlasvi.loaders.outputs import write_whole
-from atlasvi.loaders.places.object_path import LARGEST_KEPT, ObjectPath, Place
+from atlasvi.loaders.places.object_path import ObjectPath, Place
 
 MANIFEST, CHECKSUM = "manifest.json", "crc32c"
 PIECE_BYTES = 2**24
@@ -146,8 +146,8 @@ def check_files(folder: Place, files: Files, compared: Callable[[str], bool]) ->
 def find_damage(folder: Place, files: Files, compared: Callable[[str], bool]) -> Iterator[str]:
     """A sentence for each file that is missing, has another size, or does not match its checksum."""
     there = _list_sizes(folder)
-    if isinstance(folder, ObjectPath):  # small ones by many requests at a time; they are then kept in memory
-        folder.read_many([name for name in files if compared(name) and there.get(name, LARGEST_KEPT) < LARGEST_KEPT])
+    if isinstance(folder, ObjectPath):
+        folder.read_ahead(name for name in files if name in there and compared(name))
     for name, (size, checksum) in files.items():
         path = folder / name
         if name not in there:

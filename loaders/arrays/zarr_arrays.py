@@ -6,6 +6,7 @@ Supported codecs are Blosc, Zstandard, gzip and zlib, with or without crc32c; za
 import itertools
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import google_crc32c
@@ -21,7 +22,9 @@ from atlasvi.loaders.arrays.missing_chunks import find_missing_chunks
 from atlasvi.loaders.arrays.shards import CHUNK_MISSING, OpenShards
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.places.byte_files import open_file
-from atlasvi.loaders.places.object_path import Place
+from atlasvi.loaders.places.connections import share_readers
+from atlasvi.loaders.places.object_path import ObjectPath, Place
+from atlasvi.loaders.places.objects import together
 from atlasvi.loaders.places.zarr_stores import find_folder
 from atlasvi.loaders.rows.buffers import Buffers
 
@@ -122,21 +125,31 @@ class ZarrArray:
             return np.empty(0, self._dtype)
         first, last = start // self._chunk, -(-stop // self._chunk)
         out = self._buffers.take((last - first) * self._chunk, self._dtype)
-        at = first
+        pieces, at = [], first
         while at < last:
             file = at // (self._per_shard or 1)
             end = min(last, (file + 1) * (self._per_shard or 1))
-            path = self._folder / self._encode_key((file,))
-            try:
-                if self._per_shard:
-                    coded, begins, ends = self._read_shard(path, file, at, end)
-                else:
-                    coded, begins, ends = self._read_file(path, file)
-            except FileNotFoundError:
-                raise SourceError(f"{path} is missing: it was deleted, or never copied; copy it again.") from None
-            self._decode(path, at, coded, begins, ends, out[(at - first) * self._chunk : (end - first) * self._chunk])
+            part = out[(at - first) * self._chunk : (end - first) * self._chunk]
+            pieces.append(partial(self._read_piece, file, at, end, part))
             at = end
+        if isinstance(self._folder, ObjectPath):  # many files are on their way at a time
+            together(pieces, share_readers())
+        else:
+            for read_piece in pieces:
+                read_piece()
         return out[start - first * self._chunk : stop - first * self._chunk]
+
+    def _read_piece(self, file: int, first: int, last: int, out: np.ndarray) -> None:
+        """Read and decode chunks [first, last), which are in one file, into `out`."""
+        path = self._folder / self._encode_key((file,))
+        try:
+            if self._per_shard:
+                coded, begins, ends = self._read_shard(path, file, first, last)
+            else:
+                coded, begins, ends = self._read_file(path, file)
+        except FileNotFoundError:
+            raise SourceError(f"{path} is missing: it was deleted, or never copied; copy it again.") from None
+        self._decode(path, first, coded, begins, ends, out)
 
     def close(self) -> None:
         """Close the files."""

@@ -7,7 +7,6 @@ joined to the store. The order is a pure function of (seed, source index, row, n
 """
 
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

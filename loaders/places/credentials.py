@@ -15,8 +15,7 @@ from atlasvi.loaders.errors import StorageError
 
 REREAD = timedelta(minutes=10)  # a profile's file is read again after this time: other programs renew its tokens
 REGION_SECONDS = 10.0
-OF_THE_MACHINE = (  # set where the machine, its container or its pod gives credentials
-    "AWS_ACCESS_KEY_ID",
+OF_THE_MACHINE = (  # set where a container or a pod gives credentials
     "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
@@ -24,9 +23,14 @@ OF_THE_MACHINE = (  # set where the machine, its container or its pod gives cred
 
 
 def choose_profile(given: str | None) -> str | None:
-    """The profile to use: the given one, else AWS_PROFILE, else `default` if it has keys and the environment none."""
-    if chosen := given or os.environ.get("AWS_PROFILE"):
-        return chosen
+    """The profile to use, in the order of the clouds' own tools; None: other credentials come first, or are all.
+
+    The given profile; keys in the environment; AWS_PROFILE; what a container or a pod gives; the profile `default`.
+    """
+    if given is not None or "AWS_ACCESS_KEY_ID" in os.environ:
+        return given
+    if profile := os.environ.get("AWS_PROFILE"):
+        return profile
     if any(name in os.environ for name in OF_THE_MACHINE):
         return None
     return "default" if "aws_access_key_id" in read_profile("default") else None

@@ -4,7 +4,7 @@ import fnmatch
 import io
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -156,7 +156,9 @@ class ObjectPath:
 
     def read_bytes(self) -> bytes:
         """The whole content. Raises FileNotFoundError."""
-        return self._listing.read(self.address, self.storage) if self._listing else self._read_now()
+        if self._listing:
+            return self._listing.read(self.address, self.storage)
+        return read_whole(self.address, self.storage)[0]
 
     def read_text(self) -> str:
         """The whole content as UTF-8 text. Raises FileNotFoundError, UnicodeDecodeError."""
@@ -189,7 +191,7 @@ class ObjectPath:
         return {name: status.st_size for name, status in self._find_below("").items()}
 
     def list_versions(self) -> dict[str, ObjectStatus]:
-        """Size and version of the object, its name being '', or of all objects below the folder by their names in it."""
+        """Size and version of the object, called '', or of all objects below the folder by their names in it."""
         try:
             return {"": self.stat()}
         except FileNotFoundError:
@@ -208,12 +210,14 @@ class ObjectPath:
         names = self._listing.list_names(f"{above}{prefix}")
         return {name[len(above) :]: self._listing.objects[name] for name in names}
 
-    def read_many(self, names: list[str]) -> list[bytes]:
-        """The contents of objects in the folder, many requests at a time. Raises FileNotFoundError."""
-        return together([(self / name).read_bytes for name in names], share_threads())
-
-    def _read_now(self) -> bytes:
-        return read_whole(self.address, self.storage)[0]
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Read small objects of an opened folder that will be needed, many at a time, as far as memory is for them."""
+        chosen, room = list[ObjectPath](), KEPT_BYTES
+        for place in (self / name for name in names) if self._listing else ():
+            if (size := place.stat().st_size) <= min(LARGEST_KEPT, room):
+                chosen.append(place)
+                room -= size
+        together([place.read_bytes for place in chosen], share_threads())
 
 
 Place = Path | ObjectPath

@@ -115,9 +115,10 @@ def recognise(path: str, place: Place | None = None) -> str:
 
 def recognise_folder(path: str, folder: Place) -> str:
     """The kind of a folder. Raises SourceError, naming folders below it, if the counts are in one of those."""
-    if (folder / "__tiledb_group.tdb").exists() or (folder / "__group").is_dir():
+    names = {entry.name for entry in folder.iterdir()}  # one request, if it is in a bucket
+    if names & {"__tiledb_group.tdb", "__group"}:
         return "soma"
-    if any((folder / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")):
+    if names & {"zarr.json", ".zgroup", ".zmetadata"}:
         return "zarr"
     if find_mtx(folder):
         return "mtx"

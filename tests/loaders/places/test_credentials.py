@@ -8,7 +8,7 @@ from atlasvi.loaders.places.credentials import OF_THE_MACHINE, choose_profile, m
 
 @pytest.fixture(autouse=True)
 def _profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name in (*OF_THE_MACHINE, "AWS_PROFILE"):
+    for name in (*OF_THE_MACHINE, "AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "config").write_text(
         "[default]\nregion = us-west-2\n[profile lab]\nregion = eu-west-1\n[profile sso]\nsso_session = x\n"
@@ -27,12 +27,14 @@ def test_a_profile_is_read_from_both_files():
     assert (keys["access_key_id"], keys["secret_access_key"], keys["token"]) == ("C", "D", "E")
 
 
-def test_the_given_profile_comes_before_the_environment_and_that_before_the_default(monkeypatch: pytest.MonkeyPatch):
+def test_profiles_and_the_environment_come_in_the_order_of_the_clouds_own_tools(monkeypatch: pytest.MonkeyPatch):
     assert choose_profile(None) == "default"
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "F")
+    monkeypatch.setenv(OF_THE_MACHINE[0], "/token")
     assert choose_profile(None) is None
     monkeypatch.setenv("AWS_PROFILE", "lab")
     assert choose_profile(None) == "lab"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "F")
+    assert choose_profile(None) is None
     assert choose_profile("other") == "other"
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from atlasvi.loaders.places import streams
-from atlasvi.loaders.places.hdf5_files import is_hdf5, open_hdf5
+from atlasvi.loaders.places.byte_files import RemoteFile
+from atlasvi.loaders.places.hdf5_files import find_bytes, is_hdf5, open_hdf5
 from atlasvi.loaders.places.object_path import to_place
 from atlasvi.loaders.places.objects import traffic
 from atlasvi.loaders.places.streams import ObjectStream
@@ -56,6 +57,8 @@ def test_hdf5_is_recognised_and_read(bucket: Bucket, tmp_path: Path):
     assert is_hdf5(place)
     with open_hdf5(place) as file:
         np.testing.assert_array_equal(file["numbers"][10:20], np.arange(10, 20))
+        direct = find_bytes(file["numbers"])
+        assert isinstance(direct, RemoteFile), "its bytes can be read beside the library"
     place.write_bytes(b"text")
     assert not is_hdf5(place)
     assert not is_hdf5(place / "nothing")
