@@ -23,11 +23,13 @@ from atlasvi.loaders.cells.cells_protocol import Cells
 from atlasvi.loaders.cells.coded_columns import code_column, slice_column
 from atlasvi.loaders.cells.open_cells import open_cells, select_genes
 from atlasvi.loaders.errors import DamagedChunkError
+from atlasvi.loaders.places.object_path import is_remote
 from atlasvi.loaders.rows.block_rows import Rows, copy_cells
 from atlasvi.loaders.rows.buffers import Buffers
 
 READY_CELLS = 2**12  # cells in minibatches that are assembled before the caller asks for them
 MOST_THREADS = 4
+REMOTE_THREADS = 32  # which read from a bucket: most of them wait for an answer
 SPARSE = 4  # of a block of which fewer than one cell in SPARSE is visited, only the visited ones are kept in memory
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class BatchLoader(IterableDataset):
     balance     an obs column whose classes are drawn equally often
     shuffle     False keeps the order of the data
     rank, world_size  this process takes the part of each minibatch that belongs to `rank`
-    threads     background threads that read and assemble; None: one a core, at most 4
+    threads     background threads that read and assemble; None: one a core, at most 4; 32 for data in a bucket
     damaged     'stop' at a block that does not match its checksum, or 'skip' it; `lost_cells` counts the cells lost
 
     Iterating yields the rest of the current epoch and then moves to the next epoch. Background threads read the counts
@@ -98,7 +100,8 @@ class BatchLoader(IterableDataset):
         if balance is not None:
             weights = balance_classes(self.data, balance, self._cells)
         self._draws = None if weights is None else Draws(weights, self._cells)
-        self._threads = threads or min(os.cpu_count() or 1, MOST_THREADS)
+        usual = REMOTE_THREADS if is_remote(self.data.path) else min(os.cpu_count() or 1, MOST_THREADS)
+        self._threads = threads or usual
         self._buffers = Buffers(_allocate_pinned if torch.cuda.is_available() else np.empty)
         self._block_cells = self._count_block_cells(0)
         self.n_cells = int(self._block_cells.sum())
