@@ -9,6 +9,7 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError, StorageError
 from atlasvi.loaders.manifest import MANIFEST, check_files, names_below, read_manifest
 from atlasvi.loaders.places.object_path import ObjectPath, Place, open_folder, to_place
+from atlasvi.loaders.places.requests import NoPermissionError
 
 KIND = "cell store"
 READ_WHEN_OPENED = names_below(("var", "uns"))
@@ -19,6 +20,8 @@ def read_attributes(path: str | Path | ObjectPath) -> dict | None:
     try:
         attributes = json.loads((to_place(path) / "zarr.json").read_text())["attributes"]["atlasvi"]
         return attributes if isinstance(attributes, dict) else None
+    except NoPermissionError:  # also said of what is missing, where a bucket may be read and not listed
+        return None
     except StorageError:
         raise
     except (OSError, ValueError, KeyError, TypeError):

@@ -24,6 +24,7 @@ class FaultyProxy:
               'stalled' is silent there for `silence` seconds; 'shorter' gives half of the bytes as if they were all;
               'whole' calls the part that was asked for the whole object
     delay     seconds that each answer is late
+    hides     whether lists, and objects that are not there, are refused: as buckets do that may be read and not listed
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -32,6 +33,7 @@ class FaultyProxy:
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.faults: list[str | None] = []
         self.delay, self.silence, self.requests = 0.0, 3.0, 0
+        self.hides = False
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -58,6 +60,8 @@ class FaultyProxy:
             if not head.startswith(b"GET ") and fault in ("shorter", "whole"):
                 fault = "refused"  # there is nothing to shorten
             time.sleep(self.delay)
+            if self.hides and (b"list-type=" in head.partition(b"\r\n")[0] or b" 404 " in self._ask(head)[0][:20]):
+                fault = "denied"
             if fault == "refused":
                 return
             if fault in ANSWERS:

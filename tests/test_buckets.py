@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from atlasvi.engine.cli.commands import app
 from atlasvi.engine.minified.minified_store import MinifiedStore
 from atlasvi.engine.minified.minify import minify
+from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.queries.cell_choice import choose_cells
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.cells.cells_protocol import Cells
@@ -138,6 +139,18 @@ def test_a_file_of_a_web_server_is_read_and_a_folder_is_refused(bucket: Bucket, 
         open_source(address.replace("a.h5ad", "b.h5ad"))
     with pytest.raises(SourceError, match="Folders of a web server are not read"):
         open_cells(served.put(write_source("zarr3 csr", tmp_path), "a.zarr").replace("s3:/", bucket.endpoint))
+
+
+def test_a_file_is_read_in_a_bucket_that_may_not_be_listed(bucket: Bucket, tmp_path: Path, monkeypatch):
+    path = write_source("h5ad csr", tmp_path)
+    address = bucket.put(path, "a.h5ad")
+    with run_proxy(bucket.endpoint) as proxy:
+        monkeypatch.setenv("ATLASVI_STORAGE", f"endpoint={proxy.endpoint}")
+        proxy.hides = True
+        assert_same_cells(open_cells(path), open_cells(address))
+        assert name_place(address) is None
+        with pytest.raises(StorageError, match="no permission to read it .*or it is not there"):
+            open_cells(f"{bucket.url}/b.h5ad")
 
 
 @pytest.mark.parametrize(

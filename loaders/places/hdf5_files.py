@@ -11,6 +11,7 @@ import h5py
 
 from atlasvi.loaders.places.byte_files import ByteFile, LocalFile
 from atlasvi.loaders.places.object_path import ObjectPath, Place
+from atlasvi.loaders.places.requests import NoPermissionError
 from atlasvi.loaders.places.streams import ObjectStream
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -24,7 +25,7 @@ def is_hdf5(place: Place) -> bool:
     try:
         with place.open("rb") as file:
             return file.read(len(SIGNATURE)) == SIGNATURE
-    except FileNotFoundError:
+    except (FileNotFoundError, NoPermissionError):
         return False
 
 

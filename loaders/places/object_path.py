@@ -19,6 +19,7 @@ from atlasvi.loaders.places.objects import (
     together,
     write_object,
 )
+from atlasvi.loaders.places.requests import NoPermissionError
 from atlasvi.loaders.places.storage import Storage, usual_storage
 
 KEPT_BYTES = 2**24  # of small objects that are kept in memory while a folder is open
@@ -137,10 +138,10 @@ class ObjectPath:
         return self._listing.find(self.address) if self._listing else read_status(self.address, self.storage)
 
     def is_file(self) -> bool:
-        """Whether it is an object."""
+        """Whether it is an object, as far as one may know: it is none for who may not read it."""
         try:
             self.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NoPermissionError):
             return False
         return True
 

@@ -52,6 +52,10 @@ class Limits:
 LIMITS = Limits()
 
 
+class NoPermissionError(StorageError):
+    """The server refuses to give the object. Where a bucket may not be listed, that is said of missing objects too."""
+
+
 class CutShortError(Exception):
     """An answer that is shorter or longer than what was asked for."""
 
@@ -63,7 +67,7 @@ class ChangedError(Exception):
 def request(name: str, ask: Callable[[], Answer]) -> Answer:
     """What `ask` returns, which sends one request about the object or folder `name`, tried again if it fails.
 
-    Raises FileNotFoundError if there is no such object, StorageError for all else.
+    Raises FileNotFoundError if there is no such object, NoPermissionError, StorageError for all else.
     """
     begin, pause, attempts = time.monotonic(), LIMITS.first_pause, 0
     while True:
@@ -128,7 +132,7 @@ def explain(name: str, error: Exception) -> Exception:
             "profile=NAME); for a public bucket: --storage anonymous=yes."
         )
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or isinstance(error, PermissionError):
-        return StorageError(
+        return NoPermissionError(
             f"{name}: no permission to read it{f' ({code})' if code else ''}, or it is not there: check the name and "
             "the credentials; for a public bucket: --storage anonymous=yes."
         )

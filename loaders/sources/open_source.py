@@ -90,13 +90,14 @@ def recognise(path: str, place: Place | None = None) -> str:
     if isinstance(place, Path) and "://" in path and not place.exists():
         raise SourceError(f"{path}: addresses of this kind are not read; there are {KNOWN_ADDRESSES}.")
     with reading(path):
-        if place.is_dir():
-            return recognise_folder(path, place)
-        if not place.exists():
+        if not place.is_file():  # asked first: a file may be read in a bucket that may not be listed
+            if place.is_dir():
+                return recognise_folder(path, place)
             if isinstance(place, ObjectPath) and not place.is_listable:
                 raise SourceError(
-                    f"{path}: there is no such file; check the name. Folders of a web server are not read, since it "
-                    "does not list their files: copy the folder to this machine or into a bucket."
+                    f"{path}: there is no such file, or it may not be read; check the name. Folders of a web server "
+                    "are not read, since it does not list their files: copy the folder to this machine or into a "
+                    "bucket."
                 )
             raise SourceError(f"{path}: there is no such file or folder; check the name.")
         if place.stat().st_size == 0:
