@@ -149,7 +149,7 @@ def test_a_file_is_read_in_a_bucket_that_may_not_be_listed(bucket: Bucket, tmp_p
         proxy.hides = True
         assert_same_cells(open_cells(path), open_cells(address))
         assert name_place(address) is None
-        with pytest.raises(StorageError, match="no permission to read it .*or it is not there"):
+        with pytest.raises(StorageError, match=r"no permission to read it .*or it is not there"):
             open_cells(f"{bucket.url}/b.h5ad")
 
 

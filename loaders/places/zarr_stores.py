@@ -6,14 +6,15 @@ import zipfile
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
+import numpy as np
 import zarr
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, ZipStore
 
 from atlasvi.loaders.errors import AtlasviError
-from atlasvi.loaders.places.byte_files import RemoteFile
-from atlasvi.loaders.places.connections import share_threads
+from atlasvi.loaders.places.byte_files import PIECE_BYTES, RemoteFile
+from atlasvi.loaders.places.connections import share_readers
 from atlasvi.loaders.places.object_path import ObjectPath, Place
 
 
@@ -58,23 +59,20 @@ class ObjectsStore(Store):
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """The bytes of an object, or a part of them; None if it does not exist."""
         try:
-            content = await asyncio.get_running_loop().run_in_executor(share_threads(), self._read, key, byte_range)
+            content = await asyncio.get_running_loop().run_in_executor(share_readers(), self._read, key, byte_range)
         except FileNotFoundError:
             return None
         return prototype.buffer.from_bytes(content)
 
     def _read(self, key: str, part: ByteRequest | None) -> bytes:
-        if part is None:
-            return (self.place / key).read_bytes()
-        file = RemoteFile(self.place / key)
-        if isinstance(part, RangeByteRequest):
-            start, stop = part.start, min(part.end, file.size)
-        elif isinstance(part, OffsetByteRequest):
-            start, stop = part.offset, file.size
-        else:
-            assert isinstance(part, SuffixByteRequest)
-            start, stop = max(file.size - part.suffix, 0), file.size
-        return bytes(file.read_bytes(start, stop)) if start < stop else b""
+        place = self.place / key
+        size = place.stat().st_size
+        if part is None and size <= PIECE_BYTES:
+            return place.read_bytes()
+        start, stop = _find_range(part, size)
+        out = np.empty(max(stop - start, 0), np.uint8)
+        RemoteFile(place).read_into(start, out)  # long ones in pieces
+        return out.tobytes()
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -110,6 +108,15 @@ class ObjectsStore(Store):
     async def delete(self, key: str) -> None:
         """Nothing is removed here."""
         raise AtlasviError(f"{self.place}: it was opened to be read.")
+
+
+def _find_range(part: ByteRequest | None, size: int) -> tuple[int, int]:
+    """Where a part of an object of `size` bytes begins and ends."""
+    if isinstance(part, RangeByteRequest):
+        return part.start, min(part.end, size)
+    if isinstance(part, OffsetByteRequest):
+        return part.offset, size
+    return (max(size - part.suffix, 0) if isinstance(part, SuffixByteRequest) else 0), size
 
 
 class ZippedObject(ZipStore):
