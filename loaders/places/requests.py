@@ -131,7 +131,7 @@ def explain(name: str, error: Exception) -> Exception:
             f"{name}: no credentials were found: set them in the environment or name a profile (--storage "
             "profile=NAME); for a public bucket: --storage anonymous=yes."
         )
-    if kind in ("PermissionDeniedError", "UnauthenticatedError") or isinstance(error, PermissionError):
+    if kind in ("PermissionDeniedError", "UnauthenticatedError") or status in ("401", "403"):
         return NoPermissionError(
             f"{name}: no permission to read it{f' ({code})' if code else ''}, or it is not there: check the name and "
             "the credentials; for a public bucket: --storage anonymous=yes."

@@ -65,6 +65,7 @@ def test_after_the_limit_a_sentence_says_how_often_it_was_tried_and_what_happene
         (answered(400, "ExpiredToken"), "the credentials have expired: renew them"),
         (answered(404, "NoSuchBucket"), "there is no such bucket"),
         (answered(301, "PermanentRedirect"), "the region"),
+        (answered(403, "AccessDenied"), r"no permission .*AccessDenied"),  # of a list
         (answered(416, "InvalidRange"), "the server answered 416 InvalidRange"),
         (obstore.exceptions.PermissionDeniedError("403 <Code>AccessDenied</Code>"), r"no permission .*AccessDenied"),
         (obstore.exceptions.GenericError("PUT http://169.254.169.254/latest/api/token"), "no credentials were found"),
