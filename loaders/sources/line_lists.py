@@ -72,4 +72,4 @@ class _Unzipped(gzip.GzipFile):
 
     def __init__(self, content: BinaryIO) -> None:
         super().__init__(fileobj=content)
-        self.myfileobj = content  # type: ignore[assignment]  what `close` closes too
+        self.myfileobj = content  # type: ignore[assignment] # what `close` closes too

@@ -116,10 +116,10 @@ def recognise(path: str, place: Place | None = None) -> str:
 
 def recognise_folder(path: str, folder: Place) -> str:
     """The kind of a folder. Raises SourceError, naming folders below it, if the counts are in one of those."""
-    names = {entry.name for entry in folder.iterdir()}  # one request, if it is in a bucket
-    if names & {"__tiledb_group.tdb", "__group"}:
+    there = {entry.name for entry in folder.iterdir()}  # one request, if it is in a bucket
+    if there & {"__tiledb_group.tdb", "__group"}:
         return "soma"
-    if names & {"zarr.json", ".zgroup", ".zmetadata"}:
+    if there & {"zarr.json", ".zgroup", ".zmetadata"}:
         return "zarr"
     if find_mtx(folder):
         return "mtx"
