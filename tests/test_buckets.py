@@ -142,12 +142,12 @@ def test_a_file_of_a_web_server_is_read_and_a_folder_is_refused(bucket: Bucket, 
 
 
 def test_a_file_is_read_in_a_bucket_that_may_not_be_listed(bucket: Bucket, tmp_path: Path, monkeypatch):
-    path = write_source("h5ad csr", tmp_path)
-    address = bucket.put(path, "a.h5ad")
+    address = bucket.put(write_source("h5ad csr", tmp_path), "a.h5ad")
+    direct = open_cells(address)
     with run_proxy(bucket.endpoint) as proxy:
         monkeypatch.setenv("ATLASVI_STORAGE", f"endpoint={proxy.endpoint}")
         proxy.hides = True
-        assert_same_cells(open_cells(path), open_cells(address))
+        assert_same_cells(direct, open_cells(address))
         assert name_place(address) is None
         with pytest.raises(StorageError, match=r"no permission to read it .*or it is not there"):
             open_cells(f"{bucket.url}/b.h5ad")
