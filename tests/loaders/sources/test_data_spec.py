@@ -1,5 +1,6 @@
 """Each source says for itself how it is read: behind its path, or in a table of sources."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -14,6 +15,8 @@ from atlasvi.loaders.cells.memory_cells import MemoryCells
 from atlasvi.loaders.cells.open_cells import open_cells
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
+from atlasvi.loaders.places.object_path import to_place
+from atlasvi.loaders.places.storage import Storage
 from atlasvi.loaders.sources.data_spec import DataSpec, list_sources, parse_source
 from atlasvi.loaders.sources.open_source import open_source
 from tests.loaders.sources.test_mtx_folder import CELLS, GENES, lines, matrix_text, write
@@ -239,3 +242,21 @@ def test_the_layer_of_an_anndata_in_memory_is_that_of_files_of_anndata_alone(tmp
     write(tmp_path / "10x", matrix__mtx=matrix_text(), genes__tsv=lines(GENES), barcodes__tsv=lines(CELLS))
     assert open_cells(tmp_path / "a.h5ad", like=like).layer == "counts"
     assert open_cells(tmp_path / "10x", like=like).layer is None
+
+
+def test_how_a_bucket_is_reached_is_kept_with_the_data_and_used_for_that_bucket_alone(monkeypatch):
+    monkeypatch.setenv("ATLASVI_STORAGE", "endpoint=https://minio:9000,region=lab")
+    spec = parse_source("s3://atlases/a.h5ad::region=other,layer=raw")
+    assert (spec.endpoint, spec.region, spec.layer) == ("https://minio:9000", "other", "raw")
+    monkeypatch.setenv("ATLASVI_STORAGE", "")
+    again = DataSpec.from_record(spec.to_record())
+    assert again == spec == parse_source(str(spec))
+    assert again.storage == Storage(endpoint="https://minio:9000", region="other")
+    assert again.place == to_place("s3://atlases/a.h5ad", again.storage)
+    usual = replace(spec, format="h5ad")
+    assert DataSpec("s3://atlases/b.h5ad").fill_from(usual, "h5ad").endpoint == "https://minio:9000"
+    for other in ("s3://others/b.h5ad", "gs://atlases/b.h5ad", "b.h5ad"):
+        filled = DataSpec(other).fill_from(usual, "h5ad")
+        assert (filled.endpoint, filled.layer) == (None, "raw")
+    with pytest.raises(SourceError, match="it is a local path, so leave out endpoint"):
+        parse_source("a.h5ad::endpoint=https://minio:9000")
