@@ -17,6 +17,7 @@ from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.queries.cell_choice import choose_cells
 from atlasvi.engine.training.train import train
+from atlasvi.loaders.cells.cell_views import CellsView
 from atlasvi.loaders.cells.cells_protocol import Cells
 from atlasvi.loaders.cells.open_cells import open_cells
 from atlasvi.loaders.errors import DamagedChunkError, SourceError, StorageError
@@ -26,7 +27,7 @@ from atlasvi.loaders.places import connections, requests
 from atlasvi.loaders.places.object_path import to_place
 from atlasvi.loaders.places.objects import traffic
 from atlasvi.loaders.sources.open_source import open_source
-from tests.engine.training.small_runs import SMALL, assert_same_run, write_cells
+from tests.engine.training.small_runs import FREQUENT, SMALL, Killed, assert_same_run, at_step, write_cells
 from tests.faulty_proxy import run_proxy
 from tests.loaders.cells.test_open_cells import write_collection
 from tests.loaders.conftest import make_counts
@@ -179,6 +180,35 @@ def test_training_from_a_bucket_gives_the_weights_of_training_from_disk(store: P
     assert_same_run(*runs)
     kept = read_json(tmp_path / "remote" / "config.json")["data"]
     assert kept == {"path": address, "endpoint": bucket.endpoint}, "the endpoint is kept, credentials are not"
+
+
+def test_a_run_that_was_killed_is_resumed_from_its_bucket_without_saying_how_to_reach_it(
+    store: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def kill() -> None:
+        raise Killed
+
+    address, whole = bucket.put(store, "resumed"), train(store, tmp_path / "whole", **FREQUENT)
+    at_step(monkeypatch, 8, kill)
+    with pytest.raises(Killed):
+        train(address, tmp_path / "run", **FREQUENT)
+    monkeypatch.setenv("ATLASVI_STORAGE", "")
+    assert_same_run(whole, train(address, tmp_path / "run", resume=True))
+
+
+def test_ingest_from_a_bucket_writes_the_same_store(cells: Path, store: Path, bucket: Bucket, tmp_path: Path):
+    address = bucket.put(cells, "cells.h5ad")
+    ingest(address, tmp_path / "again", workers=2)
+    local, remote = open_cells(store), open_cells(tmp_path / "again")
+    assert list(remote.read_column("source").cat.categories) == [address]
+    assert_same_cells(SelectedColumns(local), SelectedColumns(remote))
+
+
+class SelectedColumns(CellsView):
+    """Cells without the names of their sources."""
+
+    def read_obs(self, start: int, stop: int) -> pd.DataFrame:
+        return super().read_obs(start, stop).drop(columns="source")
 
 
 def test_training_through_a_bad_network_gives_the_same_weights(

@@ -35,6 +35,8 @@ def open_cells(
     """
     options = {"layer": layer, "gene_column": gene_column, "measurement": measurement}
     spec = parse_source(data, **options, empty_cells=empty_cells, values=values)
+    if like is not None:
+        spec = spec.reach_like(like)
     if is_cell_store(spec.place):
         return CellStore(spec.path, spec)
     spec = spec.fill_from(like or DataSpec(spec.path), recognise(spec.path, spec.place))

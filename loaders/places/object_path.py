@@ -146,10 +146,11 @@ class ObjectPath:
         return True
 
     def is_dir(self) -> bool:
-        """Whether it is a folder: there are objects below it. A web server's folders are not known."""
+        """Whether it is a folder: there are objects below it, and it is none. A web server's folders are not known."""
         if self._listing:
             return self._listing.has_folder(self.address)
-        return self.is_listable and any(list_folder(self.address, self.storage))
+        # the object is asked for first, since it may be readable in a bucket that may not be listed
+        return self.is_listable and not self.is_file() and any(list_folder(self.address, self.storage))
 
     def exists(self) -> bool:
         """Whether it is an object or a folder."""

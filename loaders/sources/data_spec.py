@@ -136,10 +136,16 @@ class DataSpec:
         A layer, a gene column or a measurement applies if the data of `usual` has the same or an unknown format.
         """
         same_format = usual.format in (None, format) or {usual.format, format} <= set(ANNDATA_FORMATS)
-        same_bucket = name_bucket(usual.path) == name_bucket(self.path) is not None
-        names = [name for name in OPTIONS if same_format or name not in FORMAT_OPTIONS]
-        names = [name for name in names if same_bucket or name not in STORAGE_OPTIONS]
-        return replace(self, format=format, **{**{name: getattr(usual, name) for name in names}, **self.options})
+        left_out = STORAGE_OPTIONS if same_format else (*STORAGE_OPTIONS, *FORMAT_OPTIONS)
+        filled = {**{name: getattr(usual, name) for name in OPTIONS if name not in left_out}, **self.options}
+        return replace(self.reach_like(usual), format=format, **filled)
+
+    def reach_like(self, usual: "DataSpec") -> "DataSpec":
+        """The same, its bucket reached as that of `usual` where that was not given and both are in one."""
+        if name_bucket(self.path) is None or name_bucket(self.path) != name_bucket(usual.path):
+            return self
+        given = {name: value for name in STORAGE_OPTIONS if (value := getattr(self, name)) is not None}
+        return replace(self, **{**{name: getattr(usual, name) for name in STORAGE_OPTIONS}, **given})
 
 
 OPTIONS = tuple(field.name for field in fields(DataSpec) if field.name not in ("path", "format"))

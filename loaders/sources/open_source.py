@@ -90,9 +90,9 @@ def recognise(path: str, place: Place | None = None) -> str:
     if isinstance(place, Path) and "://" in path and not place.exists():
         raise SourceError(f"{path}: addresses of this kind are not read; there are {KNOWN_ADDRESSES}.")
     with reading(path):
-        if not place.is_file():  # asked first: a file may be read in a bucket that may not be listed
-            if place.is_dir():
-                return recognise_folder(path, place)
+        if place.is_dir():
+            return recognise_folder(path, place)
+        if not place.exists():
             if isinstance(place, ObjectPath) and not place.is_listable:
                 raise SourceError(
                     f"{path}: there is no such file, or it may not be read; check the name. Folders of a web server "
