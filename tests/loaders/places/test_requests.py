@@ -111,7 +111,7 @@ def raising(error: Exception, calls: list | None = None):
 @pytest.fixture
 def proxy(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     for module in (requests, connections):
-        monkeypatch.setattr(module, "LIMITS", Limits(total=10, first_pause=0.01, longest_pause=0.02, silence=0.5))
+        monkeypatch.setattr(module, "LIMITS", Limits(total=60, first_pause=0.01, longest_pause=0.02, silence=0.5))
     with run_proxy(bucket.endpoint) as running:
         yield running
 
@@ -132,7 +132,7 @@ def test_after_a_passing_fault_the_bytes_are_those_of_the_object(fault: str, pro
     out = np.zeros(10_000, np.uint8)
     assert file.read_into(100, out)
     assert out.tobytes() == content[100:10_100]
-    assert proxy.requests == 3
+    assert proxy.requests >= 3, "a busy machine may answer later than in half a second once more"
 
 
 @pytest.mark.parametrize(
