@@ -54,7 +54,7 @@ def refuse_unused(context: typer.Context, names: Iterable[str], reason: str) -> 
 
 def _was_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)  # by its name, because new versions of typer bring their own click
-    return source is not None and source.name == "COMMANDLINE"
+    return source is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP")  # typed, or in the file of --config
 
 
 def split_names(text: str | None) -> list[str] | None:

@@ -9,6 +9,7 @@ import typer
 
 from atlasvi.engine.cli.answers import say_written
 from atlasvi.engine.cli.arguments import CellNames, Columns, Limit, Out, Sample, Seed, Where, refuse_unused, split_names
+from atlasvi.engine.cli.job_file import JobFile
 
 if TYPE_CHECKING:  # imports torch and pandas, which `--help` does not need
     import pandas as pd
@@ -26,6 +27,7 @@ class CellOptions:
     sample: Sample = None
     seed: Seed = 0
     out: Out = None
+    config: JobFile = None
 
     def choose(self, opened: "OpenedQuestion") -> np.ndarray | None:
         """Ascending int64 indices of the chosen cells; None: all."""

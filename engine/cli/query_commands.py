@@ -18,22 +18,15 @@ from atlasvi.engine.cli.arguments import (
 )
 from atlasvi.engine.cli.cell_options import RowOptions
 from atlasvi.engine.cli.option_groups import spread
+from atlasvi.engine.cli.query_app import describe_places, split_batches
 from atlasvi.engine.cli.query_app import query_app as query_app
-from atlasvi.engine.cli.query_app import split_batches
 from atlasvi.engine.terminal import say
 
 
 @query_app.command("info")
 def query_info(context: typer.Context) -> None:
     """Show what the minified data holds; with DATA, what both are."""
-    from atlasvi.engine.cli.describe import describe, describe_minified_store
-
-    places = context.meta["places"]
-    if places[1] is None:
-        print_lines(describe_minified_store(context.obj().kept))
-    else:
-        for place in places:
-            print_lines(describe(place))
+    print_lines(describe_places(context))
 
 
 @query_app.command("count")

@@ -15,6 +15,7 @@ from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.model_options import Freezing
 from atlasvi.engine.model.run_files import CONFIG, MODEL, RESULT, RUN_FORMAT
 from atlasvi.engine.model.vae import VAE, model_from_weights
+from atlasvi.engine.provenance import Provenance
 from atlasvi.engine.torch_files import load_tensors
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
@@ -35,6 +36,7 @@ class TrainedRun:
     freezing which parameters training freezes
     split    int64 indices of the cells of each part (train, validation, test), if the model was saved with them
     is_new   whether the weights are as they were drawn: no training has changed them
+    provenance  where the model comes from; None if unknown (a model of scvi-tools, or of an older atlasvi)
     """
 
     model: VAE
@@ -47,6 +49,7 @@ class TrainedRun:
     split: dict[str, np.ndarray] = field(default_factory=dict)
     data: DataSpec | None = None
     is_new: bool = False
+    provenance: Provenance | None = None
 
     @property
     def like(self) -> DataSpec:
@@ -74,6 +77,8 @@ class TrainedRun:
         content = {"format_version": RUN_FORMAT, "genes": self.genes, **self.setup.to_saved()}
         if self.data is not None:
             content["data"] = self.data.to_record()
+        if self.provenance is not None:
+            content["provenance"] = self.provenance.to_record()
         buffer = io.BytesIO()
         weights = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
         torch.save({**content, "settings": self.model_settings, "weights": weights}, buffer)
@@ -99,6 +104,7 @@ def load_run(path: str | Path) -> TrainedRun:
         check_version(str(folder / MODEL), "model", content, RUN_FORMAT)
         content.pop("format_version", None)
         data = DataSpec.from_record(content.pop("data")) if "data" in content else None
+        provenance = Provenance.from_record(content.pop("provenance", None))
         model, genes = model_from_weights(content.pop("settings"), content.pop("weights")), content.pop("genes")
         if len(genes) != model.settings.n_genes:
             n_genes = model.settings.n_genes
@@ -113,7 +119,7 @@ def load_run(path: str | Path) -> TrainedRun:
                 f"{folder / MODEL} is damaged: its model has {model.settings.n_batches:,} batches, but it "
                 f"names {n_batches:,} (column {batch_key!r} of obs): copy it again."
             )
-        return TrainedRun(model, genes, setup, result, folder, data=data)
+        return TrainedRun(model, genes, setup, result, folder, data=data, provenance=provenance)
 
 
 @contextmanager
