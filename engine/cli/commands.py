@@ -22,6 +22,7 @@ from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.cli.neighbour_commands import index
 from atlasvi.engine.cli.overview import show_way
 from atlasvi.engine.cli.query_commands import query_app
+from atlasvi.engine.cli.serve_command import serve
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.terminal import count, explain_errors, say, show_progress
 from atlasvi.loaders.sources.data_spec import DataSpec, parse_source
@@ -58,6 +59,7 @@ app.command()(push)
 app.command()(pull)
 app.command()(card)
 app.command()(index)
+app.command()(serve)
 
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene names; default: its index.")]
@@ -259,14 +261,20 @@ def train(
 
     chosen = {**context.meta.get("settings", {}), **parse_settings(settings or [])}
     spec = parse_source(data, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells)
-    keys = {
+    keys: dict[str, Any] = {
         "batch_key": batch_key,
         "labels_key": labels_key,
         "size_factor_key": size_factor_key,
         "categorical_covariate_keys": split_repeated(categorical_covariate_keys),
         "continuous_covariate_keys": split_repeated(continuous_covariate_keys),
     }
-    others = {"start": start, "resume": resume, "metrics": split_repeated(metrics), "note": note, "device": device}
+    others: dict[str, Any] = {
+        "start": start,
+        "resume": resume,
+        "metrics": split_repeated(metrics),
+        "note": note,
+        "device": device,
+    }
     chosen |= {name: n for name, n in (("epochs", epochs), ("batch_size", batch_size)) if n is not None}
     if dry_run:
         show_estimate(spec, out, keys, chosen, {"seed": seed, "split_column": split_column}, **others)

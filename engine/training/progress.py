@@ -61,7 +61,7 @@ class RunLog:
         self._task = self._bars.add_task(
             "",
             total=epochs * steps_an_epoch,
-            completed=done * steps_an_epoch,
+            completed=round(done * steps_an_epoch),
             epoch=f"{int(done) + 1}/{epochs}",
             numbers="",
         )
