@@ -11,6 +11,7 @@ from torch import Generator
 from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.model.model_options import Freezing
+from atlasvi.engine.model.run_files import CONFIG
 from atlasvi.engine.model.trained_run import MappedFrom, TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.terminal import say
@@ -19,6 +20,7 @@ from atlasvi.engine.training.resuming import check_new_run, read_saved
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.cells.open_cells import CellData, align_genes, open_cells
+from atlasvi.loaders.damage import reading
 from atlasvi.loaders.sources.data_spec import DataSpec
 
 SHOWN_CATEGORIES = 5
@@ -51,22 +53,24 @@ def map_onto(
     Other arguments, ranks, and what is raised: as in `train`. The run is one like any other, and says what it was
     mapped from. Raises GeneError too if the data names its genes otherwise, such as those of another species.
     """
-    out = Path(out)
+    out, freezing = Path(out), freezing or Freezing()
     with join_ranks(rank_timeout_s) as ranks, stop_on_signals(), ExitStack() as ours:
         if ranks.is_first and not resume and not ranks.restarted:
             check_new_run(out)  # before the data is read
         ranks.note("opening the model and the data")
         if not isinstance(reference, TrainedRun):
             reference = replace(open_model(reference), path=Path(reference))
-        if isinstance(data, (DataSpec, str, Path)):
-            data = open_cells(data, like=reference.like)
-            ours.callback(data.close)
-        data = align_genes(data, reference.genes)
-        run = map_query(reference, data, freezing or Freezing(), Generator().manual_seed(seed or 0))
+        start = None
         if resume:
-            _check_same(out, run)
-        elif ranks.is_first:
-            say(_describe(reference, run, data.path))
+            _check_same(out, reference, freezing)
+        else:
+            if isinstance(data, (DataSpec, str, Path)):
+                data = open_cells(data, like=reference.like)
+                ours.callback(data.close)
+            data = align_genes(data, reference.genes)
+            start = map_query(reference, data, freezing, Generator().manual_seed(seed or 0))
+            if ranks.is_first:
+                say(_describe(reference, start, data.path))
         return train(
             data,
             out,
@@ -77,23 +81,26 @@ def map_onto(
             split_column=split_column,
             config=config,
             settings=settings,
-            start=run,
+            start=start,
             resume=resume,
             rank_timeout_s=rank_timeout_s,
         )
 
 
-def _check_same(out: Path, run: TrainedRun) -> None:
-    """Raise SettingError if `out` was mapped from another model, or with other parameters frozen."""
+def _check_same(out: Path, reference: TrainedRun, freezing: Freezing) -> None:
+    """Raise SettingError if the run `out` was mapped from another model, or with other parameters frozen."""
     saved = read_saved(out)
-    origin = MappedFrom.from_saved(saved.get("mapped_from"))
-    assert run.mapped_from is not None
-    assert run.freezing is not None
+    with reading(str(out / CONFIG)):
+        origin = MappedFrom.from_saved(saved.get("mapped_from"))
+        before = Freezing.model_validate(saved["settings"].get("freezing") or {})
     if origin is None:
         raise SettingError(f"{out}: it is a run that was not mapped: resume it with atlasvi train.")
-    if origin.weights_sha256 != run.mapped_from.weights_sha256:
-        raise SettingError(f"{out}: it was mapped from {origin}, and now it is {run.mapped_from}: name the same model.")
-    if saved["settings"].get("freezing") != run.freezing.model_dump(mode="json"):
+    if origin.weights_sha256 != (now := reference.weights_sha256):
+        raise SettingError(
+            f"{out}: it was mapped from {origin}, and {reference.path} has the weights {now}: name the same model."
+        )
+    sizes = {"n_batches": before.n_batches, "n_categories": before.n_categories}
+    if freezing.model_copy(update=sizes) != before:
         raise SettingError(f"{out}: it was mapped with other parameters frozen: resume it with the same options.")
 
 
