@@ -2,9 +2,9 @@
 
 import itertools
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,7 @@ FORMATS = {
     "mtx": "a matrix in Matrix Market with its lists of genes and cells",
     "soma": "a TileDB-SOMA experiment",
 }
-OF_DATA = ("atlasvi", "format_version", "data", "n_cells", "n_genes", "layer", "launch", "provenance", "seed")
+OF_DATA = ("atlasvi", "format_version", "data", "n_cells", "n_genes", "genes", "layer", "launch", "provenance", "seed")
 """What `config.json` holds besides keys and settings, and what is shown in another place."""
 
 if TYPE_CHECKING:
@@ -116,7 +116,17 @@ def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[s
         yield from (f"  {line}" for line in made.describe("minified"))
         if made.of is not None:
             yield from (f"  model {line}" for line in made.of.describe("trained"))
+    if isinstance(store, MinifiedStore) and "mapped_from" in store.attributes:
+        yield _describe_origin(store.path, store.attributes)
     yield from _describe_obs(store)
+
+
+def _describe_origin(path: str, attributes: Mapping[str, Any]) -> str:
+    """The line about the model that a model was mapped from."""
+    from atlasvi.engine.model.trained_run import MappedFrom  # imports torch, which takes seconds
+
+    with reading(path):
+        return f"  mapped from {MappedFrom.from_saved(attributes['mapped_from'])}"
 
 
 def _describe_index(index: IndexFile) -> Iterator[str]:
@@ -179,6 +189,8 @@ def describe_run(run: Path) -> Iterator[str]:
     for name, value in keys.items():
         if value and not isinstance(value, dict):
             yield f"  {name}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
+    if "mapped_from" in config:
+        yield _describe_origin(str(run / CONFIG), config)
     yield from (f"  {line}" for line in (made.describe("trained") if made else [f"seed: {config.get('seed')}"]))
     if not (run / RESULT).is_file():
         yield f"  not finished: go on with {_name_launch(made)} train {shlex.quote(str(spec))} --out {run} --resume"

@@ -56,7 +56,7 @@ class SearchFlags:
 
     def open_reference(self, asking: Asking, cells: str | None) -> "tuple[MinifiedCells, NewCells | None]":
         """The cells of MINI, and the new cells of DATA or of `cells`, if there are any."""
-        from atlasvi.engine.queries.new_cells import open_new_cells
+        from atlasvi.engine.queries.new_cells import choose_encoder, open_new_cells
         from atlasvi.engine.queries.question_cells import MinifiedCells, QueryError
 
         if self.exact:
@@ -64,11 +64,18 @@ class SearchFlags:
         data, opened = asking.new_cells, asking.open_reference()
         if data is not None and cells is not None:
             raise QueryError(f"{data} and --cells {cells} are both new cells: name one of them.")
-        assert isinstance(opened.cells, MinifiedCells)
         data = cells if data is None else data
+        assert isinstance(opened.cells, MinifiedCells)
         if data is None:
+            if asking.encoder is not None:
+                raise QueryError(f"{opened.cells.path} has a model: leave --model out, which encodes new cells.")
             return opened.cells, None
-        new = open_new_cells(data, opened.run, self.missing_genes)
+        run = opened.run
+        if asking.encoder is not None:
+            assert opened.kept is not None
+            run = choose_encoder(opened.kept, asking.encoder)
+            run.model.to(opened.run.model.encoder.mean.weight.device)
+        new = open_new_cells(data, run, self.missing_genes)
         asking.on_close(new.close)
         return opened.cells, new
 

@@ -53,13 +53,16 @@ def question(name: str, to_file: bool = True) -> Callable[[Callable[..., Answer]
 
 
 def _make_asking(context: typer.Context, options: dict[str, Any], progress: Callable[[str, int, int], None]) -> Asking:
+    from atlasvi.engine.minified.minified_store import is_minified_store
+
     place, data = context.meta["places"]
     of_group = context.parent.params if context.parent else {}
+    encoder = of_group.get("model") if is_minified_store(place) else None  # minified data of scvi-tools has none inside
 
     def open_reference() -> Any:
         from atlasvi.engine.queries.opened_question import OpenedQuestion
 
-        return OpenedQuestion(place, None, of_group.get("model"), of_group.get("device", "cpu"))
+        return OpenedQuestion(place, None, None if encoder else of_group.get("model"), of_group.get("device", "cpu"))
 
     given = {name for name in options if was_given(context, name)}
-    return Asking(functools.cache(context.obj), open_reference, given, context.call_on_close, progress, data)
+    return Asking(functools.cache(context.obj), open_reference, given, context.call_on_close, progress, data, encoder)

@@ -24,11 +24,12 @@ import pandas as pd
 
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
+from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.neighbours.index_file import IndexFile
 from atlasvi.engine.queries.cell_choice import Where, mark_cells
 from atlasvi.engine.queries.latents import slice_latents
 from atlasvi.engine.queries.neighbours import RECALL, NeighbourSearch, SearchOptions, check_columns, join_slices
-from atlasvi.engine.queries.new_cells import MissingGenes, NewCells, open_new_cells
+from atlasvi.engine.queries.new_cells import MissingGenes, NewCells, choose_encoder, open_new_cells
 from atlasvi.engine.queries.obs_rows import SLICE_CELLS
 from atlasvi.engine.queries.question_cells import MinifiedCells, QueryError, need_at_least
 
@@ -196,11 +197,13 @@ def annotate(
     exact: bool = False,
     index: str | Path | None = None,
     missing_genes: MissingGenes = "refuse",
+    model: TrainedRun | str | Path | None = None,
 ) -> pd.DataFrame:
     """Labels of new cells from their neighbours in a labelled minified store, a row for each cell.
 
     store      minified data, opened or as a path; its cells without a label are not used
     new_cells  counts, as for `open_new_cells`
+    model      that encodes them: a run that was mapped from the model in the store; None: that model
     among      the cells of the store to use, as for `find_cells`; None: all
     columns    columns of the store's obs (donors, studies, ...) to tell of the neighbours
     k, n_draws, unknown, seed  see `AnnotationOptions`; recall, exact, index: see `find_neighbours`
@@ -215,7 +218,7 @@ def annotate(
     check_columns(columns, reference)
     options = AnnotationOptions(k, n_draws, unknown, seed, recall, exact)
     chosen = None if among is None else mark_cells(reference, among)
-    with closing(open_new_cells(new_cells, kept.run, missing_genes)) as new:
+    with closing(open_new_cells(new_cells, choose_encoder(kept, model), missing_genes)) as new:
         annotator = Annotator(reference, labels_key, options, chosen, index)
         return pd.concat(list(annotator.slice_labels(new, columns)))
 

@@ -79,6 +79,7 @@ class Asking:
     open            returns the model and the cells, opened
     open_reference  returns the minified cells alone, whatever other data was named
     given           names of the options that were given, even if with their default
+    encoder         path of a model that encodes new cells, mapped from the one in the minified store; None: that one
     new_cells       path of new counts, for questions that compare these with the minified cells; None: there are none
     on_close        takes what must be called when the answer has been read
     progress        called with a stage, what is done of it, and the total; may raise an error to end the question
@@ -93,6 +94,7 @@ class Asking:
     on_close: Callable[[Callable[[], Any]], Any]
     progress: Callable[[str, int, int], None]
     new_cells: str | None = None
+    encoder: Path | None = None
     rows: "np.ndarray | None" = None
     index: "IndexFile | None" = None
     most_values: int | None = None

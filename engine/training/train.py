@@ -28,8 +28,8 @@ from atlasvi.engine.training.checkpoint_files import (
 )
 from atlasvi.engine.training.metric_writers import check_writers
 from atlasvi.engine.training.resuming import (
+    check_new_run,
     check_note,
-    explain_taken,
     merge_saved,
     prepare_start,
     read_data_spec,
@@ -40,9 +40,8 @@ from atlasvi.engine.training.settings import SettingError, Settings, resolve_set
 from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, hash_counts, open_cells, select_genes
 from atlasvi.loaders.damage import reading
-from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.manifest import write_json
-from atlasvi.loaders.outputs import check_output_free, remove_leftovers, write_folder_aside
+from atlasvi.loaders.outputs import remove_leftovers, write_folder_aside
 from atlasvi.loaders.sources.data_spec import DataSpec
 
 log = logging.getLogger(__name__)
@@ -167,9 +166,7 @@ def prepare_training(
         saved = ranks.from_first(lambda: read_saved(out), "the configuration")
         like = read_data_spec(out, saved)
     elif ranks.is_first:
-        if (out / CONFIG).is_file():
-            raise OutputError(explain_taken(out))
-        check_output_free(out)
+        check_new_run(out)
     if start is not None and not resume:
         start = start if isinstance(start, TrainedRun) else open_model(start)
         like = start.like
@@ -183,6 +180,8 @@ def prepare_training(
             data = select_genes(data, saved["genes"])
         arguments, resolved = merge_saved(out, saved, arguments, resolved, data)
         check_note(out, saved, note)
+        if "mapped_from" in saved:
+            arguments["mapped_from"] = saved["mapped_from"]
         if ranks.from_first((out / MODEL).is_file, "the start"):
             return load_run(out)
     arguments["seed"] = arguments["seed"] or 0
@@ -193,6 +192,8 @@ def prepare_training(
     elif isinstance(start, TrainedRun):
         data, setup, resolved, first = prepare_start(start, data, keys.as_arguments(), resolved)
         arguments["genes"] = [str(gene) for gene in data.genes]  # the genes of the model; the data may have more
+        if start.mapped_from is not None:
+            arguments["mapped_from"] = vars(start.mapped_from)
     else:
         data = allow_fractions(data, resolved.likelihood.takes_fractions)
         setup = learn_setup(data, SetupKeys.from_arguments(arguments), layer=data.layer)

@@ -16,7 +16,7 @@ import torch
 from atlasvi.engine.distributed.signals import Signals, TrainingInterrupted
 from atlasvi.engine.model.loss_terms import LossTerms
 from atlasvi.engine.model.run_files import CONFIG, METRICS, MODEL, RESULT
-from atlasvi.engine.model.trained_run import TrainedRun, lock_run
+from atlasvi.engine.model.trained_run import MappedFrom, TrainedRun, lock_run
 from atlasvi.engine.provenance import Provenance
 from atlasvi.engine.terminal import count
 from atlasvi.engine.training.checkpoint_content import Best, RunState
@@ -109,8 +109,10 @@ class Trainer:
             parts.setup,
             result,
             out,
+            freezing=self.settings.freezing,
             data=parts.data.spec,
             provenance=Provenance.from_record(parts.config.get("provenance")),
+            mapped_from=MappedFrom.from_saved(parts.config.get("mapped_from")),
         )
         if self.ranks.is_first:
             write_json(out / RESULT, result)
