@@ -43,13 +43,17 @@ def open_question(
         ),
     ] = None,
     device: Annotated[Literal["cpu", "cuda", "auto"], typer.Option(help="Where to compute.")] = "cpu",
+    gene_column: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Name genes by this column of var, in questions and answers."),
+    ] = None,
 ) -> None:
     """Ask a model about cells: minified cells, which need no counts, or the cells of DATA."""
 
     def open_it() -> "OpenedQuestion":
         from atlasvi.engine.queries.opened_question import OpenedQuestion  # imports torch, which `--help` does not need
 
-        opened = OpenedQuestion(place, data, model, device)
+        opened = OpenedQuestion(place, data, model, device, gene_column)
         context.call_on_close(opened.close)
         return opened
 

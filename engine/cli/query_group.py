@@ -5,7 +5,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-GROUP_OPTIONS = ("--model", "--device")
+GROUP_OPTIONS = ("--model", "--device", "--gene-column")
 
 
 class QueryGroup(TyperGroup):

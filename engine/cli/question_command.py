@@ -65,4 +65,6 @@ def _make_asking(context: typer.Context, options: dict[str, Any], progress: Call
         return OpenedQuestion(place, None, None if encoder else of_group.get("model"), of_group.get("device", "cpu"))
 
     given = {name for name in options if was_given(context, name)}
-    return Asking(functools.cache(context.obj), open_reference, given, context.call_on_close, progress, data, encoder)
+    return Asking(
+        functools.cache(context.obj), open_reference, given, context.call_on_close, progress, data, encoder=encoder
+    )

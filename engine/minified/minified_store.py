@@ -352,6 +352,7 @@ class MinifiedStore(KeptPosterior):
             [str(gene) for gene in self.genes],
             self.setup,
             data=data,
+            var=self.var,
             provenance=provenance,
             mapped_from=origin,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 
 from atlasvi.engine.model.covariates import Setup
@@ -56,6 +57,7 @@ class TrainedRun:
     freezing which parameters training freezes
     split    int64 indices of the cells of each part (train, validation, test), if the model was saved with them
     is_new   whether the weights are as they were drawn: no training has changed them
+    var      what is known of the genes, one row for each, in their order; None: nothing but their names
     provenance  where the model comes from; None if unknown (a model of scvi-tools, or of an older atlasvi)
     mapped_from  the reference, if the model was mapped from one onto new data
     """
@@ -70,6 +72,7 @@ class TrainedRun:
     split: dict[str, np.ndarray] = field(default_factory=dict)
     data: DataSpec | None = None
     is_new: bool = False
+    var: pd.DataFrame | None = None
     provenance: Provenance | None = None
     mapped_from: MappedFrom | None = None
 

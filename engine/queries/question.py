@@ -79,13 +79,13 @@ class Asking:
     open            returns the model and the cells, opened
     open_reference  returns the minified cells alone, whatever other data was named
     given           names of the options that were given, even if with their default
-    encoder         path of a model that encodes new cells, mapped from the one in the minified store; None: that one
     new_cells       path of new counts, for questions that compare these with the minified cells; None: there are none
     on_close        takes what must be called when the answer has been read
     progress        called with a stage, what is done of it, and the total; may raise an error to end the question
     rows            int64: indices of the cells that the question is about, besides all conditions; None: all
     index           the index of neighbours, if it is opened already
     most_values     how many values an answer may hold in memory; None: as many as there is memory for
+    encoder         path of a model that encodes new cells, mapped from the one in the minified store; None: that one
     """
 
     open: "Callable[[], OpenedQuestion]"
@@ -94,10 +94,10 @@ class Asking:
     on_close: Callable[[Callable[[], Any]], Any]
     progress: Callable[[str, int, int], None]
     new_cells: str | None = None
-    encoder: Path | None = None
     rows: "np.ndarray | None" = None
     index: "IndexFile | None" = None
     most_values: int | None = None
+    encoder: Path | None = None
 
     def check_size(self, n_values: int) -> None:
         """Raise QueryError if a question would take memory for more values than it may."""
