@@ -305,7 +305,8 @@ def describe_plan(plan: Plan) -> Iterator[str]:
         for seconds in (plan.load_s, plan.step_s, plan.both_s, plan.validate_s, plan.reduce_s, plan.exposed_s)
     )
     yield (
-        f"An epoch of {plan.n_cells:,} training cells on {count(plan.n_ranks, 'rank')}: {plan.n_steps:,} steps, "
+        f"An epoch of {count(plan.n_cells, 'training cell')} on {count(plan.n_ranks, 'rank')}: "
+        f"{count(plan.n_steps, 'step')}, "
         f"{plan.epoch_s:,.1f} s, {plan.n_cells / plan.epoch_s:,.0f} cells/s; {plan.limit} limits it."
     )
     device = f", {plan.device_bytes / 1e6:,.0f} MB of the device" if plan.device_bytes else ""
@@ -315,7 +316,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     )
     yield (
         f"One rank's part of a minibatch: reading {load}, computing {step}, both at the same time {both}; "
-        f"{plan.n_validation_steps:,} minibatches of validation at {validate}."
+        f"{count(plan.n_validation_steps, 'minibatch', 'minibatches')} of validation at {validate}."
     )
     megabytes = f"{plan.reduce_bytes / 1e6:,.2f} MB"
     if plan.measured:
