@@ -1,8 +1,8 @@
 """Build the documentation as a site in build/site: the pages of the repository, and a reference from the docstrings.
 
 Started by `make docs`. The pages are copied as they lie in the repository, so that their links to each other hold in
-both places; mkdocs stops at a link that leads nowhere (--strict). Reference pages are made here: of every command from its
-options, of every public name by mkdocstrings.
+both places; mkdocs stops at a link that leads nowhere (--strict). Reference pages are made here: of every command from
+its options, of every public name by mkdocstrings.
 """
 
 import importlib
