@@ -1,7 +1,7 @@
 """Arguments and output that several commands have in common."""
 
-import csv
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -40,6 +40,8 @@ EmptyCells = Annotated[
     Literal["refuse", "keep"] | None, typer.Option(help="What to do with cells without counts (default: refuse).")
 ]
 
+NAME = re.compile(r'\s*(?:"(?P<quoted>(?:[^"]|"")*)"?|(?P<plain>[^,]*))\s*(?:(?P<comma>,)|\Z)')
+
 
 def check_finite(value: float | None) -> float | None:
     """The value of an option; NaN and infinity, which are inside some ranges, are refused as a wrong use."""
@@ -75,7 +77,10 @@ def _was_given(context: typer.Context, name: str) -> bool:
 
 
 def split_names(text: str | None) -> list[str] | None:
-    """Names separated by commas, or the lines of @FILE. A name that contains a comma is written in double quotes."""
+    """Names separated by commas, or the lines of @FILE.
+
+    A name in double quotes may have commas, and blanks around it, which are removed from others; "" is a quote in it.
+    """
     if text is None:
         return None
     if text.startswith("@"):
@@ -88,11 +93,13 @@ def split_names(text: str | None) -> list[str] | None:
         if not (names := [line.strip() for line in lines if line.strip()]):
             raise SourceError(f"{text[1:]}: it holds no names: write one per line.")
         return names
-    try:
-        names = next(csv.reader([text], skipinitialspace=True)) or [""]
-    except csv.Error as error:
-        raise SourceError(f"{text!r}: these names can't be read ({error}).") from error
-    return [name.strip() for name in names]
+    names, at, more = list[str](), 0, True
+    while more:
+        found = NAME.match(text, at)
+        assert found is not None  # every text has a name, if only an empty one
+        names.append(found["plain"].strip() if found["quoted"] is None else found["quoted"].replace('""', '"'))
+        at, more = found.end(), bool(found["comma"])
+    return names
 
 
 def split_repeated(texts: Iterable[str] | None) -> list[str] | None:

@@ -179,7 +179,7 @@ def _evaluate(cells: QuestionCells, where: str, may_be_none: bool = False) -> np
         # "type==x" is an expression, unless the column holds the text "=x"
         if equals and (not wanted.startswith("=") or _has_value(cells, column, wanted)):
             return _find_values(cells, column, wanted)
-    elif equals and not _is_expression(where):
+    elif equals and not _is_expression(where) and column.strip() not in cells.obs_columns:  # "type ==" is one cut short
         check_column(column, cells.obs_columns, cells.path)
     return evaluate_expression(cells, where, may_be_none)
 
