@@ -215,7 +215,7 @@ def _find_values(cells: QuestionCells, column: str, wanted: str) -> np.ndarray:
     masks, found = np.zeros((2, cells.n_cells), bool), np.zeros(len(texts), bool)
     first: Iterable[Category] = ()
     for start, part in slice_column(cells, column):
-        first = first or [to_category(value) for value in part.iloc[:SHOWN_VALUES].unique()]
+        first = first or [to_category(value) for value in part.iloc[:SHOWN_VALUES].dropna().unique()]
         hits = _compare_with_texts(part, texts)
         found |= hits.any(1)
         masks[:, start : start + len(part)] = hits[0], hits[1:].any(0)
@@ -261,9 +261,8 @@ def _find_wanted(path: str, column: str, wanted: str, there: list[Category]) -> 
 
 def _no_value(path: str, column: str, value: str, there: Iterable[Category]) -> QueryError:
     names = sorted(map(str, there))
-    return QueryError(
-        f"{path}: no cell has {column} = {value!r} (there are: {name_some(names)}).{suggest_names(value, names)}"
-    )
+    hint = suggest_names(value, names)
+    return QueryError(f"{path}: no cell has {column} = {value!r} (there are: {name_some(names) or 'none'}).{hint}")
 
 
 def _find_names(cells: QuestionCells, names: Sequence[str]) -> np.ndarray:

@@ -69,6 +69,18 @@ def test_text_that_holds_an_equals_sign_and_truth_values_are_found(cells):
     assert np.array_equal(choose_cells(asked, where="odd=True"), np.arange(1, 60, 2))
 
 
+def test_a_missing_value_is_no_value_that_is_there(cells):
+    adata = anndata.AnnData(cells["memory"].source.adata.X.copy(), cells["memory"].source.adata.obs.copy())
+    adata.obs["gaps"] = pd.Categorical([None] * 60, categories=["x"])
+    adata.obs["numbers"] = np.where(np.arange(60) < 58, np.nan, 1.5)
+    adata.var_names = cells["memory"].source.genes
+    asked = CountedCells(MemoryCells(adata), adata.var_names.tolist(), cells["memory"].setup)
+    with pytest.raises(QueryError, match=r"no cell has gaps = 'x' \(there are: none\)\.$"):
+        choose_cells(asked, where="gaps=x")
+    with pytest.raises(QueryError, match=r"no cell has numbers = 'nan' \(there are: 1.5\)\.$"):
+        choose_cells(asked, where="numbers=nan")
+
+
 @pytest.mark.parametrize(
     ("where", "error", "message"),
     [
