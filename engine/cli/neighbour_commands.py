@@ -201,6 +201,8 @@ def _find_asked(
 ) -> "np.ndarray | None":
     """Ascending int64 indices of the cells of --of; None: all."""
     from atlasvi.engine.queries.cell_choice import choose_cells
+    from atlasvi.engine.queries.neighbours import check_columns
+    from atlasvi.engine.queries.question_cells import QueryError
 
     if of is None:
         return None if limit is None else np.arange(reference.n_cells)[:limit]
@@ -208,7 +210,12 @@ def _find_asked(
         return choose_cells(reference, where=of, limit=limit)
     if isinstance(of, str) and _is_filter(of, reference.obs_columns):
         return choose_cells(reference, where=[of], limit=limit)
-    return choose_cells(reference, split_names(of), limit=limit)
+    try:
+        return choose_cells(reference, split_names(of), limit=limit)
+    except QueryError:
+        if "=" in of:  # neither a name nor a column that is there
+            check_columns([of.partition("=")[0]], reference)
+        raise
 
 
 def _is_filter(text: str, columns: list[str]) -> bool:

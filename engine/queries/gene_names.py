@@ -1,6 +1,5 @@
 """Genes by any of their names: the model's own, Ensembl ids with and without version, and the text columns of var."""
 
-import difflib
 import fnmatch
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ import pandas as pd
 
 from atlasvi.loaders.errors import ColumnError, GeneError
 from atlasvi.loaders.sources.open_source import drop_versions, name_columns
-from atlasvi.loaders.tables.store_tables import suggest_names
+from atlasvi.loaders.tables.store_tables import find_near_names, suggest_names
 
 SHARE_OF_NAMES = 0.5  # of a column's values that differ, at least, in a column of names
 
@@ -48,10 +47,9 @@ class GeneNames:
                 return found[0]
         known = dict.fromkeys(map(str, self._genes))
         known.update(dict.fromkeys(alias for _, aliases in self._aliases for alias in aliases))
-        near = [other for other in known if other.casefold() == name.casefold()]
-        near += [other for other in difflib.get_close_matches(name, known, 3) if other not in near]
+        near = find_near_names(name, list(known))
         some = ", ".join(map(str, self._genes[:5])) + (", ..." if len(self._genes) > 5 else "")
-        hint = f"similar: {', '.join(near[:3])}" if near else f"it has {len(self._genes):,}: {some}"
+        hint = f"similar: {', '.join(near)}" if near else f"it has {len(self._genes):,}: {some}"
         raise GeneError(f"{path}: no gene {name!r} in the model ({hint}).")
 
     @cached_property

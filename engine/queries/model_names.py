@@ -39,5 +39,7 @@ def find_batch(run: TrainedRun, name: Any) -> int:
     known = run.setup.batch_categories or [0]
     place = find_categories(known, [to_category(name)])[0]
     if place is None:
-        raise QueryError(f"There is no batch {name!r}: the model's batches are {', '.join(map(str, known[:20]))}.")
+        names = list(map(str, known))
+        hint = suggest_names(str(name), names)
+        raise QueryError(f"There is no batch {name!r}: the model's batches are {name_some(names, 20)}.{hint}")
     return place

@@ -229,9 +229,14 @@ def _join(parts: list[tuple[pd.Index, np.ndarray, np.ndarray]]) -> tuple[pd.Inde
 
 
 def _to_plain(values: pd.Series) -> np.ndarray:
-    """Numbers and truth values as they are; of other types (categories, dates), their text."""
+    """Numbers and truth values as they are; of other types, their text, None where it is missing."""
     plain = values.to_numpy()
-    return plain if plain.dtype.kind in "biuf" else np.array([str(value) for value in plain], object)
+    return plain if plain.dtype.kind in "biuf" else to_texts(values)
+
+
+def to_texts(values: pd.Series) -> np.ndarray:
+    """The text of each value, object; None where it is missing."""
+    return np.array([None if gap else str(value) for value, gap in zip(values, values.isna())], object)
 
 
 def _make_table(
