@@ -18,6 +18,7 @@ from atlasvi.loaders.errors import MissingDependencyError
 
 NOT_SERVED = {
     "info": "GET /api/info tells what the store is",
+    "genes": "GET /api/genes lists them",
     "elbo": "it needs counts, and a minified store has none",
 }
 """The questions of `atlasvi query` that the service does not answer, and why."""

@@ -7,8 +7,10 @@ import numpy as np
 
 from atlasvi.engine.model.covariates import find_categories, to_category
 from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.queries.cell_choice import name_some
 from atlasvi.engine.queries.gene_names import GeneNames
 from atlasvi.engine.queries.question_cells import QueryError
+from atlasvi.loaders.tables.store_tables import suggest_names
 
 
 def find_genes(run: TrainedRun, names: Sequence[str] | None, path: str) -> np.ndarray | slice:
