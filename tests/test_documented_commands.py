@@ -12,14 +12,14 @@ from atlasvi.engine.cli.commands import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHOWS_A_FORM = re.compile(r"\[[A-Z-]|\.\.\.|\||\bQUESTION\b|\bCOMMAND\b|--install-completion|--help|--version")
+SHOWS_A_FORM = re.compile(r"\[[A-Z-]|\.\.\.|\||\bCOMMAND\b|--install-completion|--help|--version")
 GROUP: Any = get_command(app)
 
 
 def list_commands(page: Path) -> list[str]:
     """The commands in the indented and the marked blocks of a page, without what is said beside them."""
-    lines = page.read_text().replace("\\\n", " ").splitlines()
-    found = [re.split(r"\s#\s|\s{3,}(?=\S)", line.strip())[0] for line in lines if line.startswith("    atlasvi ")]
+    lines = [line for line in page.read_text().splitlines() if line.startswith("    atlasvi ")]
+    found = [re.split(r"\s#\s|\s{2,}(?=\S)", line.strip())[0] for line in lines if "QUESTION" not in line]
     return [line for line in found if not SHOWS_A_FORM.search(line)]
 
 

@@ -1,6 +1,7 @@
 """Describe what a path holds, in a few lines."""
 
 import itertools
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -204,8 +205,8 @@ def describe_run(run: Path) -> Iterator[str]:
 
 def _name_launch(made: Provenance | None) -> str:
     """The words that started a run, before its command: `atlasvi`, perhaps with a launch."""
-    started = "" if made is None else made.command.partition(" train ")[0]
-    return started if started.startswith("atlasvi launch ") else "atlasvi"
+    launched = re.match(r"atlasvi launch .*? --(?= )", "" if made is None else made.command)
+    return "atlasvi" if launched is None else launched[0]
 
 
 def _describe_source(path: str | Path) -> Iterator[str]:

@@ -96,7 +96,7 @@ def read_job(path: Path, command: Any, words: Sequence[str], commands: Sequence[
             if not isinstance(content.get(word), dict):
                 raise JobError(f"{path}: it has no table [{'.'.join(words)}] (it has: {', '.join(tables)}): add one.")
             content = content[word]
-    known = {name.lstrip("-").replace("-", "_"): each for each in command.params for name in (each.name, *each.opts)}
+    known = {name: each for each in command.params for name in _list_names(each)}
     has_settings = "set" in known
     options, settings = dict[str, Any](), dict[str, Any]()
     if has_settings:
@@ -114,6 +114,14 @@ def read_job(path: Path, command: Any, words: Sequence[str], commands: Sequence[
         elif value is not None:
             options[known[name].name] = _fit(path, key, value, known[name])
     return Job(options, settings)
+
+
+def _list_names(parameter: Any) -> list[str]:
+    """What a parameter may be called in a file: an option as it is typed, an argument as the help shows it."""
+    shown = str(getattr(parameter, "metavar", None) or "").lower()
+    is_argument = parameter.param_type_name == "argument"
+    names = [parameter.name, *parameter.opts, *([shown] if is_argument and shown.isidentifier() else [])]
+    return [name.lstrip("-").replace("-", "_") for name in names]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import typer
 import atlasvi.engine.cli.comparison_commands
 import atlasvi.engine.cli.gene_commands
 import atlasvi.engine.cli.neighbour_commands  # noqa: F401
+from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.cli.option_groups import spread
 from atlasvi.engine.cli.question_command import QUESTIONS
 from atlasvi.engine.queries.question import Question
@@ -44,6 +45,7 @@ def serve(
     model: Annotated[
         Path | None, typer.Option(help="Model of minified data of scvi-tools, if it is in another folder.")
     ] = None,
+    config: JobFile = None,
     *,
     limits: Limits,
 ) -> None:

@@ -47,6 +47,7 @@ def test_a_file_of_several_commands_has_a_table_for_each(tmp_path: Path):
     text = '[ingest]\nsources = ["a.h5ad"]\nround = true\n[query.expression]\ngenes = ["CD3E", "a,b"]\nwhere = "x=1"\n'
     assert read(tmp_path, text, "ingest").options == {"sources": ["a.h5ad"], "rounded": True}
     assert read(tmp_path, text, "query", "expression").options == {"genes": 'CD3E,"a,b"', "where": ["x=1"]}
+    assert read(tmp_path, '[map]\nnew = "b.h5ad"\nn_latent = 3\n', "map").options == {"data": "b.h5ad"}
     with pytest.raises(JobError, match=r"no table \[train\] \(it has: ingest, query\): add one"):
         read(tmp_path, text, "train")
     with pytest.raises(JobError, match=r"no table \[query.latent\]"):
