@@ -76,3 +76,26 @@ def test_the_losses_of_a_cell_are_those_of_scvi_tools(folder: Path, expected, sh
     np.testing.assert_allclose(found["elbo"], -found["reconstruction_loss"] - found["kl"], rtol=1e-5)
     assert np.corrcoef(found["reconstruction_loss"], expected["nll_at_qzm"])[0, 1] > 0.99
     assert (found["reconstruction_loss"] - expected["nll_at_qzm"]).mean() > 0
+
+
+@pytest.mark.slow
+def test_comparisons_agree_with_scvi_tools_as_its_own_seeds_do(folder: Path, tmp_path: Path):
+    with np.load(GOLDEN / "markers.npz") as file:
+        theirs = dict(file)
+    for words in (["markers", "--labels-key=cell_type", "--top=0"], ["differential", "--groupby=cell_type"]):
+        mode = ["--mode=change"] if words[0] == "differential" else []
+        table = ask(tmp_path, folder / "minified.h5ad", *words, *mode)
+        for k, group in enumerate(theirs["groups"].tolist()):
+            ours = table[table["group1"] == group].loc[theirs["genes"]]
+            for name in ("lfc_mean", "proba_de"):
+                one, other = theirs[name][:, k]
+                spread = np.abs(one - other).mean()
+                assert np.abs(ours[name] - one).mean() < 1.5 * spread + 1e-6, f"{words[0]} {group} {name}"
+
+
+@pytest.mark.slow
+def test_densities_under_samples_are_those_of_scvi_tools(folder: Path, tmp_path: Path):
+    with np.load(GOLDEN / "abundance.npz") as file:
+        theirs = dict(file)
+    table = ask(tmp_path, folder / "minified.h5ad", "abundance", "--sample-key=indiv", rows=theirs["rows"])
+    np.testing.assert_allclose(table[theirs["samples"].tolist()], theirs["log_probs"], atol=2e-4)
