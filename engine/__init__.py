@@ -4,6 +4,7 @@ SCVI             train and ask a model through scvi-tools' methods api/scvi.py
 simulate         an atlas whose true parameters are known                simulation.py
 ingest           count files -> a cell store                       atlasvi.loaders
 train            a cell store -> a run directory                   training/train.py (run_parts, training_loop, step)
+map_onto         new cells onto a trained model -> a run directory  training/map_onto.py
 load_run         a run directory -> a model                        model/trained_run.py
 load_scvi_tools  a model that scvi-tools saved -> a model          scvi_tools/model_directories.py
 save_scvi_tools  a model -> a directory that scvi-tools opens      scvi_tools/model_directories.py
@@ -71,6 +72,7 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.scvi_tools.model_directories import load_scvi_tools as load_scvi_tools
     from atlasvi.engine.scvi_tools.model_directories import save_scvi_tools as save_scvi_tools
     from atlasvi.engine.simulation import simulate as simulate
+    from atlasvi.engine.training.map_onto import map_onto as map_onto
     from atlasvi.engine.training.train import train as train
     from atlasvi.loaders.ingestion.ingest import ingest as ingest
 
@@ -79,6 +81,7 @@ _PLACES = {
     "simulate": "atlasvi.engine.simulation",
     "ingest": "atlasvi.loaders.ingestion.ingest",
     "train": "atlasvi.engine.training.train",
+    "map_onto": "atlasvi.engine.training.map_onto",
     "load_run": "atlasvi.engine.model.trained_run",
     "load_scvi_tools": "atlasvi.engine.scvi_tools.model_directories",
     "save_scvi_tools": "atlasvi.engine.scvi_tools.model_directories",

@@ -155,4 +155,5 @@ def _list_sources(cells: QuestionCells) -> dict[str, int]:
 
 
 def _describe_training(run: TrainedRun) -> dict[str, Any]:
-    return {name: run.result[name] for name in OF_TRAINING if name in run.result}
+    mapped = {} if run.mapped_from is None else {"mapped_from": str(run.mapped_from)}
+    return {**mapped, **{name: run.result[name] for name in OF_TRAINING if name in run.result}}

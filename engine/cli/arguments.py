@@ -1,10 +1,10 @@
 """Arguments and output that several commands have in common."""
 
-import csv
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,6 +33,14 @@ Out = Annotated[
     typer.Option(help="Write to .csv, .tsv (.gz), .parquet, .npz, .h5ad or .zarr instead of the screen."),
 ]
 Top = Annotated[int, typer.Option(metavar="N", help="Number of genes for each; 0: all.", min=0)]
+Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
+GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene names; default: its index.")]
+Measurement = Annotated[str | None, typer.Option(help="Name of the measurement (TileDB-SOMA), modality or table.")]
+EmptyCells = Annotated[
+    Literal["refuse", "keep"] | None, typer.Option(help="What to do with cells without counts (default: refuse).")
+]
+
+NAME = re.compile(r'\s*(?:"(?P<quoted>(?:[^"]|"")*)"?|(?P<plain>[^,]*))\s*(?:(?P<comma>,)|\Z)')
 
 
 def check_finite(value: float | None) -> float | None:
@@ -40,6 +48,17 @@ def check_finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
+
+
+RankTimeout = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        help="With several processes: one that hangs this long ends all.",
+        min=1,
+        callback=check_finite,
+    ),
+]
 
 
 def refuse_unused(context: typer.Context, names: Iterable[str], reason: str) -> None:
@@ -58,7 +77,10 @@ def _was_given(context: typer.Context, name: str) -> bool:
 
 
 def split_names(text: str | None) -> list[str] | None:
-    """Names separated by commas, or the lines of @FILE. A name that contains a comma is written in double quotes."""
+    """Names separated by commas, or the lines of @FILE.
+
+    A name in double quotes may have commas, and blanks around it, which are removed from others; "" is a quote in it.
+    """
     if text is None:
         return None
     if text.startswith("@"):
@@ -71,11 +93,13 @@ def split_names(text: str | None) -> list[str] | None:
         if not (names := [line.strip() for line in lines if line.strip()]):
             raise SourceError(f"{text[1:]}: it holds no names: write one per line.")
         return names
-    try:
-        names = next(csv.reader([text], skipinitialspace=True)) or [""]
-    except csv.Error as error:
-        raise SourceError(f"{text!r}: these names can't be read ({error}).") from error
-    return [name.strip() for name in names]
+    names, at, more = list[str](), 0, True
+    while more:
+        found = NAME.match(text, at)
+        assert found is not None  # every text has a name, if only an empty one
+        names.append(found["plain"].strip() if found["quoted"] is None else found["quoted"].replace('""', '"'))
+        at, more = found.end(), bool(found["comma"])
+    return names
 
 
 def split_repeated(texts: Iterable[str] | None) -> list[str] | None:

@@ -14,9 +14,21 @@ import typer
 
 from atlasvi.engine.cli import comparison_commands as comparison_commands  # adds its questions to query_app
 from atlasvi.engine.cli import gene_commands as gene_commands
-from atlasvi.engine.cli.arguments import Seed, check_finite, print_lines, split_names, split_repeated
+from atlasvi.engine.cli.arguments import (
+    EmptyCells,
+    GeneColumn,
+    Layer,
+    Measurement,
+    RankTimeout,
+    Seed,
+    check_finite,
+    print_lines,
+    split_names,
+    split_repeated,
+)
 from atlasvi.engine.cli.card_commands import card, write_card
 from atlasvi.engine.cli.hub_commands import pull, push
+from atlasvi.engine.cli.map_command import map_cells
 from atlasvi.engine.cli.neighbour_commands import index
 from atlasvi.engine.cli.query_commands import query_app
 from atlasvi.engine.distributed.signals import stop_on_signals
@@ -52,23 +64,9 @@ app.command()(push)
 app.command()(pull)
 app.command()(card)
 app.command()(index)
+app.command("map")(map_cells)
 
-Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
-GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene names; default: its index.")]
-Measurement = Annotated[str | None, typer.Option(help="Name of the measurement (TileDB-SOMA), modality or table.")]
-EmptyCells = Annotated[
-    Literal["refuse", "keep"] | None, typer.Option(help="What to do with cells without counts (default: refuse).")
-]
 SEVERAL_NAMES = "NAME,NAME (repeatable; in double quotes if a name has a comma)"
-RankTimeout = Annotated[
-    float,
-    typer.Option(
-        metavar="SECONDS",
-        help="With several processes: one that hangs this long ends all.",
-        min=1,
-        callback=check_finite,
-    ),
-]
 
 
 @app.command()
@@ -267,7 +265,7 @@ def train(
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def launch(
     context: typer.Context,
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train, minify, card or plan ...")],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train, map, minify, card or plan ...")],
     nproc: Annotated[int, typer.Option(help="Processes on this machine: one per GPU.", min=1)],
     max_restarts: Annotated[int, typer.Option(help="How often to restart all when one is lost.", min=0)] = 0,
     nnodes: Annotated[int, typer.Option(help="Number of machines; run the command on each of them.", min=1)] = 1,
@@ -388,8 +386,8 @@ def export(
 def _check_command(context: typer.Context, command: list[str]) -> None:
     """Report a mistake in the command of `launch` once, here, and not in each process at each start."""
     group = context.find_root()
-    if command[0] not in ("train", "minify", "card", "plan"):
-        context.fail(f"train, minify, card and plan can be launched, {command[0]!r} can't.")
+    if command[0] not in ("train", "map", "minify", "card", "plan"):
+        context.fail(f"train, map, minify, card and plan can be launched, {command[0]!r} can't.")
     subcommand = group.command.get_command(group, command[0])  # type: ignore[attr-defined]
     subcommand.make_context(command[0], command[1:], parent=group)
 

@@ -1,9 +1,9 @@
 """Describe what a path holds, in a few lines."""
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -85,7 +85,17 @@ def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[s
     known = isinstance(store, MinifiedStore) or store.has_model
     batch = store.setup.keys.batch_key or "none" if known else "see its model"
     yield f"  batch: {batch}; order: {order}"
+    if isinstance(store, MinifiedStore) and "mapped_from" in store.attributes:
+        yield _describe_origin(store.path, store.attributes)
     yield from _describe_obs(store)
+
+
+def _describe_origin(path: str, attributes: Mapping[str, Any]) -> str:
+    """The line about the model that a model was mapped from."""
+    from atlasvi.engine.model.trained_run import MappedFrom  # imports torch, which takes seconds
+
+    with reading(path):
+        return f"  mapped from {MappedFrom.from_saved(attributes['mapped_from'])}"
 
 
 def _describe_index(index: IndexFile) -> Iterator[str]:
@@ -142,6 +152,8 @@ def _describe_run(run: Path) -> Iterator[str]:
         spec = DataSpec.from_record(config["data"])
     values = {**config, "data": spec}
     yield from (f"  {name}: {value}" for name, value in values.items() if not isinstance(value, (dict, list)))
+    if "mapped_from" in config:
+        yield _describe_origin(str(run / CONFIG), config)
     result = run / RESULT
     if not result.is_file():
         yield f"  not finished: resume it with atlasvi train {shlex.quote(str(spec))} --out {run} --resume"

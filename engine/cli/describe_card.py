@@ -25,6 +25,8 @@ def describe_card(folder: str | Path) -> Iterator[str]:
     yield f"{folder}: card of {known.model} (format {card.format})"
     sizes = f"{count(known.n_cells, 'cell')} x {count(known.n_genes, 'gene')}"
     yield f"  data {known.data}: {sizes}, counts {known.counts_hash or 'not kept'}, genes {known.genes_sha256}"
+    if "mapped_from" in known.training:
+        yield f"  mapped from {known.training['mapped_from']}"
     yield f"  {count(known.n_draws, 'draw')} of each cell, seed {known.seed}; atlasvi {known.versions.get('atlasvi')}"
     for name, part in card.parts.items():
         yield f"  {name}: {count(part.n_cells, 'cell')}"

@@ -53,7 +53,8 @@ class SearchFlags:
 
     def open_reference(self, context: typer.Context, cells: str | None) -> "tuple[MinifiedCells, NewCells | None]":
         """The cells of MINI, and the new cells of DATA or of `cells`, if there are any."""
-        from atlasvi.engine.queries.new_cells import open_new_cells
+        from atlasvi.engine.minified.places import name_place
+        from atlasvi.engine.queries.new_cells import choose_encoder, open_new_cells
         from atlasvi.engine.queries.opened_question import OpenedQuestion
         from atlasvi.engine.queries.question_cells import MinifiedCells, QueryError
 
@@ -62,12 +63,19 @@ class SearchFlags:
         (place, data), options = context.meta["places"], context.parent.params if context.parent else {}
         if data is not None and cells is not None:
             raise QueryError(f"{data} and --cells {cells} are both new cells: name one of them.")
-        opened = OpenedQuestion(place, None, options.get("model"), options.get("device", "cpu"))
+        data, model = cells if data is None else data, options.get("model")
+        is_mapped = data is not None and name_place(place) == "minified store"  # minified data of scvi-tools has none
+        opened = OpenedQuestion(place, None, None if is_mapped else model, options.get("device", "cpu"))
         assert isinstance(opened.cells, MinifiedCells)
-        data = cells if data is None else data
         if data is None:
             return opened.cells, None
-        new = open_new_cells(data, opened.run, self.missing_genes)
+        if is_mapped and model is not None:
+            assert opened.kept is not None
+            run = choose_encoder(opened.kept, model)
+            run.model.to(opened.run.model.encoder.mean.weight.device)
+        else:
+            run = opened.run
+        new = open_new_cells(data, run, self.missing_genes)
         context.call_on_close(new.close)
         return opened.cells, new
 
@@ -185,12 +193,19 @@ def query_annotate(
 def _find_asked(reference: "MinifiedCells", of: str | None, limit: int | None) -> "np.ndarray | None":
     """Ascending int64 indices of the cells of --of; None: all."""
     from atlasvi.engine.queries.cell_choice import choose_cells
+    from atlasvi.engine.queries.neighbours import check_columns
+    from atlasvi.engine.queries.question_cells import QueryError
 
     if of is None:
         return None if limit is None else np.arange(reference.n_cells)[:limit]
     if _is_filter(of, reference.obs_columns):
         return choose_cells(reference, where=[of], limit=limit)
-    return choose_cells(reference, split_names(of), limit=limit)
+    try:
+        return choose_cells(reference, split_names(of), limit=limit)
+    except QueryError:
+        if "=" in of:  # neither a name nor a column that is there
+            check_columns([of.partition("=")[0]], reference)
+        raise
 
 
 def _is_filter(text: str, columns: list[str]) -> bool:

@@ -33,7 +33,11 @@ def open_question(
     ],
     data: Annotated[str | None, typer.Option(help="Same as DATA.", hidden=True)] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Model of minified data of scvi-tools, if it is in another folder.")
+        Path | None,
+        typer.Option(
+            help="Model of minified data of scvi-tools, if it is in another folder; for new cells beside a minified "
+            "store, a run that was mapped from its model."
+        ),
     ] = None,
     device: Annotated[Literal["cpu", "cuda", "auto"], typer.Option(help="Where to compute.")] = "cpu",
 ) -> None:

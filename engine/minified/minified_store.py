@@ -334,11 +334,12 @@ class MinifiedStore(KeptPosterior):
     @property
     def run(self) -> "TrainedRun":
         """The model in the store, with its genes and its setup."""
-        from atlasvi.engine.model.trained_run import TrainedRun  # imports torch: see `model`
+        from atlasvi.engine.model.trained_run import MappedFrom, TrainedRun  # imports torch: see `model`
 
         with reading(self.path):
             data = DataSpec.from_record(self.attributes["data"]) if "data" in self.attributes else None
-        return TrainedRun(self.model(), [str(gene) for gene in self.genes], self.setup, data=data)
+            origin = MappedFrom.from_saved(self.attributes.get("mapped_from"))
+        return TrainedRun(self.model(), [str(gene) for gene in self.genes], self.setup, data=data, mapped_from=origin)
 
     def model(self) -> "VAE":
         """The model, ready to decode."""

@@ -154,6 +154,7 @@ def _finish(scratch: Path, opened: Opened, progress: Progress) -> None:
         "setup": run.setup.to_saved(),
         "order": "source" if job.source_order else "as trained",
         "data": data.spec.to_record(),
+        **({} if run.mapped_from is None else {"mapped_from": vars(run.mapped_from)}),
     }
     written = minify_parts.read_written(scratch, ORDERED if job.source_order else ENCODED, job.n_parts)
     result = scratch / minify_parts.RESULT

@@ -25,7 +25,7 @@ from atlasvi.engine.training.checkpoint_files import (
     write_checkpoint,
 )
 from atlasvi.engine.training.resuming import (
-    explain_taken,
+    check_new_run,
     merge_saved,
     prepare_start,
     read_data_spec,
@@ -36,9 +36,8 @@ from atlasvi.engine.training.settings import SettingError, resolve_settings
 from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells, select_genes
 from atlasvi.loaders.damage import reading
-from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.manifest import write_json
-from atlasvi.loaders.outputs import check_output_free, remove_leftovers, write_folder_aside
+from atlasvi.loaders.outputs import remove_leftovers, write_folder_aside
 from atlasvi.loaders.sources.data_spec import DataSpec
 
 log = logging.getLogger(__name__)
@@ -111,9 +110,7 @@ def train(
             saved = ranks.from_first(lambda: read_saved(out), "the configuration")
             like = read_data_spec(out, saved)
         elif ranks.is_first:
-            if (out / CONFIG).is_file():
-                raise OutputError(explain_taken(out))
-            check_output_free(out)
+            check_new_run(out)
         if start is not None and not resume:
             start = start if isinstance(start, TrainedRun) else open_model(start)
             like = start.like
@@ -126,6 +123,8 @@ def train(
             if saved.get("genes"):
                 data = select_genes(data, saved["genes"])
             arguments, resolved = merge_saved(out, saved, arguments, resolved, data)
+            if "mapped_from" in saved:
+                arguments["mapped_from"] = saved["mapped_from"]
             if ranks.from_first((out / MODEL).is_file, "the start"):
                 if ranks.is_first:
                     say(f"{out}: the run is finished already, so there is nothing to resume.", error=True)
@@ -138,6 +137,8 @@ def train(
         elif isinstance(start, TrainedRun):
             data, setup, resolved, first = prepare_start(start, data, keys.as_arguments(), resolved)
             arguments["genes"] = [str(gene) for gene in data.genes]  # the genes of the model; the data may have more
+            if start.mapped_from is not None:
+                arguments["mapped_from"] = vars(start.mapped_from)
         else:
             data = allow_fractions(data, resolved.likelihood.takes_fractions)
             setup = learn_setup(data, SetupKeys.from_arguments(arguments), layer=data.layer)

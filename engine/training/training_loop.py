@@ -16,7 +16,7 @@ import torch
 from atlasvi.engine.distributed.signals import Signals, TrainingInterrupted
 from atlasvi.engine.model.loss_terms import LossTerms
 from atlasvi.engine.model.run_files import CONFIG, METRICS, MODEL, RESULT
-from atlasvi.engine.model.trained_run import TrainedRun, lock_run
+from atlasvi.engine.model.trained_run import MappedFrom, TrainedRun, lock_run
 from atlasvi.engine.terminal import count
 from atlasvi.engine.training.checkpoint_content import Best, RunState
 from atlasvi.engine.training.checkpoint_files import CheckpointWriter, copy_state, list_checkpoints
@@ -93,7 +93,16 @@ class Trainer:
             if warning := warn_of_collapse(result["informative_latents"], parts.model.n_latent):
                 self.log.say(warning)
         genes = [str(gene) for gene in parts.data.genes]
-        run = TrainedRun(parts.model.cpu().float().eval(), genes, parts.setup, result, out, data=parts.data.spec)
+        run = TrainedRun(
+            parts.model.cpu().float().eval(),
+            genes,
+            parts.setup,
+            result,
+            out,
+            freezing=self.settings.freezing,
+            data=parts.data.spec,
+            mapped_from=MappedFrom.from_saved(parts.config.get("mapped_from")),
+        )
         if self.ranks.is_first:
             write_json(out / RESULT, result)
             run.save(out)

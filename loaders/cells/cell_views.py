@@ -1,6 +1,7 @@
 """Cells seen through a list of genes, or with one more column of obs; all else is delegated to the original cells."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,12 @@ class SelectedGenes(CellsView):
     def __init__(self, data: Cells, genes: pd.Index) -> None:
         super().__init__(data)
         self._choice, self._var = GeneChoice(genes.get_indexer(data.genes), len(genes)), data.var.reindex(genes)
+        self._lacks_genes = not genes.isin(data.genes).all()
+
+    @property
+    def spec(self) -> DataSpec:
+        """How the cells were opened, and whether missing genes count as zeros, so that they can be opened so again."""
+        return replace(self._data.spec, missing_genes="zeros") if self._lacks_genes else self._data.spec
 
     @property
     def var(self) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlasvi.engine import SCVI
+from atlasvi.engine import SCVI, minify
 from tests.engine.api.small_models import make_adata, make_model
 from tests.engine.distributed.rank_processes import run_command
 from tests.engine.queries.forms_of_cells import make_forms
@@ -182,6 +182,48 @@ def test_names_of_groups_and_genes_are_no_formulas_for_a_spreadsheet(folder: Pat
     words = ["differential", "--groupby", "kind", "--group1", "=1+1", "--n-samples", 50]
     table = ask(folder, "model", tmp_path / "kinds.h5ad", *words)
     assert set(table["group1"]) == {"'=1+1"}
+
+
+def test_cells_of_any_name_are_found_by_it_and_written_as_it_is(folder: Path, tmp_path: Path):
+    names = [
+        "=1+1",
+        "a,b",
+        'a"b',
+        "a\nb",
+        "a\r\nb",
+        " blank ",
+        "twice",
+        "twice",
+        "",
+        "NA",
+        "007",
+        "@x",
+        '"q"',
+        "-5",
+        "\tx",
+    ]
+    adata = make_adata(len(names))
+    adata.obs_names, adata.var_names = names, [f"=g{k}" for k in range(39)] + ["a, b"]
+    model = make_model(adata, epochs=1)
+    model.save(tmp_path / "model")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    minify(tmp_path / "model", tmp_path / "cells.h5ad", tmp_path / "x.mini")
+    latents = model.get_latent_representation()
+    for ending in ("parquet", "h5ad", "csv"):
+        out = tmp_path / f"x.{ending}"
+        assert run_command("query", tmp_path / "x.mini", "latent", "--out", out).returncode == 0
+    table = pd.read_parquet(tmp_path / "x.parquet")
+    assert table["cell"].tolist() == anndata.read_h5ad(tmp_path / "x.h5ad").obs_names.tolist() == names
+    np.testing.assert_array_equal(table[["z0", "z1"]], latents[:, :2])
+    text = pd.read_csv(tmp_path / "x.csv", dtype={"cell": str}, keep_default_na=False)["cell"]
+    guarded = {"=1+1": "'=1+1", "@x": "'@x", "\tx": "'\tx"}
+    assert text.tolist() == [guarded.get(name, name) for name in names]
+    for name in set(names):
+        quoted = '"' + name.replace('"', '""') + '"'
+        done = run_command("query", tmp_path / "x.mini", "count", "--cells", quoted)
+        assert (done.stdout, done.stderr) == (f"{names.count(name)}\n", "")
+    shares = ask(tmp_path, "x.mini", "expression", "--genes", '"a, b",=g3', "--limit", 1)
+    assert shares.columns.tolist() == ["a, b", "'=g3"]
 
 
 def test_parameters_of_the_likelihood_are_those_that_it_has(folder: Path, tmp_path: Path):
