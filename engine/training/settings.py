@@ -165,7 +165,7 @@ FEWEST_STEPS = 200
 """Steps of the shortest runs that trained well, with the recipe `atlas`: docs/training.md has the figures."""
 FEWEST_STEPS_AN_EPOCH = 50
 """Steps of an epoch: with fewer, latents of small data that is seen many times went out of use: as there."""
-FORGOTTEN_AFTER = 15
+FORGOTTEN_AFTER = 7
 """Epochs after which weights have forgotten what they learned, at the most: as there."""
 SMALLEST = 128
 """Cells of a minibatch that no recipe makes smaller."""
