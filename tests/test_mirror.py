@@ -41,7 +41,6 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     "engine/cli/test_commands": ("engine/cli/describe",),
     "engine/cli/test_query_commands": (
         "engine/cli/answers",
-        "engine/cli/query_app",
         "engine/queries/likelihood_parameters",
         "engine/queries/opened_question",
         "engine/queries/population",

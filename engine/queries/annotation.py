@@ -94,7 +94,7 @@ class Annotator:
         if chosen is not None:
             self._codes[~chosen] = -1
         sizes = np.bincount(self._codes + 1, minlength=len(self.labels) + 1)[1:]
-        if (n_labels := np.count_nonzero(sizes)) < 2:
+        if (n_labels := int(np.count_nonzero(sizes))) < 2:
             raise QueryError(
                 f"{reference.path}: these cells have {count(n_labels, 'label')} in column {labels_key!r}: at least two "
                 "are needed to tell cells apart."

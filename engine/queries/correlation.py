@@ -45,7 +45,7 @@ def correlate_genes(
     if len(indices) * n_samples < 2:
         raise QueryError(f"{cells.path}: one draw of one cell has no correlations: choose more cells, or more draws.")
     size = read_library_size(rna_size_factor)
-    places = None
+    places: np.ndarray | None = None
     if not isinstance(columns, slice) and len(unique := np.unique(columns)) < len(columns):
         columns, places = unique, np.searchsorted(unique, columns)
     if not model.settings.likelihood.has_dispersion:

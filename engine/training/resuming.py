@@ -34,7 +34,8 @@ def read_saved(out: Path) -> dict[str, Any]:
         raise SourceError(f"{out / CONFIG} is damaged: it holds no settings or no data: copy it again.")
     if "recipe" not in saved["settings"]:  # a run of before there were recipes
         saved["settings"] = {"recipe": "scvi-tools", **RECIPES["scvi-tools"], **saved["settings"]}
-    saved["settings"].setdefault("least_steps_an_epoch", 0)  # so were all runs before there was the setting
+    for name, value in {"least_steps_an_epoch": 0, "adam_beta2": 0.999}.items():  # so all runs were without the setting
+        saved["settings"].setdefault(name, value)
     return saved
 
 

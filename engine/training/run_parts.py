@@ -194,6 +194,7 @@ def prepare_run(
         group_parameters(model, settings.freezing, settings.weight_decay, settings.decayed or "all"),
         # a tensor on a GPU, as a CUDA graph replays the step with the rate that is in it then
         lr=torch.tensor(settings.learning_rate, device=chosen) if chosen.type == "cuda" else settings.learning_rate,
+        betas=(0.9, settings.adam_beta2),
         eps=settings.adam_eps,
         fused=True,
         capturable=chosen.type == "cuda",
