@@ -198,7 +198,7 @@ def make_app(
         ClientDisconnect: lambda request, error: Response(status_code=499),
         Exception: _explain_fault,
     }
-    guard = Middleware(Guard, token=token, hosts=hosts)
+    guard = Middleware(Guard, token=token, hosts=hosts, send_seconds=service.limits.send_seconds)
     return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=service.live)
 
 

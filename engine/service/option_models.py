@@ -173,4 +173,4 @@ def _explain(error: ValidationError, model: type[Options]) -> str:
     if first["type"] == "string_pattern_mismatch":
         return f"The option {place!r} is text that does not begin with @: send a list of names instead of a file."
     where = f"The option {place!r}: " if place else "The body: "
-    return f"{where}{first['msg']}."
+    return f"{where}{first['msg'].removeprefix('Value error, ')}."
