@@ -44,6 +44,7 @@ class Service:
         self.run.model.eval()
         self.index = IndexFile(name_index(store.path), store) if name_index(store.path).exists() else None
         self.models = {name: make_model(question, limits) for name, question in questions.items()}
+        self.facts = store_facts.tell_store(store, list(questions))
         self.jobs: Jobs
 
     @contextlib.asynccontextmanager
@@ -87,7 +88,7 @@ class Service:
 
     async def tell_store(self, request: Request) -> Response:
         """GET /api/info."""
-        return JSONResponse(store_facts.tell_store(self.store, list(self.questions)))
+        return JSONResponse(self.facts)
 
     async def tell_genes(self, request: Request) -> Response:
         """GET /api/genes?pattern=TEXT."""

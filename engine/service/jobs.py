@@ -69,6 +69,8 @@ class Job:
             last = Closing()  # nobody reads this, unless it is the service that ends
         except Exception as error:
             last = error
+        except BaseException as error:  # such as a panic of a library that is written in Rust
+            last = RuntimeError(f"{type(error).__name__}: {error}")
         self._put(last)
 
     def check(self, *_: Any) -> None:
