@@ -60,8 +60,8 @@ def _check_groups(
         n_rows = min(n_groups, len(named or range(n_groups))) * (options.get("top") or n_genes)
         if n_rows > limits.most_cells:
             raise TooLarge(
-                f"The answer would have {n_rows:,} rows, and this service gives up to {limits.most_cells:,}: name fewer "
-                "groups, or ask for fewer genes of each (top)."
+                f"The answer would have {n_rows:,} rows, and this service gives up to {limits.most_cells:,}: name "
+                "fewer groups, or ask for fewer genes of each (top)."
             )
 
 
