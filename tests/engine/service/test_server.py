@@ -25,7 +25,7 @@ def test_the_command_serves_until_a_signal_and_ends_cleanly(forms: Path, tmp_pat
     (rank,) = ranks = start_ranks(run_atlasvi, 1, tmp_path, *words)
     try:
         wait_until(rank.written.exists, 300)
-    wait_until(lambda: "until Ctrl-C" in rank.said or rank.process.exitcode is not None, 300)
+        wait_until(lambda: "until Ctrl-C" in rank.said or rank.process.exitcode is not None, 300)
         address = re.search(r"at (http://127.0.0.1:\d+)/ until Ctrl-C", rank.said)
         assert address is not None, rank.said
         assert httpx.get(f"{address[1]}/api/info").status_code == 401
