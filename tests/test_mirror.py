@@ -151,6 +151,7 @@ OF_MANY_FILES = {
     "kernels/test_triton": "every Triton kernel, in its interpreter",
     "test_benchmarks": "benchmarks/",
     "test_quick_benchmarks": "benchmarks/, each from its start to its end",
+    "test_documented_commands": "README.md, CONTRIBUTING.md and docs/",
     "test_contents": "what __init__.py of the packages promises",
     "test_examples": "examples/",
     "test_mirror": "tests/",

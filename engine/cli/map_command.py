@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from atlasvi.engine.cli.arguments import EmptyCells, GeneColumn, Layer, Measurement, RankTimeout
+from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.cli.option_groups import spread
 from atlasvi.loaders.sources.data_spec import parse_source
 
@@ -47,6 +48,7 @@ class FreezingOptions:
 
 @spread
 def map_cells(
+    context: typer.Context,
     reference: Annotated[
         Path, typer.Argument(metavar="RUN|MINI", help="A finished run, a model, or a minified store with its model.")
     ],
@@ -59,7 +61,7 @@ def map_cells(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0)] = None,
     split_column: Annotated[str | None, typer.Option(help="obs column with train, validation or test.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    config: JobFile = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
     ] = None,
@@ -91,8 +93,7 @@ def map_cells(
         device=device,
         seed=seed,
         split_column=split_column,
-        config=config,
-        settings=parse_settings(settings or []),
+        settings={**context.meta.get("settings", {}), **parse_settings(settings or [])},
         resume=resume,
         rank_timeout_s=rank_timeout,
     )

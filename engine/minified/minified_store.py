@@ -32,6 +32,7 @@ import zarr
 
 from atlasvi.engine.minified.kept_posterior import LATENTS, LIBRARY, MINIFIED, MINIFY_TYPE, KeptPosterior
 from atlasvi.engine.model.covariates import Setup
+from atlasvi.engine.provenance import Provenance
 from atlasvi.loaders.arrays.array_checks import check_group_codecs
 from atlasvi.loaders.arrays.row_arrays import Chosen, open_rows
 from atlasvi.loaders.cells.store_checks import check_attributes, check_lengths, check_written, name_missing_chunks
@@ -332,14 +333,29 @@ class MinifiedStore(KeptPosterior):
             return Setup.from_saved(self.attributes.get("setup", {name: self.attributes.get(name) for name in first}))
 
     @property
+    def provenance(self) -> Provenance | None:
+        """Where the store comes from, and as its `of` the model; None if an older atlasvi made it."""
+        with reading(self.path):
+            return Provenance.from_record(self.attributes.get("provenance"))
+
+    @property
     def run(self) -> "TrainedRun":
         """The model in the store, with its genes and its setup."""
         from atlasvi.engine.model.trained_run import MappedFrom, TrainedRun  # imports torch: see `model`
 
         with reading(self.path):
             data = DataSpec.from_record(self.attributes["data"]) if "data" in self.attributes else None
+            provenance = self.provenance.of if self.provenance is not None else None
             origin = MappedFrom.from_saved(self.attributes.get("mapped_from"))
-        return TrainedRun(self.model(), [str(gene) for gene in self.genes], self.setup, data=data, mapped_from=origin)
+        return TrainedRun(
+            self.model(),
+            [str(gene) for gene in self.genes],
+            self.setup,
+            data=data,
+            var=self.var,
+            provenance=provenance,
+            mapped_from=origin,
+        )
 
     def model(self) -> "VAE":
         """The model, ready to decode."""

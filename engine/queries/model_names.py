@@ -4,30 +4,24 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from atlasvi.engine.model.covariates import find_categories, to_category
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries.cell_choice import name_some
+from atlasvi.engine.queries.gene_names import GeneNames
 from atlasvi.engine.queries.question_cells import QueryError
-from atlasvi.loaders.errors import GeneError
-from atlasvi.loaders.tables.store_tables import find_near_names, suggest_names
+from atlasvi.loaders.tables.store_tables import suggest_names
 
 
 def find_genes(run: TrainedRun, names: Sequence[str] | None, path: str) -> np.ndarray | slice:
     """int64 columns of the named genes, in their order (None: a slice of all genes).
 
-    path  of the data, for errors. Raises GeneError, with similar names, if a gene is not in the model.
+    names  the model's own, or others that its var has (see `GeneNames`)
+    path   of the data, for errors. Raises GeneError, with similar names, if a gene is not in the model.
     """
     if names is None:
         return slice(None)
-    columns = pd.Index(run.genes).get_indexer(pd.Index(names))
-    if (columns < 0).any():
-        missing = names[int(np.flatnonzero(columns < 0)[0])]
-        near = find_near_names(missing, run.genes)
-        hint = f"similar: {', '.join(near)}" if near else f"it has {len(run.genes):,}: {name_some(run.genes)}"
-        raise GeneError(f"{path}: no gene {missing!r} in the model ({hint}).")
-    return columns
+    return GeneNames(run.genes, run.var).find(names, path)
 
 
 def find_batches(run: TrainedRun, names: Any) -> list[int | None]:

@@ -97,6 +97,15 @@ def merge_saved(
         return {key: saved.get(key) for key in arguments}, Settings.model_validate(saved["settings"])
 
 
+def check_note(out: Path, saved: Mapping[str, Any], note: str | None) -> None:
+    """Raises SettingError for another note than the run was started with: a run has one."""
+    was = (saved.get("provenance") or {}).get("note")
+    if note not in (None, was):
+        raise SettingError(
+            f"{out}: the run was started with the note {was!r}, and it is kept: resume it without another (--note)."
+        )
+
+
 def prepare_start(
     run: TrainedRun, data: CellData, keys: Mapping[str, Any], settings: Settings
 ) -> tuple[CellData, Setup, Settings, dict[str, Any]]:

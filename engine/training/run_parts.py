@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from atlasvi.engine.model.model_options import ModelOptions, ModelSettings
 from atlasvi.engine.model.noise import INITIAL_WEIGHTS, seed_draws
 from atlasvi.engine.model.run_files import RUN_FORMAT
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.provenance import find_version
 from atlasvi.engine.training.fingerprint import fingerprint, hash_sample
 from atlasvi.engine.training.freezing import group_parameters
 from atlasvi.engine.training.settings import SettingError, Settings, choose_batch_size, resolve_schedule
@@ -230,11 +230,3 @@ def choose_device(device: str) -> torch.device:
 def launch_id() -> str | None:
     """Identifier of the torchrun launch that started this process, if any; the same after restarts."""
     return os.environ.get("TORCHELASTIC_RUN_ID")
-
-
-def find_version(package: str) -> str:
-    """The version of an installed package, or 'unknown'."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

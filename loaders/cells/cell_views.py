@@ -99,6 +99,13 @@ class CellsView:
         self._data.close()
 
 
+def unwrap(data: Cells) -> Cells:
+    """The cells that a view, or a view of views, shows."""
+    while isinstance(data, CellsView):
+        data = data._data
+    return data
+
+
 class SelectedGenes(CellsView):
     """Only the genes of a list, as columns in its order; a gene that the data lacks has zero counts in every cell."""
 

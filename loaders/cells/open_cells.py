@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from atlasvi.loaders.cells.cell_store import CellStore
-from atlasvi.loaders.cells.cell_views import AddedColumn, SelectedGenes
+from atlasvi.loaders.cells.cell_views import AddedColumn, SelectedGenes, unwrap
 from atlasvi.loaders.cells.cells_protocol import Cells
 from atlasvi.loaders.cells.source_cells import SourceCells
 from atlasvi.loaders.errors import AtlasviWarning, GeneError, SourceError
@@ -130,3 +130,9 @@ def add_column(data: Cells, name: str, values: Sequence[Any]) -> Cells:
 def allow_fractions(data: Cells, allowed: bool = True) -> Cells:
     """The same cells, accepting values that are not whole if `allowed`."""
     return data.allow_fractions() if allowed else data
+
+
+def hash_counts(data: Cells) -> str | None:
+    """A hash of all counts of a cell store, without reading them; None for other data (see `CellStore.hash_counts`)."""
+    store = unwrap(data)
+    return store.hash_counts() if isinstance(store, CellStore) else None

@@ -55,6 +55,33 @@ MODEL_AND_DATA = [
 
 
 @pytest.mark.parametrize("places", MODEL_AND_DATA, ids=" ".join)
+def test_without_a_question_it_shows_what_is_held_and_what_can_be_asked(folder: Path, places: list[str]):
+    done = run_command("query", *_find(folder, places))
+    assert done.returncode == 0, done.stderr
+    held, asked = done.stdout.split("It can be asked:\n")
+    assert "latent dimension" in held or "a model of scvi-tools" in held
+    assert held.strip() == run_command("query", *_find(folder, [*places, "info"])).stdout.strip()
+    questions = [line.split()[0] for line in asked.splitlines() if line.startswith("  ")]
+    assert {"latent", "expression", "markers", "neighbours", "annotate"} <= set(questions)
+    assert "latent --limit 5" in asked
+
+
+def test_a_run_alone_says_that_it_must_be_minified_first(folder: Path):
+    assert "make some with atlasvi minify RUN DATA --out MINI" in refuse(folder, "model")
+
+
+def test_what_a_minified_store_holds_is_shown_without_loading_torch(folder: Path):
+    for words in ([folder / "x.mini"], [folder / "x.mini", "info"]):
+        script = (
+            f"import sys; sys.argv = ['atlasvi', 'query', *{list(map(str, words))!r}]; "
+            "from atlasvi.engine.cli.commands import app; app(standalone_mode=False); "
+            "print('torch' in sys.modules, file=sys.stderr)"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.stderr.strip() == "False"
+
+
+@pytest.mark.parametrize("places", MODEL_AND_DATA, ids=" ".join)
 def test_latents_expression_and_library_are_those_of_scvi(folder: Path, places: list[str]):
     model = SCVI.load(folder / "model", folder / "cells.h5ad")
     latent = ask(folder, *places, "latent", "--where", "cell_type=B", "--variance")
