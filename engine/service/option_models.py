@@ -116,7 +116,7 @@ def _make_field(
         elif isinstance(mark, CellsBy):
             kinds = [Annotated[text, Field(pattern=NO_FILE)], Rows, *[names] * mark.names]
         elif isinstance(mark, NumberOrWord):
-            kinds = [float, text]
+            kinds = [Annotated[float | text, AfterValidator(_to_text)]]
     if kinds == [list[str]]:
         kinds = [Annotated[text | list[text], AfterValidator(_to_list)]]
     kinds = [text if kind is str else kind for kind in kinds]
@@ -125,7 +125,7 @@ def _make_field(
     elif kinds in ([int], [float]) and info is not None:
         largest = [each for each in (most, info.max, EXACT if kinds == [int] else None) if each is not None]
         bounds = Field(ge=info.min, le=min(largest, default=None))
-        kinds = [Annotated[kinds[0], BeforeValidator(_check_number), bounds]]
+        kinds = [Annotated[kinds[0], bounds, BeforeValidator(_check_number)]]
     annotated: Any = kinds[0]
     for kind in kinds[1:]:
         annotated = annotated | kind
@@ -153,9 +153,13 @@ def _to_list(value: str | list[str]) -> list[str]:
 
 
 def _to_argument(value: Any) -> Any:
-    """A value of the model as the command line would give it; rows as an array."""
+    """A value of the model as a question takes it: rows as an array."""
     if isinstance(value, list) and value and isinstance(value[0], int):
         return np.array(value, np.int64)
+    return value
+
+
+def _to_text(value: float | str) -> str:
     return f"{value:.17g}" if isinstance(value, float) else value
 
 
@@ -169,4 +173,4 @@ def _explain(error: ValidationError, model: type[Options]) -> str:
     if first["type"] == "string_pattern_mismatch":
         return f"The option {place!r} is text that does not begin with @: send a list of names instead of a file."
     where = f"The option {place!r}: " if place else "The body: "
-    return f"{where}{first['msg']}."
+    return f"{where}{first['msg'].removeprefix('Value error, ')}."

@@ -18,7 +18,7 @@ from atlasvi.engine.service.answer_forms import CSV
 from tests.engine.distributed.rank_processes import run_command
 from tests.engine.service.running import ask, ask_table, serving
 
-GENES = ["ENSG00000023902", "ENSG00000090104", "ENSG00000028137"]
+GENES = ["ENSG00000023902", "ENSG00000028137", "ENSG00000090104"]  # in the order of the model, which SCVI keeps
 
 
 @pytest.fixture(scope="module")

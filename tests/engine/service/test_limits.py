@@ -54,6 +54,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("latent", {"cells": ["nobody"]}, "do not exist"),
     ("latent", {"limit": 1, "sample": 1}, "use one of the two"),
     ("expression", {"genes": ["g99"]}, "no gene 'g99'"),
+    ("expression", {"genes": "g1\rg2"}, "these names can't be read"),
     ("expression", {"library_size": "huge"}, "huge"),
     ("markers", {"labels_key": "type"}, "no column 'type'"),
     ("neighbours", {"of": ["nobody"]}, "do not exist"),
@@ -181,6 +182,23 @@ def test_a_client_that_goes_in_the_middle_of_an_answer_ends_it(slow, in_slices):
         slow.is_free.set()
         assert len(ask_table(client, "latent", rows=[1])["cell"]) == 1
         assert slow.n_read < 20
+
+
+def test_a_client_that_does_not_read_its_answer_keeps_no_thread_and_is_left(
+    forms: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Limits, "send_seconds", 1.0)
+    body = json.dumps({"n_samples_overall": 20_000}).encode()  # 8 MB, more than the system keeps for a connection
+    head = f"Host: localhost\r\nContent-Type: application/json\r\nAccept: {CSV}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with serving(forms / "x.mini", Limits(seconds=5, at_once=1)) as client, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        connection.connect((client.base_url.host, client.base_url.port))
+        connection.sendall(b"POST /api/expression HTTP/1.1\r\n" + head.encode() + body)
+        assert ask(client, "count").status_code == 200  # when the thread is free
+        time.sleep(2)
+        received = b"".join(iter(lambda: connection.recv(2**20), b""))
+    assert received.startswith(b"HTTP/1.1 200")
+    assert not received.endswith(b"0\r\n\r\n")
 
 
 def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(slow, in_slices):

@@ -4,9 +4,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -18,32 +15,28 @@ from atlasvi.engine.queries import abundance
 from atlasvi.engine.service.answer_forms import CSV
 from atlasvi.engine.service.server import open_socket
 from atlasvi.loaders.errors import OutputError
-from tests.engine.service.running import ask, serving
+from tests.engine.distributed.rank_processes import end_ranks, start_ranks, wait_until
+from tests.engine.service.running import ask, run_atlasvi, serving
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_a_signal_and_ends_cleanly(forms: Path, tmp_path: Path, number: signal.Signals):
-    command = [sys.executable, "-m", "atlasvi.engine.cli.commands", "serve", str(forms / "x.mini"), "--port", "0"]
-    with open(tmp_path / "said", "wb") as said:
-        process = subprocess.Popen(
-            command, stdout=said, stderr=said, env={**os.environ, "ATLASVI_TOKEN": "a-long-token"}
-        )
+    words = "serve", str(forms / "x.mini"), "--port", "0", "--token", "a-long-token"
+    (rank,) = ranks = start_ranks(run_atlasvi, 1, tmp_path, *words)
     try:
-        address, until = None, time.monotonic() + 120
-        while address is None:
-            assert process.poll() is None, (tmp_path / "said").read_text()
-            assert time.monotonic() < until
-            address = re.search(r"at (http://127.0.0.1:\d+)/ until Ctrl-C", (tmp_path / "said").read_text())
-            time.sleep(0.05)
+        wait_until(rank.written.exists, 300)
+        wait_until(lambda: "until Ctrl-C" in rank.said or rank.process.exitcode is not None, 300)
+        address = re.search(r"at (http://127.0.0.1:\d+)/ until Ctrl-C", rank.said)
+        assert address is not None, rank.said
         assert httpx.get(f"{address[1]}/api/info").status_code == 401
         token = {"Authorization": "Bearer a-long-token"}
         assert httpx.get(f"{address[1]}/api/info", headers=token).json()["n_cells"] == 60
-        process.send_signal(number)
-        assert process.wait(30) == 0
-        assert (tmp_path / "said").read_text().count("\n") == 1
+        os.kill(rank.process.pid, number)  # type: ignore[arg-type]
+        rank.process.join(60)
+        assert rank.process.exitcode == 0, rank.said
+        assert rank.said.count("\n") == 1
     finally:
-        process.kill()
-        process.wait()
+        end_ranks(ranks, within_s=0)
 
 
 def test_a_port_that_is_taken_is_a_sentence():
@@ -90,7 +83,7 @@ def test_the_store_its_genes_and_its_columns_are_told(client: httpx.Client):
     assert (kinds["n_values"], kinds["n_missing"]) == (3, 0)
     range_ = client.get("/api/obs/percent_mito").json()
     assert (range_["min"], range_["max"]) == (cells["percent_mito"].min(), cells["percent_mito"].max())
-    some = client.post("/api/obs/cell_type", json={"rows": [0, 1, 2], "where": "cell_type=B"}).json()
-    assert some["values"] == [{"value": "B", "n_cells": int((cells["cell_type"][:3] == "B").sum())}]
+    some = client.post("/api/obs/cell_type", json={"rows": list(range(30)), "where": "cell_type=B"}).json()
+    assert some["values"] == [{"value": "B", "n_cells": int((cells["cell_type"][:30] == "B").sum())}]
     some = client.post("/api/obs/percent_mito", json={"rows": [4, 9]}).json()
     assert some["max"] == cells["percent_mito"][[4, 9]].max()
