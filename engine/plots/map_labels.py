@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 GRID = 96  # rows and columns of the grid on which cells are counted
 WIDTH = 1.5  # of the Gaussian that smooths the counts, in fields of the grid
-LEAST_SHARE = 0.4  # of the cells around the place of a name, that must be of its category
+LEAST_SHARE = 0.3  # of the cells around a cell, on average, that are of its category if that has a name
 MOST_COVERED = 0.16  # of the map, by names
 ROUNDS = 300
 
@@ -23,7 +23,7 @@ class Label:
 
 
 def find_anchors(shares: np.ndarray, codes: np.ndarray, n_categories: int) -> dict[int, tuple[float, float]]:
-    """Where each category is densest and least mixed, in shares of the map, if many of the cells there belong to it.
+    """Where each category is densest and least mixed, in shares of the map, of categories whose cells lie together.
 
     shares  float [cells, 2]: column and row from the top left corner, from 0 to 1; codes [cells], -1: no category
     None at all if fewer than half of the categories have such a place, such as well-mixed batches.
@@ -34,9 +34,11 @@ def find_anchors(shares: np.ndarray, codes: np.ndarray, n_categories: int) -> di
     counts = np.bincount(fields, minlength=n_categories * GRID**2).reshape(n_categories, GRID, GRID).astype(np.float32)
     smooth = np.stack([gaussian_filter(part, WIDTH) for part in counts]) if n_categories else counts
     total, found = smooth.sum(axis=0), dict[int, tuple[float, float]]()
+    own = 1 / (2 * np.pi * WIDTH**2)  # what a cell adds to its own field
     for code, part in enumerate(smooth):
         row, column = np.unravel_index(int((part**2 / np.maximum(total, 1e-6)).argmax()), part.shape)
-        if part[row, column] > LEAST_SHARE * total[row, column] > 0:
+        around = np.maximum(part - own, 0) / np.maximum(total - own, own)
+        if (around * counts[code]).sum() > LEAST_SHARE * counts[code].sum():
             found[code] = (float(column + 0.5) / GRID, float(row + 0.5) / GRID)
     return found if 2 * len(found) >= n_categories else {}
 
