@@ -6,8 +6,8 @@
 
 Each map is made by `embed` in a process of its own, of a store of simulated cells (simulated_latents.py).
 Trustworthiness (Venna and Kaski 2001; scikit-learn's) is of 15 neighbours among 5,000 cells at random: 1 if all that
-are near in the map are near in the latent space. `kept` is the share of the 15 nearest of all cells in the latent space that are among the
-100 nearest in the map, for 1,000 cells. Then the map is drawn, by cell type and by a gene.
+are near in the map are near in the latent space. `kept` is the share of the 15 nearest of all cells in the latent space
+that are among the 100 nearest in the map, for 1,000 cells. Then the map is drawn, by cell type and by a gene.
 """
 
 import argparse

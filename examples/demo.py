@@ -75,6 +75,7 @@ def run_demo(options: argparse.Namespace) -> None:
 
     result = json.loads((run / "result.json").read_text())
     held_out = result["validation"]
+    of_markers = f"Marker genes of each {labels}: {markers}\n" if labels else ""
     drawn = " and by ".join(name for name in (labels, batch) if name) or "nothing"
     print(
         f"\nDone in {time.perf_counter() - began:.0f} s.\n"
@@ -83,9 +84,8 @@ def run_demo(options: argparse.Namespace) -> None:
         f"The counts take {folder_bytes(store) / 1e6:.1f} MB in {store}. The posterior of every cell and the model\n"
         f"take {folder_bytes(mini) / 1e6:.1f} MB in {mini}: anndata.read_zarr opens it, `atlasvi query` uses it,\n"
         f"and the counts are not needed any more.\n"
-        f"The latent space, drawn by {drawn}: {picture}\n"
-        + (f"Marker genes of each {labels}: {markers}\n" if labels else "")
-        + f"The model's card, to open in a browser: {card / 'card.html'}"
+        f"The latent space, drawn by {drawn}: {picture}\n{of_markers}"
+        f"The model's card, to open in a browser: {card / 'card.html'}"
     )
 
 
