@@ -126,8 +126,13 @@ def _read_places(opened: OpenedQuestion, chosen: np.ndarray | None) -> np.ndarra
 
 def _thin(places: np.ndarray) -> np.ndarray:
     """Ascending int64: one cell in each of some million pixels."""
-    low, high = np.nanmin(places, axis=0), np.nanmax(places, axis=0)
-    return thin_cells(PixelGrid(low, high, 1200, 1200), places)
+    return thin_cells(PixelGrid(*_find_extent(places), 1200, 1200), places)
+
+
+def _find_extent(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and the highest coordinates of the cells that have some, float64 [2] each."""
+    known = places[np.isfinite(places).all(axis=1)]
+    return known.min(axis=0).astype(np.float64), known.max(axis=0).astype(np.float64)
 
 
 def draw_figure(
@@ -149,8 +154,7 @@ def draw_figure(
     """
     from matplotlib.figure import Figure
 
-    known = places[np.isfinite(places).all(axis=1)]
-    low, high = known.min(axis=0).astype(np.float64), known.max(axis=0).astype(np.float64)
+    low, high = _find_extent(places)
     per_row = min(len(panels), per_row or 2)
     shape, line = choose_shape(low, high), style.line
     panel, widths = _choose_widths([colouring for _, colouring in panels], style, shape, per_row)

@@ -94,11 +94,11 @@ def plot_groups(
     with drawing(style):
         find_map(map_name)
         opened = ask(asked)
-        owners = None if genes is not None else _find_markers(opened, labels_key, top, chosen, seed, progress)
+        owners = {} if genes else _find_markers(opened, labels_key, top, chosen, seed, progress)
         found = aggregate(
             opened,
             labels_key,
-            genes=list(owners if genes is None and owners is not None else genes or ()),
+            genes=list(genes or owners),
             chosen=chosen,
             library_size=library_size,
             fraction_at="observed" if kind == "dots" else None,
@@ -112,7 +112,7 @@ def plot_groups(
                 f"{len(names):,} groups and {len(found.genes):,} genes are too many for a picture: name fewer genes, "
                 "or choose cells of fewer groups."
             )
-        places = None if owners is None else [names.index(owner) for owner in owners.values()]
+        places = [names.index(owner) for owner in owners.values()] or None
         values, unit = _scale_values(found.mean, scale, library_size)
         sizes = found.groups["n_cells"].to_numpy()
         figure = draw_groups(
@@ -185,7 +185,8 @@ def draw_groups(found: GroupValues, title: str, style: Style, map_name: str = NU
         side.set_visible(found.shares is not None)
     top = (height - BORDER) / height
     figure.text(BORDER / width, top, heading, va="top", size=1.6 * style.font_size, weight="bold")
-    numbers = Numbers("", found.values.astype(np.float32), found.unit, _find_range(found.values), map_name)
+    values = found.values.astype(np.float32)
+    numbers = Numbers("", values, found.unit, _find_range(values), map_name)
     if found.shares is None:
         colours = find_map(map_name)
         low, high = numbers.find_limits()

@@ -98,6 +98,8 @@ def embed(
             f"{opened.path}: it is minified data of scvi-tools; coordinates are written into a minified store alone. "
             "Make one (atlasvi minify RUN DATA --out MINI), or write obsm['X_umap'] with scanpy."
         )
+    if opened.n_cells == 0:
+        raise SourceError(f"{opened.path}: it has no cells to place.")
     if strata is not None:
         opened.read_column(strata, 0, 0)  # raises ColumnError before anything is computed
     made_by = {
@@ -202,9 +204,11 @@ class _Map:
             search = ExactSearch(self._means, self._k - 1, own)
             search.add(self._means, own)
             squared, near = search.finish()
+            progress("finding neighbours in the sample", len(chosen), len(chosen))
             near, distances = np.insert(near, 0, own, axis=1), np.insert(np.sqrt(squared), 0, 0, axis=1)
             progress("laying out the sample", 0, len(chosen))
             places = lay_out(self._means, near, distances, seed, min_distance)
+            progress("laying out the sample", len(chosen), len(chosen))
         self._places = places.astype(np.float32)
 
     def place_all(self, progress: Report) -> Iterator[tuple[int, np.ndarray]]:
