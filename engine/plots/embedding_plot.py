@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from atlasvi.engine.minified.kept_posterior import EMBEDDING
-from atlasvi.engine.plots.colouring import Categories, Colouring, Numbers, colour_column, colour_genes
+from atlasvi.engine.plots.colouring import Categories, Colouring, Numbers, colour_column, colour_genes, shorten
 from atlasvi.engine.plots.map_labels import Label, find_anchors, spread_labels
 from atlasvi.engine.plots.palettes import NUMBERS, OKABE_ITO, find_map
 from atlasvi.engine.plots.picture_file import find_format, write_picture
@@ -26,6 +26,7 @@ Labels = Literal["auto", "names", "numbers", "none"]
 PANEL = 44  # width of a panel, in letters of the font's size: 4.9 inches for 8 points
 LEAST_PANEL = 0.8  # inches
 BORDER = 0.12  # inches around the picture
+TITLE = 1.6  # size of the title's letters, in that of names
 INK = 90_000  # square points that all discs together would cover in a panel, if none lay on another
 DISCS = (0.24, 4.0)  # smallest and largest diameter of a disc, in points
 MANY_CELLS = 300_000  # of more cells, a gene is decoded for one in each pixel alone
@@ -160,15 +161,16 @@ def draw_figure(
     panel, widths = _choose_widths([colouring for _, colouring in panels], style, shape, per_row)
     n_rows = math.ceil(len(panels) / per_row)
     panel, panel_height = (round(length * style.dpi) / style.dpi for length in (panel, shape * panel))
-    head = (1.5 * line if title else 0) + (1.1 * line if subtitle else 0) + BORDER
-    row_height = panel_height + 2.6 * line
-    width, height = 2 * BORDER + per_row * (panel + line) + sum(widths), head + n_rows * row_height + BORDER
+    row_height, width = panel_height + 2.6 * line, 2 * BORDER + per_row * (panel + line) + sum(widths)
+    title = style.wrap(title, width - 2 * BORDER, TITLE, bold=True)
+    title_height = 1.4 * line * len(title.splitlines()) + 0.1 * line * bool(title)
+    head = title_height + (1.1 * line if subtitle else 0) + BORDER
+    height = head + n_rows * row_height + BORDER
     figure = Figure(figsize=(width, height), facecolor=style.paper)
     at = height - BORDER
-    for text, size, weight in ((title, 1.6, "bold"), (subtitle, 1.1, "normal")):
-        if text:
-            figure.text(BORDER / width, at / height, text, va="top", size=size * style.font_size, weight=weight)
-            at -= (1.5 if weight == "bold" else 1.1) * line
+    for text, size, weight in ((title, TITLE, "bold"), (subtitle, 1.1, "normal")):
+        figure.text(BORDER / width, at / height, text, va="top", size=size * style.font_size, weight=weight)
+        at -= title_height
     grid = PixelGrid(low, high, round(panel * style.dpi), round(panel_height * style.dpi))
     for number, (shown, colouring) in enumerate(panels):
         row, column = divmod(number, per_row)
@@ -244,22 +246,25 @@ def _draw_panel(
     axes.set_facecolor(style.paper)
     for side in axes.spines.values():
         side.set_visible(False)
-    small = {"size": 0.9 * style.font_size, "color": style.faint}
+    small: dict[str, Any] = {"size": 0.9 * style.font_size, "color": style.faint}
     axes.set_xlabel(f"{method} 1", loc="left", labelpad=2, **small)
     axes.set_ylabel(f"{method} 2", loc="bottom", labelpad=2, **small)
+    heading = shorten(colouring.title, max(int(0.8 * grid.width / style.dpi / style.measure("n", 1.3)), 10))
     if isinstance(colouring, Numbers):
-        axes.set_title(colouring.title, loc="left", size=1.3 * style.font_size, pad=4)
+        axes.set_title(heading, loc="left", size=1.3 * style.font_size, pad=4)
         add_colour_bar(axes, colouring, style)
         return
     if colouring.names == [""]:
         return
-    axes.set_title(f"{colouring.title} ({colouring.n_total:,})", loc="left", size=1.3 * style.font_size, pad=4)
+    axes.set_title(f"{heading} ({colouring.n_total:,})", loc="left", size=1.3 * style.font_size, pad=4)
     placed, is_numbered = _choose_labels(grid, places, colouring, style, labels)
     _draw_labels(axes, placed, style)
     _add_legend(axes, colouring, style, grid, is_numbered)
 
 
-def add_colour_bar(axes: "Axes", numbers: Numbers, style: Style, room: tuple[float, ...] | None = None) -> None:
+def add_colour_bar(
+    axes: "Axes", numbers: Numbers, style: Style, room: tuple[float, float, float, float] | None = None
+) -> None:
     """A colour bar with pointed ends where cells lie beyond them.
 
     room  left, bottom, width and height in shares of the axes; None: to the right of a panel, with its unit
@@ -274,11 +279,11 @@ def add_colour_bar(axes: "Axes", numbers: Numbers, style: Style, room: tuple[flo
     wide = 0.6 * style.line / (axes.bbox.width / axes.figure.dpi)
     bar = axes.figure.colorbar(
         ScalarMappable(Normalize(low, high), find_map(numbers.map_name)),
-        cax=axes.inset_axes(room or (1 + wide, 0.25, wide, 0.5)),  # type: ignore[arg-type]
+        cax=axes.inset_axes(room or (1 + wide, 0.25, wide, 0.5)),
         extend={(True, True): "both", (True, False): "min", (False, True): "max"}.get((under, over), "neither"),
         extendfrac=0.04,
     )
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=style.font_size, length=2, width=0.6, color=style.faint, labelcolor=style.ink)
     bar.ax.locator_params(nbins=5)
     if numbers.unit and room is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from atlasvi.engine.plots.colouring import Numbers, name_unit, shorten
-from atlasvi.engine.plots.embedding_plot import BORDER, add_colour_bar
+from atlasvi.engine.plots.embedding_plot import BORDER, TITLE, add_colour_bar
 from atlasvi.engine.plots.palettes import NUMBERS, find_map
 from atlasvi.engine.plots.picture_file import find_format, write_picture
 from atlasvi.engine.plots.style import Style, drawing
@@ -156,9 +156,7 @@ def draw_groups(found: GroupValues, title: str, style: Style, map_name: str = NU
     n_groups, n_genes = found.values.shape
     left = max(map(style.measure, groups)) + line
     below = max(map(style.measure, genes)) + 0.8 * line
-    heading, unit = title if style.title is None else style.title, wrap(found.unit, 22)
-    above = 0.6 * line + 1.8 * line * bool(heading)
-    above += 0 if found.owners is None else max(map(style.measure, owners)) + 1.2 * line
+    unit = wrap(found.unit, 22)
     beside = 1.5 * line + max(style.measure(text, 0.9) for text in (SHARES, *unit))
     if style.width is not None:
         field = (style.width - left - beside - 2 * BORDER) / n_genes
@@ -168,11 +166,14 @@ def draw_groups(found: GroupValues, title: str, style: Style, map_name: str = NU
                 "the picture wider, the font smaller, or name fewer genes."
             )
     inner = n_genes * field, n_groups * field
+    width = inner[0] + left + beside + 2 * BORDER
+    heading = style.wrap(title if style.title is None else style.title, width - 2 * BORDER, TITLE, bold=True)
+    above = 0.6 * line + 1.4 * line * len(heading.splitlines())
+    above += 0 if found.owners is None else max(map(style.measure, owners)) + 1.2 * line
     dots = 0.0 if found.shares is None else (len(SHOWN_SHARES) + 0.3) * field
     unit_at = 0.0 if found.shares is None else dots + 2 * line  # from the top of the fields down
     bar_at = unit_at + (len(unit) + 0.3) * line
     height = max(inner[1] + below, bar_at + (BAR + 0.5) * line) + above + 2 * BORDER
-    width = max(inner[0] + left + beside + 2 * BORDER, style.measure(heading, 1.6, bold=True) + 2 * BORDER)
     figure = Figure(figsize=(width, height), facecolor=style.paper)
     bottom = height - BORDER - above - inner[1]
     axes = figure.add_axes(((left + BORDER) / width, bottom / height, inner[0] / width, inner[1] / height))
@@ -184,7 +185,7 @@ def draw_groups(found: GroupValues, title: str, style: Style, map_name: str = NU
     for side in axes.spines.values():
         side.set_visible(found.shares is not None)
     top = (height - BORDER) / height
-    figure.text(BORDER / width, top, heading, va="top", size=1.6 * style.font_size, weight="bold")
+    figure.text(BORDER / width, top, heading, va="top", size=TITLE * style.font_size, weight="bold")
     values = found.values.astype(np.float32)
     numbers = Numbers("", values, found.unit, _find_range(values), map_name)
     if found.shares is None:

@@ -15,7 +15,7 @@ MOST_PIXELS = 30_000  # on a side of a picture; matplotlib draws up to 65,535
 class Style:
     """How a picture looks.
 
-    title      above the picture; None: a title of its own, '': none
+    title      above the picture; None: of groups the name of their column, of cells none; '': none
     font_size  of names, in points; titles are larger, and what surrounds the picture grows with it
     width      of the whole picture, in inches; None: as its parts need it
     dpi        pixels in an inch, also of the points in an SVG or PDF
@@ -67,6 +67,17 @@ class Style:
         """Width of a text in inches, at `scale` times the font size."""
         return scale * self.font_size / 72 * _measure(text, bold)
 
+    def wrap(self, text: str, width: float, scale: float = 1.0, bold: bool = False) -> str:
+        """A text in lines of at most this width, in inches; a longer word has a line of its own."""
+        lines: list[str] = []
+        for word in text.split():
+            longer = f"{lines[-1]} {word}" if lines else word
+            if lines and self.measure(longer, scale, bold) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        return "\n".join(lines)
+
 
 @cache
 def _measure(text: str, bold: bool) -> float:
@@ -75,7 +86,7 @@ def _measure(text: str, bold: bool) -> float:
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
 
-    renderer = FigureCanvasAgg(Figure(dpi=72)).get_renderer()  # type: ignore[no-untyped-call]
+    renderer = FigureCanvasAgg(Figure(dpi=72)).get_renderer()
     font = FontProperties(size=100, weight="bold" if bold else "normal")
     return renderer.get_text_width_height_descent(text, font, ismath=False)[0] / 100 if text else 0.0
 

@@ -77,7 +77,7 @@ def test_a_gene_is_decoded_for_one_cell_of_each_pixel_where_there_are_many(mini:
 
 
 def panels_of(n_cells: int, values: list[pd.Series]) -> list[tuple[None, Colouring]]:
-    return [(None, colour_series(f"column {k}", each)) for k, each in enumerate(values)]
+    return [(None, colour_series(str(each.name or f"column {k}"), each)) for k, each in enumerate(values)]
 
 
 @pytest.mark.parametrize("n_cells", [1, 2, 700])
@@ -86,11 +86,19 @@ def test_any_number_of_cells_and_categories_is_drawn(tmp_path: Path, n_cells: in
     random = np.random.default_rng(0)
     types = random.integers(n_types, size=n_cells)
     places = (random.normal(0, 8, (n_types, 2))[types] + random.normal(0, 0.5, (n_cells, 2))).astype(np.float32)
-    names = pd.Series(types).map("a type with a $long$ name, number {}".format)
-    panels = panels_of(n_cells, [names, pd.Series(random.normal(size=n_cells)), pd.Series([np.nan] * n_cells)])
+    names = pd.Series(types, name="a column with a long name " * 4)
+    names = names.map("a type with a $long$ name, number {}".format)
+    panels = panels_of(
+        n_cells,
+        [
+            names.rename("a column with a long name " * 4),
+            pd.Series(random.normal(size=n_cells)),
+            pd.Series([np.nan] * n_cells),
+        ],
+    )
     for style in (SMALL, Style(dpi=60, dark=True, width=12, font_size=6)):
         with drawing(style):
-            figure = draw_figure(places, panels, style, "", "", "UMAP")
+            figure = draw_figure(places, panels, style, "A long title of many words " * 5, "", "UMAP")
             write_picture(figure, tmp_path / "a.png", style)
         if style.width is not None:
             assert figure.get_size_inches()[0] == pytest.approx(12, abs=0.1)

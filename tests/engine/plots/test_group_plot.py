@@ -66,7 +66,7 @@ def test_nothing_is_cut_off_whatever_the_numbers(tmp_path: Path, n_groups: int, 
         "log(1 + mean counts per 10,000)",
     )
     with drawing(style):
-        figure = draw_groups(found, "a column", style)
+        figure = draw_groups(found, "a column with a name of many words " * 3, style)
         write_picture(figure, tmp_path / "a.png", style)
         left, bottom, width, height = figure.get_tightbbox().bounds
     assert left >= 0
