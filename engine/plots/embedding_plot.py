@@ -15,7 +15,7 @@ from atlasvi.engine.plots.picture_file import find_format, write_picture
 from atlasvi.engine.plots.point_raster import FINE, PixelGrid, choose_shape, draw_points, paint, thin_cells
 from atlasvi.engine.plots.style import Style, drawing
 from atlasvi.engine.queries.opened_question import Asked, OpenedQuestion, ask
-from atlasvi.engine.queries.question_cells import MinifiedCells, QueryError
+from atlasvi.engine.queries.question_cells import MinifiedCells, QueryError, need_at_least
 from atlasvi.engine.queries.shared_draws import Report
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def plot_embedding(
         find_format(out, replace)
     if labels not in get_args(Labels):
         raise QueryError(f"labels is {labels!r}: use one of {', '.join(get_args(Labels))}.")
+    need_at_least(1, per_row=per_row)
     if limits is not None and not limits[0] < limits[1]:
         raise QueryError(f"limits are {limits[0]:g} and {limits[1]:g}: the first must be lower than the second.")
     with drawing(style):
@@ -206,10 +207,15 @@ def _measure_side(colouring: Colouring, style: Style, height: float) -> float:
     """Width of the legend or the colour bar of a panel of this height, in inches."""
     if isinstance(colouring, Numbers):
         texts = [f"{value:.3g}" for value in colouring.find_limits()] + ["0.000"]
-        return 2.2 * style.line + max(map(style.measure, texts))
-    if colouring.names == [""]:
+        return (3.6 if colouring.unit else 2.2) * style.line + max(map(style.measure, texts))
+    if _is_plain(colouring):
         return 0.0
     return sum(width for _, width in _split_legend(colouring, style, height)) + style.line
+
+
+def _is_plain(colouring: Categories) -> bool:
+    """Whether all cells have one colour, that stands for nothing."""
+    return not colouring.title and colouring.names == [""]
 
 
 def _split_legend(colouring: Categories, style: Style, height: float) -> list[tuple[list[int], float]]:
@@ -254,7 +260,7 @@ def _draw_panel(
         axes.set_title(heading, loc="left", size=1.3 * style.font_size, pad=4)
         add_colour_bar(axes, colouring, style)
         return
-    if colouring.names == [""]:
+    if _is_plain(colouring):
         return
     axes.set_title(f"{heading} ({colouring.n_total:,})", loc="left", size=1.3 * style.font_size, pad=4)
     placed, is_numbered = _choose_labels(grid, places, colouring, style, labels)

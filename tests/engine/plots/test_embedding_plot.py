@@ -54,6 +54,14 @@ def test_the_ending_of_the_name_is_the_format_and_text_stays_text(mini: Path, tm
     assert out.read_bytes() == content  # the same picture is the same file
 
 
+def test_the_unit_of_a_colour_bar_is_inside_the_picture(mini: Path):
+    with drawing(SMALL):
+        figure = plot_embedding(mini, genes=["g3"], style=SMALL)
+        left, _, width, _ = figure.get_tightbbox().bounds
+    assert left >= 0
+    assert left + width <= figure.get_size_inches()[0]
+
+
 def test_minified_data_of_scvi_tools_is_drawn_if_it_has_coordinates(forms: Path, tmp_path: Path):
     import anndata
 
@@ -141,6 +149,8 @@ def test_what_can_not_be_drawn_is_said_in_a_sentence(mini: Path, forms: Path, tm
         plot_embedding(mini, out, genes=["g999"])
     with pytest.raises(QueryError, match=r"a\.jpg: the name of a picture ends in \.png, \.svg or \.pdf"):
         plot_embedding(mini, tmp_path / "a.jpg")
+    with pytest.raises(QueryError, match="per_row is -1: it must be at least 1"):
+        plot_embedding(mini, out, per_row=-1)
     with pytest.raises(QueryError, match="limits are 3 and 2: the first must be lower"):
         plot_embedding(mini, out, by=["score"], limits=(3, 2))
     with pytest.raises(QueryError, match=r"width is 1 inches, of which legends take .*: make the picture wider"):
