@@ -213,7 +213,7 @@ def _find_asked(
     try:
         return choose_cells(reference, split_names(of), limit=limit)
     except QueryError:
-        if "=" in of:  # neither a name nor a column that is there
+        if isinstance(of, str) and "=" in of:  # neither a name nor a column that is there
             check_columns([of.partition("=")[0]], reference)
         raise
 

@@ -69,8 +69,9 @@ class GeneNames:
 
     def list_columns(self) -> Iterator[tuple[str, pd.Series]]:
         """The columns of var that may be names of genes, as text: most of their values differ."""
-        for name in () if self._var is None else self._var.columns:
-            column = self._var[name]
+        var = pd.DataFrame(index=self._genes) if self._var is None else self._var
+        for name in var.columns:
+            column = var[name]
             if isinstance(column.dtype, pd.CategoricalDtype):
                 column = column.astype(object)
             is_text = column.dtype.kind == "O" or isinstance(column.dtype, pd.StringDtype)
