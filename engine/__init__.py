@@ -24,12 +24,15 @@ choose_cells     the cells that an answer is for                    queries/cell
 build_index      the latents of a minified store -> an index of neighbours  neighbours/build_index.py
 find_neighbours  the nearest cells of chosen cells, or of new ones  queries/neighbours.py
 annotate         labels of new cells from their neighbours          queries/annotation.py
-draw_latent      a picture of the latent space                     queries/latent_picture.py
+embed            two coordinates for each cell, written into the store  queries/embed.py
+plot_embedding   a picture of the cells at these coordinates         plots/embedding_plot.py
+plot_groups      a dot plot or heat map of genes in groups of cells  plots/group_plot.py
+draw_latent      a picture of the latent space                     plots/latent_picture.py
 make_card        how well drawn counts agree with real ones: a card  card/make_card.py
 write_card_folder  the same, with its page and what the hub needs    hub/card_folder.py
 check_card       whether a card still holds                          card/card_check.py
 
-Subpackages; each imports only those that follow it: cli, api, hub, card, service, queries, neighbours, minified,
+Subpackages; each imports only those that follow it: cli, api, hub, card, service, plots, queries, neighbours, minified,
 training, scvi_tools, distributed, model. A module is imported only when it is first used.
 """
 
@@ -58,10 +61,13 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.minified.minify import minify as minify
     from atlasvi.engine.model.trained_run import load_run as load_run
     from atlasvi.engine.neighbours.build_index import build_index as build_index
+    from atlasvi.engine.plots.embedding_plot import plot_embedding as plot_embedding
+    from atlasvi.engine.plots.group_plot import plot_groups as plot_groups
+    from atlasvi.engine.plots.latent_picture import draw_latent as draw_latent
     from atlasvi.engine.queries.aggregate import aggregate as aggregate
     from atlasvi.engine.queries.annotation import annotate as annotate
     from atlasvi.engine.queries.cell_choice import choose_cells as choose_cells
-    from atlasvi.engine.queries.latent_picture import draw_latent as draw_latent
+    from atlasvi.engine.queries.embed import embed as embed
     from atlasvi.engine.queries.markers import compare as compare
     from atlasvi.engine.queries.markers import markers as markers
     from atlasvi.engine.queries.minified_queries import read_expression as read_expression
@@ -104,7 +110,10 @@ _PLACES = {
     "build_index": "atlasvi.engine.neighbours.build_index",
     "find_neighbours": "atlasvi.engine.queries.neighbours",
     "annotate": "atlasvi.engine.queries.annotation",
-    "draw_latent": "atlasvi.engine.queries.latent_picture",
+    "embed": "atlasvi.engine.queries.embed",
+    "plot_embedding": "atlasvi.engine.plots.embedding_plot",
+    "plot_groups": "atlasvi.engine.plots.group_plot",
+    "draw_latent": "atlasvi.engine.plots.latent_picture",
     "make_card": "atlasvi.engine.card.make_card",
     "check_card": "atlasvi.engine.card.card_check",
 }

@@ -33,6 +33,7 @@ from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.cli.map_command import map_cells
 from atlasvi.engine.cli.neighbour_commands import index
 from atlasvi.engine.cli.overview import show_way
+from atlasvi.engine.cli.plot_commands import embed
 from atlasvi.engine.cli.query_commands import query_app
 from atlasvi.engine.cli.serve_command import serve
 from atlasvi.engine.distributed.signals import stop_on_signals
@@ -73,6 +74,7 @@ app.command()(card)
 app.command()(index)
 app.command()(serve)
 app.command("map")(map_cells)
+app.command()(embed)
 
 SEVERAL_NAMES = "NAME,NAME (repeatable; in double quotes if a name has a comma)"
 

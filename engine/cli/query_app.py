@@ -1,9 +1,9 @@
 """`atlasvi query`: the group of its commands, and what they are about.
 
 A new question needs a function of a model and cells in `engine/queries/`, and a command in `query_commands` (questions
-about single cells), `comparison_commands` (groups of cells) or `gene_commands` (genes). `question_command` makes it
-one, and the service then answers it too. Options that several commands share are dataclasses (`cell_options`;
-`option_groups` says how).
+about single cells), `comparison_commands` (groups of cells), `gene_commands` (genes) or `plot_commands` (pictures).
+`question_command` makes it one, and the service then answers it too. Options that several commands share are
+dataclasses (`cell_options`; `option_groups` says how).
 """
 
 import itertools

@@ -21,6 +21,7 @@ NOT_SERVED = {
     "info": "GET /api/info tells what the store is",
     "genes": "GET /api/genes lists them",
     "elbo": "it needs counts, and a minified store has none",
+    "plot": "the page draws",
 }
 """The questions of `atlasvi query` that the service does not answer, and why."""
 

@@ -69,7 +69,7 @@ class GeneNames:
 
     def list_columns(self) -> Iterator[tuple[str, pd.Series]]:
         """The columns of var that may be names of genes, as text: most of their values differ."""
-        var = pd.DataFrame() if self._var is None else self._var
+        var = pd.DataFrame(index=self._genes) if self._var is None else self._var
         for name in var.columns:
             column = var[name]
             if isinstance(column.dtype, pd.CategoricalDtype):
