@@ -32,7 +32,7 @@ from atlasvi.engine.card.provenance import (
     read_training_curves,
 )
 from atlasvi.engine.card.scib_figures import measure_by_scib
-from atlasvi.engine.card.stratified_sample import choose_sample
+from atlasvi.engine.queries.stratified_sample import choose_sample
 from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.minified.kept_posterior import KeptPosterior

@@ -120,6 +120,8 @@ def _read_minified(store: MinifiedStore) -> Iterator[str]:
             if not fine.all():
                 cell = start + int(np.argwhere(~fine)[0][0])
                 raise SourceError(f"{store.path}: {name} of cell {cell:,} is NaN or out of range: minify again.")
+        if store.has_embedding:
+            store.read_embedding(slice(start, stop))  # its chunks have checksums
     yield f"{store.path}: latents and obs of {store.n_cells:,} cells, and the model, decoded"
 
 

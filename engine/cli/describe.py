@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from atlasvi.engine.minified.kept_posterior import EMBEDDING
 from atlasvi.engine.minified.minified_store import MinifiedStore
 from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.model.run_files import CONFIG, RESULT, RUN_FORMAT
@@ -82,6 +83,7 @@ def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[s
     sizes = f"{count(store.n_cells, 'cell')} x {count(len(store.genes), 'gene')}"
     yield f"  {sizes}, {count(store.n_latent, 'latent dimension')} ({store.latents_dtype}), no counts"
     yield f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes per cell"
+    yield f"  embedding: {'obsm ' + EMBEDDING if store.has_embedding else 'none (make it with atlasvi embed)'}"
     known = isinstance(store, MinifiedStore) or store.has_model
     batch = store.setup.keys.batch_key or "none" if known else "see its model"
     yield f"  batch: {batch}; order: {order}"

@@ -6,6 +6,7 @@ A plain AnnData Zarr v3 that scvi-tools opens as if it had minified the data its
       X/ (and the layer that was trained on)  CSR of the right shape, without counts
       obs/                                 all columns of the data, and observed_lib_size (counts per cell)
       obsm/scvi_latent_qzm, scvi_latent_qzv  float32 or float16 [cells, latent]: mean and variance of q(z | x)
+      obsm/X_umap                          float32 [cells, 2]: where a picture has each cell, if `embed` wrote it
       var/
       uns/_scvi_adata_minify_type          'latent_posterior_parameters'
       names.index                          where each cell's name is (see loaders/tables/name_index.py)
@@ -30,7 +31,14 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from atlasvi.engine.minified.kept_posterior import LATENTS, LIBRARY, MINIFIED, MINIFY_TYPE, KeptPosterior
+from atlasvi.engine.minified.kept_posterior import (
+    LATENTS,
+    LIBRARY,
+    MINIFIED,
+    MINIFY_TYPE,
+    KeptPosterior,
+    find_embedding,
+)
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.loaders.arrays.array_checks import check_group_codecs
 from atlasvi.loaders.arrays.row_arrays import Chosen, open_rows
@@ -260,8 +268,10 @@ class MinifiedStore(KeptPosterior):
         self._table, latents = TableReader(root["obs"], self.path), tuple(root["obsm"][name] for name in LATENTS)
         sizes = self.attributes["n_cells"], self.attributes["n_latent"]
         var = read_table(self.path, "var", root["var"])
-        super().__init__(self.path, sizes[0], self._table, var, latents, sizes[1])
+        embedding = find_embedding(root["obsm"], sizes[0])
+        super().__init__(self.path, sizes[0], self._table, var, latents, sizes[1], embedding)
         self._rows = tuple(map(open_rows, latents))
+        self._coordinate_rows = None if embedding is None else open_rows(embedding)
         self._weights = root["uns/atlasvi/weights"]
         self._check(root)
         if not has_manifest:
@@ -312,6 +322,10 @@ class MinifiedStore(KeptPosterior):
         with reading(self.path):
             qzm, qzv = (array.read(cells).astype(np.float32, copy=False) for array in self._rows)
         return qzm, qzv
+
+    def _read_coordinates(self, rows: Chosen) -> np.ndarray:
+        assert self._coordinate_rows is not None
+        return self._coordinate_rows.read(rows)
 
     def find_named(self, names: Collection[str]) -> tuple[np.ndarray, pd.Index]:
         """The cells with one of these names, all cells of a name that repeats: (ascending int64 indices, names)."""

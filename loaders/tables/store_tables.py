@@ -326,6 +326,11 @@ class AppendedArray:
             config={"write_empty_chunks": True},  # so that a chunk of zeros is stored too, and a missing one is a loss
         )
 
+    @property
+    def n_appended(self) -> int:
+        """Rows that were appended so far."""
+        return self._written + self._waiting
+
     def append(self, rows: np.ndarray) -> None:
         """Append rows; whole chunks go to disk at once, the rest when `length` is reached."""
         self._pending.append(rows)
