@@ -30,7 +30,7 @@ void main() {
 }`;
 
 const FRAGMENT = `#version 300 es
-precision mediump float;
+precision highp float;
 in vec4 colour;
 uniform float size;
 out vec4 drawn;
@@ -62,7 +62,8 @@ export class Points {
   #prepare() {
     const gl = this.gl;
     this.program = twgl.createProgramInfo(gl, [VERTEX, FRAGMENT]);
-    this.palette = twgl.createTexture(gl, { src: new Uint8Array(4), width: 1, height: 1 });
+    const near = { min: gl.NEAREST, mag: gl.NEAREST, wrap: gl.CLAMP_TO_EDGE, auto: false };
+    this.palette = twgl.createTexture(gl, { src: new Uint8Array(1024), width: 256, height: 1, ...near });
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
   }
@@ -70,12 +71,8 @@ export class Points {
   // colours: { rgba: Uint8Array of a palette 256 wide, isNumber, steps: [first, scale, missing] }
   setColours(colours) {
     this.colours = colours;
-    const options = { src: colours.rgba, width: 256, height: colours.rgba.length / 1024, auto: false };
-    twgl.setTextureFromArray(this.gl, this.palette, colours.rgba, {
-      ...options,
-      min: this.gl.NEAREST,
-      mag: this.gl.NEAREST,
-    });
+    const height = colours.rgba.length / 1024;
+    twgl.setTextureFromArray(this.gl, this.palette, colours.rgba, { width: 256, height, auto: false });
   }
 
   clear([r, g, b]) {

@@ -12,16 +12,14 @@ export class Refused extends Error {
 
 export class Service {
   // away: called with true when the server does not answer, and with false when it is back
-  // needToken: called when the server wants a token; returns a promise of it
-  constructor(away, needToken) {
-    Object.assign(this, { away, needToken, back: null, token: takeToken() });
+  constructor(away) {
+    Object.assign(this, { away, back: null });
   }
 
   // The response to a request; waits while the server is away. Throws Refused, or AbortError where it was called off.
   async ask(path, { body, accept = "application/json", signal } = {}) {
     for (;;) {
       const headers = { Accept: accept };
-      if (this.token) headers.Authorization = `Bearer ${this.token}`;
       if (body !== undefined) headers["Content-Type"] = "application/json";
       const options = { headers, signal, method: body === undefined ? "GET" : "POST", body: JSON.stringify(body) };
       let response;
@@ -33,11 +31,6 @@ export class Service {
         continue;
       }
       if (response.ok) return response;
-      if (response.status === 401) {
-        this.asked ??= this.needToken().finally(() => (this.asked = null));
-        this.keepToken(await this.asked);
-        continue;
-      }
       if (response.status === 503 || response.status === 429) {
         const seconds = Number(response.headers.get("Retry-After")) || 1;
         await pause(Math.min(seconds, 30) * 1000, signal);
@@ -54,11 +47,6 @@ export class Service {
   async bytes(path, options = {}) {
     options = { accept: "application/octet-stream", ...options };
     return readBody(await this.ask(path, options), "arrayBuffer", () => this.bytes(path, options), this);
-  }
-
-  keepToken(token) {
-    this.token = token;
-    sessionStorage.setItem("token", token);
   }
 
   // Resolves when the server answers again.
@@ -91,23 +79,12 @@ async function readBody(response, kind, again, service) {
 }
 
 async function readError(response) {
+  if (response.status === 401) return "The server wants a token: open the page with the address that it gives when it starts.";
   try {
     return (await response.json()).error ?? `the server answered ${response.status}`;
   } catch {
     return `the server answered ${response.status}`;
   }
-}
-
-// A token in the link (#token=...) is kept for this tab, and taken out of the address.
-function takeToken() {
-  const parts = new URLSearchParams(location.hash.slice(1));
-  const token = parts.get("token");
-  if (token) {
-    sessionStorage.setItem("token", token);
-    parts.delete("token");
-    history.replaceState(null, "", `#${parts}`);
-  }
-  return token ?? sessionStorage.getItem("token");
 }
 
 export function pause(ms, signal) {
