@@ -19,6 +19,7 @@ from atlasvi.engine.queries.opened_question import OpenedQuestion
 from atlasvi.engine.queries.question_cells import MinifiedCells, QueryError
 from atlasvi.engine.service.tile_columns import SCALED_TO, TileColumn, decode_tile, read_column
 from atlasvi.engine.service.tiles import Tiles
+from atlasvi.loaders.errors import SourceError
 
 PAGE = Path(__file__).with_name("page")
 """The page as `npm run build` writes it, from the sources in the folder `page` of the repository."""
@@ -54,8 +55,22 @@ class AtlasPage:
             "starts": index.starts,
             "boxes": index.boxes,
             "columns": [{"number": number, "name": name} for number, name in enumerate(self.columns)],
+            "first": self._choose_first(),
             "service": service,
         }
+
+    def _choose_first(self) -> int | None:
+        """The number of the column that the page shows first: the labels of the model, or the first with categories."""
+        try:
+            labels = self.store.setup.labels_key
+        except SourceError:  # minified data without its model
+            labels = None
+        if labels in self.columns:
+            return self.columns.index(labels)
+        for number, name in enumerate(self.columns):
+            if isinstance(self.store.read_column(name, 0, 0).dtype, pd.CategoricalDtype):
+                return number
+        return None
 
     def name_column(self, number: int) -> str:
         """The name of a column. Raises QueryError if there is none of this number."""
@@ -80,6 +95,12 @@ class AtlasPage:
     def read_points(self, tile: int) -> bytes:
         """tiles/points/TILE: uint16 x and y of each point, little-endian."""
         return self.tiles.read_points(tile).astype("<u2").tobytes()
+
+    def read_names(self, tile: int) -> list[str]:
+        """tiles/names/TILE.json: the names of the cells of a tile."""
+        wanted, places = np.unique(self.tiles.read_cells(tile).astype(np.int64), return_inverse=True)
+        names = self.store.take_names(wanted)
+        return [str(name) for name in names[places]]
 
     def read_gene(self, opened: OpenedQuestion, gene: str, tile: int) -> bytes:
         """tiles/genes/TILE?gene=NAME: codes of the decoded expression (see `decode_tile`), little-endian."""

@@ -99,22 +99,23 @@ def code_cells(store: KeptPosterior, name: str, identity: str = "") -> tuple[Til
     dtype = store.read_column(name, 0, 0).dtype
     plain = getattr(dtype, "numpy_dtype", dtype)
     is_number = not isinstance(dtype, pd.CategoricalDtype) and plain.kind in "iuf"
-    if is_number and (plain.kind == "f" or not _has_few(store, name)):
+    if is_number and (plain.kind == "f" or not _has_few(store, name, FEW_INTEGERS)):
         return _code_numbers(store, name, identity)
-    coded = code_column(store, name).drop_unused()
-    n = len(coded.categories)
-    if n > MOST_CATEGORIES:
-        raise QueryError(
-            f"{store.path}: column {name!r} has {n:,} different values: the page colours by up to {MOST_CATEGORIES:,}."
-        )
-    return _code_categories(coded, name, identity)
+    if isinstance(dtype, pd.CategoricalDtype) or _has_few(store, name, MOST_CATEGORIES):
+        coded = code_column(store, name).drop_unused()
+        if len(coded.categories) <= MOST_CATEGORIES:
+            return _code_categories(coded, name, identity)
+    raise QueryError(
+        f"{store.path}: column {name!r} has more than {MOST_CATEGORIES:,} different values, too many for colours."
+    )
 
 
-def _has_few(store: KeptPosterior, name: str) -> bool:
+def _has_few(store: KeptPosterior, name: str, most: int) -> bool:
+    """Whether a column has at most so many different values; reads no further than needed."""
     seen: set[Any] = set()
     for _, part in slice_column(store, name):
         seen |= set(part.dropna().unique())
-        if len(seen) > FEW_INTEGERS:
+        if len(seen) > most:
             return False
     return True
 
@@ -152,7 +153,7 @@ def _code_numbers(store: KeptPosterior, name: str, identity: str) -> tuple[TileC
 
 
 def _to_floats(part: pd.Series) -> np.ndarray:
-    return part.to_numpy(np.float64, na_value=np.nan) if part.dtype.kind != "b" else part.to_numpy(np.float64)
+    return part.to_numpy(np.float64, na_value=np.nan)
 
 
 def to_codes(values: np.ndarray, low: float, high: float) -> np.ndarray:

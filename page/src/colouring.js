@@ -27,7 +27,7 @@ export class Colouring {
     return this.columns.find((column) => column.name === name)?.number ?? null;
   }
 
-  // Colour as a link says; without one, by the first column.
+  // Colour as a link says; without one, as the server proposes.
   async start(link) {
     for (const [name, text] of Object.entries(link.filters)) {
       const number = this.number(name);
@@ -35,7 +35,7 @@ export class Colouring {
       if (filter) this.filters.set(number, filter);
     }
     if (link.gene && this.page.index.service) await this.toGene(link.gene);
-    else await this.toColumn(link.column ? this.number(link.column) : (this.columns[0]?.number ?? null));
+    else await this.toColumn(link.column ? this.number(link.column) : this.page.index.first);
   }
 
   // Colour by a column of this number; null: all points in one colour; undefined: by the column before.

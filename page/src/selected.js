@@ -47,11 +47,11 @@ export class SelectionPanel {
   // The column of the composition: the chosen one, or that of the colours, or the first with categories.
   async chooseColumn() {
     const { columns } = this.page.index;
-    const wanted = this.column ?? this.page.colouring.column ?? columns[0]?.number;
+    const wanted = this.column ?? this.page.colouring.column ?? this.page.index.first;
     const order = [...columns.filter(({ number }) => number === wanted), ...columns];
     for (const { number } of order) {
-      const column = await this.page.tiles.column(number);
-      if (column.kind === "categories") return { ...column, number };
+      const column = await this.page.tiles.column(number).catch(() => null); // of too many values
+      if (column?.kind === "categories") return { ...column, number };
     }
     return null;
   }
