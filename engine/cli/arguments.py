@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from atlasvi.engine.queries.question import NamesOf, NumberOrWord, refuse
 from atlasvi.engine.terminal import say
 from atlasvi.loaders.errors import SourceError
 
@@ -20,14 +21,27 @@ Where = Annotated[
         help="Only cells for which this holds; example of an expression: \"cell_type == 'B cell' and n_genes > 500\".",
     ),
 ]
-CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names: NAME,NAME or @FILE with one per line.")]
+CellNames = Annotated[
+    str | None, typer.Option("--cells", help="Cell names: NAME,NAME or @FILE with one per line."), NamesOf("cells")
+]
 Limit = Annotated[int | None, typer.Option(help="Largest number of cells.", min=1)]
 Sample = Annotated[int | None, typer.Option(metavar="N", help="At most N cells, drawn at random from --seed.", min=1)]
-Genes = Annotated[str | None, typer.Option(help="Gene names: NAME,NAME or @FILE with one per line.")]
-TransformBatch = Annotated[
-    str | None, typer.Option(metavar="NAMES", help="Decode as this batch, or average over several (NAME,NAME).")
+Genes = Annotated[str | None, typer.Option(help="Gene names: NAME,NAME or @FILE with one per line."), NamesOf("genes")]
+LibrarySize = Annotated[
+    str,
+    typer.Option(help="Counts to scale each cell to; 'observed': its own; 'latent': the inferred ones."),
+    NumberOrWord(),
 ]
-Columns = Annotated[str | None, typer.Option(metavar="NAMES", help="obs columns to put beside the values: NAME,NAME.")]
+TransformBatch = Annotated[
+    str | None,
+    typer.Option(metavar="NAMES", help="Decode as this batch, or average over several (NAME,NAME)."),
+    NamesOf("batches"),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(metavar="NAMES", help="obs columns to put beside the values: NAME,NAME."),
+    NamesOf("columns"),
+]
 Out = Annotated[
     Path | None,
     typer.Option(help="Write to .csv, .tsv (.gz), .parquet, .npz, .h5ad or .zarr instead of the screen."),
@@ -44,23 +58,22 @@ def check_finite(value: float | None) -> float | None:
 
 def refuse_unused(context: typer.Context, names: Iterable[str], reason: str) -> None:
     """Refuse options that the user gave although they would have no effect. Raises QueryError, with the reason."""
-    from atlasvi.engine.queries.question_cells import QueryError  # imports torch, which `--help` does not need
-
-    given = [name for name in names if _was_given(context, name)]
-    if given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise QueryError(f"{options} would have no effect: {reason}.")
+    refuse((name for name in names if was_given(context, name)), reason)
 
 
-def _was_given(context: typer.Context, name: str) -> bool:
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether the user gave an option, even if with its default."""
     source = context.get_parameter_source(name)  # by its name, because new versions of typer bring their own click
     return source is not None and source.name == "COMMANDLINE"
 
 
-def split_names(text: str | None) -> list[str] | None:
-    """Names separated by commas, or the lines of @FILE. A name that contains a comma is written in double quotes."""
-    if text is None:
-        return None
+def split_names(text: str | list[str] | None) -> list[str] | None:
+    """Names separated by commas, or the lines of @FILE. A name that contains a comma is written in double quotes.
+
+    A list of names, which other doors than the command line take, is returned as it is.
+    """
+    if text is None or isinstance(text, list):
+        return text
     if text.startswith("@"):
         try:
             lines = Path(text[1:]).read_text("utf-8-sig").splitlines()

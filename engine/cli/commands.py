@@ -19,6 +19,7 @@ from atlasvi.engine.cli.card_commands import card, write_card
 from atlasvi.engine.cli.hub_commands import pull, push
 from atlasvi.engine.cli.neighbour_commands import index
 from atlasvi.engine.cli.query_commands import query_app
+from atlasvi.engine.cli.serve_command import serve
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.terminal import count, explain_errors, say, show_progress
 from atlasvi.loaders.sources.data_spec import parse_source
@@ -52,6 +53,7 @@ app.command()(push)
 app.command()(pull)
 app.command()(card)
 app.command()(index)
+app.command()(serve)
 
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene names; default: its index.")]

@@ -1,8 +1,9 @@
 """`atlasvi query`: the group of its commands, and what they are about.
 
 A new question needs a function of a model and cells in `engine/queries/`, and a command in `query_commands` (questions
-about single cells), `comparison_commands` (groups of cells) or `gene_commands` (genes). Options that several commands
-share are dataclasses (`cell_options`; `option_groups` says how).
+about single cells), `comparison_commands` (groups of cells) or `gene_commands` (genes). `question_command` makes it
+one, and the service then answers it too. Options that several commands share are dataclasses (`cell_options`;
+`option_groups` says how).
 """
 
 from collections.abc import Callable, Iterable
@@ -50,13 +51,13 @@ def open_question(
     context.meta["places"] = place, data
 
 
-def split_known(text: str, list_known: Callable[[], Iterable[Any]]) -> list[str]:
+def split_known(text: str | list[str], list_known: Callable[[], Iterable[Any]]) -> list[str]:
     """Names separated by commas; or the whole text if it is a known name, because names may contain commas."""
-    if "," in text and text in map(str, list_known()):
+    if isinstance(text, str) and "," in text and text in map(str, list_known()):
         return [text]
     return split_names(text) or []
 
 
-def split_batches(opened: "OpenedQuestion", text: str | None) -> list[str] | None:
+def split_batches(opened: "OpenedQuestion", text: str | list[str] | None) -> list[str] | None:
     """The batches that --transform-batch names; a name of the model may contain commas."""
     return None if text is None else split_known(text, lambda: opened.run.setup.batch_categories)

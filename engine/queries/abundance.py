@@ -135,6 +135,7 @@ def _slice_densities(
             for k in range(n_samples):
                 qzm, qzv = (part[edges[k] : edges[k + 1]].to(where) for part in latents)
                 found[:, k] = log_density(here, qzm, qzv, dof).cpu()
+                progress("computing densities", done, total)
             done += len(here)
             progress("computing densities", done, total)
             yield queried.read_names(rows[at : at + batch_size]), found

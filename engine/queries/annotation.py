@@ -24,6 +24,7 @@ import pandas as pd
 
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
+from atlasvi.engine.neighbours.index_file import IndexFile
 from atlasvi.engine.queries.cell_choice import Where, mark_cells
 from atlasvi.engine.queries.latents import slice_latents
 from atlasvi.engine.queries.neighbours import RECALL, NeighbourSearch, SearchOptions, check_columns, join_slices
@@ -76,7 +77,7 @@ class Annotator:
         labels_key: str,
         options: AnnotationOptions,
         chosen: np.ndarray | None = None,
-        index: str | Path | None = None,
+        index: str | Path | IndexFile | None = None,
     ) -> None:
         check_columns([labels_key], reference)
         self.reference, self.options = reference, options

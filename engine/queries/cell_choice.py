@@ -25,7 +25,7 @@ Where = Sequence[int] | Sequence[bool] | np.ndarray | str
 def choose_cells(
     cells: QuestionCells | KeptPosterior,
     names: Sequence[str] | None = None,
-    where: Where | Sequence[str] = (),
+    where: Where | Sequence[str | np.ndarray] = (),
     limit: int | None = None,
     sample: int | None = None,
     seed: int = 0,
@@ -34,7 +34,8 @@ def choose_cells(
 
     cells   the cells of a question, or a minified store
     names   cell names; None: all cells. All cells of a name that repeats are chosen
-    where   conditions or expressions over obs, all of which must hold (see `find_cells`); or a mask, or indices
+    where   conditions or expressions over obs, arrays of indices, or masks, all of which must hold (see `find_cells`);
+            or one of these
     limit   largest number of cells; the first ones are kept
     sample  largest number of cells; they are drawn at random, all with the same probability, from `seed`
     Raises ColumnError or QueryError if a column, a value or a name does not exist, or if no cell is left.
@@ -65,7 +66,7 @@ def choose_cells(
 def count_cells(
     cells: QuestionCells | KeptPosterior,
     names: Sequence[str] | None = None,
-    where: Where | Sequence[str] = (),
+    where: Where | Sequence[str | np.ndarray] = (),
 ) -> int:
     """How many cells `choose_cells` would choose; 0 where no cell meets an expression.
 
@@ -80,7 +81,7 @@ def count_cells(
 
 
 def _list_conditions(where: Any) -> Sequence[Any]:
-    several = isinstance(where, list | tuple) and all(isinstance(one, str) for one in where)
+    several = isinstance(where, list | tuple) and all(isinstance(one, str | np.ndarray) for one in where)
     return where if several else [where]
 
 

@@ -59,7 +59,7 @@ class NeighbourSearch:
     """Searches the cells of minified data: by its index, if it has one; exactly, if it or the choice is small.
 
     chosen  bool [cells]: the cells that may be neighbours; None: all
-    index   where the index is; None: beside the data, if it is there
+    index   where the index is, or the index, opened; None: beside the data, if it is there
     Raises SourceError if the index is damaged or of other latents, QueryError if no cell is chosen.
     """
 
@@ -68,15 +68,18 @@ class NeighbourSearch:
         reference: MinifiedCells,
         options: SearchOptions,
         chosen: np.ndarray | None = None,
-        index: str | Path | None = None,
+        index: str | Path | IndexFile | None = None,
     ) -> None:
         self.reference, self.options, self._chosen = reference, options, chosen
         self._n_chosen = reference.n_cells if chosen is None else int(np.count_nonzero(chosen))
         if self._n_chosen == 0:
             raise QueryError(f"{reference.path}: none of its cells is chosen, so there are no neighbours.")
-        place = name_index(reference.path) if index is None else Path(index)
-        uses_index = not options.exact and (index is not None or place.exists()) and self._n_chosen > FEW_CELLS
-        self.index = IndexFile(place, reference.kept) if uses_index else None
+        may_use = not options.exact and self._n_chosen > FEW_CELLS
+        if index is None and may_use and (place := name_index(reference.path)).exists():
+            index = place
+        if isinstance(index, str | Path) and may_use:
+            index = IndexFile(index, reference.kept)
+        self.index = index if isinstance(index, IndexFile) and may_use else None
 
     def search(self, qzm: np.ndarray, qzv: np.ndarray, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Distances float32 [queries, k], and cells int64 [queries, k], nearest first; infinity and -1 at the end.

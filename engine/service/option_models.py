@@ -1,0 +1,137 @@
+"""The options of a question as a pydantic model: the same names, defaults and limits as on the command line."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import numpy as np
+import typer.models
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from atlasvi.engine.queries.question import CellsBy, NamesOf, NumberOrWord, OfThisMachine, Question
+from atlasvi.engine.service.areas import Area, Polygon
+from atlasvi.engine.service.limits import Limits
+
+Rows = list[Annotated[int, Field(ge=0)]]
+
+
+class Options(BaseModel):
+    """The body of a question."""
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+
+    rows: Rows | None = Field(None, description="Only these cells of the store, by their indices from 0.")
+    polygon: Polygon | None = Field(None, description="Only the cells in this polygon of the embedding.")
+
+
+def make_model(question: Question, limits: Limits) -> type[Options]:
+    """The model of the body of a question: one field for each option that means something over HTTP."""
+    fields: dict[str, Any] = {}
+    for option in question.options:
+        base, marks = _split(option.annotation)
+        if not _is_local(base, marks):
+            fields[option.name] = _make_field(option, base, marks, limits)
+    name = "".join(part.capitalize() for part in question.name.split("-"))
+    return create_model(name, __base__=Options, __doc__=question.about, **fields)
+
+
+def read_options(model: type[Options], body: bytes | Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
+    """The options of a question by name, as its `answer` takes them, and the rows that it is about (None: all).
+
+    Options that were not given are left out. Raises ValueError, with a sentence, for a body that the model refuses.
+    """
+    try:
+        if isinstance(body, bytes):
+            found = model.model_validate_json(body or b"{}")
+        else:
+            found = model.model_validate(dict(body))
+    except ValidationError as error:
+        raise ValueError(_explain(error, model)) from None
+    options = {name: getattr(found, name) for name in found.model_fields_set}
+    rows = options.pop("rows", None)
+    for name, value in options.items():
+        options[name] = _to_argument(value)
+    return options, None if rows is None else np.array(rows, np.int64)
+
+
+def complete(question: Question, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with the defaults of those that are left out."""
+    return {
+        option.name: options.get(option.name, None if option.default is option.empty else option.default)
+        for option in question.options
+    }
+
+
+def list_names(options: Mapping[str, Any], question: Question, what: str) -> dict[str, Any]:
+    """The options of a question that hold names of this kind, by option."""
+    marked = {option.name: _split(option.annotation)[1] for option in question.options}
+    return {
+        name: options.get(name)
+        for name, marks in marked.items()
+        if any(isinstance(mark, NamesOf) and mark.what == what for mark in marks)
+    }
+
+
+def _split(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    if get_origin(annotation) is not Annotated:
+        return annotation, ()
+    base, *marks = get_args(annotation)
+    return base, tuple(marks)
+
+
+def _is_local(base: Any, marks: tuple[Any, ...]) -> bool:
+    return any(isinstance(mark, OfThisMachine) for mark in marks) or Path in (base, *get_args(base))
+
+
+def _make_field(option: inspect.Parameter, base: Any, marks: tuple[Any, ...], limits: Limits) -> tuple[Any, Any]:
+    info = next((mark for mark in marks if isinstance(mark, typer.models.OptionInfo)), None)
+    most = {
+        "n_samples": limits.most_samples,
+        "n_samples_overall": limits.most_samples,
+        "k": limits.most_neighbours,
+    }.get(option.name)
+    kinds: list[Any] = [part for part in get_args(base) if part is not type(None)] or [base]
+    optional = type(None) in get_args(base)
+    if get_origin(base) is not None and type(None) not in get_args(base):
+        kinds = [base]  # a Literal, or a list
+    text = Annotated[str, Field(max_length=limits.text_characters)]
+    names = Annotated[list[Annotated[str, Field(max_length=1_000)]], Field(min_length=1)]
+    for mark in marks:
+        if isinstance(mark, NamesOf):
+            kinds = [Annotated[str, Field(max_length=limits.body_bytes, pattern="^[^@]")], names]
+        elif isinstance(mark, CellsBy):
+            kinds = [text, Rows, Area, *[names] * mark.names]
+        elif isinstance(mark, NumberOrWord):
+            kinds = [float, text]
+    if kinds == [list[str]]:
+        kinds = [text, list[text]]  # type: ignore[valid-type]
+    kinds = [text if kind is str else kind for kind in kinds]
+    bounds: dict[str, Any] = {}
+    if info is not None and kinds[0] in (int, float):
+        bounds = {"ge": info.min, "le": most if most is not None else info.max}
+    annotated: Any = kinds[0] if not bounds else Annotated[kinds[0], Field(**bounds)]
+    for kind in kinds[1:]:
+        annotated = annotated | kind
+    if optional:
+        annotated = annotated | None
+    default = ... if option.default in (option.empty, ...) else option.default
+    return annotated, Field(default, description=info.help if info else None)
+
+
+def _to_argument(value: Any) -> Any:
+    """A value of the model as the command line would give it; rows as an array."""
+    if isinstance(value, list) and value and isinstance(value[0], int):
+        return np.array(value, np.int64)
+    return f"{value:.17g}" if isinstance(value, float) else value
+
+
+def _explain(error: ValidationError, model: type[Options]) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"][:1])
+    if first["type"] == "extra_forbidden":
+        return f"There is no option {place!r}: this question has {', '.join(model.model_fields)}."
+    if first["type"] == "missing":
+        return f"The option {place!r} is missing."
+    where = f"The option {place!r}: " if place else "The body: "
+    return f"{where}{first['msg']}."

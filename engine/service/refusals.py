@@ -1,0 +1,44 @@
+"""Why a question has no answer: a status and a sentence, which tells nothing of the server but the store's name."""
+
+import logging
+from pathlib import Path
+
+from atlasvi.engine.service.answer_forms import TooLarge
+from atlasvi.engine.service.jobs import TooLate
+from atlasvi.engine.service.limits import Limits
+from atlasvi.loaders.errors import AtlasviError, MissingDependencyError, SourceError
+
+log = logging.getLogger(__name__)
+
+
+class Refused(Exception):
+    """A question that is not answered."""
+
+    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence, self.headers = status, sentence, headers
+
+
+def explain(error: BaseException, path: str, limits: Limits) -> Refused:
+    """Why the work of a question ended with an error. `path`: of the store, which is not told."""
+    if isinstance(error, Refused):
+        return error
+    sentence = str(error).replace(path, Path(path).name)
+    if isinstance(error, TooLarge):
+        return Refused(413, sentence)
+    if isinstance(error, TooLate):
+        return Refused(
+            503,
+            f"The answer takes longer than {limits.seconds:g} seconds: choose fewer cells, genes or draws.",
+            {"Retry-After": "30"},
+        )
+    if isinstance(error, MissingDependencyError):
+        return Refused(501, sentence)
+    if isinstance(error, AtlasviError) and not isinstance(error, SourceError):
+        return Refused(400, sentence)
+    log.error("a question failed", exc_info=error)
+    if isinstance(error, SourceError):
+        return Refused(500, sentence)
+    if isinstance(error, MemoryError):
+        return Refused(503, "There is not enough memory for this: choose fewer cells or genes.", {"Retry-After": "30"})
+    return Refused(500, "The service failed to answer: its log says why.")
