@@ -5,6 +5,7 @@
 
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ POLICY = (
 )
 """The content security policy of the page: nothing from elsewhere, and no script in the page itself."""
 
+COLUMNS_KEPT = 16  # opened: their files are mapped into memory
 DECODED_KEPT = 256  # tiles of genes in memory: 34 MB
 
 
@@ -39,7 +41,9 @@ class AtlasPage:
     def __init__(self, store: KeptPosterior, tiles: Tiles) -> None:
         self.store, self.tiles = store, tiles
         self.columns = list(store.obs_columns)
-        self._decoded = lru_cache(DECODED_KEPT)(self._decode)
+        self._read_column = lru_cache(COLUMNS_KEPT)(lambda name: read_column(tiles, store, name))
+        self._decoded: dict[tuple[str, int], bytes] = {}
+        self._lock = Lock()
 
     def describe(self, service: bool = True) -> dict[str, Any]:
         """tiles/index.json: the levels and boxes of the tiles, and the columns by number.
@@ -80,8 +84,7 @@ class AtlasPage:
 
     def describe_column(self, number: int) -> dict[str, Any]:
         """tiles/columns/NUMBER.json: how to read the codes of a column, with literals for conditions on it."""
-        name = self.name_column(number)
-        column, _ = read_column(self.tiles, self.store, name)
+        column, _ = self._read_column(self.name_column(number))
         return {
             key: getattr(column, key)
             for key in ("name", "kind", "dtype", "missing", "n_missing", "categories", "counts", "low", "high", "shown")
@@ -89,7 +92,7 @@ class AtlasPage:
 
     def read_codes(self, number: int, tile: int) -> bytes:
         """tiles/columns/NUMBER/TILE: codes of a column in a tile, little-endian."""
-        column, codes = read_column(self.tiles, self.store, self.name_column(number))
+        column, codes = self._read_column(self.name_column(number))
         return codes[self.tiles.find_tile(tile)].astype(f"<{np.dtype(column.dtype).str[1:]}").tobytes()
 
     def read_points(self, tile: int) -> bytes:
@@ -104,14 +107,21 @@ class AtlasPage:
 
     def read_gene(self, opened: OpenedQuestion, gene: str, tile: int) -> bytes:
         """tiles/genes/TILE?gene=NAME: codes of the decoded expression (see `decode_tile`), little-endian."""
-        return self._decoded(opened, gene, tile)
+        self.tiles.find_tile(tile)
+        with self._lock:
+            if (gene, tile) in self._decoded:
+                return self._decoded[gene, tile]
 
-    def _decode(self, opened: OpenedQuestion, gene: str, tile: int) -> bytes:
         def decode(cells: np.ndarray, name: str) -> np.ndarray:
             parts = slice_expression(opened.run, opened.cells, cells, genes=[name], library_size=float(SCALED_TO))
             return np.concatenate([values[:, 0] for _, values in parts])
 
-        return decode_tile(self.tiles, tile, gene, decode).astype("<u2").tobytes()
+        content = decode_tile(self.tiles, tile, gene, decode).astype("<u2").tobytes()
+        with self._lock:
+            self._decoded[gene, tile] = content
+            while len(self._decoded) > DECODED_KEPT:
+                del self._decoded[next(iter(self._decoded))]
+        return content
 
     def tell_point(self, tile: int, place: int) -> dict[str, Any]:
         """tiles/cells/TILE/PLACE: the cell of a point."""

@@ -97,7 +97,8 @@ def _send_file(name: str) -> Callable[[Request], Any]:
 
 async def _say_that_there_are_none(request: Request) -> Response:
     raise Refused(
-        404, "The cells of this store have no places in a picture yet: make them with atlasvi embed MINI, then serve again."
+        404,
+        "The cells of this store have no places in a picture yet: make them with atlasvi embed MINI, then serve again.",
     )
 
 

@@ -147,9 +147,7 @@ def _code_numbers(store: KeptPosterior, name: str, identity: str) -> tuple[TileC
         codes[start : start + len(part)] = to_codes(_to_floats(part), low, high)
     counts = np.bincount(codes, minlength=2**16)
     shown = find_range(counts[:-1], low, high)
-    return TileColumn(
-        name, "numbers", "uint16", STEPS + 1, int(counts[-1]), [], [], low, high, shown, identity
-    ), codes
+    return TileColumn(name, "numbers", "uint16", STEPS + 1, int(counts[-1]), [], [], low, high, shown, identity), codes
 
 
 def _to_floats(part: pd.Series) -> np.ndarray:

@@ -155,7 +155,9 @@ def _measure(store: Embedded, progress: Progress) -> tuple[np.ndarray, np.ndarra
         progress("measuring the picture", start + len(part), store.n_cells)
     if not np.isfinite(low).all():
         raise SourceError(f"{store.path}: no cell has coordinates: make them again with atlasvi query MINI embed.")
-    side = max(float((high - low).max()), float(np.finfo(np.float32).tiny))  # the same for x and y: squares stay squares
+    side = max(
+        float((high - low).max()), float(np.finfo(np.float32).tiny)
+    )  # the same for x and y: squares stay squares
     return low.astype(np.float64), np.full(2, 2**16 / side)
 
 

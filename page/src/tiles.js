@@ -10,6 +10,7 @@ export class Tiles {
     this.kept = new Map(); // "tile key" -> typed array; the most recently used last
     this.running = new Map(); // "tile key" -> promise
     this.queue = [];
+    this.decoding = new Map(); // "tile gene" -> AbortController: what the server still computes
     this.columns = new Map();
   }
 
@@ -61,6 +62,8 @@ export class Tiles {
 
   // Fetch these [tile, key] in this order, instead of what was wanted before and is not under way yet.
   want(list) {
+    const wanted = new Set(list.map(([tile, key]) => `${tile} ${key}`));
+    for (const [name, stop] of this.decoding) if (!wanted.has(name)) stop.abort();
     this.queue = list.filter(([tile, key]) => !this.kept.has(`${tile} ${key}`) && !this.running.has(`${tile} ${key}`));
     this.#fill();
   }
@@ -71,6 +74,7 @@ export class Tiles {
       this.load(tile, key).then(
         () => this.arrived(),
         (error) => {
+          if (error.name === "AbortError") return;
           this.queue = this.queue.filter((each) => each[1] !== key);
           this.failed(error, key);
         },
@@ -84,21 +88,28 @@ export class Tiles {
     const found = this.get(tile, key);
     if (found) return Promise.resolve(found);
     if (!this.running.has(name)) {
-      const promise = this.#read(tile, key).then((values) => this.#keep(name, values));
+      const stop = new AbortController();
+      if (key.startsWith("g")) this.decoding.set(name, stop);
+      const promise = this.#read(tile, key, stop.signal).then((values) => this.#keep(name, values));
       this.running.set(name, promise);
-      promise.catch(() => {}).finally(() => (this.running.delete(name), this.#fill()));
+      const end = () => {
+        this.decoding.delete(name);
+        this.running.delete(name);
+        this.#fill();
+      };
+      promise.then(end, end);
     }
     return this.running.get(name);
   }
 
-  async #read(tile, key) {
+  async #read(tile, key, signal) {
     const version = `v=${encodeURIComponent(this.index.identity)}`;
     const path = {
       p: () => `tiles/points/${tile}?${version}`,
       c: () => `tiles/columns/${key.slice(1)}/${tile}?${version}`,
       g: () => `tiles/genes/${tile}?gene=${encodeURIComponent(key.slice(1))}&${version}`,
     }[key[0]]();
-    const bytes = await this.service.bytes(path);
+    const bytes = await this.service.bytes(path, { signal });
     const isByte = key[0] === "c" && this.columns.get(Number(key.slice(1)))?.dtype === "uint8";
     const values = isByte ? new Uint8Array(bytes) : new Uint16Array(bytes);
     const expected = this.size(tile) * (key === "points" ? 2 : 1);

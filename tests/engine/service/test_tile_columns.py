@@ -86,14 +86,16 @@ def test_a_column_of_one_number_and_one_without_any_are_shown(tmp_path: Path):
 def test_a_few_extremes_do_not_take_the_range_of_colours():
     counts = np.zeros(65535, np.int64)
     counts[:100], counts[-1] = 10, 5
-    assert find_range(counts, 0.0, 65534.0) == (0.0, 99.0)
+    assert find_range(counts, 0.0, 65534.0) == (1.0, 99.0)
 
 
 def test_a_name_of_every_cell_is_refused_and_a_missing_column_names_those_that_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(tile_columns, "MOST_CATEGORIES", 300)
-    tiles, store = make_store(tmp_path, barcode=[f"AAC{k}" for k in range(N_CELLS)], many=pd.Categorical(range(N_CELLS)))
+    tiles, store = make_store(
+        tmp_path, barcode=[f"AAC{k}" for k in range(N_CELLS)], many=pd.Categorical(range(N_CELLS))
+    )
     for name in store.obs_columns:
         with pytest.raises(QueryError, match="more than 300 different values"):
             read_column(tiles, store, name)
