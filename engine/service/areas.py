@@ -1,6 +1,6 @@
 """Cells in a polygon of the picture, wherever a question over HTTP chooses cells."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -35,13 +35,14 @@ def locate(
     Raises QueryError if the store has no coordinates, or if no cell is in an area.
     """
 
-    def find(corners: Any, where: list[str]) -> np.ndarray:
+    def find(corners: Any, where: Sequence[str]) -> np.ndarray:
         if tiles is None:
             raise QueryError(f"{cells.path}: its cells have no places in a picture: make them with atlasvi embed MINI.")
         inside = tiles.find_inside(corners)
         if not len(inside):
             raise QueryError(f"{cells.path}: no cell is in the polygon.")
-        return choose_cells(cells, where=[*where, inside]) if where else inside
+        conditions: list[str | np.ndarray] = [*where, inside]
+        return choose_cells(cells, where=conditions) if where else inside
 
     found = {
         name: find(value.polygon, value.where) if isinstance(value, Area) else value for name, value in options.items()

@@ -66,7 +66,7 @@ class AtlasPage:
     def _choose_first(self) -> int | None:
         """The number of the column that the page shows first: the labels of the model, or the first with categories."""
         try:
-            labels = self.store.setup.labels_key
+            labels = self.store.setup.keys.labels_key
         except SourceError:  # minified data without its model
             labels = None
         if labels in self.columns:

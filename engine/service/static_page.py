@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.queries.question_cells import QueryError
@@ -35,11 +36,12 @@ def write_static_page(
     """
     for name in columns or ():
         check_column(name, store.obs_columns, store.path)
-    page, left_out = AtlasPage(store, tiles), list[str]()
+    page = AtlasPage(store, tiles)
+    left_out: list[str] = []
+    written: list[dict[str, Any]] = []
     with write_folder_aside(out) as scratch:
         folder = scratch / "result"
         shutil.copytree(PAGE, folder)
-        written = []
         wanted = range(len(page.columns)) if columns is None else map(page.columns.index, columns)
         for number in wanted:
             try:
@@ -52,7 +54,7 @@ def write_static_page(
             _write_json(folder / f"tiles/columns/{number}.json", described)
             written.append({"number": number, "name": page.columns[number]})
         index = page.describe(service=False)
-        numbers = [column["number"] for column in written]
+        numbers: list[int] = [column["number"] for column in written]
         index |= {"columns": written, "names": names, "left_out": LEFT_OUT}
         index["first"] = index["first"] if index["first"] in numbers else (numbers[0] if numbers else None)
         _write_json(folder / "tiles/index.json", index)

@@ -42,7 +42,7 @@ def order_keys(points: np.ndarray, first: int, n_cells: int, low: np.ndarray, sc
             edge *= 2.0
         x = np.int64(min((points[i, 0] - low[0]) * scale[0], 2.0**STEPS - 1))
         y = np.int64(min((points[i, 1] - low[1]) * scale[1], 2.0**STEPS - 1))
-        keys[i] = (np.uint64(level) << np.uint64(32)) | np.uint64(_place_on_curve(x, y))
+        keys[i] = (np.uint64(level) << np.uint64(32)) | np.uint64(_place_on_curve(x, y))  # type: ignore[arg-type]
     return keys
 
 

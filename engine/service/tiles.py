@@ -7,13 +7,15 @@
       manifest.json              bytes and checksums of these files
       columns/<hash>.json, .bin  a column of obs as codes in the order of the points; written when it is first shown
 
-The points of all tiles follow each other, level by level (see tile_order.py): a page draws the first levels of the tiles
-that it shows, and has a picture of the whole. A point is at most 1 / 131,070 of its tile's box away from its cell.
+The points of all tiles follow each other, level by level (see tile_order.py): a page draws the first levels of the
+tiles that it shows, and has a picture of the whole. A point is at most 1 / 131,070 of its tile's box from its cell.
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,7 +83,7 @@ def name_tiles(path: str | Path) -> Path:
 
 
 def identify_embedding(store: Embedded) -> str:
-    """Text that another store's coordinates, or older ones of this store, do not have: of the content of some slices."""
+    """Text that other coordinates do not have, nor older ones of this store: of the content of some slices."""
     checksum = google_crc32c.Checksum(str(store.n_cells).encode())
     for start in np.linspace(0, max(store.n_cells - IDENTITY_ROWS, 0), IDENTITY_SLICES).astype(int).tolist():
         stop = min(start + IDENTITY_ROWS, store.n_cells)
@@ -154,7 +156,7 @@ def _measure(store: Embedded, progress: Progress) -> tuple[np.ndarray, np.ndarra
             low, high = np.minimum(low, known.min(0)), np.maximum(high, known.max(0))
         progress("measuring the picture", start + len(part), store.n_cells)
     if not np.isfinite(low).all():
-        raise SourceError(f"{store.path}: no cell has coordinates: make them again with atlasvi query MINI embed.")
+        raise SourceError(f"{store.path}: no cell has coordinates: make them again with atlasvi embed MINI.")
     side = max(
         float((high - low).max()), float(np.finfo(np.float32).tiny)
     )  # the same for x and y: squares stay squares
@@ -208,7 +210,7 @@ def _sort(
 def _quantise(exact: np.ndarray, starts: list[int], file: Path) -> list[tuple[float, float, float, float]]:
     """Write the coordinates of each tile as uint16 in its box; returns the boxes."""
     points, boxes = np.memmap(file, np.uint16, "w+", shape=exact.shape), []
-    for start, stop in zip(starts, starts[1:]):
+    for start, stop in pairwise(starts):
         here = exact[start:stop].astype(np.float64)
         low, high = here.min(0), here.max(0)
         size = np.where(high > low, high - low, 1)
@@ -295,8 +297,6 @@ def open_tiles(store: Embedded, progress: Progress = lambda stage, done, total: 
 
     Raises SourceError if they are damaged or no cell has coordinates, OutputError if they can't be written.
     """
-    import shutil
-
     folder = name_tiles(store.path)
     if (folder / INDEX).is_file():
         try:

@@ -127,6 +127,6 @@ def test_a_decoded_gene_is_log1p_of_counts_per_10000_in_the_order_of_the_tile(tm
 
     codes = decode_tile(tiles, 0, "CD19", decode)
     np.testing.assert_array_equal(asked[0][0], np.arange(N_CELLS))
-    expected = to_codes(np.log1p(tiles.read_cells(0)), 0.0, np.log1p(10_000))
+    expected = to_codes(np.log1p(tiles.read_cells(0).astype(np.float32)), 0.0, np.log1p(10_000))
     np.testing.assert_array_equal(codes, expected)
     assert expected.max() == round(np.log1p(N_CELLS - 1) / np.log1p(10_000) * 65534)
