@@ -262,3 +262,13 @@ def test_the_benchmark_of_annotation_labels_held_out_donors(quick, tmp_path: Pat
     assert {"without a", "without b", "without c"} < set(ran.figures)
     assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
     assert "expected calibration error" in ran.out
+
+
+def test_the_benchmark_of_the_service_asks_as_many_clients_do(quick):
+    ran = quick("service")
+    assert ran.figures["errors"] == []
+    assert ran.figures["n_answers"] >= 8
+    assert ran.figures["n_refused"] >= 1
+    assert ran.figures["questions"]["all"]["p99_s"] > 0
+    assert ran.figures["memory_mb"]["peak"] < 3_000
+    assert "0 errors" in ran.out

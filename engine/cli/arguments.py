@@ -1,6 +1,5 @@
 """Arguments and output that several commands have in common."""
 
-import csv
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Annotated
 import typer
 
 from atlasvi.engine.queries.question import NamesOf, NumberOrWord, refuse
+from atlasvi.engine.queries.question import split_names as split_names
 from atlasvi.engine.terminal import say
-from atlasvi.loaders.errors import SourceError
 
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
 
@@ -65,30 +64,6 @@ def was_given(context: typer.Context, name: str) -> bool:
     """Whether the user gave an option, even if with its default."""
     source = context.get_parameter_source(name)  # by its name, because new versions of typer bring their own click
     return source is not None and source.name == "COMMANDLINE"
-
-
-def split_names(text: str | list[str] | None) -> list[str] | None:
-    """Names separated by commas, or the lines of @FILE. A name that contains a comma is written in double quotes.
-
-    A list of names, which other doors than the command line take, is returned as it is.
-    """
-    if text is None or isinstance(text, list):
-        return text
-    if text.startswith("@"):
-        try:
-            lines = Path(text[1:]).read_text("utf-8-sig").splitlines()
-        except OSError as error:
-            raise SourceError(f"{text[1:]}: the file can't be read ({error.strerror}).") from error
-        except UnicodeDecodeError as error:
-            raise SourceError(f"{text[1:]}: not a text file: it must have one name per line (UTF-8).") from error
-        if not (names := [line.strip() for line in lines if line.strip()]):
-            raise SourceError(f"{text[1:]}: it holds no names: write one per line.")
-        return names
-    try:
-        names = next(csv.reader([text], skipinitialspace=True)) or [""]
-    except csv.Error as error:
-        raise SourceError(f"{text!r}: these names can't be read ({error}).") from error
-    return [name.strip() for name in names]
 
 
 def split_repeated(texts: Iterable[str] | None) -> list[str] | None:

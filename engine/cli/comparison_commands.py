@@ -12,7 +12,7 @@ from atlasvi.engine.cli.arguments import Seed, Top, check_finite
 from atlasvi.engine.cli.cell_options import CellOptions, RowOptions
 from atlasvi.engine.cli.query_app import split_known
 from atlasvi.engine.cli.question_command import question
-from atlasvi.engine.queries.question import Answer, Asking, CellsBy, NamesOf
+from atlasvi.engine.queries.question import Answer, Asking, CellsBy, GroupsBy, NamesOf
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ChangeOptions:
 @question("markers")
 def query_markers(
     asking: Asking,
-    labels_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of the labels.")],
+    labels_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of the labels."), GroupsBy()],
     labels: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Only these labels (default: all)."), NamesOf("labels")
     ] = None,
@@ -104,7 +104,9 @@ def query_compare(
 @question("differential")
 def query_differential(
     asking: Asking,
-    groupby: Annotated[str | None, typer.Option(metavar="COLUMN", help="obs column of the groups to compare.")] = None,
+    groupby: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="obs column of the groups to compare."), GroupsBy()
+    ] = None,
     group1: Annotated[
         str | None, typer.Option(help="Groups, separated by commas (default: all)."), NamesOf("labels")
     ] = None,
@@ -180,7 +182,7 @@ def query_differential(
 @question("abundance")
 def query_abundance(
     asking: Asking,
-    sample_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of the samples.")],
+    sample_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of the samples."), GroupsBy()],
     max_cells: Annotated[
         int | None,
         typer.Option(metavar="N", help="Use at most N cells of each sample, chosen at random.", min=1),
@@ -209,5 +211,6 @@ def query_abundance(
         max_cells,
         dof,
         progress=asking.progress,
+        check_size=asking.check_size,
     )
     return asked.answer(asking, chosen, slices, map(str, samples))

@@ -10,14 +10,17 @@ from atlasvi.engine.cli.arguments import Genes, LibrarySize, Top, TransformBatch
 from atlasvi.engine.cli.cell_options import CellOptions
 from atlasvi.engine.cli.query_app import split_batches
 from atlasvi.engine.cli.question_command import question
-from atlasvi.engine.queries.question import Answer, Asking, NamesOf, NumberOrWord
+from atlasvi.engine.queries.question import Answer, Asking, GroupsBy, NamesOf, NumberOrWord
 
 
 @question("aggregate")
 def query_aggregate(
     asking: Asking,
     by: Annotated[
-        str, typer.Option(metavar="COLUMNS", help="obs columns of the groups: NAME,NAME."), NamesOf("columns")
+        str,
+        typer.Option(metavar="COLUMNS", help="obs columns of the groups: NAME,NAME."),
+        NamesOf("columns"),
+        GroupsBy(),
     ],
     genes: Genes = None,
     library_size: LibrarySize = "1",
@@ -55,6 +58,7 @@ def query_aggregate(
         max_cells=max_cells,
         seed=asked.seed,
         progress=asking.progress,
+        check_size=asking.check_size,
     )
     return answer_frame(found.to_table(), "group")
 
@@ -118,6 +122,7 @@ def query_correlation(
     from atlasvi.engine.queries.question_cells import take_chosen
 
     opened, wanted = asking.open(), split_names(genes)
+    asking.check_size(min(max_cells, opened.cells.n_cells) * n_samples * len(wanted or opened.run.genes))
     generator, chosen = opened.make_generator(asked.seed), asked.choose(asking)
     matrix = correlate_genes(
         opened.run.model,

@@ -12,7 +12,7 @@ import atlasvi.engine.cli.query_commands  # noqa: F401  whose questions come fir
 from atlasvi.engine.cli.answers import answer_frames
 from atlasvi.engine.cli.arguments import Limit, Seed, split_names
 from atlasvi.engine.cli.question_command import question
-from atlasvi.engine.queries.question import Answer, Asking, CellsBy, NamesOf, OfThisMachine
+from atlasvi.engine.queries.question import Answer, Asking, CellsBy, GroupsBy, NamesOf, OfThisMachine
 from atlasvi.engine.terminal import count, say, show_progress
 
 if TYPE_CHECKING:  # imports torch, which `--help` does not need
@@ -141,10 +141,13 @@ def query_neighbours(
         asking.index if flags.index is None else flags.index,
     )
     if new is None:
-        tables = slice_neighbours(search, reference, _find_asked(reference, of, flags.limit), shown)
+        chosen = _find_asked(reference, of, flags.limit)
+        n_cells = reference.n_cells if chosen is None else len(chosen)
+        tables = slice_neighbours(search, reference, chosen, shown)
     else:
-        tables = slice_neighbours(search, new.cells, np.arange(new.cells.n_cells)[: flags.limit], shown, new.model)
-    return answer_frames(tables, "cell")
+        chosen = np.arange(new.cells.n_cells)[: flags.limit]
+        n_cells, tables = len(chosen), slice_neighbours(search, new.cells, chosen, shown, new.model)
+    return answer_frames(tables, "cell", n_rows=n_cells * min(k, reference.n_cells))
 
 
 @question("annotate")
@@ -153,7 +156,9 @@ def query_annotate(
     new_cells: Annotated[
         str | None, typer.Argument(metavar="NEW", help="New counts: any source, PATH::layer=NAME."), OfThisMachine()
     ] = None,
-    labels_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of MINI with the labels.")] = ...,  # type: ignore[assignment]
+    labels_key: Annotated[
+        str, typer.Option(metavar="COLUMN", help="obs column of MINI with the labels."), GroupsBy()
+    ] = ...,  # type: ignore[assignment]
     k: K = 30,
     n_samples: Annotated[int, typer.Option(metavar="N", help="Draws of z for each cell; 0: its mean.", min=0)] = 5,
     unknown: Annotated[
@@ -180,7 +185,8 @@ def query_annotate(
         f"On cells of MINI, judged by other batches, probabilities were off by {annotator.calibration_error:.1%} on "
         "average."
     )
-    return answer_frames(annotator.slice_labels(new, shown, flags.limit), "cell", "cell", note=note)
+    n_rows = len(range(new.cells.n_cells)[: flags.limit])
+    return answer_frames(annotator.slice_labels(new, shown, flags.limit), "cell", "cell", n_rows, note)
 
 
 def _find_asked(

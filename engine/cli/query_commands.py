@@ -53,6 +53,7 @@ def query_latent(
 ) -> Answer:
     """Posterior mean of the latent of each cell."""
     from atlasvi.engine.queries.latents import slice_latents
+    from atlasvi.engine.queries.question_cells import MinifiedCells
 
     asked.refuse_seed(asking)
     opened = asking.open()
@@ -61,7 +62,8 @@ def query_latent(
         (index, np.concatenate([qzm, qzv], axis=1) if variance else qzm)
         for index, qzm, qzv in slice_latents(opened.encoder, opened.cells, chosen)
     )
-    n_latent = opened.cells.kept.n_latent if opened.encoder is None else opened.encoder.n_latent
+    cells = opened.cells
+    n_latent = cells.kept.n_latent if isinstance(cells, MinifiedCells) else opened.run.model.n_latent
     names = [f"z{k}" for k in range(n_latent)] + [f"var{k}" for k in range(n_latent)] * variance
     return asked.answer(asking, chosen, slices, names)
 

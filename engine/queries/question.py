@@ -4,10 +4,14 @@ The functions behind are in this subpackage. The command line and the service as
 defaults and limits of options stand once. This file imports neither torch nor pandas, which `--help` does not need.
 """
 
+import csv
 import inspect
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from atlasvi.loaders.errors import SourceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +39,11 @@ class CellsBy:
 
 
 @dataclass(frozen=True)
+class GroupsBy:
+    """Marks an option that names the obs columns whose values are groups of cells: each takes memory of its own."""
+
+
+@dataclass(frozen=True)
 class NumberOrWord:
     """Marks an option whose text is a number or a word, such as 'observed'."""
 
@@ -48,7 +57,7 @@ class OfThisMachine:
 class Answer:
     """What a question answers: a table, whose rows may be computed only when they are read.
 
-    n_rows   number of rows; None: it is known only at the end
+    n_rows   number of rows, at most; None: it is known only at the end
     noun     what a row is, for a sentence that counts them
     note     one more sentence about the answer
     is_whole whether all rows are computed already
@@ -75,6 +84,7 @@ class Asking:
     progress        called with a stage, what is done of it, and the total; may raise an error to end the question
     rows            int64: indices of the cells that the question is about, besides all conditions; None: all
     index           the index of neighbours, if it is opened already
+    most_values     how many values an answer may hold in memory; None: as many as there is memory for
     """
 
     open: "Callable[[], OpenedQuestion]"
@@ -85,6 +95,17 @@ class Asking:
     new_cells: str | None = None
     rows: "np.ndarray | None" = None
     index: "IndexFile | None" = None
+    most_values: int | None = None
+
+    def check_size(self, n_values: int) -> None:
+        """Raise QueryError if a question would take memory for more values than it may."""
+        if self.most_values is not None and n_values > self.most_values:
+            from atlasvi.engine.queries.question_cells import QueryError
+
+            raise QueryError(
+                f"This question would hold {n_values:,} values in memory, and may hold {self.most_values:,}: choose "
+                "fewer cells, genes, groups or draws."
+            )
 
     def refuse_unused(self, names: Iterable[str], reason: str) -> None:
         """Refuse options that were given although they would have no effect. Raises QueryError, with the reason."""
@@ -117,3 +138,27 @@ def refuse(options: Iterable[str], reason: str) -> None:
 
     if given := ", ".join(f"--{name.replace('_', '-')}" for name in options):
         raise QueryError(f"{given} would have no effect: {reason}.")
+
+
+def split_names(text: str | list[str] | None) -> list[str] | None:
+    """Names separated by commas, or the lines of @FILE. A name that contains a comma is written in double quotes.
+
+    A list of names, which other doors than the command line take, is returned as it is.
+    """
+    if text is None or isinstance(text, list):
+        return text
+    if text.startswith("@"):
+        try:
+            lines = Path(text[1:]).read_text("utf-8-sig").splitlines()
+        except OSError as error:
+            raise SourceError(f"{text[1:]}: the file can't be read ({error.strerror}).") from error
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{text[1:]}: not a text file: it must have one name per line (UTF-8).") from error
+        if not (names := [line.strip() for line in lines if line.strip()]):
+            raise SourceError(f"{text[1:]}: it holds no names: write one per line.")
+        return names
+    try:
+        names = next(csv.reader([text], skipinitialspace=True)) or [""]
+    except csv.Error as error:
+        raise SourceError(f"{text!r}: these names can't be read ({error}).") from error
+    return [name.strip() for name in names]

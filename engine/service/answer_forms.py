@@ -58,27 +58,35 @@ def choose_form(accept: str) -> str | None:
             wanted.append((float(quality), kind))
         except ValueError:
             continue
-    for quality, kind in sorted(wanted, key=lambda each: -each[0]):
+    for weight, kind in sorted(wanted, key=lambda each: -each[0]):
         for form in (JSON, ARROW, CSV):
-            if quality > 0 and kind in (form, "*/*", f"{form.split('/')[0]}/*"):
+            if weight > 0 and kind in (form, "*/*", f"{form.split('/')[0]}/*"):
                 return form
     return None
 
 
-def send_answer(answer: Answer, form: str, job: Job, limits: Limits) -> None:
-    """Compute an answer, and send it in a form. Raises TooLarge."""
+def send_answer(answer: Answer, form: str, job: Job, limits: Limits, mask: Callable[[str], str]) -> None:
+    """Compute an answer, and send it in a form. `mask` takes paths out of warnings. Raises TooLarge."""
     n_rows = answer.n_rows
     if n_rows is not None and n_rows > limits.most_cells:
         raise TooLarge(
             f"The answer would have {n_rows:,} rows, and this service gives up to {limits.most_cells:,}: choose fewer "
             "cells (where, cells, sample or limit)."
         )
-    sink, write = Sink(job), _WRITERS[form]
-    write(answer, sink, job, limits)
+    sink = Sink(job)
+    if form == JSON:
+        found = collect_values(answer, limits)
+        sink.write(json.dumps({**found, "warnings": list(map(mask, job.warnings))}, allow_nan=False))
+    elif form == CSV:
+        write_lines(sink, ",", answer.table, 6)  # type: ignore[arg-type]  # only its write is called
+    else:
+        write_arrow(sink, answer.table)
     sink.flush()
 
 
-def _write_json(answer: Answer, sink: Sink, job: Job, limits: Limits) -> None:
+def collect_values(answer: Answer, limits: Limits) -> dict[str, Any]:
+    """An answer as JSON has it, without warnings. Raises TooLarge."""
+
     def check_rows(n: int) -> None:
         if n > limits.json_rows:
             raise TooLarge(
@@ -88,10 +96,8 @@ def _write_json(answer: Answer, sink: Sink, job: Job, limits: Limits) -> None:
 
     check_rows(answer.n_rows or 0)
     columns, n_rows = _collect(answer.table, check_rows, limits.json_values)
-    found = {"row": answer.table.row, "n_rows": n_rows, "columns": columns, "warnings": job.warnings}
-    if answer.note:
-        found["note"] = answer.note
-    sink.write(json.dumps(found, allow_nan=False, ensure_ascii=False))
+    found = {"row": answer.table.row, "n_rows": n_rows, "columns": columns}
+    return {**found, "note": answer.note} if answer.note else found
 
 
 def _collect(table: Table, check_rows: Callable[[int], None], most_values: int) -> tuple[dict[str, list[Any]], int]:
@@ -134,18 +140,3 @@ def to_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
-
-
-def _write_csv(answer: Answer, sink: Sink, job: Job, limits: Limits) -> None:
-    write_lines(sink, ",", answer.table, 6)  # type: ignore[arg-type]  # only its write is called
-
-
-def _write_arrow(answer: Answer, sink: Sink, job: Job, limits: Limits) -> None:
-    write_arrow(sink, answer.table)
-
-
-_WRITERS: dict[str, Callable[[Answer, Sink, Job, Limits], None]] = {
-    JSON: _write_json,
-    CSV: _write_csv,
-    ARROW: _write_arrow,
-}

@@ -3,11 +3,10 @@
 import contextlib
 import json
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
-from urllib.parse import quote
 
-import anyio
 import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,17 +19,19 @@ from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.neighbours.index_file import IndexFile, name_index
 from atlasvi.engine.queries.cell_choice import choose_cells
 from atlasvi.engine.queries.opened_question import OpenedQuestion
-from atlasvi.engine.queries.question import Asking, Question
+from atlasvi.engine.queries.question import Asking, OfThisMachine, Question
 from atlasvi.engine.service import store_facts
 from atlasvi.engine.service.access import Guard, refuse
 from atlasvi.engine.service.answer_forms import ARROW, CSV, JSON, choose_form, send_answer
 from atlasvi.engine.service.areas import locate
-from atlasvi.engine.service.jobs import Busy, Ended, Job, Jobs, collect_warnings
+from atlasvi.engine.service.jobs import Busy, Job, Jobs, collect_warnings
 from atlasvi.engine.service.limits import Limits
 from atlasvi.engine.service.openapi import describe
-from atlasvi.engine.service.option_models import complete, make_model, read_options
+from atlasvi.engine.service.option_models import Options, complete, find_marked, make_model, read_options
 from atlasvi.engine.service.page_routes import list_page_routes
-from atlasvi.engine.service.refusals import Refused, explain
+from atlasvi.engine.service.received import is_counts, list_parameters, read_json, receive_counts
+from atlasvi.engine.service.refusals import Mask, Refused, explain
+from atlasvi.engine.service.sizes import check_question
 from atlasvi.engine.service.tiles import Tiles
 from atlasvi.engine.service.watched_cells import WatchedCells
 
@@ -57,32 +58,39 @@ class Service:
         with collect_warnings(), contextlib.closing(self.jobs):
             yield
 
-    async def answer(self, request: Request) -> Response:
+    async def answer(self, request: Request, question: Question) -> Response:
         """A question: POST /api/NAME."""
-        question = self.questions[request.path_params["question"]]
         form = choose_form(request.headers.get("accept", "*/*"))
         if form is None:
             raise Refused(406, f"The forms of answers are {JSON}, {ARROW} and {CSV}: accept one of them.")
-        given, rows = await self._read_options(request, self.models[question.name])
+        model, counts = self.models[question.name], None
+        if is_counts(request) and find_marked(question, OfThisMachine):
+            given, rows = self._read(model, list_parameters(request))
+            counts = await receive_counts(request, self.limits)
+        else:
+            given, rows = await self._read_body(request, model)
         polygon = given.pop("polygon", None)
-        options = complete(question, given)
+        options, mask = complete(question, given), Mask(self.store.path, counts)
 
         def work(job: Job) -> None:
+            opened = self.open(job)
+            check_question(question, options, opened.cells, len(self.run.genes), self.limits)
+            located, chosen = locate(self.tiles, opened.cells, options, rows, polygon)
             with contextlib.ExitStack() as stack:
-                opened = self.open(job)
-                located, chosen = locate(self.tiles, opened.cells, options, rows, polygon)
                 asking = Asking(
                     lambda: opened,
                     lambda: opened,
                     set(given),
                     stack.callback,
                     job.check,
-                    rows=chosen,
-                    index=self.index,
+                    counts,
+                    chosen,
+                    self.index,
+                    self.limits.most_values,
                 )
-                send_answer(question.answer(asking=asking, **located), form, job, self.limits)
+                send_answer(question.answer(asking=asking, **located), form, job, self.limits, mask)
 
-        return await self.respond(request, work, form)
+        return await self.respond(request, work, form, mask)
 
     async def tell_store(self, request: Request) -> Response:
         """GET /api/info."""
@@ -98,7 +106,7 @@ class Service:
         options: dict[str, Any] = {}
         if request.method == "POST":
             count = self.questions["count"]
-            given, rows = await self._read_options(request, self.models["count"])
+            given, rows = await self._read_body(request, self.models["count"])
             polygon = given.pop("polygon", None)
             options = complete(count, given)
 
@@ -110,39 +118,32 @@ class Service:
                 chosen = choose_cells(cells, options["cells"], where)
             job.send(json.dumps(store_facts.tell_column(cells, name, chosen), allow_nan=False).encode())
 
-        return await self.respond(request, work, JSON)
+        return await self.respond(request, work, JSON, Mask(self.store.path))
 
     def open(self, job: Job) -> OpenedQuestion:
         """The model and the cells for one job, which stops when they are read next if it is to end."""
         return OpenedQuestion.of_parts(self.run, WatchedCells(self.store, job.check))
 
-    async def _read_options(self, request: Request, model: Any) -> tuple[dict[str, Any], np.ndarray | None]:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != JSON:
-            raise Refused(415, f"The body of a question is JSON (Content-Type: {JSON}).")
-        body = await self._read_body(request)
+    async def _read_body(self, request: Request, model: type[Options]) -> tuple[dict[str, Any], np.ndarray | None]:
+        return self._read(model, await read_json(request, self.limits))
+
+    def _read(self, model: type[Options], given: bytes | Mapping[str, Any]) -> Any:
         try:
-            return read_options(model, body)
+            return read_options(model, given)
         except ValueError as error:
             raise Refused(422, str(error)) from None
 
-    async def _read_body(self, request: Request) -> bytes:
-        body, most = bytearray(), self.limits.body_bytes
-        try:
-            with anyio.fail_after(self.limits.body_seconds):
-                async for part in request.stream():
-                    body += part
-                    if len(body) > most:
-                        raise Refused(413, f"The body is larger than {most:,} bytes.", {"Connection": "close"})
-        except TimeoutError:
-            raise Refused(408, "The body came too slowly.", {"Connection": "close"}) from None
-        return bytes(body)
-
-    async def respond(self, request: Request, work: Callable[[Job], None], form: str) -> Response:
+    async def respond(self, request: Request, work: Callable[[Job], None], form: str, mask: Mask) -> Response:
         """What the work sends as a response, once its first piece is there."""
+
+        def remove_counts() -> None:
+            if mask.upload is not None:
+                os.unlink(mask.upload)
+
         try:
-            job = self.jobs.start(work)
+            job = self.jobs.start(work, remove_counts)
         except Busy:
+            remove_counts()
             raise Refused(503, "The service is busy: ask again later.", {"Retry-After": "5"}) from None
 
         async def gone() -> None:
@@ -152,20 +153,20 @@ class Service:
         try:
             first = await self.jobs.first_piece(job, gone)
         except Exception as error:
-            raise explain(error, self.store.path, self.limits) from error
+            raise explain(error, mask, self.limits) from error
         if first is None:
             return Response(status_code=499)
         headers = {"Cache-Control": "no-store"}
         if job.warnings:
-            headers["Atlasvi-Warnings"] = quote(json.dumps(job.warnings), safe=" ,.:;!?()[]{}'\"/=-_")
-        return StreamingResponse(self._follow(job, first), 200, headers, form)
+            headers["Atlasvi-Warnings"] = json.dumps(list(map(mask, job.warnings)))  # JSON in ASCII
+        return StreamingResponse(self._follow(job, first, mask), 200, headers, form)
 
-    async def _follow(self, job: Job, first: bytes) -> AsyncIterator[bytes]:
+    async def _follow(self, job: Job, first: bytes, mask: Mask) -> AsyncIterator[bytes]:
         try:
             async for piece in job.pieces(first):
                 yield piece
-        except (Exception, Ended) as error:
-            log.warning("an answer broke off: %s", explain(error, self.store.path, self.limits).sentence)
+        except Exception as error:
+            log.warning("an answer broke off: %s", explain(error, mask, self.limits).sentence)
             raise
         finally:
             self.jobs.end(job)
@@ -199,7 +200,7 @@ def make_app(
         Route("/api/info", service.tell_store),
         Route("/api/genes", service.tell_genes),
         Route("/api/obs/{column:path}", service.tell_column, methods=["GET", "POST"]),
-        *(Route(f"/api/{name}", _bind(service, name), methods=["POST"]) for name in questions),
+        *(Route(f"/api/{name}", _bind(service, each), methods=["POST"]) for name, each in questions.items()),
     ]
     if page:
         routes += list_page_routes(service)
@@ -213,10 +214,9 @@ def make_app(
     return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=service.live)
 
 
-def _bind(service: Service, name: str) -> Callable[[Request], Any]:
+def _bind(service: Service, question: Question) -> Callable[[Request], Any]:
     async def answer(request: Request) -> Response:
-        request.path_params["question"] = name
-        return await service.answer(request)
+        return await service.answer(request, question)
 
     return answer
 

@@ -38,6 +38,10 @@ class TooLate(Exception):
     """The answer, or its beginning, took longer than a question may take."""
 
 
+class Closing(Exception):
+    """The service ends before the answer does."""
+
+
 class Job:
     """A question that is being answered by a thread, which sends pieces of the answer to the event loop.
 
@@ -59,7 +63,9 @@ class Job:
         try:
             self.check()
             work(self)
-        except BaseException as error:  # whatever it is: the thread goes on to the next question
+        except Ended:
+            last = Closing()  # nobody reads this, unless it is the service that ends
+        except Exception as error:
             last = error
         with suppress(Ended, RuntimeError):  # RuntimeError: the loop is closed
             self._put(last)
@@ -125,8 +131,8 @@ class Jobs:
         """How many questions are computed or wait."""
         return len(self._running)
 
-    def start(self, work: Callable[[Job], None]) -> Job:
-        """Answer a question in a thread. Raises Busy if too many wait."""
+    def start(self, work: Callable[[Job], None], at_end: Callable[[], Any] = lambda: None) -> Job:
+        """Answer a question in a thread; `at_end` is called when it does no more. Raises Busy if too many wait."""
         if len(self._running) >= self._most:
             raise Busy
         job = Job(self._seconds)
@@ -135,6 +141,7 @@ class Jobs:
         loop = asyncio.get_running_loop()
 
         def forget(_: Future[None]) -> None:
+            at_end()
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._running.pop, job, None)
 
@@ -177,21 +184,16 @@ class Jobs:
 @contextmanager
 def collect_warnings() -> Iterator[None]:
     """Meanwhile, what the library warns of goes to the answer of the question that it came up in."""
-    before = warnings.showwarning
+    with warnings.catch_warnings():
+        before = warnings.showwarning
 
-    def show(message: Any, category: type[Warning], *where: Any) -> None:
-        job = _current.get(None)
-        if job is not None and issubclass(category, AtlasviWarning):
-            if str(message) not in job.warnings:
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            job = _current.get(None)
+            if job is None:
+                before(message, category, *where)
+            elif issubclass(category, AtlasviWarning) and str(message) not in job.warnings:
                 job.warnings.append(str(message))
-        elif job is None:
-            before(message, category, *where)
 
-    filters = warnings.filters[:]
-    warnings.simplefilter("always", AtlasviWarning)
-    warnings.showwarning = show
-    try:
+        warnings.simplefilter("always", AtlasviWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
         yield
-    finally:
-        warnings.showwarning = before
-        warnings.filters[:] = filters

@@ -28,7 +28,10 @@ class Limits:
     )
 
     json_values = 2_000_000  # in an answer in JSON: about 20 MB
+    most_values = 50_000_000  # that a question holds in memory: 200 MB of float32
+    most_groups = 5_000  # values of a column whose values are groups of cells
     most_neighbours = 1_000
+    most_of_new = 200  # neighbours of new cells, and draws for each of them: thousands of cells are labelled at once
     body_bytes = 4_000_000  # of options: 100,000 names of cells
     text_characters = 20_000  # of a condition
     body_seconds = 20.0  # until the options, or each further part of new counts, have come

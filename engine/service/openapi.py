@@ -7,8 +7,10 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from atlasvi.engine.queries.question import Question
+from atlasvi.engine.queries.question import OfThisMachine, Question
 from atlasvi.engine.service.answer_forms import ARROW, CSV, JSON
+from atlasvi.engine.service.option_models import find_marked
+from atlasvi.engine.service.received import COUNTS
 
 ERRORS = {
     400: "The question can't be answered: a name, a column or a value is wrong.",
@@ -66,7 +68,13 @@ def describe(
         },
     }
     for name, question in questions.items():
-        paths[f"/api/{name}"] = {"post": _operation(name, question.about, forms, models[name].__name__)}
+        operation = _operation(name, question.about, forms, models[name].__name__)
+        if find_marked(question, OfThisMachine):
+            operation["requestBody"]["content"][COUNTS] = {"schema": {"type": "string", "format": "binary"}}
+            operation["description"] = (
+                f"With a body of new counts, an h5ad file ({COUNTS}), the options are query parameters."
+            )
+        paths[f"/api/{name}"] = {"post": operation}
     schemas = {
         **defined.get("$defs", {}),
         "Columns": COLUMNS,

@@ -7,12 +7,13 @@ from typing import Annotated, Any, get_args, get_origin
 
 import numpy as np
 import typer.models
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from atlasvi.engine.queries.question import CellsBy, NamesOf, NumberOrWord, OfThisMachine, Question
 from atlasvi.engine.service.areas import Area, Polygon
 from atlasvi.engine.service.limits import Limits
 
+NO_FILE = "^[^@]"  # @FILE stands for a file of names on the command line
 Rows = list[Annotated[int, Field(ge=0)]]
 
 
@@ -31,7 +32,14 @@ def make_model(question: Question, limits: Limits) -> type[Options]:
     for option in question.options:
         base, marks = _split(option.annotation)
         if not _is_local(base, marks):
-            fields[option.name] = _make_field(option, base, marks, limits)
+            most = {
+                "n_samples": limits.most_samples,
+                "n_samples_overall": limits.most_samples,
+                "k": limits.most_neighbours,
+            }
+            if question.name == "annotate":
+                most = {"n_samples": limits.most_of_new, "k": limits.most_of_new}
+            fields[option.name] = _make_field(option, base, marks, limits, most.get(option.name))
     name = "".join(part.capitalize() for part in question.name.split("-"))
     return create_model(name, __base__=Options, __doc__=question.about, **fields)
 
@@ -63,14 +71,14 @@ def complete(question: Question, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def list_names(options: Mapping[str, Any], question: Question, what: str) -> dict[str, Any]:
-    """The options of a question that hold names of this kind, by option."""
-    marked = {option.name: _split(option.annotation)[1] for option in question.options}
-    return {
-        name: options.get(name)
-        for name, marks in marked.items()
-        if any(isinstance(mark, NamesOf) and mark.what == what for mark in marks)
-    }
+def find_marked(question: Question, mark: Any) -> list[str]:
+    """The names of the options that carry a mark: one that is equal, or of a class."""
+    found = []
+    for option in question.options:
+        marks = _split(option.annotation)[1]
+        if any(each == mark or (isinstance(mark, type) and isinstance(each, mark)) for each in marks):
+            found.append(option.name)
+    return found
 
 
 def _split(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -84,13 +92,10 @@ def _is_local(base: Any, marks: tuple[Any, ...]) -> bool:
     return any(isinstance(mark, OfThisMachine) for mark in marks) or Path in (base, *get_args(base))
 
 
-def _make_field(option: inspect.Parameter, base: Any, marks: tuple[Any, ...], limits: Limits) -> tuple[Any, Any]:
+def _make_field(
+    option: inspect.Parameter, base: Any, marks: tuple[Any, ...], limits: Limits, most: int | None
+) -> tuple[Any, Any]:
     info = next((mark for mark in marks if isinstance(mark, typer.models.OptionInfo)), None)
-    most = {
-        "n_samples": limits.most_samples,
-        "n_samples_overall": limits.most_samples,
-        "k": limits.most_neighbours,
-    }.get(option.name)
     kinds: list[Any] = [part for part in get_args(base) if part is not type(None)] or [base]
     optional = type(None) in get_args(base)
     if get_origin(base) is not None and type(None) not in get_args(base):
@@ -99,13 +104,13 @@ def _make_field(option: inspect.Parameter, base: Any, marks: tuple[Any, ...], li
     names = Annotated[list[Annotated[str, Field(max_length=1_000)]], Field(min_length=1)]
     for mark in marks:
         if isinstance(mark, NamesOf):
-            kinds = [Annotated[str, Field(max_length=limits.body_bytes, pattern="^[^@]")], names]
+            kinds = [Annotated[str, Field(max_length=limits.body_bytes, pattern=NO_FILE)], names]
         elif isinstance(mark, CellsBy):
-            kinds = [text, Rows, Area, *[names] * mark.names]
+            kinds = [Annotated[text, Field(pattern=NO_FILE)], Rows, Area, *[names] * mark.names]
         elif isinstance(mark, NumberOrWord):
             kinds = [float, text]
     if kinds == [list[str]]:
-        kinds = [text, list[text]]  # type: ignore[valid-type]
+        kinds = [Annotated[text | list[text], AfterValidator(_to_list)]]
     kinds = [text if kind is str else kind for kind in kinds]
     bounds: dict[str, Any] = {}
     if info is not None and kinds[0] in (int, float):
@@ -117,6 +122,10 @@ def _make_field(option: inspect.Parameter, base: Any, marks: tuple[Any, ...], li
         annotated = annotated | None
     default = ... if option.default in (option.empty, ...) else option.default
     return annotated, Field(default, description=info.help if info else None)
+
+
+def _to_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
 
 
 def _to_argument(value: Any) -> Any:
@@ -133,5 +142,7 @@ def _explain(error: ValidationError, model: type[Options]) -> str:
         return f"There is no option {place!r}: this question has {', '.join(model.model_fields)}."
     if first["type"] == "missing":
         return f"The option {place!r} is missing."
+    if first["type"] == "string_pattern_mismatch":
+        return f"The option {place!r} is text that does not begin with @: send a list of names instead of a file."
     where = f"The option {place!r}: " if place else "The body: "
     return f"{where}{first['msg']}."

@@ -13,7 +13,7 @@ from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.service.answer_forms import JSON
 from atlasvi.engine.service.jobs import Job
 from atlasvi.engine.service.page_answers import PAGE, POLICY, AtlasPage
-from atlasvi.engine.service.refusals import Refused, explain
+from atlasvi.engine.service.refusals import Mask, Refused, explain
 
 if TYPE_CHECKING:
     from atlasvi.engine.service.app import Service
@@ -30,7 +30,7 @@ def list_page_routes(service: "Service") -> list[Route]:
     files.append(Route("/", _send_file("index.html")))
     if tiles is None:
         return [*files, Route("/tiles/{rest:path}", _say_that_there_are_none)]
-    page = AtlasPage(service.store, tiles)
+    page, mask = AtlasPage(service.store, tiles), Mask(service.store.path)
 
     async def describe(request: Request) -> Response:
         return Response(_to_json(page.describe()), media_type=JSON, headers={"Cache-Control": "no-store"})
@@ -42,7 +42,7 @@ def list_page_routes(service: "Service") -> list[Route]:
             try:
                 content = await run_in_threadpool(read, *(request.path_params[name] for name in names))
             except Exception as error:
-                raise explain(error, service.store.path, service.limits) from error
+                raise explain(error, mask, service.limits) from error
             return Response(content, media_type=BYTES, headers=FOREVER)
 
         return answer
@@ -51,7 +51,7 @@ def list_page_routes(service: "Service") -> list[Route]:
         """What is computed: as questions are."""
 
         async def answer(request: Request) -> Response:
-            return await service.respond(request, lambda job: job.send(read(request, job)), form)
+            return await service.respond(request, lambda job: job.send(read(request, job)), form, mask)
 
         return answer
 

@@ -71,14 +71,11 @@ export class Tiles {
   #fill() {
     while (this.queue.length && this.running.size < AT_ONCE) {
       const [tile, key] = this.queue.shift();
-      this.load(tile, key).then(
-        () => this.arrived(),
-        (error) => {
-          if (error.name === "AbortError") return;
-          this.queue = this.queue.filter((each) => each[1] !== key);
-          this.failed(error, key);
-        },
-      );
+      this.load(tile, key).catch((error) => {
+        if (error.name === "AbortError") return;
+        this.queue = this.queue.filter((each) => each[1] !== key);
+        this.failed(error, key);
+      });
     }
   }
 
@@ -125,6 +122,7 @@ export class Tiles {
       this.kept.delete(old);
       this.total -= there.length;
     }
+    this.arrived();
     return values;
   }
 
