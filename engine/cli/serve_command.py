@@ -1,7 +1,7 @@
 """`atlasvi serve`: the questions of `atlasvi query` over HTTP."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from atlasvi.engine.queries.question import Question
 from atlasvi.engine.service.limits import Limits
 from atlasvi.engine.terminal import count, say, show_progress
 from atlasvi.loaders.errors import MissingDependencyError
+
+if TYPE_CHECKING:  # imports pandas, which `--help` does not need
+    from atlasvi.engine.minified.kept_posterior import KeptPosterior
 
 NOT_SERVED = {
     "info": "GET /api/info tells what the store is",
@@ -40,6 +43,13 @@ def serve(
         typer.Option(envvar="ATLASVI_TOKEN", help="What each request must bring (Authorization: Bearer TOKEN)."),
     ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the page, too.")] = True,
+    static: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT",
+            help="Serve nothing: write the page to a folder for any web server, without what is computed.",
+        ),
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Model of minified data of scvi-tools, if it is in another folder.")
     ] = None,
@@ -56,6 +66,9 @@ def serve(
         raise MissingDependencyError(f"serve needs {error.name}: pip install 'atlasvi[serve]'.") from None
     from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
 
+    if static is not None:
+        write_static(open_minified(mini, model), static)
+        return
     check_access(host, token)
     store = open_minified(mini, model)
     with show_progress() as progress:
@@ -65,3 +78,18 @@ def serve(
     name = f"[{host}]" if ":" in host else host
     say(f"{mini}: {count(store.n_cells, 'cell')}, at http://{name}:{listening.getsockname()[1]}/ until Ctrl-C.")
     run_server(app, listening, limits)
+
+
+def write_static(store: "KeptPosterior", out: Path) -> None:
+    """Write the page of a store to a folder. Raises SourceError if its cells have no coordinates."""
+    from atlasvi.engine.service.static_page import write_static_page
+    from atlasvi.engine.service.tiles import open_tiles
+    from atlasvi.loaders.outputs import check_output_free
+
+    check_output_free(out)
+    store.read_embedding(slice(0, 0))
+    with show_progress() as progress:
+        left_out = write_static_page(store, open_tiles(store, progress), out, progress=progress)
+    for sentence in left_out:
+        say(f"Left out: {sentence}")
+    say(f"{out} holds the page: any web server can host it (to try: python -m http.server --directory {out}).")

@@ -22,6 +22,10 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
+
+class CellOptions(Options):
+    """The body of a question about chosen cells."""
+
     rows: Rows | None = Field(None, description="Only these cells of the store, by their indices from 0.")
     polygon: Polygon | None = Field(None, description="Only the cells in this polygon of the embedding.")
 
@@ -41,7 +45,8 @@ def make_model(question: Question, limits: Limits) -> type[Options]:
                 most = {"n_samples": limits.most_of_new, "k": limits.most_of_new}
             fields[option.name] = _make_field(option, base, marks, limits, most.get(option.name))
     name = "".join(part.capitalize() for part in question.name.split("-"))
-    return create_model(name, __base__=Options, __doc__=question.about, **fields)
+    base = CellOptions if "where" in fields else Options
+    return create_model(name, __base__=base, __doc__=question.about, **fields)
 
 
 def read_options(model: type[Options], body: bytes | Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:

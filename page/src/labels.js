@@ -28,10 +28,12 @@ export function showLabels(layer, labels, camera) {
   const taken = [];
   const shown = [];
   for (const { name, x, y } of labels) {
-    const [px, py] = camera.toScreen(x, y);
+    let [px, py] = camera.toScreen(x, y);
+    if (px < 0 || py < 0 || px > camera.width || py > camera.height) continue;
     const text = name.length > 26 ? `${name.slice(0, 25)}…` : name;
     const half = 3.6 * text.length + 4;
-    if (px < half || py < 12 || px > camera.width - half || py > camera.height - 12) continue;
+    px = Math.min(Math.max(px, half), camera.width - half);
+    py = Math.min(Math.max(py, 12), camera.height - 12);
     if (taken.some(([qx, qy, other]) => Math.abs(px - qx) < half + other && Math.abs(py - qy) < 18)) continue;
     taken.push([px, py, half]);
     const label = make("span", { class: "label", text });

@@ -18,9 +18,15 @@ import { Tiles } from "./tiles.js";
 
 const say = (text) => (find("status").textContent = text);
 
+// Say a sentence above the picture; empty: nothing any more. isLasting: until it is over, without a button to close it.
+function show(sentence, isLasting = false) {
+  find("banner").hidden = !sentence;
+  find("banner-text").textContent = sentence;
+  find("dismiss").hidden = isLasting;
+}
+
 function showAway(isAway) {
-  find("banner").hidden = !isAway;
-  find("banner").textContent = isAway ? "The server does not answer. This page goes on when it is back." : "";
+  show(isAway ? "The server does not answer. This page goes on when it is back." : "", isAway);
   if (!isAway) say("The server is back.");
 }
 
@@ -31,9 +37,7 @@ function setTheme(theme) {
 
 function fail(error) {
   if (error.name === "AbortError") return;
-  say(error.message);
-  find("banner").hidden = false;
-  find("banner").textContent = error.message;
+  show(error.message);
 }
 
 class Page {
@@ -214,6 +218,7 @@ async function open() {
   const { theme } = readLink();
   setTheme(theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
   const service = new Service(showAway);
+  find("dismiss").addEventListener("click", () => show(""));
   try {
     const index = await service.json("tiles/index.json");
     document.title = index.name;
