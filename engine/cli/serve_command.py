@@ -57,6 +57,11 @@ def serve(
     limits: Limits,
 ) -> None:
     """Answer questions to minified cells over HTTP, until Ctrl-C."""
+    from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
+
+    if static is not None:
+        write_static(open_minified(mini, model), static)
+        return
     try:
         from atlasvi.engine.service.access import check_access
         from atlasvi.engine.service.app import make_app
@@ -64,11 +69,6 @@ def serve(
         from atlasvi.engine.service.tiles import open_tiles
     except ImportError as error:
         raise MissingDependencyError(f"serve needs {error.name}: pip install 'atlasvi[serve]'.") from None
-    from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
-
-    if static is not None:
-        write_static(open_minified(mini, model), static)
-        return
     check_access(host, token)
     store = open_minified(mini, model)
     with show_progress() as progress:
