@@ -24,7 +24,7 @@ export function writeLink({ at, column, gene, filters, lasso, labels, theme }) {
   if (gene) parts.set("gene", gene);
   else if (column) parts.set("column", column);
   for (const [name, text] of Object.entries(filters)) parts.set(`only.${name}`, text);
-  if (lasso.length) parts.set("lasso", lasso.map((value) => Number(value.toPrecision(6))).join(","));
+  if (lasso.length) parts.set("lasso", lasso.join(","));
   if (!labels) parts.set("labels", "off");
   if (theme) parts.set("theme", theme);
   const hash = `#${parts.toString().replaceAll("%2C", ",")}`;

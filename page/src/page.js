@@ -30,6 +30,12 @@ function showAway(isAway) {
   if (!isAway) say("The server is back.");
 }
 
+// Open the page anew if the server has another atlas now; the address holds the view.
+async function compareIdentity(service, index) {
+  const now = await service.json("tiles/index.json");
+  if (now.identity !== index.identity) location.reload();
+}
+
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
   find("theme").textContent = theme === "dark" ? "Light" : "Dark";
@@ -59,6 +65,7 @@ class Page {
   }
 
   async start() {
+    this.tiles.load(0, "points").catch(() => {}); // soon: whatever the colours are, these are needed
     new ResizeObserver(() => this.resize()).observe(find("stage"));
     this.resize();
     this.camera.reset();
@@ -117,7 +124,7 @@ class Page {
   select(pixels) {
     const corners = [];
     for (let k = 0; k < pixels.length; k += 2) corners.push(...this.camera.toData(pixels[k], pixels[k + 1]));
-    this.setPolygon(simplify(corners).map((value) => Number(value.toPrecision(6))));
+    this.setPolygon(simplify(corners).map((value) => Number(value.toPrecision(8))));
   }
 
   failTile(error, key) {
@@ -228,6 +235,10 @@ async function open() {
     if (without) find("size").textContent += `, ${count(without)} of them without coordinates`;
     find("left-out").hidden = !index.left_out;
     find("left-out").textContent = index.left_out ?? "";
+    service.away = (isAway) => {
+      showAway(isAway);
+      if (!isAway) compareIdentity(service, index).catch(fail);
+    };
     await new Page(service, index).start();
   } catch (error) {
     fail(error);

@@ -7,7 +7,8 @@ const FRAME_MS = 30; // a frame while the view moves should take no longer
 const REST_MS = 160; // after the last movement: draw what is missing
 const LEAST_BUDGET = 2 ** 15;
 const POINTS_PER_PIXEL = 3; // more than these would lie on each other
-const MOST_DECODED = 2 ** 20; // points coloured by a gene, whose expression the server decodes
+const MOST_DRAWN = 2 ** 22; // points, so that what is drawn fits into what is kept
+const MOST_DECODED = 2 ** 19; // points coloured by a gene, whose expression the server decodes
 
 export class Picture {
   constructor(canvas, points, tiles, camera) {
@@ -21,7 +22,7 @@ export class Picture {
     this.moved = -Infinity;
     this.plain = new Map(); // arrays of one value, by length
     this.frames = 0;
-    points.restored = () => this.redraw();
+    points.restored = () => this.colouring && this.setColouring(this.colouring);
   }
 
   setColouring(colouring) {
@@ -100,7 +101,7 @@ export class Picture {
   // Clear the canvas, and list the tiles to draw.
   #begin(isMoving, pixels) {
     const shown = this.camera.shown();
-    const most = this.colouring.key?.startsWith("g") ? MOST_DECODED : POINTS_PER_PIXEL * pixels;
+    const most = this.colouring.key?.startsWith("g") ? MOST_DECODED : Math.min(POINTS_PER_PIXEL * pixels, MOST_DRAWN);
     const all = this.tiles.inBox(shown, most);
     this.list = isMoving ? this.tiles.inBox(shown, Math.min(this.budget, most)) : all;
     const seen = this.list.reduce((sum, tile) => sum + this.tiles.countIn(tile, shown), 0);
@@ -114,10 +115,8 @@ export class Picture {
     };
     this.drawn.clear();
     this.points.clear(readColour("page"));
-    if (!isMoving) {
-      this.tiles.want(all.flatMap((tile) => this.#needs(tile)));
-      this.points.release((tile) => this.tiles.kept.has(`${tile} points`));
-    }
+    this.tiles.want((isMoving ? this.list : all).flatMap((tile) => this.#needs(tile)));
+    if (!isMoving) this.points.release((tile) => this.tiles.kept.has(`${tile} points`));
   }
 
   // Fewer points in a frame if the last one took too long, more if it was quick.

@@ -141,7 +141,7 @@ export class SelectionPanel {
     try {
       if (page.index.service) {
         const columns = page.index.columns.map(({ name }) => name);
-        const body = { ...this.chosen(), columns };
+        const body = { ...this.chosen(), ...(columns.length ? { columns } : {}) };
         const response = await this.service.ask("api/library", { body, accept: "text/csv" });
         save(await response.blob(), `${page.index.name}.selection.csv`, "text/csv");
       } else save(await this.listAsText(), `${page.index.name}.selection.csv`, "text/csv");

@@ -1,6 +1,8 @@
 // What the page asks of its server. If the server goes away, questions wait until it is back.
 
 const WAIT_MS = [500, 1000, 2000, 4000];
+const MOST_TRIES = 5; // of a server that is busy
+const SOON_S = 10; // a server that asks for more patience than this says why in its error
 
 // An answer that is an error: its message is a sentence for the reader.
 export class Refused extends Error {
@@ -18,7 +20,7 @@ export class Service {
 
   // The response to a request; waits while the server is away. Throws Refused, or AbortError where it was called off.
   async ask(path, { body, accept = "application/json", signal } = {}) {
-    for (;;) {
+    for (let tries = 1; ; tries++) {
       const headers = { Accept: accept };
       if (body !== undefined) headers["Content-Type"] = "application/json";
       const options = { headers, signal, method: body === undefined ? "GET" : "POST", body: JSON.stringify(body) };
@@ -31,9 +33,9 @@ export class Service {
         continue;
       }
       if (response.ok) return response;
-      if (response.status === 503 || response.status === 429) {
-        const seconds = Number(response.headers.get("Retry-After")) || 1;
-        await pause(Math.min(seconds, 30) * 1000, signal);
+      const seconds = Number(response.headers.get("Retry-After")) || 1;
+      if ([429, 503].includes(response.status) && seconds <= SOON_S && tries < MOST_TRIES) {
+        await pause(seconds * 1000, signal);
         continue;
       }
       throw new Refused(await readError(response), response.status);
