@@ -284,7 +284,8 @@ def test_axe_finds_nothing(browser: Any, address: str, store: MinifiedStore, wid
     page = wait(open_page(browser, address, width, theme, bypass_csp=True))
     page.focus("#stage")
     page.keyboard.press("v")
-    page.click("#find-markers") if page.locator("#find-markers").count() else None
+    page.click("#find-markers")
+    page.wait_for_selector("#marker-table")
     page.fill("#wanted", str(store.read_names(7, 8)[0]))
     page.press("#wanted", "Enter")
     page.wait_for_selector("#cell-name")
@@ -304,7 +305,7 @@ def test_a_static_folder_draws_selects_and_saves_without_a_service(
     write_static_page(store, open_tiles(store), tmp_path / "out")
     handler = functools.partial(QuietHandler, directory=str(tmp_path / "out"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         page = wait(open_page(browser, f"http://127.0.0.1:{server.server_port}/"))
         cells = find_type(store, 1)
         draw_around(page, store, cells)

@@ -111,10 +111,10 @@ def test_what_is_not_there_is_refused_in_a_sentence_without_a_path(
 
 
 def test_without_the_token_no_part_of_the_page_is_given(store: MinifiedStore, tiles: Tiles):
-    with serving(store, tiles=tiles, token="a long secret") as client:
+    with serving(store, tiles=tiles, token="a-long-secret") as client:
         for address in ("/", "/page.js", "/tiles/index.json", "/tiles/points/0"):
             assert client.get(address).status_code == 401
-        assert client.get("/", params={"token": "a long secret"}, follow_redirects=True).status_code == 200
+        assert client.get("/", params={"token": "a-long-secret"}, follow_redirects=True).status_code == 200
         assert client.get("/tiles/points/0").status_code == 200  # by the cookie
 
 
