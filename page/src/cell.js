@@ -1,6 +1,6 @@
 // The chosen cell: what it is, and its neighbours.
 
-import { find, make, plural, short } from "./elements.js";
+import { find, make, makeButton, makeLink, makeTable, plural, short } from "./elements.js";
 import { toValue } from "./filters.js";
 
 const K = 30;
@@ -37,12 +37,14 @@ export class CellPanel {
       const [x, y] = tiles.place(tile, place, await tiles.load(tile, "points"));
       return { x, y, tile, place };
     }
-    throw new Error(`No column and no cell has the name ${name}${index.names ? "" : "; names of cells are not in this folder"}.`);
+    const why = index.names ? "" : "; names of cells are not in this folder";
+    throw new Error(`No column and no cell has the name ${name}${why}.`);
   }
 
   names(tile) {
     this.kept ??= new Map();
-    if (!this.kept.has(tile)) this.kept.set(tile, this.service.json(`tiles/names/${tile}.json?v=${this.page.index.identity}`));
+    const path = `tiles/names/${tile}.json?v=${this.page.index.identity}`;
+    if (!this.kept.has(tile)) this.kept.set(tile, this.service.json(path));
     return this.kept.get(tile);
   }
 
@@ -89,7 +91,7 @@ export class CellPanel {
     if (cell.name) content.unshift(make("p", {}, make("strong", { id: "cell-name", text: cell.name })));
     if (this.page.index.service) {
       const near = make("div", { id: "neighbours" });
-      content.push(make("button", { type: "button", id: "find-neighbours", text: `${K} nearest cells`, click: () => this.neighbours(cell, near) }), near);
+      content.push(makeButton("find-neighbours", `${K} nearest cells`, () => this.neighbours(cell, near)), near);
     }
     this.place.replaceChildren(...content);
   }
@@ -104,19 +106,11 @@ export class CellPanel {
       const { shown, columns } = this.page.colouring;
       const column = shown.column?.kind === "categories" ? shown.column.name : columns[0]?.name;
       const value = ({ values }) => values.find(([name]) => name === column)?.[1] ?? "";
-      const rows = neighbours.map((near) =>
-        make(
-          "tr",
-          {},
-          make("td", {}, make("button", { type: "button", class: "link", text: near.name, click: () => this.show(near) })),
-          make("td", { text: value(near) }),
-          make("td", { class: "right", text: short(near.distance) }),
-        ),
-      );
-      const head = ["Cell", column ?? "", "Distance"].map((text, k) => make("th", { scope: "col", text, class: k === 2 ? "right" : "" }));
+      const choose = (near) => makeLink(near.name, () => this.show(near));
+      const rows = neighbours.map((near) => [choose(near), value(near), short(near.distance)]);
       place.replaceChildren(
         make("h3", { text: `${plural(neighbours.length, "neighbour")} in latent space` }),
-        make("div", { class: "table" }, make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows))),
+        makeTable(["Cell", column ?? "", "Distance"], rows, 2),
       );
     } catch (error) {
       place.replaceChildren(make("p", { text: error.message }));

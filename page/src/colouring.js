@@ -128,6 +128,12 @@ export class Colouring {
     } catch {} // names are missing then; the error is shown where the picture needs the same tile
   }
 
+  // The names of the categories that are shown.
+  shownLabels() {
+    const hidden = this.filters.get(this.column)?.hidden;
+    return hidden ? this.labels.filter(({ code }) => !hidden.has(code)) : this.labels;
+  }
+
   // filter: null: the column hides nothing
   setFilter(number, filter) {
     if (filter) this.filters.set(number, filter);
@@ -156,7 +162,8 @@ export class Colouring {
 
   // Which codes of which columns are shown.
   allowed() {
-    return new Map([...this.filters].map(([number, filter]) => [number, allowedCodes(this.tiles.columns.get(number), filter)]));
+    const entries = [...this.filters];
+    return new Map(entries.map(([number, filter]) => [number, allowedCodes(this.tiles.columns.get(number), filter)]));
   }
 
   // The filters as conditions for the server.

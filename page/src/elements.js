@@ -14,6 +14,20 @@ export function make(tag, attributes = {}, ...content) {
   return element;
 }
 
+// A table: heads are texts; rows are lists of texts and elements. Columns from `right` on hold numbers.
+export function makeTable(heads, rows, right, id) {
+  const side = (k) => (k >= right ? "right" : false);
+  const head = heads.map((text, k) => make("th", { scope: "col", class: side(k), text }));
+  const body = rows.map((row) => make("tr", {}, ...row.map((each, k) => make("td", { class: side(k) }, ...[each].flat()))));
+  const table = make("table", { id }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body));
+  return make("div", { class: "table" }, table);
+}
+
+export const makeButton = (id, text, click) => make("button", { type: "button", id, text, click });
+
+// A button that reads as a link.
+export const makeLink = (text, click) => make("button", { type: "button", class: "link", text, click });
+
 export const find = (id) => document.getElementById(id);
 
 export const count = (n) => n.toLocaleString("en-US");

@@ -21,7 +21,8 @@ export function drawMarks(svg, camera, { drawing, polygon, cell, neighbours }) {
     const [x, y] = camera.toScreen(cell.x, cell.y);
     for (const near of neighbours) {
       const [nx, ny] = camera.toScreen(near.x, near.y);
-      shapes.push(shape("line", { x1: x, y1: y, x2: nx, y2: ny, class: "near" }), shape("circle", { cx: nx, cy: ny, r: 4 }));
+      shapes.push(shape("line", { x1: x, y1: y, x2: nx, y2: ny, class: "near" }));
+      shapes.push(shape("circle", { cx: nx, cy: ny, r: 4 }));
     }
     shapes.push(shape("circle", { cx: x, cy: y, r: 9 }));
   }

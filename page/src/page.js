@@ -93,7 +93,7 @@ class Page {
   // What is drawn above the points.
   drawAbove() {
     drawMarks(find("marks"), this.camera, { ...this.marks, polygon: this.polygon });
-    showLabels(find("labels"), this.labelsOn ? this.colouring.labels : [], this.camera);
+    showLabels(find("labels"), this.labelsOn ? this.colouring.shownLabels() : [], this.camera);
   }
 
   writeLink() {
@@ -127,6 +127,11 @@ class Page {
     this.setPolygon(simplify(corners).map((value) => Number(value.toPrecision(8))));
   }
 
+  selectView() {
+    const { width, height } = this.camera;
+    this.select([0, 0, width, 0, width, height, 0, height]);
+  }
+
   failTile(error, key) {
     fail(error);
     if (key.startsWith("g")) this.colouring.toColumn();
@@ -147,10 +152,6 @@ class Page {
       this.cell.show(null);
       say("Nothing is selected.");
     };
-    const selectView = () => {
-      const { width, height } = camera;
-      this.select([1, 1, width - 1, 1, width - 1, height - 1, 1, height - 1]);
-    };
     listen(stage, {
       pan: (dx, dy) => camera.pan(dx, dy),
       zoomAt: (factor, px, py) => camera.zoomAt(factor, px, py),
@@ -163,7 +164,7 @@ class Page {
       },
       isLasso: () => this.isLasso,
       toggleLasso: () => this.setLasso(!this.isLasso),
-      selectView,
+      selectView: () => this.selectView(),
       clear,
     });
     const click = (id, action) => find(id).addEventListener("click", action);
@@ -209,7 +210,8 @@ class Page {
     const style = getComputedStyle(document.documentElement);
     paper.drawImage(from, 0, 0);
     Object.assign(paper, { font: `600 ${13 * ratio}px sans-serif`, textAlign: "center", textBaseline: "middle" });
-    Object.assign(paper, { strokeStyle: style.getPropertyValue("--page"), fillStyle: style.getPropertyValue("--ink"), lineWidth: 4 * ratio });
+    Object.assign(paper, { strokeStyle: style.getPropertyValue("--page"), fillStyle: style.getPropertyValue("--ink") });
+    paper.lineWidth = 4 * ratio;
     for (const label of find("labels").children) {
       const box = label.getBoundingClientRect();
       const stage = find("stage").getBoundingClientRect();

@@ -1,7 +1,7 @@
 // The selection: how many cells, of which values, their markers, and their table.
 
 import { categoryColour, readColour, toCss } from "./colours.js";
-import { count, csvField, find, make, plural, save, short } from "./elements.js";
+import { count, csvField, find, make, makeButton, makeLink, makeTable, plural, save, short } from "./elements.js";
 import { toValue } from "./filters.js";
 import { countSelected, listSelected } from "./selection.js";
 
@@ -20,7 +20,7 @@ export class SelectionPanel {
     if (!page.polygon.length) {
       this.total = 0;
       const text = "Draw around cells with the lasso (or Shift and drag) to select them, or select what is shown.";
-      const all = make("button", { type: "button", id: "select-view", text: "Select what is shown", click: () => this.selectView() });
+      const all = makeButton("select-view", "Select what is shown", () => this.page.selectView());
       this.place.replaceChildren(make("p", { class: "soft", text }), all);
       return;
     }
@@ -39,11 +39,6 @@ export class SelectionPanel {
     }
   }
 
-  selectView() {
-    const { width, height } = this.page.camera;
-    this.page.select([1, 1, width - 1, 1, width - 1, height - 1, 1, height - 1]);
-  }
-
   // The column of the composition: the chosen one, or that of the colours, or the first with categories.
   async chooseColumn() {
     const { columns } = this.page.index;
@@ -60,65 +55,56 @@ export class SelectionPanel {
     const { page } = this;
     const parts = [make("p", {}, make("strong", { id: "selected", text: plural(total, "cell") }), " selected")];
     if (column && total) parts.push(this.composition(total, counts, column));
-    const buttons = [make("button", { type: "button", id: "clear", text: "Clear", click: () => page.setPolygon([]) })];
-    if (total) {
-      buttons.unshift(make("button", { type: "button", id: "save-cells", text: "Save CSV", click: () => this.saveCells() }));
-      if (page.index.service) buttons.unshift(make("button", { type: "button", id: "find-markers", text: "Markers", click: () => this.markers() }));
-    }
+    const buttons = [makeButton("clear", "Clear", () => page.setPolygon([]))];
+    if (total) buttons.unshift(makeButton("save-cells", "Save CSV", () => this.saveCells()));
+    if (total && page.index.service) buttons.unshift(makeButton("find-markers", "Markers", () => this.markers()));
     this.answers = make("div", { id: "markers" });
     this.place.replaceChildren(...parts, make("div", { class: "buttons" }, ...buttons), this.answers);
     find("status").textContent = `${plural(total, "cell")} selected`;
   }
 
   composition(total, counts, column) {
-    const select = make("select", { id: "composition-column", "aria-label": "Composition by", change: () => ((this.column = Number(select.value)), this.show()) });
+    const change = () => {
+      this.column = Number(select.value);
+      this.show();
+    };
+    const select = make("select", { id: "composition-column", "aria-label": "Composition by", change });
     for (const { name, number } of this.page.index.columns) {
-      const known = this.page.tiles.columns.get(number);
-      if (known?.kind !== "numbers") select.append(make("option", { value: number, text: name }));
+      const isNumbers = this.page.tiles.columns.get(number)?.kind === "numbers";
+      if (!isNumbers) select.append(make("option", { value: number, text: name }));
     }
     select.value = column.number;
     const sorted = [...counts].sort((one, other) => other[1] - one[1]);
     const rows = sorted.slice(0, ROWS).map(([code, n]) => {
       const isMissing = code === column.missing;
-      const bar = make("span", { class: "share", colour: toCss(isMissing ? readColour("missing") : categoryColour(code)) });
+      const colour = toCss(isMissing ? readColour("missing") : categoryColour(code));
+      const bar = make("span", { class: "share", colour });
       bar.style.width = `${(100 * n) / sorted[0][1]}%`;
       const name = isMissing ? "(no value)" : column.categories[code];
-      return make(
-        "tr",
-        {},
-        make("td", {}, name, bar),
-        make("td", { class: "right", text: count(n) }),
-        make("td", { class: "right", text: `${((100 * n) / total).toFixed(1)}%` }),
-      );
+      return [[name, bar], count(n), `${((100 * n) / total).toFixed(1)}%`];
     });
-    const more = sorted.length > ROWS ? make("p", { class: "soft", text: `and ${count(sorted.length - ROWS)} more values` }) : null;
-    const head = [column.name, "Cells", "Share"].map((text, k) => make("th", { scope: "col", text, class: k ? "right" : "" }));
-    const table = make("table", { id: "composition" }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows));
-    return make("div", {}, select, table, more);
+    const left = sorted.length - ROWS;
+    const more = left > 0 ? make("p", { class: "soft", text: `and ${plural(left, "more value")}` }) : null;
+    return make("div", {}, select, makeTable([column.name, "Cells", "Share"], rows, 1, "composition"), more);
   }
 
   // Genes that differ between the selection and all other cells, the most certain changes first.
   async markers() {
     const { signal } = (this.asking = new AbortController());
-    const stop = make("button", { type: "button", text: "Stop", click: () => this.asking.abort() });
+    const stop = makeButton("stop", "Stop", () => this.asking.abort());
     this.answers.replaceChildren(make("p", {}, "Comparing with all other cells… ", stop));
     const place = this.answers;
     try {
       const body = { first: this.chosen(), top: TOP };
       const { columns } = await this.service.json("api/compare", { body, signal });
-      const genes = columns.gene.map((gene, k) =>
-        make(
-          "tr",
-          {},
-          make("td", {}, make("button", { type: "button", class: "link", text: gene, click: () => this.page.colouring.toGene(gene) })),
-          make("td", { class: "right", text: short(columns.lfc_mean[k]) }),
-          make("td", { class: "right", text: short(columns.proba_de[k]) }),
-        ),
-      );
-      const head = ["Gene", "log2 fold change", "Probability"].map((text, k) => make("th", { scope: "col", text, class: k ? "right" : "" }));
+      const rows = columns.gene.map((gene, k) => [
+        makeLink(gene, () => this.page.colouring.toGene(gene)),
+        short(columns.lfc_mean[k]),
+        short(columns.proba_de[k]),
+      ]);
       place.replaceChildren(
         make("h3", { text: "Selected cells against all others" }),
-        make("div", { class: "table" }, make("table", { id: "marker-table" }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...genes))),
+        makeTable(["Gene", "log2 fold change", "Probability"], rows, 1, "marker-table"),
       );
     } catch (error) {
       place.replaceChildren(...(error.name === "AbortError" ? [] : [make("p", { text: error.message })]));
@@ -153,8 +139,9 @@ export class SelectionPanel {
 
   async listAsText() {
     const { index, tiles, picture, cell } = this.page;
-    const columns = await Promise.all(index.columns.map(({ number }) => tiles.column(number)));
-    const cells = await listSelected(picture, index.columns.map(({ number }) => number), new AbortController().signal, () => {});
+    const numbers = index.columns.map(({ number }) => number);
+    const columns = await Promise.all(numbers.map((number) => tiles.column(number)));
+    const cells = await listSelected(picture, numbers, new AbortController().signal, () => {});
     const lines = [[...(index.names ? ["cell"] : []), "x", "y", ...columns.map(({ name }) => name)]];
     for (const { tile, place, x, y, codes } of cells) {
       const values = codes.map((code, k) => {

@@ -81,7 +81,7 @@ async function readBody(response, kind, again, service) {
 }
 
 async function readError(response) {
-  if (response.status === 401) return "The server wants a token: open the page with the address that it gives when it starts.";
+  if (response.status === 401) return "The server wants a token: open its address with ?token=TOKEN once more.";
   try {
     return (await response.json()).error ?? `the server answered ${response.status}`;
   } catch {
