@@ -28,8 +28,8 @@ make_card        how well drawn counts agree with real ones: a card  card/make_c
 write_card_folder  the same, with its page and what the hub needs    hub/card_folder.py
 check_card       whether a card still holds                          card/card_check.py
 
-Subpackages; each imports only those that follow it: cli, api, hub, card, queries, neighbours, minified, training,
-scvi_tools, distributed, model. A module is imported only when it is first used.
+Subpackages; each imports only those that follow it: cli, api, hub, card, service, queries, neighbours, minified,
+training, scvi_tools, distributed, model. A module is imported only when it is first used.
 """
 
 import importlib

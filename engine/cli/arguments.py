@@ -11,7 +11,7 @@ from atlasvi.engine.queries.question import NamesOf, NumberOrWord, refuse
 from atlasvi.engine.queries.question import split_names as split_names
 from atlasvi.engine.terminal import say
 
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0, max=2**64 - 1)]
 
 Where = Annotated[
     list[str] | None,

@@ -221,7 +221,9 @@ def train(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Cells per minibatch (default 128).", min=1)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0, max=2**64 - 1)
+    ] = None,
     split_column: Annotated[str | None, typer.Option(help="obs column with train, validation or test.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     settings: Annotated[

@@ -84,10 +84,11 @@ def query_similar_genes(
     """Genes whose decoded expression correlates most with that of given genes."""
     from atlasvi.engine.queries.similar_genes import similar_genes
 
-    opened = asking.open()
+    opened, wanted = asking.open(), split_names(genes) or []
+    asking.check_size(len(wanted) * len(opened.run.genes))
     table = similar_genes(
         opened,
-        split_names(genes) or [],
+        wanted,
         top=top or None,
         chosen=asked.choose(asking),
         max_cells=max_cells or None,

@@ -91,7 +91,7 @@ class SearchFlags:
 def index(
     mini: Annotated[Path, typer.Argument(metavar="MINI", help="A minified store, or minified data of scvi-tools.")],
     out: Annotated[Path | None, typer.Option(help="The folder to make; default: MINI.neighbours, beside MINI.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same index.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same index.", min=0, max=2**64 - 1)] = 0,
 ) -> None:
     """Build the index with which `query MINI neighbours` finds neighbours without reading all cells."""
     from atlasvi.engine.minified.minified_by_scvi_tools import open_minified

@@ -1,7 +1,9 @@
 """Who may ask: looked at before anything of a request is."""
 
+import asyncio
 import hmac
 import ipaddress
+import re
 from collections.abc import Sequence
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
@@ -37,10 +39,14 @@ class Guard:
            browser sets. None: no token is needed; then the Host header must name this machine, because a web page can
            give its own name the address 127.0.0.1 and read the answers as its own (DNS rebinding)
     hosts  other names by which this machine may be called
+    send_seconds  after which a client that takes nothing of its answer is left
     """
 
-    def __init__(self, app: ASGIApp, token: str | None = None, hosts: Sequence[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, token: str | None = None, hosts: Sequence[str] = (), send_seconds: float = 60.0
+    ) -> None:
         self._app, self._token, self._hosts = app, token, {*LOCAL_NAMES, *hosts}
+        self._send_seconds = send_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
@@ -60,7 +66,8 @@ class Guard:
                     (b"x-content-type-options", b"nosniff"),
                     (b"referrer-policy", b"no-referrer"),
                 ]
-            await send(message)
+            async with asyncio.timeout(self._send_seconds):
+                await send(message)
 
         await self._app(scope, receive, send_plainly)
 
@@ -100,9 +107,9 @@ class Guard:
 
 
 def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0].lower()
+    """The name in a Host header; empty if it holds anything but a name and a port."""
+    parts = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d{1,5})?", host.lower())
+    return parts[1] if parts else ""
 
 
 def refuse(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:

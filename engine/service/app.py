@@ -49,6 +49,7 @@ class Service:
         self.run.model.eval()
         self.index = IndexFile(name_index(store.path), store) if name_index(store.path).exists() else None
         self.models = {name: make_model(question, limits) for name, question in questions.items()}
+        self.facts = store_facts.tell_store(store, list(questions))
         self.jobs: Jobs
 
     @contextlib.asynccontextmanager
@@ -94,7 +95,7 @@ class Service:
 
     async def tell_store(self, request: Request) -> Response:
         """GET /api/info."""
-        return JSONResponse(store_facts.tell_store(self.store, list(self.questions)))
+        return JSONResponse(self.facts)
 
     async def tell_genes(self, request: Request) -> Response:
         """GET /api/genes?pattern=TEXT."""
@@ -210,7 +211,7 @@ def make_app(
         ClientDisconnect: lambda request, error: Response(status_code=499),
         Exception: _explain_fault,
     }
-    guard = Middleware(Guard, token=token, hosts=hosts)
+    guard = Middleware(Guard, token=token, hosts=hosts, send_seconds=service.limits.send_seconds)
     return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=service.live)
 
 

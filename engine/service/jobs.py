@@ -18,6 +18,7 @@ from typing import Any
 from atlasvi.loaders.errors import AtlasviWarning
 
 PIECES = 4  # of an answer that wait for a slow client
+WAIT_SECONDS = 0.1  # after which a thread that waits for a slow client looks whether its time is over
 END = b""
 log = logging.getLogger(__name__)
 _current: contextvars.ContextVar["Job"] = contextvars.ContextVar("job")
@@ -53,13 +54,14 @@ class Job:
         self._seconds, self._until = seconds, float("inf")
         self._ended = threading.Event()
         self._loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[bytes | BaseException] = asyncio.Queue(PIECES)
+        self._pieces: asyncio.Queue[bytes | Exception] = asyncio.Queue()
+        self._room = threading.Semaphore(PIECES)
 
     def run(self, work: Callable[["Job"], None]) -> None:
         """Do the work in this thread, and send its error, or the end."""
         _current.set(self)
         self._until = time.monotonic() + self._seconds
-        last: bytes | BaseException = END
+        last: bytes | Exception = END
         try:
             self.check()
             work(self)
@@ -67,8 +69,9 @@ class Job:
             last = Closing()  # nobody reads this, unless it is the service that ends
         except Exception as error:
             last = error
-        with suppress(Ended, RuntimeError):  # RuntimeError: the loop is closed
-            self._put(last)
+        except BaseException as error:  # such as a panic of a library that is written in Rust
+            last = RuntimeError(f"{type(error).__name__}: {error}")
+        self._put(last)
 
     def check(self, *_: Any) -> None:
         """Raise Ended if the client has gone, TooLate if the time is over."""
@@ -81,17 +84,13 @@ class Job:
         """Send a piece of the answer, and wait while the client has not taken earlier ones."""
         self.check()
         if piece:
+            while not self._room.acquire(timeout=WAIT_SECONDS):
+                self.check()
             self._put(piece)
 
-    def _put(self, piece: bytes | BaseException) -> None:
-        put = asyncio.run_coroutine_threadsafe(self._pieces.put(piece), self._loop)
-        while True:
-            with suppress(TimeoutError):
-                put.result(0.1)
-                return
-            if self._ended.is_set() or (isinstance(piece, bytes) and piece and time.monotonic() > self._until):
-                put.cancel()
-                self.check()
+    def _put(self, piece: bytes | Exception) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
     def end(self) -> None:
         """The client has gone: the thread stops at its next check."""
@@ -100,8 +99,9 @@ class Job:
     async def next_piece(self) -> bytes:
         """The next piece of the answer; empty at its end. Raises the error of the work."""
         piece = await self._pieces.get()
-        if isinstance(piece, BaseException):
+        if isinstance(piece, Exception):
             raise piece
+        self._room.release()
         return piece
 
     async def pieces(self, first: bytes) -> AsyncIterator[bytes]:
@@ -125,11 +125,6 @@ class Jobs:
         self._most, self._seconds = at_once + waiting, seconds
         self._threads = ThreadPoolExecutor(at_once, "question")
         self._running: dict[Job, Future[None]] = {}
-
-    @property
-    def n_running(self) -> int:
-        """How many questions are computed or wait."""
-        return len(self._running)
 
     def start(self, work: Callable[[Job], None], at_end: Callable[[], Any] = lambda: None) -> Job:
         """Answer a question in a thread; `at_end` is called when it does no more. Raises Busy if too many wait."""

@@ -36,3 +36,4 @@ class Limits:
     text_characters = 20_000  # of a condition
     body_seconds = 20.0  # until the options, or each further part of new counts, have come
     header_seconds = 10.0  # until the head of a request has come
+    send_seconds = 60.0  # until a client has taken some of an answer

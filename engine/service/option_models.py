@@ -7,14 +7,24 @@ from typing import Annotated, Any, get_args, get_origin
 
 import numpy as np
 import typer.models
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+)
 
 from atlasvi.engine.queries.question import CellsBy, NamesOf, NumberOrWord, OfThisMachine, Question
 from atlasvi.engine.service.areas import Area, Polygon
 from atlasvi.engine.service.limits import Limits
 
 NO_FILE = "^[^@]"  # @FILE stands for a file of names on the command line
-Rows = list[Annotated[int, Field(ge=0)]]
+EXACT = 2**53  # up to here JSON's numbers are exact integers everywhere
+Rows = list[Annotated[int, Field(ge=0, le=EXACT)]]
 
 
 class Options(BaseModel):
@@ -113,14 +123,17 @@ def _make_field(
         elif isinstance(mark, CellsBy):
             kinds = [Annotated[text, Field(pattern=NO_FILE)], Rows, Area, *[names] * mark.names]
         elif isinstance(mark, NumberOrWord):
-            kinds = [float, text]
+            kinds = [Annotated[float | text, AfterValidator(_to_text)]]
     if kinds == [list[str]]:
         kinds = [Annotated[text | list[text], AfterValidator(_to_list)]]
     kinds = [text if kind is str else kind for kind in kinds]
-    bounds: dict[str, Any] = {}
-    if info is not None and kinds[0] in (int, float):
-        bounds = {"ge": info.min, "le": most if most is not None else info.max}
-    annotated: Any = kinds[0] if not bounds else Annotated[kinds[0], Field(**bounds)]
+    if kinds == [bool]:
+        kinds = [Annotated[bool, BeforeValidator(_check_truth)]]
+    elif kinds in ([int], [float]) and info is not None:
+        largest = [each for each in (most, info.max, EXACT if kinds == [int] else None) if each is not None]
+        bounds = Field(ge=info.min, le=min(largest, default=None))
+        kinds = [Annotated[kinds[0], bounds, BeforeValidator(_check_number)]]
+    annotated: Any = kinds[0]
     for kind in kinds[1:]:
         annotated = annotated | kind
     if optional:
@@ -129,14 +142,31 @@ def _make_field(
     return annotated, Field(default, description=info.help if info else None)
 
 
+def _check_number(value: Any, info: ValidationInfo) -> Any:
+    """Refuse what JSON does not take for a number; a query parameter is text in any case."""
+    if isinstance(value, bool) or (isinstance(value, str) and info.mode == "json"):
+        raise ValueError("it must be a number")
+    return value
+
+
+def _check_truth(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, bool) and info.mode == "json":
+        raise ValueError("it must be true or false")
+    return value
+
+
 def _to_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
 def _to_argument(value: Any) -> Any:
-    """A value of the model as the command line would give it; rows as an array."""
+    """A value of the model as a question takes it: rows as an array."""
     if isinstance(value, list) and value and isinstance(value[0], int):
         return np.array(value, np.int64)
+    return value
+
+
+def _to_text(value: float | str) -> str:
     return f"{value:.17g}" if isinstance(value, float) else value
 
 
@@ -150,4 +180,4 @@ def _explain(error: ValidationError, model: type[Options]) -> str:
     if first["type"] == "string_pattern_mismatch":
         return f"The option {place!r} is text that does not begin with @: send a list of names instead of a file."
     where = f"The option {place!r}: " if place else "The body: "
-    return f"{where}{first['msg']}."
+    return f"{where}{first['msg'].removeprefix('Value error, ')}."

@@ -58,10 +58,11 @@ def explain(error: BaseException, mask: Mask, limits: Limits) -> Refused:
         return Refused(503, "The service ends.", {"Retry-After": "30"})
     if isinstance(error, MissingDependencyError):
         return Refused(501, sentence)
-    if isinstance(error, AtlasviError) and (mask.upload is not None or not isinstance(error, SourceError)):
+    is_damage = isinstance(error, SourceError) and mask.upload is None and Path(mask.store).name in sentence
+    if isinstance(error, AtlasviError) and not is_damage:
         return Refused(400, sentence)
     log.error("a question failed", exc_info=error)
-    if isinstance(error, SourceError):
+    if is_damage:
         return Refused(500, sentence)
     if isinstance(error, MemoryError):
         return Refused(503, "There is not enough memory for this: choose fewer cells or genes.", {"Retry-After": "30"})

@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pandas as pd
-
 from atlasvi.engine.queries.question import GroupsBy, NamesOf, Question, split_names
 from atlasvi.engine.queries.question_cells import QueryError, QuestionCells
 from atlasvi.engine.service.answer_forms import TooLarge
@@ -12,8 +10,8 @@ from atlasvi.engine.service.areas import Area
 from atlasvi.engine.service.limits import Limits
 from atlasvi.engine.service.option_models import find_marked
 from atlasvi.engine.service.patterns import check_pattern
+from atlasvi.engine.service.store_facts import count_distinct
 from atlasvi.loaders.batches.obs_expression import list_patterns
-from atlasvi.loaders.cells.coded_columns import slice_column
 
 
 def check_question(
@@ -46,23 +44,26 @@ def check_question(
             )
     for option in find_marked(question, GroupsBy):
         for column in split_names(options[option]) or []:
-            check_groups(cells, column, limits.most_groups)
+            _check_groups(question, options, cells, column, n_genes, limits)
 
 
-def check_groups(cells: QuestionCells, column: str, most: int) -> None:
+def _check_groups(
+    question: Question, options: Mapping[str, Any], cells: QuestionCells, column: str, n_genes: int, limits: Limits
+) -> None:
     """Raise TooLarge if an obs column has too many values to be groups, ColumnError if there is no such column."""
-    dtype, values = cells.read_column(column, 0, 1).dtype, pd.Series()
-    n_values = len(dtype.categories) if isinstance(dtype, pd.CategoricalDtype) else 0
-    if not isinstance(dtype, pd.CategoricalDtype):
-        for _, part in slice_column(cells, column):
-            values = pd.concat([values.astype(part.dtype), part.drop_duplicates()]).drop_duplicates()
-            n_values = len(values)
-            if n_values > most:
-                break
-    if n_values > most:
+    n_groups, most = count_distinct(cells, column, limits.most_groups), limits.most_groups
+    if n_groups > most:
         raise TooLarge(
             f"The obs column {column!r} has more than {most:,} values, and this service compares up to {most:,} groups."
         )
+    if question.name in ("markers", "differential"):  # which answer with rows for each group
+        named = split_names(options.get("labels") or options.get("group1"))
+        n_rows = min(n_groups, len(named or range(n_groups))) * (options.get("top") or n_genes)
+        if n_rows > limits.most_cells:
+            raise TooLarge(
+                f"The answer would have {n_rows:,} rows, and this service gives up to {limits.most_cells:,}: name "
+                "fewer groups, or ask for fewer genes of each (top)."
+            )
 
 
 def _list_texts(values: Any) -> Iterator[str]:

@@ -15,6 +15,9 @@ from atlasvi.engine.service.answer_forms import to_json
 from atlasvi.loaders.cells.coded_columns import SLICE_CELLS, code_column, slice_column
 
 MOST_LISTED = 1_000  # genes, or values of a column
+MOST_TEXTS = (
+    100_000  # values of a column of text that are counted: each takes memory, and names of cells are all different
+)
 
 
 def tell_store(store: KeptPosterior, questions: Sequence[str]) -> dict[str, Any]:
@@ -52,13 +55,15 @@ def tell_column(cells: QuestionCells, name: str, chosen: np.ndarray | None = Non
     """The values of an obs column with their numbers of cells, most first; or of a column of numbers, the range.
 
     chosen  ascending int64 indices of the cells that count; None: all
-    Raises ColumnError if there is no such column.
+    Of a column of text with more than MOST_TEXTS values none are told. Raises ColumnError if there is no such column.
     """
     first = cells.read_column(name, 0, 1)
     kind = name_kind(first)
     found: dict[str, Any] = {"column": name, "kind": kind}
     if kind in ("integer", "number"):
         return {**found, **_find_range(cells, name, chosen)}
+    if kind == "text" and count_distinct(cells, name, MOST_TEXTS) > MOST_TEXTS:
+        return {**found, "n_values": None, "values": [], "n_missing": None}
     coded = code_column(cells, name)
     codes = coded.codes if chosen is None else coded.codes[chosen]
     counts = np.zeros(len(coded.categories) + 1, np.int64)
@@ -67,6 +72,19 @@ def tell_column(cells: QuestionCells, name: str, chosen: np.ndarray | None = Non
     order = np.argsort(-counts[:-1], kind="stable")[:MOST_LISTED]
     values = [{"value": str(coded.categories[k]), "n_cells": int(counts[k])} for k in order if counts[k]]
     return {**found, "n_values": int(np.count_nonzero(counts[:-1])), "values": values, "n_missing": int(counts[-1])}
+
+
+def count_distinct(cells: QuestionCells, column: str, most: int) -> int:
+    """How many values an obs column has; any number above `most` if it has more than these."""
+    dtype = cells.read_column(column, 0, 1).dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        return len(dtype.categories)
+    found: set[Any] = set()
+    for _, part in slice_column(cells, column):
+        found.update(part.dropna().unique().tolist())
+        if len(found) > most:
+            break
+    return len(found)
 
 
 def _find_range(cells: QuestionCells, name: str, chosen: np.ndarray | None) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
-from atlasvi.engine.queries.question_cells import MinifiedCells
+from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.queries.question_cells import MinifiedCells, Posterior
 
 
 class WatchedCells(MinifiedCells):
@@ -20,6 +21,14 @@ class WatchedCells(MinifiedCells):
         """One column of cells [start, stop), or of all."""
         self._check()
         return super().read_column(name, start, stop)
+
+    def read_posteriors(
+        self, model: VAE, cells: np.ndarray | None, batch_size: int, means: bool = False
+    ) -> Iterator[Posterior]:
+        """The kept posterior of the chosen cells, by minibatch: decoding many draws of one takes seconds."""
+        for posterior in super().read_posteriors(model, cells, batch_size, means):
+            self._check()
+            yield posterior
 
     def _take(self, name: str | None, cells: np.ndarray) -> pd.Series:
         self._check()

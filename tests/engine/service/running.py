@@ -1,5 +1,6 @@
 """A service that listens, in a thread of this process, and a client of it."""
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,11 +30,19 @@ def serving(mini: Any, limits: Limits | None = None, port: int = 0, **options: A
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        with httpx.Client(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=120) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=600) as client:
             yield client
     finally:
         server.should_exit = True
         thread.join()
+
+
+def run_atlasvi(*words: str) -> None:
+    """`atlasvi WORDS...`, for a process of its own."""
+    from atlasvi.engine.cli.commands import main
+
+    sys.argv = ["atlasvi", *words]
+    main()
 
 
 def ask(client: httpx.Client, question: str, accept: str = "application/json", **options: Any) -> httpx.Response:

@@ -54,6 +54,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("latent", {"cells": ["nobody"]}, "do not exist"),
     ("latent", {"limit": 1, "sample": 1}, "use one of the two"),
     ("expression", {"genes": ["g99"]}, "no gene 'g99'"),
+    ("expression", {"genes": "g1\rg2"}, "these names can't be read"),
     ("expression", {"library_size": "huge"}, "huge"),
     ("markers", {"labels_key": "type"}, "no column 'type'"),
     ("neighbours", {"of": ["nobody"]}, "do not exist"),
@@ -123,7 +124,8 @@ def test_memory_is_looked_at_before_it_is_taken(forms: Path, monkeypatch: pytest
         assert "2,000 values" in refusal(ask(client, "expression", n_samples=50), 413)
         for question, option in (("markers", "labels_key"), ("differential", "groupby"), ("abundance", "sample_key")):
             for column in ("cell_type", "percent_mito", "source_row"):
-                assert "more than 2 values" in refusal(ask(client, question, **{option: column}), 413)
+                options = {option: column} | ({} if question == "abundance" else {"n_samples": 20})
+                assert "more than 2 values" in refusal(ask(client, question, **options), 413)
         assert "more than 2 values" in refusal(ask(client, "aggregate", by="donor,cell_type", genes="g1"), 413)
 
 
@@ -182,6 +184,23 @@ def test_a_client_that_goes_in_the_middle_of_an_answer_ends_it(slow, in_slices):
         assert slow.n_read < 20
 
 
+def test_a_client_that_does_not_read_its_answer_keeps_no_thread_and_is_left(
+    forms: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Limits, "send_seconds", 1.0)
+    body = json.dumps({"n_samples_overall": 20_000}).encode()  # 8 MB, more than the system keeps for a connection
+    head = f"Host: localhost\r\nContent-Type: application/json\r\nAccept: {CSV}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with serving(forms / "x.mini", Limits(seconds=5, at_once=1)) as client, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        connection.connect((client.base_url.host, client.base_url.port))
+        connection.sendall(b"POST /api/expression HTTP/1.1\r\n" + head.encode() + body)
+        assert ask(client, "count").status_code == 200  # when the thread is free
+        time.sleep(2)
+        received = b"".join(iter(lambda: connection.recv(2**20), b""))
+    assert received.startswith(b"HTTP/1.1 200")
+    assert not received.endswith(b"0\r\n\r\n")
+
+
 def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(slow, in_slices):
     read = slow.read_latent
 
@@ -216,11 +235,15 @@ def test_requests_that_come_too_slowly_end(forms: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Limits, "body_seconds", 0.3)
     with serving(forms / "x.mini") as client:
         place = client.base_url.host, client.base_url.port
-        for said in (b"", b"GET /api/info HT", b"GET /api/info HTTP/1.1\r\nHost: localhost\r\n\r\nGET /api"):
-            with socket.create_connection(place, 10) as connection:
-                connection.sendall(said)
-                received = b"".join(iter(lambda: connection.recv(65536), b""))
-                assert received.startswith(b"HTTP/1.1 200") == said.endswith(b"GET /api")
+        for is_second in (False, True):
+            for said in (b"", b"GET /api/info HT")[is_second:]:
+                with socket.create_connection(place, 10) as connection:
+                    if is_second:
+                        connection.sendall(b"GET /api/info HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+                    connection.sendall(said)
+                    while connection.recv(65536):  # until the service ends the connection
+                        pass
         head = b"POST /api/count HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += b"Content-Length: 9\r\n\r\n{"
         with socket.create_connection(place, 10) as connection:

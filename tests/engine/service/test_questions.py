@@ -53,8 +53,8 @@ ASKED: list[tuple[str, list[str], dict[str, Any]]] = [
     ),
     (
         "differential",
-        ["--groupby", "cell_type", "--group1", "B,T", "--mode", "change", "--n-samples", "100"],
-        {"groupby": "cell_type", "group1": ["B", "T"], "mode": "change", "n_samples": 100},
+        ["--groupby", "cell_type", "--group1", "B,T", "--mode", "change", "--n-samples", "100", "--delta", "0.5"],
+        {"groupby": "cell_type", "group1": ["B", "T"], "mode": "change", "n_samples": 100, "delta": 0.5},
     ),
     (
         "differential",
