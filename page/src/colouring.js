@@ -111,9 +111,11 @@ export class Colouring {
     const { column } = this.shown;
     const number = this.gene ? null : this.column;
     const changed = number === null ? null : (filter) => this.setFilter(number, filter);
-    const focused = document.activeElement?.dataset?.code;
-    showLegend(find("legend"), column, this.filters.get(number), changed);
-    if (focused !== undefined) find("legend").querySelector(`[data-code="${focused}"]`)?.focus();
+    const legend = find("legend");
+    const { id, dataset } = legend.contains(document.activeElement) ? document.activeElement : {};
+    showLegend(legend, column, this.filters.get(number), changed);
+    const again = id ? `#${id}` : dataset?.code ? `[data-code="${dataset.code}"]` : null;
+    if (again) legend.querySelector(again)?.focus(); // where the keyboard was before
   }
 
   async placeNames(key, column) {

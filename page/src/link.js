@@ -2,7 +2,11 @@
 
 export function readLink() {
   const parts = new URLSearchParams(location.hash.slice(1));
-  const numbers = (text) => (text ? text.split(",").map(Number) : []);
+  const numbers = (text) => {
+    const values = text ? text.split(",").map(Number) : [];
+    return values.every(Number.isFinite) ? values : [];
+  };
+  const lasso = numbers(parts.get("lasso"));
   const filters = {};
   for (const [name, value] of parts) {
     if (name.startsWith("only.")) filters[name.slice(5)] = value;
@@ -12,9 +16,9 @@ export function readLink() {
     column: parts.get("column"),
     gene: parts.get("gene"),
     filters,
-    lasso: numbers(parts.get("lasso")),
+    lasso: lasso.length >= 6 && lasso.length % 2 === 0 ? lasso : [],
     labels: parts.get("labels") !== "off",
-    theme: parts.get("theme"),
+    theme: ["light", "dark"].includes(parts.get("theme")) ? parts.get("theme") : null,
   };
 }
 

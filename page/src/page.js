@@ -51,13 +51,14 @@ class Page {
     this.index = index;
     this.link = readLink();
     this.marks = { drawing: [], cell: null, neighbours: [] };
-    this.polygon = this.link.lasso.length >= 6 ? this.link.lasso : [];
+    this.theme = this.link.theme;
+    this.polygon = this.link.lasso;
     this.isLasso = false;
     this.labelsOn = this.link.labels;
     const canvas = find("canvas");
     this.tiles = new Tiles(service, index, () => this.picture.wake(), (error, key) => this.failTile(error, key));
     this.camera = new Camera(this.tiles.box, () => this.moved());
-    this.picture = new Picture(canvas, new Points(canvas), this.tiles, this.camera);
+    this.picture = new Picture(canvas, new Points(canvas), this.tiles, this.camera, (n) => this.showDrawn(n));
     this.colouring = new Colouring(this);
     this.selection = new SelectionPanel(this, service);
     this.cell = new CellPanel(this, service);
@@ -69,7 +70,7 @@ class Page {
     new ResizeObserver(() => this.resize()).observe(find("stage"));
     this.resize();
     this.camera.reset();
-    if (this.link.at.length === 3 && this.link.at.every(Number.isFinite)) this.camera.place(...this.link.at);
+    if (this.link.at.length === 3) this.camera.place(...this.link.at);
     this.listen();
     await this.colouring.start(this.link);
     this.setPolygon(this.polygon);
@@ -94,6 +95,12 @@ class Page {
   drawAbove() {
     drawMarks(find("marks"), this.camera, { ...this.marks, polygon: this.polygon });
     showLabels(find("labels"), this.labelsOn ? this.colouring.shownLabels() : [], this.camera);
+  }
+
+  // Say how many points are drawn, if these are not all.
+  showDrawn(n) {
+    const all = this.index.starts.at(-1);
+    find("progress").textContent = n < all ? `${count(n)} of ${count(all)} cells drawn` : "";
   }
 
   writeLink() {

@@ -11,8 +11,9 @@ const MOST_DRAWN = 2 ** 22; // points, so that what is drawn fits into what is k
 const MOST_DECODED = 2 ** 19; // points coloured by a gene, whose expression the server decodes
 
 export class Picture {
-  constructor(canvas, points, tiles, camera) {
-    Object.assign(this, { canvas, points, tiles, camera });
+  // told: called after each frame with the number of points that are drawn
+  constructor(canvas, points, tiles, camera, told) {
+    Object.assign(this, { canvas, points, tiles, camera, told });
     this.budget = 2 ** 18; // points of a frame; adapts to how long frames take
     this.filters = new Map(); // number of a column -> Uint8Array by code: 1 where it is shown
     this.polygon = [];
@@ -95,6 +96,7 @@ export class Picture {
     }
     this.frames += 1;
     const total = [...this.drawn].reduce((sum, tile) => sum + this.tiles.size(tile), 0);
+    this.told(total);
     Object.assign(this.canvas.dataset, { frames: this.frames, points: total, complete: isAll && !isMoving });
   }
 
