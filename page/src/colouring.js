@@ -130,10 +130,14 @@ export class Colouring {
     } catch {} // names are missing then; the error is shown where the picture needs the same tile
   }
 
-  // The names of the categories that are shown.
+  // The names of the categories that are shown: the same array until labels or filters change.
   shownLabels() {
     const hidden = this.filters.get(this.column)?.hidden;
-    return hidden ? this.labels.filter(({ code }) => !hidden.has(code)) : this.labels;
+    if (this.known?.[0] !== this.labels || this.known[1] !== hidden) {
+      const shown = hidden ? this.labels.filter(({ code }) => !hidden.has(code)) : this.labels;
+      this.known = [this.labels, hidden, shown];
+    }
+    return this.known[2];
   }
 
   // filter: null: the column hides nothing

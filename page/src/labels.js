@@ -23,22 +23,27 @@ export function placeLabels(tiles, column, codes) {
   });
 }
 
-// Put labels where the camera shows their places; those that would cover a commoner one are left out.
+// Put labels where the camera shows their places; those that would cover a commoner one are hidden. Their elements stay,
+// and are only moved, so that nothing is laid out or painted again for each frame.
 export function showLabels(layer, labels, camera) {
+  if (layer.labels !== labels) {
+    layer.labels = labels;
+    layer.replaceChildren(...labels.map(({ name }) => make("span", { class: "label", text: shorten(name) })));
+  }
   const taken = [];
-  const shown = [];
-  for (const { name, x, y } of labels) {
+  labels.forEach(({ name, x, y }, k) => {
+    const { style } = layer.children[k];
     let [px, py] = camera.toScreen(x, y);
-    if (px < 0 || py < 0 || px > camera.width || py > camera.height) continue;
-    const text = name.length > 26 ? `${name.slice(0, 25)}…` : name;
-    const half = 3.6 * text.length + 4;
+    const half = 3.6 * shorten(name).length + 4;
+    const isInside = px >= 0 && py >= 0 && px <= camera.width && py <= camera.height;
     px = Math.min(Math.max(px, half), camera.width - half);
     py = Math.min(Math.max(py, 12), camera.height - 12);
-    if (taken.some(([qx, qy, other]) => Math.abs(px - qx) < half + other && Math.abs(py - qy) < 18)) continue;
+    const isFree = !taken.some(([qx, qy, other]) => Math.abs(px - qx) < half + other && Math.abs(py - qy) < 18);
+    style.visibility = isInside && isFree ? "visible" : "hidden";
+    if (!isInside || !isFree) return;
     taken.push([px, py, half]);
-    const label = make("span", { class: "label", text });
-    label.style.transform = `translate(-50%, -50%) translate(${px}px, ${py}px)`;
-    shown.push(label);
-  }
-  layer.replaceChildren(...shown);
+    style.transform = `translate(-50%, -50%) translate(${px}px, ${py}px)`;
+  });
 }
+
+const shorten = (name) => (name.length > 26 ? `${name.slice(0, 25)}…` : name);

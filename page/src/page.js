@@ -94,7 +94,8 @@ class Page {
   // What is drawn above the points.
   drawAbove() {
     drawMarks(find("marks"), this.camera, { ...this.marks, polygon: this.polygon });
-    showLabels(find("labels"), this.labelsOn ? this.colouring.shownLabels() : [], this.camera);
+    find("labels").hidden = !this.labelsOn;
+    if (this.labelsOn) showLabels(find("labels"), this.colouring.shownLabels(), this.camera);
   }
 
   // Say how many points are drawn, if these are not all.
@@ -219,7 +220,8 @@ class Page {
     Object.assign(paper, { font: `600 ${13 * ratio}px sans-serif`, textAlign: "center", textBaseline: "middle" });
     Object.assign(paper, { strokeStyle: style.getPropertyValue("--page"), fillStyle: style.getPropertyValue("--ink") });
     paper.lineWidth = 4 * ratio;
-    for (const label of find("labels").children) {
+    for (const label of this.labelsOn ? find("labels").children : []) {
+      if (label.style.visibility === "hidden") continue;
       const box = label.getBoundingClientRect();
       const stage = find("stage").getBoundingClientRect();
       const place = [(box.x + box.width / 2 - stage.x) * ratio, (box.y + box.height / 2 - stage.y) * ratio];
