@@ -34,7 +34,7 @@ export function showLabels(layer, labels, camera) {
   labels.forEach(({ name, x, y }, k) => {
     const { style } = layer.children[k];
     let [px, py] = camera.toScreen(x, y);
-    const half = 3.6 * shorten(name).length + 4;
+    const half = 3.9 * shorten(name).length + 4;
     const isInside = px >= 0 && py >= 0 && px <= camera.width && py <= camera.height;
     px = Math.min(Math.max(px, half), camera.width - half);
     py = Math.min(Math.max(py, 12), camera.height - 12);
