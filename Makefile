@@ -2,6 +2,7 @@
 #   make demo                                       simulate an atlas, train, minify, ask, draw, make a card (about two minutes)
 #   make demo DATA=my.h5ad BATCH=donor LABELS=type  the same on your own counts
 #   make test                                       the fast tests;   make test TESTS="-m slow" the slow ones
+#   make docs                                       the documentation as a site in build/site; a dead link is an error
 #   make resolve                                    can pip install constraints.txt on every Python and system?
 #   make wheel                                      does a wheel install without extras and run the quickstart?
 #   make page                                       is the page of an atlas what its sources are built to? (needs npm)
@@ -18,7 +19,7 @@ TESTS ?=
 DEMO_OUT ?= demo
 TORCH_INDEX := https://download.pytorch.org/whl
 
-.PHONY: demo test lint resolve wheel page clean
+.PHONY: demo test lint links docs resolve wheel page clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"atlasvi needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12 ...")'
@@ -38,13 +39,18 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
 
-lint: $(VENV)/ready
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+links: # the packages under their own names, for tools that do not import them
 	@mkdir -p .typecheck/atlasvi
 	@for part in loaders kernels engine; do ln -sfn ../../$$part .typecheck/atlasvi/$$part; done
+
+lint: $(VENV)/ready links
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=.typecheck $(BIN)/lint-imports
+
+docs: $(VENV)/ready links
+	@NO_MKDOCS_2_WARNING=1 .ci/beside "mkdocs-material>=9.6" "mkdocstrings[python]>=0.29" -- .ci/site.py
 
 resolve: $(VENV)/ready
 	@$(BIN)/python .ci/resolve.py

@@ -41,7 +41,6 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     "engine/cli/test_commands": ("engine/cli/describe",),
     "engine/cli/test_query_commands": (
         "engine/cli/answers",
-        "engine/cli/query_app",
         "engine/queries/likelihood_parameters",
         "engine/queries/opened_question",
         "engine/queries/population",
@@ -154,6 +153,7 @@ OF_MANY_FILES = {
     "kernels/test_triton": "every Triton kernel, in its interpreter",
     "test_benchmarks": "benchmarks/",
     "test_quick_benchmarks": "benchmarks/, each from its start to its end",
+    "test_documented_commands": "README.md, CONTRIBUTING.md and docs/",
     "test_contents": "what __init__.py of the packages promises",
     "test_examples": "examples/",
     "test_mirror": "tests/",

@@ -255,6 +255,19 @@ def test_the_benchmark_of_neighbours_measures_the_index_beside_exact_search(quic
     assert not any((tmp_path / "work").iterdir())
 
 
+def test_the_benchmark_of_embedding_compares_a_sample_with_a_umap_of_all(quick, tmp_path: Path):
+    ran = quick("embedding", "--work", tmp_path / "work")
+    ours, full = ran.figures["rows"]
+    assert (full["sample"], full["full"]) == (1_500, True)
+    assert 400 < ours["sample"] < 1_000
+    for row in (ours, full):
+        assert 0.7 < row["trustworthiness"] <= 1
+        assert 0 < row["kept"] <= 1
+        assert min(row["type_s"], row["gene_s"]) > 0
+    assert "| atlas | 1,500 |" in ran.out
+    assert [path.suffix for path in (tmp_path / "work").iterdir()] == [".png"] * 2
+
+
 def test_the_benchmark_of_annotation_labels_held_out_donors(quick, tmp_path: Path):
     ran = quick("annotation", "--epochs", 10, "--picture", tmp_path / "reliability.png")
     assert ran.figures["all types"]["accuracy"] > 0.9

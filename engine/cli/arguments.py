@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -46,6 +46,12 @@ Out = Annotated[
     typer.Option(help="Write to .csv, .tsv (.gz), .parquet, .npz, .h5ad or .zarr instead of the screen."),
 ]
 Top = Annotated[int, typer.Option(metavar="N", help="Number of genes for each; 0: all.", min=0)]
+Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
+GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene names; default: its index.")]
+Measurement = Annotated[str | None, typer.Option(help="Name of the measurement (TileDB-SOMA), modality or table.")]
+EmptyCells = Annotated[
+    Literal["refuse", "keep"] | None, typer.Option(help="What to do with cells without counts (default: refuse).")
+]
 
 
 def check_finite(value: float | None) -> float | None:
@@ -53,6 +59,17 @@ def check_finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
+
+
+RankTimeout = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        help="With several processes: one that hangs this long ends all.",
+        min=1,
+        callback=check_finite,
+    ),
+]
 
 
 def refuse_unused(context: typer.Context, names: Iterable[str], reason: str) -> None:
@@ -63,7 +80,7 @@ def refuse_unused(context: typer.Context, names: Iterable[str], reason: str) -> 
 def was_given(context: typer.Context, name: str) -> bool:
     """Whether the user gave an option, even if with its default."""
     source = context.get_parameter_source(name)  # by its name, because new versions of typer bring their own click
-    return source is not None and source.name == "COMMANDLINE"
+    return source is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP")  # typed, or in the file of --config
 
 
 def split_repeated(texts: Iterable[str] | None) -> list[str] | None:

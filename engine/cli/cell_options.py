@@ -1,6 +1,6 @@
 """The options with which a question chooses its cells, and columns beside its answer."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ from atlasvi.engine.queries.question import Answer, Asking
 
 if TYPE_CHECKING:  # imports torch and pandas, which `--help` does not need
     import pandas as pd
+
+    from atlasvi.engine.queries.question_cells import QuestionCells
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,17 @@ class CellOptions:
 
     def choose(self, asking: Asking) -> np.ndarray | None:
         """Ascending int64 indices of the chosen cells; None: all."""
+        return self.choose_from(lambda: asking.open().cells, asking.list_conditions(self.where))
+
+    def choose_from(
+        self, open_cells: "Callable[[], QuestionCells]", conditions: "list[str | np.ndarray]"
+    ) -> np.ndarray | None:
+        """The same, with the conditions of --where and others; cells are opened if there is something to choose."""
         from atlasvi.engine.queries.cell_choice import choose_cells
 
-        conditions = asking.list_conditions(self.where)
         if self.cells is None and not conditions and self.limit is None and self.sample is None:
             return None
-        cells = asking.open().cells
-        return choose_cells(cells, split_names(self.cells), conditions, self.limit, self.sample, self.seed)
+        return choose_cells(open_cells(), split_names(self.cells), conditions, self.limit, self.sample, self.seed)
 
     def refuse_seed(self, asking: Asking) -> None:
         """Refuse --seed where only --sample would use it."""

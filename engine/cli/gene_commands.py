@@ -13,6 +13,24 @@ from atlasvi.engine.cli.question_command import question
 from atlasvi.engine.queries.question import Answer, Asking, GroupsBy, NamesOf, NumberOrWord
 
 
+@question("genes")
+def query_genes(
+    asking: Asking,
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="[PATTERN]", help="Only names that contain it, or are like it: CD3*.")
+    ] = None,
+) -> Answer:
+    """The genes of the model, with what is known of them: other names, ids ..."""
+    from atlasvi.engine.queries.gene_names import GeneNames
+    from atlasvi.engine.queries.question_cells import QueryError
+
+    run = asking.open().run
+    table = GeneNames(run.genes, run.var).table(pattern)
+    if not len(table):
+        raise QueryError(f"None of the {len(run.genes):,} genes has a name like {pattern!r}.")
+    return answer_frame(table, "gene", "gene")
+
+
 @question("aggregate")
 def query_aggregate(
     asking: Asking,

@@ -56,7 +56,7 @@ class SearchFlags:
 
     def open_reference(self, asking: Asking, cells: str | None) -> "tuple[MinifiedCells, NewCells | None]":
         """The cells of MINI, and the new cells of DATA or of `cells`, if there are any."""
-        from atlasvi.engine.queries.new_cells import open_new_cells
+        from atlasvi.engine.queries.new_cells import choose_encoder, open_new_cells
         from atlasvi.engine.queries.question_cells import MinifiedCells, QueryError
 
         if self.exact:
@@ -64,11 +64,18 @@ class SearchFlags:
         data, opened = asking.new_cells, asking.open_reference()
         if data is not None and cells is not None:
             raise QueryError(f"{data} and --cells {cells} are both new cells: name one of them.")
-        assert isinstance(opened.cells, MinifiedCells)
         data = cells if data is None else data
+        assert isinstance(opened.cells, MinifiedCells)
         if data is None:
+            if asking.encoder is not None:
+                raise QueryError(f"{opened.cells.path} has a model: leave --model out, which encodes new cells.")
             return opened.cells, None
-        new = open_new_cells(data, opened.run, self.missing_genes)
+        run = opened.run
+        if asking.encoder is not None:
+            assert opened.kept is not None
+            run = choose_encoder(opened.kept, asking.encoder)
+            run.model.to(opened.run.model.encoder.mean.weight.device)
+        new = open_new_cells(data, run, self.missing_genes)
         asking.on_close(new.close)
         return opened.cells, new
 
@@ -194,6 +201,8 @@ def _find_asked(
 ) -> "np.ndarray | None":
     """Ascending int64 indices of the cells of --of; None: all."""
     from atlasvi.engine.queries.cell_choice import choose_cells
+    from atlasvi.engine.queries.neighbours import check_columns
+    from atlasvi.engine.queries.question_cells import QueryError
 
     if of is None:
         return None if limit is None else np.arange(reference.n_cells)[:limit]
@@ -201,7 +210,12 @@ def _find_asked(
         return choose_cells(reference, where=of, limit=limit)
     if isinstance(of, str) and _is_filter(of, reference.obs_columns):
         return choose_cells(reference, where=[of], limit=limit)
-    return choose_cells(reference, split_names(of), limit=limit)
+    try:
+        return choose_cells(reference, split_names(of), limit=limit)
+    except QueryError:
+        if isinstance(of, str) and "=" in of:  # neither a name nor a column that is there
+            check_columns([of.partition("=")[0]], reference)
+        raise
 
 
 def _is_filter(text: str, columns: list[str]) -> bool:

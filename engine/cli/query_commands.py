@@ -17,8 +17,8 @@ from atlasvi.engine.cli.arguments import (
     split_names,
 )
 from atlasvi.engine.cli.cell_options import RowOptions
+from atlasvi.engine.cli.query_app import describe_places, split_batches
 from atlasvi.engine.cli.query_app import query_app as query_app
-from atlasvi.engine.cli.query_app import split_batches
 from atlasvi.engine.cli.question_command import question
 from atlasvi.engine.queries.question import Answer, Asking
 
@@ -26,14 +26,7 @@ from atlasvi.engine.queries.question import Answer, Asking
 @query_app.command("info")
 def query_info(context: typer.Context) -> None:
     """Show what the minified data holds; with DATA, what both are."""
-    from atlasvi.engine.cli.describe import describe, describe_minified_store
-
-    places = context.meta["places"]
-    if places[1] is None:
-        print_lines(describe_minified_store(context.obj().kept))
-    else:
-        for place in places:
-            print_lines(describe(place))
+    print_lines(describe_places(context))
 
 
 @question("count", to_file=False)

@@ -9,6 +9,7 @@ import typer
 import atlasvi.engine.cli.comparison_commands
 import atlasvi.engine.cli.gene_commands
 import atlasvi.engine.cli.neighbour_commands  # noqa: F401
+from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.cli.option_groups import spread
 from atlasvi.engine.cli.question_command import QUESTIONS
 from atlasvi.engine.queries.question import Question
@@ -21,7 +22,9 @@ if TYPE_CHECKING:  # imports pandas, which `--help` does not need
 
 NOT_SERVED = {
     "info": "GET /api/info tells what the store is",
+    "genes": "GET /api/genes lists them",
     "elbo": "it needs counts, and a minified store has none",
+    "plot": "the page draws",
 }
 """The questions of `atlasvi query` that the service does not answer, and why."""
 
@@ -53,6 +56,7 @@ def serve(
     model: Annotated[
         Path | None, typer.Option(help="Model of minified data of scvi-tools, if it is in another folder.")
     ] = None,
+    config: JobFile = None,
     *,
     limits: Limits,
 ) -> None:

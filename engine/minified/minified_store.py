@@ -40,6 +40,7 @@ from atlasvi.engine.minified.kept_posterior import (
     find_embedding,
 )
 from atlasvi.engine.model.covariates import Setup
+from atlasvi.engine.provenance import Provenance
 from atlasvi.loaders.arrays.array_checks import check_group_codecs
 from atlasvi.loaders.arrays.row_arrays import Chosen, open_rows
 from atlasvi.loaders.cells.store_checks import check_attributes, check_lengths, check_written, name_missing_chunks
@@ -346,13 +347,29 @@ class MinifiedStore(KeptPosterior):
             return Setup.from_saved(self.attributes.get("setup", {name: self.attributes.get(name) for name in first}))
 
     @property
+    def provenance(self) -> Provenance | None:
+        """Where the store comes from, and as its `of` the model; None if an older atlasvi made it."""
+        with reading(self.path):
+            return Provenance.from_record(self.attributes.get("provenance"))
+
+    @property
     def run(self) -> "TrainedRun":
         """The model in the store, with its genes and its setup."""
-        from atlasvi.engine.model.trained_run import TrainedRun  # imports torch: see `model`
+        from atlasvi.engine.model.trained_run import MappedFrom, TrainedRun  # imports torch: see `model`
 
         with reading(self.path):
             data = DataSpec.from_record(self.attributes["data"]) if "data" in self.attributes else None
-        return TrainedRun(self.model(), [str(gene) for gene in self.genes], self.setup, data=data)
+            provenance = self.provenance.of if self.provenance is not None else None
+            origin = MappedFrom.from_saved(self.attributes.get("mapped_from"))
+        return TrainedRun(
+            self.model(),
+            [str(gene) for gene in self.genes],
+            self.setup,
+            data=data,
+            var=self.var,
+            provenance=provenance,
+            mapped_from=origin,
+        )
 
     def model(self) -> "VAE":
         """The model, ready to decode."""

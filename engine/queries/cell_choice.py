@@ -180,7 +180,7 @@ def _evaluate(cells: QuestionCells, where: str, may_be_none: bool = False) -> np
         # "type==x" is an expression, unless the column holds the text "=x"
         if equals and (not wanted.startswith("=") or _has_value(cells, column, wanted)):
             return _find_values(cells, column, wanted)
-    elif equals and not _is_expression(where):
+    elif equals and not _is_expression(where) and column.strip() not in cells.obs_columns:  # "type ==" is one cut short
         check_column(column, cells.obs_columns, cells.path)
     return evaluate_expression(cells, where, may_be_none)
 
@@ -216,7 +216,7 @@ def _find_values(cells: QuestionCells, column: str, wanted: str) -> np.ndarray:
     masks, found = np.zeros((2, cells.n_cells), bool), np.zeros(len(texts), bool)
     first: Iterable[Category] = ()
     for start, part in slice_column(cells, column):
-        first = first or [to_category(value) for value in part.iloc[:SHOWN_VALUES].unique()]
+        first = first or [to_category(value) for value in part.iloc[:SHOWN_VALUES].dropna().unique()]
         hits = _compare_with_texts(part, texts)
         found |= hits.any(1)
         masks[:, start : start + len(part)] = hits[0], hits[1:].any(0)
@@ -262,9 +262,8 @@ def _find_wanted(path: str, column: str, wanted: str, there: list[Category]) -> 
 
 def _no_value(path: str, column: str, value: str, there: Iterable[Category]) -> QueryError:
     names = sorted(map(str, there))
-    return QueryError(
-        f"{path}: no cell has {column} = {value!r} (there are: {name_some(names)}).{suggest_names(value, names)}"
-    )
+    hint = suggest_names(value, names)
+    return QueryError(f"{path}: no cell has {column} = {value!r} (there are: {name_some(names) or 'none'}).{hint}")
 
 
 def _find_names(cells: QuestionCells, names: Sequence[str]) -> np.ndarray:

@@ -4,8 +4,8 @@ The functions behind are in this subpackage. The command line and the service as
 defaults and limits of options stand once. This file imports neither torch nor pandas, which `--help` does not need.
 """
 
-import csv
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from atlasvi.engine.neighbours.index_file import IndexFile
     from atlasvi.engine.queries.answer_rows import Table
     from atlasvi.engine.queries.opened_question import OpenedQuestion
+
+NAME = re.compile(r'\s*(?:"(?P<quoted>(?:[^"]|"")*)"?|(?P<plain>[^,]*))\s*(?:(?P<comma>,)|\Z)')
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Asking:
     rows            int64: indices of the cells that the question is about, besides all conditions; None: all
     index           the index of neighbours, if it is opened already
     most_values     how many values an answer may hold in memory; None: as many as there is memory for
+    encoder         path of a model that encodes new cells, mapped from the one in the minified store; None: that one
     """
 
     open: "Callable[[], OpenedQuestion]"
@@ -96,6 +99,7 @@ class Asking:
     rows: "np.ndarray | None" = None
     index: "IndexFile | None" = None
     most_values: int | None = None
+    encoder: Path | None = None
 
     def check_size(self, n_values: int) -> None:
         """Raise QueryError if a question would take memory for more values than it may."""
@@ -141,8 +145,9 @@ def refuse(options: Iterable[str], reason: str) -> None:
 
 
 def split_names(text: str | list[str] | None) -> list[str] | None:
-    """Names separated by commas, or the lines of @FILE. A name that contains a comma is written in double quotes.
+    """Names separated by commas, or the lines of @FILE.
 
+    A name in double quotes may have commas, and blanks around it, which are removed from others; "" is a quote in it.
     A list of names, which other doors than the command line take, is returned as it is.
     """
     if text is None or isinstance(text, list):
@@ -157,8 +162,10 @@ def split_names(text: str | list[str] | None) -> list[str] | None:
         if not (names := [line.strip() for line in lines if line.strip()]):
             raise SourceError(f"{text[1:]}: it holds no names: write one per line.")
         return names
-    try:
-        names = next(csv.reader([text], skipinitialspace=True)) or [""]
-    except csv.Error as error:
-        raise SourceError(f"{text!r}: these names can't be read ({error}).") from error
-    return [name.strip() for name in names]
+    names, at, more = list[str](), 0, True
+    while more:
+        found = NAME.match(text, at)
+        assert found is not None  # every text has a name, if only an empty one
+        names.append(found["plain"].strip() if found["quoted"] is None else found["quoted"].replace('""', '"'))
+        at, more = found.end(), bool(found["comma"])
+    return names

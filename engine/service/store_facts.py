@@ -30,7 +30,7 @@ def tell_store(store: KeptPosterior, questions: Sequence[str]) -> dict[str, Any]
         "n_latent": store.n_latent,
         "obs": {name: name_kind(store.read_column(name, 0, 1)) for name in store.obs_columns},
         "has_index": name_index(store.path).exists(),
-        "has_embedding": bool(getattr(store, "has_embedding", False)),
+        "has_embedding": store.has_embedding,
         "questions": list(questions),
     }
 

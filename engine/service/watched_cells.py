@@ -7,7 +7,7 @@ import pandas as pd
 
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.model.vae import VAE
-from atlasvi.engine.queries.question_cells import MinifiedCells, Posterior
+from atlasvi.engine.queries.question_cells import BATCH_SIZE, MinifiedCells, Posterior
 
 
 class WatchedCells(MinifiedCells):
@@ -23,7 +23,7 @@ class WatchedCells(MinifiedCells):
         return super().read_column(name, start, stop)
 
     def read_posteriors(
-        self, model: VAE, cells: np.ndarray | None, batch_size: int, means: bool = False
+        self, model: VAE, cells: np.ndarray | None = None, batch_size: int = BATCH_SIZE, means: bool = False
     ) -> Iterator[Posterior]:
         """The kept posterior of the chosen cells, by minibatch: decoding many draws of one takes seconds."""
         for posterior in super().read_posteriors(model, cells, batch_size, means):

@@ -23,6 +23,7 @@ CHOICES = {
     "missing_chunks": ("refuse", "zeros"),
     "values": ("counts", "numbers"),
     "empty_cells": ("refuse", "keep", "drop"),
+    "missing_genes": ("refuse", "zeros"),
 }
 MEMORY = "memory"
 ANNDATA_FORMATS = ("h5ad", "zarr", MEMORY)
@@ -42,6 +43,7 @@ class DataSpec:
     missing_chunks  'refuse' a file with missing chunks as an incomplete copy; or 'zeros' to read them as zeros
     values          'counts' are whole; 'numbers' may be fractions, which only the normal likelihood accepts
     empty_cells     'refuse' cells without counts, 'keep' them, or, only in ingest, 'drop' them
+    missing_genes   'refuse' data that lacks genes of a model, or count them as 'zeros' in every cell; for models only
     format          the format that was recognised when the data was opened; not an option
     """
 
@@ -53,6 +55,7 @@ class DataSpec:
     missing_chunks: str | None = None
     values: str | None = None
     empty_cells: str | None = None
+    missing_genes: str | None = None
     format: str | None = None
 
     def __post_init__(self) -> None:

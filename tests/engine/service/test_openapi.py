@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx2 as httpx
 import pytest
@@ -31,10 +32,10 @@ def test_each_option_is_described_with_its_type_default_and_limits(client: httpx
 
 
 @pytest.mark.slow
-def test_no_request_makes_the_service_fail(client: httpx.Client):
+def test_no_request_makes_the_service_fail(client: httpx.Client, tmp_path: Path):
     pytest.importorskip("schemathesis")
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{client.base_url}/openapi.json".replace("//o", "/o")]
     command += ["--checks", CHECKS, "--max-examples", "20", "--seed", "1", "--max-time", "300"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)  # where it writes
     assert done.returncode == 0, done.stdout[-5_000:] + done.stderr
     assert "generated" in done.stdout

@@ -109,7 +109,7 @@ def test_the_answer_is_that_of_the_command(forms, client: httpx.Client, question
 
 
 def test_each_question_is_an_endpoint_or_stands_in_a_list_with_the_reason(client: httpx.Client):
-    commands = {str(command.name) for command in query_app.registered_commands}
+    commands = {str(each.name) for each in [*query_app.registered_commands, *query_app.registered_groups]}
     assert commands
     assert set(list_served()) | set(NOT_SERVED) == commands
     assert not set(list_served()) & set(NOT_SERVED)
