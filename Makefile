@@ -5,6 +5,7 @@
 #   make docs                                       the documentation as a site in build/site; a dead link is an error
 #   make resolve                                    can pip install constraints.txt on every Python and system?
 #   make wheel                                      does a wheel install without extras and run the quickstart?
+#   make page                                       is the page of an atlas what its sources are built to? (needs npm)
 # The environment can be chosen when it is made ('make clean' removes it):
 #   make demo TORCH=cpu         the CPU build of torch, from PyTorch's own index: 0.8 GB to download, not 3.1 GB
 #   make demo PYTHON=python3.13
@@ -18,7 +19,7 @@ TESTS ?=
 DEMO_OUT ?= demo
 TORCH_INDEX := https://download.pytorch.org/whl
 
-.PHONY: demo test lint links docs resolve wheel clean
+.PHONY: demo test lint links docs resolve wheel page clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"atlasvi needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12 ...")'
@@ -56,6 +57,9 @@ resolve: $(VENV)/ready
 
 wheel: $(VENV)/ready
 	@$(BIN)/python .ci/wheel.py
+
+page:
+	@.ci/page
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info .typecheck .mypy_cache .ruff_cache .pytest_cache

@@ -60,6 +60,7 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
         "engine/neighbours/scanning",
         "engine/neighbours/search_index",
     ),
+    "engine/service/test_page_routes": ("engine/service/page_answers",),
     "engine/scvi_tools/test_model_directories": (
         "engine/scvi_tools/registry",
         "engine/scvi_tools/weights",
@@ -137,6 +138,7 @@ OF_MANY_FILES = {
     "engine/card/test_golden_card": "the card's figures beside scvi-tools' report",
     "engine/card/test_seed_card": "every row of the hub's seed card",
     "engine/distributed/test_two_machines": "launch, rendezvous and heartbeat between two machines",
+    "engine/service/test_page": "the page of an atlas in a browser",
     "engine/test_gpu": "what needs a CUDA device",
     "engine/training/test_failures": "ranks that fail: training, heartbeat, signals",
     "engine/training/test_normal_likelihood": "the normal likelihood from file to query",

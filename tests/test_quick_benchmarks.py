@@ -285,3 +285,15 @@ def test_the_benchmark_of_the_service_asks_as_many_clients_do(quick):
     assert ran.figures["questions"]["all"]["p99_s"] > 0
     assert ran.figures["memory_mb"]["peak"] < 3_000
     assert "0 errors" in ran.out
+
+
+def test_the_benchmark_of_the_page_builds_tiles_and_opens_them_where_there_is_a_browser(quick):
+    ran = quick("page")
+    tiles, page = ran.figures["tiles"], ran.figures["page"]
+    assert tiles["n_tiles"] >= 3
+    assert 0 < tiles["build_s"] < 60
+    if page is None:
+        assert "no playwright, or no Chromium" in ran.out
+    else:
+        assert page["whole_points"] == ran.figures["cells"]
+        assert page["whole"]["frames"] > 0

@@ -1,7 +1,7 @@
 """`atlasvi serve`: the questions of `atlasvi query` over HTTP."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +14,11 @@ from atlasvi.engine.cli.option_groups import spread
 from atlasvi.engine.cli.question_command import QUESTIONS
 from atlasvi.engine.queries.question import Question
 from atlasvi.engine.service.limits import Limits
-from atlasvi.engine.terminal import count, say
+from atlasvi.engine.terminal import count, say, show_progress
 from atlasvi.loaders.errors import MissingDependencyError
+
+if TYPE_CHECKING:  # imports pandas, which `--help` does not need
+    from atlasvi.engine.minified.kept_posterior import KeptPosterior
 
 NOT_SERVED = {
     "info": "GET /api/info tells what the store is",
@@ -43,6 +46,13 @@ def serve(
         typer.Option(envvar="ATLASVI_TOKEN", help="What each request must bring (Authorization: Bearer TOKEN)."),
     ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the page, too.")] = True,
+    static: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT",
+            help="Serve nothing: write the page to a folder for any web server, without what is computed.",
+        ),
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Model of minified data of scvi-tools, if it is in another folder.")
     ] = None,
@@ -51,18 +61,39 @@ def serve(
     limits: Limits,
 ) -> None:
     """Answer questions to minified cells over HTTP, until Ctrl-C."""
+    from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
+
+    if static is not None:
+        write_static(open_minified(mini, model), static)
+        return
     try:
         from atlasvi.engine.service.access import check_access
         from atlasvi.engine.service.app import make_app
         from atlasvi.engine.service.server import open_socket, run_server
+        from atlasvi.engine.service.tiles import open_tiles
     except ImportError as error:
         raise MissingDependencyError(f"serve needs {error.name}: pip install 'atlasvi[serve]'.") from None
-    from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
-
     check_access(host, token)
     store = open_minified(mini, model)
-    app = make_app(store, list_served(), limits, token, page)
+    with show_progress() as progress:
+        tiles = open_tiles(store, progress) if store.has_embedding and page else None
+    app = make_app(store, list_served(), limits, token, page, tiles=tiles)
     listening = open_socket(host, port)
     name = f"[{host}]" if ":" in host else host
     say(f"{mini}: {count(store.n_cells, 'cell')}, at http://{name}:{listening.getsockname()[1]}/ until Ctrl-C.")
     run_server(app, listening, limits)
+
+
+def write_static(store: "KeptPosterior", out: Path) -> None:
+    """Write the page of a store to a folder. Raises SourceError if its cells have no coordinates."""
+    from atlasvi.engine.service.static_page import write_static_page
+    from atlasvi.engine.service.tiles import open_tiles
+    from atlasvi.loaders.outputs import check_output_free
+
+    check_output_free(out)
+    store.read_embedding(slice(0, 0))
+    with show_progress() as progress:
+        left_out = write_static_page(store, open_tiles(store, progress), out, progress=progress)
+    for sentence in left_out:
+        say(f"Left out: {sentence}")
+    say(f"{out} holds the page: any web server can host it (to try: python -m http.server --directory {out}).")

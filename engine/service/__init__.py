@@ -9,6 +9,11 @@
     openapi         the description of the endpoints
     server          the process: socket, signals
 
+    page_routes     the page of the atlas, and what it asks besides the questions
+    page_answers    the same without HTTP;  static_page  the same as a folder of files
+    areas           cells in a polygon of the picture, wherever a question is about cells
+    tiles           the cells as points, by level;  tile_order  their order;  tile_columns  their colours
+
 It may import `queries` and what `queries` may import. It needs starlette, uvicorn and pyarrow: pip install
 'atlasvi[serve]'.
 """

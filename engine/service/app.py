@@ -23,13 +23,16 @@ from atlasvi.engine.queries.question import Asking, OfThisMachine, Question
 from atlasvi.engine.service import store_facts
 from atlasvi.engine.service.access import Guard, refuse
 from atlasvi.engine.service.answer_forms import ARROW, CSV, JSON, choose_form, send_answer
+from atlasvi.engine.service.areas import locate
 from atlasvi.engine.service.jobs import Busy, Job, Jobs, collect_warnings
 from atlasvi.engine.service.limits import Limits
 from atlasvi.engine.service.openapi import describe
 from atlasvi.engine.service.option_models import Options, complete, find_marked, make_model, read_options
+from atlasvi.engine.service.page_routes import list_page_routes
 from atlasvi.engine.service.received import is_counts, list_parameters, read_json, receive_counts
 from atlasvi.engine.service.refusals import Mask, Refused, explain
 from atlasvi.engine.service.sizes import check_question
+from atlasvi.engine.service.tiles import Tiles
 from atlasvi.engine.service.watched_cells import WatchedCells
 
 log = logging.getLogger(__name__)
@@ -38,8 +41,10 @@ log = logging.getLogger(__name__)
 class Service:
     """A store with its model and its index, opened once, and the questions that are being answered."""
 
-    def __init__(self, store: KeptPosterior, questions: Mapping[str, Question], limits: Limits) -> None:
-        self.store, self.questions, self.limits = store, questions, limits
+    def __init__(
+        self, store: KeptPosterior, questions: Mapping[str, Question], limits: Limits, tiles: Tiles | None = None
+    ) -> None:
+        self.store, self.questions, self.limits, self.tiles = store, questions, limits, tiles
         self.run = store.run
         self.run.model.eval()
         self.index = IndexFile(name_index(store.path), store) if name_index(store.path).exists() else None
@@ -65,11 +70,13 @@ class Service:
             counts = await receive_counts(request, self.limits)
         else:
             given, rows = await self._read_body(request, model)
+        polygon = given.pop("polygon", None)
         options, mask = complete(question, given), Mask(self.store.path, counts)
 
         def work(job: Job) -> None:
             opened = self.open(job)
             check_question(question, options, opened.cells, len(self.run.genes), self.limits)
+            located, chosen = locate(self.tiles, opened.cells, options, rows, polygon)
             with contextlib.ExitStack() as stack:
                 asking = Asking(
                     lambda: opened,
@@ -78,13 +85,13 @@ class Service:
                     stack.callback,
                     job.check,
                     counts,
-                    rows,
+                    chosen,
                     self.index,
                     self.limits.most_values,
                 )
-                send_answer(question.answer(asking=asking, **options), form, job, self.limits, mask)
+                send_answer(question.answer(asking=asking, **located), form, job, self.limits, mask)
 
-        return await self._respond(request, work, form, mask)
+        return await self.respond(request, work, form, mask)
 
     async def tell_store(self, request: Request) -> Response:
         """GET /api/info."""
@@ -96,22 +103,23 @@ class Service:
 
     async def tell_column(self, request: Request) -> Response:
         """GET /api/obs/COLUMN; POST, with a body that chooses cells, for these cells."""
-        name, rows = request.path_params["column"], None
+        name, rows, polygon = request.path_params["column"], None, None
         options: dict[str, Any] = {}
         if request.method == "POST":
             count = self.questions["count"]
             given, rows = await self._read_body(request, self.models["count"])
+            polygon = given.pop("polygon", None)
             options = complete(count, given)
 
         def work(job: Job) -> None:
             cells = self.open(job).cells
-            chosen = None
-            if rows is not None or any(value is not None for value in options.values()):
-                where = [*(options["where"] or []), *([] if rows is None else [rows])]
+            chosen, (_, inside) = None, locate(self.tiles, cells, options, rows, polygon)
+            if inside is not None or any(value is not None for value in options.values()):
+                where = [*(options["where"] or []), *([] if inside is None else [inside])]
                 chosen = choose_cells(cells, options["cells"], where)
             job.send(json.dumps(store_facts.tell_column(cells, name, chosen), allow_nan=False).encode())
 
-        return await self._respond(request, work, JSON, Mask(self.store.path))
+        return await self.respond(request, work, JSON, Mask(self.store.path))
 
     def open(self, job: Job) -> OpenedQuestion:
         """The model and the cells for one job, which stops when they are read next if it is to end."""
@@ -126,7 +134,7 @@ class Service:
         except ValueError as error:
             raise Refused(422, str(error)) from None
 
-    async def _respond(self, request: Request, work: Callable[[Job], None], form: str, mask: Mask) -> Response:
+    async def respond(self, request: Request, work: Callable[[Job], None], form: str, mask: Mask) -> Response:
         """What the work sends as a response, once its first piece is there."""
 
         def remove_counts() -> None:
@@ -172,6 +180,7 @@ def make_app(
     token: str | None = None,
     page: bool = True,
     hosts: tuple[str, ...] = (),
+    tiles: Tiles | None = None,
 ) -> Starlette:
     """The service of a store, as an ASGI application.
 
@@ -179,8 +188,9 @@ def make_app(
     token      what each request must bring; None: nothing (see `Guard`)
     page       whether to serve the page at `/`
     hosts      names by which this machine may be called, besides localhost
+    tiles      of the store's embedding, which the page shows and polygons are found by; None: there is none
     """
-    service = Service(store, questions, limits or Limits())
+    service = Service(store, questions, limits or Limits(), tiles)
     document = describe(questions, service.models, service.models["count"], token is not None)
 
     async def tell_endpoints(request: Request) -> Response:
@@ -193,6 +203,8 @@ def make_app(
         Route("/api/obs/{column:path}", service.tell_column, methods=["GET", "POST"]),
         *(Route(f"/api/{name}", _bind(service, each), methods=["POST"]) for name, each in questions.items()),
     ]
+    if page:
+        routes += list_page_routes(service)
     handlers: dict[Any, Any] = {
         Refused: lambda request, error: refuse(error.status, error.sentence, error.headers),
         HTTPException: _explain_status,

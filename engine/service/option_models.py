@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from atlasvi.engine.queries.question import CellsBy, NamesOf, NumberOrWord, OfThisMachine, Question
+from atlasvi.engine.service.areas import Area, Polygon
 from atlasvi.engine.service.limits import Limits
 
 NO_FILE = "^[^@]"  # @FILE stands for a file of names on the command line
@@ -31,7 +32,12 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
+
+class CellOptions(Options):
+    """The body of a question about chosen cells."""
+
     rows: Rows | None = Field(None, description="Only these cells of the store, by their indices from 0.")
+    polygon: Polygon | None = Field(None, description="Only the cells in this polygon of the embedding.")
 
 
 def make_model(question: Question, limits: Limits) -> type[Options]:
@@ -49,7 +55,8 @@ def make_model(question: Question, limits: Limits) -> type[Options]:
                 most = {"n_samples": limits.most_of_new, "k": limits.most_of_new}
             fields[option.name] = _make_field(option, base, marks, limits, most.get(option.name))
     name = "".join(part.capitalize() for part in question.name.split("-"))
-    return create_model(name, __base__=Options, __doc__=question.about, **fields)
+    base = CellOptions if "where" in fields else Options
+    return create_model(name, __base__=base, __doc__=question.about, **fields)
 
 
 def read_options(model: type[Options], body: bytes | Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -114,7 +121,7 @@ def _make_field(
         if isinstance(mark, NamesOf):
             kinds = [Annotated[str, Field(max_length=limits.body_bytes, pattern=NO_FILE)], names]
         elif isinstance(mark, CellsBy):
-            kinds = [Annotated[text, Field(pattern=NO_FILE)], Rows, *[names] * mark.names]
+            kinds = [Annotated[text, Field(pattern=NO_FILE)], Rows, Area, *[names] * mark.names]
         elif isinstance(mark, NumberOrWord):
             kinds = [Annotated[float | text, AfterValidator(_to_text)]]
     if kinds == [list[str]]:

@@ -6,6 +6,7 @@ from typing import Any
 from atlasvi.engine.queries.question import GroupsBy, NamesOf, Question, split_names
 from atlasvi.engine.queries.question_cells import QueryError, QuestionCells
 from atlasvi.engine.service.answer_forms import TooLarge
+from atlasvi.engine.service.areas import Area
 from atlasvi.engine.service.limits import Limits
 from atlasvi.engine.service.option_models import find_marked
 from atlasvi.engine.service.patterns import check_pattern
@@ -69,5 +70,7 @@ def _list_texts(values: Any) -> Iterator[str]:
     for value in values:
         if isinstance(value, str):
             yield value
+        elif isinstance(value, Area):
+            yield from value.where
         elif isinstance(value, list):
             yield from _list_texts(value)

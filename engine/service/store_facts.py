@@ -44,10 +44,11 @@ def name_kind(column: pd.Series) -> str:
 
 
 def find_genes(genes: Sequence[str], pattern: str) -> dict[str, Any]:
-    """The genes whose name contains a text, in upper or lower case; those that begin with it first."""
+    """The genes whose name contains a text, in upper or lower case: that name first, then those that begin with it."""
     wanted = pattern.casefold()
-    hits = [(not gene.casefold().startswith(wanted), k) for k, gene in enumerate(genes) if wanted in gene.casefold()]
-    return {"n_genes": len(hits), "genes": [genes[k] for _, k in sorted(hits)[:MOST_LISTED]]}
+    hits = [k for k, gene in enumerate(genes) if wanted in gene.casefold()]
+    hits.sort(key=lambda k: (genes[k] != pattern, not genes[k].casefold().startswith(wanted)))  # else in their order
+    return {"n_genes": len(hits), "genes": [genes[k] for k in hits[:MOST_LISTED]]}
 
 
 def tell_column(cells: QuestionCells, name: str, chosen: np.ndarray | None = None) -> dict[str, Any]:

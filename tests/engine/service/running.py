@@ -18,12 +18,12 @@ from atlasvi.engine.service.server import make_server, open_socket
 
 
 @contextmanager
-def serving(mini: Any, limits: Limits | None = None, **options: Any) -> Iterator[httpx.Client]:
-    """A client of a service of minified data, at a free port, which ends with the block."""
+def serving(mini: Any, limits: Limits | None = None, port: int = 0, **options: Any) -> Iterator[httpx.Client]:
+    """A client of a service of minified data, at this port (0: a free one), which ends with the block."""
     limits = limits or Limits()
     store = open_minified(mini) if isinstance(mini, str | Path) else mini
     server = make_server(make_app(store, list_served(), limits, **options), limits)
-    listening = open_socket("127.0.0.1", 0)
+    listening = open_socket("127.0.0.1", port)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
