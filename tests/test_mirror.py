@@ -128,6 +128,21 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     "loaders/tables/test_store_tables": ("loaders/tables/anndata_tables",),
     "loaders/test_numba_cache": ("kernels/numba_cache",),
     "faults/test_files": ("loaders/errors",),
+    "engine/plots/test_embedding_plot": ("engine/plots/picture_file", "engine/plots/style"),
+    "engine/service/test_agreement": ("engine/service/store_facts",),
+    "engine/service/test_limits": (
+        "engine/service/app",
+        "engine/service/option_models",
+        "engine/service/received",
+        "engine/service/refusals",
+        "engine/service/sizes",
+        "engine/service/watched_cells",
+    ),
+    "engine/service/test_questions": (
+        "engine/cli/question_command",
+        "engine/cli/serve_command",
+        "engine/queries/question",
+    ),
 }
 
 # What a test is of that has no file of its name.
@@ -138,7 +153,9 @@ OF_MANY_FILES = {
     "engine/card/test_golden_card": "the card's figures beside scvi-tools' report",
     "engine/card/test_seed_card": "every row of the hub's seed card",
     "engine/distributed/test_two_machines": "launch, rendezvous and heartbeat between two machines",
+    "engine/service/test_agreement": "the same numbers from Python, the command line and HTTP",
     "engine/service/test_page": "the page of an atlas in a browser",
+    "engine/service/test_questions": "each question's answer over HTTP and from the command",
     "engine/test_gpu": "what needs a CUDA device",
     "engine/training/test_failures": "ranks that fail: training, heartbeat, signals",
     "engine/training/test_normal_likelihood": "the normal likelihood from file to query",
