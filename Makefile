@@ -2,8 +2,10 @@
 #   make demo                                       simulate an atlas, train, minify, ask, draw, make a card (about two minutes)
 #   make demo DATA=my.h5ad BATCH=donor LABELS=type  the same on your own counts
 #   make test                                       the fast tests;   make test TESTS="-m slow" the slow ones
+#   make docs                                       the documentation as a site in build/site; a dead link is an error
 #   make resolve                                    can pip install constraints.txt on every Python and system?
 #   make wheel                                      does a wheel install without extras and run the quickstart?
+#   make page                                       is the page of an atlas what its sources are built to? (needs npm)
 # The environment can be chosen when it is made ('make clean' removes it):
 #   make demo TORCH=cpu         the CPU build of torch, from PyTorch's own index: 0.8 GB to download, not 3.1 GB
 #   make demo PYTHON=python3.13
@@ -17,7 +19,7 @@ TESTS ?=
 DEMO_OUT ?= demo
 TORCH_INDEX := https://download.pytorch.org/whl
 
-.PHONY: demo test lint resolve wheel clean
+.PHONY: demo test lint links docs resolve wheel page clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"atlasvi needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12 ...")'
@@ -37,19 +39,27 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
 
-lint: $(VENV)/ready
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+links: # the packages under their own names, for tools that do not import them
 	@mkdir -p .typecheck/atlasvi
 	@for part in loaders kernels engine; do ln -sfn ../../$$part .typecheck/atlasvi/$$part; done
+
+lint: $(VENV)/ready links
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=.typecheck $(BIN)/lint-imports
+
+docs: $(VENV)/ready links
+	@NO_MKDOCS_2_WARNING=1 .ci/beside "mkdocs-material>=9.6" "mkdocstrings[python]>=0.29" -- .ci/site.py
 
 resolve: $(VENV)/ready
 	@$(BIN)/python .ci/resolve.py
 
 wheel: $(VENV)/ready
 	@$(BIN)/python .ci/wheel.py
+
+page:
+	@.ci/page
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info .typecheck .mypy_cache .ruff_cache .pytest_cache

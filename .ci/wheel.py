@@ -43,6 +43,16 @@ def build_wheel(folder: Path) -> Path:
     return wheel
 
 
+def check_page(wheel: Path) -> None:
+    """Ends with a sentence unless all files of the page of an atlas are in the wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        there = set(archive.namelist())
+    page = (ROOT / "engine/service/page").iterdir()
+    missing = [file.name for file in page if f"atlasvi/{file.relative_to(ROOT)}" not in there]
+    if missing:
+        sys.exit(f"wheel: files of the page are not in it: {', '.join(missing)}.")
+
+
 def list_required(wheel: Path) -> dict[NormalizedName, Distribution]:
     """The installed packages that the wheel requires without extras, and those that they require in turn."""
     with zipfile.ZipFile(wheel) as archive:
@@ -98,6 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="atlasvi-wheel-") as temporary:
         folder = Path(temporary)
         wheel = build_wheel(folder)
+        check_page(wheel)
         run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
         commands = folder / "venv" / "bin"
         python = commands / "python"

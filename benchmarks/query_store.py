@@ -5,6 +5,7 @@ that minify uses. Its model has drawn weights: how fast a question is answered d
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,19 @@ PART_CELLS = 2**16
 BASES = np.array(list("ACGT"))
 
 
-def make_store(path: Path, n_cells: int, n_genes: int, seed: int = 0, latents: str = "float32") -> None:
-    """Write the store to a new folder at `path`."""
+def make_store(
+    path: Path,
+    n_cells: int,
+    n_genes: int,
+    seed: int = 0,
+    latents: str = "float32",
+    draw: Callable[[int, int], tuple[np.ndarray, np.ndarray]] | None = None,
+) -> None:
+    """Write the store to a new folder at `path`.
+
+    draw  (part, seed) -> its qzm and qzv; None: `draw_latents`
+    """
+    draw = draw or draw_latents
     settings = ModelSettings(n_genes=n_genes, n_batches=N_BATCHES, n_latent=N_LATENT)
     genes = [f"gene_{k:05d}" for k in range(n_genes)]
     setup = Setup.from_saved({"batch_key": "batch", "batch_categories": [f"batch_{k:02d}" for k in range(N_BATCHES)]})
@@ -39,7 +51,7 @@ def make_store(path: Path, n_cells: int, n_genes: int, seed: int = 0, latents: s
     written = hash_files(path)
     for start in range(0, n_cells, PART_CELLS):
         n = min(PART_CELLS, n_cells - start)
-        qzm, qzv = draw_latents(start // PART_CELLS, seed)
+        qzm, qzv = draw(start // PART_CELLS, seed)
         record = {"qzm": qzm[:n], "qzv": qzv[:n], **obs_to_record(make_obs(start // PART_CELLS, seed)[:n])}
         written |= write_cells(path, start, record)
         print(f"{start + n:,} of {n_cells:,} cells written", file=sys.stderr, end="\r", flush=True)

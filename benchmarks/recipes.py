@@ -7,8 +7,9 @@ Trains each recipe with each minibatch and seed, with the settings of the model 
 without early stopping; the weights are those of the best epoch. For each run prints its steps, the held-out ELBO (nats
 per cell), how often most of 15 neighbours among the training cells have the type of a held-out cell, the mean entropy
 of the neighbours' batches as a share of the largest possible, and the number of latent dimensions in use (0.1 nats or
-more). At most 5,000 held-out and 40,000 training cells are compared. --quick: 2,000 simulated cells x 200 genes, two
-epochs.
+more). At most 5,000 held-out and 40,000 training cells are compared. Then the card's figures of integration of at most
+5,000 cells, drawn from all (engine/card/integration.py says what they are). --quick: 2,000 simulated cells x 200
+genes, two epochs.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from memory import processor_name
 from type_neighbours import find_neighbours, measure_mixing, measure_right
 
 from atlasvi.engine import train
+from atlasvi.engine.card.integration import measure_integration
 from atlasvi.engine.simulation import simulate
 from atlasvi.engine.training.settings import parse_settings
 from atlasvi.engine.training.splits import split_by_hash
@@ -61,16 +63,30 @@ def main() -> None:
         ]
     about = f"{options.data.name}, {options.epochs} epoch(s); {processor_name()}, {os.cpu_count()} cores"
     print(f"{about}, atlasvi {version('atlasvi')}, torch {version('torch')}, {date.today()}\n")
-    print("| recipe | minibatch | seed | steps | held-out ELBO | right type | batches mixed | latents in use | s |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    heads = [
+        "recipe",
+        "minibatch",
+        "seed",
+        "steps",
+        "held-out ELBO",
+        "right type",
+        "batches mixed",
+        "latents in use",
+        "s",
+    ]
+    print_row([*heads, *rows[0]["integration"]])
+    print_row(["---", *["---:"] * (len(heads) - 1 + len(rows[0]["integration"]))])
     for row in rows:
-        mixed = "" if row["mixed"] is None else f"{row['mixed']:.3f}"
-        print(
-            f"| {row['recipe']} | {row['batch_size']:,} | {row['seed']} | {row['steps']:,} | {row['elbo']:.1f} "
-            f"| {row['right']:.4f} | {mixed} | {row['in_use']} | {row['seconds']:.0f} |"
-        )
+        words = [row["recipe"], f"{row['batch_size']:,}", row["seed"], f"{row['steps']:,}", f"{row['elbo']:.1f}"]
+        words += [f"{row['right']:.4f}", "" if row["mixed"] is None else f"{row['mixed']:.3f}", row["in_use"]]
+        print_row([*words, f"{row['seconds']:.0f}", *(f"{figure:.3f}" for figure in row["integration"].values())])
     if options.json:
         options.json.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+
+
+def print_row(words: list) -> None:
+    """A row of a table in Markdown."""
+    print(f"| {' | '.join(str(word) for word in words)} |")
 
 
 def measure_run(options: argparse.Namespace, out: Path, recipe: str, batch_size: int, seed: int) -> dict:
@@ -93,8 +109,11 @@ def measure_run(options: argparse.Namespace, out: Path, recipe: str, batch_size:
     )
     types = data.read_column(options.labels_key).astype("category").cat.codes.to_numpy()
     near = reference[find_neighbours(*(encode(run.model, data, codes, cells) for cells in (asked, reference)))]
+    sample, batch = np.sort(draw.permutation(data.n_cells)[:ASKED]), codes.get("batch")
+    integration, _ = measure_integration(
+        encode(run.model, data, codes, sample), types[sample], None if batch is None else batch[sample]
+    )
     data.close()
-    batch = codes.get("batch")
     return {
         "recipe": recipe,
         "batch_size": batch_size,
@@ -103,6 +122,7 @@ def measure_run(options: argparse.Namespace, out: Path, recipe: str, batch_size:
         "elbo": run.result["validation"]["elbo"],
         "right": measure_right(types[near], types[asked]),
         "mixed": None if batch is None else measure_mixing(batch[near], int(batch.max()) + 1),
+        "integration": {name: figure.value for name, figure in integration.figures.items()},
         "in_use": run.result["informative_latents"],
         "seconds": run.result["seconds"],
     }

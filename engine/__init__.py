@@ -4,6 +4,7 @@ SCVI             train and ask a model through scvi-tools' methods api/scvi.py
 simulate         an atlas whose true parameters are known                simulation.py
 ingest           count files -> a cell store                       atlasvi.loaders
 train            a cell store -> a run directory                   training/train.py (run_parts, training_loop, step)
+map_onto         new cells onto a trained model -> a run directory  training/map_onto.py
 load_run         a run directory -> a model                        model/trained_run.py
 load_scvi_tools  a model that scvi-tools saved -> a model          scvi_tools/model_directories.py
 save_scvi_tools  a model -> a directory that scvi-tools opens      scvi_tools/model_directories.py
@@ -23,13 +24,16 @@ choose_cells     the cells that an answer is for                    queries/cell
 build_index      the latents of a minified store -> an index of neighbours  neighbours/build_index.py
 find_neighbours  the nearest cells of chosen cells, or of new ones  queries/neighbours.py
 annotate         labels of new cells from their neighbours          queries/annotation.py
-draw_latent      a picture of the latent space                     queries/latent_picture.py
+embed            two coordinates for each cell, written into the store  queries/embed.py
+plot_embedding   a picture of the cells at these coordinates         plots/embedding_plot.py
+plot_groups      a dot plot or heat map of genes in groups of cells  plots/group_plot.py
+draw_latent      a picture of the latent space                     plots/latent_picture.py
 make_card        how well drawn counts agree with real ones: a card  card/make_card.py
 write_card_folder  the same, with its page and what the hub needs    hub/card_folder.py
 check_card       whether a card still holds                          card/card_check.py
 
-Subpackages; each imports only those that follow it: cli, api, hub, card, queries, neighbours, minified, training,
-scvi_tools, distributed, model. A module is imported only when it is first used.
+Subpackages; each imports only those that follow it: cli, api, hub, card, service, plots, queries, neighbours, minified,
+training, scvi_tools, distributed, model. A module is imported only when it is first used.
 """
 
 import importlib
@@ -57,10 +61,13 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.minified.minify import minify as minify
     from atlasvi.engine.model.trained_run import load_run as load_run
     from atlasvi.engine.neighbours.build_index import build_index as build_index
+    from atlasvi.engine.plots.embedding_plot import plot_embedding as plot_embedding
+    from atlasvi.engine.plots.group_plot import plot_groups as plot_groups
+    from atlasvi.engine.plots.latent_picture import draw_latent as draw_latent
     from atlasvi.engine.queries.aggregate import aggregate as aggregate
     from atlasvi.engine.queries.annotation import annotate as annotate
     from atlasvi.engine.queries.cell_choice import choose_cells as choose_cells
-    from atlasvi.engine.queries.latent_picture import draw_latent as draw_latent
+    from atlasvi.engine.queries.embed import embed as embed
     from atlasvi.engine.queries.markers import compare as compare
     from atlasvi.engine.queries.markers import markers as markers
     from atlasvi.engine.queries.minified_queries import read_expression as read_expression
@@ -71,6 +78,7 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.scvi_tools.model_directories import load_scvi_tools as load_scvi_tools
     from atlasvi.engine.scvi_tools.model_directories import save_scvi_tools as save_scvi_tools
     from atlasvi.engine.simulation import simulate as simulate
+    from atlasvi.engine.training.map_onto import map_onto as map_onto
     from atlasvi.engine.training.train import train as train
     from atlasvi.loaders.ingestion.ingest import ingest as ingest
 
@@ -79,6 +87,7 @@ _PLACES = {
     "simulate": "atlasvi.engine.simulation",
     "ingest": "atlasvi.loaders.ingestion.ingest",
     "train": "atlasvi.engine.training.train",
+    "map_onto": "atlasvi.engine.training.map_onto",
     "load_run": "atlasvi.engine.model.trained_run",
     "load_scvi_tools": "atlasvi.engine.scvi_tools.model_directories",
     "save_scvi_tools": "atlasvi.engine.scvi_tools.model_directories",
@@ -101,7 +110,10 @@ _PLACES = {
     "build_index": "atlasvi.engine.neighbours.build_index",
     "find_neighbours": "atlasvi.engine.queries.neighbours",
     "annotate": "atlasvi.engine.queries.annotation",
-    "draw_latent": "atlasvi.engine.queries.latent_picture",
+    "embed": "atlasvi.engine.queries.embed",
+    "plot_embedding": "atlasvi.engine.plots.embedding_plot",
+    "plot_groups": "atlasvi.engine.plots.group_plot",
+    "draw_latent": "atlasvi.engine.plots.latent_picture",
     "make_card": "atlasvi.engine.card.make_card",
     "check_card": "atlasvi.engine.card.card_check",
 }

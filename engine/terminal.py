@@ -105,15 +105,29 @@ def explain_system_error(error: OSError) -> str | None:
 
 @contextmanager
 def show_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yields a function to report progress (stage, done, total): a progress bar, on a terminal only."""
+    """Yields a function to report progress (stage, done, total): a progress bar, on a terminal only.
+
+    Where standard output is a terminal too, what is printed meanwhile stands above the bar; where it is a file or a
+    pipe, it goes there (rich would send it to the terminal of the bar).
+    """
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not on_terminal) as bars:
-        tasks: dict[str, TaskID] = {}
+    bars = Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        disable=not on_terminal,
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+    )
+    tasks: dict[str, TaskID] = {}
 
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            bars.start()  # only now: a question that reports nothing writes to the terminal itself
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done)
 
+    try:
         yield report
+    finally:
+        bars.stop()

@@ -14,10 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-from atlasvi.engine import MinifiedStore, draw_latent, read_latent
+from atlasvi.engine import MinifiedStore
 from atlasvi.engine.cli.commands import app, explain_errors
 from atlasvi.engine.cli.describe import folder_bytes
 
@@ -60,7 +57,8 @@ def run_demo(options: argparse.Namespace) -> None:
     keys = (f" --batch-key {shlex.quote(batch)}" if batch else "") + (
         f" --labels-key {shlex.quote(labels)}" if labels else ""
     )
-    store, run, mini, picture = out / "atlas.store", out / "run", out / "atlas.mini", out / "latent.png"
+    store, run, mini = out / "atlas.store", out / "run", out / "atlas.mini"
+    picture, markers = out / "latent.png", out / "markers.png"
     card = out / "card"
     command(f"ingest {shlex.quote(data)} --out {store}")
     command(f"train {store} --out {run}{keys}" + (f" --epochs {epochs}" if epochs else ""))
@@ -68,11 +66,16 @@ def run_demo(options: argparse.Namespace) -> None:
     opened = MinifiedStore(mini)
     genes = ",".join(opened.genes[:3])
     command(f"query {mini} expression --genes {shlex.quote(genes)} --library-size 10000 --limit 3")
-    draw(opened, [name for name in (labels, batch) if name], picture)
+    command(f"embed {mini}")
+    columns = "".join(f" --by {shlex.quote(quote_name(name))}" for name in (labels, batch) if name)
+    command(f"query {mini} plot embedding{columns} --title 'Latent space' --out {picture}")
+    if labels:
+        command(f"query {mini} plot dots --labels-key {shlex.quote(labels)} --out {markers}")
     command(f"card {run} {store} --minified {mini} --out {card}")
 
     result = json.loads((run / "result.json").read_text())
     held_out = result["validation"]
+    of_markers = f"Marker genes of each {labels}: {markers}\n" if labels else ""
     drawn = " and by ".join(name for name in (labels, batch) if name) or "nothing"
     print(
         f"\nDone in {time.perf_counter() - began:.0f} s.\n"
@@ -81,7 +84,7 @@ def run_demo(options: argparse.Namespace) -> None:
         f"The counts take {folder_bytes(store) / 1e6:.1f} MB in {store}. The posterior of every cell and the model\n"
         f"take {folder_bytes(mini) / 1e6:.1f} MB in {mini}: anndata.read_zarr opens it, `atlasvi query` uses it,\n"
         f"and the counts are not needed any more.\n"
-        f"The latent space, drawn by {drawn}: {picture}\n"
+        f"The latent space, drawn by {drawn}: {picture}\n{of_markers}"
         f"The model's card, to open in a browser: {card / 'card.html'}"
     )
 
@@ -92,11 +95,9 @@ def command(line: str) -> None:
     app(shlex.split(line), standalone_mode=False)
 
 
-def draw(mini: MinifiedStore, columns: list[str], out: Path) -> None:
-    """Draw the latent space, with one panel for each obs column."""
-    latent = np.concatenate([qzm for _, qzm, _ in read_latent(mini)])
-    panels: dict[str, pd.Series] = {name: mini.obs.read_column(name) for name in columns}
-    draw_latent(latent, panels, out, seed=0)
+def quote_name(name: str) -> str:
+    """A name as one of a list of names: in double quotes if it has a comma."""
+    return f'"{name}"' if "," in name else name
 
 
 if __name__ == "__main__":

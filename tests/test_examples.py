@@ -53,5 +53,6 @@ def test_the_demo_ends_with_a_picture_and_says_what_was_made(run: Callable[..., 
     assert "$ atlasvi train" in said
     assert "The model of 600 cells x 80 genes" in said
     assert (tmp_path / "demo" / "latent.png").stat().st_size > 10_000
+    assert (tmp_path / "demo" / "markers.png").stat().st_size > 10_000
     assert "<h1>Model of atlas.store</h1>" in (tmp_path / "demo" / "card" / "card.html").read_text()
     assert "Done in" in said

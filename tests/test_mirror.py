@@ -41,7 +41,6 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     "engine/cli/test_commands": ("engine/cli/describe",),
     "engine/cli/test_query_commands": (
         "engine/cli/answers",
-        "engine/cli/query_app",
         "engine/queries/likelihood_parameters",
         "engine/queries/opened_question",
         "engine/queries/population",
@@ -61,6 +60,7 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
         "engine/neighbours/scanning",
         "engine/neighbours/search_index",
     ),
+    "engine/service/test_page_routes": ("engine/service/page_answers",),
     "engine/scvi_tools/test_model_directories": (
         "engine/scvi_tools/registry",
         "engine/scvi_tools/weights",
@@ -131,6 +131,21 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     "loaders/test_numba_cache": ("kernels/numba_cache",),
     "faults/test_files": ("loaders/errors",),
     "test_buckets": ("loaders/places/tiledb_options",),
+    "engine/plots/test_embedding_plot": ("engine/plots/picture_file", "engine/plots/style"),
+    "engine/service/test_agreement": ("engine/service/store_facts",),
+    "engine/service/test_limits": (
+        "engine/service/app",
+        "engine/service/option_models",
+        "engine/service/received",
+        "engine/service/refusals",
+        "engine/service/sizes",
+        "engine/service/watched_cells",
+    ),
+    "engine/service/test_questions": (
+        "engine/cli/question_command",
+        "engine/cli/serve_command",
+        "engine/queries/question",
+    ),
 }
 
 # What a test is of that has no file of its name.
@@ -141,6 +156,9 @@ OF_MANY_FILES = {
     "engine/card/test_golden_card": "the card's figures beside scvi-tools' report",
     "engine/card/test_seed_card": "every row of the hub's seed card",
     "engine/distributed/test_two_machines": "launch, rendezvous and heartbeat between two machines",
+    "engine/service/test_agreement": "the same numbers from Python, the command line and HTTP",
+    "engine/service/test_page": "the page of an atlas in a browser",
+    "engine/service/test_questions": "each question's answer over HTTP and from the command",
     "engine/test_gpu": "what needs a CUDA device",
     "engine/training/test_failures": "ranks that fail: training, heartbeat, signals",
     "engine/training/test_normal_likelihood": "the normal likelihood from file to query",
@@ -156,6 +174,7 @@ OF_MANY_FILES = {
     "test_buckets": "data of every kind in a bucket, beside the same on disk",
     "test_benchmarks": "benchmarks/",
     "test_quick_benchmarks": "benchmarks/, each from its start to its end",
+    "test_documented_commands": "README.md, CONTRIBUTING.md and docs/",
     "test_contents": "what __init__.py of the packages promises",
     "test_examples": "examples/",
     "test_mirror": "tests/",

@@ -255,6 +255,19 @@ def test_the_benchmark_of_neighbours_measures_the_index_beside_exact_search(quic
     assert not any((tmp_path / "work").iterdir())
 
 
+def test_the_benchmark_of_embedding_compares_a_sample_with_a_umap_of_all(quick, tmp_path: Path):
+    ran = quick("embedding", "--work", tmp_path / "work")
+    ours, full = ran.figures["rows"]
+    assert (full["sample"], full["full"]) == (1_500, True)
+    assert 400 < ours["sample"] < 1_000
+    for row in (ours, full):
+        assert 0.7 < row["trustworthiness"] <= 1
+        assert 0 < row["kept"] <= 1
+        assert min(row["type_s"], row["gene_s"]) > 0
+    assert "| atlas | 1,500 |" in ran.out
+    assert [path.suffix for path in (tmp_path / "work").iterdir()] == [".png"] * 2
+
+
 def test_the_benchmark_of_annotation_labels_held_out_donors(quick, tmp_path: Path):
     ran = quick("annotation", "--epochs", 10, "--picture", tmp_path / "reliability.png")
     assert ran.figures["all types"]["accuracy"] > 0.9
@@ -262,3 +275,25 @@ def test_the_benchmark_of_annotation_labels_held_out_donors(quick, tmp_path: Pat
     assert {"without a", "without b", "without c"} < set(ran.figures)
     assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
     assert "expected calibration error" in ran.out
+
+
+def test_the_benchmark_of_the_service_asks_as_many_clients_do(quick):
+    ran = quick("service")
+    assert ran.figures["errors"] == []
+    assert ran.figures["n_answers"] >= 8
+    assert ran.figures["n_refused"] >= 1
+    assert ran.figures["questions"]["all"]["p99_s"] > 0
+    assert ran.figures["memory_mb"]["peak"] < 3_000
+    assert "0 errors" in ran.out
+
+
+def test_the_benchmark_of_the_page_builds_tiles_and_opens_them_where_there_is_a_browser(quick):
+    ran = quick("page")
+    tiles, page = ran.figures["tiles"], ran.figures["page"]
+    assert tiles["n_tiles"] >= 3
+    assert 0 < tiles["build_s"] < 60
+    if page is None:
+        assert "no playwright, or no Chromium" in ran.out
+    else:
+        assert page["whole_points"] == ran.figures["cells"]
+        assert page["whole"]["frames"] > 0

@@ -12,7 +12,7 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries.opened_data import is_anndata, keep_setup, open_counts
 from atlasvi.engine.queries.question_cells import CountedCells, QueryError
 from atlasvi.engine.scvi_tools.model_directories import open_model
-from atlasvi.engine.training.query_mapping import align_anndata, map_query, report_genes
+from atlasvi.engine.training.query_mapping import align_anndata, map_query
 from atlasvi.loaders.cells.open_cells import CellData, align_genes, select_genes
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ class QueryMapping(ModelAndData):
         """
         reference = _open_reference(reference_model)
         counts = open_counts(data, reference.like, reference.setup.layer)
-        cells, missing = align_genes(counts, reference.genes)
-        report_genes(cells.path, len(reference.genes), missing)
-        return cells
+        return align_genes(counts, reference.genes)
 
     @classmethod
     def load_query_data(

@@ -13,7 +13,6 @@ The statistics, added up in one pass over the cells:
     label_moments        of each label and gene: sums of normalised log counts, hence Welch's t-test
     rank_counts          ranks of real counts among their draws, hence calibration of credible intervals
     rank_sums            Wilcoxon's rank-sum test, on a stratified sample of the cells
-    stratified_sample    which cells are in that sample
     marker_agreement     how well differential expression in drawn counts agrees with that in real ones
     integration          how well the latent space keeps labels apart and mixes batches, on that sample
     scib_figures         scib-metrics' figures of the same, where that library is installed

@@ -32,14 +32,14 @@ from atlasvi.engine.card.provenance import (
     read_training_curves,
 )
 from atlasvi.engine.card.scib_figures import measure_by_scib
-from atlasvi.engine.card.stratified_sample import choose_sample
 from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.model.trained_run import TrainedRun
-from atlasvi.engine.queries.latent_picture import place_cells
 from atlasvi.engine.queries.opened_data import open_question_cells
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells, MinifiedCells, QuestionCells, need_at_least
+from atlasvi.engine.queries.stratified_sample import choose_sample
+from atlasvi.engine.queries.umap_layout import place_cells
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.training.fingerprint import fingerprint
 from atlasvi.engine.training.run_parts import choose_device

@@ -218,6 +218,8 @@ class Provenance:
     peak_memory_bytes  the most that the process has held since it began
     command       that computes it again
     created       date and time, UTC, ISO 8601
+    commit        of the git repository of the folder where it was computed; '' without one
+    training_provenance  where the model comes from (see `engine.provenance`); {} if it does not say
     """
 
     model: str
@@ -246,6 +248,8 @@ class Provenance:
     created: str
     libraries_hash: str = ""
     order_hash: str = ""
+    commit: str = ""
+    training_provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def data_name(self) -> str:

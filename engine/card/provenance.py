@@ -2,30 +2,24 @@
 
 import hashlib
 import json
-import os
 import platform
-import resource
 import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from atlasvi.engine.card.measured_parts import CellHashes
 from atlasvi.engine.card.model_card import Provenance
 from atlasvi.engine.distributed.launch import launch_prefix
 from atlasvi.engine.model.run_files import CONFIG, METRICS
 from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.provenance import LIBRARIES, describe_hardware, find_commit, find_version, peak_memory_bytes
 from atlasvi.engine.queries.question_cells import CountedCells, QuestionCells
-from atlasvi.engine.training.run_parts import find_version
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.damage import reading
 
-LIBRARIES = ("torch", "numpy", "scipy", "numba", "anndata", "zarr")
 OF_TRAINING = ("epochs", "kept_epoch", "steps", "stopped_early", "seconds", "cells_per_s", "seed", "ranks", "device")
 
 
@@ -90,6 +84,8 @@ def make_provenance(
         libraries_hash=f"{hashes.libraries:016x}",
         order_hash=f"{hashes.order:016x}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=find_commit(Path.cwd()) or "",
+        training_provenance=run.provenance.to_record() if run.provenance is not None else {},
     )
 
 
@@ -114,26 +110,6 @@ def read_training_curves(run: TrainedRun) -> dict[str, tuple[float, ...]]:
     return {name: tuple(float(line[name]) if name in line else float("nan") for line in lines) for name in names}
 
 
-def describe_hardware() -> str:
-    """The GPU, if there is one, or the processor; and the number of cores."""
-    cores = f"{os.cpu_count()} cores"
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, {cores}"
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
-    except OSError:
-        pass
-    return f"{name}, {cores}"
-
-
-def peak_memory_bytes() -> int:
-    """The largest memory that this process has held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 class Stopwatch:
     """Seconds since it was made."""
 
@@ -155,4 +131,5 @@ def _list_sources(cells: QuestionCells) -> dict[str, int]:
 
 
 def _describe_training(run: TrainedRun) -> dict[str, Any]:
-    return {name: run.result[name] for name in OF_TRAINING if name in run.result}
+    mapped = {} if run.mapped_from is None else {"mapped_from": str(run.mapped_from)}
+    return {**mapped, **{name: run.result[name] for name in OF_TRAINING if name in run.result}}

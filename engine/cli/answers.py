@@ -1,9 +1,10 @@
-"""Write the answer of a command: one way for all questions."""
+"""What the commands of `atlasvi query` answer: one way for all questions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atlasvi.engine.queries.question import Answer
 from atlasvi.engine.terminal import count, say
 
 if TYPE_CHECKING:  # pandas takes half a second, and `--help` does not need it
@@ -11,23 +12,53 @@ if TYPE_CHECKING:  # pandas takes half a second, and `--help` does not need it
     import pandas as pd
 
 
-def write_slices(
-    slices: "Iterable[tuple[pd.Index, np.ndarray]]", columns: Iterable[str], out: Path | None, index: str
-) -> None:
-    """Write an answer that comes in slices (see `answer_tables.write_table`), and say how many rows it has."""
-    from atlasvi.engine.queries.answer_tables import write_table
+def answer_slices(
+    slices: "Iterable[tuple[pd.Index, np.ndarray]]",
+    columns: Iterable[str],
+    row: str,
+    n_rows: int | None = None,
+    noun: str | None = None,
+) -> Answer:
+    """An answer that comes in slices of (names of rows, values [rows, columns]), or of `Rows`.
 
-    say_written(write_table(slices, list(columns), out, index=index), out, index)
+    row   what a row is: the name of the column of names; noun: the word for it in a sentence, if that is another
+    """
+    from atlasvi.engine.queries.answer_tables import make_table
+
+    return Answer(make_table(slices, list(columns), row), n_rows, noun or row)
 
 
-def write_whole_table(table: "pd.DataFrame", index: str, out: Path | None, noun: str = "row") -> None:
-    """Write an answer that is one table, and say how many rows it has."""
-    from atlasvi.engine.queries.answer_tables import write_frame
+def answer_frame(table: "pd.DataFrame", row: str, noun: str = "row") -> Answer:
+    """An answer that is one table, computed already."""
+    from atlasvi.engine.queries.answer_tables import make_frames_table
 
-    say_written(write_frame(table, index, out), out, noun)
+    return Answer(make_frames_table(iter([table]), row), len(table), noun, is_whole=True)
 
 
-def say_written(rows: int, out: Path | None, noun: str) -> None:
-    """Say where an answer is, if it is in a file."""
+def answer_frames(
+    tables: "Iterator[pd.DataFrame]", row: str, noun: str = "row", n_rows: int | None = None, note: str | None = None
+) -> Answer:
+    """An answer that is a table in slices of rows."""
+    from atlasvi.engine.queries.answer_tables import make_frames_table
+
+    return Answer(make_frames_table(tables, row), n_rows, noun, note)
+
+
+def answer_number(number: int, name: str) -> Answer:
+    """An answer that is one number; `name` says of what."""
+    import pandas as pd
+
+    table = pd.DataFrame({name: [number]}, index=pd.Index(["number"], name="what"))
+    return Answer(answer_frame(table, "what").table, 1, is_whole=True, said=str(number))
+
+
+def write_answer(answer: Answer, out: Path | None) -> None:
+    """Write an answer to a file, or to the screen, and say where it is, if it is in a file."""
+    from atlasvi.engine.queries.answer_tables import write_answer as write
+
+    if out is None and answer.said is not None:
+        say(answer.said)
+        return
+    n_rows = write(answer.table, out)
     if out is not None:
-        say(f"{out}: {count(rows, noun)}.")
+        say(f"{out}: {count(n_rows, answer.noun)}.{f' {answer.note}' if answer.note else ''}")

@@ -1,17 +1,17 @@
 """Arguments and output that several commands have in common."""
 
-import csv
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from atlasvi.engine.queries.question import NamesOf, NumberOrWord, refuse
+from atlasvi.engine.queries.question import split_names as split_names
 from atlasvi.engine.terminal import say
-from atlasvi.loaders.errors import SourceError
 
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0, max=2**64 - 1)]
 
 Where = Annotated[
     list[str] | None,
@@ -20,19 +20,38 @@ Where = Annotated[
         help="Only cells for which this holds; example of an expression: \"cell_type == 'B cell' and n_genes > 500\".",
     ),
 ]
-CellNames = Annotated[str | None, typer.Option("--cells", help="Cell names: NAME,NAME or @FILE with one per line.")]
+CellNames = Annotated[
+    str | None, typer.Option("--cells", help="Cell names: NAME,NAME or @FILE with one per line."), NamesOf("cells")
+]
 Limit = Annotated[int | None, typer.Option(help="Largest number of cells.", min=1)]
 Sample = Annotated[int | None, typer.Option(metavar="N", help="At most N cells, drawn at random from --seed.", min=1)]
-Genes = Annotated[str | None, typer.Option(help="Gene names: NAME,NAME or @FILE with one per line.")]
-TransformBatch = Annotated[
-    str | None, typer.Option(metavar="NAMES", help="Decode as this batch, or average over several (NAME,NAME).")
+Genes = Annotated[str | None, typer.Option(help="Gene names: NAME,NAME or @FILE with one per line."), NamesOf("genes")]
+LibrarySize = Annotated[
+    str,
+    typer.Option(help="Counts to scale each cell to; 'observed': its own; 'latent': the inferred ones."),
+    NumberOrWord(),
 ]
-Columns = Annotated[str | None, typer.Option(metavar="NAMES", help="obs columns to put beside the values: NAME,NAME.")]
+TransformBatch = Annotated[
+    str | None,
+    typer.Option(metavar="NAMES", help="Decode as this batch, or average over several (NAME,NAME)."),
+    NamesOf("batches"),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(metavar="NAMES", help="obs columns to put beside the values: NAME,NAME."),
+    NamesOf("columns"),
+]
 Out = Annotated[
     Path | None,
     typer.Option(help="Write to .csv, .tsv (.gz), .parquet, .npz, .h5ad or .zarr instead of the screen."),
 ]
 Top = Annotated[int, typer.Option(metavar="N", help="Number of genes for each; 0: all.", min=0)]
+Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
+GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene names; default: its index.")]
+Measurement = Annotated[str | None, typer.Option(help="Name of the measurement (TileDB-SOMA), modality or table.")]
+EmptyCells = Annotated[
+    Literal["refuse", "keep"] | None, typer.Option(help="What to do with cells without counts (default: refuse).")
+]
 
 
 def check_finite(value: float | None) -> float | None:
@@ -42,40 +61,26 @@ def check_finite(value: float | None) -> float | None:
     return value
 
 
+RankTimeout = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        help="With several processes: one that hangs this long ends all.",
+        min=1,
+        callback=check_finite,
+    ),
+]
+
+
 def refuse_unused(context: typer.Context, names: Iterable[str], reason: str) -> None:
     """Refuse options that the user gave although they would have no effect. Raises QueryError, with the reason."""
-    from atlasvi.engine.queries.question_cells import QueryError  # imports torch, which `--help` does not need
-
-    given = [name for name in names if _was_given(context, name)]
-    if given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise QueryError(f"{options} would have no effect: {reason}.")
+    refuse((name for name in names if was_given(context, name)), reason)
 
 
-def _was_given(context: typer.Context, name: str) -> bool:
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether the user gave an option, even if with its default."""
     source = context.get_parameter_source(name)  # by its name, because new versions of typer bring their own click
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def split_names(text: str | None) -> list[str] | None:
-    """Names separated by commas, or the lines of @FILE. A name that contains a comma is written in double quotes."""
-    if text is None:
-        return None
-    if text.startswith("@"):
-        try:
-            lines = Path(text[1:]).read_text("utf-8-sig").splitlines()
-        except OSError as error:
-            raise SourceError(f"{text[1:]}: the file can't be read ({error.strerror}).") from error
-        except UnicodeDecodeError as error:
-            raise SourceError(f"{text[1:]}: not a text file: it must have one name per line (UTF-8).") from error
-        if not (names := [line.strip() for line in lines if line.strip()]):
-            raise SourceError(f"{text[1:]}: it holds no names: write one per line.")
-        return names
-    try:
-        names = next(csv.reader([text], skipinitialspace=True)) or [""]
-    except csv.Error as error:
-        raise SourceError(f"{text!r}: these names can't be read ({error}).") from error
-    return [name.strip() for name in names]
+    return source is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP")  # typed, or in the file of --config
 
 
 def split_repeated(texts: Iterable[str] | None) -> list[str] | None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from atlasvi.engine.cli.arguments import Seed, print_lines, refuse_unused
+from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.terminal import count, say, show_progress
 from atlasvi.loaders.sources.data_spec import DataSpec, parse_source
 
@@ -41,6 +42,7 @@ def card(
     data_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Where all of the data can be had, for the README.")
     ] = None,
+    config: JobFile = None,
 ) -> None:
     """Compute how well counts drawn from a model agree with real ones. After a kill, the same command continues."""
     spec = parse_source(data, layer=layer)

@@ -1,19 +1,19 @@
-"""The options with which a question chooses its cells, and where its answer goes."""
+"""The options with which a question chooses its cells, and columns beside its answer."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import typer
 
-from atlasvi.engine.cli.answers import say_written
-from atlasvi.engine.cli.arguments import CellNames, Columns, Limit, Out, Sample, Seed, Where, refuse_unused, split_names
+from atlasvi.engine.cli.answers import answer_slices
+from atlasvi.engine.cli.arguments import CellNames, Columns, Limit, Sample, Seed, Where, split_names
+from atlasvi.engine.queries.question import Answer, Asking
 
 if TYPE_CHECKING:  # imports torch and pandas, which `--help` does not need
     import pandas as pd
 
-    from atlasvi.engine.queries.opened_question import OpenedQuestion
+    from atlasvi.engine.queries.question_cells import QuestionCells
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,25 @@ class CellOptions:
     limit: Limit = None
     sample: Sample = None
     seed: Seed = 0
-    out: Out = None
 
-    def choose(self, opened: "OpenedQuestion") -> np.ndarray | None:
+    def choose(self, asking: Asking) -> np.ndarray | None:
         """Ascending int64 indices of the chosen cells; None: all."""
+        return self.choose_from(lambda: asking.open().cells, asking.list_conditions(self.where))
+
+    def choose_from(
+        self, open_cells: "Callable[[], QuestionCells]", conditions: "list[str | np.ndarray]"
+    ) -> np.ndarray | None:
+        """The same, with the conditions of --where and others; cells are opened if there is something to choose."""
         from atlasvi.engine.queries.cell_choice import choose_cells
 
-        if self.cells is None and not self.where and self.limit is None and self.sample is None:
+        if self.cells is None and not conditions and self.limit is None and self.sample is None:
             return None
-        return choose_cells(opened.cells, split_names(self.cells), self.where or [], self.limit, self.sample, self.seed)
+        return choose_cells(open_cells(), split_names(self.cells), conditions, self.limit, self.sample, self.seed)
 
-    def refuse_seed(self, context: typer.Context) -> None:
+    def refuse_seed(self, asking: Asking) -> None:
         """Refuse --seed where only --sample would use it."""
         if self.sample is None:
-            refuse_unused(context, ["seed"], "only --sample uses it")
+            asking.refuse_unused(["seed"], "only --sample uses it")
 
 
 @dataclass(frozen=True)
@@ -47,21 +52,22 @@ class RowOptions(CellOptions):
 
     columns: Columns = None
 
-    def write(
+    def answer(
         self,
-        opened: "OpenedQuestion",
+        asking: Asking,
         chosen: np.ndarray | None,
         slices: "Iterator[tuple[pd.Index, np.ndarray]]",
         names: Iterable[str],
         rows_per_cell: int = 1,
-    ) -> None:
-        """Write an answer about the chosen cells, in slices, with the obs columns of --columns beside its values."""
-        from atlasvi.engine.queries.answer_tables import put_beside, write_table
+    ) -> Answer:
+        """An answer about the chosen cells, in slices, with the obs columns of --columns beside its values."""
+        from atlasvi.engine.queries.answer_tables import put_beside
 
+        cells = asking.open().cells
         rows: Iterable[Any] = slices
         if wanted := split_names(self.columns):
             for name in wanted:
-                opened.cells.read_column(name, 0, 0)  # raises ColumnError before anything is computed
-            rows = put_beside(slices, opened.cells, chosen, wanted, rows_per_cell)
-        n_rows = write_table(rows, list(names), self.out, index="cell")
-        say_written(n_rows, self.out, "row" if rows_per_cell > 1 else "cell")
+                cells.read_column(name, 0, 0)  # raises ColumnError before anything is computed
+            rows = put_beside(slices, cells, chosen, wanted, rows_per_cell)
+        n_rows = (cells.n_cells if chosen is None else len(chosen)) * rows_per_cell
+        return answer_slices(rows, names, "cell", n_rows, noun="row" if rows_per_cell > 1 else "cell")

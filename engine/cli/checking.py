@@ -123,7 +123,9 @@ def _read_minified(store: MinifiedStore) -> Iterator[str]:
             if not fine.all():
                 cell = start + int(np.argwhere(~fine)[0][0])
                 raise SourceError(f"{store.path}: {name} of cell {cell:,} is NaN or out of range: minify again.")
-    yield f"{store.path}: latents and obs of {store.n_cells:,} cells, and the model, decoded"
+        if store.has_embedding:
+            store.read_embedding(slice(start, stop))  # its chunks have checksums
+    yield f"{store.path}: latents and obs of {count(store.n_cells, 'cell')}, and the model, decoded"
 
 
 def _read_run(path: Path) -> Iterator[str]:

@@ -6,30 +6,47 @@ The file is long because each command has its own options; it holds nothing else
 import gc
 import logging
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from atlasvi.engine.cli import comparison_commands as comparison_commands  # adds its questions to query_app
 from atlasvi.engine.cli import gene_commands as gene_commands
-from atlasvi.engine.cli.arguments import Seed, check_finite, print_lines, split_names, split_repeated
+from atlasvi.engine.cli.arguments import (
+    EmptyCells,
+    GeneColumn,
+    Layer,
+    Measurement,
+    RankTimeout,
+    Seed,
+    check_finite,
+    print_lines,
+    split_names,
+    split_repeated,
+)
 from atlasvi.engine.cli.card_commands import card, write_card
 from atlasvi.engine.cli.hub_commands import pull, push
+from atlasvi.engine.cli.job_file import JobFile
+from atlasvi.engine.cli.map_command import map_cells
 from atlasvi.engine.cli.neighbour_commands import index
+from atlasvi.engine.cli.overview import show_way
+from atlasvi.engine.cli.plot_commands import embed
 from atlasvi.engine.cli.query_commands import query_app
 from atlasvi.engine.cli.query_group import AtlasviGroup
+from atlasvi.engine.cli.serve_command import serve
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.terminal import count, explain_errors, say, show_progress
 from atlasvi.loaders.places.storage import parse_storage, use_storage
-from atlasvi.loaders.sources.data_spec import parse_source
+from atlasvi.loaders.sources.data_spec import DataSpec, parse_source
 
 app = typer.Typer(
     cls=AtlasviGroup,
     name="atlasvi",
     help="Train scVI on atlases that do not fit in memory; keep the posterior, drop the counts.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -43,7 +60,8 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[
+    context: typer.Context,
+    wanted: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
     storage: Annotated[
@@ -58,6 +76,8 @@ def _options(
     """The options of atlasvi itself; its help text is above."""
     if storage:
         use_storage(parse_storage(storage))
+    if context.invoked_subcommand is None:
+        print_lines(show_way(version("atlasvi")))
 
 
 app.add_typer(query_app, name="query")
@@ -65,23 +85,11 @@ app.command()(push)
 app.command()(pull)
 app.command()(card)
 app.command()(index)
+app.command()(serve)
+app.command("map")(map_cells)
+app.command()(embed)
 
-Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
-GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene names; default: its index.")]
-Measurement = Annotated[str | None, typer.Option(help="Name of the measurement (TileDB-SOMA), modality or table.")]
-EmptyCells = Annotated[
-    Literal["refuse", "keep"] | None, typer.Option(help="What to do with cells without counts (default: refuse).")
-]
 SEVERAL_NAMES = "NAME,NAME (repeatable; in double quotes if a name has a comma)"
-RankTimeout = Annotated[
-    float,
-    typer.Option(
-        metavar="SECONDS",
-        help="With several processes: one that hangs this long ends all.",
-        min=1,
-        callback=check_finite,
-    ),
-]
 
 
 @app.command()
@@ -133,6 +141,7 @@ def ingest(
     dask: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
     ] = None,
+    config: JobFile = None,
 ) -> None:
     """Write count files as one cell store: checked, shuffled, compact. After a kill, the same command continues."""
     from atlasvi.engine.cli.describe import folder_bytes
@@ -215,6 +224,7 @@ def check(
 
 @app.command()
 def train(
+    context: typer.Context,
     data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
     out: Annotated[Path, typer.Option(help="The run directory to make.")],
     batch_key: Annotated[str | None, typer.Option(help="obs column of the batches to correct for.")] = None,
@@ -232,15 +242,27 @@ def train(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Cells per minibatch (default 128).", min=1)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0, max=2**64 - 1)
+    ] = None,
     split_column: Annotated[str | None, typer.Option(help="obs column with train, validation or test.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    config: JobFile = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
     ] = None,
     start: Annotated[Path | None, typer.Option(metavar="RUN", help="Train this run further.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint in --out.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and print where the time goes.")] = False,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAMES", help="Where metrics go, too: tensorboard (default), mlflow, wandb, openmetrics."),
+    ] = None,
+    note: Annotated[
+        str | None, typer.Option(help="What you say of the run; kept with all that is made from it.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check, and say what it would do: sizes, memory, time.")
+    ] = False,
     with_card: Annotated[bool, typer.Option("--card", help="Then compute the model's card, in OUT/card.")] = False,
     rank_timeout: RankTimeout = 300.0,
     layer: Layer = None,
@@ -252,26 +274,36 @@ def train(
     from atlasvi.engine.training.settings import parse_settings
     from atlasvi.engine.training.train import train as run
 
+    chosen = {**context.meta.get("settings", {}), **parse_settings(settings or [])}
     spec = parse_source(data, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells)
+    keys: dict[str, Any] = {
+        "batch_key": batch_key,
+        "labels_key": labels_key,
+        "size_factor_key": size_factor_key,
+        "categorical_covariate_keys": split_repeated(categorical_covariate_keys),
+        "continuous_covariate_keys": split_repeated(continuous_covariate_keys),
+    }
+    others: dict[str, Any] = {
+        "start": start,
+        "resume": resume,
+        "metrics": split_repeated(metrics),
+        "note": note,
+        "device": device,
+    }
+    chosen |= {name: n for name, n in (("epochs", epochs), ("batch_size", batch_size)) if n is not None}
+    if dry_run:
+        show_estimate(spec, out, keys, chosen, {"seed": seed, "split_column": split_column}, **others)
+        return
     run(
         spec,
         out,
-        batch_key=batch_key,
-        labels_key=labels_key,
-        size_factor_key=size_factor_key,
-        categorical_covariate_keys=split_repeated(categorical_covariate_keys),
-        continuous_covariate_keys=split_repeated(continuous_covariate_keys),
-        epochs=epochs,
-        batch_size=batch_size,
-        device=device,
+        **keys,
         seed=seed,
         split_column=split_column,
-        config=config,
-        settings=parse_settings(settings or []),
-        start=start,
-        resume=resume,
+        settings=chosen,
         profile=profile,
         rank_timeout_s=rank_timeout,
+        **others,
     )
     if with_card:
         write_card(out, spec, out / "card", device=device)
@@ -280,23 +312,37 @@ def train(
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def launch(
     context: typer.Context,
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train, minify, card or plan ...")],
-    nproc: Annotated[int, typer.Option(help="Processes on this machine: one per GPU.", min=1)],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train, map, minify, card or plan ...")],
+    nproc: Annotated[
+        str, typer.Option(metavar="N|auto", help="Processes on this machine; auto: one per GPU, without GPUs one.")
+    ],
     max_restarts: Annotated[int, typer.Option(help="How often to restart all when one is lost.", min=0)] = 0,
     nnodes: Annotated[int, typer.Option(help="Number of machines; run the command on each of them.", min=1)] = 1,
     rendezvous: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Address of one of several machines.")
     ] = None,
+    config: JobFile = None,
 ) -> None:
     """Run a command as several processes. On SIGTERM all write a checkpoint, and the status is 75."""
     from atlasvi.engine.distributed.launch import launch as run
 
     _check_command(context, command)
-    sys.exit(run(command, nproc, max_restarts=max_restarts, n_nodes=nnodes, rendezvous=rendezvous))
+    if nproc != "auto" and not (nproc.isdecimal() and int(nproc)):
+        raise typer.BadParameter(f"{nproc!r} is neither auto nor a number from 1 up.", param_hint="'--nproc'")
+    sys.exit(
+        run(
+            command,
+            None if nproc == "auto" else int(nproc),
+            max_restarts=max_restarts,
+            n_nodes=nnodes,
+            rendezvous=rendezvous,
+        )
+    )
 
 
 @app.command()
 def plan(
+    context: typer.Context,
     data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
     gpus: Annotated[int, typer.Option(help="Number of devices, over all machines.", min=1)],
     network: Annotated[
@@ -312,13 +358,19 @@ def plan(
     seconds: Annotated[
         float, typer.Option(help="Approximate duration of the measurement.", min=1, callback=check_finite)
     ] = 20.0,
+    config: JobFile = None,
 ) -> None:
     """Measure reading and computing on this machine, and estimate an epoch on many devices."""
     from atlasvi.engine.distributed.ranks import join_ranks
     from atlasvi.engine.training.epoch_estimate import describe_plan, plan_epoch_time
     from atlasvi.engine.training.settings import parse_settings
 
-    plan_settings = {**parse_settings(settings or []), **({} if batch_size is None else {"batch_size": batch_size})}
+    in_file = context.meta.get("settings", {})
+    plan_settings = {
+        **in_file,
+        **parse_settings(settings or []),
+        **({} if batch_size is None else {"batch_size": batch_size}),
+    }
     with join_ranks() as ranks:
         found = plan_epoch_time(
             data, gpus, network, batch_key=batch_key, device=device, settings=plan_settings, seconds=seconds
@@ -348,6 +400,7 @@ def minify(
     gene_column: GeneColumn = None,
     measurement: Measurement = None,
     empty_cells: EmptyCells = None,
+    config: JobFile = None,
 ) -> None:
     """Encode every cell, keep its posterior, drop the counts. After a kill, the same command continues."""
     from atlasvi.engine.cli.describe import folder_bytes
@@ -401,10 +454,23 @@ def export(
 def _check_command(context: typer.Context, command: list[str]) -> None:
     """Report a mistake in the command of `launch` once, here, and not in each process at each start."""
     group = context.find_root()
-    if command[0] not in ("train", "minify", "card", "plan"):
-        context.fail(f"train, minify, card and plan can be launched, {command[0]!r} can't.")
+    if command[0] not in ("train", "map", "minify", "card", "plan"):
+        context.fail(f"train, map, minify, card and plan can be launched, {command[0]!r} can't.")
     subcommand = group.command.get_command(group, command[0])  # type: ignore[attr-defined]
     subcommand.make_context(command[0], command[1:], parent=group)
+
+
+def show_estimate(spec: DataSpec, out: Path, keys: Mapping[str, Any], *arguments: Any, **others: Any) -> None:
+    """Say what `train` would do with these arguments."""
+    from atlasvi.engine.model.covariates import SetupKeys
+    from atlasvi.engine.training.epoch_estimate import describe_plan, estimate_training
+    from atlasvi.engine.training.settings import resolve_settings
+
+    settings, given = arguments
+    found = estimate_training(
+        spec, out, SetupKeys.from_arguments(keys), resolve_settings(None, settings), given, **others
+    )
+    print_lines([f"{out}: the run is finished already."] if found is None else describe_plan(found))
 
 
 def _shorten(name: str) -> str:

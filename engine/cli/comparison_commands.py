@@ -6,19 +6,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from atlasvi.engine.cli.answers import write_whole_table
-from atlasvi.engine.cli.arguments import (
-    Out,
-    Seed,
-    Top,
-    check_finite,
-    refuse_unused,
-)
+import atlasvi.engine.cli.query_commands  # noqa: F401  whose questions come first in the help
+from atlasvi.engine.cli.answers import answer_frame
+from atlasvi.engine.cli.arguments import Seed, Top, check_finite
 from atlasvi.engine.cli.cell_options import CellOptions, RowOptions
-from atlasvi.engine.cli.option_groups import spread
 from atlasvi.engine.cli.query_app import split_known
-from atlasvi.engine.cli.query_commands import query_app  # whose questions come first in the help
-from atlasvi.engine.terminal import show_progress
+from atlasvi.engine.cli.question_command import question
+from atlasvi.engine.queries.question import Answer, Asking, CellsBy, GroupsBy, NamesOf
 
 
 @dataclass(frozen=True)
@@ -48,78 +42,84 @@ class ChangeOptions:
         }
 
 
-@query_app.command("markers")
-@spread
+@question("markers")
 def query_markers(
-    context: typer.Context,
-    labels_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of the labels.")],
-    labels: Annotated[str | None, typer.Option(metavar="NAMES", help="Only these labels (default: all).")] = None,
+    asking: Asking,
+    labels_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of the labels."), GroupsBy()],
+    labels: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Only these labels (default: all)."), NamesOf("labels")
+    ] = None,
     *,
     change: ChangeOptions,
     asked: CellOptions,
-) -> None:
+) -> Answer:
     """Marker genes: each label compared with all other cells (of those chosen), the best markers first."""
     from atlasvi.engine.queries.markers import markers
     from atlasvi.loaders.cells.coded_columns import code_column
 
-    opened = context.obj()
-    with show_progress() as progress:
-        table = markers(
-            opened,
-            labels_key,
-            labels=None
-            if labels is None
-            else split_known(labels, lambda: code_column(opened.cells, labels_key).categories),
-            chosen=asked.choose(opened),
-            **change.to_arguments(),
-            seed=asked.seed,
-            progress=progress,
-        )
-    write_whole_table(table, "gene", asked.out)
+    opened = asking.open()
+    table = markers(
+        opened,
+        labels_key,
+        labels=None
+        if labels is None
+        else split_known(labels, lambda: code_column(opened.cells, labels_key).categories),
+        chosen=asked.choose(asking),
+        **change.to_arguments(),
+        seed=asked.seed,
+        progress=asking.progress,
+    )
+    return answer_frame(table, "gene")
 
 
-@query_app.command("compare")
-@spread
+@question("compare")
 def query_compare(
-    context: typer.Context,
+    asking: Asking,
     first: Annotated[
-        str, typer.Option(metavar="EXPRESSION", help="The cells: COLUMN=VALUE, or an expression over obs.")
+        str, typer.Option(metavar="EXPRESSION", help="The cells: COLUMN=VALUE, or an expression over obs."), CellsBy()
     ],
     second: Annotated[
-        str | None, typer.Option(metavar="EXPRESSION", help="The cells to compare with (default: all others).")
+        str | None,
+        typer.Option(metavar="EXPRESSION", help="The cells to compare with (default: all others)."),
+        CellsBy(),
     ] = None,
     *,
     change: ChangeOptions,
     seed: Seed = 0,
-    out: Out = None,
-) -> None:
+) -> Answer:
     """Genes that differ between two selections of cells, the most certain changes first."""
     from atlasvi.engine.queries.markers import compare
 
-    with show_progress() as progress:
-        table = compare(
-            context.obj(),
-            first,
-            second,
-            **change.to_arguments(),
-            seed=seed,
-            progress=progress,
-        )
-    write_whole_table(table, "gene", out)
+    table = compare(
+        asking.open(),
+        first,
+        second,
+        **change.to_arguments(),
+        seed=seed,
+        progress=asking.progress,
+    )
+    return answer_frame(table, "gene")
 
 
-@query_app.command("differential")
+@question("differential")
 def query_differential(
-    context: typer.Context,
-    groupby: Annotated[str | None, typer.Option(metavar="COLUMN", help="obs column of the groups to compare.")] = None,
-    group1: Annotated[str | None, typer.Option(help="Groups, separated by commas (default: all).")] = None,
+    asking: Asking,
+    groupby: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="obs column of the groups to compare."), GroupsBy()
+    ] = None,
+    group1: Annotated[
+        str | None, typer.Option(help="Groups, separated by commas (default: all)."), NamesOf("labels")
+    ] = None,
     group2: Annotated[str | None, typer.Option(help="The group to compare with (default: all other cells).")] = None,
     idx1: Annotated[
         str | None,
         typer.Option(metavar="EXPRESSION", help="Instead of groups: cells by COLUMN=VALUE or an expression over obs."),
+        CellsBy(),
     ] = None,
     idx2: Annotated[
-        str | None, typer.Option(metavar="EXPRESSION", help="The cells to compare with (default: all others).")
+        str | None,
+        typer.Option(metavar="EXPRESSION", help="The cells to compare with (default: all others)."),
+        CellsBy(),
     ] = None,
     mode: Annotated[
         Literal["vanilla", "change"],
@@ -140,8 +140,7 @@ def query_differential(
     ] = False,
     n_samples: Annotated[int, typer.Option(metavar="N", help="Draws for each group.", min=1)] = 5_000,
     seed: Seed = 0,
-    out: Out = None,
-) -> None:
+) -> Answer:
     """Genes that differ between groups of cells; if there are counts, with their statistics."""
     import pandas as pd
 
@@ -150,12 +149,12 @@ def query_differential(
     from atlasvi.engine.queries.question_cells import CountedCells
 
     if mode == "vanilla":
-        refuse_unused(context, ["delta", "fdr"], "only --mode change uses it")
+        asking.refuse_unused(["delta", "fdr"], "only --mode change uses it")
     if idx1 is None:
-        refuse_unused(context, ["idx2"], "it is compared with --idx1, which is missing")
+        asking.refuse_unused(["idx2"], "it is compared with --idx1, which is missing")
     else:
-        refuse_unused(context, ["groupby", "group1", "group2"], "--idx1 chooses the cells")
-    opened = context.obj()
+        asking.refuse_unused(["groupby", "group1", "group2"], "--idx1 chooses the cells")
+    opened = asking.open()
 
     def list_groups() -> Iterable[Any]:
         return () if groupby is None else opened.cells.read_column(groupby).unique()
@@ -175,15 +174,15 @@ def query_differential(
         idx2=idx2,
         all_stats=isinstance(opened.cells, CountedCells),
         fdr_target=fdr,
+        progress=asking.progress,
     )
-    write_whole_table(table, "gene", out)
+    return answer_frame(table, "gene")
 
 
-@query_app.command("abundance")
-@spread
+@question("abundance")
 def query_abundance(
-    context: typer.Context,
-    sample_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of the samples.")],
+    asking: Asking,
+    sample_key: Annotated[str, typer.Option(metavar="COLUMN", help="obs column of the samples."), GroupsBy()],
     max_cells: Annotated[
         int | None,
         typer.Option(metavar="N", help="Use at most N cells of each sample, chosen at random.", min=1),
@@ -196,22 +195,22 @@ def query_abundance(
     ] = None,
     *,
     asked: RowOptions,
-) -> None:
+) -> Answer:
     """Log-density of each cell's latent under the cells of each sample, in nats."""
     from atlasvi.engine.queries.abundance import slice_abundance
 
-    opened = context.obj()
-    chosen = asked.choose(opened)
-    with show_progress() as progress:
-        samples, slices = slice_abundance(
-            opened.run.model,
-            opened.cells,
-            opened.cells,
-            opened.make_generator(asked.seed),
-            sample_key,
-            chosen,
-            max_cells,
-            dof,
-            progress=progress,
-        )
-        asked.write(opened, chosen, slices, map(str, samples))
+    opened = asking.open()
+    chosen = asked.choose(asking)
+    samples, slices = slice_abundance(
+        opened.run.model,
+        opened.cells,
+        opened.cells,
+        opened.make_generator(asked.seed),
+        sample_key,
+        chosen,
+        max_cells,
+        dof,
+        progress=asking.progress,
+        check_size=asking.check_size,
+    )
+    return asked.answer(asking, chosen, slices, map(str, samples))

@@ -1,18 +1,24 @@
 """Describe what a path holds, in a few lines."""
 
+import itertools
+import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from atlasvi.engine.cli.recognise_ours import describe_checkpoints, find_whole, list_held, name_kind, name_part
+from atlasvi.engine.minified.kept_posterior import EMBEDDING
 from atlasvi.engine.minified.minified_store import MinifiedStore
 from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.model.run_files import CONFIG, RESULT, RUN_FORMAT
 from atlasvi.engine.neighbours.index_file import HEADER, IndexFile
+from atlasvi.engine.provenance import Provenance
 from atlasvi.engine.terminal import count
+from atlasvi.engine.training.summary import summarise_run
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.cells_protocol import Columns
 from atlasvi.loaders.cells.coded_columns import slice_column
@@ -20,17 +26,29 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.manifest import read_json
 from atlasvi.loaders.places.object_path import ObjectPath, to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
-from atlasvi.loaders.sources.open_source import open_source
+from atlasvi.loaders.sources.open_source import open_source, recognise
 from atlasvi.loaders.store_files import check_version
 
 METRICS = "metrics.json"  # of a card's folder, which may hold a model too
+FORMATS = {
+    "h5ad": "AnnData or MuData in HDF5",
+    "zarr": "AnnData in Zarr",
+    "tenx_h5": "counts of 10x in HDF5",
+    "mtx": "a matrix in Matrix Market with its lists of genes and cells",
+    "soma": "a TileDB-SOMA experiment",
+}
+OF_DATA = ("atlasvi", "format_version", "data", "n_cells", "n_genes", "genes", "layer", "launch", "provenance", "seed")
+"""What `config.json` holds besides keys and settings, and what is shown in another place."""
 
 if TYPE_CHECKING:
     from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
 
 
 def describe(path: str | Path) -> Iterator[str]:
-    """Lines about a source, cell store, run directory, minified store or card; SourceError for anything else."""
+    """Lines about a source, or anything that atlasvi writes, or a part of it; SourceError for anything else.
+
+    A folder that holds several of these is described by what is in it.
+    """
     where = to_place(path)
     if (where / METRICS).is_file() and not (where / CONFIG).is_file():
         # imports torch, which takes seconds
@@ -39,13 +57,15 @@ def describe(path: str | Path) -> Iterator[str]:
         return describe_card(path)
     if (where / HEADER).is_file():
         return _describe_index(IndexFile(path))
+    if isinstance(where, Path) and name_kind(where) is None and (whole := find_whole(where)) is not None:
+        return _describe_part(where, whole)
     place = name_place(path)
     if place == "cell store":
         return _describe_cell_store(CellStore(path))
     if place == "minified store":
         return describe_minified_store(MinifiedStore(path))
     if place == "run":
-        return _describe_run(Path(path))
+        return describe_run(Path(path))
     if place == "model":
         return _describe_model(path)
     if place == "minified data":
@@ -53,7 +73,16 @@ def describe(path: str | Path) -> Iterator[str]:
         from atlasvi.engine.minified.minified_by_scvi_tools import ScviMinified
 
         return describe_minified_store(ScviMinified(path))
+    if len(held := list_held(Path(path))) > 1:
+        return itertools.chain([f"{path}: a folder with {count(len(held), 'thing')} that atlasvi knows"], held)
     return _describe_source(path)
+
+
+def _describe_part(part: Path, whole: Path) -> Iterator[str]:
+    """Lines about a file or folder inside something that atlasvi wrote."""
+    yield f"{part}: {name_part(part)} of {whole}:"
+    yield from describe_checkpoints(part)
+    yield from (f"  {line}" for line in describe(whole))
 
 
 def _describe_cell_store(store: CellStore) -> Iterator[str]:
@@ -84,10 +113,25 @@ def describe_minified_store(store: "MinifiedStore | ScviMinified") -> Iterator[s
     sizes = f"{count(store.n_cells, 'cell')} x {count(len(store.genes), 'gene')}"
     yield f"  {sizes}, {count(store.n_latent, 'latent dimension')} ({store.latents_dtype}), no counts"
     yield f"  {n_bytes / 1e6:,.1f} MB, {n_bytes / max(store.n_cells, 1):,.0f} bytes per cell"
+    yield f"  embedding: {'obsm ' + EMBEDDING if store.has_embedding else 'none (make it with atlasvi embed)'}"
     known = isinstance(store, MinifiedStore) or store.has_model
     batch = store.setup.keys.batch_key or "none" if known else "see its model"
     yield f"  batch: {batch}; order: {order}"
+    if isinstance(store, MinifiedStore) and (made := store.provenance) is not None:
+        yield from (f"  {line}" for line in made.describe("minified"))
+        if made.of is not None:
+            yield from (f"  model {line}" for line in made.of.describe("trained"))
+    if isinstance(store, MinifiedStore) and "mapped_from" in store.attributes:
+        yield _describe_origin(store.path, store.attributes)
     yield from _describe_obs(store)
+
+
+def _describe_origin(path: str, attributes: Mapping[str, Any]) -> str:
+    """The line about the model that a model was mapped from."""
+    from atlasvi.engine.model.trained_run import MappedFrom  # imports torch, which takes seconds
+
+    with reading(path):
+        return f"  mapped from {MappedFrom.from_saved(attributes['mapped_from'])}"
 
 
 def _describe_index(index: IndexFile) -> Iterator[str]:
@@ -136,35 +180,43 @@ def _describe_column(name: str, slices: Iterable[pd.Series]) -> str:
     return f"  obs {name}: {dtype.name}, {least:g} to {most:g}{f', {n_missing:,} missing' if n_missing else ''}"
 
 
-def _describe_run(run: Path) -> Iterator[str]:
+def describe_run(run: Path) -> Iterator[str]:
+    """Lines about a run, finished or not."""
     config = read_json(run / CONFIG)
     check_version(str(run / CONFIG), "run", config, RUN_FORMAT)
-    yield f"{run}: run"
     with reading(str(run / CONFIG)):
         spec = DataSpec.from_record(config["data"])
-    values = {**config, "data": spec}
-    yield from (f"  {name}: {value}" for name, value in values.items() if not isinstance(value, (dict, list)))
-    result = run / RESULT
-    if not result.is_file():
-        yield f"  not finished: resume it with atlasvi train {shlex.quote(str(spec))} --out {run} --resume"
+        made = Provenance.from_record(config.get("provenance"))
+        settings = config["settings"]
+    yield f"{run}: run of atlasvi {config.get('atlasvi', '0.1')}"
+    yield f"  data: {spec}, {count(config['n_cells'], 'cell')} x {count(config['n_genes'], 'gene')}"
+    keys = {name: value for name, value in config.items() if name not in OF_DATA and not name.endswith("_sha256")}
+    for name, value in keys.items():
+        if value and not isinstance(value, dict):
+            yield f"  {name}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
+    if "mapped_from" in config:
+        yield _describe_origin(str(run / CONFIG), config)
+    yield from (f"  {line}" for line in (made.describe("trained") if made else [f"seed: {config.get('seed')}"]))
+    if not (run / RESULT).is_file():
+        yield f"  not finished: go on with {_name_launch(made)} train {shlex.quote(str(spec))} --out {run} --resume"
         return
-    outcome = read_json(result)
-    with reading(str(result)):
+    outcome = read_json(run / RESULT)
+    with reading(str(run / RESULT)):
         if "informative_latents" in outcome:  # missing in runs of the first version
             yield f"  latent dimensions that carry information: {outcome['informative_latents']}"
-        for part in ("train", "validation", "test"):
-            if part in outcome:
-                losses = outcome[part]
-                yield (
-                    f"  {part}: reconstruction {losses['reconstruction_loss']:.2f}, KL {losses['kl']:.2f}, "
-                    f"ELBO {losses['elbo']:.2f} nats per cell"
-                )
+        yield from (f"  {line}" for line in summarise_run(outcome, settings))
+
+
+def _name_launch(made: Provenance | None) -> str:
+    """The words that started a run, before its command: `atlasvi`, perhaps with a launch."""
+    launched = re.match(r"atlasvi launch .*? --(?= )", "" if made is None else made.command)
+    return "atlasvi" if launched is None else launched[0]
 
 
 def _describe_source(path: str | Path) -> Iterator[str]:
     source = open_source(path)
     try:
-        yield f"{source.path}: {type(source).__name__}"
+        yield f"{source.path}: {FORMATS[source.spec.format or recognise(str(source.path))]}"
         nnz = f", {count(source.nnz, 'count')}" if source.nnz is not None else ""
         yield f"  {count(source.n_cells, 'cell')} x {count(len(source.var), 'gene')}{nnz}"
         yield f"  genes: {', '.join(map(str, source.var.index[:4]))}{', ...' if len(source.var) > 4 else ''}"

@@ -7,7 +7,9 @@ from pathlib import Path
 from atlasvi.engine.card.card_check import read_card
 from atlasvi.engine.card.draw_errors import Estimate
 from atlasvi.engine.card.model_card import Figures
+from atlasvi.engine.provenance import Provenance
 from atlasvi.engine.terminal import count
+from atlasvi.loaders.damage import reading
 
 TITLES = {
     "variation": "coefficient of variation",
@@ -25,7 +27,16 @@ def describe_card(folder: str | Path) -> Iterator[str]:
     yield f"{folder}: card of {known.model} (format {card.format})"
     sizes = f"{count(known.n_cells, 'cell')} x {count(known.n_genes, 'gene')}"
     yield f"  data {known.data}: {sizes}, counts {known.counts_hash or 'not kept'}, genes {known.genes_sha256}"
+    if "mapped_from" in known.training:
+        yield f"  mapped from {known.training['mapped_from']}"
     yield f"  {count(known.n_draws, 'draw')} of each cell, seed {known.seed}; atlasvi {known.versions.get('atlasvi')}"
+    yield f"  computed {known.created} on {known.hardware} by: {known.command}"
+    if known.commit:
+        yield f"  git commit: {known.commit}"
+    with reading(str(folder)):
+        training = Provenance.from_record(known.training_provenance or None)
+    if training is not None:
+        yield from (f"  {line}" for line in training.describe("trained"))
     for name, part in card.parts.items():
         yield f"  {name}: {count(part.n_cells, 'cell')}"
         for block, by_measure in (("cell", part.cells), ("gene", part.genes)):

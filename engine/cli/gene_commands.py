@@ -4,29 +4,44 @@ from typing import Annotated, Literal
 
 import typer
 
-from atlasvi.engine.cli.answers import write_slices, write_whole_table
-from atlasvi.engine.cli.arguments import (
-    Genes,
-    Top,
-    TransformBatch,
-    split_names,
-)
+import atlasvi.engine.cli.query_commands  # noqa: F401  whose questions come first in the help
+from atlasvi.engine.cli.answers import answer_frame, answer_slices
+from atlasvi.engine.cli.arguments import Genes, LibrarySize, Top, TransformBatch, split_names
 from atlasvi.engine.cli.cell_options import CellOptions
-from atlasvi.engine.cli.option_groups import spread
 from atlasvi.engine.cli.query_app import split_batches
-from atlasvi.engine.cli.query_commands import query_app  # whose questions come first in the help
-from atlasvi.engine.terminal import show_progress
+from atlasvi.engine.cli.question_command import question
+from atlasvi.engine.queries.question import Answer, Asking, GroupsBy, NamesOf, NumberOrWord
 
 
-@query_app.command("aggregate")
-@spread
+@question("genes")
+def query_genes(
+    asking: Asking,
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="[PATTERN]", help="Only names that contain it, or are like it: CD3*.")
+    ] = None,
+) -> Answer:
+    """The genes of the model, with what is known of them: other names, ids ..."""
+    from atlasvi.engine.queries.gene_names import GeneNames
+    from atlasvi.engine.queries.question_cells import QueryError
+
+    run = asking.open().run
+    table = GeneNames(run.genes, run.var).table(pattern)
+    if not len(table):
+        raise QueryError(f"None of the {len(run.genes):,} genes has a name like {pattern!r}.")
+    return answer_frame(table, "gene", "gene")
+
+
+@question("aggregate")
 def query_aggregate(
-    context: typer.Context,
-    by: Annotated[str, typer.Option(metavar="COLUMNS", help="obs columns of the groups: NAME,NAME.")],
+    asking: Asking,
+    by: Annotated[
+        str,
+        typer.Option(metavar="COLUMNS", help="obs columns of the groups: NAME,NAME."),
+        NamesOf("columns"),
+        GroupsBy(),
+    ],
     genes: Genes = None,
-    library_size: Annotated[
-        str, typer.Option(help="Counts to scale each cell to; 'observed': its own; 'latent': the inferred ones.")
-    ] = "1",
+    library_size: LibrarySize = "1",
     transform_batch: TransformBatch = None,
     fraction_at: Annotated[
         str | None,
@@ -35,6 +50,7 @@ def query_aggregate(
             help="Add the mean probability that a cell of this library size (a number, 'observed' or 'latent') has a "
             "count above 0.",
         ),
+        NumberOrWord(),
     ] = None,
     max_cells: Annotated[
         int | None,
@@ -44,32 +60,31 @@ def query_aggregate(
     ] = None,
     *,
     asked: CellOptions,
-) -> None:
+) -> Answer:
     """Mean decoded expression of groups of cells."""
     from atlasvi.engine.queries.aggregate import aggregate
 
-    opened = context.obj()
-    with show_progress() as progress:
-        found = aggregate(
-            opened,
-            split_names(by) or [],
-            genes=split_names(genes),
-            chosen=asked.choose(opened),
-            library_size=library_size,
-            transform_batch=split_batches(opened, transform_batch),
-            fraction_at=fraction_at,
-            max_cells=max_cells,
-            seed=asked.seed,
-            progress=progress,
-        )
-    write_whole_table(found.to_table(), "group", asked.out)
+    opened = asking.open()
+    found = aggregate(
+        opened,
+        split_names(by) or [],
+        genes=split_names(genes),
+        chosen=asked.choose(asking),
+        library_size=library_size,
+        transform_batch=split_batches(opened, transform_batch),
+        fraction_at=fraction_at,
+        max_cells=max_cells,
+        seed=asked.seed,
+        progress=asking.progress,
+        check_size=asking.check_size,
+    )
+    return answer_frame(found.to_table(), "group")
 
 
-@query_app.command("similar-genes")
-@spread
+@question("similar-genes")
 def query_similar_genes(
-    context: typer.Context,
-    genes: Annotated[str, typer.Option(help="Gene names: NAME,NAME or @FILE with one per line.")],
+    asking: Asking,
+    genes: Annotated[str, typer.Option(help="Gene names: NAME,NAME or @FILE with one per line."), NamesOf("genes")],
     top: Top = 50,
     max_cells: Annotated[
         int, typer.Option(metavar="N", help="Use at most N cells, chosen at random; 0: all.", min=0)
@@ -83,31 +98,30 @@ def query_similar_genes(
     ] = 0,
     *,
     asked: CellOptions,
-) -> None:
+) -> Answer:
     """Genes whose decoded expression correlates most with that of given genes."""
     from atlasvi.engine.queries.similar_genes import similar_genes
 
-    opened = context.obj()
-    with show_progress() as progress:
-        table = similar_genes(
-            opened,
-            split_names(genes) or [],
-            top=top or None,
-            chosen=asked.choose(opened),
-            max_cells=max_cells or None,
-            scale=scale,
-            transform_batch=split_batches(opened, transform_batch),
-            n_samples=n_samples,
-            seed=asked.seed,
-            progress=progress,
-        )
-    write_whole_table(table, "gene", asked.out)
+    opened, wanted = asking.open(), split_names(genes) or []
+    asking.check_size(len(wanted) * len(opened.run.genes))
+    table = similar_genes(
+        opened,
+        wanted,
+        top=top or None,
+        chosen=asked.choose(asking),
+        max_cells=max_cells or None,
+        scale=scale,
+        transform_batch=split_batches(opened, transform_batch),
+        n_samples=n_samples,
+        seed=asked.seed,
+        progress=asking.progress,
+    )
+    return answer_frame(table, "gene")
 
 
-@query_app.command("correlation")
-@spread
+@question("correlation")
 def query_correlation(
-    context: typer.Context,
+    asking: Asking,
     genes: Genes = None,
     method: Annotated[Literal["spearman", "pearson"], typer.Option(help="Use ranks, or values.")] = "spearman",
     transform_batch: TransformBatch = None,
@@ -117,7 +131,7 @@ def query_correlation(
     ] = 1_000,
     *,
     asked: CellOptions,
-) -> None:
+) -> Answer:
     """Correlations between genes, in expression drawn without the noise of counting."""
     import pandas as pd
 
@@ -126,8 +140,9 @@ def query_correlation(
     from atlasvi.engine.queries.model_names import find_batches, find_genes
     from atlasvi.engine.queries.question_cells import take_chosen
 
-    opened, wanted = context.obj(), split_names(genes)
-    generator, chosen = opened.make_generator(asked.seed), asked.choose(opened)
+    opened, wanted = asking.open(), split_names(genes)
+    asking.check_size(min(max_cells, opened.cells.n_cells) * n_samples * len(wanted or opened.run.genes))
+    generator, chosen = opened.make_generator(asked.seed), asked.choose(asking)
     matrix = correlate_genes(
         opened.run.model,
         opened.cells,
@@ -139,4 +154,4 @@ def query_correlation(
         correlation_type=method,
     )
     names = wanted or opened.run.genes
-    write_slices(iter([(pd.Index(names), matrix)]), names, asked.out, "gene")
+    return answer_slices(iter([(pd.Index(names), matrix)]), names, "gene", len(names))

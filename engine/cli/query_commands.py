@@ -6,75 +6,66 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
-from atlasvi.engine.cli.answers import write_slices
+from atlasvi.engine.cli.answers import answer_number, answer_slices
 from atlasvi.engine.cli.arguments import (
     CellNames,
     Genes,
+    LibrarySize,
     TransformBatch,
     Where,
     print_lines,
-    refuse_unused,
     split_names,
 )
 from atlasvi.engine.cli.cell_options import RowOptions
-from atlasvi.engine.cli.option_groups import spread
+from atlasvi.engine.cli.query_app import describe_places, split_batches
 from atlasvi.engine.cli.query_app import query_app as query_app
-from atlasvi.engine.cli.query_app import split_batches
-from atlasvi.engine.terminal import say
+from atlasvi.engine.cli.question_command import question
+from atlasvi.engine.queries.question import Answer, Asking
 
 
 @query_app.command("info")
 def query_info(context: typer.Context) -> None:
     """Show what the minified data holds; with DATA, what both are."""
-    from atlasvi.engine.cli.describe import describe, describe_minified_store
-
-    places = context.meta["places"]
-    if places[1] is None:
-        print_lines(describe_minified_store(context.obj().kept))
-    else:
-        for place in places:
-            print_lines(describe(place))
+    print_lines(describe_places(context))
 
 
-@query_app.command("count")
-def query_count(context: typer.Context, cells: CellNames = None, where: Where = None) -> None:
+@question("count", to_file=False)
+def query_count(asking: Asking, cells: CellNames = None, where: Where = None) -> Answer:
     """How many cells meet the conditions."""
     from atlasvi.engine.queries.cell_choice import count_cells
 
-    say(str(count_cells(context.obj().cells, split_names(cells), where or [])))
+    return answer_number(count_cells(asking.open().cells, split_names(cells), asking.list_conditions(where)), "cells")
 
 
-@query_app.command("latent")
-@spread
+@question("latent")
 def query_latent(
-    context: typer.Context,
+    asking: Asking,
     variance: Annotated[bool, typer.Option("--variance", help="Add the variance of q(z | x).")] = False,
     *,
     asked: RowOptions,
-) -> None:
+) -> Answer:
     """Posterior mean of the latent of each cell."""
     from atlasvi.engine.queries.latents import slice_latents
+    from atlasvi.engine.queries.question_cells import MinifiedCells
 
-    asked.refuse_seed(context)
-    opened = context.obj()
-    chosen = asked.choose(opened)
+    asked.refuse_seed(asking)
+    opened = asking.open()
+    chosen = asked.choose(asking)
     slices = (
         (index, np.concatenate([qzm, qzv], axis=1) if variance else qzm)
         for index, qzm, qzv in slice_latents(opened.encoder, opened.cells, chosen)
     )
-    n_latent = opened.cells.kept.n_latent if opened.encoder is None else opened.encoder.n_latent
+    cells = opened.cells
+    n_latent = cells.kept.n_latent if isinstance(cells, MinifiedCells) else opened.run.model.n_latent
     names = [f"z{k}" for k in range(n_latent)] + [f"var{k}" for k in range(n_latent)] * variance
-    asked.write(opened, chosen, slices, names)
+    return asked.answer(asking, chosen, slices, names)
 
 
-@query_app.command("expression")
-@spread
+@question("expression")
 def query_expression(
-    context: typer.Context,
+    asking: Asking,
     genes: Genes = None,
-    library_size: Annotated[
-        str, typer.Option(help="Counts to scale each cell to; 'observed': its own; 'latent': the inferred ones.")
-    ] = "1",
+    library_size: LibrarySize = "1",
     transform_batch: TransformBatch = None,
     n_samples: Annotated[
         int, typer.Option(help="Average over N draws of z; 0: decode the posterior mean.", metavar="N", min=0)
@@ -88,18 +79,18 @@ def query_expression(
     ] = "uniform",
     *,
     asked: RowOptions,
-) -> None:
+) -> Answer:
     """Decoded, normalised expression of chosen genes in chosen cells."""
     from atlasvi.engine.queries.expression import slice_expression
     from atlasvi.engine.queries.population import slice_population
 
     if n_samples_overall is None:
-        refuse_unused(context, ["weights"], "it chooses among draws from all cells together (--n-samples-overall N)")
+        asking.refuse_unused(["weights"], "it chooses among draws from all cells together (--n-samples-overall N)")
     else:
-        refuse_unused(context, ["n_samples"], "--n-samples-overall is the number of draws")
-        refuse_unused(context, ["columns"], "a draw from all cells together (--n-samples-overall) is not of one cell")
-    opened, wanted = context.obj(), split_names(genes)
-    chosen, names = asked.choose(opened), wanted or opened.run.genes
+        asking.refuse_unused(["n_samples"], "--n-samples-overall is the number of draws")
+        asking.refuse_unused(["columns"], "a draw from all cells together (--n-samples-overall) is not of one cell")
+    opened, wanted = asking.open(), split_names(genes)
+    chosen, names = asked.choose(asking), wanted or opened.run.genes
     options: dict[str, Any] = {
         "genes": wanted,
         "transform_batch": split_batches(opened, transform_batch),
@@ -108,87 +99,82 @@ def query_expression(
     model_and_cells = opened.run, opened.cells, chosen, opened.make_generator(asked.seed)
     if n_samples_overall is None:
         slices = slice_expression(*model_and_cells, **options, n_samples=n_samples)
-        asked.write(opened, chosen, slices, names)
-    else:
-        slices = slice_population(*model_and_cells, n_samples_overall, **options, weights=weights)
-        write_slices(slices, names, asked.out, "draw")
+        return asked.answer(asking, chosen, slices, names)
+    slices = slice_population(*model_and_cells, n_samples_overall, **options, weights=weights)
+    return answer_slices(slices, names, "draw", n_samples_overall)
 
 
-@query_app.command("parameters")
-@spread
+@question("parameters")
 def query_parameters(
-    context: typer.Context,
+    asking: Asking,
     parameter: Annotated[Literal["mean", "dispersions", "dropout"], typer.Option(help="The parameter.")] = "mean",
     genes: Genes = None,
     transform_batch: TransformBatch = None,
     *,
     asked: RowOptions,
-) -> None:
+) -> Answer:
     """A parameter of the likelihood of the counts, at the posterior mean of each cell."""
     from atlasvi.engine.queries.likelihood_parameters import slice_parameter
 
-    asked.refuse_seed(context)
-    opened, wanted = context.obj(), split_names(genes)
-    chosen, batches = asked.choose(opened), split_batches(opened, transform_batch)
+    asked.refuse_seed(asking)
+    opened, wanted = asking.open(), split_names(genes)
+    chosen, batches = asked.choose(asking), split_batches(opened, transform_batch)
     slices = slice_parameter(opened.run, opened.cells, chosen, parameter, wanted, batches)
-    asked.write(opened, chosen, slices, wanted or opened.run.genes)
+    return asked.answer(asking, chosen, slices, wanted or opened.run.genes)
 
 
-@query_app.command("library")
-@spread
+@question("library")
 def query_library(
-    context: typer.Context,
+    asking: Asking,
     *,
     asked: RowOptions,
-) -> None:
+) -> Answer:
     """Library size of each cell: the observed one, or its posterior mean if the model infers it."""
     from atlasvi.engine.queries.latents import slice_library
     from atlasvi.engine.queries.question_cells import name_cells
 
-    asked.refuse_seed(context)
-    opened = context.obj()
-    chosen = asked.choose(opened)
+    asked.refuse_seed(asking)
+    opened = asking.open()
+    chosen = asked.choose(asking)
     slices = name_cells(opened.cells, chosen, slice_library(opened.run.model, opened.cells, chosen))
-    asked.write(opened, chosen, slices, ["library"])
+    return asked.answer(asking, chosen, slices, ["library"])
 
 
-@query_app.command("batch-vectors")
-@spread
+@question("batch-vectors")
 def query_batch_vectors(
-    context: typer.Context,
+    asking: Asking,
     *,
     asked: RowOptions,
-) -> None:
+) -> Answer:
     """The embedding of each cell's batch, for a model that embeds batches."""
     from atlasvi.engine.queries.latents import batch_vectors
     from atlasvi.engine.queries.obs_rows import slice_cells
 
-    asked.refuse_seed(context)
-    opened = context.obj()
-    chosen = asked.choose(opened)
+    asked.refuse_seed(asking)
+    opened = asking.open()
+    chosen = asked.choose(asking)
     parts = (
         (opened.cells.read_names(here), batch_vectors(opened.run.model, opened.cells, here))
         for _, here in slice_cells(chosen, opened.cells.n_cells)
     )
     names = [f"v{k}" for k in range(opened.run.model.settings.embedding_dim)]
-    asked.write(opened, chosen, parts, names)
+    return asked.answer(asking, chosen, parts, names)
 
 
-@query_app.command("sample")
-@spread
+@question("sample")
 def query_sample(
-    context: typer.Context,
+    asking: Asking,
     genes: Genes = None,
     transform_batch: TransformBatch = None,
     n_samples: Annotated[int, typer.Option(metavar="N", help="Draws per cell, one row per draw.", min=1)] = 1,
     *,
     asked: RowOptions,
-) -> None:
+) -> Answer:
     """Counts drawn from the posterior predictive."""
     from atlasvi.engine.queries.predictive_counts import slice_counts, take_seed
 
-    opened, wanted = context.obj(), split_names(genes)
-    chosen = asked.choose(opened)
+    opened, wanted = asking.open(), split_names(genes)
+    chosen = asked.choose(asking)
     slices = slice_counts(
         opened.run,
         opened.cells,
@@ -199,20 +185,19 @@ def query_sample(
         n_samples=n_samples,
     )
     names = ["sample"] * (n_samples > 1) + (wanted or opened.run.genes)
-    asked.write(opened, chosen, slices, names, rows_per_cell=n_samples)
+    return asked.answer(asking, chosen, slices, names, rows_per_cell=n_samples)
 
 
-@query_app.command("elbo")
-@spread
+@question("elbo")
 def query_elbo(
-    context: typer.Context,
+    asking: Asking,
     marginal: Annotated[
         int, typer.Option(metavar="N", help="Add the marginal log-likelihood, from N samples per cell.", min=0)
     ] = 0,
     mean: Annotated[bool, typer.Option("--mean", help="Only the mean over the cells.")] = False,
     *,
     asked: RowOptions,
-) -> None:
+) -> Answer:
     """ELBO, reconstruction error and KL of each cell, in nats. Needs DATA with counts."""
     import pandas as pd
 
@@ -220,15 +205,14 @@ def query_elbo(
     from atlasvi.engine.queries.question_cells import name_cells, need_counts
 
     if mean:
-        refuse_unused(context, ["columns"], "the mean over the cells (--mean) is not of one cell")
-    opened = context.obj()
-    counted, chosen = need_counts(opened.cells, "the ELBO"), asked.choose(opened)
+        asking.refuse_unused(["columns"], "the mean over the cells (--mean) is not of one cell")
+    opened = asking.open()
+    counted, chosen = need_counts(opened.cells, "the ELBO"), asked.choose(asking)
     parts = slice_fit(opened.run.model, counted, opened.make_generator(asked.seed), chosen, marginal)
     names = FIT_COLUMNS if marginal else FIT_COLUMNS[:-1]
     if mean:
-        write_slices(iter([(pd.Index(["mean"]), _average(parts)[None])]), names, asked.out, "row")
-    else:
-        asked.write(opened, chosen, name_cells(opened.cells, chosen, parts), names)
+        return answer_slices(iter([(pd.Index(["mean"]), _average(parts)[None])]), names, "row", 1)
+    return asked.answer(asking, chosen, name_cells(opened.cells, chosen, parts), names)
 
 
 def _average(parts: Iterable[np.ndarray]) -> np.ndarray:

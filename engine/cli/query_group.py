@@ -1,10 +1,11 @@
 """Parse the words after `atlasvi`, and after `atlasvi query`."""
 
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperGroup
 
-GROUP_OPTIONS = ("--model", "--device")
+GROUP_OPTIONS = ("--model", "--device", "--gene-column")
 
 
 def move_options(args: list[str], names: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -35,6 +36,9 @@ class QueryGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The arguments with the group's options first."""
         moved, rest = move_options(args, GROUP_OPTIONS)
-        if len(rest) > 2 and rest[1] not in self.commands and not rest[2].startswith("-"):
+        names_data = len(rest) > 1 and rest[1] not in self.commands and not rest[1].startswith("-")
+        # a word that is alone is DATA only if it is there: else it is a question that was misspelt
+        alone = len(rest) == 2 and ("://" in rest[1] or Path(rest[1].partition("::")[0]).exists())
+        if names_data and (alone or (len(rest) > 2 and not rest[2].startswith("-"))):
             moved += ["--data", rest.pop(1)]
         return super().parse_args(ctx, [*moved, *rest])

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from atlasvi.engine.distributed.signals import EXIT_RESUMABLE
-from atlasvi.engine.terminal import say
+from atlasvi.engine.terminal import count, say
 from atlasvi.loaders.errors import AtlasviError
 
 LAUNCHED = "ATLASVI_LAUNCH"  # environment variable: the words before a command that launch it in the same way
@@ -24,19 +24,29 @@ class LaunchError(AtlasviError, RuntimeError):
 
 
 def launch(
-    command: Sequence[str], n_processes: int, *, max_restarts: int = 0, n_nodes: int = 1, rendezvous: str | None = None
+    command: Sequence[str],
+    n_processes: int | None,
+    *,
+    max_restarts: int = 0,
+    n_nodes: int = 1,
+    rendezvous: str | None = None,
 ) -> int:
     """Run `atlasvi COMMAND...` as `n_processes` processes on each of `n_nodes` machines; returns the exit status.
 
+    n_processes   None: one per GPU of this machine; one if it has none, whose threads use all cores
     max_restarts  how many times all processes are restarted after one of them failed or was killed
     rendezvous    HOST:PORT of one of the machines, the same on all; needed for several machines
     On SIGTERM and SIGINT all processes stop: training writes a checkpoint, and the status is 75 (EX_TEMPFAIL), on
     which a scheduler can requeue. Raises LaunchError if the machines do not find each other.
     """
+    import torch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    if n_processes is None:
+        n_processes = max(torch.cuda.device_count(), 1)
+        say(f"launch: {count(n_processes, 'process', 'processes')} on this machine.", error=True)
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed"):  # each logger has its own level
             logging.getLogger(name).setLevel(logging.CRITICAL)  # it logs tables of tracebacks; we print sentences

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.engine.model.covariates import Setup
-from atlasvi.loaders.arrays.row_arrays import split_rows
+from atlasvi.loaders.arrays.row_arrays import Chosen, split_rows
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 
@@ -20,12 +20,23 @@ MINIFY_TYPE = "latent_posterior_parameters"  # its value if the counts were drop
 WITH_COUNTS = f"{MINIFY_TYPE}_with_counts"  # its value if they were kept beside the posterior
 LIBRARY = "observed_lib_size"  # in obs
 LATENTS = ("scvi_latent_qzm", "scvi_latent_qzv")  # in obsm
+EMBEDDING = "X_umap"  # in obsm: two coordinates for each cell, under the name that scanpy gives to a UMAP
 BEFORE_1_2 = {LIBRARY: f"_scvi_{LIBRARY}", **{name: f"_{name}" for name in LATENTS}}  # names of older scvi-tools
 
 
 def find_name(names: Container[str], wanted: str) -> str | None:
     """`wanted`, or its name before scvi-tools 1.2, if one of them is in `names`; else None."""
     return next((name for name in (wanted, BEFORE_1_2[wanted]) if name in names), None)
+
+
+def find_embedding(obsm: Any, n_cells: int) -> Any:
+    """The array of coordinates in obsm (of an AnnData, an h5ad file or a Zarr folder); None if there is none.
+
+    An array of that name with another shape, such as three coordinates, is none.
+    """
+    array = obsm.get(EMBEDDING)
+    is_one = getattr(array, "shape", None) == (n_cells, 2) and getattr(array, "dtype", np.dtype(object)).kind == "f"
+    return array if is_one else None
 
 
 class ObsTable(Protocol):
@@ -49,14 +60,22 @@ class ObsTable(Protocol):
 class KeptPosterior:
     """Mean and variance of q(z | x) of each cell, with obs and var; each subclass opens and checks one kind of data.
 
-    latents  arrays of qzm and qzv [cells, latent], which are read by slices of rows
+    latents    arrays of qzm and qzv [cells, latent], which are read by slices of rows
+    embedding  array of coordinates [cells, 2], read likewise (see `find_embedding`); None if there is none
     """
 
     def __init__(
-        self, path: str, n_cells: int, obs: ObsTable, var: pd.DataFrame, latents: tuple[Any, ...], n_latent: int
+        self,
+        path: str,
+        n_cells: int,
+        obs: ObsTable,
+        var: pd.DataFrame,
+        latents: tuple[Any, ...],
+        n_latent: int,
+        embedding: Any = None,
     ) -> None:
         self.path, self.n_cells, self.n_latent = path, n_cells, n_latent
-        self.obs, self.var, self._latents = obs, var, latents
+        self.obs, self.var, self._latents, self._embedding = obs, var, latents, embedding
 
     @property
     def run(self) -> "TrainedRun":
@@ -82,6 +101,34 @@ class KeptPosterior:
     def obs_columns(self) -> list[str]:
         """Columns of obs."""
         return self.obs.columns
+
+    @property
+    def has_embedding(self) -> bool:
+        """Whether each cell has two coordinates, for `read_embedding`."""
+        return self._embedding is not None
+
+    def read_embedding(self, rows: Chosen | None = None) -> np.ndarray:
+        """Two coordinates for each cell, float32 [cells, 2].
+
+        rows  a slice, or ascending int64 indices; None: all cells
+        Raises SourceError if there is no embedding.
+        """
+        if self._embedding is None:
+            raise SourceError(
+                f"{self.path}: obsm has no {EMBEDDING} with two coordinates a cell: make it, for a minified store, "
+                "with: atlasvi embed MINI."
+            )
+        with reading(self.path):
+            return self._read_coordinates(slice(None) if rows is None else rows).astype(np.float32, copy=False)
+
+    def _read_coordinates(self, rows: Chosen) -> np.ndarray:
+        if isinstance(rows, slice):
+            return np.asarray(self._embedding[rows])
+        parts = [np.asarray(self._embedding[:0])]
+        for low, high in split_rows(rows, SLICE_CELLS):
+            first = int(rows[low])
+            parts.append(np.asarray(self._embedding[first : int(rows[high - 1]) + 1])[rows[low:high] - first])
+        return np.concatenate(parts)
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
         """One obs column of cells [start, stop), or of all. Raises ColumnError, with the columns of obs."""

@@ -15,6 +15,7 @@ from atlasvi.engine.minified.kept_posterior import (
     WITH_COUNTS,
     KeptPosterior,
     check_known,
+    find_embedding,
     find_name,
 )
 from atlasvi.loaders.cells.memory_cells import NAME, MemoryCells, MemoryObs
@@ -62,7 +63,8 @@ class MinifiedAnnData(KeptPosterior):
         if missing := [name for name, there in found.items() if there is None]:
             raise SourceError(f"{NAME}: uns says it is minified, but {missing[0]!r} is missing: minify it again.")
         latents = tuple(adata.obsm[name] for name in names)
-        super().__init__(NAME, adata.n_obs, AnnDataObs(adata), adata.var, latents, latents[0].shape[1])
+        embedding = find_embedding(adata.obsm, adata.n_obs)
+        super().__init__(NAME, adata.n_obs, AnnDataObs(adata), adata.var, latents, latents[0].shape[1], embedding)
         library = self.read_column(LIBRARY).to_numpy(np.float32)
         known = np.isfinite(self.read_latent(0, self.n_cells)[0]).all(1) & np.isfinite(library)
         check_known(NAME, known, lambda cell: str(adata.obs_names[cell]))

@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from atlasvi.engine.minified.kept_posterior import LATENTS, LIBRARY, SLICE_CELLS, KeptPosterior, find_name
+from atlasvi.engine.minified.kept_posterior import (
+    LATENTS,
+    LIBRARY,
+    SLICE_CELLS,
+    KeptPosterior,
+    find_embedding,
+    find_name,
+)
 from atlasvi.engine.minified.minified_store import MinifiedStore, open_root, read_minify_type
 from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.model.run_files import MODEL
@@ -72,8 +79,8 @@ class ScviMinified(KeptPosterior):
                     f"{path} is damaged: {names[0]} and {names[1]} of obsm have the shapes {shapes[0]} and "
                     f"{shapes[1]} for {obs.n_rows:,} cells: copy it again, or minify the data again."
                 )
-            genes = var.read(0, var.n_rows)
-        super().__init__(self.path, obs.n_rows, _Obs(obs, self.path), genes, latents, shapes[0][1])
+            genes, embedding = var.read(0, var.n_rows), find_embedding(root["obsm"], obs.n_rows)
+        super().__init__(self.path, obs.n_rows, _Obs(obs, self.path), genes, latents, shapes[0][1], embedding)
         place = to_place(path)
         if model is None and isinstance(place, Path) and (place.parent / MODEL).is_file():
             model = place.parent

@@ -14,7 +14,15 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from atlasvi.engine.minified.kept_posterior import BEFORE_1_2, LATENTS, LIBRARY, MINIFIED, MINIFY_TYPE, KeptPosterior
+from atlasvi.engine.minified.kept_posterior import (
+    BEFORE_1_2,
+    EMBEDDING,
+    LATENTS,
+    LIBRARY,
+    MINIFIED,
+    MINIFY_TYPE,
+    KeptPosterior,
+)
 from atlasvi.engine.minified.minified_store import MinifiedStore, open_root
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import AtlasviError, OutputError
@@ -36,7 +44,7 @@ class H5adPlan:
 
     cells           the cells
     dtypes          of the columns of obs, as they are stored; text with few distinct values is categorical
-    bytes_per_cell  of obs and the latents
+    bytes_per_cell  of obs, the latents, and the coordinates if there are any
     other_bytes     of what does not grow with the number of cells
     """
 
@@ -79,7 +87,7 @@ def plan_h5ad(cells: KeptPosterior) -> H5adPlan:
     stored = text.resolve(dtypes, cells.n_cells)
     as_text = [INDEX, *(name for name, dtype in stored.items() if dtype in (TEXT, STRING))]
     of_text = sum(text_bytes.get(name, 0) for name in as_text) / max(cells.n_cells, 1)
-    fixed = 8 * cells.n_latent + sum(map(_itemsize, stored.values()))
+    fixed = 8 * cells.n_latent + 8 * cells.has_embedding + sum(map(_itemsize, stored.values()))
     others = int(cells.var.memory_usage(deep=True).sum()) + sum(map(_category_bytes, stored.values()))
     return H5adPlan(cells, stored, fixed + of_text, others + OBJECT_BYTES * (len(stored) + len(cells.var.columns) + 20))
 
@@ -113,6 +121,7 @@ def write_h5ad(
         for name in ("obsp", "varm", "varp"):
             write_elem(file, name, {})
         latents = [_create(file["obsm"], name, (n_cells, cells.n_latent), np.float32) for name in LATENTS]
+        embedding = _create(file["obsm"], EMBEDDING, (n_cells, 2), np.float32) if cells.has_embedding else None
         obs, at = _ObsWriter(file, n_cells, plan.dtypes), 0
         for chosen, part in _read_obs(cells, rows):
             content.check()
@@ -122,6 +131,8 @@ def write_h5ad(
                 low, high = int(chosen[0]), int(chosen[-1]) + 1
                 for array, values in zip(latents, cells.read_latent(low, high)):
                     array[first:stop] = values[chosen - low]
+                if embedding is not None:
+                    embedding[first:stop] = cells.read_embedding(chosen)
             at = stop
 
 

@@ -6,6 +6,7 @@ A plain AnnData Zarr v3 that scvi-tools opens as if it had minified the data its
       X/ (and the layer that was trained on)  CSR of the right shape, without counts
       obs/                                 all columns of the data, and observed_lib_size (counts per cell)
       obsm/scvi_latent_qzm, scvi_latent_qzv  float32 or float16 [cells, latent]: mean and variance of q(z | x)
+      obsm/X_umap                          float32 [cells, 2]: where a picture has each cell, if `embed` wrote it
       var/
       uns/_scvi_adata_minify_type          'latent_posterior_parameters'
       names.index                          where each cell's name is (see loaders/tables/name_index.py)
@@ -30,8 +31,16 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from atlasvi.engine.minified.kept_posterior import LATENTS, LIBRARY, MINIFIED, MINIFY_TYPE, KeptPosterior
+from atlasvi.engine.minified.kept_posterior import (
+    LATENTS,
+    LIBRARY,
+    MINIFIED,
+    MINIFY_TYPE,
+    KeptPosterior,
+    find_embedding,
+)
 from atlasvi.engine.model.covariates import Setup
+from atlasvi.engine.provenance import Provenance
 from atlasvi.loaders.arrays.array_checks import check_group_codecs
 from atlasvi.loaders.arrays.row_arrays import Chosen, open_rows
 from atlasvi.loaders.cells.store_checks import check_attributes, check_lengths, check_written, name_missing_chunks
@@ -265,8 +274,10 @@ class MinifiedStore(KeptPosterior):
         self._table, latents = TableReader(root["obs"], self.path), tuple(root["obsm"][name] for name in LATENTS)
         sizes = self.attributes["n_cells"], self.attributes["n_latent"]
         var = read_table(self.path, "var", root["var"])
-        super().__init__(self.path, sizes[0], self._table, var, latents, sizes[1])
+        embedding = find_embedding(root["obsm"], sizes[0])
+        super().__init__(self.path, sizes[0], self._table, var, latents, sizes[1], embedding)
         self._rows = tuple(map(open_rows, latents))
+        self._coordinate_rows = None if embedding is None else open_rows(embedding)
         self._weights = root["uns/atlasvi/weights"]
         self._check(root)
         if not has_manifest:
@@ -318,6 +329,10 @@ class MinifiedStore(KeptPosterior):
             qzm, qzv = (array.read(cells).astype(np.float32, copy=False) for array in self._rows)
         return qzm, qzv
 
+    def _read_coordinates(self, rows: Chosen) -> np.ndarray:
+        assert self._coordinate_rows is not None
+        return self._coordinate_rows.read(rows)
+
     def find_named(self, names: Collection[str]) -> tuple[np.ndarray, pd.Index]:
         """The cells with one of these names, all cells of a name that repeats: (ascending int64 indices, names)."""
         path = self._place / NAMES
@@ -337,13 +352,29 @@ class MinifiedStore(KeptPosterior):
             return Setup.from_saved(self.attributes.get("setup", {name: self.attributes.get(name) for name in first}))
 
     @property
+    def provenance(self) -> Provenance | None:
+        """Where the store comes from, and as its `of` the model; None if an older atlasvi made it."""
+        with reading(self.path):
+            return Provenance.from_record(self.attributes.get("provenance"))
+
+    @property
     def run(self) -> "TrainedRun":
         """The model in the store, with its genes and its setup."""
-        from atlasvi.engine.model.trained_run import TrainedRun  # imports torch: see `model`
+        from atlasvi.engine.model.trained_run import MappedFrom, TrainedRun  # imports torch: see `model`
 
         with reading(self.path):
             data = DataSpec.from_record(self.attributes["data"]) if "data" in self.attributes else None
-        return TrainedRun(self.model(), [str(gene) for gene in self.genes], self.setup, data=data)
+            provenance = self.provenance.of if self.provenance is not None else None
+            origin = MappedFrom.from_saved(self.attributes.get("mapped_from"))
+        return TrainedRun(
+            self.model(),
+            [str(gene) for gene in self.genes],
+            self.setup,
+            data=data,
+            var=self.var,
+            provenance=provenance,
+            mapped_from=origin,
+        )
 
     def model(self) -> "VAE":
         """The model, ready to decode."""

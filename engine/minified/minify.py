@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from atlasvi.engine.distributed.launch import launch_prefix
 from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.minified import minify_parts
@@ -13,9 +14,10 @@ from atlasvi.engine.minified.minified_store import LIBRARY, Latents, create_mini
 from atlasvi.engine.minified.minify_parts import ENCODED, ORDERED, MinifyJob, Opened
 from atlasvi.engine.model.run_files import RESULT
 from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.provenance import make_provenance
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.training.fingerprint import fingerprint
-from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes
+from atlasvi.loaders.cells.open_cells import CellData, hash_counts, open_cells, select_genes
 from atlasvi.loaders.ingestion.ingest import Progress
 from atlasvi.loaders.jobs import open_job_folder, reading_unfinished
 from atlasvi.loaders.manifest import hash_files, write_json
@@ -154,6 +156,8 @@ def _finish(scratch: Path, opened: Opened, progress: Progress) -> None:
         "setup": run.setup.to_saved(),
         "order": "source" if job.source_order else "as trained",
         "data": data.spec.to_record(),
+        "provenance": make_provenance(launch_prefix(), counts=hash_counts(data), of=run.provenance).to_record(),
+        **({} if run.mapped_from is None else {"mapped_from": vars(run.mapped_from)}),
     }
     written = minify_parts.read_written(scratch, ORDERED if job.source_order else ENCODED, job.n_parts)
     result = scratch / minify_parts.RESULT

@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.model_options import Freezing
 from atlasvi.engine.model.run_files import CONFIG, MODEL, RESULT, RUN_FORMAT
 from atlasvi.engine.model.vae import VAE, model_from_weights
+from atlasvi.engine.provenance import Provenance
 from atlasvi.engine.torch_files import load_tensors
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
@@ -22,6 +24,26 @@ from atlasvi.loaders.manifest import check_files, read_json, read_manifest
 from atlasvi.loaders.outputs import lock_folder, remove_leftovers, remove_unfinished, write_whole
 from atlasvi.loaders.sources.data_spec import MEMORY, DataSpec
 from atlasvi.loaders.store_files import check_version
+
+
+@dataclass(frozen=True)
+class MappedFrom:
+    """The model that a model was mapped from: its path (empty: it had none), and the hash of its weights."""
+
+    path: str
+    weights_sha256: str
+
+    @classmethod
+    def from_saved(cls, saved: Any) -> Self | None:
+        """From what `vars` gave, as files keep it; None from None. Raises TypeError for anything else."""
+        if saved is None:
+            return None
+        if not isinstance(saved, dict) or not all(isinstance(value, str) for value in saved.values()):
+            raise TypeError(f"mapped_from is {saved!r:.60}")
+        return cls(**saved)
+
+    def __str__(self) -> str:
+        return f"{self.path or 'a model in memory'} (weights {self.weights_sha256})"
 
 
 @dataclass
@@ -35,6 +57,9 @@ class TrainedRun:
     freezing which parameters training freezes
     split    int64 indices of the cells of each part (train, validation, test), if the model was saved with them
     is_new   whether the weights are as they were drawn: no training has changed them
+    var      what is known of the genes, one row for each, in their order; None: nothing but their names
+    provenance  where the model comes from; None if unknown (a model of scvi-tools, or of an older atlasvi)
+    mapped_from  the reference, if the model was mapped from one onto new data
     """
 
     model: VAE
@@ -47,6 +72,9 @@ class TrainedRun:
     split: dict[str, np.ndarray] = field(default_factory=dict)
     data: DataSpec | None = None
     is_new: bool = False
+    var: pd.DataFrame | None = None
+    provenance: Provenance | None = None
+    mapped_from: MappedFrom | None = None
 
     @property
     def like(self) -> DataSpec:
@@ -74,6 +102,12 @@ class TrainedRun:
         content = {"format_version": RUN_FORMAT, "genes": self.genes, **self.setup.to_saved()}
         if self.data is not None:
             content["data"] = self.data.to_record()
+        if self.provenance is not None:
+            content["provenance"] = self.provenance.to_record()
+        if self.freezing is not None:
+            content["freezing"] = self.freezing.model_dump()
+        if self.mapped_from is not None:
+            content["mapped_from"] = vars(self.mapped_from)
         buffer = io.BytesIO()
         weights = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
         torch.save({**content, "settings": self.model_settings, "weights": weights}, buffer)
@@ -99,6 +133,9 @@ def load_run(path: str | Path) -> TrainedRun:
         check_version(str(folder / MODEL), "model", content, RUN_FORMAT)
         content.pop("format_version", None)
         data = DataSpec.from_record(content.pop("data")) if "data" in content else None
+        provenance = Provenance.from_record(content.pop("provenance", None))
+        freezing = Freezing.model_validate(content.pop("freezing")) if "freezing" in content else None
+        origin = MappedFrom.from_saved(content.pop("mapped_from", None))
         model, genes = model_from_weights(content.pop("settings"), content.pop("weights")), content.pop("genes")
         if len(genes) != model.settings.n_genes:
             n_genes = model.settings.n_genes
@@ -113,7 +150,17 @@ def load_run(path: str | Path) -> TrainedRun:
                 f"{folder / MODEL} is damaged: its model has {model.settings.n_batches:,} batches, but it "
                 f"names {n_batches:,} (column {batch_key!r} of obs): copy it again."
             )
-        return TrainedRun(model, genes, setup, result, folder, data=data)
+        return TrainedRun(
+            model,
+            genes,
+            setup,
+            result,
+            folder,
+            freezing=freezing,
+            data=data,
+            provenance=provenance,
+            mapped_from=origin,
+        )
 
 
 @contextmanager

@@ -24,7 +24,13 @@ from pathlib import Path
 import numpy as np
 
 from atlasvi.engine.minified.kept_posterior import check_known
-from atlasvi.engine.neighbours.centroids import SAMPLE_PER_LIST, Centroids, choose_n_lists, train_centroids
+from atlasvi.engine.neighbours.centroids import (
+    CELLS_PER_LIST,
+    SAMPLE_PER_LIST,
+    Centroids,
+    choose_n_lists,
+    train_centroids,
+)
 from atlasvi.engine.neighbours.exact_search import ExactSearch
 from atlasvi.engine.neighbours.index_file import (
     HEADER,
@@ -74,10 +80,12 @@ def build_index(
     out: str | Path | None = None,
     *,
     seed: int = 0,
+    cells_per_list: int = CELLS_PER_LIST,
     progress: Progress = lambda stage, done, total: None,
 ) -> IndexReport:
     """Write the index of a store's latents to a new folder, `out` (default: MINI.neighbours, beside the store).
 
+    cells_per_list  about how many cells a list has; fewer are better where there are many more queries than cells
     The same latents and seed give the same index. Memory is that of a sample and of two bytes for each cell.
     Raises SourceError if cells have no latents, OutputError if `out` exists or can't be written.
     """
@@ -87,7 +95,7 @@ def build_index(
     with write_folder_aside(out) as scratch:
         folder = scratch / "result"
         folder.mkdir()
-        n_lists = choose_n_lists(store.n_cells)
+        n_lists = choose_n_lists(store.n_cells, cells_per_list)
         sample, measured = _take_sample(store, n_lists * SAMPLE_PER_LIST, np.random.default_rng(seed))
         centroids = train_centroids(sample, n_lists, seed)
         assigned = _assign_cells(store, centroids, measured, progress)

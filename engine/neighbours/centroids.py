@@ -49,9 +49,9 @@ class Centroids:
         return found
 
 
-def choose_n_lists(n_cells: int) -> int:
-    """About 1,200 cells in a list, and at most 16,384 lists."""
-    return int(np.clip(n_cells // CELLS_PER_LIST, 1, MOST_LISTS))
+def choose_n_lists(n_cells: int, cells_per_list: int = CELLS_PER_LIST) -> int:
+    """About so many cells in a list, and at most 16,384 lists."""
+    return int(np.clip(n_cells // cells_per_list, 1, MOST_LISTS))
 
 
 def train_centroids(sample: np.ndarray, n_lists: int, seed: int) -> Centroids:

@@ -1,7 +1,7 @@
 """Differential abundance: the log-density of each cell's latent under the cells of each sample."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -58,6 +58,7 @@ def slice_abundance(
     dof: float | None = None,
     batch_size: int = BATCH_SIZE,
     progress: Report = lambda stage, done, total: None,
+    check_size: Callable[[int], None] = lambda n_values: None,
 ) -> tuple[pd.Index, Iterator[tuple[pd.Index, np.ndarray]]]:
     """The samples, and slices of (names, log-densities float32 [cells, samples] in nats) of the chosen cells.
 
@@ -69,6 +70,7 @@ def slice_abundance(
                 `COMPONENTS` cells of all samples, or more than `PAIRS` comparisons; then as many as these allow, and a
                 warning says how many
     dof         see `mix_posteriors`
+    check_size  called with the number of values that all samples take, before these are read; may raise an error
     Each density compares a cell with every cell of a sample: time grows with the product of both numbers. Memory is
     that of the latents of the samples' cells.
     Raises ColumnError if the column does not exist, QueryError if there are no samples, or if one has no cells among
@@ -90,6 +92,7 @@ def slice_abundance(
                 AtlasviWarning,
                 stacklevel=2,
             )
+    check_size(int(np.minimum(sizes, max_cells).sum()) * 2 * model.n_latent)
     by_sample = np.split(np.argsort(codes, kind="stable")[len(codes) - sizes.sum() :], np.cumsum(sizes)[:-1])
     members = [sample_cells(each, max_cells, generator) for each in by_sample]
     latents = [torch.from_numpy(part) for part in read_latents(model, cells, np.concatenate(members), batch_size)]
@@ -135,6 +138,7 @@ def _slice_densities(
             for k in range(n_samples):
                 qzm, qzv = (part[edges[k] : edges[k + 1]].to(where) for part in latents)
                 found[:, k] = log_density(here, qzm, qzv, dof).cpu()
+                progress("computing densities", done, total)
             done += len(here)
             progress("computing densities", done, total)
             yield queried.read_names(rows[at : at + batch_size]), found

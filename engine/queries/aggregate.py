@@ -1,7 +1,7 @@
 """Mean decoded expression of groups of cells: pseudobulk, and what a dot plot shows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,6 +68,7 @@ def aggregate(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     progress: Report = lambda stage, done, total: None,
+    check_size: Callable[[int], None] = lambda n_values: None,
 ) -> Aggregate:
     """Mean decoded expression of each group of cells, at the posterior mean of z of each cell.
 
@@ -80,6 +81,7 @@ def aggregate(
                      count above 0: what the fraction of expressing cells in a dot plot estimates. None: not computed
     max_cells        decode at most so many cells of each group, chosen at random without replacement, and give the
                      standard error of each mean; None: all cells
+    check_size       called with the number of values of the result, before they are computed; may raise an error
     Memory is that of the result, of one number for each cell, and of a minibatch.
     Raises ColumnError for an unknown column, GeneError for an unknown gene, QueryError if no cell is in a group, for an
     unknown batch, an invalid library size, or a fraction of a model whose values are not counts (`normal`).
@@ -99,6 +101,7 @@ def aggregate(
     if fraction_at is not None:
         measures.append(_decode_detection(opened, places, read_library_size(fraction_at)))
     names = list(genes) if genes is not None else list(opened.run.genes)
+    check_size(len(groups) * len(names))
     # sums of the values, of their squares if cells are sampled, and of the probabilities of a count
     sums = np.zeros((len(measures) + (max_cells is not None), len(groups), len(names)))
     at, n_cells = 0, len(here)

@@ -24,12 +24,22 @@ import pandas as pd
 
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
+from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.neighbours.index_file import IndexFile
 from atlasvi.engine.queries.cell_choice import Where, mark_cells
 from atlasvi.engine.queries.latents import slice_latents
-from atlasvi.engine.queries.neighbours import RECALL, NeighbourSearch, SearchOptions, check_columns, join_slices
-from atlasvi.engine.queries.new_cells import MissingGenes, NewCells, open_new_cells
+from atlasvi.engine.queries.neighbours import (
+    RECALL,
+    NeighbourSearch,
+    SearchOptions,
+    check_columns,
+    join_slices,
+    to_texts,
+)
+from atlasvi.engine.queries.new_cells import MissingGenes, NewCells, choose_encoder, open_new_cells
 from atlasvi.engine.queries.obs_rows import SLICE_CELLS
 from atlasvi.engine.queries.question_cells import MinifiedCells, QueryError, need_at_least
+from atlasvi.engine.terminal import count
 
 UNKNOWN = "unknown"
 JUDGED_CELLS, MOST_OF_LABEL = 10_000, 500  # reference cells that are judged, in all and of one label, about
@@ -76,7 +86,7 @@ class Annotator:
         labels_key: str,
         options: AnnotationOptions,
         chosen: np.ndarray | None = None,
-        index: str | Path | None = None,
+        index: str | Path | IndexFile | None = None,
     ) -> None:
         check_columns([labels_key], reference)
         self.reference, self.options = reference, options
@@ -84,10 +94,10 @@ class Annotator:
         if chosen is not None:
             self._codes[~chosen] = -1
         sizes = np.bincount(self._codes + 1, minlength=len(self.labels) + 1)[1:]
-        if np.count_nonzero(sizes) < 2:
+        if (n_labels := int(np.count_nonzero(sizes))) < 2:
             raise QueryError(
-                f"{reference.path}: the column {labels_key!r} has {np.count_nonzero(sizes)} labels among these cells: "
-                "at least two are needed to tell cells apart."
+                f"{reference.path}: these cells have {count(n_labels, 'label')} in column {labels_key!r}: at least two "
+                "are needed to tell cells apart."
             )
         known = None if (self._codes >= 0).all() else self._codes >= 0
         search = SearchOptions(options.k, recall=options.recall, exact=options.exact)
@@ -173,9 +183,9 @@ class Annotator:
         there = near >= 0
         for name in columns:
             values = np.full(near.shape, None, object)
-            values[there] = self.reference.take_column(name, near[there]).astype(str).to_numpy()
+            values[there] = to_texts(self.reference.take_column(name, near[there]))
             counted = [pd.Series(row[row != None]).value_counts() for row in values]  # noqa: E711  elementwise
-            table[name] = [str(counts.index[0]) for counts in counted]
+            table[name] = [counts.index[0] if len(counts) else None for counts in counted]
             table[f"{name}_values"] = [len(counts) for counts in counted]
         return pd.DataFrame(table, index=pd.Index(names, name="cell"))
 
@@ -195,11 +205,13 @@ def annotate(
     exact: bool = False,
     index: str | Path | None = None,
     missing_genes: MissingGenes = "refuse",
+    model: TrainedRun | str | Path | None = None,
 ) -> pd.DataFrame:
     """Labels of new cells from their neighbours in a labelled minified store, a row for each cell.
 
     store      minified data, opened or as a path; its cells without a label are not used
     new_cells  counts, as for `open_new_cells`
+    model      that encodes them: a run that was mapped from the model in the store; None: that model
     among      the cells of the store to use, as for `find_cells`; None: all
     columns    columns of the store's obs (donors, studies, ...) to tell of the neighbours
     k, n_draws, unknown, seed  see `AnnotationOptions`; recall, exact, index: see `find_neighbours`
@@ -214,7 +226,7 @@ def annotate(
     check_columns(columns, reference)
     options = AnnotationOptions(k, n_draws, unknown, seed, recall, exact)
     chosen = None if among is None else mark_cells(reference, among)
-    with closing(open_new_cells(new_cells, kept.run, missing_genes)) as new:
+    with closing(open_new_cells(new_cells, choose_encoder(kept, model), missing_genes)) as new:
         annotator = Annotator(reference, labels_key, options, chosen, index)
         return pd.concat(list(annotator.slice_labels(new, columns)))
 

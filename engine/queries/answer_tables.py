@@ -42,8 +42,13 @@ def write_table(
     In text, names that a spreadsheet would run as formulas are guarded (see `guard_formula`); other formats have them
     unchanged. Raises QueryError for another ending, OutputError if `out` exists or can't be written.
     """
+    return write_answer(make_table(slices, columns, index), out, precision)
+
+
+def make_table(slices: Iterable[tuple[pd.Index, np.ndarray] | Rows], columns: Sequence[str], index: str) -> Table:
+    """The table that `write_table` writes."""
     rows = (each if isinstance(each, Rows) else Rows(each[0], _no_columns(len(each[0])), each[1]) for each in slices)
-    return _write_answer(Table(index, list(map(str, columns)), rows), out, precision)
+    return Table(index, list(map(str, columns)), rows)
 
 
 def write_frame(table: pd.DataFrame, index: str, out: Path | None, *, precision: int = 6) -> int:
@@ -57,8 +62,13 @@ def write_frame(table: pd.DataFrame, index: str, out: Path | None, *, precision:
 
 def write_frames(tables: Iterator[pd.DataFrame], index: str, out: Path | None, *, precision: int = 6) -> int:
     """The same for a table in slices of rows, with the same columns in each; memory is that of one slice."""
+    return write_answer(make_frames_table(tables, index), out, precision)
+
+
+def make_frames_table(tables: Iterator[pd.DataFrame], index: str) -> Table:
+    """The table that `write_frames` writes."""
     rows = (Rows(table.index, table, np.empty((len(table), 0), np.float32)) for table in tables)
-    return _write_answer(Table(index, [], rows), out, precision)
+    return Table(index, [], rows)
 
 
 def put_beside(
@@ -86,7 +96,8 @@ def _no_columns(n_rows: int) -> pd.DataFrame:
     return pd.DataFrame(index=range(n_rows))
 
 
-def _write_answer(table: Table, out: Path | None, precision: int) -> int:
+def write_answer(table: Table, out: Path | None, precision: int = 6) -> int:
+    """Write a table as `write_table` does; returns the number of rows."""
     if out is None:
         screen = sys.stdout or io.StringIO()
         if screen.isatty():  # control characters are escaped; names go unchanged to a pipe or a file

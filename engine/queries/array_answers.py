@@ -2,7 +2,7 @@
 
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,21 +78,46 @@ def write_parquet(file: Path, table: Table) -> int:
 
     Raises MissingDependencyError without pyarrow.
     """
+    _import_arrow()
+    from pyarrow import parquet
+
+    return _write_parts(table, lambda schema: parquet.ParquetWriter(file, schema))
+
+
+def write_arrow(file: Any, table: Table) -> int:
+    """Write a table as a stream of Arrow's IPC format, with the columns of Parquet; returns the number of rows.
+
+    file  whose `write` takes bytes
+    Raises MissingDependencyError without pyarrow.
+    """
+    arrow = _import_arrow()
+    return _write_parts(table, lambda schema: arrow.ipc.new_stream(file, schema))
+
+
+def _import_arrow() -> Any:
     try:
         import pyarrow
-        from pyarrow import parquet
     except ImportError:
-        raise MissingDependencyError("Parquet needs pyarrow: pip install 'atlasvi[parquet]'.") from None
-    n_rows, writer = 0, None
+        raise MissingDependencyError("Parquet and Arrow need pyarrow: pip install 'atlasvi[parquet]'.") from None
+    return pyarrow
+
+
+def _write_parts(table: Table, open_writer: Callable[[Any], Any]) -> int:
+    """Write a table part by part, all with the types of the first; returns the number of rows."""
+    arrow, n_rows, writer, schema = _import_arrow(), 0, None, None
+    empty = Rows(pd.Index([], dtype=object), pd.DataFrame(), np.empty((0, len(table.columns)), np.float32))
     try:
         for rows in split_rows(table.slices, len(table.columns)):
-            part = _to_arrow(rows, table, pyarrow)
-            writer = writer or parquet.ParquetWriter(file, part.schema)
-            writer.write_table(part.cast(writer.schema))
+            part = _to_arrow(rows, table, arrow)
+            if writer is None:
+                schema = part.schema
+                writer = open_writer(schema)
+            writer.write_table(part.cast(schema))
             n_rows += len(rows.names)
         if writer is None:
-            empty = Rows(pd.Index([], dtype=object), pd.DataFrame(), np.empty((0, len(table.columns)), np.float32))
-            parquet.write_table(_to_arrow(empty, table, pyarrow), file)
+            part = _to_arrow(empty, table, arrow)
+            writer = open_writer(part.schema)
+            writer.write_table(part)
     finally:
         if writer is not None:
             writer.close()

@@ -25,7 +25,7 @@ Where = Sequence[int] | Sequence[bool] | np.ndarray | str
 def choose_cells(
     cells: QuestionCells | KeptPosterior,
     names: Sequence[str] | None = None,
-    where: Where | Sequence[str] = (),
+    where: Where | Sequence[str | np.ndarray] = (),
     limit: int | None = None,
     sample: int | None = None,
     seed: int = 0,
@@ -34,7 +34,8 @@ def choose_cells(
 
     cells   the cells of a question, or a minified store
     names   cell names; None: all cells. All cells of a name that repeats are chosen
-    where   conditions or expressions over obs, all of which must hold (see `find_cells`); or a mask, or indices
+    where   conditions or expressions over obs, arrays of indices, or masks, all of which must hold (see `find_cells`);
+            or one of these
     limit   largest number of cells; the first ones are kept
     sample  largest number of cells; they are drawn at random, all with the same probability, from `seed`
     Raises ColumnError or QueryError if a column, a value or a name does not exist, or if no cell is left.
@@ -65,7 +66,7 @@ def choose_cells(
 def count_cells(
     cells: QuestionCells | KeptPosterior,
     names: Sequence[str] | None = None,
-    where: Where | Sequence[str] = (),
+    where: Where | Sequence[str | np.ndarray] = (),
 ) -> int:
     """How many cells `choose_cells` would choose; 0 where no cell meets an expression.
 
@@ -80,7 +81,7 @@ def count_cells(
 
 
 def _list_conditions(where: Any) -> Sequence[Any]:
-    several = isinstance(where, list | tuple) and all(isinstance(one, str) for one in where)
+    several = isinstance(where, list | tuple) and all(isinstance(one, str | np.ndarray) for one in where)
     return where if several else [where]
 
 
@@ -179,7 +180,7 @@ def _evaluate(cells: QuestionCells, where: str, may_be_none: bool = False) -> np
         # "type==x" is an expression, unless the column holds the text "=x"
         if equals and (not wanted.startswith("=") or _has_value(cells, column, wanted)):
             return _find_values(cells, column, wanted)
-    elif equals and not _is_expression(where):
+    elif equals and not _is_expression(where) and column.strip() not in cells.obs_columns:  # "type ==" is one cut short
         check_column(column, cells.obs_columns, cells.path)
     return evaluate_expression(cells, where, may_be_none)
 
@@ -215,7 +216,7 @@ def _find_values(cells: QuestionCells, column: str, wanted: str) -> np.ndarray:
     masks, found = np.zeros((2, cells.n_cells), bool), np.zeros(len(texts), bool)
     first: Iterable[Category] = ()
     for start, part in slice_column(cells, column):
-        first = first or [to_category(value) for value in part.iloc[:SHOWN_VALUES].unique()]
+        first = first or [to_category(value) for value in part.iloc[:SHOWN_VALUES].dropna().unique()]
         hits = _compare_with_texts(part, texts)
         found |= hits.any(1)
         masks[:, start : start + len(part)] = hits[0], hits[1:].any(0)
@@ -261,9 +262,8 @@ def _find_wanted(path: str, column: str, wanted: str, there: list[Category]) -> 
 
 def _no_value(path: str, column: str, value: str, there: Iterable[Category]) -> QueryError:
     names = sorted(map(str, there))
-    return QueryError(
-        f"{path}: no cell has {column} = {value!r} (there are: {name_some(names)}).{suggest_names(value, names)}"
-    )
+    hint = suggest_names(value, names)
+    return QueryError(f"{path}: no cell has {column} = {value!r} (there are: {name_some(names) or 'none'}).{hint}")
 
 
 def _find_names(cells: QuestionCells, names: Sequence[str]) -> np.ndarray:

@@ -30,7 +30,7 @@ def correlate_genes(
 ) -> np.ndarray:
     """Correlations float64 [genes, genes], averaged over the batches that cells are decoded as.
 
-    columns          indices of the genes
+    columns          indices of the genes; a gene that is there twice has the same draws in both places
     rna_size_factor  library size at which rates are drawn, from a gamma distribution of inverse dispersion theta
     All draws are in memory, float32 [samples * cells, genes]: use it with a sample of the cells.
     Genes that do not vary have no correlations: NaN, with a warning.
@@ -45,6 +45,9 @@ def correlate_genes(
     if len(indices) * n_samples < 2:
         raise QueryError(f"{cells.path}: one draw of one cell has no correlations: choose more cells, or more draws.")
     size = read_library_size(rna_size_factor)
+    places: np.ndarray | None = None
+    if not isinstance(columns, slice) and len(unique := np.unique(columns)) < len(columns):
+        columns, places = unique, np.searchsorted(unique, columns)
     if not model.settings.likelihood.has_dispersion:
         name = model.settings.gene_likelihood
         raise QueryError(f"The likelihood {name!r} has no dispersion, which correlations need.")
@@ -74,6 +77,8 @@ def correlate_genes(
             _rank(draws)
         matrices.append(_correlate(draws))
     found = np.mean(matrices, axis=0)
+    if places is not None:
+        found = found[np.ix_(places, places)]
     if n_constant := int(np.isnan(np.diagonal(found)).sum()):
         warnings.warn(
             f"{cells.path}: {n_constant:,} of {len(found):,} genes have the same value in all draws, so they have no "

@@ -7,7 +7,7 @@ limits how many share a pass, so only the memory for the table grows with the nu
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from atlasvi.engine.queries.question_cells import CountedCells, QueryError, Ques
 from atlasvi.loaders.cells.coded_columns import CodedColumn, code_column, count_codes, recode
 from atlasvi.loaders.errors import AtlasviWarning, MissingDependencyError
 
+Report = Callable[[str, int, int], None]
 PASS_BYTES = 2**28  # memory for draws and sums of counts: limits how many comparisons share a pass
 
 
@@ -60,6 +61,7 @@ def differential_expression(
     weights: Literal["uniform", "importance"] | None = "uniform",
     filter_outlier_cells: bool = False,
     importance_weighting_kwargs: dict[str, Any] | None = None,
+    progress: Report = lambda stage, done, total: None,
 ) -> pd.DataFrame:
     """The genes' tables of all comparisons, one below the other; in each, the most certain genes come first.
 
@@ -108,6 +110,7 @@ def differential_expression(
                 table["comparison"] = f"{comparison.name1} vs {name2}"
                 table["group1"], table["group2"] = comparison.name1, name2
             tables.append(table)
+            progress("comparing", len(tables), len(comparisons))
     return pd.concat(tables, axis=0)
 
 

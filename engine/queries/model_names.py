@@ -1,33 +1,27 @@
 """Find genes and batches of a model by their names."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from atlasvi.engine.model.covariates import find_categories, to_category
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries.cell_choice import name_some
+from atlasvi.engine.queries.gene_names import GeneNames
 from atlasvi.engine.queries.question_cells import QueryError
-from atlasvi.loaders.errors import GeneError
+from atlasvi.loaders.tables.store_tables import suggest_names
 
 
 def find_genes(run: TrainedRun, names: Sequence[str] | None, path: str) -> np.ndarray | slice:
     """int64 columns of the named genes, in their order (None: a slice of all genes).
 
-    path  of the data, for errors. Raises GeneError, with similar names, if a gene is not in the model.
+    names  the model's own, or others that its var has (see `GeneNames`)
+    path   of the data, for errors. Raises GeneError, with similar names, if a gene is not in the model.
     """
     if names is None:
         return slice(None)
-    columns = pd.Index(run.genes).get_indexer(pd.Index(names))
-    if (columns < 0).any():
-        missing = names[int(np.flatnonzero(columns < 0)[0])]
-        near = difflib.get_close_matches(missing, run.genes, 3)
-        hint = f"similar: {', '.join(near)}" if near else f"it has {len(run.genes):,}: {name_some(run.genes)}"
-        raise GeneError(f"{path}: no gene {missing!r} in the model ({hint}).")
-    return columns
+    return GeneNames(run.genes, run.var).find(names, path)
 
 
 def find_batches(run: TrainedRun, names: Any) -> list[int | None]:
@@ -47,5 +41,7 @@ def find_batch(run: TrainedRun, name: Any) -> int:
     known = run.setup.batch_categories or [0]
     place = find_categories(known, [to_category(name)])[0]
     if place is None:
-        raise QueryError(f"There is no batch {name!r}: the model's batches are {', '.join(map(str, known[:20]))}.")
+        names = list(map(str, known))
+        hint = suggest_names(str(name), names)
+        raise QueryError(f"There is no batch {name!r}: the model's batches are {name_some(names, 20)}.{hint}")
     return place

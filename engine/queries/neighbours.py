@@ -11,12 +11,13 @@ import pandas as pd
 
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
+from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.neighbours.exact_search import search_exactly, to_points
 from atlasvi.engine.neighbours.index_file import IndexFile, name_index
 from atlasvi.engine.neighbours.search_index import choose_probing, search_index
 from atlasvi.engine.queries.cell_choice import Where, find_cells, mark_cells
 from atlasvi.engine.queries.latents import slice_latents
-from atlasvi.engine.queries.new_cells import MissingGenes, open_new_cells
+from atlasvi.engine.queries.new_cells import MissingGenes, choose_encoder, open_new_cells
 from atlasvi.engine.queries.question_cells import MinifiedCells, QueryError, QuestionCells, need_at_least
 from atlasvi.loaders.tables.store_tables import check_column
 
@@ -59,7 +60,7 @@ class NeighbourSearch:
     """Searches the cells of minified data: by its index, if it has one; exactly, if it or the choice is small.
 
     chosen  bool [cells]: the cells that may be neighbours; None: all
-    index   where the index is; None: beside the data, if it is there
+    index   where the index is, or the index, opened; None: beside the data, if it is there
     Raises SourceError if the index is damaged or of other latents, QueryError if no cell is chosen.
     """
 
@@ -68,15 +69,18 @@ class NeighbourSearch:
         reference: MinifiedCells,
         options: SearchOptions,
         chosen: np.ndarray | None = None,
-        index: str | Path | None = None,
+        index: str | Path | IndexFile | None = None,
     ) -> None:
         self.reference, self.options, self._chosen = reference, options, chosen
         self._n_chosen = reference.n_cells if chosen is None else int(np.count_nonzero(chosen))
         if self._n_chosen == 0:
             raise QueryError(f"{reference.path}: none of its cells is chosen, so there are no neighbours.")
-        place = name_index(reference.path) if index is None else Path(index)
-        uses_index = not options.exact and (index is not None or place.exists()) and self._n_chosen > FEW_CELLS
-        self.index = IndexFile(place, reference.kept) if uses_index else None
+        may_use = not options.exact and self._n_chosen > FEW_CELLS
+        if index is None and may_use and (place := name_index(reference.path)).exists():
+            index = place
+        if isinstance(index, str | Path) and may_use:
+            index = IndexFile(index, reference.kept)
+        self.index = index if isinstance(index, IndexFile) and may_use else None
 
     def search(self, qzm: np.ndarray, qzv: np.ndarray, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Distances float32 [queries, k], and cells int64 [queries, k], nearest first; infinity and -1 at the end.
@@ -146,12 +150,14 @@ def find_neighbours(
     exact: bool = False,
     index: str | Path | None = None,
     missing_genes: MissingGenes = "refuse",
+    model: TrainedRun | str | Path | None = None,
 ) -> pd.DataFrame:
     """The k nearest cells in latent space of cells of a minified store, or of new cells.
 
     store          minified data, opened or as a path
     of             the cells to find neighbours of, as for `find_cells` (None: all); without themselves as neighbours
     new_cells      instead: counts of other cells, as for `open_new_cells`, which the model encodes
+    model          that encodes them: a run that was mapped from the model in the store; None: that model
     among          the cells of the store that may be neighbours, as for `find_cells`; None: all
     columns        columns of the store's obs to add, of the neighbours
     k, by, recall, exact  see `SearchOptions`; index: where the index is, if not beside the store
@@ -169,7 +175,7 @@ def find_neighbours(
     elif of is not None:
         raise QueryError("of= chooses cells of the store, and new_cells= are others: pass one of them.")
     else:
-        with closing(open_new_cells(new_cells, kept.run, missing_genes)) as new:
+        with closing(open_new_cells(new_cells, choose_encoder(kept, model), missing_genes)) as new:
             tables = list(slice_neighbours(search, new.cells, None, columns, model=new.model))
     return pd.concat(tables)
 
@@ -223,9 +229,14 @@ def _join(parts: list[tuple[pd.Index, np.ndarray, np.ndarray]]) -> tuple[pd.Inde
 
 
 def _to_plain(values: pd.Series) -> np.ndarray:
-    """Numbers and truth values as they are; of other types (categories, dates), their text."""
+    """Numbers and truth values as they are; of other types, their text, None where it is missing."""
     plain = values.to_numpy()
-    return plain if plain.dtype.kind in "biuf" else np.array([str(value) for value in plain], object)
+    return plain if plain.dtype.kind in "biuf" else to_texts(values)
+
+
+def to_texts(values: pd.Series) -> np.ndarray:
+    """The text of each value, object; None where it is missing."""
+    return np.array([None if gap else str(value) for value, gap in zip(values, values.isna())], object)
 
 
 def _make_table(

@@ -2,19 +2,23 @@
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
+import pandas as pd
 import torch
 from torch import Generator
 
+from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.layers import Layer
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.opened_data import open_counts
 from atlasvi.engine.queries.question_cells import CountedCells, QueryError
-from atlasvi.engine.training.query_mapping import extend_model, extend_setup, report_genes
-from atlasvi.loaders.cells.open_cells import CellData, align_genes
+from atlasvi.engine.scvi_tools.model_directories import open_model
+from atlasvi.engine.training.query_mapping import extend_model, extend_setup, keeps_latents, list_added
+from atlasvi.loaders.cells.open_cells import CellData, align_genes, find_missing
 from atlasvi.loaders.errors import AtlasviError, AtlasviWarning, GeneError
 
 MissingGenes = Literal["refuse", "zeros"]
@@ -37,6 +41,23 @@ class NewCells:
             self.opened.close()
 
 
+def choose_encoder(kept: KeptPosterior, model: TrainedRun | str | Path | None) -> TrainedRun:
+    """The model that encodes new cells beside the kept ones: their own, or one that was mapped from it (a path too).
+
+    Raises QueryError if `model` would give the kept cells other latents: distances to them would mean nothing.
+    """
+    if model is None:
+        return kept.run
+    run = model if isinstance(model, TrainedRun) else open_model(model)
+    if not keeps_latents(kept.run, run):
+        raise QueryError(
+            f"{kept.path}: the latents in it are not those that {model if run is not model else 'the model'} gives its "
+            "cells: name a model that was mapped from its own (atlasvi map) with its encoder frozen, or minify its "
+            "cells with that model."
+        )
+    return run
+
+
 def open_new_cells(data: Any, run: TrainedRun, missing_genes: MissingGenes = "refuse") -> NewCells:
     """The counts of `data` (a path with options, an AnnData, or opened cells), to be encoded by the model of `run`.
 
@@ -52,16 +73,15 @@ def open_new_cells(data: Any, run: TrainedRun, missing_genes: MissingGenes = "re
     counts = open_counts(data, run.like, run.setup.layer)
     opened = None if counts is data else counts
     try:
-        cells, missing = align_genes(counts, run.genes)
-        if missing and missing_genes == "refuse":
+        missing = find_missing(counts.path, counts.genes, pd.Index(run.genes))
+        if missing and "zeros" not in (missing_genes, counts.spec.missing_genes):
             raise GeneError(
                 f"{counts.path}: {len(missing):,} of the {len(run.genes):,} genes of the model are not there (first: "
                 f"{missing[0]!r}): if they were not measured, --missing-genes zeros (missing_genes='zeros') takes them "
                 "as zero; if they have other names, choose the column of var with the model's names: "
                 "PATH::gene_column=NAME."
             )
-        if missing:
-            report_genes(counts.path, len(run.genes), missing)
+        cells = align_genes(counts, run.genes)
         if not run.model.settings.encode_covariates:
             return NewCells(CountedCells(cells, run.genes, Setup(layer=run.setup.layer)), run.model.eval(), opened)
         setup, model = _add_categories(run, cells)
@@ -75,12 +95,7 @@ def open_new_cells(data: Any, run: TrainedRun, missing_genes: MissingGenes = "re
 def _add_categories(run: TrainedRun, data: CellData) -> tuple[Setup, VAE]:
     """The setup and the model with the categories of `data` added, as the average of those that the encoder knows."""
     setup = extend_setup(run.setup, data)
-    new = [
-        (column, value)
-        for kind in ("batch", "categories")
-        for column, values in setup.categories.get(kind, {}).items()
-        for value in values[len(run.setup.categories[kind][column]) :]
-    ]
+    new = [(column, value) for column, values in list_added(run.setup, setup).items() for value in values]
     if not new:
         return run.setup, run.model
     others = f" and {len(new) - 1:,} other categories" if len(new) > 1 else ""

@@ -1,9 +1,11 @@
 """A model and the cells of a question, opened from their paths."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+import pandas as pd
 from torch import Generator
 
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
@@ -11,6 +13,7 @@ from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
 from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.queries.gene_names import GeneNames
 from atlasvi.engine.queries.opened_data import open_question_cells
 from atlasvi.engine.queries.question_cells import CountedCells, MinifiedCells, QueryError, QuestionCells
 from atlasvi.engine.scvi_tools.model_directories import open_model
@@ -25,15 +28,22 @@ class OpenedQuestion:
     data    cells to use: a cell store, any source, or minified data
     model   a run or a model, for minified data of scvi-tools without a model beside it
     device  'cpu', 'cuda' or 'auto': where to encode and decode
+    gene_column  column of var with the names of the genes, in questions and answers; None: the model's own
     Raises SourceError if a path is of another kind or damaged, and the errors of `open_question_cells`.
     """
 
     cells: QuestionCells
 
     def __init__(
-        self, place: str | Path, data: str | None = None, model: str | Path | None = None, device: str = "cpu"
+        self,
+        place: str | Path,
+        data: str | None = None,
+        model: str | Path | None = None,
+        device: str = "cpu",
+        gene_column: str | None = None,
     ) -> None:
         self.kept: KeptPosterior | None = None
+        self._gene_column = gene_column
         self._device, self._run = choose_device(device), None
         what = name_place(place)
         if model is not None and what in ("minified store", "run", "model"):
@@ -59,6 +69,7 @@ class OpenedQuestion:
         """A question from a model and cells that are opened already."""
         opened = cls.__new__(cls)
         opened.kept, opened.cells, opened._run, opened._device = None, cells, run, choose_device(device)
+        opened._gene_column = None
         return opened
 
     @cached_property
@@ -68,7 +79,15 @@ class OpenedQuestion:
             assert self.kept is not None
             self._run = self.kept.run
         self._run.model.to(self._device).eval()
-        return self._run
+        known = self.cells.source.var if isinstance(self.cells, CountedCells) else None
+        var = self._run.var if self._run.var is not None else known if self.kept is None else self.kept.var
+        if var is None or not var.index.equals(pd.Index(self._run.genes)):  # data of which the model has other genes
+            var = None if var is None or not var.index.is_unique else var.reindex(self._run.genes)
+        genes = self._run.genes
+        if self._gene_column is not None:
+            genes = GeneNames(genes, var).rename(self._gene_column, self.cells.path)
+            var = pd.DataFrame() if var is None else var.assign(var_names=self._run.genes)
+        return replace(self._run, genes=genes, var=var)
 
     @property
     def encoder(self) -> VAE | None:

@@ -51,7 +51,9 @@ def mix_labels(sizes: np.ndarray, chosen: np.ndarray, n: int, start: float) -> n
     The expected numbers are n * size / total; each number is one of the two integers next to that.
     """
     edges = np.cumsum(np.where(chosen, sizes, 0).astype(np.float64))
-    return np.diff(np.ceil(edges / edges[-1] * n - start).clip(0, n).astype(np.int64), prepend=0)
+    ends = np.ceil(edges / edges[-1] * n - start).clip(0, n)
+    ends[edges == edges[-1]] = n  # n - start is rounded to n - 1 if start is next to 1
+    return np.diff(ends.astype(np.int64), prepend=0)
 
 
 @torch.inference_mode()

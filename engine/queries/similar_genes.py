@@ -61,7 +61,7 @@ def similar_genes(
     batches, model, generator = find_batches(opened.run, transform_batch), opened.run.model, opened.make_generator(seed)
     n_cells = opened.cells.n_cells if chosen is None else len(chosen)
     if n_cells < 2:
-        raise QueryError(f"{opened.cells.path}: {n_cells} cell(s) were chosen: correlations need at least two.")
+        raise QueryError(f"{opened.cells.path}: only one cell was chosen: correlations need at least two.")
     if max_cells is not None and n_cells > max_cells:
         chosen, n_cells = sample_cells(take_chosen(chosen, 0, opened.cells.n_cells), max_cells, generator), max_cells
     products, done = CrossProducts(columns), 0

@@ -1,4 +1,4 @@
-"""Estimate how long an epoch takes on a number of devices, and what limits it, from measurements of some seconds."""
+"""Estimate time and memory of a training on a number of devices, and what limits it, measured in some seconds."""
 
 import itertools
 import os
@@ -14,15 +14,23 @@ import torch
 from atlasvi.engine.distributed.data_parallel import plan_bucket_sizes
 from atlasvi.engine.distributed.ranks import Ranks, join_ranks
 from atlasvi.engine.model.covariates import SetupKeys, learn_setup
+from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.provenance import peak_memory_bytes
 from atlasvi.engine.terminal import count
 from atlasvi.engine.training.run_parts import RunParts, prepare_run
-from atlasvi.engine.training.settings import SettingError, resolve_settings, warn_of_few_steps
+from atlasvi.engine.training.settings import SettingError, Settings, resolve_settings, warn_of_few_steps
 from atlasvi.engine.training.step import Step
+from atlasvi.engine.training.summary import write_seconds
+from atlasvi.engine.training.train import prepare_training
 from atlasvi.loaders.batches.batch import Batch
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
+from atlasvi.loaders.cells.cell_store import CellStore
+from atlasvi.loaders.cells.cell_views import unwrap
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells
 from atlasvi.loaders.sources.data_spec import DataSpec
 
+SMALL_SHARE = 64  # cells: below it the work on a minibatch is mostly what each costs, however small
+LARGE_BATCH, MANY_CELLS = 1024, 500_000  # what the recipe atlas is measured with: docs/training.md
 WARM_UP = 6  # steps before measuring: kernels are compiled, memory is allocated
 LATENCY_S = 50e-6  # per message between machines; an all-reduce of n ranks takes 2 (n - 1) messages in sequence
 
@@ -41,6 +49,13 @@ class Plan:
     epoch_s           the whole epoch
     measured          True: all ranks took part in the measurement, and exchanged gradients
     warning           that the run has too few steps; None: it has enough
+    batch_size        cells of a minibatch, over all ranks
+    epochs            that are to be trained
+    evaluation_cells  training and validation cells on which the finished model is evaluated
+    memory_bytes      the most that this process has held; on a GPU, device_bytes is the same of the device
+    disk_bytes        of the run directory: its checkpoints and the model
+    on_cpu            whether ranks share the cores of one machine
+    is_store          whether the data is a cell store
     """
 
     n_ranks: int
@@ -56,11 +71,62 @@ class Plan:
     exposed_s: float
     measured: bool
     warning: str | None = None
+    batch_size: int = 0
+    epochs: int = 1
+    evaluation_cells: int = 0
+    memory_bytes: int = 0
+    device_bytes: int = 0
+    disk_bytes: int = 0
+    on_cpu: bool = True
+    is_store: bool = True
 
     @property
     def epoch_s(self) -> float:
         """Seconds of training and validation in an epoch."""
         return self.n_steps * (self.both_s + self.exposed_s) + self.n_validation_steps * self.validate_s
+
+    @property
+    def run_s(self) -> float:
+        """Seconds of the whole run, if it does not stop early; what is compiled the first time is left out."""
+        minibatches = self.evaluation_cells / max(self.batch_size, 1)
+        return self.epochs * self.epoch_s + minibatches * self.validate_s
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the measurement can't be right, if it can't."""
+        slower, both = max(self.load_s, self.step_s), self.load_s + self.step_s
+        if min(self.load_s, self.step_s, self.both_s) <= 0:
+            return "a part took no time at all"
+        if self.both_s < 0.8 * slower:
+            return "reading and computing at the same time took less than the slower of them alone"
+        if self.both_s > 1.5 * both:
+            return "reading and computing at the same time took longer than one after the other"
+        return None
+
+    @property
+    def hint(self) -> str | None:
+        """What would make it faster, if there is something to say."""
+        share = self.batch_size / self.n_ranks
+        if self.limit == "network":
+            return (
+                "exchange gradients less often or in half the bytes: a larger --batch-size, --set accumulate=4, "
+                "--set compress_gradients=bf16; or take fewer ranks"
+            )
+        if self.n_ranks > 1 and share < SMALL_SHARE:
+            return (
+                f"a rank's part of a minibatch has {share:,.0f} cells, too few to keep it busy: take fewer ranks, or a "
+                "larger --batch-size with --set recipe=atlas"
+            )
+        if self.limit == "reading" and not self.is_store:
+            return "reading limits it, and a cell store is read faster than this source: atlasvi ingest it first"
+        if self.batch_size < LARGE_BATCH and self.n_cells >= MANY_CELLS:
+            return (
+                f"this many cells train well in larger minibatches, which are faster: --batch-size {LARGE_BATCH} --set "
+                "recipe=atlas"
+            )
+        if self.on_cpu and self.n_ranks > 1:
+            return "ranks on one machine without GPUs share its cores: one rank is as fast"
+        return None
 
     @property
     def limit(self) -> str:
@@ -109,15 +175,41 @@ def plan_epoch_time(
         threads = torch.get_num_threads()
         if parts.device.type == "cpu" and not group.reduces:
             torch.set_num_threads(max((os.cpu_count() or 1) // n_ranks, 1))
+        of_step = Step(
+            parts.model, parts.optimizer, parts.loaders["train"], ranks, parts.settings, parts.seed, may_capture=False
+        )
         try:
-            return _measure(parts, network_gbps, seconds / 4)
+            return _measure(parts, of_step, network_gbps, seconds / 4, parts.settings.epochs or 1)
         finally:
             torch.set_num_threads(threads)
 
 
-def _measure(parts: RunParts, network_gbps: float | None, seconds: float) -> Plan:
+def estimate_training(
+    data: CellData | DataSpec | str | Path,
+    out: str | Path,
+    keys: SetupKeys,
+    settings: Settings,
+    given: Mapping[str, Any],
+    *,
+    seconds: float = 10.0,
+    **options: Any,
+) -> Plan | None:
+    """What `train` would do with these arguments (see `prepare_training`), measured as by `plan_epoch_time`.
+
+    Nothing is written. None if the run is finished already. Raises the errors of `train`, as far as they come before
+    its first step.
+    """
+    with join_ranks() as ranks, ExitStack() as ours:
+        prepared = prepare_training(ranks, ours, data, Path(out), keys, settings, given, profile=True, **options)
+        if isinstance(prepared, TrainedRun):
+            return None
+        left = prepared.epochs - prepared.state.epoch
+        return _measure(prepared.parts, prepared.step, None, seconds / 4, left)
+
+
+def _measure(parts: RunParts, of_step: Step, network_gbps: float | None, seconds: float, epochs: int) -> Plan:
+    """The plan of a training of so many epochs, measured for 3.5 times `seconds`; the weights change."""
     loader, validation, ranks = parts.loaders["train"], parts.loaders["validation"], parts.ranks
-    of_step = Step(parts.model, parts.optimizer, loader, ranks, parts.settings, parts.seed, may_capture=False)
     parts.model.train()
     sync = torch.cuda.synchronize if parts.device.type == "cuda" else lambda: None
     kept = list(itertools.islice(_cycle(parts), WARM_UP))
@@ -155,7 +247,21 @@ def _measure(parts: RunParts, network_gbps: float | None, seconds: float) -> Pla
         exposed_s=exposed,
         measured=ranks.reduces,
         warning=warn_of_few_steps(parts.settings, loader.n_cells),
+        batch_size=loader.batch_size,
+        epochs=epochs,
+        evaluation_cells=min(loader.n_cells, parts.settings.evaluation_cells) + validation.n_cells,
+        memory_bytes=peak_memory_bytes(),
+        device_bytes=torch.cuda.max_memory_allocated() if parts.device.type == "cuda" else 0,
+        disk_bytes=_reckon_disk(parts),
+        on_cpu=parts.device.type == "cpu",
+        is_store=isinstance(unwrap(parts.data), CellStore),
     )
+
+
+def _reckon_disk(parts: RunParts) -> int:
+    """Bytes of a run directory: a checkpoint has weights, the best weights, and two moments of each; then the model."""
+    weights = sum(tensor.nbytes for tensor in parts.model.state_dict().values())
+    return (4 * parts.settings.checkpoints_kept + 1) * weights
 
 
 def reckon_reduce(n_bytes: int, n_ranks: int, network_gbps: float | None) -> float:
@@ -199,17 +305,27 @@ def describe_plan(plan: Plan) -> Iterator[str]:
         for seconds in (plan.load_s, plan.step_s, plan.both_s, plan.validate_s, plan.reduce_s, plan.exposed_s)
     )
     yield (
-        f"An epoch of {plan.n_cells:,} training cells on {count(plan.n_ranks, 'rank')}: {plan.n_steps:,} steps, "
+        f"An epoch of {count(plan.n_cells, 'training cell')} on {count(plan.n_ranks, 'rank')}: "
+        f"{count(plan.n_steps, 'step')}, "
         f"{plan.epoch_s:,.1f} s, {plan.n_cells / plan.epoch_s:,.0f} cells/s; {plan.limit} limits it."
+    )
+    device = f", {plan.device_bytes / 1e6:,.0f} MB of the device" if plan.device_bytes else ""
+    yield (
+        f"The whole run: {count(plan.epochs, 'epoch')}, {write_seconds(plan.run_s)} unless it stops early. It takes "
+        f"{plan.memory_bytes / 1e6:,.0f} MB of memory a process{device}; {plan.disk_bytes / 1e6:,.1f} MB on disk."
     )
     yield (
         f"One rank's part of a minibatch: reading {load}, computing {step}, both at the same time {both}; "
-        f"{plan.n_validation_steps:,} minibatches of validation at {validate}."
+        f"{count(plan.n_validation_steps, 'minibatch', 'minibatches')} of validation at {validate}."
     )
     megabytes = f"{plan.reduce_bytes / 1e6:,.2f} MB"
     if plan.measured:
         yield f"The times above include summing {megabytes} of gradients over the ranks."
     elif plan.n_ranks > 1:
         yield f"Summing {megabytes} of gradients takes {reduce} a step; {exposed} don't overlap with the backward pass."
+    if plan.doubt:
+        yield f"Doubtful: {plan.doubt}, so something else was at work here: measure again, with more --seconds."
+    if plan.hint:
+        yield f"Hint: {plan.hint}."
     if plan.warning:
         yield plan.warning

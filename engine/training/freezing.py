@@ -30,7 +30,7 @@ def group_parameters(
     if not held_rows:
         raise SettingError(
             "The model uses no covariate whose columns could be trained, and all its other parameters are frozen: use "
-            "it as it is (load), or set unfrozen=True."
+            "it as it is (atlasvi minify, SCVI.load), or train all parameters (--unfrozen, unfrozen=True)."
         )
     whole, partly = [], []
     for name, parameter in model.named_parameters():

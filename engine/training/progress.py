@@ -1,8 +1,9 @@
-"""Reports of a running training: a live line on a terminal, JSON lines, TensorBoard; all have the same numbers."""
+"""Reports of a running training: a live line on a terminal, JSON lines, metric writers; all have the same numbers."""
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from atlasvi.engine.terminal import make_printable, say
+from atlasvi.engine.training.metric_writers import MetricWriter
+from atlasvi.engine.training.summary import write_seconds
+from atlasvi.kernels.compiling import watch_compilation
 from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.outputs import write_whole
 
@@ -21,16 +25,27 @@ class RunLog:
     """Writes the metrics of a run; a context manager.
 
     The line of an epoch has the kind 'epoch'; during long epochs there is a line of kind 'step' every ten seconds.
-    `history` are the lines of a resumed run: the file starts with them, and lines after its checkpoint are dropped.
+    history  the lines of a resumed run: the file starts with them, and lines after its checkpoint are dropped
+    writers  get the same numbers
+    done     epochs that are done already, perhaps with a part of one: the time left is forecast from those after it
+    backend  of the kernels: the first time on a machine they are compiled, which is said and not forecast
     """
 
     def __init__(
-        self, metrics: Path, tensorboard: Path, epochs: int, steps_an_epoch: int, history: Iterable[dict]
+        self,
+        metrics: Path,
+        epochs: int,
+        steps_an_epoch: int,
+        history: Iterable[dict],
+        *,
+        writers: Sequence[MetricWriter] = (),
+        done: float = 0.0,
+        backend: str = "cpu",
     ) -> None:
         self._epochs, self._steps_an_epoch = epochs, steps_an_epoch
         write_whole(metrics, "".join(json.dumps(line) + "\n" for line in history).encode())
         self._file = open(metrics, "a", buffering=1)  # noqa: SIM115
-        self._writer = _open_tensorboard(tensorboard)
+        self._writers, self._failed = writers, set[str]()
         self._console = Console(stderr=True)
         self._live = self._console.is_terminal
         self._bars = Progress(
@@ -43,19 +58,32 @@ class RunLog:
             transient=True,
             disable=not self._live,
         )
-        self._task = self._bars.add_task("", total=epochs * steps_an_epoch, epoch=f"1/{epochs}", numbers="")
+        self._task = self._bars.add_task(
+            "",
+            total=epochs * steps_an_epoch,
+            completed=round(done * steps_an_epoch),
+            epoch=f"{int(done) + 1}/{epochs}",
+            numbers="",
+        )
         self._validation = ""
-        self._said = self._logged = time.monotonic()
+        self._done, self._backend = done, backend
+        self._began = self._said = self._logged = time.monotonic()
 
     def __enter__(self) -> "RunLog":
         self._bars.start()
+        self._until_exit = ExitStack()
+        self._compiling = self._until_exit.enter_context(watch_compilation(self._say_compiling, self._backend))
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._until_exit.close()
         self._bars.stop()
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        for writer in self._writers:
+            self._pass_on(writer, "close")
+
+    def _say_compiling(self) -> None:
+        self.say("Kernels are compiled for this machine: once, later runs find them in a cache.")
 
     def step(self, epoch: int, batch: int, step: int, losses: Mapping[str, float], cells_per_s: float) -> None:
         """Report an optimizer step: `batch` minibatches of `epoch` are done, `losses` are the epoch's means so far."""
@@ -80,11 +108,15 @@ class RunLog:
         now, last = time.monotonic(), line["epoch"] + 1 == self._epochs
         if not self._live and (now - self._said > PLAIN_LINE_SECONDS or last):
             self._said = now
-            left = line["seconds"] / (line["epoch"] + 1) * (self._epochs - line["epoch"] - 1)
             self.say(
                 f"epoch {line['epoch'] + 1}/{self._epochs}: ELBO {line['train_elbo']:,.1f}{self._validation} nats "
-                f"per cell, {line['cells_per_s']:,.0f} cells/s, {left:,.0f} s left"
+                f"per cell, {line['cells_per_s']:,.0f} cells/s, {write_seconds(self._forecast(line['epoch'] + 1))} left"
             )
+
+    def _forecast(self, epoch: int) -> float:
+        """Seconds that the epochs after the first `epoch` ones will take, from the speed since this process began."""
+        speed = (time.monotonic() - self._began - self._compiling.seconds) / max(epoch - self._done, 1e-9)
+        return speed * (self._epochs - epoch)
 
     def say(self, sentence: str) -> None:
         """Print a line for the user."""
@@ -100,10 +132,20 @@ class RunLog:
             raise OutputError(
                 f"{self._file.name}: can't be written ({error.strerror}): correct that, then continue with --resume."
             ) from error
-        if self._writer is not None:
-            for name, value in line.items():
-                if isinstance(value, float):
-                    self._writer.add_scalar(name, value, line["step"])
+        numbers = {name: value for name, value in line.items() if isinstance(value, float)}
+        for writer in self._writers:
+            self._pass_on(writer, "write", numbers, line["step"])
+
+    def _pass_on(self, writer: MetricWriter, act: str, *arguments: Any) -> None:
+        """Call a metric writer. One that fails is told of once and left out: training does not depend on a server."""
+        name = writer.name
+        if name in self._failed:
+            return
+        try:
+            getattr(writer, act)(*arguments)
+        except Exception as error:  # whatever a package for metrics raises
+            self._failed.add(name)
+            self.say(f"Warning: {name} gets no more metrics ({type(error).__name__}: {error}); training goes on.")
 
 
 class SilentLog:
@@ -123,12 +165,3 @@ class SilentLog:
 
     def say(self, sentence: str) -> None:
         """See RunLog."""
-
-
-def _open_tensorboard(folder: Path) -> Any:
-    """A TensorBoard writer if tensorboard is installed, else None."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder))

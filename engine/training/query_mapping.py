@@ -1,7 +1,5 @@
 """Map new data onto a trained model (scArches, Lotfollahi et al. 2022): categories are added, old weights frozen."""
 
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,37 +10,21 @@ import torch
 from scipy import sparse
 from torch import Generator, Tensor
 
-from atlasvi.engine.model.covariates import Setup, learn_setup
+from atlasvi.engine.model.covariates import BATCH, CATEGORIES, KINDS, LABELS, Category, Setup, learn_setup
 from atlasvi.engine.model.layers import Layer
 from atlasvi.engine.model.library_prior import fill_library_prior
 from atlasvi.engine.model.model_options import Freezing
-from atlasvi.engine.model.trained_run import TrainedRun
+from atlasvi.engine.model.trained_run import MappedFrom, TrainedRun
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.training.freezing import choose_trained
 from atlasvi.loaders.cells.memory_cells import NAME, list_layers
-from atlasvi.loaders.cells.open_cells import CellData, find_missing
-from atlasvi.loaders.errors import AtlasviWarning
+from atlasvi.loaders.cells.open_cells import CellData, find_missing, report_genes
+from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.sources.open_source import check_gene_names
+from atlasvi.loaders.tables.store_tables import suggest_names
 
 if TYPE_CHECKING:
     import anndata
-
-LEAST_SHARE = 0.8  # of the model's genes; scvi-tools warns below this too
-
-log = logging.getLogger(__name__)
-
-
-def report_genes(path: str, n_genes: int, missing: Sequence[str]) -> None:
-    """Log which proportion of a model's genes the data has, and warn if some are missing."""
-    share = 1 - len(missing) / n_genes
-    log.info("%s: %.1f%% of the %d genes of the model are in the data", path, 100 * share, n_genes)
-    if missing:
-        poor = f" Below {LEAST_SHARE:.0%} the results may be poor." if share < LEAST_SHARE else ""
-        warnings.warn(
-            f"{path}: {share:.1%} of the {n_genes:,} genes of the model are in the data; the {len(missing):,} others "
-            f"(first: {missing[0]!r}) count as zero in every cell.{poor}",
-            AtlasviWarning,
-            stacklevel=3,
-        )
 
 
 def align_anndata(adata: "anndata.AnnData", genes: pd.Index) -> "anndata.AnnData":
@@ -86,16 +68,38 @@ def map_query(reference: TrainedRun, data: CellData, freezing: Freezing, generat
     if settings.has_latent_library:
         fill_library_prior(model, data, codes, first=settings.n_batches)
     known = {"n_batches": settings.n_batches, "n_categories": settings.n_categories}
-    return TrainedRun(model, reference.genes, setup, freezing=freezing.model_copy(update=known), data=data.spec)
+    origin = MappedFrom(str(reference.path or ""), reference.weights_sha256)
+    freezing = freezing.model_copy(update=known)
+    return TrainedRun(model, reference.genes, setup, freezing=freezing, data=data.spec, mapped_from=origin)
 
 
 def extend_setup(setup: Setup, data: CellData) -> Setup:
     """The setup with the new categories of `data` appended in sorted order after its own.
 
     The column of labels may be missing here; it is needed later only if the dispersion is per label.
+    Raises ColumnError if another column is missing.
     """
+    for kind in KINDS:
+        for column in setup.columns(kind) if kind is not LABELS else ():
+            if column not in data.obs_columns:
+                there = ", ".join(data.obs_columns) or "none"
+                of_one = ", the same in all cells if they are of one" if kind.noun is not None else ""
+                raise ColumnError(
+                    f"{data.path}: obs has no column {column!r} (it has: {there}), which is the model's {kind.title}: "
+                    f"add it to the data{of_one}.{suggest_names(column, data.obs_columns)}"
+                )
     labels_key = setup.keys.labels_key if setup.keys.labels_key in data.obs_columns else None
     return setup.extend(learn_setup(data, replace(setup.keys, labels_key=labels_key), one_batch=True))
+
+
+def list_added(before: Setup, after: Setup) -> dict[str, list[Category]]:
+    """What `extend_setup` added: the new categories of batch and covariates, by columns that have some."""
+    by_column = {
+        column: categories[len(before.categories[kind.code][column]) :]
+        for kind in (BATCH, CATEGORIES)
+        for column, categories in after.categories.get(kind.code, {}).items()
+    }
+    return {column: added for column, added in by_column.items() if added}
 
 
 @torch.no_grad()
@@ -129,6 +133,32 @@ def extend_model(reference: VAE, setup: Setup, generator: Generator) -> VAE:
         else:
             values[: len(before_values)] = before_values
     return model
+
+
+@torch.no_grad()
+def keeps_latents(reference: TrainedRun, model: TrainedRun) -> bool:
+    """Whether `model` gives the cells of `reference` the latents that `reference` gives them, as a mapped one does.
+
+    Its encoder then has the weights of the reference, beside those of added categories.
+    """
+    if model.genes != reference.genes or model.setup.keys != reference.setup.keys:
+        return False
+    known, sizes = reference.model.settings, {"n_batches", "n_categories", "n_labels"}
+    if model.model.settings.model_dump(exclude=sizes) != known.model_dump(exclude=sizes):
+        return False
+    for kind in (BATCH, CATEGORIES):
+        for column, before in reference.setup.categories.get(kind.code, {}).items():
+            if model.setup.categories[kind.code][column][: len(before)] != before:
+                return False
+    expected = extend_model(reference.model, model.setup, Generator()).state_dict()
+    added = choose_trained(model.model, Freezing(n_batches=known.n_batches, n_categories=known.n_categories))
+    for name, values in model.model.state_dict().items():
+        if name.startswith("encoder.") or (name == "batch_embedding" and known.encode_covariates):
+            n = added.get(name, len(values) if values.dim() else None)  # rows that the reference has
+            same = torch.equal(values[:n], expected[name][:n]) if n is not None else torch.equal(values, expected[name])
+            if not same:
+                return False
+    return True
 
 
 def _by_covariate(layer: Layer, n_categories: Sequence[int]) -> list[Tensor | None]:

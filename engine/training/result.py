@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from atlasvi.engine.provenance import find_version
 from atlasvi.engine.training.checkpoint_content import RunState
 from atlasvi.engine.training.evaluation import Evaluation, count_informative
-from atlasvi.engine.training.run_parts import PARTS, RunParts, find_version
+from atlasvi.engine.training.run_parts import PARTS, RunParts
 
 
 def make_result(

@@ -17,8 +17,9 @@ from atlasvi.engine.training.fingerprint import is_data_of_run
 from atlasvi.engine.training.settings import RECIPES, SettingError, Settings
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, select_genes
 from atlasvi.loaders.damage import reading
-from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.manifest import read_json
+from atlasvi.loaders.outputs import check_output_free
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_version
 
@@ -33,7 +34,8 @@ def read_saved(out: Path) -> dict[str, Any]:
         raise SourceError(f"{out / CONFIG} is damaged: it holds no settings or no data: copy it again.")
     if "recipe" not in saved["settings"]:  # a run of before there were recipes
         saved["settings"] = {"recipe": "scvi-tools", **RECIPES["scvi-tools"], **saved["settings"]}
-    saved["settings"].setdefault("least_steps_an_epoch", 0)  # so were all runs before there was the setting
+    for name, value in {"least_steps_an_epoch": 0, "adam_beta2": 0.999}.items():  # so all runs were without the setting
+        saved["settings"].setdefault(name, value)
     return saved
 
 
@@ -52,17 +54,19 @@ def resume_command(data: CellData, out: Path, device: str = "auto") -> str:
     return f"{launch_prefix()} {shlex.join([*words, '--resume'])}"
 
 
-def explain_taken(out: Path) -> str:
-    """A message for a new run whose `out` already holds a run: what the user can do."""
-    if (out / MODEL).is_file():
-        return (
+def check_new_run(out: Path) -> None:
+    """Raise OutputError if something is at `out` already; if it is a run, with what the user can do."""
+    if (out / MODEL).is_file() and (out / CONFIG).is_file():
+        raise OutputError(
             f"{out}: this is a finished run already: choose another --out, or train it further: "
             f"--start {shlex.quote(str(out))} --out OTHER."
         )
-    return (
-        f"{out}: this is an unfinished run already: resume it with the same command and --resume, "
-        "or choose another --out."
-    )
+    if (out / CONFIG).is_file():
+        raise OutputError(
+            f"{out}: this is an unfinished run already: resume it with the same command and --resume, "
+            "or choose another --out."
+        )
+    check_output_free(out)
 
 
 def merge_saved(
@@ -91,6 +95,15 @@ def merge_saved(
             )
     with reading(str(out / CONFIG)):
         return {key: saved.get(key) for key in arguments}, Settings.model_validate(saved["settings"])
+
+
+def check_note(out: Path, saved: Mapping[str, Any], note: str | None) -> None:
+    """Raises SettingError for another note than the run was started with: a run has one."""
+    was = (saved.get("provenance") or {}).get("note")
+    if note not in (None, was):
+        raise SettingError(
+            f"{out}: the run was started with the note {was!r}, and it is kept: resume it without another (--note)."
+        )
 
 
 def prepare_start(

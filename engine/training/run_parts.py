@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from atlasvi.engine.model.model_options import ModelOptions, ModelSettings
 from atlasvi.engine.model.noise import INITIAL_WEIGHTS, seed_draws
 from atlasvi.engine.model.run_files import RUN_FORMAT
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.provenance import find_version
 from atlasvi.engine.training.fingerprint import fingerprint, hash_sample
 from atlasvi.engine.training.freezing import group_parameters
 from atlasvi.engine.training.settings import SettingError, Settings, choose_batch_size, resolve_schedule
@@ -194,6 +194,7 @@ def prepare_run(
         group_parameters(model, settings.freezing, settings.weight_decay, settings.decayed or "all"),
         # a tensor on a GPU, as a CUDA graph replays the step with the rate that is in it then
         lr=torch.tensor(settings.learning_rate, device=chosen) if chosen.type == "cuda" else settings.learning_rate,
+        betas=(0.9, settings.adam_beta2),
         eps=settings.adam_eps,
         fused=True,
         capturable=chosen.type == "cuda",
@@ -229,11 +230,3 @@ def choose_device(device: str) -> torch.device:
 def launch_id() -> str | None:
     """Identifier of the torchrun launch that started this process, if any; the same after restarts."""
     return os.environ.get("TORCHELASTIC_RUN_ID")
-
-
-def find_version(package: str) -> str:
-    """The version of an installed package, or 'unknown'."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

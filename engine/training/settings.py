@@ -37,7 +37,7 @@ class Settings(ModelOptions):
     """Cells per minibatch, over all ranks; fewer are taken where `least_steps_an_epoch` needs that."""
     least_steps_an_epoch: int | None = Field(default=None, ge=0)
     """Steps that an epoch has at the least: minibatches are made smaller for that, down to 128 cells. None: by the
-    recipe: 0 (minibatches stay as they are), or with `atlas` 13, and as many as give a run of few epochs 200 steps."""
+    recipe: 0 (minibatches stay as they are), or with `atlas` 50, and as many as give a run of few epochs 200 steps."""
     accumulate: int = Field(default=1, ge=1)
     """Minibatches per step: their gradients are added up, and the ranks exchange them once."""
     compress_gradients: Literal["none", "bf16"] = "none"
@@ -58,6 +58,8 @@ class Settings(ModelOptions):
     recipe. A run that starts from another model has its weights."""
     adam_eps: float | None = Field(default=None, gt=0)
     """None: by the recipe."""
+    adam_beta2: float | None = Field(default=None, ge=0, lt=1)
+    """How much of the mean of squared gradients is kept at each step. None: by the recipe."""
     weight_decay: float | None = Field(default=None, ge=0)
     """With Adam an L2 penalty that is added to the gradient; with AdamW decoupled from the gradient. None: by the
     recipe: 1e-6, or with `atlas` and AdamW by `atlas_decay`."""
@@ -146,6 +148,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "learning_rate_decay": 0.0,
         "initial_weights": "random",
         "adam_eps": 0.01,
+        "adam_beta2": 0.999,
     },
     "atlas": {
         "optimizer": "AdamW",
@@ -154,14 +157,15 @@ RECIPES: dict[str, dict[str, Any]] = {
         "learning_rate_decay": 0.3,
         "initial_weights": "sample",
         "adam_eps": 1e-8,
+        "adam_beta2": 0.99,
     },
 }
 """What each recipe sets where a setting is None. docs/training.md shows what that does."""
 FEWEST_STEPS = 200
 """Steps of the shortest runs that trained well, with the recipe `atlas`: docs/training.md has the figures."""
-FEWEST_STEPS_AN_EPOCH = 13
-"""Steps of an epoch: with fewer, small data that is seen many times was learned by heart: as there."""
-FORGOTTEN_AFTER = 15
+FEWEST_STEPS_AN_EPOCH = 50
+"""Steps of an epoch: with fewer, latents of small data that is seen many times went out of use: as there."""
+FORGOTTEN_AFTER = 7
 """Epochs after which weights have forgotten what they learned, at the most: as there."""
 SMALLEST = 128
 """Cells of a minibatch that no recipe makes smaller."""

@@ -7,7 +7,7 @@ This module decides the order of events, and when to stop. The parts of a run ar
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any, NoReturn
 
@@ -16,11 +16,13 @@ import torch
 from atlasvi.engine.distributed.signals import Signals, TrainingInterrupted
 from atlasvi.engine.model.loss_terms import LossTerms
 from atlasvi.engine.model.run_files import CONFIG, METRICS, MODEL, RESULT
-from atlasvi.engine.model.trained_run import TrainedRun, lock_run
+from atlasvi.engine.model.trained_run import MappedFrom, TrainedRun, lock_run
+from atlasvi.engine.provenance import Provenance
 from atlasvi.engine.terminal import count
 from atlasvi.engine.training.checkpoint_content import Best, RunState
 from atlasvi.engine.training.checkpoint_files import CheckpointWriter, copy_state, list_checkpoints
 from atlasvi.engine.training.evaluation import Evaluation, StopAskedError, evaluate, warn_of_collapse
+from atlasvi.engine.training.metric_writers import open_writers
 from atlasvi.engine.training.profiling import StepProfiler, record_function
 from atlasvi.engine.training.progress import RunLog, SilentLog
 from atlasvi.engine.training.result import make_result
@@ -29,6 +31,7 @@ from atlasvi.engine.training.run_parts import RunParts
 from atlasvi.engine.training.schedule import costs, epochs_since_best, rate_on_plateau, scale_rate, weigh_kl
 from atlasvi.engine.training.settings import warn_of_few_steps
 from atlasvi.engine.training.step import Step, StepTerms
+from atlasvi.engine.training.summary import name_next_steps, summarise_run
 from atlasvi.engine.training.training_error import explain_failure, find_infinite_loss, find_infinite_weights
 from atlasvi.loaders.batches.batch import Batch
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
@@ -38,13 +41,20 @@ from atlasvi.loaders.manifest import write_json, write_manifest
 class Trainer:
     """Trains the model of a run; `state` is the state of the run, `step` does its minibatches."""
 
-    def __init__(self, parts: RunParts, profile: bool = False) -> None:
+    def __init__(
+        self,
+        parts: RunParts,
+        profile: bool = False,
+        metrics: Sequence[str] | None = None,
+        is_resumed: bool = False,
+    ) -> None:
         self.parts, self.ranks, self.settings, self.loaders = parts, parts.ranks, parts.settings, parts.loaders
         assert self.settings.epochs is not None
         self.epochs = self.settings.epochs
         steps_an_epoch = math.ceil(len(self.loaders["train"]) / self.settings.accumulate)
         self._n_steps = min(self.epochs * steps_an_epoch, self.settings.max_steps or sys.maxsize)
         self._profile_folder = parts.out / "profile" if profile else None
+        self._metrics, self.is_resumed = metrics, is_resumed
         self.step = Step(
             parts.model,
             parts.optimizer,
@@ -93,11 +103,24 @@ class Trainer:
             if warning := warn_of_collapse(result["informative_latents"], parts.model.n_latent):
                 self.log.say(warning)
         genes = [str(gene) for gene in parts.data.genes]
-        run = TrainedRun(parts.model.cpu().float().eval(), genes, parts.setup, result, out, data=parts.data.spec)
+        run = TrainedRun(
+            parts.model.cpu().float().eval(),
+            genes,
+            parts.setup,
+            result,
+            out,
+            freezing=self.settings.freezing,
+            data=parts.data.spec,
+            provenance=Provenance.from_record(parts.config.get("provenance")),
+            mapped_from=MappedFrom.from_saved(parts.config.get("mapped_from")),
+        )
         if self.ranks.is_first:
             write_json(out / RESULT, result)
             run.save(out)
             write_manifest(out, (CONFIG, METRICS, RESULT, MODEL))
+        first, *others = summarise_run(result, parts.settings.model_dump())
+        for line in (f"{out}: {first}", *(f"  {line}" for line in (*others, *name_next_steps(out, run.data)))):
+            self.log.say(line)
         return run
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -127,7 +150,7 @@ class Trainer:
     def _describe(self) -> str:
         """A line on what will run, and how."""
         parts, settings = self.parts, self.settings
-        cells, genes, left = self.loaders["train"].n_cells, len(parts.data.genes), self.epochs - self.state.epoch
+        cells, genes, state = self.loaders["train"].n_cells, len(parts.data.genes), self.state
         where = f"{torch.get_num_threads()} threads" if parts.device.type == "cpu" else torch.cuda.get_device_name()
         ranks = f", {self.ranks.world_size} ranks" if self.ranks.world_size > 1 else ""
         size, asked = self.loaders["train"].batch_size, settings.batch_size
@@ -136,8 +159,11 @@ class Trainer:
         )
         stops, metric = settings.early_stopping, settings.early_stopping_monitor
         unwatched = stops and metric.startswith("validation") and not self.loaders["validation"].n_cells
+        first, last = state.epoch + 1, self.epochs  # as the lines of the epochs count them
+        ahead = f"epoch {first} of {last}" if first == last else f"epochs {first} to {last}"
+        ahead = f"{ahead}, after step {state.step:,}" if state.step else count(last, "epoch")
         return (
-            f"Training on {count(cells, 'cell')} x {count(genes, 'gene')}, {count(left, 'epoch')}, minibatches of "
+            f"Training on {count(cells, 'cell')} x {count(genes, 'gene')}, {ahead}, minibatches of "
             f"{size:,}{smaller}, on {parts.device} ({where}{ranks}; kernels: {parts.kernels}"
             f"{', as a CUDA graph' if self.step.is_graph else ''})"
             f"{'; no cell is held out, so there is no early stopping' if unwatched else ''}"
@@ -147,7 +173,19 @@ class Trainer:
         if not self.ranks.is_first:
             return SilentLog()
         out, steps_an_epoch = self.parts.out, len(self.loaders["train"])
-        return RunLog(out / METRICS, out / "tensorboard", self.epochs, steps_an_epoch, self.state.history)
+        notes = list[str]()
+        log = RunLog(
+            out / METRICS,
+            self.epochs,
+            steps_an_epoch,
+            self.state.history,
+            writers=open_writers(self._metrics, out, self.parts.config, notes.append),
+            done=self.state.epoch + self.state.batch / max(steps_an_epoch, 1),
+            backend=self.parts.kernels,
+        )
+        for note in notes:
+            log.say(note)
+        return log
 
     def _train_epoch(self) -> None:
         """The rest of the current epoch, its validation, and the checkpoint at its end."""

@@ -1,6 +1,7 @@
 """One-dimensional sharded Zarr v3 arrays written directly to shard files (their layout: see shards.py)."""
 
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -88,8 +89,8 @@ class ShardWriter:
         self._file: BinaryIO | None = None
         self._shard = 0
         self._sizes: list[int] = []
-        self._checksum = 0  # crc32c of the current shard so far
-        self.files: dict[str, tuple[int, str]] = {}  # of the finished shards: bytes and crc32c
+        self._checksum = 0  # crc32 of the current shard so far; its crc32c would be a constant: see manifest.py
+        self.files: dict[str, tuple[int, str]] = {}  # of the finished shards: bytes and checksum, as lists have them
         (folder / "c").mkdir(exist_ok=True)
 
     def append(self, values: np.ndarray) -> None:
@@ -136,7 +137,7 @@ class ShardWriter:
     def _write(self, content: bytes) -> None:
         assert self._file is not None
         self._file.write(content)
-        self._checksum = google_crc32c.extend(self._checksum, content)
+        self._checksum = zlib.crc32(content, self._checksum)
 
     def _close_shard(self) -> None:
         assert self._file is not None
@@ -145,7 +146,7 @@ class ShardWriter:
         index[: len(self._sizes), 0] = np.cumsum(self._sizes) - self._sizes
         self._write(index.tobytes())
         self._write(google_crc32c.value(index.tobytes()).to_bytes(4, "little"))
-        self.files[str(self._shard)] = self._file.tell(), f"{self._checksum:08x}"
+        self.files[str(self._shard)] = self._file.tell(), f"crc32:{self._checksum:08x}"
         self._checksum = 0
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -191,6 +191,28 @@ class ObsExpression:
         return values.isna(*arguments, **words) if name == "isna" else values.notna(*arguments, **words)
 
 
+def list_patterns(text: str) -> list[tuple[str, int]]:
+    """(pattern, flags of `re`) of each regular expression that an expression looks for with `.str.contains`.
+
+    Of a text that is no expression none, since nothing of it is computed.
+    """
+    try:
+        plain = TOKENS.sub(lambda match: match[1] or WORDS.get(match[3], " x "), text)
+        nodes = list(ast.walk(ast.parse(plain.strip())))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "contains":
+            words = {word.arg: getattr(word.value, "value", True) for word in node.keywords}
+            given = [getattr(part, "value", None) for part in node.args]
+            pattern = words.get("pat", given[0] if given else None)
+            flags = words.get("flags", given[2] if len(given) > 2 else 0)
+            if isinstance(pattern, str) and (words.get("regex", given[4] if len(given) > 4 else True)):
+                found.append((pattern, flags if isinstance(flags, int) else 0))
+    return found
+
+
 def _find_method(call: ast.Call) -> tuple[ast.expr, str] | None:
     """(what a listed method is called on, its name); None if it is another call."""
     if not isinstance(call.func, ast.Attribute):

@@ -130,7 +130,7 @@ def _lock(path: Path) -> Iterator[None]:
     Raises OutputError where the store can't be written.
     """
     try:
-        with lock_folder(path, "adding columns to it: wait for it."), explain_full_disk(path):
+        with lock_folder(path, "changing it: wait for it."), explain_full_disk(path):
             shutil.rmtree(path / SCRATCH, ignore_errors=True)
             yield
     except PermissionError as error:

@@ -6,13 +6,14 @@
       var/                   gene names and columns
       uns/atlasvi/           block_starts [blocks + 1], gene_totals [genes], gene_cells [genes],
                              library/<obs column> [categories, 3]: cells, sum and sum of squares of log library
-      manifest.json          bytes and crc32c of every file, written last; stores of atlasvi 0.1 to 0.3 have none
+      manifest.json          bytes and checksum of every file, written last; stores of atlasvi 0.1 to 0.3 have none
 
 A block is a run of 32 inner chunks and the rows that start in it; only its last row reaches into the next chunk, so
 an epoch decodes about 1/32 of the chunks twice. Each inner chunk has its own crc32c, which is finer than a checksum for
 each block and is verified by every Zarr reader.
 """
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +37,7 @@ from atlasvi.loaders.cells.store_checks import (
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.identity import cell_keys
+from atlasvi.loaders.manifest import read_manifest
 from atlasvi.loaders.outputs import remove_leftovers
 from atlasvi.loaders.places.addresses import restore_address
 from atlasvi.loaders.places.object_path import ObjectPath, Place, open_folder
@@ -226,6 +228,17 @@ class CellStore:
         """uint64 [stop - start]: a hash of each cell's identity, the same as that of the source it came from."""
         source = self._obs.read_column("source", start, stop).cat.codes.to_numpy()
         return cell_keys(source, self._obs.read_column("source_row", start, stop).to_numpy())
+
+    def hash_counts(self) -> str | None:
+        """A hash of all counts in their order, from the checksums in the store's list of files, without reading them.
+
+        None if the list does not say: stores of older versions have none, or checksums that do not depend on content.
+        """
+        listed = read_manifest(Path(self.path)) or {}
+        files = {name: found for name, found in listed.items() if name.startswith("X/") and "/c/" in name}
+        if not files or not all(checksum.startswith("crc32:") for _, checksum in files.values()):
+            return None
+        return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
 
     def allow_fractions(self) -> "CellStore":
         """The same store: it holds whole counts only."""

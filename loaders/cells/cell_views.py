@@ -1,6 +1,7 @@
 """Cells seen through a list of genes, or with one more column of obs; all else is delegated to the original cells."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,12 +99,25 @@ class CellsView:
         self._data.close()
 
 
+def unwrap(data: Cells) -> Cells:
+    """The cells that a view, or a view of views, shows."""
+    while isinstance(data, CellsView):
+        data = data._data
+    return data
+
+
 class SelectedGenes(CellsView):
     """Only the genes of a list, as columns in its order; a gene that the data lacks has zero counts in every cell."""
 
     def __init__(self, data: Cells, genes: pd.Index) -> None:
         super().__init__(data)
         self._choice, self._var = GeneChoice(genes.get_indexer(data.genes), len(genes)), data.var.reindex(genes)
+        self._lacks_genes = not genes.isin(data.genes).all()
+
+    @property
+    def spec(self) -> DataSpec:
+        """How the cells were opened, and whether missing genes count as zeros, so that they can be opened so again."""
+        return replace(self._data.spec, missing_genes="zeros") if self._lacks_genes else self._data.spec
 
     @property
     def var(self) -> pd.DataFrame:

@@ -110,6 +110,11 @@ def ingest(
                 f"{spec.path}: a cell store keeps whole counts, and its option is values={spec.values}: train directly "
                 "from the source, or round with --round."
             )
+        if spec.missing_genes is not None:
+            raise SourceError(
+                f"{spec.path}: missing_genes={spec.missing_genes} is about the genes of a model, and ingest has none: "
+                "--genes union fills genes that a source lacks with zeros."
+            )
     if dask:  # processes of a cluster run in other folders
         specs = [spec.make_absolute() for spec in specs]
     job = IngestJob(

@@ -26,6 +26,7 @@ CHOICES = {
     "missing_chunks": ("refuse", "zeros"),
     "values": ("counts", "numbers"),
     "empty_cells": ("refuse", "keep", "drop"),
+    "missing_genes": ("refuse", "zeros"),
 }
 MEMORY = "memory"
 ANNDATA_FORMATS = ("h5ad", "zarr", MEMORY)
@@ -45,6 +46,7 @@ class DataSpec:
     missing_chunks  'refuse' a file with missing chunks as an incomplete copy; or 'zeros' to read them as zeros
     values          'counts' are whole; 'numbers' may be fractions, which only the normal likelihood accepts
     empty_cells     'refuse' cells without counts, 'keep' them, or, only in ingest, 'drop' them
+    missing_genes   'refuse' data that lacks genes of a model, or count them as 'zeros' in every cell; for models only
     endpoint, region, profile, anonymous  how the bucket of an address is reached (see places/storage.py)
     format          the format that was recognised when the data was opened; not an option
     """
@@ -57,6 +59,7 @@ class DataSpec:
     missing_chunks: str | None = None
     values: str | None = None
     empty_cells: str | None = None
+    missing_genes: str | None = None
     endpoint: str | None = None
     region: str | None = None
     profile: str | None = None

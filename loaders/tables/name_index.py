@@ -25,7 +25,8 @@ from atlasvi.loaders.places.object_path import Place
 BLOCK = 2**14  # entries: 131 kB are read to find one name
 SLICE_ROWS = 2**16  # names in memory at a time
 TOGETHER = 64  # blocks that are read at a time
-BUCKET_ROWS = 2**22  # entries that are sorted in memory
+BUCKET_ROWS = 2**20  # entries that are sorted in memory
+MOST_BUCKETS = 256  # files open at a time: tables of over 2**28 rows have larger buckets
 
 Progress = Callable[[int], None]
 """Called with the number of rows that are done."""
@@ -41,12 +42,12 @@ def write_name_index(
 ) -> None:
     """Write the index of the names that `read_names` returns for rows [start, stop).
 
-    Memory does not grow with the table: entries are first put into files by the range of their hash, then each file is
-    sorted. These files are made beside `path`, and removed.
+    Memory does not grow with the table, up to 2**28 rows: entries are first put into files by the range of their hash,
+    then each file is sorted. These files are made beside `path`, and removed.
     """
     row_dtype = _row_dtype(n_rows)
     entry = np.dtype([("hash", "<u4"), ("row", row_dtype)])
-    n_buckets = max(-(-n_rows // BUCKET_ROWS), 1)
+    n_buckets = min(max(-(-n_rows // BUCKET_ROWS), 1), MOST_BUCKETS)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         buckets = [open(Path(folder) / str(k), "w+b") for k in range(n_buckets)]  # noqa: SIM115  closed below
         try:

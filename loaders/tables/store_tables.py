@@ -33,9 +33,17 @@ def check_column(name: str, columns: Sequence[str], path: str) -> None:
         raise ColumnError(f"{path}: obs has no column {name!r} (it has: {there}).{suggest_names(name, columns)}")
 
 
+def find_near_names(name: str, there: Sequence[str], n: int = 3) -> list[str]:
+    """At most n names that are nearest to a name that is not there, nearest first; case makes no difference."""
+    by_lower: dict[str, list[str]] = {}
+    for each in there:
+        by_lower.setdefault(each.lower(), []).append(each)
+    return [each for lower in get_close_matches(name.lower(), by_lower, n) for each in by_lower[lower]][:n]
+
+
 def suggest_names(name: str, there: Sequence[str]) -> str:
     """A question that names what is nearest to a name that is not there, for the end of a message; '' if nothing is."""
-    near = get_close_matches(name, there)
+    near = find_near_names(name, there)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
@@ -325,6 +333,11 @@ class AppendedArray:
             attributes={"encoding-type": "string-array" if text else "array", "encoding-version": "0.2.0"},
             config={"write_empty_chunks": True},  # so that a chunk of zeros is stored too, and a missing one is a loss
         )
+
+    @property
+    def n_appended(self) -> int:
+        """Rows that were appended so far."""
+        return self._written + self._waiting
 
     def append(self, rows: np.ndarray) -> None:
         """Append rows; whole chunks go to disk at once, the rest when `length` is reached."""

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import os
 import re
@@ -6,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from atlasvi.engine.terminal import count, explain_errors, make_printable, say
+from atlasvi.engine.terminal import count, explain_errors, make_printable, say, show_progress
 from atlasvi.loaders.errors import OutputError, SourceError
 
 
@@ -104,3 +105,22 @@ def test_a_standard_output_that_was_closed_is_no_error(monkeypatch):
         say("nobody hears this")
         went_on = True
     assert went_on
+
+
+def test_an_answer_goes_to_its_file_while_a_bar_is_on_the_terminal(tmp_path, monkeypatch):
+    """rich would send what is printed meanwhile to the terminal, where `> answer.csv` finds nothing."""
+    ours, theirs = os.openpty()
+    with open(tmp_path / "answer.csv", "w") as out, os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with show_progress() as report:
+            report("computing", 1, 2)
+            print("cell,x")
+    said = b""
+    with contextlib.suppress(OSError):  # at its end
+        while part := os.read(ours, 10_000):
+            said += part
+    os.close(ours)
+    assert (tmp_path / "answer.csv").read_text() == "cell,x\n"
+    assert b"computing" in said
+    assert b"cell" not in said

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlasvi.engine import SCVI
+from atlasvi.engine.queries.correlation import correlate_genes
 from atlasvi.engine.queries.draw_comparison import Test as Comparison
 from atlasvi.engine.queries.draw_comparison import compare_draws, control_fdr, describe_draws, estimate_pseudocounts
 from atlasvi.engine.queries.latents import log_density, mix_posteriors
@@ -120,6 +121,17 @@ def test_correlations_are_of_genes_that_go_together(model: SCVI):
         assert matrix.loc["g0", "g1"] > matrix.loc["g0", "g9"]
     with pytest.raises(ValueError, match="'spearman' or 'pearson'"):
         model.get_feature_correlation_matrix(correlation_type="kendall")
+
+
+def test_a_gene_that_is_named_twice_has_the_same_correlations_in_both_places(model: SCVI):
+    for method in ("spearman", "pearson"):
+        run, cells = model.run, model.ask()
+        options = {"indices": np.arange(50), "correlation_type": method}
+        twice = correlate_genes(
+            run.model, cells, torch.Generator().manual_seed(1), columns=np.array([7, 2, 7]), **options
+        )
+        once = correlate_genes(run.model, cells, torch.Generator().manual_seed(1), columns=np.array([2, 7]), **options)
+        np.testing.assert_array_equal(twice, once[np.ix_([1, 0, 1], [1, 0, 1])])
 
 
 def test_a_gene_that_does_not_vary_has_no_correlations_and_a_warning_says_so():

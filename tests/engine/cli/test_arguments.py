@@ -20,8 +20,11 @@ def test_names_are_separated_by_commas_unless_they_are_quoted(tmp_path: Path):
     assert split_names(f"@{tmp_path}/names") == ["a, b", "c"]
     assert split_names(None) is split_repeated(None) is None
     assert split_repeated(["a,b", '"c, d"']) == ["a", "b", "c, d"]
-    with pytest.raises(SourceError, match="these names can't be read"):
-        split_names("a\rb")
+    assert split_names('" a ", b ,"", "unended, c') == [" a ", "b", "", "unended, c"]
+    assert split_names('"a"b, "=1+1"') == ['"a"b', "=1+1"]
+    assert split_names("a\rb\nc,d\n") == ["a\rb\nc", "d"]
+    with pytest.raises(SourceError, match="can't be read"):
+        split_names(f"@{tmp_path}")
 
 
 def test_a_column_whose_name_has_a_comma_can_be_a_covariate(tmp_path: Path):

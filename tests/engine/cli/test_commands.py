@@ -181,7 +181,6 @@ def test_a_mistake_with_files_that_are_there_is_one_sentence_and_changes_nothing
         ("query {}/mini differential --groupby batch --mode change --fdr 7", "Invalid value for '--fdr'"),
         ("query {}/mini differential --groupby batch --mode change --delta nan", "Invalid value for '--delta'"),
         ("query {}/mini abundance --sample-key batch --dof inf", "inf is not a finite number"),
-        ("query {}/mini", "Missing command"),
         ("query {}/mini latent --model", "--model"),
         ("query {}/mini neighbors", "No such command 'neighbors'"),
         ("info {}/a.h5ad [/red]", "[/red]"),

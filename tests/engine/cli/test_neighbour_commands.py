@@ -76,6 +76,7 @@ def test_an_index_is_built_once_and_reported(folder: Path):
 def test_mistakes_are_explained_in_a_sentence(folder: Path):
     mini, new = folder / "x.mini", folder / "new.h5ad"
     assert "none of the 40 genes" in refuse("query", mini, "neighbours", "--cells", folder / "mouse.h5ad")
+    assert "Did you mean 'cell_type'?" in refuse("query", mini, "neighbours", "--of", "cell_typ=B")
     assert "do not exist (first: 'nobody')" in refuse("query", mini, "neighbours", "--of", "nobody")
     assert "no column 'celltype'" in refuse("query", mini, "neighbours", "--where", "celltype=B").lower()
     assert "--of would have no effect" in refuse("query", mini, "neighbours", "--of", "c0_1", "--cells", new)

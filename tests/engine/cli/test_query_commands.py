@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlasvi.engine import SCVI
+from atlasvi.engine import SCVI, minify
 from tests.engine.api.small_models import make_adata, make_model
 from tests.engine.distributed.rank_processes import run_command
 from tests.engine.queries.forms_of_cells import make_forms
@@ -52,6 +52,33 @@ MODEL_AND_DATA = [
     ["model", "cells.h5ad"],
     ["x.mini", "cells.h5ad"],
 ]
+
+
+@pytest.mark.parametrize("places", MODEL_AND_DATA, ids=" ".join)
+def test_without_a_question_it_shows_what_is_held_and_what_can_be_asked(folder: Path, places: list[str]):
+    done = run_command("query", *_find(folder, places))
+    assert done.returncode == 0, done.stderr
+    held, asked = done.stdout.split("It can be asked:\n")
+    assert "latent dimension" in held or "a model of scvi-tools" in held
+    assert held.strip() == run_command("query", *_find(folder, [*places, "info"])).stdout.strip()
+    questions = [line.split()[0] for line in asked.splitlines() if line.startswith("  ")]
+    assert {"latent", "expression", "markers", "neighbours", "annotate"} <= set(questions)
+    assert "latent --limit 5" in asked
+
+
+def test_a_run_alone_says_that_it_must_be_minified_first(folder: Path):
+    assert "make some with atlasvi minify RUN DATA --out MINI" in refuse(folder, "model")
+
+
+def test_what_a_minified_store_holds_is_shown_without_loading_torch(folder: Path):
+    for words in ([folder / "x.mini"], [folder / "x.mini", "info"]):
+        script = (
+            f"import sys; sys.argv = ['atlasvi', 'query', *{list(map(str, words))!r}]; "
+            "from atlasvi.engine.cli.commands import app; app(standalone_mode=False); "
+            "print('torch' in sys.modules, file=sys.stderr)"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.stderr.strip() == "False"
 
 
 @pytest.mark.parametrize("places", MODEL_AND_DATA, ids=" ".join)
@@ -182,6 +209,48 @@ def test_names_of_groups_and_genes_are_no_formulas_for_a_spreadsheet(folder: Pat
     words = ["differential", "--groupby", "kind", "--group1", "=1+1", "--n-samples", 50]
     table = ask(folder, "model", tmp_path / "kinds.h5ad", *words)
     assert set(table["group1"]) == {"'=1+1"}
+
+
+def test_cells_of_any_name_are_found_by_it_and_written_as_it_is(folder: Path, tmp_path: Path):
+    names = [
+        "=1+1",
+        "a,b",
+        'a"b',
+        "a\nb",
+        "a\r\nb",
+        " blank ",
+        "twice",
+        "twice",
+        "",
+        "NA",
+        "007",
+        "@x",
+        '"q"',
+        "-5",
+        "\tx",
+    ]
+    adata = make_adata(len(names))
+    adata.obs_names, adata.var_names = names, [f"=g{k}" for k in range(39)] + ["a, b"]
+    model = make_model(adata, epochs=1)
+    model.save(tmp_path / "model")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    minify(tmp_path / "model", tmp_path / "cells.h5ad", tmp_path / "x.mini")
+    latents = model.get_latent_representation()
+    for ending in ("parquet", "h5ad", "csv"):
+        out = tmp_path / f"x.{ending}"
+        assert run_command("query", tmp_path / "x.mini", "latent", "--out", out).returncode == 0
+    table = pd.read_parquet(tmp_path / "x.parquet")
+    assert table["cell"].tolist() == anndata.read_h5ad(tmp_path / "x.h5ad").obs_names.tolist() == names
+    np.testing.assert_array_equal(table[["z0", "z1"]], latents[:, :2])
+    text = pd.read_csv(tmp_path / "x.csv", dtype={"cell": str}, keep_default_na=False)["cell"]
+    guarded = {"=1+1": "'=1+1", "@x": "'@x", "\tx": "'\tx"}
+    assert text.tolist() == [guarded.get(name, name) for name in names]
+    for name in set(names):
+        quoted = '"' + name.replace('"', '""') + '"'
+        done = run_command("query", tmp_path / "x.mini", "count", "--cells", quoted)
+        assert (done.stdout, done.stderr) == (f"{names.count(name)}\n", "")
+    shares = ask(tmp_path, "x.mini", "expression", "--genes", '"a, b",=g3', "--limit", 1)
+    assert shares.columns.tolist() == ["a, b", "'=g3"]
 
 
 def test_parameters_of_the_likelihood_are_those_that_it_has(folder: Path, tmp_path: Path):

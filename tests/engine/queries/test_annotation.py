@@ -98,6 +98,18 @@ def test_the_neighbours_explain_a_label():
     assert all((row == most).sum() == pd.Series(row).value_counts().max() for row, most in zip(donors, table["donor"]))
 
 
+def test_missing_values_of_the_neighbours_are_none_of_their_values():
+    reference, new = Labelled(200, 0), Labelled(9, 1)
+    donors = reference.obs.table["donor"].astype(object)
+    reference.obs.table["donor"] = donors.where(np.arange(200) % 2 == 0)
+    table = label(reference, new, k=10)
+    assert set(table["donor"]) <= set(map(str, donors))
+    reference.obs.table["donor"] = pd.Series([None] * 200, reference.obs.table.index, dtype=object)
+    table = label(reference, new, k=10)
+    assert table["donor"].isna().all()
+    assert (table["donor_values"] == 0).all()
+
+
 def test_the_first_cells_have_the_same_labels_whatever_follows_and_seeds_differ():
     reference, new = Labelled(500, 0), Labelled(60, 1)
     annotator = Annotator(MinifiedCells(reference), "type", AnnotationOptions())
@@ -119,7 +131,7 @@ def test_cells_without_a_label_and_cells_that_are_not_chosen_are_no_neighbours()
 
 
 def test_one_label_is_no_choice():
-    with pytest.raises(QueryError, match="'type' has 1 labels"):
+    with pytest.raises(QueryError, match="1 label in column 'type'"):
         label(Labelled(50, 0, types=(1,)), Labelled(5, 1))
     with pytest.raises(ColumnError, match="kind"):
         Annotator(MinifiedCells(Labelled(50, 0)), "kind", AnnotationOptions())

@@ -69,6 +69,18 @@ def test_text_that_holds_an_equals_sign_and_truth_values_are_found(cells):
     assert np.array_equal(choose_cells(asked, where="odd=True"), np.arange(1, 60, 2))
 
 
+def test_a_missing_value_is_no_value_that_is_there(cells):
+    adata = anndata.AnnData(cells["memory"].source.adata.X.copy(), cells["memory"].source.adata.obs.copy())
+    adata.obs["gaps"] = pd.Categorical([None] * 60, categories=["x"])
+    adata.obs["numbers"] = np.where(np.arange(60) < 58, np.nan, 1.5)
+    adata.var_names = cells["memory"].source.genes
+    asked = CountedCells(MemoryCells(adata), adata.var_names.tolist(), cells["memory"].setup)
+    with pytest.raises(QueryError, match=r"no cell has gaps = 'x' \(there are: none\)\.$"):
+        choose_cells(asked, where="gaps=x")
+    with pytest.raises(QueryError, match=r"no cell has numbers = 'nan' \(there are: 1.5\)\.$"):
+        choose_cells(asked, where="numbers=nan")
+
+
 @pytest.mark.parametrize(
     ("where", "error", "message"),
     [
@@ -78,6 +90,10 @@ def test_text_that_holds_an_equals_sign_and_truth_values_are_found(cells):
         ("cell_type=C", QueryError, r"no cell has cell_type = 'C' \(there are: B, NK, T\)"),
         ("cell_type == 'C'", ColumnError, "is true for no cell"),
         ("n_counts >", ColumnError, "is not an expression over obs columns"),
+        ("cell_type ==", ColumnError, "is not an expression over obs columns"),
+        ("cell_type = B", ColumnError, "is not an expression over obs columns"),
+        ("cell_type=b", QueryError, r"no cell has cell_type = 'b' .* Did you mean 'B'\?"),
+        ("CELL_TYPE=B", ColumnError, r"Did you mean 'cell_type'\?"),
         ([60], QueryError, "there is no cell 60"),
         (np.ones(3, bool), QueryError, "the mask has 3 values for 60 cells"),
         ([0.5], QueryError, "by their indices or by a mask"),

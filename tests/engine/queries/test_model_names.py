@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,8 @@ def test_genes_are_found_in_the_order_in_which_they_are_named(run: TrainedRun):
     assert np.arange(3)[find_genes(run, None, "x")].tolist() == [0, 1, 2]
     with pytest.raises(GeneError, match=r"x: no gene 'CD3G' in the model \(similar: CD3E, CD3D\)"):
         find_genes(run, ["LYZ", "CD3G"], "x")
+    with pytest.raises(GeneError, match=r"no gene 'Cd3e' in the model \(similar: CD3E, CD3D\)"):
+        find_genes(run, ["Cd3e"], "x")
     with pytest.raises(GeneError, match="it has 3: CD3E, CD3D, LYZ"):
         find_genes(run, ["MALAT1"], "x")
 
@@ -32,3 +36,6 @@ def test_batches_are_found_by_value_and_by_their_text(run: TrainedRun):
     assert find_batches(run, [None, 1]) == [None, 0]
     with pytest.raises(QueryError, match="no batch 'a': the model's batches are 1, 2"):
         find_batch(run, "a")
+    named = replace(run, setup=Setup.from_saved({"batch_key": "batch", "batch_categories": ["Lung", "Gut"]}))
+    with pytest.raises(QueryError, match=r"no batch 'lung': .* Lung, Gut. Did you mean 'Lung'\?"):
+        find_batch(named, "lung")

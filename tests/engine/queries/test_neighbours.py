@@ -2,12 +2,13 @@ import shutil
 import warnings
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
 import zarr
 
-from atlasvi.engine import build_index, find_neighbours, open_minified
+from atlasvi.engine import build_index, find_neighbours, minify, open_minified
 from atlasvi.engine.neighbours.exact_search import to_points
 from atlasvi.engine.neighbours.index_file import identify_latents, name_index
 from atlasvi.engine.queries import neighbours
@@ -49,6 +50,16 @@ def test_neighbours_of_all_forms_of_minified_cells_are_those_of_all_pairs(folder
     obs.index = store.read_names()
     assert table["cell_type"].tolist() == obs.loc[table["neighbour"], "cell_type"].tolist()
     assert table["n_counts"].tolist() == obs.loc[table["neighbour"], "n_counts"].tolist()
+
+
+def test_a_missing_value_of_a_neighbour_stays_missing(folder: Path, tmp_path: Path):
+    adata = anndata.read_h5ad(folder / "cells.h5ad")
+    adata.obs["site"] = pd.Categorical(np.where(np.arange(60) % 2, "lung", None))
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    minify(folder / "model", tmp_path / "cells.h5ad", tmp_path / "y.mini")
+    table = find_neighbours(tmp_path / "y.mini", columns=["site"], k=2)
+    expected = adata.obs["site"].astype(object).loc[table["neighbour"]]
+    assert table["site"].where(table["site"].notna(), "?").tolist() == expected.where(expected.notna(), "?").tolist()
 
 
 def test_chosen_cells_are_asked_and_are_neighbours(folder: Path):

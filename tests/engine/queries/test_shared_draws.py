@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from atlasvi.engine.queries import shared_draws
@@ -18,6 +18,7 @@ from atlasvi.engine.queries.shared_draws import mix_labels
     st.integers(1, 5000),
     st.floats(0, 1, exclude_max=True),
 )
+@example([1], 3, 1 - 2**-52)
 def test_a_mixture_has_the_labels_in_proportion_to_their_sizes(sizes: list[int], n: int, start: float):
     counts = mix_labels(np.array(sizes), np.ones(len(sizes), bool), n, start)
     assert counts.sum() == n

@@ -9,6 +9,7 @@ import torch
 from atlasvi.engine import SCVI
 from atlasvi.engine.model.model_options import Freezing
 from atlasvi.engine.training.freezing import choose_trained
+from atlasvi.engine.training.query_mapping import keeps_latents
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.errors import GeneError
 from atlasvi.loaders.ingestion.ingest import ingest
@@ -180,3 +181,31 @@ def test_a_query_of_one_batch_learns_its_column_though_the_layers_are_normalised
     assert len(statistics) == 4
     assert all(torch.equal(after[name], before[name]) for name in statistics)
     assert np.array_equal(query.get_latent_representation(reference.adata), reference.get_latent_representation())
+
+
+@pytest.mark.parametrize("representation", ["one-hot", "embedding"])
+def test_latents_are_kept_by_a_mapped_model_and_by_no_other(representation: str):
+    options = {**ARCHES, "batch_representation": representation}
+    reference = make_model(make_adata(), **options)
+    query = SCVI.load_query_data(make_adata(80, seed=1, batches="bc"), reference)
+    query.train(max_epochs=1)
+    assert keeps_latents(reference.run, query.run)
+    assert keeps_latents(reference.run, reference.run)
+    assert not keeps_latents(query.run, reference.run)
+    other = make_model(make_adata(seed=2), **options)
+    assert not keeps_latents(reference.run, other.run)
+    free = SCVI.load_query_data(make_adata(80, seed=1, batches="bc"), reference, freeze_expression=False)
+    free.train(max_epochs=1)
+    assert not keeps_latents(reference.run, free.run)
+
+
+def test_latents_are_kept_where_a_covariate_of_one_category_gets_another():
+    adata = make_adata(60)
+    adata.obs["site"] = "here"
+    SCVI.setup_anndata(adata, batch_key="batch", categorical_covariate_keys=["site"])
+    reference = SCVI(adata, n_hidden=8, **{**ARCHES, "use_batch_norm": "none"})
+    new = make_adata(40, seed=1)
+    new.obs["site"] = "there"
+    query = SCVI.load_query_data(new, reference)
+    query.train(max_epochs=1)
+    assert keeps_latents(reference.run, query.run)

@@ -50,6 +50,7 @@ def test_every_setting_can_be_set_from_text():
             "decayed": "weights",
             "learning_rate_warmup": 0.25,
             "learning_rate_decay": 0.25,
+            "adam_beta2": 0.25,
             "initial_weights": "sample",
         }
         value = field.default if field.default is not None else decided.get(name, 3)
@@ -127,13 +128,13 @@ def test_a_recipe_fills_in_what_is_not_set():
     assert (theirs.learning_rate, theirs.initial_weights, theirs.learning_rate_decay) == (1e-3, "random", 0)
     ours = resolve_schedule(Settings(recipe="atlas", batch_size=1024, adam_eps=1e-6), 10**6)
     assert (ours.learning_rate, ours.initial_weights, ours.learning_rate_decay) == (0.004, "sample", 0.3)
-    assert (ours.optimizer, ours.adam_eps) == ("AdamW", 1e-6)
+    assert (ours.optimizer, ours.adam_eps, ours.adam_beta2) == ("AdamW", 1e-6, 0.99)
     assert ours.weight_decay == pytest.approx(atlas_decay(8) / (0.004 * 8 * 977))  # of so many cells, 8 epochs
-    assert [atlas_decay(epochs) for epochs in (1, 10, 300)] == [2, 3, 20]  # forgotten after 15 epochs at the latest
+    assert [atlas_decay(epochs) for epochs in (1, 10, 350)] == [2, 3, 50]  # forgotten after 7 epochs at the latest
     assert resolve_schedule(Settings(recipe="atlas", max_steps=10), 10**6).weight_decay > 100
     assert resolve_schedule(Settings(recipe="atlas", optimizer="Adam"), 10**6).weight_decay == 1e-6
     assert atlas_rate(512 * 4) == atlas_rate(2048) < atlas_rate(2**14) == atlas_rate(2**20) == 0.016
-    assert resolve_schedule(Settings(recipe="atlas", batch_size=4096), 256 * 13).learning_rate == 0.002  # 256 a step
+    assert resolve_schedule(Settings(recipe="atlas", batch_size=4096), 256 * 50).learning_rate == 0.002  # 256 a step
 
 
 def test_minibatches_are_made_smaller_where_an_epoch_or_a_run_would_have_too_few_steps():
@@ -143,8 +144,8 @@ def test_minibatches_are_made_smaller_where_an_epoch_or_a_run_would_have_too_few
     assert choose(900_000, epochs=1, batch_size=4096) == 4096
     assert choose(900_000, epochs=1, batch_size=16_384) == 4_500  # 200 steps in all
     assert choose(900_000, epochs=4, batch_size=16_384) == 16_384
-    assert choose(7_029, epochs=400, batch_size=1024) == 7_029 // 13
-    assert choose(7_029, epochs=400, batch_size=1024, accumulate=2) == 7_029 // 26
+    assert choose(12_000, epochs=400, batch_size=1024) == 12_000 // 50
+    assert choose(20_000, epochs=400, batch_size=1024, accumulate=2) == 20_000 // 100
     assert choose(1_645, epochs=400, batch_size=1024) == 128
     assert choose(1_645, epochs=400, batch_size=64) == 64
     assert choose(1_645, epochs=400, batch_size=1024, least_steps_an_epoch=0) == 1024

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from atlasvi.loaders.arrays.shard_writing import ShardWriter, create_sharded
 from atlasvi.loaders.arrays.shards import Layout, OpenShards, ShardReader
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
+from atlasvi.loaders.manifest import hash_file
 
 
 def write(folder: Path, values: np.ndarray, layout: Layout) -> Path:
@@ -133,3 +134,16 @@ def test_many_shards_of_many_arrays_are_read_with_few_open_files(tmp_path: Path,
         reader.close()
     assert np.array_equal(readers[0].read(0, len(values)), values)
     assert len(readers[0]._shards._shards) == 10
+
+
+def test_a_shard_is_listed_with_a_checksum_that_depends_on_its_content(tmp_path: Path):
+    """A crc32c would not: a shard ends with that of its index, and each chunk with that of itself."""
+    listed = []
+    for name, values in (("one", np.arange(2_000)), ("other", np.arange(2_000)[::-1])):
+        path = create_sharded(zarr.open_group(tmp_path / name, mode="w"), "x", 2_000, LAYOUT)
+        writer = ShardWriter(path, LAYOUT)
+        writer.append(values.astype("<u2"))
+        writer.close()
+        listed += [checksum for _, checksum in writer.files.values()]
+        assert all(writer.files[shard] == hash_file(path / "c" / shard) for shard in writer.files)
+    assert len(set(listed)) == len(listed) > 2

@@ -20,8 +20,9 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from atlasvi.loaders.arrays.stored_arrays import SlicedArray, open_array
 from atlasvi.loaders.arrays.zarr_arrays import decode_bounded
-from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes
-from atlasvi.loaders.errors import CountsError, GeneError, SourceError
+from atlasvi.loaders.cells.open_cells import CellData, align_genes, find_missing, open_cells, select_genes
+from atlasvi.loaders.errors import AtlasviWarning, CountsError, GeneError, SourceError
+from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.rows.buffers import Buffers
 from atlasvi.loaders.rows.narrowing import narrow_rows
 from tests.loaders.conftest import make_counts
@@ -337,3 +338,41 @@ def test_chosen_genes_come_in_the_order_asked_for(tmp_path: Path):
     loader = pytest.importorskip("atlasvi.loaders.batches.loader")  # its batches are torch's tensors
     for batch in loader.BatchLoader(chosen, 64, seed=0):
         assert np.array_equal(batch.to_dense().numpy(), COUNTS[batch.rows.numpy()][:, columns].toarray())
+
+
+def test_genes_that_the_data_lacks_count_as_zeros_if_it_was_opened_so_and_its_spec_says_so(tmp_path: Path):
+    annotated(COUNTS).write_h5ad(tmp_path / "cells.h5ad")
+    ingest([tmp_path / "cells.h5ad"], tmp_path / "cells.store")
+    wanted = ["g3", "new", "g1"]
+    for name in ("cells.h5ad", "cells.store"):
+        with pytest.raises(GeneError, match="1 of the 3 genes"):
+            select_genes(open_cells(tmp_path / name), wanted)
+        with pytest.warns(AtlasviWarning, match=r"66.7% of the 3 genes .*'new'\) count as zero"):
+            padded = select_genes(open_cells(f"{tmp_path / name}::missing_genes=zeros"), wanted)
+        assert padded.genes.tolist() == wanted
+        with pytest.warns(AtlasviWarning, match="66.7%"):
+            aligned = align_genes(open_cells(tmp_path / name), wanted)
+        assert aligned.spec.missing_genes == "zeros"
+        with pytest.warns(AtlasviWarning, match="66.7%"):
+            select_genes(open_cells(tmp_path / name, like=aligned.spec), wanted)
+        assert align_genes(open_cells(tmp_path / name), ["g3", "g1"]).spec.missing_genes is None
+    with pytest.raises(SourceError, match="ingest has none: --genes union"):
+        ingest([f"{tmp_path / 'cells.h5ad'}::missing_genes=zeros"], tmp_path / "other.store")
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "found"),
+    [
+        (["Cd3e", "Cd19", "Ms4a1", "C3"], ["CD3E", "CD19", "MS4A1", "C3"], "1 of the 4 genes of the model, and 4 if"),
+        (["ENSG01.2", "ENSG02.5"], ["ENSG01", "ENSG02"], "none of the 2 genes of the model, and 2 if"),
+        (["ENSMUSG01", "ENSMUSG02"], ["ENSG01", "ENSG02"], r"none of the 2 genes of the model \("),
+    ],
+)
+def test_genes_under_other_names_are_refused_rather_than_taken_as_missing(there, wanted, found):
+    with pytest.raises(GeneError, match=found + ".*gene_column.*orthologues"):
+        find_missing("new.h5ad", pd.Index(there), pd.Index(wanted))
+
+
+def test_a_panel_of_few_genes_is_no_other_species():
+    wanted = pd.Index([f"G{k}" for k in range(1000)])
+    assert len(find_missing("panel.h5ad", pd.Index(["G1", "G7", "g8", "Other"]), wanted)) == 998

@@ -1,11 +1,5 @@
-"""The page in a browser: needs playwright, axe-playwright-python and a Chromium (its path in CHROMIUM, or installed).
+"""The page in a browser (see tests/engine/browser.py)."""
 
-pip install playwright axe-playwright-python && pytest -m slow tests/engine/card/page/test_rendering.py
-"""
-
-import importlib.util
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +8,7 @@ import pytest
 
 from atlasvi.engine.card.model_card import PARTS
 from atlasvi.engine.card.page import make_page
+from tests.engine.browser import find_violations, open_page, running_browser
 from tests.engine.card.cards import make_card
 from tests.engine.card.page.test_page import CARDS, make_hostile_card
 
@@ -23,29 +18,14 @@ WIDTHS, THEMES = (360, 1280, 1920), ("light", "dark")
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    with playwright.sync_playwright() as running:
-        path = path or running.chromium.executable_path
-        if not Path(path).is_file():
-            pytest.skip("there is no Chromium: name one in CHROMIUM")
-        chromium = running.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+    with running_browser() as chromium:
         yield chromium
-        chromium.close()
 
 
-def _open(browser: Any, text: str, folder: Path, width: int = 1280, theme: str = "light", **options: Any) -> Any:
+def _open(browser: Any, text: str, folder: Path, *wanted: Any, **options: Any) -> Any:
     file = folder / "card.html"
     file.write_text(text, "utf-8")
-    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, **options).new_page()
-    page.set_default_timeout(60_000)
-    page.requested, page.said = [], []
-    page.on("request", lambda request: page.requested.append(request.url))
-    page.on("console", lambda message: page.said.append(message.text))
-    page.on("dialog", lambda dialog: page.said.append(dialog.message))
-    page.goto(file.as_uri())
-    return page
+    return open_page(browser, file.as_uri(), *wanted, **options)
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -69,14 +49,8 @@ def test_nothing_is_loaded_and_nothing_is_wider_than_the_screen(
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
 @pytest.mark.parametrize(("width", "theme"), [(360, "light"), (1280, "dark"), (1920, "light")])
 def test_axe_finds_nothing(browser: Any, tmp_path: Path, card: Any, width: int, theme: str) -> None:
-    spec = importlib.util.find_spec("axe_playwright_python")
-    if spec is None or spec.origin is None:
-        pytest.skip("axe-playwright-python is not installed")
-    # axe itself is a script, which the page's policy refuses
     page = _open(browser, make_page(card), tmp_path, width, theme, bypass_csp=True)
-    page.evaluate((Path(spec.origin).parent / "axe.min.js").read_text("utf-8"))
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+    assert find_violations(page) == []
 
 
 def test_hostile_names_run_nothing(browser: Any, tmp_path: Path) -> None:

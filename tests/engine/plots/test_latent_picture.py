@@ -6,14 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlasvi.engine.queries.latent_picture import (
-    MAX_CATEGORIES,
-    OKABE_ITO,
-    Colouring,
-    choose_colours,
-    draw_latent,
-    place_cells,
-)
+from atlasvi.engine.plots.latent_picture import draw_latent
 from atlasvi.loaders.errors import ColumnError, MissingDependencyError, OutputError
 
 pytest.importorskip("matplotlib")
@@ -39,33 +32,6 @@ def test_without_umap_learn_the_map_is_the_first_two_principal_components(tmp_pa
     latent, types = make_groups()
     assert draw_latent(latent, {"cell_type": types, "batch": types}, tmp_path / "new" / "a.png", seed=0) == "PCA"
     assert is_png(tmp_path / "new" / "a.png")
-    _, places = place_cells(latent, seed=0)
-    centred = latent - latent.mean(axis=0)
-    _, scales, axes = np.linalg.svd(centred, full_matrices=False)
-    np.testing.assert_allclose(np.abs(places), np.abs(centred @ axes[:2].T), rtol=1e-3, atol=1e-3)
-    assert scales[0] >= scales[1]
-
-
-@pytest.mark.slow  # numba compiles UMAP: up to 20 s
-def test_umap_keeps_groups_apart_is_seeded_and_quiet_and_gives_the_threads_back(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("umap")
-    import numba
-
-    latent, types = make_groups()
-    threads = numba.get_num_threads()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        method, places = place_cells(latent, seed=3)
-    assert method == "UMAP"
-    assert numba.get_num_threads() == threads
-    assert capfd.readouterr() == ("", "")
-    np.testing.assert_array_equal(place_cells(latent, seed=3)[1], places)
-    assert not np.array_equal(place_cells(latent, seed=4)[1], places)
-    distance = np.linalg.norm(places[:, None] - places[None], axis=2)
-    np.fill_diagonal(distance, np.inf)
-    assert (types.cat.codes.to_numpy()[distance.argmin(axis=1)] == types.cat.codes).mean() > 0.95
 
 
 def test_the_same_seed_draws_the_same_subset(tmp_path: Path, without_umap: None) -> None:
@@ -101,23 +67,6 @@ def test_few_cells_and_few_dimensions_can_be_drawn(tmp_path: Path, without_umap:
     latent = np.random.default_rng(0).normal(size=shape)
     draw_latent(latent, {"batch": pd.Series(["a"] * len(latent))}, tmp_path / "a.png", seed=0)
     assert is_png(tmp_path / "a.png")
-
-
-def test_names_are_sorted_by_their_numbers_and_the_rarest_beyond_forty_are_drawn_together() -> None:
-    names = [f"donor {number}" for number in range(60) for _ in range(1 + number % 2)]
-    panel = Colouring("donor", pd.Series(names))
-    assert len(panel.categories) == len(panel.colours) == MAX_CATEGORIES
-    assert panel.categories[:5] == ["donor 0", "donor 1", "donor 2", "donor 3", "donor 4"]
-    assert panel.categories[-1] == "21 others"
-    assert panel.categories[panel.codes[names.index("donor 59")]] == "donor 59"
-    assert (panel.codes == MAX_CATEGORIES - 1).sum() == 21
-
-
-@pytest.mark.parametrize("n_colours", [3, 8, 9, 20, 40])
-def test_colours_are_distinct_and_up_to_eight_safe_for_the_colour_blind(n_colours: int) -> None:
-    colours = choose_colours(n_colours)
-    assert len(set(colours)) == n_colours
-    assert n_colours > 8 or set(colours) <= set(OKABE_ITO)
 
 
 def test_what_can_not_be_drawn_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

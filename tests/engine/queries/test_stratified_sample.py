@@ -1,6 +1,6 @@
 import numpy as np
 
-from atlasvi.engine.card.stratified_sample import choose_sample
+from atlasvi.engine.queries.stratified_sample import choose_sample
 
 LABELS = np.repeat([0, 1, 2, 3], [50_000, 9_000, 60, 3])
 

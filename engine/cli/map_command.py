@@ -1,0 +1,99 @@
+"""`atlasvi map`: new cells mapped onto a trained model."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from atlasvi.engine.cli.arguments import EmptyCells, GeneColumn, Layer, Measurement, RankTimeout
+from atlasvi.engine.cli.job_file import JobFile
+from atlasvi.engine.cli.option_groups import spread
+from atlasvi.loaders.sources.data_spec import parse_source
+
+if TYPE_CHECKING:  # imports torch, which `--help` does not need
+    from atlasvi.engine.model.model_options import Freezing
+
+
+@dataclass(frozen=True)
+class FreezingOptions:
+    """Which parameters stay as they are, by the arguments of SCVI's `load_query_data`."""
+
+    unfrozen: Annotated[bool, typer.Option("--unfrozen", help="Train all parameters; all latents change.")] = False
+    free_expression: Annotated[
+        bool, typer.Option("--free-expression", help="Train the encoder's first layer too; all latents change.")
+    ] = False
+    free_decoder_first_layer: Annotated[
+        bool, typer.Option("--free-decoder-first-layer", help="Train the decoder's first layer too.")
+    ] = False
+    free_batchnorm_encoder: Annotated[
+        bool, typer.Option("--free-batchnorm-encoder", help="Train its batch norms too; all latents change.")
+    ] = False
+    freeze_batchnorm_decoder: Annotated[
+        bool, typer.Option("--freeze-batchnorm-decoder", help="Do not train its batch norms.")
+    ] = False
+
+    def to_freezing(self) -> "Freezing":
+        """The same as the model's own value."""
+        from atlasvi.engine.model.model_options import Freezing
+
+        return Freezing(
+            unfrozen=self.unfrozen,
+            freeze_expression=not self.free_expression,
+            freeze_decoder_first_layer=not self.free_decoder_first_layer,
+            freeze_batchnorm_encoder=not self.free_batchnorm_encoder,
+            freeze_batchnorm_decoder=self.freeze_batchnorm_decoder,
+        )
+
+
+@spread
+def map_cells(
+    context: typer.Context,
+    reference: Annotated[
+        Path, typer.Argument(metavar="RUN|MINI", help="A finished run, a model, or a minified store with its model.")
+    ],
+    data: Annotated[str, typer.Argument(metavar="NEW", help="The new cells: a cell store, or any source.")],
+    out: Annotated[Path, typer.Option(help="The run directory to make.")],
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs; default round(8,000,000 / cells), 1 to 400.", min=1)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Cells per minibatch (default 128).", min=1)] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0)] = None,
+    split_column: Annotated[str | None, typer.Option(help="obs column with train, validation or test.")] = None,
+    config: JobFile = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint in --out.")] = False,
+    *,
+    frozen: FreezingOptions,
+    rank_timeout: RankTimeout = 300.0,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    measurement: Measurement = None,
+    empty_cells: EmptyCells = None,
+) -> None:
+    """Map new cells onto a trained model (scArches): its weights stay, those of new batches are trained."""
+    from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
+    from atlasvi.engine.minified.places import name_place
+    from atlasvi.engine.scvi_tools.model_directories import open_model
+    from atlasvi.engine.training.map_onto import map_onto
+    from atlasvi.engine.training.settings import parse_settings
+
+    is_minified = name_place(reference) in ("minified store", "minified data")
+    run = replace(open_minified(reference).run if is_minified else open_model(reference), path=reference)
+    map_onto(
+        run,
+        parse_source(data, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells),
+        out,
+        freezing=frozen.to_freezing(),
+        epochs=epochs,
+        batch_size=batch_size,
+        device=device,
+        seed=seed,
+        split_column=split_column,
+        settings={**context.meta.get("settings", {}), **parse_settings(settings or [])},
+        resume=resume,
+        rank_timeout_s=rank_timeout,
+    )
