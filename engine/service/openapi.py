@@ -16,6 +16,7 @@ ERRORS = {
     400: "The question can't be answered: a name, a column or a value is wrong.",
     401: "The token is missing or wrong.",
     403: "A page of another site asked.",
+    404: "There is nothing at this address.",
     406: "None of the forms of answers is accepted.",
     408: "The body came too slowly.",
     413: "The body, or the answer, is too large.",
