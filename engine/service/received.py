@@ -15,6 +15,7 @@ from atlasvi.engine.service.refusals import Refused
 
 COUNTS = "application/x-hdf5"
 CLOSE = {"Connection": "close"}  # what is left of the body is not read
+LEFT_BYTES, LEFT_SECONDS = 2**24, 2.0  # of a body that is too large, read and not kept
 
 
 def _name_kind(request: Request) -> str:
@@ -64,9 +65,10 @@ async def _read_parts(request: Request, most: int, seconds: float) -> AsyncItera
     """The parts of a body of at most so many bytes, which come within so many seconds each."""
     too_large = Refused(413, f"The body is larger than {most:,} bytes.", CLOSE)
     said = request.headers.get("content-length", "0")
-    if said.isdecimal() and int(said[:20]) > most:
-        raise too_large
     parts, n_bytes = request.stream(), 0
+    if said.isdecimal() and int(said[:20]) > most:
+        await _leave(parts)
+        raise too_large
     while True:
         try:
             with anyio.fail_after(seconds):
@@ -77,5 +79,16 @@ async def _read_parts(request: Request, most: int, seconds: float) -> AsyncItera
             return
         n_bytes += len(part)
         if n_bytes > most:
+            await _leave(parts)
             raise too_large
         yield part
+
+
+async def _leave(parts: AsyncIterator[bytes]) -> None:
+    """Read on for a moment: a connection that is closed while bytes still come takes the answer with it."""
+    n_bytes = 0
+    with anyio.move_on_after(LEFT_SECONDS):
+        async for part in parts:
+            n_bytes += len(part)
+            if n_bytes > LEFT_BYTES:
+                return

@@ -28,7 +28,7 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"limit": 0}, "'limit': Input should be greater than or equal to 1"),
     ({"limit": -(10**30)}, "'limit'"),
     ({"limit": "many"}, "'limit'"),
-    ({"genes": "g1"}, "There is no option 'genes': this question has rows, variance, cells, where"),
+    ({"genes": "g1"}, "There is no option 'genes': this question has rows, polygon, variance, cells"),
     ({"cells": []}, "'cells'"),
     ({"cells": "@/etc/passwd"}, "send a list of names instead of a file"),
     ({"where": {"a": 1}}, "'where'"),

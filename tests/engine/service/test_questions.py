@@ -128,7 +128,9 @@ def test_names_and_defaults_of_options_are_those_of_the_command(name: str):
     local = {"new_cells", "index"} | ({"cells"} if name in ("neighbours", "annotate") else set())
     expected = {option.name: option.default for option in question.options if option.name not in local}
     fields = dict(model.model_fields)
-    assert fields.pop("rows").default is None
+    for added in ("rows", "polygon"):
+        assert (added in fields) == ("where" in expected)
+        assert added not in fields or fields.pop(added).default is None
     assert set(fields) == set(expected)
     for option, default in expected.items():
         if default in (inspect.Parameter.empty, ...):
