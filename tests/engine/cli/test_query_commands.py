@@ -1,4 +1,7 @@
-"""`atlasvi query`: each question by its command, and that the command line and SCVI's methods answer alike."""
+"""`atlasvi query`: each question by its command, and that the command line and SCVI's methods answer alike.
+
+The file is long because each question has forms and options of its own; it holds nothing else.
+"""
 
 import io
 import subprocess
