@@ -13,6 +13,7 @@ from atlasvi.engine.queries.question import Answer, Asking
 if TYPE_CHECKING:  # imports torch and pandas, which `--help` does not need
     import pandas as pd
 
+    from atlasvi.engine.queries.opened_question import OpenedQuestion
     from atlasvi.engine.queries.question_cells import QuestionCells
 
 
@@ -40,10 +41,11 @@ class CellOptions:
             return None
         return choose_cells(open_cells(), split_names(self.cells), conditions, self.limit, self.sample, self.seed)
 
-    def refuse_seed(self, asking: Asking) -> None:
-        """Refuse --seed where only --sample would use it."""
+    def open_without_draws(self, asking: Asking) -> "tuple[OpenedQuestion, np.ndarray | None]":
+        """What is asked, opened, and the chosen cells, for an answer that draws nothing: only --sample uses --seed."""
         if self.sample is None:
             asking.refuse_unused(["seed"], "only --sample uses it")
+        return asking.open(), self.choose(asking)
 
 
 @dataclass(frozen=True)

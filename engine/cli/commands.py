@@ -1,46 +1,43 @@
 """The command line: each command calls a function that Python users can call too.
 
-The file is long because each command has its own options; it holds nothing else.
+Commands about data and stores stand here, the others in files of their own; all are put together at the end.
 """
 
 import gc
 import logging
-import sys
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from atlasvi.engine.cli import comparison_commands as comparison_commands  # adds its questions to query_app
 from atlasvi.engine.cli import gene_commands as gene_commands
 from atlasvi.engine.cli.arguments import (
-    EmptyCells,
     GeneColumn,
     Layer,
     Measurement,
     RankTimeout,
     Seed,
-    check_finite,
     print_lines,
     split_names,
-    split_repeated,
 )
-from atlasvi.engine.cli.card_commands import card, write_card
+from atlasvi.engine.cli.card_commands import card
+from atlasvi.engine.cli.data_options import DataOptions
 from atlasvi.engine.cli.hub_commands import pull, push
 from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.cli.map_command import map_cells
 from atlasvi.engine.cli.neighbour_commands import index
+from atlasvi.engine.cli.option_groups import spread
 from atlasvi.engine.cli.overview import show_way
 from atlasvi.engine.cli.plot_commands import embed
 from atlasvi.engine.cli.query_commands import query_app
 from atlasvi.engine.cli.query_group import AtlasviGroup
 from atlasvi.engine.cli.serve_command import serve
+from atlasvi.engine.cli.training_commands import launch, plan, train
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.terminal import count, explain_errors, say, show_progress
 from atlasvi.loaders.places.storage import parse_storage, use_storage
-from atlasvi.loaders.sources.data_spec import DataSpec, parse_source
 
 app = typer.Typer(
     cls=AtlasviGroup,
@@ -80,19 +77,6 @@ def _options(
         print_lines(show_way(version("atlasvi")))
 
 
-app.add_typer(query_app, name="query")
-app.command()(push)
-app.command()(pull)
-app.command()(card)
-app.command()(index)
-app.command()(serve)
-app.command("map")(map_cells)
-app.command()(embed)
-
-SEVERAL_NAMES = "NAME,NAME (repeatable; in double quotes if a name has a comma)"
-
-
-@app.command()
 def simulate(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The .h5ad file to write.")],
     cells: Annotated[int, typer.Option(help="Number of cells.", min=1)] = 20_259,
@@ -111,7 +95,6 @@ def simulate(
     )
 
 
-@app.command()
 def ingest(
     sources: Annotated[
         list[str],
@@ -181,7 +164,6 @@ def ingest(
         say(f"Cells without counts in these genes: {report.empty_cells:,} (--empty-cells drop leaves them out).")
 
 
-@app.command("annotate-obs")
 def annotate_obs(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A cell store, or a minified store.")],
     table: Annotated[Path, typer.Argument(metavar="TABLE", help=".csv or .tsv (or .gz), one row per cell, any order.")],
@@ -199,7 +181,6 @@ def annotate_obs(
     print_lines([f"{store}: added to obs: {', '.join(added)}."])
 
 
-@app.command()
 def info(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A source, store, run, model, card or minified data.")],
 ) -> None:
@@ -209,7 +190,6 @@ def info(
     print_lines(describe(path))
 
 
-@app.command()
 def check(
     path: Annotated[str, typer.Argument(help="A cell store, minified store, run, model or source.")],
     renew: Annotated[
@@ -222,164 +202,7 @@ def check(
     print_lines(run(path, renew))
 
 
-@app.command()
-def train(
-    context: typer.Context,
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
-    out: Annotated[Path, typer.Option(help="The run directory to make.")],
-    batch_key: Annotated[str | None, typer.Option(help="obs column of the batches to correct for.")] = None,
-    labels_key: Annotated[str | None, typer.Option(help="obs column of cell labels, kept with the model.")] = None,
-    size_factor_key: Annotated[str | None, typer.Option(help="obs column that replaces the library size.")] = None,
-    categorical_covariate_keys: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAMES", help=f"obs columns of categories: {SEVERAL_NAMES}."),
-    ] = None,
-    continuous_covariate_keys: Annotated[
-        list[str] | None, typer.Option(metavar="NAMES", help=f"obs columns of numbers: {SEVERAL_NAMES}.")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Epochs; default round(8,000,000 / cells), 1 to 400.", min=1)
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Cells per minibatch (default 128).", min=1)] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
-    seed: Annotated[
-        int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0, max=2**64 - 1)
-    ] = None,
-    split_column: Annotated[str | None, typer.Option(help="obs column with train, validation or test.")] = None,
-    config: JobFile = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
-    ] = None,
-    start: Annotated[Path | None, typer.Option(metavar="RUN", help="Train this run further.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint in --out.")] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and print where the time goes.")] = False,
-    metrics: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAMES", help="Where metrics go, too: tensorboard (default), mlflow, wandb, openmetrics."),
-    ] = None,
-    note: Annotated[
-        str | None, typer.Option(help="What you say of the run; kept with all that is made from it.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only check, and say what it would do: sizes, memory, time.")
-    ] = False,
-    with_card: Annotated[bool, typer.Option("--card", help="Then compute the model's card, in OUT/card.")] = False,
-    rank_timeout: RankTimeout = 300.0,
-    layer: Layer = None,
-    gene_column: GeneColumn = None,
-    measurement: Measurement = None,
-    empty_cells: EmptyCells = None,
-) -> None:
-    """Train scVI on a cell store or on any source."""
-    from atlasvi.engine.training.settings import parse_settings
-    from atlasvi.engine.training.train import train as run
-
-    chosen = {**context.meta.get("settings", {}), **parse_settings(settings or [])}
-    spec = parse_source(data, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells)
-    keys: dict[str, Any] = {
-        "batch_key": batch_key,
-        "labels_key": labels_key,
-        "size_factor_key": size_factor_key,
-        "categorical_covariate_keys": split_repeated(categorical_covariate_keys),
-        "continuous_covariate_keys": split_repeated(continuous_covariate_keys),
-    }
-    others: dict[str, Any] = {
-        "start": start,
-        "resume": resume,
-        "metrics": split_repeated(metrics),
-        "note": note,
-        "device": device,
-    }
-    chosen |= {name: n for name, n in (("epochs", epochs), ("batch_size", batch_size)) if n is not None}
-    if dry_run:
-        show_estimate(spec, out, keys, chosen, {"seed": seed, "split_column": split_column}, **others)
-        return
-    run(
-        spec,
-        out,
-        **keys,
-        seed=seed,
-        split_column=split_column,
-        settings=chosen,
-        profile=profile,
-        rank_timeout_s=rank_timeout,
-        **others,
-    )
-    if with_card:
-        write_card(out, spec, out / "card", device=device)
-
-
-@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-def launch(
-    context: typer.Context,
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train, map, minify, card or plan ...")],
-    nproc: Annotated[
-        str, typer.Option(metavar="N|auto", help="Processes on this machine; auto: one per GPU, without GPUs one.")
-    ],
-    max_restarts: Annotated[int, typer.Option(help="How often to restart all when one is lost.", min=0)] = 0,
-    nnodes: Annotated[int, typer.Option(help="Number of machines; run the command on each of them.", min=1)] = 1,
-    rendezvous: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Address of one of several machines.")
-    ] = None,
-    config: JobFile = None,
-) -> None:
-    """Run a command as several processes. On SIGTERM all write a checkpoint, and the status is 75."""
-    from atlasvi.engine.distributed.launch import launch as run
-
-    _check_command(context, command)
-    if nproc != "auto" and not (nproc.isdecimal() and int(nproc)):
-        raise typer.BadParameter(f"{nproc!r} is neither auto nor a number from 1 up.", param_hint="'--nproc'")
-    sys.exit(
-        run(
-            command,
-            None if nproc == "auto" else int(nproc),
-            max_restarts=max_restarts,
-            n_nodes=nnodes,
-            rendezvous=rendezvous,
-        )
-    )
-
-
-@app.command()
-def plan(
-    context: typer.Context,
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
-    gpus: Annotated[int, typer.Option(help="Number of devices, over all machines.", min=1)],
-    network: Annotated[
-        float | None,
-        typer.Option(metavar="GBPS", help="Network speed in Gbit/s.", min=0.001, callback=check_finite),
-    ] = None,
-    batch_key: Annotated[str | None, typer.Option(help="obs column of the batches to correct for.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Cells per minibatch, over all devices.", min=1)] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="The device to measure.")] = "auto",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
-    ] = None,
-    seconds: Annotated[
-        float, typer.Option(help="Approximate duration of the measurement.", min=1, callback=check_finite)
-    ] = 20.0,
-    config: JobFile = None,
-) -> None:
-    """Measure reading and computing on this machine, and estimate an epoch on many devices."""
-    from atlasvi.engine.distributed.ranks import join_ranks
-    from atlasvi.engine.training.epoch_estimate import describe_plan, plan_epoch_time
-    from atlasvi.engine.training.settings import parse_settings
-
-    in_file = context.meta.get("settings", {})
-    plan_settings = {
-        **in_file,
-        **parse_settings(settings or []),
-        **({} if batch_size is None else {"batch_size": batch_size}),
-    }
-    with join_ranks() as ranks:
-        found = plan_epoch_time(
-            data, gpus, network, batch_key=batch_key, device=device, settings=plan_settings, seconds=seconds
-        )
-        if ranks.is_first:
-            print_lines(describe_plan(found))
-
-
-@app.command()
+@spread
 def minify(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory, or one of scvi-tools.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
@@ -396,18 +219,16 @@ def minify(
         Literal["float32", "float16"], typer.Option(help="How latents are stored; float16 takes half the space.")
     ] = "float32",
     rank_timeout: RankTimeout = 300.0,
-    layer: Layer = None,
-    gene_column: GeneColumn = None,
-    measurement: Measurement = None,
-    empty_cells: EmptyCells = None,
     config: JobFile = None,
+    *,
+    opening: DataOptions,
 ) -> None:
     """Encode every cell, keep its posterior, drop the counts. After a kill, the same command continues."""
     from atlasvi.engine.cli.describe import folder_bytes
     from atlasvi.engine.distributed.ranks import join_ranks
     from atlasvi.engine.minified.minify import minify as run_minify
 
-    spec = parse_source(data, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells)
+    spec = opening.to_spec(data)
     with join_ranks(rank_timeout) as ranks, show_progress() as progress:
         report = run_minify(
             run,
@@ -430,7 +251,6 @@ def minify(
     )
 
 
-@app.command()
 def export(
     path: Annotated[Path, typer.Argument(metavar="RUN|MINI", help="A finished run, or a minified store.")],
     out: Annotated[
@@ -451,26 +271,14 @@ def export(
     say(f"{out}: open it with {opens}.")
 
 
-def _check_command(context: typer.Context, command: list[str]) -> None:
-    """Report a mistake in the command of `launch` once, here, and not in each process at each start."""
-    group = context.find_root()
-    if command[0] not in ("train", "map", "minify", "card", "plan"):
-        context.fail(f"train, map, minify, card and plan can be launched, {command[0]!r} can't.")
-    subcommand = group.command.get_command(group, command[0])  # type: ignore[attr-defined]
-    subcommand.make_context(command[0], command[1:], parent=group)
-
-
-def show_estimate(spec: DataSpec, out: Path, keys: Mapping[str, Any], *arguments: Any, **others: Any) -> None:
-    """Say what `train` would do with these arguments."""
-    from atlasvi.engine.model.covariates import SetupKeys
-    from atlasvi.engine.training.epoch_estimate import describe_plan, estimate_training
-    from atlasvi.engine.training.settings import resolve_settings
-
-    settings, given = arguments
-    found = estimate_training(
-        spec, out, SetupKeys.from_arguments(keys), resolve_settings(None, settings), given, **others
-    )
-    print_lines([f"{out}: the run is finished already."] if found is None else describe_plan(found))
+for command in (simulate, ingest, annotate_obs, info, check, plan, train):
+    app.command()(command)
+app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(launch)
+app.command("map")(map_cells)
+app.command()(minify)
+app.add_typer(query_app, name="query")
+for command in (index, embed, serve, card, push, pull, export):
+    app.command()(command)
 
 
 def _shorten(name: str) -> str:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from atlasvi.engine.cli.arguments import EmptyCells, GeneColumn, Layer, Measurement, RankTimeout
+from atlasvi.engine.cli.arguments import RankTimeout
+from atlasvi.engine.cli.data_options import DataOptions
 from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.cli.option_groups import spread
-from atlasvi.loaders.sources.data_spec import parse_source
 
 if TYPE_CHECKING:  # imports torch, which `--help` does not need
     from atlasvi.engine.model.model_options import Freezing
@@ -66,13 +66,10 @@ def map_cells(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint in --out.")] = False,
+    rank_timeout: RankTimeout = 300.0,
     *,
     frozen: FreezingOptions,
-    rank_timeout: RankTimeout = 300.0,
-    layer: Layer = None,
-    gene_column: GeneColumn = None,
-    measurement: Measurement = None,
-    empty_cells: EmptyCells = None,
+    opening: DataOptions,
 ) -> None:
     """Map new cells onto a trained model (scArches): its weights stay, those of new batches are trained."""
     from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
@@ -85,7 +82,7 @@ def map_cells(
     run = replace(open_minified(reference).run if is_minified else open_model(reference), path=reference)
     map_onto(
         run,
-        parse_source(data, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells),
+        opening.to_spec(data),
         out,
         freezing=frozen.to_freezing(),
         epochs=epochs,

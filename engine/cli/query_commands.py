@@ -48,9 +48,7 @@ def query_latent(
     from atlasvi.engine.queries.latents import slice_latents
     from atlasvi.engine.queries.question_cells import MinifiedCells
 
-    asked.refuse_seed(asking)
-    opened = asking.open()
-    chosen = asked.choose(asking)
+    opened, chosen = asked.open_without_draws(asking)
     slices = (
         (index, np.concatenate([qzm, qzv], axis=1) if variance else qzm)
         for index, qzm, qzv in slice_latents(opened.encoder, opened.cells, chosen)
@@ -116,9 +114,8 @@ def query_parameters(
     """A parameter of the likelihood of the counts, at the posterior mean of each cell."""
     from atlasvi.engine.queries.likelihood_parameters import slice_parameter
 
-    asked.refuse_seed(asking)
-    opened, wanted = asking.open(), split_names(genes)
-    chosen, batches = asked.choose(asking), split_batches(opened, transform_batch)
+    opened, chosen = asked.open_without_draws(asking)
+    wanted, batches = split_names(genes), split_batches(opened, transform_batch)
     slices = slice_parameter(opened.run, opened.cells, chosen, parameter, wanted, batches)
     return asked.answer(asking, chosen, slices, wanted or opened.run.genes)
 
@@ -133,9 +130,7 @@ def query_library(
     from atlasvi.engine.queries.latents import slice_library
     from atlasvi.engine.queries.question_cells import name_cells
 
-    asked.refuse_seed(asking)
-    opened = asking.open()
-    chosen = asked.choose(asking)
+    opened, chosen = asked.open_without_draws(asking)
     slices = name_cells(opened.cells, chosen, slice_library(opened.run.model, opened.cells, chosen))
     return asked.answer(asking, chosen, slices, ["library"])
 
@@ -150,9 +145,7 @@ def query_batch_vectors(
     from atlasvi.engine.queries.latents import batch_vectors
     from atlasvi.engine.queries.obs_rows import slice_cells
 
-    asked.refuse_seed(asking)
-    opened = asking.open()
-    chosen = asked.choose(asking)
+    opened, chosen = asked.open_without_draws(asking)
     parts = (
         (opened.cells.read_names(here), batch_vectors(opened.run.model, opened.cells, here))
         for _, here in slice_cells(chosen, opened.cells.n_cells)

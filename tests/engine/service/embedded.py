@@ -1,9 +1,13 @@
-"""A store of cells with coordinates and obs, in memory, for tests of tiles."""
+"""Stores of cells with coordinates: in memory, for tests of tiles; and a minified store's copy with coordinates."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from atlasvi.engine.minified.embedding import writing_embedding
+from atlasvi.engine.minified.minified_store import MinifiedStore
 
 
 class EmbeddedCells:
@@ -37,3 +41,12 @@ def draw_points(n_cells: int, seed: int = 0) -> np.ndarray:
     centres = np.array([[0, 0], [9, 2], [4, -30]])
     cloud = random.choice(3, n_cells, p=[0.6, 0.39, 0.01])
     return (centres[cloud] + random.normal(size=(n_cells, 2))).astype(np.float32)
+
+
+def copy_with_points(mini: Path, folder: Path) -> MinifiedStore:
+    """A copy of a minified store in a folder, with the coordinates of `draw_points`."""
+    copied = shutil.copytree(mini, folder / mini.name)
+    opened = MinifiedStore(copied)
+    with writing_embedding(opened, {"method": "test"}) as append:
+        append(draw_points(opened.n_cells))
+    return MinifiedStore(copied)

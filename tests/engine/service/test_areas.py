@@ -1,4 +1,3 @@
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -6,11 +5,10 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 
-from atlasvi.engine.minified.embedding import writing_embedding
 from atlasvi.engine.minified.minified_store import MinifiedStore
 from atlasvi.engine.queries.markers import compare
 from atlasvi.engine.service.tiles import open_tiles
-from tests.engine.service.embedded import draw_points
+from tests.engine.service.embedded import copy_with_points
 from tests.engine.service.running import ask, ask_table, refusal, serving
 
 LEFT = [[-100, -100], [2.5, -100], [2.5, 100], [-100, 100]]
@@ -18,11 +16,7 @@ LEFT = [[-100, -100], [2.5, -100], [2.5, 100], [-100, 100]]
 
 @pytest.fixture(scope="module")
 def store(forms: Path, tmp_path_factory: pytest.TempPathFactory) -> MinifiedStore:
-    mini = shutil.copytree(forms / "x.mini", tmp_path_factory.mktemp("areas") / "x.mini")
-    opened = MinifiedStore(mini)
-    with writing_embedding(opened, {"method": "test"}) as append:
-        append(draw_points(opened.n_cells))
-    return MinifiedStore(mini)
+    return copy_with_points(forms / "x.mini", tmp_path_factory.mktemp("areas"))
 
 
 @pytest.fixture(scope="module")

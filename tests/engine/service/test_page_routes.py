@@ -1,7 +1,6 @@
 """The routes of the page without a browser: every address that it asks for, and what they refuse."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,21 +8,16 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 
-from atlasvi.engine.minified.embedding import writing_embedding
 from atlasvi.engine.minified.minified_store import MinifiedStore
 from atlasvi.engine.service.page_answers import PAGE, POLICY
 from atlasvi.engine.service.tiles import Tiles, open_tiles
-from tests.engine.service.embedded import draw_points
+from tests.engine.service.embedded import copy_with_points
 from tests.engine.service.running import refusal, serving
 
 
 @pytest.fixture(scope="module")
 def store(forms: Path, tmp_path_factory: pytest.TempPathFactory) -> MinifiedStore:
-    mini = shutil.copytree(forms / "x.mini", tmp_path_factory.mktemp("routes") / "x.mini")
-    opened = MinifiedStore(mini)
-    with writing_embedding(opened, {"method": "test"}) as append:
-        append(draw_points(opened.n_cells))
-    return MinifiedStore(mini)
+    return copy_with_points(forms / "x.mini", tmp_path_factory.mktemp("routes"))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,22 +6,18 @@ import pytest
 from typer.testing import CliRunner
 
 from atlasvi.engine.cli.commands import app
-from atlasvi.engine.minified.embedding import writing_embedding
 from atlasvi.engine.minified.minified_store import MinifiedStore
 from atlasvi.engine.service import tile_columns
 from atlasvi.engine.service.page_answers import PAGE
 from atlasvi.engine.service.static_page import write_static_page
 from atlasvi.engine.service.tiles import open_tiles
 from atlasvi.loaders.errors import ColumnError, OutputError
-from tests.engine.service.embedded import draw_points
+from tests.engine.service.embedded import copy_with_points
 
 
 @pytest.fixture
 def store(forms: Path, tmp_path: Path) -> MinifiedStore:
-    mini = shutil.copytree(forms / "x.mini", tmp_path / "x.mini")
-    with writing_embedding(MinifiedStore(mini), {"method": "test"}) as append:
-        append(draw_points(60))
-    return MinifiedStore(mini)
+    return copy_with_points(forms / "x.mini", tmp_path)
 
 
 def test_the_command_writes_the_page_with_points_columns_and_names(store: MinifiedStore, tmp_path: Path):
