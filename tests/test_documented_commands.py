@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,10 @@ def test_the_commands_of_a_page_are_those_of_the_command_line(page: Path, tmp_pa
 
 def test_commands_are_found_in_the_pages():
     assert sum(len(list_commands(page)) for page in PAGES) > 40
+
+
+def test_readme_lists_each_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall(r"`([a-z]+)`", row.split("|")[1])}
+    assert set(extras) - {"all", "dev"} <= listed

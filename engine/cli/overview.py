@@ -10,6 +10,8 @@ WAY = (
     ("Keep the posterior, drop the counts", "atlasvi minify run atlas.store --out atlas.mini"),
     ("See what can be asked", "atlasvi query atlas.mini"),
     ("Ask", "atlasvi query atlas.mini markers --labels-key cell_type --top 20 --out markers.csv"),
+    ("Place the cells in a picture", "atlasvi embed atlas.mini"),
+    ("Look at them, and ask, in a browser", "atlasvi serve atlas.mini"),
     ("Show how good the model is: its card", "atlasvi card run atlas.store --labels-key cell_type --out card"),
 )
 """Each step and an example of its command."""
