@@ -16,7 +16,6 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from measured_process import read_status_mb, reset_peak
 from memory import processor_name
 from processes import run_json
 
@@ -142,15 +142,10 @@ def build(arguments: argparse.Namespace) -> dict[str, float]:
     """Build the tiles: seconds, after compiled code is there."""
     atlas = open_atlas(arguments, arguments.build)
     build_tiles(SimulatedAtlas(arguments.build, 1_000), arguments.build / "few.tiles")
-    imports, begun = read_peak_mb(), time.perf_counter()
+    imports, begun = reset_peak(), time.perf_counter()
     build_tiles(atlas, arguments.build / "atlas.tiles")
     seconds = time.perf_counter() - begun
-    return {"build_s": seconds, "imports_mb": imports, "peak_mb": read_peak_mb()}
-
-
-def read_peak_mb() -> float:
-    """The most memory that this process had, files that are mapped included."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return {"build_s": seconds, "imports_mb": imports, "peak_mb": read_status_mb("VmHWM")}
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Where runs, models, minified stores and cards come from: what was typed, on what machine, with which code and data.
 
 `Provenance` is kept as plain values under the key 'provenance' of config.json, of model.pt and of a minified store's
-attributes, and shown by `atlasvi info`. It holds no name of the machine or of its user, because models and stores are
-given away; of what was typed, passwords in addresses are left out.
+attributes, and shown by `atlasvi info`. It does not record the names of the machine and of its user, because models and
+stores are given away; paths that were typed are kept, and may hold them. Passwords in addresses are left out.
 """
 
 import os
@@ -97,11 +97,7 @@ def make_provenance(launched: str, **known: Any) -> Provenance:
         command=name_command(launched),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=f"{describe_hardware()}, {platform.system()} {platform.release()}",
-        versions={
-            "atlasvi": find_version("atlasvi"),
-            "python": platform.python_version(),
-            **{name: find_version(name) for name in LIBRARIES},
-        },
+        versions=list_versions(),
         commit=find_commit(Path.cwd()),
         **known,
     )
@@ -114,7 +110,7 @@ def name_command(launched: str) -> str:
         typed = f"{launched} {shlex.join(words)}"
     else:
         typed = shlex.join(["python", str(program), *words]) if program.suffix == ".py" else "python"
-    return re.sub(r"(\w://)[^/@\s]+@", r"\1", typed)
+    return re.sub(r"(\w://)[^/\s'\"]*@", r"\1", typed)
 
 
 def find_commit(folder: Path) -> str | None:
@@ -146,6 +142,15 @@ def peak_memory_bytes() -> int:
     """The largest memory that this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def list_versions() -> dict[str, str]:
+    """The versions of atlasvi, Python and the libraries that compute."""
+    return {
+        "atlasvi": find_version("atlasvi"),
+        "python": platform.python_version(),
+        **{name: find_version(name) for name in LIBRARIES},
+    }
 
 
 def find_version(package: str) -> str:

@@ -57,8 +57,14 @@ def watch_compilation(announce: Callable[[], None], backend: str = "cpu") -> Ite
     clock, knobs = CompileClock(announce), _find_triton_knobs() if backend == "triton" else None
     before = None if knobs is None else knobs.listener
     event.register("numba:compile", clock)
+
+    def listen(**found: Any) -> None:
+        clock.take_triton(**found)
+        if before is not None:
+            before(**found)
+
     if knobs is not None:
-        knobs.listener = clock.take_triton
+        knobs.listener = listen
     try:
         yield clock
     finally:

@@ -19,7 +19,7 @@ from typing import Any
 import google_crc32c
 
 from atlasvi.loaders.errors import SourceError, StorageError
-from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.outputs import UNFINISHED, write_whole
 from atlasvi.loaders.places.object_path import ObjectPath, Place
 
 MANIFEST, CHECKSUM = "manifest.json", "crc32c"
@@ -87,9 +87,11 @@ def hash_files(folder: Path, names: Iterable[str] | None = None, known: Mapping[
     """Bytes and checksums of the files of a folder: those of `names`, or of all files below it.
 
     known  entries of files that need not be read again
+    What a killed process left in a folder of its own is not of them: the next one removes it.
     """
     listed = sorted(_list_sizes(folder) if names is None else names)
-    return {name: (known or {}).get(name) or hash_file(folder / name) for name in listed if name != MANIFEST}
+    kept = [name for name in listed if name != MANIFEST and not name.partition("/")[0].endswith(UNFINISHED)]
+    return {name: (known or {}).get(name) or hash_file(folder / name) for name in kept}
 
 
 def write_manifest(

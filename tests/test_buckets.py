@@ -1,5 +1,7 @@
 """Data in a bucket gives what the same data on disk gives: cells, training, minified stores and their answers."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata as ad
@@ -17,6 +19,7 @@ from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.queries.cell_choice import choose_cells
 from atlasvi.engine.training.train import train
+from atlasvi.loaders.cells.added_columns import add_obs_columns
 from atlasvi.loaders.cells.cell_views import CellsView
 from atlasvi.loaders.cells.cells_protocol import Cells
 from atlasvi.loaders.cells.open_cells import open_cells
@@ -63,6 +66,9 @@ def test_a_cell_store_in_a_bucket_holds_the_same_cells(store: Path, bucket: Buck
     assert (opened.path, opened.spec.endpoint) == (address, bucket.endpoint)
     assert_same_cells(open_cells(store), opened)
     assert_same_cells(opened, open_cells(Path(address)))
+    assert opened.hash_counts() == open_cells(store).hash_counts() is not None
+    with pytest.raises(SourceError, match="columns are added on local disk alone: copy it there"):
+        add_obs_columns(address, pd.DataFrame())
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "collection", "h5ad chunks", "zarr3 shards"])
@@ -127,6 +133,17 @@ def test_a_file_in_a_bucket_is_read_by_few_requests(bucket: Bucket, tmp_path: Pa
     np.testing.assert_array_equal(rows.to_csr()[2], counts.data)
     assert traffic.requests < 30
     assert traffic.n_bytes < 3 * (tmp_path / "a.h5ad").stat().st_size
+
+
+def test_a_file_in_a_bucket_that_nobody_closed_does_no_harm_when_python_ends(bucket: Bucket, tmp_path: Path):
+    address = bucket.put(write_source("h5ad", tmp_path), "a.h5ad")
+    code = (
+        "import sys; from atlasvi.loaders.places.hdf5_files import open_hdf5; "
+        "from atlasvi.loaders.places.object_path import to_place; "
+        "group = open_hdf5(to_place(sys.argv[1]))['obs']; print(len(group))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "4"), done.stderr
 
 
 def test_a_file_of_a_web_server_is_read_and_a_folder_is_refused(bucket: Bucket, tmp_path: Path):

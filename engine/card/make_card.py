@@ -1,7 +1,6 @@
 """Compute a model's card, out of core: one pass over the cells, whose parts are divided among ranks and can resume."""
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -237,7 +236,7 @@ def _plan(
         n_kept=min(KEPT_DRAWS, n_draws),
         batch_size=batch_size,
     )
-    spec, known = {"path": os.path.abspath(cells.path)}, {"n_cells": cells.n_cells}
+    spec, known = {"path": DataSpec(cells.path).make_absolute().path}, {"n_cells": cells.n_cells}
     if isinstance(cells, CountedCells):
         spec, known = cells.source.spec.make_absolute().to_record(), fingerprint(cells.data)
     identity = {

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import platform
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from atlasvi.engine.card.model_card import Provenance
 from atlasvi.engine.distributed.launch import launch_prefix
 from atlasvi.engine.model.run_files import CONFIG, METRICS
 from atlasvi.engine.model.trained_run import TrainedRun
-from atlasvi.engine.provenance import LIBRARIES, describe_hardware, find_commit, find_version, peak_memory_bytes
+from atlasvi.engine.provenance import describe_hardware, find_commit, list_versions, peak_memory_bytes
 from atlasvi.engine.queries.question_cells import CountedCells, QuestionCells
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.damage import reading
@@ -71,11 +70,7 @@ def make_provenance(
         seed=seed,
         n_draws=n_draws,
         training=_describe_training(run),
-        versions={
-            "atlasvi": find_version("atlasvi"),
-            "python": platform.python_version(),
-            **{name: find_version(name) for name in LIBRARIES},
-        },
+        versions=list_versions(),
         hardware=describe_hardware(),
         seconds=seconds,
         cells_per_s=n_measured / max(seconds, 1e-9),

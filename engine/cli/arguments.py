@@ -48,6 +48,11 @@ Out = Annotated[
 Top = Annotated[int, typer.Option(metavar="N", help="Number of genes for each; 0: all.", min=0)]
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene names; default: its index.")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAMES", help="Where metrics go, too: tensorboard (default), mlflow, wandb, openmetrics."),
+]
+Note = Annotated[str | None, typer.Option(help="What you say of the run; kept with all that is made from it.")]
 Measurement = Annotated[str | None, typer.Option(help="Name of the measurement (TileDB-SOMA), modality or table.")]
 EmptyCells = Annotated[
     Literal["refuse", "keep"] | None, typer.Option(help="What to do with cells without counts (default: refuse).")

@@ -17,7 +17,7 @@ from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.errors import AtlasviError, SourceError
 from atlasvi.loaders.manifest import MANIFEST, find_damage, read_json, read_manifest, write_manifest
-from atlasvi.loaders.places.object_path import Place, to_place
+from atlasvi.loaders.places.object_path import Place, need_local, to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_version
 
@@ -47,10 +47,9 @@ def check(path: str | Path, renew: bool = False) -> Iterator[str]:
         except SourceError as error:
             damage.append(str(error))
     if renew and files is not None:
-        if not isinstance(place, Path):
-            raise SourceError(f"{path}: a new list of files is written on local disk alone: copy the store there.")
-        there = [name for name in files if (place / name).is_file()]
-        write_manifest(place, None if name_place(place) in STORES else there, list_name=list_name)
+        local = need_local(path, "a new list of files is written")
+        there = [name for name in files if (local / name).is_file()]
+        write_manifest(local, None if name_place(local) in STORES else there, list_name=list_name)
         files = read_manifest(place, list_name)
         yield f"{path}: a new list of its files was written ({len(files or {}):,} files)"
     elif files is not None:

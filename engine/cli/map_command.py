@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from atlasvi.engine.cli.arguments import RankTimeout
+from atlasvi.engine.cli.arguments import Metrics, Note, RankTimeout, split_repeated
 from atlasvi.engine.cli.data_options import DataOptions
 from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.cli.option_groups import spread
@@ -66,6 +66,8 @@ def map_cells(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint in --out.")] = False,
+    metrics: Metrics = None,
+    note: Note = None,
     rank_timeout: RankTimeout = 300.0,
     *,
     frozen: FreezingOptions,
@@ -92,5 +94,7 @@ def map_cells(
         split_column=split_column,
         settings={**context.meta.get("settings", {}), **parse_settings(settings or [])},
         resume=resume,
+        metrics=split_repeated(metrics),
+        note=note,
         rank_timeout_s=rank_timeout,
     )

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from atlasvi.engine.cli.arguments import (
+    Metrics,
+    Note,
     RankTimeout,
     check_finite,
     print_lines,
@@ -53,13 +55,8 @@ def train(
     start: Annotated[Path | None, typer.Option(metavar="RUN", help="Train this run further.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint in --out.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and print where the time goes.")] = False,
-    metrics: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAMES", help="Where metrics go, too: tensorboard (default), mlflow, wandb, openmetrics."),
-    ] = None,
-    note: Annotated[
-        str | None, typer.Option(help="What you say of the run; kept with all that is made from it.")
-    ] = None,
+    metrics: Metrics = None,
+    note: Note = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check, and say what it would do: sizes, memory, time.")
     ] = False,

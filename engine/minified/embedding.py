@@ -18,6 +18,7 @@ from atlasvi.engine.minified.minified_store import MinifiedStore, choose_inner_r
 from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.manifest import changing
 from atlasvi.loaders.outputs import explain_full_disk, lock_folder, publish
+from atlasvi.loaders.places.object_path import need_local
 from atlasvi.loaders.tables.store_tables import AppendedArray, consolidate_metadata
 
 SCRATCH = ".embedding.unfinished"  # folder inside the store
@@ -36,7 +37,7 @@ def writing_embedding(
     Raises OutputError if there are coordinates and `replace` is false, if another process is changing the store, or if
     it can't be written.
     """
-    path = Path(store.path)
+    path = need_local(store.path, "coordinates are written")
     place, scratch = path / "obsm" / EMBEDDING, path / SCRATCH
     with explain_full_disk(path), lock_folder(path, "changing it: wait for it."):
         if place.exists() and not replace:

@@ -78,10 +78,14 @@ class TrainedRun:
 
     @property
     def like(self) -> DataSpec:
-        """How to open data for this model where the user does not say: as the training data was opened."""
+        """How to open data for this model where the user does not say: as the training data was opened.
+
+        How its bucket was reached is left out: a model of somebody else must not name the server to which the user's
+        credentials are sent.
+        """
         known = self.data or DataSpec("", layer=self.setup.layer, format=MEMORY)
         values = "numbers" if self.model.settings.likelihood.takes_fractions else None
-        return replace(known, values=values)
+        return replace(known.leave_out_storage(), values=values)
 
     @property
     def weights_sha256(self) -> str:

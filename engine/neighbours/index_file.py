@@ -15,6 +15,7 @@ memory, so that only the lists that are searched are read.
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,17 +87,23 @@ def identify_latents(store: Latents) -> str:
     of each: lists of older versions have the crc32c of a file, which is the same number for all chunks of Zarr of one
     size (see loaders/manifest.py).
     """
-    folder, checksum = to_place(store.path), google_crc32c.Checksum()
+    checksum = google_crc32c.Checksum()
     for start in np.linspace(0, max(store.n_cells - IDENTITY_ROWS, 0), IDENTITY_SLICES).astype(int).tolist():
         for part in store.read_latent(start, min(start + IDENTITY_ROWS, store.n_cells)):
             checksum.update(np.ascontiguousarray(part, "<f4").tobytes())
-    files = (read_manifest(folder) if folder.is_dir() else None) or {}
-    for name in sorted(name for name in files if name.startswith(tuple(f"obsm/{array}/" for array in LATENTS))):
-        file = open_file(folder / name)
-        tail = np.empty(min(files[name][0], TAIL_BYTES), np.uint8)
-        file.read_into(files[name][0] - len(tail), tail)
-        checksum.update(f"{name} {files[name]} ".encode() + tail.tobytes())
+    checksum.update(identify_files(store.path, [f"obsm/{array}/" for array in LATENTS]))
     return f"{checksum.hexdigest().decode()} {store.n_cells} x {store.n_latent}"
+
+
+def identify_files(path: str, prefixes: Sequence[str]) -> bytes:
+    """What a store's list says of the files whose names begin so, with the last bytes of each; empty without a list."""
+    folder, found = to_place(path), [b""]
+    files = (read_manifest(folder) if folder.is_dir() else None) or {}
+    for name in sorted(name for name in files if name.startswith(tuple(prefixes))):
+        tail = np.empty(min(files[name][0], TAIL_BYTES), np.uint8)
+        open_file(folder / name).read_into(files[name][0] - len(tail), tail)
+        found.append(f"{name} {files[name]} ".encode() + tail.tobytes())
+    return b"".join(found)
 
 
 class IndexFile:

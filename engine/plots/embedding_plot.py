@@ -11,9 +11,9 @@ from atlasvi.engine.minified.kept_posterior import EMBEDDING
 from atlasvi.engine.plots.colouring import Categories, Colouring, Numbers, colour_column, colour_genes, shorten
 from atlasvi.engine.plots.map_labels import Label, find_anchors, spread_labels
 from atlasvi.engine.plots.palettes import NUMBERS, OKABE_ITO, find_map
-from atlasvi.engine.plots.picture_file import find_format, write_picture
+from atlasvi.engine.plots.picture_file import check_size, find_format, write_picture
 from atlasvi.engine.plots.point_raster import FINE, PixelGrid, choose_shape, draw_points, paint, thin_cells
-from atlasvi.engine.plots.style import Style, drawing
+from atlasvi.engine.plots.style import MOST_PANEL_PIXELS, Style, drawing
 from atlasvi.engine.queries.opened_question import Asked, OpenedQuestion, ask
 from atlasvi.engine.queries.question_cells import MinifiedCells, QueryError, need_at_least
 from atlasvi.engine.queries.shared_draws import Report
@@ -167,6 +167,8 @@ def draw_figure(
     title_height = 1.4 * line * len(title.splitlines()) + 0.1 * line * bool(title)
     head = title_height + (1.1 * line if subtitle else 0) + BORDER
     height = head + n_rows * row_height + BORDER
+    check_size(max(panel, panel_height), style, "panel", MOST_PANEL_PIXELS)
+    check_size(max(width, height), style)
     figure = Figure(figsize=(width, height), facecolor=style.paper)
     at = height - BORDER
     for text, size, weight in ((title, TITLE, "bold"), (subtitle, 1.1, "normal")):

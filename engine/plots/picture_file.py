@@ -29,6 +29,15 @@ def find_format(out: str | Path, replace: bool = True) -> str:
     return ending.removeprefix(".") or "png"
 
 
+def check_size(longest: float, style: Style, what: str = "picture", most: int = MOST_PIXELS) -> None:
+    """Raise QueryError if the longer side of a picture or a part, `longest` inches, would have too many pixels."""
+    if longest * style.dpi > most:
+        raise QueryError(
+            f"The {what} would be {longest:.0f} inches long, {longest * style.dpi:,.0f} pixels, and up to {most:,} can "
+            "be drawn: show fewer groups or genes, or use a smaller width, dpi or font."
+        )
+
+
 def write_picture(figure: "Figure", out: str | Path, style: Style, replace: bool = True) -> None:
     """Write a figure as a complete file or not at all.
 
@@ -37,12 +46,7 @@ def write_picture(figure: "Figure", out: str | Path, style: Style, replace: bool
     written.
     """
     form = find_format(out, replace)
-    longest = max(figure.get_size_inches())
-    if longest * style.dpi > MOST_PIXELS:
-        raise QueryError(
-            f"{out}: the picture would be {longest:.0f} inches long, {longest * style.dpi:,.0f} pixels, and up to "
-            f"{MOST_PIXELS:,} can be drawn: show fewer groups or genes, or use a smaller dpi or font."
-        )
+    check_size(max(figure.get_size_inches()), style)
     picture = io.BytesIO()
     with drawing(style):
         figure.savefig(picture, format=form, dpi=style.dpi, facecolor=style.paper, metadata=UNDATED[form])

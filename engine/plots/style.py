@@ -9,6 +9,7 @@ from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.loaders.errors import MissingDependencyError
 
 MOST_PIXELS = 30_000  # on a side of a picture; matplotlib draws up to 65,535
+MOST_PANEL_PIXELS = 12_000  # on a side of a panel of cells, which is drawn at twice its size: 4.6 GB
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
    rare state is in the map; UMAP lays it out.
 3. Every other cell is placed beside its nearest cells of the sample (place_beside.py), and all places are written.
 
-Memory is that of the sample, of its UMAP, and of two bytes for each cell.
+Memory is that of the sample, of its UMAP, and of two bytes for each cell (with `strata`, five to eight).
 """
 
 import tempfile
@@ -153,7 +153,13 @@ def _choose_sample(
         codes[codes < 0] = len(column.categories)  # cells without a value are a stratum too
     else:
         codes = _assign_regions(store, int(np.clip(size // CELLS_PER_REGION, 1, MOST_REGIONS)), seed, progress)
-    return choose_sample(codes, size, n_neighbours + 1, seed)
+    chosen = choose_sample(codes, size, n_neighbours + 1, seed)
+    if len(chosen) > 2 * size:
+        raise QueryError(
+            f"{store.path}: with {n_neighbours + 1} cells of each value of obs column {strata!r}, the sample would "
+            f"have {len(chosen):,} cells instead of {size:,}: name a column with fewer values, or none."
+        )
+    return chosen
 
 
 def _assign_regions(store: MinifiedStore, n_regions: int, seed: int, progress: Report) -> np.ndarray:

@@ -88,7 +88,7 @@ def _mix(state: np.uint64) -> np.uint64:
 
 
 @njit(nogil=True, cache=True)
-def _scramble(state: np.uint64) -> np.uint64:
+def scramble(state: np.uint64) -> np.uint64:
     """Random bits of a state of splitmix64."""
     z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -110,11 +110,11 @@ def _move(
     n_map, k = np.uint64(len(places)), neighbours.shape[1]
     for cell in range(len(found)):
         x, y = float(found[cell, 0]), float(found[cell, 1])
-        state = _scramble(_mix(np.uint64(cells[cell]) ^ _scramble(_mix(np.uint64(seed)))))
+        state = scramble(_mix(np.uint64(cells[cell]) ^ scramble(_mix(np.uint64(seed)))))
         for step in range(steps):
             alpha = FIRST_STEP * (1 - step / steps)
             state = _mix(state)
-            draw = float(_scramble(state) >> np.uint64(40)) / 2.0**24
+            draw = float(scramble(state) >> np.uint64(40)) / 2.0**24
             place = 0
             while place < k - 1 and bounds[cell, place] < draw:
                 place += 1
@@ -128,7 +128,7 @@ def _move(
                 y += alpha * factor * dy
             for _ in range(REPELLING):
                 state = _mix(state)
-                other = np.int64(_scramble(state) % n_map)
+                other = np.int64(scramble(state) % n_map)
                 dx, dy = x - places[other, 0], y - places[other, 1]
                 square = dx * dx + dy * dy
                 if square > 0:

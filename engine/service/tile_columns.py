@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
+from atlasvi.engine.neighbours.index_file import identify_files
 from atlasvi.engine.queries.question_cells import QueryError
-from atlasvi.engine.service.tiles import Tiles, identify_files
+from atlasvi.engine.service.tiles import Tiles
 from atlasvi.loaders.cells.coded_columns import CodedColumn, code_column, count_codes, recode, slice_column
 from atlasvi.loaders.manifest import read_json, write_json
 from atlasvi.loaders.outputs import write_whole
@@ -88,7 +89,7 @@ def _read_head(head: Path) -> TileColumn | None:
 
 
 def _identify_column(tiles: Tiles, store: KeptPosterior, name: str) -> str:
-    checksum = google_crc32c.Checksum(identify_files(store, f"obs/{name}/"))
+    checksum = google_crc32c.Checksum(identify_files(store.path, [f"obs/{name}/"]))
     for start in (0, max(store.n_cells - 64, 0)):
         checksum.update("\n".join(map(str, store.read_column(name, start, min(start + 64, store.n_cells)))).encode())
     return f"{tiles.index.identity} {checksum.hexdigest().decode()}"

@@ -8,6 +8,8 @@ them is a tile: a part of the picture with a small box around it (Hilbert 1891, 
 import numpy as np
 from numba import njit
 
+from atlasvi.engine.queries.place_beside import scramble
+
 TILE_CELLS = 2**16  # cells of a tile, about: 262 kB of coordinates
 STEPS = 16  # bits of each coordinate on the curve
 
@@ -49,10 +51,8 @@ def order_keys(points: np.ndarray, first: int, n_cells: int, low: np.ndarray, sc
 @njit(nogil=True, cache=True)
 def _draw(cell: int) -> float:
     """A number in [0, 1) that depends on the cell's index alone (splitmix64, Steele et al. 2014)."""
-    z = np.uint64(cell) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.float64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) / 2.0**53
+    state = np.uint64(cell) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
+    return np.float64(scramble(state) >> np.uint64(11)) / 2.0**53
 
 
 @njit(nogil=True, cache=True)

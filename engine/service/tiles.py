@@ -22,12 +22,14 @@ from typing import Any, Protocol
 import google_crc32c
 import numpy as np
 
+from atlasvi.engine.neighbours.index_file import identify_files
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.service.tile_order import count_levels, count_tiles, mark_inside, order_keys
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.manifest import check_files, read_json, read_manifest, write_json, write_manifest
 from atlasvi.loaders.outputs import write_folder_aside
+from atlasvi.loaders.places.object_path import ObjectPath, to_place
 from atlasvi.loaders.store_files import check_version
 
 FORMAT_VERSION = 1
@@ -73,8 +75,12 @@ class TileIndex:
 
 
 def name_tiles(path: str | Path) -> Path:
-    """Where the tiles of a store are built: beside it, or in the user's cache if that folder can't be written."""
-    path = Path(path).absolute()
+    """Where the tiles of a store are built: beside it, or in the user's cache if that folder can't be written.
+
+    Of a store in a bucket they are in the working folder, as its index is.
+    """
+    place = to_place(path)
+    path = Path(place.name).absolute() if isinstance(place, ObjectPath) else place.absolute()
     beside = path.with_name(f"{path.name}.tiles")
     if beside.is_dir() or os.access(path.parent, os.W_OK):
         return beside
@@ -88,22 +94,8 @@ def identify_embedding(store: Embedded) -> str:
     for start in np.linspace(0, max(store.n_cells - IDENTITY_ROWS, 0), IDENTITY_SLICES).astype(int).tolist():
         stop = min(start + IDENTITY_ROWS, store.n_cells)
         checksum.update(np.ascontiguousarray(store.read_embedding(slice(start, stop)), "<f4").tobytes())
-    checksum.update(identify_files(store, "obsm/X_umap/"))
+    checksum.update(identify_files(store.path, ["obsm/X_umap/"]))
     return checksum.hexdigest().decode()
-
-
-def identify_files(store: Any, prefix: str) -> bytes:
-    """What a store's list says of the files whose names begin so, with the last bytes of each; empty without a list.
-
-    The last bytes are needed because the crc32c of a chunk with its own crc32c at the end is the same for all chunks.
-    """
-    folder, found = Path(store.path), [b""]
-    files = (read_manifest(folder) if folder.is_dir() else None) or {}
-    for name in sorted(name for name in files if name.startswith(prefix)):
-        with open(folder / name, "rb") as file:
-            file.seek(max(files[name][0] - TAIL_BYTES, 0))
-            found.append(f"{name} {files[name]} ".encode() + file.read())
-    return b"".join(found)
 
 
 def build_tiles(

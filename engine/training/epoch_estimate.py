@@ -1,6 +1,7 @@
 """Estimate time and memory of a training on a number of devices, and what limits it, measured in some seconds."""
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -50,11 +51,11 @@ class Plan:
     measured          True: all ranks took part in the measurement, and exchanged gradients
     warning           that the run has too few steps; None: it has enough
     batch_size        cells of a minibatch, over all ranks
-    epochs            that are to be trained
+    epochs            that are to be trained; of their steps `max_steps` leaves this `share`
     evaluation_cells  training and validation cells on which the finished model is evaluated
     memory_bytes      the most that this process has held; on a GPU, device_bytes is the same of the device
     disk_bytes        of the run directory: its checkpoints and the model
-    on_cpu            whether ranks share the cores of one machine
+    on_cpu            whether the device is a CPU, whose cores the ranks of a machine share
     is_store          whether the data is a cell store
     """
 
@@ -73,6 +74,7 @@ class Plan:
     warning: str | None = None
     batch_size: int = 0
     epochs: int = 1
+    share: float = 1.0
     evaluation_cells: int = 0
     memory_bytes: int = 0
     device_bytes: int = 0
@@ -89,7 +91,7 @@ class Plan:
     def run_s(self) -> float:
         """Seconds of the whole run, if it does not stop early; what is compiled the first time is left out."""
         minibatches = self.evaluation_cells / max(self.batch_size, 1)
-        return self.epochs * self.epoch_s + minibatches * self.validate_s
+        return self.share * self.epochs * self.epoch_s + minibatches * self.validate_s
 
     @property
     def doubt(self) -> str | None:
@@ -125,7 +127,7 @@ class Plan:
                 "recipe=atlas"
             )
         if self.on_cpu and self.n_ranks > 1:
-            return "ranks on one machine without GPUs share its cores: one rank is as fast"
+            return "without GPUs, ranks of one machine share its cores: one rank a machine is as fast"
         return None
 
     @property
@@ -233,6 +235,7 @@ def _measure(parts: RunParts, of_step: Step, network_gbps: float | None, seconds
     times = [reckon_reduce(size, ranks.world_size, network_gbps) for size in sizes]
     # the last bucket is ready only when the backward pass ends; the others can overlap with half of the backward pass
     exposed = 0.0 if ranks.reduces else times[-1] + max(sum(times[:-1]) - step_s / 2, 0.0)
+    steps_an_epoch = math.ceil(len(loader) / parts.settings.accumulate)
     return Plan(
         n_ranks=ranks.world_size,
         n_cells=loader.n_cells,
@@ -249,6 +252,7 @@ def _measure(parts: RunParts, of_step: Step, network_gbps: float | None, seconds
         warning=warn_of_few_steps(parts.settings, loader.n_cells),
         batch_size=loader.batch_size,
         epochs=epochs,
+        share=min(1.0, (parts.settings.max_steps or math.inf) / (epochs * steps_an_epoch)) if epochs else 1.0,
         evaluation_cells=min(loader.n_cells, parts.settings.evaluation_cells) + validation.n_cells,
         memory_bytes=peak_memory_bytes(),
         device_bytes=torch.cuda.max_memory_allocated() if parts.device.type == "cuda" else 0,

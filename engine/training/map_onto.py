@@ -1,6 +1,6 @@
 """Map new data onto a trained model, into a run of its own: genes aligned, categories added, few parameters trained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +40,8 @@ def map_onto(
     config: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
+    metrics: Sequence[str] | None = None,
+    note: str | None = None,
     rank_timeout_s: float = RANK_TIMEOUT_S,
 ) -> TrainedRun:
     """Map new cells onto a trained model (scArches), into a new run directory `out`.
@@ -63,12 +65,15 @@ def map_onto(
         start = None
         if resume:
             _check_same(out, reference, freezing)
+            if not isinstance(data, (DataSpec, str, Path)):  # of a path, the run knows that missing genes are zeros
+                data = align_genes(data, reference.genes)
         else:
             if isinstance(data, (DataSpec, str, Path)):
                 data = open_cells(data, like=reference.like)
                 ours.callback(data.close)
             data = align_genes(data, reference.genes)
             start = map_query(reference, data, freezing, Generator().manual_seed(seed or 0))
+            start = replace(start, provenance=reference.provenance)
             if ranks.is_first:
                 say(_describe(reference, start, data.path))
         return train(
@@ -83,6 +88,8 @@ def map_onto(
             settings=settings,
             start=start,
             resume=resume,
+            metrics=metrics,
+            note=note,
             rank_timeout_s=rank_timeout_s,
         )
 

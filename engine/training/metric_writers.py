@@ -16,7 +16,10 @@ from typing import Any, Protocol
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.outputs import write_whole
 
+SHOWN = ("atlasvi", "seed", "device", "kernels", "settings")  # of a run's configuration: no paths, names or genes
 TRACKED = "tracking.json"  # in a run's directory: under which ids services know it, so that a resumed run goes on there
+MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""Instead of MLflow's 7 retries and 120 s: training waits meanwhile, and other ranks would take that for a hang."""
 OPEN_METRICS = "metrics.prom"  # the ending that node_exporter's textfile collector looks for
 
 
@@ -28,8 +31,8 @@ class MetricWriter(Protocol):
     def write(self, metrics: Mapping[str, float], step: int) -> None:
         """Take the metrics after an optimizer step, by their names in metrics.jsonl."""
 
-    def close(self) -> None:
-        """Write what is kept back; nothing follows."""
+    def close(self, failed: bool) -> None:
+        """Write what is kept back; nothing follows. failed: whether the run ended with an error or was interrupted."""
 
 
 class TensorBoardWriter:
@@ -47,7 +50,7 @@ class TensorBoardWriter:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """See MetricWriter."""
         self._writer.close()
 
@@ -58,6 +61,8 @@ class MlflowWriter:
     name = "mlflow"
 
     def __init__(self, out: Path, config: Mapping[str, Any]) -> None:
+        for name, value in MLFLOW_PATIENCE.items():
+            os.environ.setdefault(name, value)
         from mlflow import MlflowClient
         from mlflow.entities import Metric
 
@@ -79,9 +84,9 @@ class MlflowWriter:
         now = int(time.time() * 1000)
         self._client.log_batch(self._run, metrics=[self._metric(k, v, now, step) for k, v in metrics.items()])
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """See MetricWriter."""
-        self._client.set_terminated(self._run)
+        self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
 
 
 class WandbWriter:
@@ -102,9 +107,9 @@ class WandbWriter:
         """See MetricWriter."""
         self._run.log(dict(metrics), step=step)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """See MetricWriter."""
-        self._run.finish(quiet=True)
+        self._run.finish(exit_code=int(failed), quiet=True)
 
 
 class OpenMetricsWriter:
@@ -121,7 +126,7 @@ class OpenMetricsWriter:
         self._known |= {"step": step, "written_seconds": time.time(), **metrics}
         write_whole(self._path, format_open_metrics(self._known, self._run).encode())
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """See MetricWriter."""
 
 
@@ -145,16 +150,16 @@ def open_writers(
 ) -> list[MetricWriter]:
     """The writers of a run, by name. None: TensorBoard, if it is installed; if not, that is said.
 
-    config  what services may show beside the metrics
+    config  the run's configuration; services get its SHOWN parts
     A service that can't be reached is said too, and left out: training does not depend on it.
     """
     if names is None and not is_installed("tensorboard"):
         say("TensorBoard is not installed, so metrics are in metrics.jsonl alone: pip install 'atlasvi[tensorboard]'.")
         return []
-    opened = list[MetricWriter]()
+    opened, shown = list[MetricWriter](), {name: config[name] for name in SHOWN if name in config}
     for name in dict.fromkeys(("tensorboard",) if names is None else names):
         try:
-            opened.append(WRITERS[name](out, config))
+            opened.append(WRITERS[name](out, shown))
         except Exception as error:  # whatever a package for metrics raises
             say(f"Warning: {name} gets no metrics ({type(error).__name__}: {error}); training goes on.")
     return opened

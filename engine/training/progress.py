@@ -80,7 +80,7 @@ class RunLog:
         self._bars.stop()
         self._file.close()
         for writer in self._writers:
-            self._pass_on(writer, "close")
+            self._pass_on(writer, "close", error[0] is not None)
 
     def _say_compiling(self) -> None:
         self.say("Kernels are compiled for this machine: once, later runs find them in a cache.")

@@ -18,7 +18,7 @@ from atlasvi.engine.model.covariates import Setup, SetupKeys, learn_setup
 from atlasvi.engine.model.likelihoods import takes_fractions
 from atlasvi.engine.model.run_files import CONFIG, MODEL
 from atlasvi.engine.model.trained_run import TrainedRun, load_run
-from atlasvi.engine.provenance import make_provenance
+from atlasvi.engine.provenance import Provenance, make_provenance
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.terminal import say
 from atlasvi.engine.training.checkpoint_files import (
@@ -122,7 +122,9 @@ def train(
             if ranks.is_first:
                 say(f"{out}: the run is finished already, so there is nothing to resume.", error=True)
             return prepared
-        if ranks.is_first and not prepared.is_resumed:
+        if prepared.is_resumed:
+            remove_leftovers(Path(out))
+        elif ranks.is_first:
             ranks.note("making the run directory")
             kept = prepared.settings.checkpoints_kept
             with write_folder_aside(
@@ -162,7 +164,6 @@ def prepare_training(
         raise SettingError(f"seed {arguments['seed']}: use a whole number from 0 up.")
     like, saved = None, dict[str, Any]()  # how the data was opened before, and the configuration of a run to resume
     if resume := ranks.from_first(lambda: resume or _is_ours(out, ranks), "the start"):
-        remove_leftovers(out)
         saved = ranks.from_first(lambda: read_saved(out), "the configuration")
         like = read_data_spec(out, saved)
     elif ranks.is_first:
@@ -198,7 +199,8 @@ def prepare_training(
         data = allow_fractions(data, resolved.likelihood.takes_fractions)
         setup = learn_setup(data, SetupKeys.from_arguments(arguments), layer=data.layer)
     parts = prepare_run(data, out, setup, arguments, resolved, device, ranks)
-    parts.config["provenance"] = saved.get("provenance") if resume else _make_provenance(parts, note)
+    of = start.provenance if isinstance(start, TrainedRun) else None
+    parts.config["provenance"] = saved.get("provenance") if resume else _make_provenance(parts, note, of)
     trainer = Trainer(parts, profile, metrics, is_resumed=resume)
     if not resume:
         parts.check_watched()
@@ -229,8 +231,8 @@ def _is_ours(out: Path, ranks: Ranks) -> bool:
     return ranks.restarted and (out / CONFIG).is_file() and read_saved(out).get("launch") == launch_id()
 
 
-def _make_provenance(parts: RunParts, note: str | None) -> dict[str, Any]:
-    """The provenance of a new run, as config.json holds it."""
+def _make_provenance(parts: RunParts, note: str | None, of: Provenance | None) -> dict[str, Any]:
+    """The provenance of a new run, as config.json holds it. of: that of the run it starts from."""
     column, held_out = parts.config["split_column"], parts.settings.validation_fraction
     return make_provenance(
         launch_prefix(),
@@ -239,4 +241,5 @@ def _make_provenance(parts: RunParts, note: str | None) -> dict[str, Any]:
         genes=parts.config["genes_sha256"],
         split=f"obs column {column!r}" if column else f"{held_out:g} of the cells held out by a hash of each",
         seed=parts.seed,
+        of=of,
     ).to_record()

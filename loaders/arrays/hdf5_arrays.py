@@ -106,6 +106,11 @@ class Hdf5Array:
 
     def _inflate(self, first: int, last: int, out: np.ndarray) -> None:
         """Read and decode chunks [first, last)."""
+        if last - first == 1:
+            coded = self._buffers.take(int(self._sizes[first]), np.uint8)
+            self._read_parts([int(self._offsets[first])], [coded])
+            self._decode(first, coded, out)
+            return
         ends = np.cumsum(self._sizes[first:last]).tolist()
         coded = self._buffers.take(ends[-1], np.uint8)
         parts = [coded[begin:end] for begin, end in zip([0, *ends], ends)]

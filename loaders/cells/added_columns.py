@@ -18,6 +18,7 @@ import zarr
 from atlasvi.loaders.errors import ColumnError, OutputError, SourceError
 from atlasvi.loaders.manifest import changing
 from atlasvi.loaders.outputs import explain_full_disk, lock_folder, publish, write_whole
+from atlasvi.loaders.places.object_path import need_local
 from atlasvi.loaders.store_files import read_attributes
 from atlasvi.loaders.tables.column_names import RESERVED, find_storable_names
 from atlasvi.loaders.tables.merged_columns import convert_column, is_masked, join_dtypes
@@ -50,7 +51,7 @@ def add_obs_columns(
     Raises SourceError if `store` is not a store, ColumnError where rows and cells do not match or a name can't be used,
     OutputError if the store can't be written.
     """
-    path = Path(store)
+    path = need_local(store, "columns are added")
     attributes = read_attributes(path)
     if attributes is None or attributes.get("kind") not in MASKED_VERSIONS:
         raise SourceError(f"{path}: columns are added to a cell store or a minified store, and it is neither.")

@@ -100,7 +100,7 @@ class CellStore:
                 f"{path}: a cell store holds the counts and genes that ingest chose, so {sorted(given)[0]} can't be "
                 "chosen again: leave it out, or ingest the sources with it."
             )
-        place = open_folder(path, self.spec.storage)
+        place = self._place = open_folder(path, self.spec.storage)
         if isinstance(place, Path):
             remove_leftovers(place)
         attributes = read_attributes(place)
@@ -234,7 +234,7 @@ class CellStore:
 
         None if the list does not say: stores of older versions have none, or checksums that do not depend on content.
         """
-        listed = read_manifest(Path(self.path)) or {}
+        listed = read_manifest(self._place) or {}
         files = {name: found for name, found in listed.items() if name.startswith("X/") and "/c/" in name}
         if not files or not all(checksum.startswith("crc32:") for _, checksum in files.values()):
             return None

@@ -15,6 +15,7 @@ CLOUDS = ("s3", "gs", "az")
 SERVERS = ("https", "http")
 KNOWN = "s3://BUCKET/NAME, gs://BUCKET/NAME, az://CONTAINER/NAME, https://HOST/NAME or file:///PATH"
 _SCHEME = re.compile(rf"({'|'.join((*CLOUDS, *SERVERS))})://", re.IGNORECASE)
+_BUCKET = re.compile(r"[^@:]*"), re.compile(r"[^@:]*(:\d+)?|\[[\da-fA-F:.]+\](:\d+)?")  # a cloud's; a server's host
 _COLLAPSED = re.compile(rf"({'|'.join((*CLOUDS, *SERVERS, 'file'))}):/(?!/)", re.IGNORECASE)
 
 
@@ -45,10 +46,14 @@ class Address:
 
 
 def restore_address(path: object) -> str:
-    """A path as text; a `Path` that was made of an address, and so lost one of its slashes, gets it back."""
-    if isinstance(path, Path) and _COLLAPSED.match(str(path)) and not path.exists():
-        return _COLLAPSED.sub(lambda found: f"{found[1]}://", str(path), count=1)
-    return str(path)
+    """A path as text: an address, or a local path without `file://`.
+
+    A `Path` that was made of an address, and so lost one of its slashes, gets it back.
+    """
+    text = str(path)
+    if isinstance(path, Path) and _COLLAPSED.match(text) and not path.exists():
+        text = _COLLAPSED.sub(lambda found: f"{found[1]}://", text, count=1)
+    return str(parse_address(text)) if text.lower().startswith("file://") else text
 
 
 def parse_address(text: str) -> Address | Path:
@@ -63,11 +68,12 @@ def parse_address(text: str) -> Address | Path:
         return Path(text)
     scheme, rest = found[1].lower(), text[found.end() :]
     bucket, _, key = rest.partition("/")
-    if "@" in bucket:
+    if not _BUCKET[scheme in SERVERS].fullmatch(bucket):  # the rest of a secret with a slash would be in the key
         raise SourceError(
-            f"{scheme}://{bucket.rpartition('@')[2]}: the address holds a user name or a password; leave them out and "
-            "give credentials in the environment or in a profile."
+            f"{scheme}://...: the address holds a user name or a password, or a bucket's name of other characters than "
+            "there are in one; leave them out and give credentials in the environment or in a profile."
         )
+    key = unquote(key) if scheme in SERVERS else key
     if scheme in SERVERS and "?" in rest:
         raise SourceError(
             f"{scheme}://{rest.partition('?')[0]}: the address goes on with a query (after '?'), which may hold a "

@@ -3,11 +3,13 @@
 Their bytes can also be read beside the library, which has one lock for all threads.
 """
 
+import atexit
 import os
 import weakref
 from pathlib import Path
 
 import h5py
+from h5py import h5f, h5i
 
 from atlasvi.loaders.places.byte_files import ByteFile, LocalFile
 from atlasvi.loaders.places.object_path import ObjectPath, Place
@@ -48,6 +50,14 @@ def find_bytes(array: h5py.Dataset) -> ByteFile | None:
         return OpenedFile(file)
     stream = _streams.get(file.filename) if file.driver == "fileobj" else None
     return None if stream is None else stream.file
+
+
+@atexit.register
+def _close_streams() -> None:
+    """Close files of buckets that are still open: HDF5 closes them after Python has ended, and would then call it."""
+    for found in h5f.get_obj_ids(h5f.OBJ_ALL, h5f.OBJ_FILE | h5f.OBJ_DATASET | h5f.OBJ_GROUP):
+        if found.valid and (file := h5py.File(h5i.get_file_id(found))).driver == "fileobj":
+            file.close()
 
 
 class OpenedFile(LocalFile):

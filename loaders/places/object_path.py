@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.places.addresses import Address, parse_address, restore_address
 from atlasvi.loaders.places.connections import share_threads
 from atlasvi.loaders.places.objects import (
@@ -238,6 +239,13 @@ def to_place(path: "str | Path | ObjectPath", storage: Storage | None = None) ->
     if not isinstance(parsed, Address):
         return parsed
     return ObjectPath(parsed, usual_storage() if storage is None else storage)
+
+
+def need_local(path: "str | Path | ObjectPath", what: str) -> Path:
+    """The path of what must be on local disk. Raises SourceError for an address; what: what can't be done there."""
+    if not isinstance(place := to_place(path), Path):
+        raise SourceError(f"{path}: {what} on local disk alone: copy it there.")
+    return place
 
 
 def open_folder(path: "str | Path | ObjectPath", storage: Storage | None = None) -> Place:

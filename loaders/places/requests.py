@@ -126,6 +126,10 @@ def explain(name: str, error: Exception) -> Exception:
         return FileNotFoundError(2, "there is no such object", name)
     if code in EXPIRED:
         return StorageError(f"{name}: the credentials have expired: renew them, then give the same command again.")
+    if "External AWS credential provider" in text:
+        return StorageError(
+            f"{name}: the profile gives no valid credentials: log in again, then give the same command again."
+        )
     if _lacks_credentials(text):
         return StorageError(
             f"{name}: no credentials were found: set them in the environment or name a profile (--storage "

@@ -128,6 +128,11 @@ class DataSpec:
         """The same with an absolute path, for processes in other folders; anything but a local path is unchanged."""
         return replace(self, path=os.path.abspath(self.path)) if os.path.exists(self.path) else self
 
+    def leave_out_storage(self) -> "DataSpec":
+        """The same without the options of how a bucket is reached."""
+        left_out: dict[str, Any] = dict.fromkeys(STORAGE_OPTIONS)
+        return replace(self, **left_out)
+
     def contradicts(self, other: "DataSpec") -> bool:
         """Whether both give a layer, a gene column or a measurement for the same format, and these differ."""
         pairs = [(getattr(self, name), getattr(other, name)) for name in FORMAT_OPTIONS]

@@ -116,14 +116,14 @@ def recognise(path: str, place: Place | None = None) -> str:
 
 def recognise_folder(path: str, folder: Place) -> str:
     """The kind of a folder. Raises SourceError, naming folders below it, if the counts are in one of those."""
-    there = {entry.name for entry in folder.iterdir()}  # one request, if it is in a bucket
+    inside: list[Place] = sorted(folder.iterdir())  # one request, if it is in a bucket
+    there = {entry.name for entry in inside}
     if there & {"__tiledb_group.tdb", "__group"}:
         return "soma"
     if there & {"zarr.json", ".zgroup", ".zmetadata"}:
         return "zarr"
     if find_mtx(folder):
         return "mtx"
-    inside: list[Place] = sorted(folder.iterdir())
     below = [entry for entry in inside if entry.is_dir() and find_mtx(entry)]
     below += sorted(file for end in ("h5ad", "h5mu", "h5") for file in folder.glob(f"*.{end}"))
     if below:

@@ -19,14 +19,14 @@ import pandas as pd
 
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.outputs import sync_file
-from atlasvi.loaders.places.byte_files import ByteFile, open_file
+from atlasvi.loaders.places.byte_files import ByteFile, open_file, share_of_files
 from atlasvi.loaders.places.object_path import Place
 
 BLOCK = 2**14  # entries: 131 kB are read to find one name
 SLICE_ROWS = 2**16  # names in memory at a time
 TOGETHER = 64  # blocks that are read at a time
 BUCKET_ROWS = 2**20  # entries that are sorted in memory
-MOST_BUCKETS = 256  # files open at a time: tables of over 2**28 rows have larger buckets
+MOST_BUCKETS = share_of_files(4, 256)  # open at a time: larger tables (mostly of over 2**28 rows) have larger buckets
 
 Progress = Callable[[int], None]
 """Called with the number of rows that are done."""
@@ -95,7 +95,7 @@ def _write_blocks(path: Path, parts: Iterator[np.ndarray], row_dtype: np.dtype) 
         file.write(top + _checksum(top))
 
 
-def _checksum(content: bytes) -> bytes:
+def _checksum(content: bytes | np.ndarray) -> bytes:
     return google_crc32c.value(content).to_bytes(4, "little")
 
 
@@ -132,11 +132,10 @@ class NameIndex:
                 found.append(rows[hashes[np.minimum(places, len(hashes) - 1)] == there].astype(np.int64))
         return np.sort(np.concatenate(found))
 
-    def _read(self, file: ByteFile, parts: list[tuple[int, int]]) -> list[bytes]:
+    def _read(self, file: ByteFile, parts: list[tuple[int, int]]) -> list[np.ndarray]:
         """Parts of the file, each given by its place and its bytes without the checksum that follows them."""
         contents = [np.empty(n_bytes + 4, np.uint8) for _, n_bytes in parts]
         is_whole = file.read_parts([at for at, _ in parts], contents) is None
-        found = [content.tobytes() for content in contents]
-        if not is_whole or any(_checksum(content[:-4]) != content[-4:] for content in found):
+        if not is_whole or any(_checksum(content[:-4]) != content[-4:].tobytes() for content in contents):
             raise SourceError(f"{self._path} is damaged or cut short: copy it again from where the store came from.")
-        return [content[:-4] for content in found]
+        return [content[:-4] for content in contents]

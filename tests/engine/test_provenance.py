@@ -48,6 +48,7 @@ def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch):
         (["analysis.py", "--fast"], "python analysis.py --fast"),
         (["/lib/ipykernel_launcher", "-f", "/home/me/secret.json"], "python"),
         (["/usr/bin/atlasvi", "info", "s3://me:secret@host/a"], "atlasvi launch --nproc 2 -- info s3://host/a"),
+        (["/usr/bin/atlasvi", "info", "https://me:p@ss@host/a@b"], "atlasvi launch --nproc 2 -- info https://host/a@b"),
     ],
 )
 def test_the_command_is_what_was_typed_without_passwords(typed: list[str], said: str, monkeypatch):

@@ -108,6 +108,14 @@ def test_a_damaged_list_is_said_and_a_missing_one_is_none(folder: Path):
     assert read_manifest(folder) is None
 
 
+def test_what_a_killed_process_left_is_no_file_of_a_folder(tmp_path: Path):
+    for name in ("a", ".embedding.unfinished/zarr.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    write_manifest(tmp_path)
+    assert list(read_manifest(tmp_path) or {}) == ["a"]
+
+
 def test_a_file_that_ends_with_its_crc32c_is_told_from_another_one_of_its_size(tmp_path: Path):
     """As a chunk of Zarr does: the crc32c of the whole is the same number for any content."""
     for name in ("a", "b"):

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from atlasvi.engine.model.trained_run import TrainedRun, load_run
 from atlasvi.engine.model.vae import VAE, ModelSettings
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.manifest import write_json, write_manifest
+from atlasvi.loaders.sources.data_spec import parse_source
 
 SETUP = Setup.from_saved(
     {"batch_key": "donor", "batch_categories": ["d1", "d2"], "labels_key": "type", "labels_categories": ["B", "T"]}
@@ -26,6 +28,11 @@ def saved(tmp_path: Path) -> Path:
     write_json(folder / "result.json", run.result)
     run.save(folder)
     return folder
+
+
+def test_a_model_does_not_name_the_server_to_which_credentials_are_sent(saved: Path):
+    spec = parse_source("s3://atlases/a.h5ad::endpoint=https://elsewhere,layer=raw")
+    assert replace(load_run(saved), data=spec).like == parse_source("s3://atlases/a.h5ad::layer=raw")
 
 
 def test_a_run_is_read_back_ready_for_inference(saved: Path):

@@ -155,6 +155,8 @@ def test_what_can_not_be_drawn_is_said_in_a_sentence(mini: Path, forms: Path, tm
         plot_embedding(mini, out, by=["score"], limits=(3, 2))
     with pytest.raises(QueryError, match=r"width is 1 inches, of which legends take .*: make the picture wider"):
         plot_embedding(mini, out, by=["batch"], style=Style(width=1))
+    with pytest.raises(QueryError, match=r"panel would be .* up to 12,000 can be drawn"):
+        plot_embedding(mini, out, by=["batch"], style=Style(width=100, dpi=1200))
     with pytest.raises(QueryError, match="dpi is 5: it must be from 30 to 1200"):
         Style(dpi=5)
     with pytest.raises(QueryError, match="labels is 'all': use one of auto, names, numbers, none"):

@@ -85,6 +85,8 @@ def test_what_can_not_be_done_is_said_before_anything_is_computed(mini: Path, fo
         embed(forms / "x.h5ad")
     with pytest.raises(ColumnError, match=r"no column 'bach' .* Did you mean 'batch'\?"):
         embed(mini, strata="bach")
+    with pytest.raises(QueryError, match=r"with 3 cells of each value of obs column 'batch', .* instead of 2"):
+        embed(mini, strata="batch", sample=2, n_neighbours=2)
     with pytest.raises(QueryError, match="min_distance is 2"):
         embed(mini, min_distance=2)
     with pytest.raises(QueryError, match="sample is 1: it must be at least 2"):

@@ -69,6 +69,12 @@ def test_the_whole_run_is_its_epochs_and_the_evaluation_at_its_end():
     assert plan.run_s == pytest.approx(5 * plan.epoch_s + 4 * 0.002)
 
 
+def test_a_run_that_stops_after_some_steps_takes_their_share_of_the_epochs(tmp_path: Path):
+    settings = {**SMALL, "epochs": 3, "batch_size": 25, "max_steps": 6}
+    plan = plan_epoch_time(write_cells(tmp_path / "cells.h5ad"), 1, settings=settings, seconds=0.1)
+    assert plan.share == 6 / (3 * plan.n_steps)
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -91,7 +97,7 @@ def test_a_measurement_that_can_not_be_is_doubted(changed: dict, words: str | No
         ({"batch_size": 100}, "a rank's part of a minibatch has 50 cells"),
         ({"load_s": 0.1, "is_store": False}, "atlasvi ingest it first"),
         ({"n_cells": 900_000, "n_ranks": 1}, "--batch-size 1024 --set recipe=atlas"),
-        ({}, "one rank is as fast"),
+        ({}, "one rank a machine is as fast"),
         ({"on_cpu": False}, None),
     ],
 )

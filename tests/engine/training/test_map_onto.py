@@ -12,6 +12,7 @@ from atlasvi.engine import MinifiedStore, load_run, minify, train
 from atlasvi.engine.model.model_options import Freezing
 from atlasvi.engine.training.map_onto import map_onto
 from atlasvi.engine.training.settings import SettingError
+from atlasvi.loaders.cells.open_cells import open_cells
 from atlasvi.loaders.errors import AtlasviWarning, ColumnError, GeneError, OutputError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
 from tests.engine.distributed.rank_processes import run_ranks
@@ -98,6 +99,7 @@ def test_a_mapped_run_that_was_interrupted_ends_as_one_that_was_not(folder: Path
 
     for name, resume in (
         ("by map", lambda out: map_onto(folder / "run", new, out, resume=True)),
+        ("of opened cells", lambda out: map_onto(folder / "run", open_cells(new), out, resume=True)),
         ("by train", lambda out: train(new, out, resume=True)),
     ):
         with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -126,8 +128,11 @@ def test_only_the_same_mapping_is_resumed(folder: Path, tmp_path: Path):
 def test_a_mapped_run_is_trained_further_and_mapped_further_as_it_was(folder: Path, tmp_path: Path):
     new = write_new(tmp_path / "new.h5ad")
     map_onto(folder / "run", new, tmp_path / "mapped", **SHORT)
-    further = train(new, tmp_path / "further", start=tmp_path / "mapped", epochs=1)
+    further = train(new, tmp_path / "further", start=tmp_path / "mapped", epochs=1, note="longer")
     reference = load_run(folder / "run")
+    made_by = [run.provenance for run in (further, load_run(tmp_path / "mapped"), reference)]
+    assert made_by[0].note == "longer"
+    assert (made_by[0].of, made_by[1].of) == (made_by[1], made_by[2])
     assert further.mapped_from == load_run(tmp_path / "mapped").mapped_from
     assert torch.equal(further.model.encoder.first.batch[:3], reference.model.encoder.first.batch)
     again = map_onto(

@@ -12,7 +12,14 @@ from atlasvi.engine.training.progress import RunLog
 from atlasvi.engine.training.settings import SettingError
 from tests.engine.training.test_progress import line
 
-CONFIG = {"seed": 3, "settings": {"n_latent": 5}}
+CONFIG = {
+    "seed": 3,
+    "settings": {"n_latent": 5},
+    "data": {"path": "/home/me/patients.h5ad"},
+    "setup": {"categories": {"tissue (UBERON)": ["lung"]}},
+    "genes": ["g0", "g1"],
+    "provenance": {"command": "atlasvi train /home/me/patients.h5ad"},
+}
 
 
 def log_epochs(out: Path, names: list[str] | None, epochs: range) -> list[str]:
@@ -53,6 +60,39 @@ def test_a_place_that_can_not_be_had_is_refused_before_training(monkeypatch, nam
     monkeypatch.setattr(metric_writers, "is_installed", lambda name: name != "wandb")
     with pytest.raises(SettingError, match=message):
         check_writers(["openmetrics", name])
+
+
+class Kept:
+    """A place that keeps what it gets."""
+
+    name = "kept"
+
+    def __init__(self, out: Path, config) -> None:
+        self.config, self.failed = config, []
+        Kept.last = self
+
+    def write(self, metrics, step: int) -> None: ...
+
+    def close(self, failed: bool) -> None:
+        self.failed.append(failed)
+
+
+def test_services_get_settings_and_no_paths_names_or_genes(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(metric_writers.WRITERS, "kept", Kept)
+    log_epochs(tmp_path, ["kept"], range(1))
+    assert Kept.last.config == {"seed": 3, "settings": {"n_latent": 5}}
+
+
+def test_services_are_told_whether_a_run_failed(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(metric_writers.WRITERS, "kept", Kept)
+    log_epochs(tmp_path, ["kept"], range(1))
+    assert Kept.last.failed == [False]
+    with (
+        pytest.raises(RuntimeError),
+        RunLog(tmp_path / "m", 9, 10, [], writers=open_writers(["kept"], tmp_path, CONFIG, print)),
+    ):
+        raise RuntimeError
+    assert Kept.last.failed == [True]
 
 
 def test_a_service_that_can_not_be_reached_at_the_start_is_said_and_left_out(tmp_path: Path, monkeypatch):

@@ -32,7 +32,13 @@ def test_an_address_that_became_a_path_gets_its_slash_back(tmp_path: Path, monke
 
 @pytest.mark.parametrize(
     "text",
-    ["https://anna:hunter2@host/a.h5ad", "s3://AKIA:hunter2@atlases/a", "https://host/a.h5ad?X-Amz-Signature=hunter2"],
+    [
+        "https://anna:hunter2@host/a.h5ad",
+        "https://anna:hunter2/x@host/a.h5ad",
+        "s3://AKIA:hunter2@atlases/a",
+        "s3://AKIA:hunter2/x@atlases/a",
+        "https://host/a.h5ad?X-Amz-Signature=hunter2",
+    ],
 )
 def test_a_secret_in_an_address_is_refused_and_not_repeated(text: str):
     with pytest.raises(SourceError, match="the address") as error:
@@ -44,6 +50,15 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(text: str):
 def test_an_address_must_name_a_bucket_and_stay_in_it(text: str):
     with pytest.raises(SourceError, match="the address"):
         parse_address(text)
+
+
+def test_a_server_has_a_port_and_names_as_browsers_write_them():
+    assert parse_address("https://[::1]:80/my%20atlas.h5ad") == Address("https", "[::1]:80", "my atlas.h5ad")
+    assert parse_address("s3://atlases/a%20b") == Address("s3", "atlases", "a%20b"), "in a bucket it is a name"
+
+
+def test_a_file_address_is_a_local_path_wherever_it_is_kept():
+    assert restore_address("file:///data/my%20atlas") == "/data/my atlas"
 
 
 def test_names_are_joined_below_an_address():

@@ -253,6 +253,7 @@ def test_how_a_bucket_is_reached_is_kept_with_the_data_and_used_for_that_bucket_
     assert again == spec == parse_source(str(spec))
     assert again.storage == Storage(endpoint="https://minio:9000", region="other")
     assert again.place == to_place("s3://atlases/a.h5ad", again.storage)
+    assert again.leave_out_storage() == parse_source("s3://atlases/a.h5ad::layer=raw")
     usual = replace(spec, format="h5ad")
     assert DataSpec("s3://atlases/b.h5ad").fill_from(usual, "h5ad").endpoint == "https://minio:9000"
     for other in ("s3://others/b.h5ad", "gs://atlases/b.h5ad", "b.h5ad"):
