@@ -59,7 +59,9 @@ def map_cells(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Cells per minibatch (default 128).", min=1)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0, max=2**64 - 1)
+    ] = None,
     split_column: Annotated[str | None, typer.Option(help="obs column with train, validation or test.")] = None,
     config: JobFile = None,
     settings: Annotated[

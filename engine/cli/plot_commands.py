@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from atlasvi.engine.cli.arguments import CellNames, Genes, Limit, Sample, Seed, TransformBatch, Where, split_names
+from atlasvi.engine.cli.arguments import (
+    Genes,
+    LibrarySize,
+    TransformBatch,
+    split_names,
+)
 from atlasvi.engine.cli.cell_options import CellOptions
 from atlasvi.engine.cli.option_groups import spread
 from atlasvi.engine.cli.query_app import split_batches
@@ -19,13 +24,9 @@ if TYPE_CHECKING:  # imports torch, which `--help` does not need
 plot_app = typer.Typer(no_args_is_help=True, help="A picture of the cells, or of genes in groups of cells.")
 query_app.add_typer(plot_app, name="plot")
 
-LibrarySize = Annotated[
-    str, typer.Option(help="Counts to scale each cell to; 'observed': its own; 'latent': the inferred ones.")
-]
-
 
 @dataclass(frozen=True)
-class PictureOptions:
+class PictureOptions(CellOptions):
     """Where a picture goes, how it looks, and which cells it is of."""
 
     out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = ...  # type: ignore[assignment]
@@ -40,21 +41,15 @@ class PictureOptions:
     colour_map: Annotated[
         str, typer.Option(metavar="NAME", help="Colours of numbers: viridis, cividis, magma, ... (of matplotlib).")
     ] = "viridis"
-    cells: CellNames = None
-    where: Where = None
-    limit: Limit = None
-    sample: Sample = None
-    seed: Seed = 0
 
     def to_arguments(self, opened: "OpenedQuestion") -> dict[str, Any]:
         """The arguments that all functions of plots have."""
         from atlasvi.engine.plots.style import Style
 
-        cells = CellOptions(self.cells, self.where, self.limit, self.sample, self.seed)
         return {
             "out": self.out,
             "replace": self.replace,
-            "chosen": cells.choose_from(lambda: opened.cells, list(self.where or [])),
+            "chosen": self.choose_from(lambda: opened.cells, list(self.where or [])),
             "style": Style(self.title, self.font_size, self.width, self.dpi, self.dark),
             "map_name": self.colour_map,
         }
@@ -73,7 +68,7 @@ def embed(
     min_distance: Annotated[
         float, typer.Option(metavar="D", help="UMAP's min_dist: how close cells may lie.", min=0, max=1)
     ] = 0.4,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same coordinates.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same coordinates.", min=0, max=2**64 - 1)] = 0,
     replace: Annotated[bool, typer.Option("--replace", help="Replace coordinates that are there.")] = False,
 ) -> None:
     """Write two coordinates for each cell into MINI, by UMAP, for `query MINI plot embedding`."""

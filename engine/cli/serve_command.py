@@ -1,5 +1,7 @@
 """`atlasvi serve`: the questions of `atlasvi query` over HTTP."""
 
+import os
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +11,7 @@ import typer
 import atlasvi.engine.cli.comparison_commands
 import atlasvi.engine.cli.gene_commands
 import atlasvi.engine.cli.neighbour_commands  # noqa: F401
+from atlasvi.engine.cli.arguments import check_finite, refuse_unused
 from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.cli.option_groups import spread
 from atlasvi.engine.cli.question_command import QUESTIONS
@@ -36,6 +39,7 @@ def list_served() -> dict[str, Question]:
 
 @spread
 def serve(
+    context: typer.Context,
     mini: Annotated[str, typer.Argument(metavar="MINI", help="A minified store, or minified data of scvi-tools.")],
     port: Annotated[int, typer.Option(help="The port; 0: any free one.", min=0, max=65535)] = 8765,
     host: Annotated[
@@ -63,7 +67,11 @@ def serve(
     """Answer questions to minified cells over HTTP, until Ctrl-C."""
     from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
 
+    check_finite(limits.seconds)
+    mini = mini if "://" in mini else os.path.abspath(mini)  # "." has a name then
     if static is not None:
+        served = ["port", "host", "token", "page", *(limit.name for limit in fields(Limits))]
+        refuse_unused(context, served, "--static serves nothing")
         write_static(open_minified(mini, model), static)
         return
     try:
@@ -77,9 +85,9 @@ def serve(
     store = open_minified(mini, model)
     with show_progress() as progress:
         tiles = open_tiles(store, progress) if store.has_embedding and page else None
-    app = make_app(store, list_served(), limits, token, page, tiles=tiles)
-    listening = open_socket(host, port)
     name = f"[{host}]" if ":" in host else host
+    app = make_app(store, list_served(), limits, token, page, hosts=(name.lower(),), tiles=tiles)
+    listening = open_socket(host, port)
     say(f"{mini}: {count(store.n_cells, 'cell')}, at http://{name}:{listening.getsockname()[1]}/ until Ctrl-C.")
     run_server(app, listening, limits)
 

@@ -113,6 +113,8 @@ class Service:
 
         def work(job: Job) -> None:
             cells = self.open(job).cells
+            if options:
+                check_question(self.questions["count"], options, cells, len(self.run.genes), self.limits)
             chosen, (_, inside) = None, locate(self.tiles, cells, options, rows, polygon)
             if inside is not None or any(value is not None for value in options.values()):
                 where = [*(options["where"] or []), *([] if inside is None else [inside])]

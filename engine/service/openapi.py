@@ -17,12 +17,15 @@ ERRORS = {
     401: "The token is missing or wrong.",
     403: "A page of another site asked.",
     404: "There is nothing at this address.",
+    405: "The address is not for this method.",
     406: "None of the forms of answers is accepted.",
     408: "The body came too slowly.",
     413: "The body, or the answer, is too large.",
     415: "The body is not JSON.",
     421: "The Host header names another machine.",
     422: "The body does not fit the question.",
+    500: "The service failed, or the store is damaged.",
+    501: "A library that this needs is not installed.",
     503: "The service is busy, or the answer takes too long.",
 }
 COLUMNS = {

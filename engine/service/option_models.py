@@ -22,7 +22,7 @@ from atlasvi.engine.queries.question import CellsBy, NamesOf, NumberOrWord, OfTh
 from atlasvi.engine.service.areas import Area, Polygon
 from atlasvi.engine.service.limits import Limits
 
-NO_FILE = "^[^@]"  # @FILE stands for a file of names on the command line
+NO_FILE = "^([^@]|$)"  # @FILE stands for a file of names on the command line
 EXACT = 2**53  # up to here JSON's numbers are exact integers everywhere
 Rows = list[Annotated[int, Field(ge=0, le=EXACT)]]
 

@@ -33,6 +33,20 @@ POLICY = (
 
 COLUMNS_KEPT = 16  # opened: their files are mapped into memory
 DECODED_KEPT = 256  # tiles of genes in memory: 34 MB
+DESCRIBED = (
+    "name",
+    "identity",
+    "kind",
+    "dtype",
+    "missing",
+    "n_missing",
+    "categories",
+    "counts",
+    "low",
+    "high",
+    "shown",
+)
+"""What the page is told of a column."""
 
 
 class AtlasPage:
@@ -85,10 +99,7 @@ class AtlasPage:
     def describe_column(self, number: int) -> dict[str, Any]:
         """tiles/columns/NUMBER.json: how to read the codes of a column, with literals for conditions on it."""
         column, _ = self._read_column(self.name_column(number))
-        return {
-            key: getattr(column, key)
-            for key in ("name", "kind", "dtype", "missing", "n_missing", "categories", "counts", "low", "high", "shown")
-        } | {"literals": _list_literals(self.store, column)}
+        return {key: getattr(column, key) for key in DESCRIBED} | {"literals": _list_literals(self.store, column)}
 
     def read_codes(self, number: int, tile: int) -> bytes:
         """tiles/columns/NUMBER/TILE: codes of a column in a tile, little-endian."""
@@ -166,8 +177,7 @@ class AtlasPage:
         """
         if not 0 <= cell < self.store.n_cells:
             raise QueryError(f"there is no cell {cell}: there are {self.store.n_cells:,}, the first is 0.")
-        search = NeighbourSearch(cells, SearchOptions(k))
-        search.index = index if search.index is not None and index is not None else search.index
+        search = NeighbourSearch(cells, SearchOptions(k), index=index)
         own = np.array([cell], np.int64)
         distances, near = (values[0] for values in search.search(*self.store.take_latent(own), own))
         found = self.tell_cells(near[near >= 0])

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 BYTES = "application/octet-stream"
 FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}  # the address holds the identity of the tiles
-MOST_NEIGHBOURS = 200
 
 
 def list_page_routes(service: "Service") -> list[Route]:
@@ -69,8 +68,9 @@ def list_page_routes(service: "Service") -> list[Route]:
 
     def tell_neighbours(request: Request, job: Job) -> bytes:
         k = request.query_params.get("k", "30")
-        if not k.isdecimal() or not 1 <= int(k) <= MOST_NEIGHBOURS:
-            raise QueryError(f"k is {k!r:.20}: it is a whole number from 1 to {MOST_NEIGHBOURS}.")
+        most = service.limits.most_neighbours
+        if not k.isdecimal() or len(k) > len(str(most)) or not 1 <= int(k) <= most:
+            raise QueryError(f"k is {k!r:.20}: it is a whole number from 1 to {most:,}.")
         cells: Any = service.open(job).cells
         return _to_json(page.tell_neighbours(cells, request.path_params["cell"], int(k), service.index))
 

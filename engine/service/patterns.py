@@ -36,6 +36,8 @@ def _count_part(kind: str, value: Any) -> float:
     match kind:
         case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
             least, most, body = value
+            if int(least) > 1 and body.getwidth()[0] == 0:
+                return MOST_BITS + 1  # an empty match is repeated as often as the pattern says
             inside, times = _count_bits(body), min(int(most), 2**TEXT_BITS)
             return times * inside + (max(times - min(int(least), times) + 1, 1)).bit_length() - 1
         case "BRANCH":

@@ -58,10 +58,11 @@ def write_static_page(
         index |= {"columns": written, "names": names, "left_out": LEFT_OUT}
         index["first"] = index["first"] if index["first"] in numbers else (numbers[0] if numbers else None)
         _write_json(folder / "tiles/index.json", index)
+        for number in numbers:  # one after the other: the codes of a few columns are kept in memory
+            for tile in range(tiles.n_tiles):
+                _write(folder / f"tiles/columns/{number}/{tile}", page.read_codes(number, tile))
         for tile in range(tiles.n_tiles):
             _write(folder / f"tiles/points/{tile}", page.read_points(tile))
-            for number in numbers:
-                _write(folder / f"tiles/columns/{number}/{tile}", page.read_codes(number, tile))
             if names:
                 _write_json(folder / f"tiles/names/{tile}.json", page.read_names(tile))
             progress("writing tiles", tiles.index.starts[tile + 1], tiles.index.starts[-1])

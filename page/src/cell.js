@@ -76,6 +76,7 @@ export class CellPanel {
     try {
       const known = await this.read(cell);
       if (this.current !== cell) return;
+      this.current = known;
       this.draw(known);
       find("status").textContent = `Cell ${known.name ?? ""}`;
     } catch (error) {
@@ -100,7 +101,7 @@ export class CellPanel {
     place.replaceChildren(make("p", { class: "soft", text: "Searching…" }));
     try {
       const { neighbours } = await this.service.json(`tiles/neighbours/${cell.cell}?k=${K}`);
-      if (this.current?.x !== cell.x) return;
+      if (this.current !== cell) return;
       Object.assign(this.page.marks, { cell, neighbours });
       this.page.drawAbove();
       const { shown, columns } = this.page.colouring;

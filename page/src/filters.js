@@ -29,9 +29,14 @@ export function toCondition(column, filter) {
     const [low, high] = [toValue(column, shown[0]) - half, toValue(column, shown.at(-1)) + half];
     return `${name} >= ${low} and ${name} <= ${high}`;
   }
-  const shown = column.literals.filter((_, code) => !filter.hidden.has(code));
+  const withoutMissing = filter.hidden.has(column.missing);
+  const [shown, hidden] = [false, true].map((is) => column.literals.filter((_, code) => filter.hidden.has(code) === is));
+  if (hidden.length < shown.length) { // the shorter list: the server takes conditions of a bounded length
+    const others = `~${name}.isin([${hidden.join(", ")}])`;
+    return withoutMissing ? `${others} & ${name}.notna()` : others;
+  }
   const known = `${name}.isin([${shown.join(", ")}])`;
-  return filter.hidden.has(column.missing) ? known : `${known} | ${name}.isna()`;
+  return withoutMissing ? known : `${known} | ${name}.isna()`;
 }
 
 const allowedBetween = (column, filter, code) =>

@@ -71,7 +71,7 @@ export class Tiles {
   #fill() {
     while (this.queue.length && this.running.size < AT_ONCE) {
       const [tile, key] = this.queue.shift();
-      this.load(tile, key).catch((error) => {
+      this.load(tile, key, true).catch((error) => {
         if (error.name === "AbortError") return;
         this.queue = this.queue.filter((each) => each[1] !== key);
         this.failed(error, key);
@@ -79,14 +79,14 @@ export class Tiles {
     }
   }
 
-  // A promise of the content of a tile.
-  load(tile, key) {
+  // A promise of the content of a tile. Only what the picture alone waits for may be given up: see `want`.
+  load(tile, key, mayStop = false) {
     const name = `${tile} ${key}`;
     const found = this.get(tile, key);
     if (found) return Promise.resolve(found);
     if (!this.running.has(name)) {
       const stop = new AbortController();
-      if (key.startsWith("g")) this.decoding.set(name, stop);
+      if (mayStop && key.startsWith("g")) this.decoding.set(name, stop);
       const promise = this.#read(tile, key, stop.signal).then((values) => this.#keep(name, values));
       this.running.set(name, promise);
       const end = () => {
@@ -96,18 +96,20 @@ export class Tiles {
       };
       promise.then(end, end);
     }
+    if (!mayStop) this.decoding.delete(name);
     return this.running.get(name);
   }
 
   async #read(tile, key, signal) {
-    const version = `v=${encodeURIComponent(this.index.identity)}`;
+    const column = key.startsWith("c") ? this.columns.get(Number(key.slice(1))) : undefined;
+    const version = `v=${encodeURIComponent(column?.identity ?? this.index.identity)}`;
     const path = {
       p: () => `tiles/points/${tile}?${version}`,
       c: () => `tiles/columns/${key.slice(1)}/${tile}?${version}`,
       g: () => `tiles/genes/${tile}?gene=${encodeURIComponent(key.slice(1))}&${version}`,
     }[key[0]]();
     const bytes = await this.service.bytes(path, { signal });
-    const isByte = key[0] === "c" && this.columns.get(Number(key.slice(1)))?.dtype === "uint8";
+    const isByte = column?.dtype === "uint8";
     const values = isByte ? new Uint8Array(bytes) : new Uint16Array(bytes);
     const expected = this.size(tile) * (key === "points" ? 2 : 1);
     if (values.length !== expected) throw new Error(`tile ${tile} has ${values.length} values and not ${expected}`);

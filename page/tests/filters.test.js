@@ -10,8 +10,10 @@ test("hidden categories are not shown, and the server is asked for the others", 
   const filter = { hidden: new Set([0, 255]) };
   const allowed = allowedCodes(TYPES, filter);
   assert.deepEqual([0, 1, 2, 255].map((code) => allowed[code]), [0, 1, 1, 0]);
-  assert.equal(toCondition(TYPES, filter), "`cell type`.isin(['T', \"it's\"])");
-  assert.equal(toCondition(TYPES, { hidden: new Set([0]) }), "`cell type`.isin(['T', \"it's\"]) | `cell type`.isna()");
+  assert.equal(toCondition(TYPES, filter), "~`cell type`.isin(['B']) & `cell type`.notna()");
+  assert.equal(toCondition(TYPES, { hidden: new Set([0]) }), "~`cell type`.isin(['B'])");
+  assert.equal(toCondition(TYPES, { hidden: new Set([0, 1]) }), "`cell type`.isin([\"it's\"]) | `cell type`.isna()");
+  assert.equal(toCondition(TYPES, { hidden: new Set([0, 1, 255]) }), "`cell type`.isin([\"it's\"])");
 });
 
 test("a range of numbers shows the codes in it, and never a missing value", () => {

@@ -73,3 +73,17 @@ test("what is wanted no longer is not fetched any more, and decoding of it is ca
   assert.equal(asked.length, n);
   assert.ok(n < 20 && signals.every((signal) => signal.aborted));
 });
+
+test("what somebody waits for is not called off, whatever the picture wants", async () => {
+  let release;
+  const gate = new Promise((resolve) => (release = resolve));
+  const { tiles } = makeTiles();
+  const signals = [];
+  tiles.service.bytes = async (_, { signal }) => (signals.push(signal), await gate, new ArrayBuffer(80));
+  tiles.want([[2, "gA"]]);
+  const [both, alone] = [tiles.load(2, "gA"), tiles.load(2, "gB")];
+  tiles.want([]);
+  release();
+  assert.deepEqual([(await both).length, (await alone).length], [40, 40]);
+  assert.ok(!signals.some(({ aborted }) => aborted));
+});

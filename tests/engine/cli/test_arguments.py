@@ -22,6 +22,7 @@ def test_names_are_separated_by_commas_unless_they_are_quoted(tmp_path: Path):
     assert split_repeated(["a,b", '"c, d"']) == ["a", "b", "c, d"]
     assert split_names('" a ", b ,"", "unended, c') == [" a ", "b", "", "unended, c"]
     assert split_names('"a"b, "=1+1"') == ['"a"b', "=1+1"]
+    assert split_names(f'"{" " * 100_000}"x') == [f'"{" " * 100_000}"x']  # in no more time than its length takes
     assert split_names("a\rb\nc,d\n") == ["a\rb\nc", "d"]
     with pytest.raises(SourceError, match="can't be read"):
         split_names(f"@{tmp_path}")

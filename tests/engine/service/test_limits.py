@@ -74,6 +74,11 @@ def test_a_question_that_can_not_be_answered_is_refused_without_a_path(
     assert "/" not in sentence.replace("and/or", "")
 
 
+def test_the_patterns_of_cells_whose_column_is_counted_are_bounded_too(client: httpx.Client):
+    body = {"where": "cell_type.str.contains('(a+)+$')"}
+    assert "can take very long" in refusal(client.post("/api/obs/donor", json=body), 400)
+
+
 def test_a_pattern_that_takes_bounded_time_is_looked_for(client: httpx.Client):
     found = ask_table(client, "latent", where="cell_type.str.contains('^(B|N.*)$')", columns="cell_type")
     assert set(found["cell_type"]) == {"B", "NK"}

@@ -221,7 +221,7 @@ def test_a_click_shows_the_cell_under_it(browser: Any, address: str, store: Mini
     page.keyboard.press("Enter")  # the cell nearest to the middle, at most 40 pixels away
     page.fill("#wanted", str(store.read_names(3, 4)[0]))
     page.press("#wanted", "Enter")
-    page.wait_for_selector("#cell-name")
+    page.wait_for_selector(f"#cell-name:text-is('{store.read_names(3, 4)[0]}')")
     page.wait_for_selector("canvas[data-complete=true]")
     x, y = page.evaluate(
         "(() => { const e = [...document.querySelectorAll('#marks circle')].at(-1); "
@@ -232,6 +232,8 @@ def test_a_click_shows_the_cell_under_it(browser: Any, address: str, store: Mini
     page.mouse.click(box["x"] + x, box["y"] + y)
     page.wait_for_selector("#cell-name")
     assert page.inner_text("#cell-name") == store.read_names(3, 4)[0]
+    page.click("#find-neighbours")
+    assert len(read_table(page, "neighbours")) == 30
 
 
 def test_the_page_says_that_the_server_is_away_and_goes_on_when_it_is_back(browser: Any, store: MinifiedStore) -> None:

@@ -23,6 +23,7 @@ def test_what_people_look_for_is_looked_for(pattern: str):
     [
         "(a+)+$", "(a*)*b", "(a|aa)+$", "(.*)*x", ".*.*.*.*x", "a?" * 25 + "a" * 25, r"(a+)\1\1$", "(?=(a+)+$)a",
         "((a{1,9}){1,9}){1,9}$", "(?:(?:a|ab)(?:c|bc))*$", "(a{0,5000}){0,5000}",
+        r"(?:(?:\b){60000}){60000}", "(?:(?:(?=)){60000}){60000}", "(?:(?:){60000}){60000}",
     ],
 )  # fmt: skip
 def test_what_can_take_exponential_time_is_refused(pattern: str):

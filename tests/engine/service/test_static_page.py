@@ -40,6 +40,13 @@ def test_the_command_writes_the_page_with_points_columns_and_names(store: Minifi
     assert json.loads((out / "tiles/names/0.json").read_text()) == list(store.read_names()[tiles.cells])
 
 
+def test_options_of_serving_are_refused_where_nothing_is_served(store: MinifiedStore, tmp_path: Path):
+    done = CliRunner().invoke(app, ["serve", store.path, "--static", str(tmp_path / "out"), "--port", "80"])
+    assert isinstance(done.exception, ValueError)
+    assert "port" in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
 def test_chosen_columns_and_no_names_make_a_smaller_folder(store: MinifiedStore, tmp_path: Path):
     write_static_page(store, open_tiles(store), tmp_path / "out", ["batch"], names=False)
     index = json.loads((tmp_path / "out/tiles/index.json").read_text())
