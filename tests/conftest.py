@@ -85,6 +85,23 @@ def _only_check(handle: int) -> None:
 os.fsync = _only_check  # else the suite waits for the disk tens of thousands of times; no test cuts the power
 
 
+def _stay_in_one_thread() -> None:
+    """zarr hands each small file to another thread, which costs more than to read or write it: a quarter of many tests."""
+    from zarr.storage import LocalStore
+
+    async def get(self, key, prototype=None, byte_range=None):
+        return self.get_sync(key, prototype=prototype, byte_range=byte_range)
+
+    async def set(self, key, value):
+        self.set_sync(key, value)
+
+    if hasattr(LocalStore, "get_sync"):
+        LocalStore.get, LocalStore.set = get, set
+
+
+_stay_in_one_thread()
+
+
 @pytest.fixture(autouse=True)
 def _threads_are_left_as_they_were():
     """Sums differ in their last digits with the number of threads: a test that leaves another breaks those after it."""
