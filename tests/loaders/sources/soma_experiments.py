@@ -2,7 +2,7 @@
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,21 +12,27 @@ import pytest
 
 
 def write_soma(adata: ad.AnnData, path: Path, **options: object) -> Path:
-    """Write an AnnData as an experiment, with the measurement RNA unless another is named.
-
-    TileDB orders what it writes by milliseconds: of two schemas of one millisecond, which files in memory now and then
-    have, the older one can be taken for the newer, and categories are missing. Then the experiment is written anew.
-    """
+    """Write an AnnData as an experiment, with the measurement RNA unless another is named."""
     io = pytest.importorskip("tiledbsoma.io")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # From 0.13 on anndata lists X among the layers as None, for which tiledbsoma 2.3 finds no name.
         with mock.patch.object(type(adata.layers), "items", list_named):
-            while True:
-                io.from_anndata(str(path), adata, **({"measurement_name": "RNA"} | options))
-                if has_all_categories(path):
-                    return path
-                shutil.rmtree(path)
+            named = {"measurement_name": "RNA"} | options
+            write_until_whole(path, path, lambda: io.from_anndata(str(path), adata, **named))
+    return path
+
+
+def write_until_whole(experiment: Path, part: Path, write: Callable[[], object]) -> None:
+    """Let `write` write a part of an experiment, or all of it, until tiledbsoma itself can read what it wrote.
+
+    TileDB orders what it writes by milliseconds: of two schemas of one millisecond, which files in memory now and then
+    have, the older one can be taken for the newer, and categories are missing.
+    """
+    write()
+    while not has_all_categories(experiment):
+        shutil.rmtree(part)
+        write()
 
 
 def has_all_categories(path: Path) -> bool:

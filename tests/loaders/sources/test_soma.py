@@ -17,7 +17,7 @@ from atlasvi.loaders.cells.open_cells import open_cells
 from atlasvi.loaders.errors import CountsError, GeneError, MissingDependencyError, SourceError
 from atlasvi.loaders.sources.open_source import open_source
 from atlasvi.loaders.sources.soma import TILEDB_CONFIG, IdRuns, choose_layer
-from tests.loaders.sources.soma_experiments import write_soma
+from tests.loaders.sources.soma_experiments import write_soma, write_until_whole
 
 tiledbsoma = pytest.importorskip("tiledbsoma")
 
@@ -88,10 +88,14 @@ def test_cells_that_were_deleted_leave_no_rows(tmp_path):
         table = experiment.obs.read().concat()
         schema = table.schema
     shutil.rmtree(path / "obs")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+
+    def write_obs() -> None:
         with tiledbsoma.DataFrame.create(str(path / "obs"), schema=schema, domain=[(0, 19)]) as frame:
             frame.write(table.take(kept))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_until_whole(path, path / "obs", write_obs)
     source = open_source(path)
     assert source.n_cells == 7
     np.testing.assert_array_equal(source.read_counts(0, 7).toarray(), adata.X.toarray()[kept])
