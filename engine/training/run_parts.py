@@ -28,7 +28,13 @@ from atlasvi.engine.provenance import find_version
 from atlasvi.engine.training.fingerprint import fingerprint, hash_sample
 from atlasvi.engine.training.freezing import group_parameters
 from atlasvi.engine.training.optimizers import OPTIMIZERS
-from atlasvi.engine.training.settings import SettingError, Settings, choose_batch_size, resolve_schedule
+from atlasvi.engine.training.settings import (
+    SettingError,
+    Settings,
+    choose_batch_size,
+    choose_evaluation_cells,
+    resolve_schedule,
+)
 from atlasvi.engine.training.splits import Split, split_by_column, split_by_hash
 from atlasvi.kernels import choose_backend
 from atlasvi.loaders.batches.loader import BatchLoader
@@ -153,6 +159,8 @@ def prepare_run(
     ranks.note("planning the epochs")
     n_train = split.train.count()
     settings = resolve_schedule(settings, n_train)
+    evaluation_cells = choose_evaluation_cells(settings, split.validation.count())
+    settings = settings.model_copy(update={"evaluation_cells": evaluation_cells})
     loaders = {
         part: BatchLoader(
             data,

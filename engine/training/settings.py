@@ -103,8 +103,9 @@ class Settings(ModelOptions):
     """Number of first epochs that early stopping ignores."""
     keep: Literal["best", "last"] = "best"
     """The weights that the model keeps: those of the best validation ELBO, or the last ones."""
-    evaluation_cells: int = Field(default=100_000, ge=1)
-    """Largest number of training cells on which the final training loss is measured."""
+    evaluation_cells: int | None = Field(default=None, ge=1)
+    """Largest number of training cells on which the final training loss is measured. None: as many as are held out,
+    since the two are compared; at least 10,000 and at most 100,000."""
 
     precision: Literal["float32", "bf16", "float64"] = "float32"
     """bf16: for the output layer's products on CUDA; the likelihood and all sums stay float32. float64: for everything,
@@ -167,6 +168,8 @@ FEWEST_STEPS_AN_EPOCH = 50
 """Steps of an epoch: with fewer, latents of small data that is seen many times went out of use: as there."""
 FORGOTTEN_AFTER = 7
 """Epochs after which weights have forgotten what they learned, at the most: as there."""
+EVALUATED = 10_000, 100_000
+"""Least and largest number of training cells for the final training loss, unless it is set."""
 SMALLEST = 128
 """Cells of a minibatch that no recipe makes smaller."""
 
@@ -245,6 +248,12 @@ def choose_batch_size(settings: Settings, n_train: int) -> int:
         return settings.batch_size
     most = n_train // (settings.least_steps_an_epoch * settings.accumulate)
     return min(settings.batch_size, max(most, SMALLEST))
+
+
+def choose_evaluation_cells(settings: Settings, n_held_out: int) -> int:
+    """Largest number of training cells on which the final training loss is measured."""
+    least, most = EVALUATED
+    return settings.evaluation_cells or min(max(n_held_out, least), most)
 
 
 def resolve_schedule(settings: Settings, n_train: int) -> Settings:

@@ -9,6 +9,7 @@ from atlasvi.engine.training.settings import (
     atlas_decay,
     atlas_rate,
     choose_batch_size,
+    choose_evaluation_cells,
     heuristic_epochs,
     parse_settings,
     resolve_schedule,
@@ -167,6 +168,13 @@ def test_minibatches_that_leave_too_few_steps_are_warned_of_with_what_would_do()
     assert warn(1_000, epochs=1) is None  # 8 steps: smaller minibatches than 128 are not advised
     assert warn(900_000, epochs=1, batch_size=16_384, max_steps=10) is None  # that few were asked for
     assert warn(900_000, epochs=1, batch_size=16_384, freezing=Freezing()) is None  # a query is mapped
+
+
+@pytest.mark.parametrize(
+    ("n_held_out", "asked", "n"), [(3, None, 10_000), (30_000, None, 30_000), (10**6, None, 10**5), (3, 5, 5)]
+)
+def test_as_many_training_cells_as_are_held_out_are_evaluated_at_the_end(n_held_out: int, asked: int | None, n: int):
+    assert choose_evaluation_cells(Settings(evaluation_cells=asked), n_held_out) == n
 
 
 def test_a_warm_up_that_was_asked_for_stays_as_it_is():
