@@ -3,6 +3,7 @@
 torch wraps the methods, so that its compiler leaves them alone where a model is compiled. Ours is not compiled.
 """
 
+from collections.abc import Callable
 from inspect import unwrap
 from typing import Any
 
@@ -31,5 +32,5 @@ class AdamW(_WithoutCompiler, torch.optim.AdamW):
     step: Any = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
 
-OPTIMIZERS: dict[str, type[Adam] | type[AdamW]] = {"Adam": Adam, "AdamW": AdamW}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"Adam": Adam, "AdamW": AdamW}
 """By their name in the settings."""
