@@ -29,7 +29,6 @@ pd.Series(["a"]).astype("category")
 for rows in (2, 0):
     settings = ModelSettings(n_genes=30, n_batches=2, n_hidden=16, n_latent=4, n_layers=2)
     model = VAE(settings, torch.Generator().manual_seed(0))
-    torch.optim.Adam(model.parameters())  # imports torch._dynamo, which takes seconds
     model(
         Batch(
             indptr=torch.arange(rows + 1, dtype=torch.int32),

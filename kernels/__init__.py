@@ -1,6 +1,7 @@
 """atlasvi.kernels: the arithmetic of scVI, usable on its own; each kernel has a plain reference.
 
 log1p_linear       log1p of sparse counts (or the counts) times a weight, sparse throughout    sparse_layer.py
+log1p_linear_transposed  the transposed counts times values of the cells                    sparse_layer.py
 take_columns       a column of a parameter for each cell, by its code of a covariate        columns.py
 norm_relu          bias, layer norm, ReLU and dropout of a hidden layer, in one pass       hidden_layer.py
 decoder_nll        decoder's hidden state -> negative log-likelihood of each cell           decoder_loss.py
@@ -24,7 +25,7 @@ from atlasvi.kernels.logits_loss import logits_nll
 from atlasvi.kernels.plain_counts import InvalidParametersError
 from atlasvi.kernels.products import Precision
 from atlasvi.kernels.reference import nb_log_prob, poisson_log_prob, zinb_log_prob
-from atlasvi.kernels.sparse_layer import log1p_linear
+from atlasvi.kernels.sparse_layer import log1p_linear, log1p_linear_transposed
 
 __all__ = [
     "GeneOrder",
@@ -36,6 +37,7 @@ __all__ = [
     "decoder_nll",
     "draw_normals",
     "log1p_linear",
+    "log1p_linear_transposed",
     "logits_nll",
     "nb_log_prob",
     "norm_relu",

@@ -279,15 +279,16 @@ _sweep_zinb, _sweep_zinb_per_cell = _make_sweep_part("zinb", False), _make_sweep
 def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> Callable[..., None]:
     """The compiled sweep over cells for one combination of options.
 
-    sweep(first, last, logits, slopes, library, log_theta, theta_rows, dropout, indptr, indices, counts, weights, loss,
-    by_library, grad_theta)
+    sweep(first, last, logits, bias, slopes, library, log_theta, theta_rows, dropout, indptr, indices, counts, weights,
+    loss, by_library, grad_theta)
 
-    For cells [first, last). logits float32 [cells, genes]; slopes, the same array or one of the same shape, is written:
-    d nll / d logits * weight. library float32 [cells]. log_theta float32 [rows, genes], with theta_rows int64 [cells]
-    for each cell's row; or, if theta_per_cell, [cells, genes], overwritten by its gradient. dropout: logits float32
-    [cells, genes], overwritten by their gradient (ZINB; else [0, 0]). CSR: indptr [cells + 1], indices, counts. weights
-    float32 [cells] of the gradients. loss and by_library (d nll / d log library) float64 [cells] are written.
-    grad_theta float32 [rows, genes] is added to.
+    For cells [first, last). logits float32 [cells, genes], to which bias [genes] is added (or [0]: nothing);
+    slopes, the same array or one of the same shape, is written: d nll / d logits * weight. library float32 [cells].
+    log_theta float32 [rows, genes], with theta_rows int64 [cells] for each cell's row; or, if theta_per_cell,
+    [cells, genes], overwritten by its gradient. dropout: logits float32 [cells, genes], overwritten by their
+    gradient (ZINB; else [0, 0]). CSR: indptr [cells + 1], indices, counts. weights float32 [cells] of the
+    gradients. loss and by_library (d nll / d log library) float64 [cells] are written. grad_theta float32 [rows,
+    genes] is added to.
     """
     poisson, inflated = likelihood == "poisson", likelihood == "zinb"
     inlined = Path(vector_math.__file__).read_bytes()
@@ -297,6 +298,7 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
         first: int,
         last: int,
         logits: np.ndarray,
+        bias: np.ndarray,
         slopes: np.ndarray,
         library: np.ndarray,
         log_theta: np.ndarray,
@@ -331,6 +333,8 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
                 _prepare_theta(log_theta[theta_row], theta, by_theta)
             if copied:  # then the sweep works in place, and the compiler need not check whether arrays overlap
                 row[:] = logits[cell]
+            for g in range(len(bias)):
+                row[g] += bias[g]
             for k in range(n):
                 log_means[k] = row[genes[k]]
             weight, cell_library = weights[cell], library[cell]

@@ -24,12 +24,14 @@ def sweep_tile(
     *,
     library_grad: Tensor | None = None,
     slopes: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> None:
     """Write losses of cells [first, last) to `loss`, turn their logits into slopes, and add to `table_grad`.
 
     logits  float32 [last - first, genes] each: of genes, of log theta for each cell (or None), of dropouts (or None)
     slopes  where the slopes of genes go, if their logits must stay unchanged
     library_grad  float32 like `loss`, written: weight * d nll / d library
+    bias    float32 [genes], to be added to the logits of genes
     """
     head, theta_logits, dropout = (None if tensor is None else tensor.detach().numpy() for tensor in logits)
     assert head is not None
@@ -62,7 +64,8 @@ def sweep_tile(
         by_library,
     )
     target = head if slopes is None else slopes.numpy()
-    run_on_threads(lambda k, a, b: sweep(a, b, head, target, *arguments, tables[k]), last - first, n_threads)
+    added = np.zeros(0, np.float32) if bias is None else bias.detach().contiguous().numpy()
+    run_on_threads(lambda k, a, b: sweep(a, b, head, added, target, *arguments, tables[k]), last - first, n_threads)
     loss[first:last] = torch.from_numpy(values)
     if library_grad is not None and weights is not None:
         library_grad[first:last] = torch.from_numpy(by_library) * weights[first:last] / options.library[first:last]
@@ -90,6 +93,7 @@ class Sweep:
         """See `sweep_tile`. bias_grads: [genes] for each of the logits, to which their gradients are added."""
         self.options, self.given, self.library_grad = options, (table, weights, loss, table_grad), library_grad
         self.bias_grads = bias_grads or [None, None, None]
+        self._bias: Tensor | None = None  # of genes, if the logits of the tile still lack it
 
     @staticmethod
     def tile_cells(n_genes: int, n_heads: int) -> int:
@@ -107,7 +111,10 @@ class Sweep:
         return kept[key][:n].view(n_cells, n_genes)
 
     def project(self, number: int, hidden: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-        """hidden @ weight.T + bias into `out`: logits of the next tile."""
+        """hidden @ weight.T + bias into `out`: logits of the next tile; those of genes (number 0) without bias."""
+        if number == 0:  # torch would write the bias into the tile first; the sweep adds it where it has the values
+            self._bias = bias
+            return torch.mm(hidden, weight.T, out=out)
         return torch.addmm(bias, hidden, weight.T, out=out)
 
     def take(
@@ -124,7 +131,8 @@ class Sweep:
         if keep and slopes is not None:
             target = slopes[0]
             logits = [logits[0], *(None if t is None else _copy(t, to) for t, to in zip(logits[1:], slopes[1:]))]
-        sweep_tile(self.options, first, last, logits, *self.given, library_grad=self.library_grad, slopes=target)
+        named: Any = {"library_grad": self.library_grad, "slopes": target, "bias": self._bias}
+        sweep_tile(self.options, first, last, logits, *self.given, **named)
         for grad, tile in zip(self.bias_grads, logits):
             if grad is not None and tile is not None:
                 grad += tile.sum(0)

@@ -91,6 +91,8 @@ def decoder_nll(
     table = None if isinstance(log_theta, Head) or log_theta is None else log_theta
     options = Options.lay_out(name, likelihood, softmax, expected_grad, cells, library, theta_rows, precision)
     heads = [part for h in (head, theta_head, dropout) for part in ((h.weight, h.bias) if h else (None, None))]
+    if not torch.is_grad_enabled():  # in evaluation: autograd would ask for the gradients of parameters all the same
+        return _sweep(options, hidden, table, heads, None, False)[0]
     return _DecoderNLL.apply(options, hidden, table, library, *heads)
 
 

@@ -44,7 +44,10 @@ def logits_nll(
         theta = log_theta[theta_rows] if theta_rows is not None and log_theta is not None else log_theta
         return reference.nll_from_logits(counts, logits, library, theta, dropout, likelihood, softmax)
     options = Options.lay_out(name, likelihood, softmax, expected_grad, cells, library, theta_rows)
-    return _LogitsNLL.apply(options, logits, None if per_cell else log_theta, log_theta if per_cell else None, dropout)
+    inputs = (logits, None if per_cell else log_theta, log_theta if per_cell else None, dropout)
+    if not torch.is_grad_enabled():  # in evaluation: autograd would ask for the gradients of parameters all the same
+        return _sweep(options, inputs, None)[0]
+    return _LogitsNLL.apply(options, *inputs)
 
 
 class _LogitsNLL(torch.autograd.Function):

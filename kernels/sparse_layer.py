@@ -38,6 +38,28 @@ def log1p_linear(
     return _Log1pLinear.apply(name, raw, order, indptr.contiguous(), genes.contiguous(), counts.contiguous(), weight)
 
 
+def log1p_linear_transposed(
+    indptr: Tensor,
+    genes: Tensor,
+    counts: Tensor,
+    values: Tensor,
+    n_genes: int,
+    *,
+    raw: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """log1p(counts).T @ values, or counts.T @ values if raw, for values [cells, hidden]: [genes, hidden].
+
+    The arguments are those of `log1p_linear`, of which this is the gradient. It is not differentiable itself.
+    """
+    name = choose_backend(values.device, backend, values.dtype)
+    if name == "torch" or counts.is_floating_point():
+        dense = to_dense(indptr, genes, counts, n_genes, values.dtype)
+        return (dense if raw else torch.log1p(dense)).T @ values
+    csr = indptr.contiguous(), genes.contiguous(), counts.contiguous()
+    return load_sparse(name).accumulate(*csr, values.detach().contiguous(), n_genes, raw)
+
+
 class _Log1pLinear(torch.autograd.Function):
     @staticmethod
     def forward(

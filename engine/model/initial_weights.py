@@ -26,7 +26,7 @@ from torch import Generator, Tensor, nn
 from atlasvi.engine.model.encoder import Encoder
 from atlasvi.engine.model.layers import CountsLayer, Covariates, Layer
 from atlasvi.engine.model.vae import VAE
-from atlasvi.kernels import log1p_linear
+from atlasvi.kernels import log1p_linear, log1p_linear_transposed
 from atlasvi.loaders.batches.batch import Batch
 
 SAMPLE_CELLS = 4096
@@ -54,12 +54,9 @@ class Sample:
         return log1p_linear(cells.indptr, cells.indices, cells.counts, weight, raw=raw)
 
     def multiply_transposed(self, values: Tensor, raw: bool) -> Tensor:
-        """X.T @ values [cells, columns]: [genes, columns]. It is the gradient of `multiply`."""
-        shape = (self.cells.n_genes, values.shape[1])
-        weight = torch.zeros(shape, dtype=values.dtype, device=self.device, requires_grad=True)
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.multiply(weight, raw), weight, values.contiguous())
-        return gradient
+        """X.T @ values [cells, columns]: [genes, columns]."""
+        cells = self.cells
+        return log1p_linear_transposed(cells.indptr, cells.indices, cells.counts, values, cells.n_genes, raw=raw)
 
     def shift_genes(self, generator: Generator) -> "Sample":
         """Each gene's values moved round by a number of cells of its own, so that genes are unrelated."""
@@ -67,7 +64,8 @@ class Sample:
         rows = torch.repeat_interleave(torch.arange(n_cells, device=self.device), cells.indptr.diff().long())
         shifts = torch.randint(n_cells, (cells.n_genes,), generator=generator).to(self.device)
         rows = (rows + shifts[self.genes]) % n_cells
-        order = torch.argsort(rows * cells.n_genes + self.genes)
+        places = rows * cells.n_genes + self.genes
+        order = torch.argsort(places.int() if n_cells * cells.n_genes < 2**31 else places)  # half the time, if it fits
         ends = torch.bincount(rows, minlength=n_cells).cumsum(0)
         indptr = torch.cat([ends.new_zeros(1), ends]).to(cells.indptr.dtype)
         counts = cells.counts[: len(order)][order]

@@ -19,7 +19,13 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.provenance import peak_memory_bytes
 from atlasvi.engine.terminal import count
 from atlasvi.engine.training.run_parts import RunParts, prepare_run
-from atlasvi.engine.training.settings import SettingError, Settings, resolve_settings, warn_of_few_steps
+from atlasvi.engine.training.settings import (
+    SettingError,
+    Settings,
+    choose_evaluation_cells,
+    resolve_settings,
+    warn_of_few_steps,
+)
 from atlasvi.engine.training.step import Step
 from atlasvi.engine.training.summary import write_seconds
 from atlasvi.engine.training.train import prepare_training
@@ -52,7 +58,7 @@ class Plan:
     warning           that the run has too few steps; None: it has enough
     batch_size        cells of a minibatch, over all ranks
     epochs            that are to be trained; of their steps `max_steps` leaves this `share`
-    evaluation_cells  training and validation cells on which the finished model is evaluated
+    evaluation_cells  training cells on which the finished model is evaluated; held-out ones were in the last epoch
     memory_bytes      the most that this process has held; on a GPU, device_bytes is the same of the device
     disk_bytes        of the run directory: its checkpoints and the model
     on_cpu            whether the device is a CPU, whose cores the ranks of a machine share
@@ -253,7 +259,7 @@ def _measure(parts: RunParts, of_step: Step, network_gbps: float | None, seconds
         batch_size=loader.batch_size,
         epochs=epochs,
         share=min(1.0, (parts.settings.max_steps or math.inf) / (epochs * steps_an_epoch)) if epochs else 1.0,
-        evaluation_cells=min(loader.n_cells, parts.settings.evaluation_cells) + validation.n_cells,
+        evaluation_cells=min(loader.n_cells, choose_evaluation_cells(parts.settings, validation.n_cells)),
         memory_bytes=peak_memory_bytes(),
         device_bytes=torch.cuda.max_memory_allocated() if parts.device.type == "cuda" else 0,
         disk_bytes=_reckon_disk(parts),

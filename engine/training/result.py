@@ -16,31 +16,32 @@ from atlasvi.engine.training.run_parts import PARTS, RunParts
 
 
 def make_result(
-    parts: RunParts, state: RunState, n_bytes_reduced: int, evaluate: Callable[[str], Evaluation]
+    parts: RunParts, state: RunState, n_bytes_reduced: int, evaluate: Callable[[str, int], Evaluation]
 ) -> dict[str, Any]:
     """Evaluate the weights that are kept and set them in the model; returns plain values, as result.json holds them.
 
     n_bytes_reduced  gradients that a rank sends into the all-reduce of each step
-    evaluate         evaluates one part of the cells, by its name
+    evaluate         evaluates one part of the cells, by its name, with the weights after an epoch, by its index
     If the kept weights are not the last ones, `last` of the result has the losses of the last ones.
     """
 
-    def evaluate_all() -> dict[str, Any]:
-        return {part: evaluate(part).report() for part in PARTS if parts.loaders[part].n_cells}
+    def evaluate_all(epoch: int) -> dict[str, Any]:
+        return {part: evaluate(part, epoch).report() for part in PARTS if parts.loaders[part].n_cells}
 
     best = state.best.epoch
     keeps_best = parts.settings.keep == "best" and -1 < best < state.epoch - 1
-    last = {"last": evaluate_all()} if keeps_best else {}
+    kept_epoch = best if keeps_best else state.epoch - 1
+    last = {"last": evaluate_all(state.epoch - 1)} if keeps_best else {}
     if keeps_best:
         parts.model.load_state_dict(state.best.weights)
     trained = sum(line["n_cells"] for line in state.history[state.first_epoch :])
-    kept = evaluate_all()
+    kept = evaluate_all(kept_epoch)
     device = torch.cuda.get_device_name() if parts.device.type == "cuda" else platform.processor() or "cpu"
     return {
         **kept,
         **last,
         "informative_latents": count_informative(kept["train"]["kl_by_dimension"]),
-        "kept_epoch": best if keeps_best else state.epoch - 1,
+        "kept_epoch": kept_epoch,
         "best_epoch": best if best >= 0 else None,
         "epochs": state.epoch,
         "steps": state.step,

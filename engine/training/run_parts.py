@@ -27,7 +27,14 @@ from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.provenance import find_version
 from atlasvi.engine.training.fingerprint import fingerprint, hash_sample
 from atlasvi.engine.training.freezing import group_parameters
-from atlasvi.engine.training.settings import SettingError, Settings, choose_batch_size, resolve_schedule
+from atlasvi.engine.training.optimizers import OPTIMIZERS
+from atlasvi.engine.training.settings import (
+    SettingError,
+    Settings,
+    choose_batch_size,
+    choose_evaluation_cells,
+    resolve_schedule,
+)
 from atlasvi.engine.training.splits import Split, split_by_column, split_by_hash
 from atlasvi.kernels import choose_backend
 from atlasvi.loaders.batches.loader import BatchLoader
@@ -152,6 +159,8 @@ def prepare_run(
     ranks.note("planning the epochs")
     n_train = split.train.count()
     settings = resolve_schedule(settings, n_train)
+    evaluation_cells = choose_evaluation_cells(settings, split.validation.count())
+    settings = settings.model_copy(update={"evaluation_cells": evaluation_cells})
     loaders = {
         part: BatchLoader(
             data,
@@ -190,7 +199,7 @@ def prepare_run(
         model.precision = "bf16"
     assert settings.optimizer is not None
     assert settings.weight_decay is not None
-    optimizer = getattr(torch.optim, settings.optimizer)(
+    optimizer = OPTIMIZERS[settings.optimizer](
         group_parameters(model, settings.freezing, settings.weight_decay, settings.decayed or "all"),
         # a tensor on a GPU, as a CUDA graph replays the step with the rate that is in it then
         lr=torch.tensor(settings.learning_rate, device=chosen) if chosen.type == "cuda" else settings.learning_rate,

@@ -37,7 +37,7 @@ class Settings(ModelOptions):
     """Cells per minibatch, over all ranks; fewer are taken where `least_steps_an_epoch` needs that."""
     least_steps_an_epoch: int | None = Field(default=None, ge=0)
     """Steps that an epoch has at the least: minibatches are made smaller for that, down to 128 cells. None: by the
-    recipe: 0 (minibatches stay as they are), or with `atlas` 50, and as many as give a run of few epochs 200 steps."""
+    recipe: 0 (minibatches stay as they are), or with `atlas` 100, and as many as give a run of few epochs 200 steps."""
     accumulate: int = Field(default=1, ge=1)
     """Minibatches per step: their gradients are added up, and the ranks exchange them once."""
     compress_gradients: Literal["none", "bf16"] = "none"
@@ -103,8 +103,9 @@ class Settings(ModelOptions):
     """Number of first epochs that early stopping ignores."""
     keep: Literal["best", "last"] = "best"
     """The weights that the model keeps: those of the best validation ELBO, or the last ones."""
-    evaluation_cells: int = Field(default=100_000, ge=1)
-    """Largest number of training cells on which the final training loss is measured."""
+    evaluation_cells: int | None = Field(default=None, ge=1)
+    """Largest number of training cells on which the final training loss is measured. None: as many as are held out,
+    since the two are compared; at least 10,000 and at most 100,000."""
 
     precision: Literal["float32", "bf16", "float64"] = "float32"
     """bf16: for the output layer's products on CUDA; the likelihood and all sums stay float32. float64: for everything,
@@ -163,10 +164,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 """What each recipe sets where a setting is None. docs/training.md shows what that does."""
 FEWEST_STEPS = 200
 """Steps of the shortest runs that trained well, with the recipe `atlas`: docs/training.md has the figures."""
-FEWEST_STEPS_AN_EPOCH = 50
-"""Steps of an epoch: with fewer, latents of small data that is seen many times went out of use: as there."""
+FEWEST_STEPS_AN_EPOCH = 100
+"""Steps of an epoch: more of them reach the same ELBO with fewer cells seen, and hardly cost more: as there."""
 FORGOTTEN_AFTER = 7
 """Epochs after which weights have forgotten what they learned, at the most: as there."""
+EVALUATED = 10_000, 100_000
+"""Least and largest number of training cells for the final training loss, unless it is set."""
 SMALLEST = 128
 """Cells of a minibatch that no recipe makes smaller."""
 
@@ -245,6 +248,12 @@ def choose_batch_size(settings: Settings, n_train: int) -> int:
         return settings.batch_size
     most = n_train // (settings.least_steps_an_epoch * settings.accumulate)
     return min(settings.batch_size, max(most, SMALLEST))
+
+
+def choose_evaluation_cells(settings: Settings, n_held_out: int) -> int:
+    """Largest number of training cells on which the final training loss is measured."""
+    least, most = EVALUATED
+    return settings.evaluation_cells or min(max(n_held_out, least), most)
 
 
 def resolve_schedule(settings: Settings, n_train: int) -> Settings:

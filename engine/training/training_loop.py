@@ -67,6 +67,7 @@ class Trainer:
         self.state = RunState()
         self.signals = Signals()
         self._began: float | None = None
+        self._validations: dict[int, Evaluation] = {}  # of the best epoch and the last one, if this process did them
 
     def run(self, signals: Signals) -> TrainedRun:
         """Train to the end, then write the model and its result."""
@@ -93,10 +94,7 @@ class Trainer:
             self.state.seconds = time.monotonic() - self._began
             self._writer.wait()
             try:
-                most = {"train": self.settings.evaluation_cells}
-                found = make_result(
-                    parts, self.state, self.step.n_bytes_reduced, lambda part: self._evaluate(part, most.get(part))
-                )
+                found = make_result(parts, self.state, self.step.n_bytes_reduced, self._evaluate_weights)
             except StopAskedError:
                 self._interrupt(save=False)
             result = self.ranks.from_first(lambda: found, "the result")
@@ -240,11 +238,11 @@ class Trainer:
         state = self.state
         try:
             due = self.loaders["validation"].n_cells and (state.epoch + 1) % self.settings.validate_every == 0
-            validation = self._evaluate("validation").terms if due else None
+            validation = self._evaluate("validation") if due else None
         except StopAskedError:
             state.batch = len(self.loaders["train"])
             self._interrupt()
-        parts = {"train": state.terms} | ({} if validation is None else {"validation": validation})
+        parts = {"train": state.terms} | ({} if validation is None else {"validation": validation.terms})
         measures = {name: value for part, terms in parts.items() for name, value in _name(part, terms.means()).items()}
         line = {
             "kind": "epoch",
@@ -260,9 +258,11 @@ class Trainer:
         }
         line = self.ranks.from_first(lambda: line, "the end of the epoch")
         if validation is not None:
-            elbo = validation.means()["elbo"]
+            elbo = validation.terms.means()["elbo"]
             if elbo > state.best.elbo + self.settings.early_stopping_min_delta:
                 state.best = Best(elbo, state.epoch, copy_state(self.parts.model.state_dict()))
+            best = {epoch: found for epoch, found in self._validations.items() if epoch == state.best.epoch}
+            self._validations = {**best, state.epoch: validation}
         self.log.epoch(line)
         state.end_epoch(line)
         self._stop_if_due()
@@ -321,6 +321,12 @@ class Trainer:
             return {}
         losses = {f"{part}_loss": terms.loss(kl_weight) for part, terms in parts.items()}
         return {name: loss for name, loss in losses.items() if loss is not None}
+
+    def _evaluate_weights(self, part: str, epoch: int) -> Evaluation:
+        """The losses of the model over a part, for the result; `epoch` is the one after which it had these weights."""
+        if part == "validation" and epoch in self._validations:  # the same weights, cells and random draws
+            return self._validations[epoch]
+        return self._evaluate(part, self.settings.evaluation_cells if part == "train" else None)
 
     def _evaluate(self, part: str, most: int | None = None) -> Evaluation:
         """The losses over at most `most` cells of a part. Training cells are shuffled with an unused epoch number."""

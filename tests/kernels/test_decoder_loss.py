@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from atlasvi.kernels import Head, SparseCounts, decoder_nll
+from atlasvi.kernels import Head, SparseCounts, cpu_tile, decoder_loss, decoder_nll, logits_nll
 from tests.kernels.cases import (
     BACKENDS,
     OPTIONS,
@@ -164,6 +165,30 @@ def test_evaluation_gives_the_same_losses_and_keeps_no_gradient(backend: str):
         head = Head(t["weight"], t["bias"])
         loss = decoder_nll(t["hidden"], head, given.cells, given.library, t["log_theta"], backend=name)
     assert torch.equal(loss.cpu(), run(case, backend)["loss"])
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_evaluation_computes_no_gradients_of_parameters(mode: Callable, monkeypatch: pytest.MonkeyPatch):
+    case = make_case("nb", "gene", True, 2, 80, 0)
+    t = {name: tensor.clone().requires_grad_() for name, tensor in case.tensors.items()}
+    given = {"expected_grad": 0.5, "backend": "cpu"}
+    expected, weights = run(case, "cpu")["loss"], []
+    take_tile = cpu_tile.sweep_tile
+
+    def keep_weights(options, first, last, logits, table, of_gradients, *others, **named):
+        weights.append(of_gradients)
+        take_tile(options, first, last, logits, table, of_gradients, *others, **named)
+
+    monkeypatch.setattr(cpu_tile, "sweep_tile", keep_weights)
+    monkeypatch.delattr(decoder_loss, "multiply_into")  # the products of gradients
+    with mode():
+        head = Head(t["weight"], t["bias"])
+        loss = decoder_nll(t["hidden"], head, case.cells, case.library, t["log_theta"], **given)
+        logits = torch.addmm(t["bias"], t["hidden"], t["weight"].T).requires_grad_()
+        of_logits = logits_nll(logits, case.cells, case.library, t["log_theta"], **given)
+    assert torch.equal(loss, expected)
+    assert torch.allclose(of_logits, expected)
+    assert weights == [None, None]
 
 
 @pytest.mark.parametrize("softmax", [True, False])

@@ -5,7 +5,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from atlasvi.kernels import log1p_linear, order_by_gene
+from atlasvi.kernels import log1p_linear, log1p_linear_transposed, order_by_gene
 from tests.kernels.cases import BACKENDS
 
 
@@ -17,7 +17,7 @@ def make_csr(n_cells: int, n_genes: int, seed: int) -> tuple[Tensor, Tensor, Ten
     dense[::3] = 0
     rows, genes = dense.nonzero(as_tuple=True)
     indptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=n_cells).cumsum(0)])
-    return dense, indptr, genes, dense[rows, genes]
+    return dense, indptr, genes, dense[rows, genes].int()  # floats would be computed by plain torch
 
 
 def place(backend: str, *tensors: Tensor) -> tuple[str, list[Tensor]]:
@@ -28,10 +28,17 @@ def place(backend: str, *tensors: Tensor) -> tuple[str, list[Tensor]]:
 
 
 def check_product_and_gradient(
-    backend: str, n_cells: int, n_genes: int, n_hidden: int, seed: int, raw: bool = False
+    backend: str,
+    n_cells: int,
+    n_genes: int,
+    n_hidden: int,
+    seed: int,
+    raw: bool = False,
+    dtype: torch.dtype = torch.int32,
 ) -> None:
     dense, *csr = make_csr(n_cells, n_genes, seed)
     name, csr = place(backend, *csr)
+    csr[2] = csr[2].to(dtype)
     weight = torch.randn(n_genes, n_hidden, generator=torch.Generator().manual_seed(seed))
     upstream = torch.randn(n_cells, n_hidden, generator=torch.Generator().manual_seed(seed + 1))
     _, (given, grad) = place(backend, weight, upstream)
@@ -44,6 +51,7 @@ def check_product_and_gradient(
     assert torch.allclose(out.cpu().double(), exact @ weight.double(), rtol=1e-5, atol=tolerance)
     assert given.grad is not None
     assert torch.allclose(given.grad.cpu().double(), exact.T @ upstream.double(), rtol=1e-5, atol=tolerance)
+    assert torch.equal(log1p_linear_transposed(*csr, grad, n_genes, raw=raw, backend=name), given.grad)
 
 
 @hypothesis_settings(max_examples=25, deadline=None)
@@ -59,6 +67,11 @@ def test_so_they_do_on_every_backend(shape: tuple[int, int, int], backend: str, 
     check_product_and_gradient(backend, *shape, seed=0, raw=raw)
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_so_they_do_for_counts_of_a_float_type(raw: bool):
+    check_product_and_gradient("cpu", 4, 30, 7, seed=0, raw=raw, dtype=torch.float32)
+
+
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_so_does_the_gradient_of_a_gene_of_many_cells(backend: str):
     check_product_and_gradient(backend, 300, 3, 8, seed=0)
@@ -68,7 +81,7 @@ def test_so_does_the_gradient_of_a_gene_of_many_cells(backend: str):
 @pytest.mark.parametrize("n_cells", [1, 3])
 def test_cells_without_counts_give_zero(n_cells: int, backend: str):
     indptr = torch.zeros(n_cells + 1, dtype=torch.int64)
-    name, csr = place(backend, indptr, torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    name, csr = place(backend, indptr, torch.zeros(0, dtype=torch.int64), torch.zeros(0).int())
     weight = place(backend, torch.ones(5, 2))[1][0].requires_grad_()
     out = log1p_linear(*csr, weight, backend=name)
     out.sum().backward()

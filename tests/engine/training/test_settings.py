@@ -9,6 +9,7 @@ from atlasvi.engine.training.settings import (
     atlas_decay,
     atlas_rate,
     choose_batch_size,
+    choose_evaluation_cells,
     heuristic_epochs,
     parse_settings,
     resolve_schedule,
@@ -134,7 +135,7 @@ def test_a_recipe_fills_in_what_is_not_set():
     assert resolve_schedule(Settings(recipe="atlas", max_steps=10), 10**6).weight_decay > 100
     assert resolve_schedule(Settings(recipe="atlas", optimizer="Adam"), 10**6).weight_decay == 1e-6
     assert atlas_rate(512 * 4) == atlas_rate(2048) < atlas_rate(2**14) == atlas_rate(2**20) == 0.016
-    assert resolve_schedule(Settings(recipe="atlas", batch_size=4096), 256 * 50).learning_rate == 0.002  # 256 a step
+    assert resolve_schedule(Settings(recipe="atlas", batch_size=4096), 256 * 100).learning_rate == 0.002  # 256 a step
 
 
 def test_minibatches_are_made_smaller_where_an_epoch_or_a_run_would_have_too_few_steps():
@@ -143,9 +144,9 @@ def test_minibatches_are_made_smaller_where_an_epoch_or_a_run_would_have_too_few
 
     assert choose(900_000, epochs=1, batch_size=4096) == 4096
     assert choose(900_000, epochs=1, batch_size=16_384) == 4_500  # 200 steps in all
-    assert choose(900_000, epochs=4, batch_size=16_384) == 16_384
-    assert choose(12_000, epochs=400, batch_size=1024) == 12_000 // 50
-    assert choose(20_000, epochs=400, batch_size=1024, accumulate=2) == 20_000 // 100
+    assert choose(900_000, epochs=4, batch_size=16_384) == 9_000  # 100 in each epoch
+    assert choose(24_000, epochs=400, batch_size=1024) == 24_000 // 100
+    assert choose(40_000, epochs=400, batch_size=1024, accumulate=2) == 40_000 // 200
     assert choose(1_645, epochs=400, batch_size=1024) == 128
     assert choose(1_645, epochs=400, batch_size=64) == 64
     assert choose(1_645, epochs=400, batch_size=1024, least_steps_an_epoch=0) == 1024
@@ -167,6 +168,13 @@ def test_minibatches_that_leave_too_few_steps_are_warned_of_with_what_would_do()
     assert warn(1_000, epochs=1) is None  # 8 steps: smaller minibatches than 128 are not advised
     assert warn(900_000, epochs=1, batch_size=16_384, max_steps=10) is None  # that few were asked for
     assert warn(900_000, epochs=1, batch_size=16_384, freezing=Freezing()) is None  # a query is mapped
+
+
+@pytest.mark.parametrize(
+    ("n_held_out", "asked", "n"), [(3, None, 10_000), (30_000, None, 30_000), (10**6, None, 10**5), (3, 5, 5)]
+)
+def test_as_many_training_cells_as_are_held_out_are_evaluated_at_the_end(n_held_out: int, asked: int | None, n: int):
+    assert choose_evaluation_cells(Settings(evaluation_cells=asked), n_held_out) == n
 
 
 def test_a_warm_up_that_was_asked_for_stays_as_it_is():

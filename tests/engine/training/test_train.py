@@ -11,6 +11,7 @@ import torch
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.engine.model.loss_terms import CellLosses, LossTerms
 from atlasvi.engine.model.noise import EVALUATION_NOISE, seed_draws
+from atlasvi.engine.model.run_files import MODEL
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.training.checkpoint_files import read_newest_checkpoint
 from atlasvi.engine.training.evaluation import INFORMATIVE_KL, Evaluation
@@ -184,6 +185,29 @@ def test_the_best_weights_are_kept_and_the_last_reported_beside_them(cells: Path
     losses = iter([5.0, 3.0, 4.0, 6.0])
     two = train(cells, tmp_path / "two", epochs=2, settings={**SMALL, "kl_warmup_epochs": 2})
     assert all(torch.equal(a, b) for a, b in zip(best.model.parameters(), two.model.parameters()))
+
+
+@pytest.mark.parametrize(("min_delta", "kept"), [(0.0, 2), (1e3, 0)])  # the last weights are kept, or others
+def test_held_out_cells_are_not_evaluated_again_for_the_result(
+    min_delta: float, kept: int, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    measured, parts = Trainer._evaluate, []
+
+    def evaluate(trainer: Trainer, part: str, most: int | None = None) -> Evaluation:
+        parts.append(part)
+        return measured(trainer, part, most)
+
+    monkeypatch.setattr(Trainer, "_evaluate", evaluate)
+    settings = {**SMALL, "learning_rate": 0.01, "kl_warmup_epochs": 0, "early_stopping_min_delta": min_delta}
+    run = train(cells, tmp_path / "run", epochs=3, settings=settings)
+    lines = [line for line in read_lines(tmp_path / "run") if line["kind"] == "epoch"]
+    assert parts.count("validation") == 3
+    assert run.result["kept_epoch"] == kept
+    assert run.result["validation"]["elbo"] == lines[kept]["validation_elbo"]
+    (tmp_path / "run" / MODEL).unlink()  # a process that stopped before it wrote the model: another one evaluates anew
+    again = train(cells, tmp_path / "run", resume=True)
+    assert parts.count("validation") == 3 + (1 if kept == 2 else 2)
+    assert all(again.result.get(part) == run.result.get(part) for part in ("train", "validation", "last"))
 
 
 def test_training_stops_early_when_the_validation_does_not_improve(cells: Path, tmp_path: Path):
