@@ -58,8 +58,8 @@ def drawn() -> dict[str, np.ndarray]:
 
 
 def measure_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """How far an answer is from scvi-tools' own with its seeds, as a multiple of how far one more of these would be: about
-    1. Of [seeds, cells, genes], genes weigh the same, whatever their expression.
+    """How far an answer is from scvi-tools' own with its seeds, as a multiple of how far one more of these would be:
+    about 1. Of [seeds, cells, genes], genes weigh the same, whatever their expression.
     """
     variance = theirs.astype(np.float64).var(0, ddof=1)
     size = np.maximum(variance.mean(0), 1e-12)

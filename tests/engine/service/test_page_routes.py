@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from atlasvi.engine.minified.minified_store import MinifiedStore
-from atlasvi.engine.service.page_answers import PAGE, POLICY
+from atlasvi.engine.service.page_answers import PAGE, POLICY, AtlasPage
 from atlasvi.engine.service.tiles import Tiles, open_tiles
 from tests.engine.service.embedded import copy_with_points
 from tests.engine.service.running import refusal, serving
@@ -53,6 +53,17 @@ def test_tiles_hold_points_and_codes_in_one_order(page: httpx.Client, store: Min
     column = page.get(f"/tiles/columns/{number}.json").json()
     codes = np.frombuffer(page.get(f"/tiles/columns/{number}/0").content, column["dtype"])
     assert [column["categories"][code] for code in codes] == list(store.read_column("cell_type").iloc[tiles.cells])
+
+
+def test_the_tiles_are_described_once_for_all_clients(
+    store: MinifiedStore, tiles: Tiles, monkeypatch: pytest.MonkeyPatch
+):
+    described, describe = [], AtlasPage.describe
+    monkeypatch.setattr(AtlasPage, "describe", lambda page: described.append(1) or describe(page))
+    with serving(store, tiles=tiles) as client:
+        first, second = (client.get("/tiles/index.json").json() for _ in range(2))
+    assert first == second
+    assert described == [1]
 
 
 def test_conditions_of_literals_choose_the_cells_of_a_category(page: httpx.Client, store: MinifiedStore):
