@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import socket
 import threading
 import time
@@ -222,6 +223,20 @@ def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(slow, in_slices)
         ask(client, "latent", CSV)
     with serving(slow) as client:
         assert "its log says why" in refusal(ask(client, "latent"), 500)
+
+
+def test_a_chunk_that_is_damaged_while_the_store_is_served_is_said_without_a_path(forms: Path, tmp_path: Path):
+    copied = Path(shutil.copytree(forms / "x.mini", tmp_path / "x.mini"))
+    with serving(copied) as client:
+        for chunk in (copied / "obsm/scvi_latent_qzm/c").rglob("*"):
+            if chunk.is_file():
+                content = bytearray(chunk.read_bytes())
+                content[len(content) // 2] ^= 1
+                chunk.write_bytes(content)
+        sentence = refusal(ask(client, "latent"), 500)
+        assert sentence.startswith("x.mini: it is damaged")
+        assert str(tmp_path) not in sentence
+        assert ask_table(client, "library")["library"]
 
 
 def test_more_questions_than_may_wait_are_told_to_come_back(slow, in_slices):

@@ -123,6 +123,15 @@ def test_a_column_that_was_cut_short_is_written_again_and_one_of_a_newer_format_
         read_column(tiles, store, "column")
 
 
+def test_a_column_that_can_not_be_kept_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    tiles, store = make_store(tmp_path, column=np.arange(N_CELLS) % 3)
+    (tiles.folder / "columns").write_text("a file, so that no folder can be made")
+    column, codes = read_column(tiles, store, "column")
+    np.testing.assert_array_equal(codes, tiles.cells % 3)
+    assert column.categories == ["0", "1", "2"]
+    assert "can't be written" in caplog.text
+
+
 def test_columns_with_strange_names_have_files_of_their_own(tmp_path: Path):
     names = ["a/b", "../a", "a b", ""]
     tiles, store = make_store(tmp_path, **{name: np.full(N_CELLS, k) for k, name in enumerate(names)})
