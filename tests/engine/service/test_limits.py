@@ -234,7 +234,7 @@ def test_a_chunk_that_is_damaged_while_the_store_is_served_is_said_without_a_pat
                 content[len(content) // 2] ^= 1
                 chunk.write_bytes(content)
         sentence = refusal(ask(client, "latent"), 500)
-        assert sentence.startswith("x.mini: it is damaged")
+        assert sentence.startswith("x.mini/obsm/scvi_latent_qzm/c/0/0 is damaged")
         assert str(tmp_path) not in sentence
         assert ask_table(client, "library")["library"]
 
