@@ -137,7 +137,6 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
         "engine/service/app",
         "engine/service/option_models",
         "engine/service/received",
-        "engine/service/refusals",
         "engine/service/sizes",
         "engine/service/watched_cells",
     ),

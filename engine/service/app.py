@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from atlasvi.engine.minified.kept_posterior import KeptPosterior
 from atlasvi.engine.neighbours.index_file import IndexFile, name_index
@@ -29,7 +29,7 @@ from atlasvi.engine.service.limits import Limits
 from atlasvi.engine.service.openapi import describe
 from atlasvi.engine.service.option_models import Options, complete, find_marked, make_model, read_options
 from atlasvi.engine.service.page_routes import list_page_routes
-from atlasvi.engine.service.received import is_counts, list_parameters, read_json, receive_counts
+from atlasvi.engine.service.received import Room, is_counts, list_parameters, read_json, receive_counts
 from atlasvi.engine.service.refusals import Mask, Refused, explain
 from atlasvi.engine.service.sizes import check_question
 from atlasvi.engine.service.tiles import Tiles
@@ -45,10 +45,12 @@ class Service:
         self, store: KeptPosterior, questions: Mapping[str, Question], limits: Limits, tiles: Tiles | None = None
     ) -> None:
         self.store, self.questions, self.limits, self.tiles = store, questions, limits, tiles
+        self.bodies, self.uploads = Room(limits.all_bodies_bytes), Room(limits.all_uploads_mb * 10**6)
         self.run = store.run
         self.run.model.eval()
         self.index = IndexFile(name_index(store.path), store) if name_index(store.path).exists() else None
         self.models = {name: make_model(question, limits) for name, question in questions.items()}
+        self.mask = Mask.of(store, self.run, tiles)
         self.facts = store_facts.tell_store(store, list(questions))
         self.jobs: Jobs
 
@@ -64,14 +66,20 @@ class Service:
         form = choose_form(request.headers.get("accept", "*/*"))
         if form is None:
             raise Refused(406, f"The forms of answers are {JSON}, {ARROW} and {CSV}: accept one of them.")
+        with contextlib.ExitStack() as received:
+            return await self._answer(request, question, form, received)
+
+    async def _answer(
+        self, request: Request, question: Question, form: str, received: contextlib.ExitStack
+    ) -> Response:
         model, counts = self.models[question.name], None
         if is_counts(request) and find_marked(question, OfThisMachine):
             given, rows = self._read(model, list_parameters(request))
-            counts = await receive_counts(request, self.limits)
+            counts = await receive_counts(request, self.limits, self.uploads, received)
         else:
-            given, rows = await self._read_body(request, model)
+            given, rows = await self._read_body(request, model, received)
         polygon = given.pop("polygon", None)
-        options, mask = complete(question, given), Mask(self.store.path, counts)
+        options, mask = complete(question, given), self.mask.with_upload(counts)
 
         def work(job: Job) -> None:
             opened = self.open(job)
@@ -91,7 +99,7 @@ class Service:
                 )
                 send_answer(question.answer(asking=asking, **located), form, job, self.limits, mask)
 
-        return await self.respond(request, work, form, mask)
+        return await self.respond(request, work, form, mask, received)
 
     async def tell_store(self, request: Request) -> Response:
         """GET /api/info."""
@@ -103,11 +111,15 @@ class Service:
 
     async def tell_column(self, request: Request) -> Response:
         """GET /api/obs/COLUMN; POST, with a body that chooses cells, for these cells."""
+        with contextlib.ExitStack() as received:
+            return await self._tell_column(request, received)
+
+    async def _tell_column(self, request: Request, received: contextlib.ExitStack) -> Response:
         name, rows, polygon = request.path_params["column"], None, None
         options: dict[str, Any] = {}
         if request.method == "POST":
             count = self.questions["count"]
-            given, rows = await self._read_body(request, self.models["count"])
+            given, rows = await self._read_body(request, self.models["count"], received)
             polygon = given.pop("polygon", None)
             options = complete(count, given)
 
@@ -121,14 +133,16 @@ class Service:
                 chosen = choose_cells(cells, options["cells"], where)
             job.send(json.dumps(store_facts.tell_column(cells, name, chosen), allow_nan=False).encode())
 
-        return await self.respond(request, work, JSON, Mask(self.store.path))
+        return await self.respond(request, work, JSON, self.mask, received)
 
     def open(self, job: Job) -> OpenedQuestion:
         """The model and the cells for one job, which stops when they are read next if it is to end."""
         return OpenedQuestion.of_parts(self.run, WatchedCells(self.store, job.check))
 
-    async def _read_body(self, request: Request, model: type[Options]) -> tuple[dict[str, Any], np.ndarray | None]:
-        return self._read(model, await read_json(request, self.limits))
+    async def _read_body(
+        self, request: Request, model: type[Options], received: contextlib.ExitStack
+    ) -> tuple[dict[str, Any], np.ndarray | None]:
+        return self._read(model, await read_json(request, self.limits, self.bodies, received))
 
     def _read(self, model: type[Options], given: bytes | Mapping[str, Any]) -> Any:
         try:
@@ -136,17 +150,23 @@ class Service:
         except ValueError as error:
             raise Refused(422, str(error)) from None
 
-    async def respond(self, request: Request, work: Callable[[Job], None], form: str, mask: Mask) -> Response:
-        """What the work sends as a response, once its first piece is there."""
+    async def respond(
+        self,
+        request: Request,
+        work: Callable[[Job], None],
+        form: str,
+        mask: Mask,
+        received: contextlib.ExitStack | None = None,
+    ) -> Response:
+        """What the work sends as a response, once its first piece is there.
 
-        def remove_counts() -> None:
-            if mask.upload is not None:
-                os.unlink(mask.upload)
-
+        received  what came with the request, which is closed when the work does no more
+        """
+        kept = contextlib.ExitStack() if received is None else received.pop_all()
         try:
-            job = self.jobs.start(work, remove_counts)
+            job = self.jobs.start(work, kept.close)
         except Busy:
-            remove_counts()
+            kept.close()
             raise Refused(503, "The service is busy: ask again later.", {"Retry-After": "5"}) from None
 
         async def gone() -> None:
@@ -162,7 +182,7 @@ class Service:
         headers = {"Cache-Control": "no-store"}
         if job.warnings:
             headers["Atlasvi-Warnings"] = json.dumps(list(map(mask, job.warnings)))  # JSON in ASCII
-        return StreamingResponse(self._follow(job, first, mask), 200, headers, form)
+        return JobResponse(self._follow(job, first, mask), lambda: self.jobs.end(job), headers, form)
 
     async def _follow(self, job: Job, first: bytes, mask: Mask) -> AsyncIterator[bytes]:
         try:
@@ -171,8 +191,23 @@ class Service:
         except Exception as error:
             log.warning("an answer broke off: %s", explain(error, mask, self.limits).sentence)
             raise
+
+
+class JobResponse(StreamingResponse):
+    """The pieces of an answer. Its job ends with it, also if the client goes before the first piece is asked for."""
+
+    def __init__(
+        self, pieces: AsyncIterator[bytes], end: Callable[[], None], headers: Mapping[str, str], form: str
+    ) -> None:
+        super().__init__(pieces, 200, headers, form)
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer."""
+        try:
+            await super().__call__(scope, receive, send)
         finally:
-            self.jobs.end(job)
+            self._end()
 
 
 def make_app(

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atlasvi.engine.queries.cell_choice import choose_cells
 from atlasvi.engine.queries.question_cells import QueryError, QuestionCells
+from atlasvi.engine.service.limits import Limits
 from atlasvi.engine.service.tiles import MOST_CORNERS, Tiles
 
 Polygon = Annotated[list[tuple[float, float]], Field(min_length=3, max_length=MOST_CORNERS)]
@@ -20,7 +21,9 @@ class Area(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     polygon: Polygon
-    where: list[Annotated[str, Field(max_length=20_000)]] = Field([], description="COLUMN=VALUE, or expressions.")
+    where: list[Annotated[str, Field(max_length=Limits.text_characters)]] = Field(
+        [], description="COLUMN=VALUE, or expressions."
+    )
 
 
 def locate(

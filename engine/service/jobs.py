@@ -161,11 +161,12 @@ class Jobs:
             await asyncio.wait({piece, left}, timeout=2 * self._seconds + 5, return_when=asyncio.FIRST_COMPLETED)
             if piece.done():
                 return piece.result()
-            self.end(job)
             if left.done():
                 return None
             raise TooLate
         finally:
+            if not piece.done():  # also if this task is cancelled
+                self.end(job)
             piece.cancel()
             left.cancel()
 

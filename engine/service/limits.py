@@ -26,6 +26,9 @@ class Limits:
     upload_mb: Annotated[int, typer.Option(help="Megabytes of new counts that a client may send; 0: none.", min=0)] = (
         1_000
     )
+    all_uploads_mb: Annotated[
+        int, typer.Option(help="Megabytes of new counts of all clients together, until they are answered.", min=0)
+    ] = 4_000
 
     json_values = 2_000_000  # in an answer in JSON: about 20 MB
     most_values = 50_000_000  # that a question holds in memory: 200 MB of float32
@@ -33,7 +36,9 @@ class Limits:
     most_neighbours = 1_000
     most_of_new = 200  # neighbours of new cells, and draws for each of them: thousands of cells are labelled at once
     body_bytes = 4_000_000  # of options: 100,000 names of cells
+    all_bodies_bytes = 100_000_000  # of the options of all questions that wait or are answered: 1 GB once they are read
     text_characters = 20_000  # of a condition
     body_seconds = 20.0  # until the options, or each further part of new counts, have come
+    slowest_bytes = 20_000  # a second, of new counts: a slower client would keep the room of others for hours
     header_seconds = 10.0  # until the head of a request has come
     send_seconds = 60.0  # until a client has taken some of an answer

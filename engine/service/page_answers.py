@@ -152,16 +152,17 @@ class AtlasPage:
         return self.tell_cells(found[:1])[0]
 
     def tell_cells(self, cells: np.ndarray) -> list[dict[str, Any]]:
-        """Index, name, coordinates and values of obs of cells, int64 in any order."""
+        """Index, name, coordinates (None: they are missing) and values of obs of cells, int64 in any order."""
         wanted, places = np.unique(cells, return_inverse=True)
         names, points = self.store.take_names(wanted), self.store.read_embedding(wanted)
+        is_placed = np.isfinite(points).all(1)
         columns = {name: [_show(value) for value in self.store.take_column(name, wanted)] for name in self.columns}
         return [
             {
                 "cell": int(wanted[k]),
                 "name": str(names[k]),
-                "x": float(points[k, 0]),
-                "y": float(points[k, 1]),
+                "x": float(points[k, 0]) if is_placed[k] else None,
+                "y": float(points[k, 1]) if is_placed[k] else None,
                 "values": [(name, values[k]) for name, values in columns.items()],
             }
             for k in places.tolist()

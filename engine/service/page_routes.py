@@ -13,7 +13,7 @@ from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.service.answer_forms import JSON
 from atlasvi.engine.service.jobs import Job
 from atlasvi.engine.service.page_answers import PAGE, POLICY, AtlasPage
-from atlasvi.engine.service.refusals import Mask, Refused, explain
+from atlasvi.engine.service.refusals import Refused, explain
 
 if TYPE_CHECKING:
     from atlasvi.engine.service.app import Service
@@ -29,10 +29,11 @@ def list_page_routes(service: "Service") -> list[Route]:
     files.append(Route("/", _send_file("index.html")))
     if tiles is None:
         return [*files, Route("/tiles/{rest:path}", _say_that_there_are_none)]
-    page, mask = AtlasPage(service.store, tiles), Mask(service.store.path)
+    page, mask = AtlasPage(service.store, tiles), service.mask
+    described = _to_json(page.describe())
 
     async def describe(request: Request) -> Response:
-        return Response(_to_json(page.describe()), media_type=JSON, headers={"Cache-Control": "no-store"})
+        return Response(described, media_type=JSON, headers={"Cache-Control": "no-store"})
 
     def answer_bytes(read: Callable[..., bytes], *names: str) -> Callable[[Request], Any]:
         """What is in files already: read in a thread of its own, so that questions do not keep the picture waiting."""

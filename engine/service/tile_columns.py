@@ -5,6 +5,7 @@ the type stands for a missing value.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +20,15 @@ from atlasvi.engine.neighbours.index_file import identify_files
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.service.tiles import Tiles
 from atlasvi.loaders.cells.coded_columns import CodedColumn, code_column, count_codes, recode, slice_column
+from atlasvi.loaders.damage import reading
+from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.manifest import read_json, write_json
 from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.store_files import check_version
 from atlasvi.loaders.tables.store_tables import check_column
 
+log = logging.getLogger(__name__)
+FORMAT_VERSION = 1
 MOST_CATEGORIES = 2**16 - 1
 FEW_INTEGERS = 256  # so many different whole numbers, at most, are names of groups (clusters), not quantities
 SCALED_TO = 10_000  # counts of a cell, before log1p: how expression is shown
@@ -62,20 +68,26 @@ def name_column(name: str) -> str:
 
 
 def read_column(tiles: Tiles, store: KeptPosterior, name: str) -> tuple[TileColumn, np.ndarray]:
-    """A column, and its codes uint8 or uint16 [points], in the order of the tiles; written to their folder at first.
+    """A column, and its codes uint8 or uint16 [points], in the order of the tiles; kept in their folder, if it can be.
 
-    Raises ColumnError if there is no such column, QueryError if it has too many different texts to be colours.
+    Raises ColumnError if there is no such column, QueryError if it has too many different texts to be colours,
+    SourceError if the files are damaged, or of a newer format.
     """
     check_column(name, store.obs_columns, store.path)
     file = tiles.folder / "columns" / name_column(name)
     head, body = file.with_suffix(".json"), file.with_suffix(".bin")
     identity = _identify_column(tiles, store, name)
-    column = _read_head(head)
-    if column is None or column.identity != identity or not body.is_file():
-        file.parent.mkdir(exist_ok=True)
+    column, size = _read_head(head), body.stat().st_size if body.is_file() else -1
+    if column is None or column.identity != identity or size != len(tiles.cells) * np.dtype(column.dtype).itemsize:
         column, codes = code_cells(store, name, identity)
-        write_whole(body, recode(np.asarray(tiles.cells, np.uint32), codes, codes.dtype).data)
-        write_json(head, {"format_version": 1, **asdict(column)})
+        codes = recode(np.asarray(tiles.cells, np.uint32), codes, codes.dtype)
+        try:
+            file.parent.mkdir(exist_ok=True)
+            write_whole(body, codes.data)
+            write_json(head, {"format_version": FORMAT_VERSION, **asdict(column)})
+        except (OSError, OutputError) as error:  # a folder of somebody else, a full disk
+            log.warning("column %r is coded anew when it is next opened: %s can't be written (%s)", name, body, error)
+            return column, codes
     codes = np.memmap(body, column.dtype, "r", shape=(len(tiles.cells),))
     return column, codes
 
@@ -84,8 +96,10 @@ def _read_head(head: Path) -> TileColumn | None:
     if not head.is_file():
         return None
     record = read_json(head, older=False)
-    values = {name: record[name] for name in TileColumn.__dataclass_fields__}
-    return TileColumn(**{**values, "shown": tuple(values["shown"])})
+    check_version(str(head), "column of tiles", record, FORMAT_VERSION)
+    with reading(str(head)):
+        values = {name: record[name] for name in TileColumn.__dataclass_fields__}
+        return TileColumn(**{**values, "shown": tuple(values["shown"])})
 
 
 def _identify_column(tiles: Tiles, store: KeptPosterior, name: str) -> str:

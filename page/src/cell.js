@@ -2,6 +2,7 @@
 
 import { find, make, makeButton, makeLink, makeTable, plural, short } from "./elements.js";
 import { toValue } from "./filters.js";
+import { isPlaced } from "./marks.js";
 
 const K = 30;
 
@@ -24,7 +25,7 @@ export class CellPanel {
       ? await this.service.json(`tiles/cell?name=${encodeURIComponent(name)}`)
       : await this.findInFiles(name);
     const { camera } = this.page;
-    camera.place(cell.x, cell.y, Math.max(camera.zoom, 4));
+    if (isPlaced(cell)) camera.place(cell.x, cell.y, Math.max(camera.zoom, 4));
     await this.show(cell);
   }
 
@@ -63,7 +64,7 @@ export class CellPanel {
     return { ...cell, name: index.names ? (await this.names(cell.tile))[cell.place] : null, values };
   }
 
-  // cell: { x, y } with tile and place, or with name and values; null: none
+  // cell: { x, y } with tile and place, or with name and values (x and y null: it has no coordinates); null: none
   async show(cell) {
     const { page } = this;
     Object.assign(page.marks, { cell, neighbours: [] });
@@ -89,6 +90,7 @@ export class CellPanel {
       make("tr", {}, make("th", { scope: "row", text: name }), make("td", { text: value ?? "(no value)" })),
     );
     const content = [make("table", {}, make("tbody", {}, ...rows))];
+    if (!isPlaced(cell)) content.unshift(make("p", { class: "soft", text: "It has no place in the picture." }));
     if (cell.name) content.unshift(make("p", {}, make("strong", { id: "cell-name", text: cell.name })));
     if (this.page.index.service) {
       const near = make("div", { id: "neighbours" });

@@ -17,14 +17,17 @@ export function drawMarks(svg, camera, { drawing, polygon, cell, neighbours }) {
     for (let k = 0; k < polygon.length; k += 2) pixels.push(...camera.toScreen(polygon[k], polygon[k + 1]));
     shapes.push(shape("polygon", { points: pixels.join(" ") }));
   }
-  if (cell) {
+  if (cell && isPlaced(cell)) {
     const [x, y] = camera.toScreen(cell.x, cell.y);
-    for (const near of neighbours) {
+    for (const near of neighbours.filter(isPlaced)) {
       const [nx, ny] = camera.toScreen(near.x, near.y);
       shapes.push(shape("line", { x1: x, y1: y, x2: nx, y2: ny, class: "near" }));
       shapes.push(shape("circle", { cx: nx, cy: ny, r: 4 }));
     }
     shapes.push(shape("circle", { cx: x, cy: y, r: 9 }));
   }
-  svg.replaceChildren(...shapes);
+  if (shapes.length || svg.childElementCount) svg.replaceChildren(...shapes);
 }
+
+// Whether a cell has a place in the picture.
+export const isPlaced = ({ x, y }) => x !== null && y !== null;

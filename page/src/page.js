@@ -101,7 +101,8 @@ class Page {
   // Say how many points are drawn, if these are not all.
   showDrawn(n) {
     const all = this.index.starts.at(-1);
-    find("progress").textContent = n < all ? `${count(n)} of ${count(all)} cells drawn` : "";
+    const said = n < all ? `${count(n)} of ${count(all)} cells drawn` : "";
+    if (find("progress").textContent !== said) find("progress").textContent = said; // else it is laid out for each frame
   }
 
   writeLink() {

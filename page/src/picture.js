@@ -5,7 +5,8 @@ import { boxOf, isInside } from "./geometry.js";
 
 const FRAME_MS = 30; // a frame while the view moves should take no longer
 const REST_MS = 160; // after the last movement: draw what is missing
-const LEAST_BUDGET = 2 ** 15;
+const LEAST_BUDGET = 2 ** 13;
+const MOST_STEP = 16; // while the view moves, of so many points at least one is drawn, even on a slow machine
 const POINTS_PER_PIXEL = 3; // more than these would lie on each other
 const MOST_DRAWN = 2 ** 22; // points, so that what is drawn fits into what is kept
 const MOST_DECODED = 2 ** 19; // points coloured by a gene, whose expression the server decodes
@@ -88,14 +89,15 @@ export class Picture {
       }
       this.points.draw(tile, values, this.tiles.index.boxes[tile], this.camera, this.look);
       this.drawn.add(tile);
-      left -= values.position.length / 2;
+      left -= values.position.length / 2 / this.look.step;
     }
     if (isMoving) {
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.redraw(), REST_MS + 10);
     }
     this.frames += 1;
-    const total = [...this.drawn].reduce((sum, tile) => sum + this.tiles.size(tile), 0);
+    const inDrawn = [...this.drawn].reduce((sum, tile) => sum + this.tiles.size(tile), 0);
+    const total = Math.floor(inDrawn / this.look.step);
     this.told(total);
     Object.assign(this.canvas.dataset, { frames: this.frames, points: total, complete: isAll && !isMoving });
   }
@@ -106,7 +108,9 @@ export class Picture {
     const most = this.colouring.key?.startsWith("g") ? MOST_DECODED : Math.min(POINTS_PER_PIXEL * pixels, MOST_DRAWN);
     const all = this.tiles.inBox(shown, most);
     this.list = isMoving ? this.tiles.inBox(shown, Math.min(this.budget, most)) : all;
-    const seen = this.list.reduce((sum, tile) => sum + this.tiles.countIn(tile, shown), 0);
+    const inList = this.list.reduce((sum, tile) => sum + this.tiles.size(tile), 0);
+    const step = isMoving ? Math.min(Math.max(Math.round(inList / this.budget), 1), MOST_STEP) : 1;
+    const seen = this.list.reduce((sum, tile) => sum + this.tiles.countIn(tile, shown), 0) / step;
     const ratio = this.canvas.width / this.camera.width;
     const size = Math.min(Math.max(Math.sqrt((0.22 * pixels) / Math.max(seen, 1)), 1.25 * ratio), 7 * ratio);
     this.look = {
@@ -114,6 +118,7 @@ export class Picture {
       faded: readColour("faded"),
       missing: readColour("missing"),
       hasSelection: this.polygon.length > 0,
+      step,
     };
     this.drawn.clear();
     this.points.clear(readColour("page"));

@@ -83,10 +83,12 @@ export class Points {
   }
 
   // Draw a tile. values: { position: Uint16Array, code: Uint8Array or Uint16Array, state: Uint8Array }; an array that is
-  // another object than before is sent to the graphics card. look: { size, faded, missing, hasSelection }
+  // another object than before is sent to the graphics card. look: { size, faded, missing, hasSelection, step }, where
+  // of `step` points one is drawn: points that follow each other are near each other, so these are all over the tile
   draw(tile, values, box, camera, look) {
     const gl = this.gl;
     const buffers = this.#upload(tile, values);
+    for (const each of Object.values(buffers.attribs)) each.stride = look.step * each.bytes;
     const x = (2 * camera.scale) / camera.width;
     const y = (2 * camera.scale) / camera.height;
     const { isNumber, steps } = this.colours;
@@ -103,7 +105,7 @@ export class Points {
     });
     for (const part of look.hasSelection ? [1, 2] : [0]) {
       twgl.setUniforms(this.program, { part });
-      gl.drawArrays(gl.POINTS, 0, values.position.length / 2);
+      gl.drawArrays(gl.POINTS, 0, Math.floor(values.position.length / 2 / look.step));
     }
   }
 
@@ -117,7 +119,8 @@ export class Points {
       if (made.attribs[name]) gl.deleteBuffer(made.attribs[name].buffer);
       const buffer = twgl.createBufferFromTypedArray(gl, values[name]);
       const kind = type ?? (values[name] instanceof Uint8Array ? gl.UNSIGNED_BYTE : gl.UNSIGNED_SHORT);
-      made.attribs[name] = { buffer, type: kind, numComponents, normalize };
+      const bytes = numComponents * values[name].BYTES_PER_ELEMENT;
+      made.attribs[name] = { buffer, type: kind, numComponents, normalize, bytes };
       made.from[name] = values[name];
     }
     this.drawnTiles.set(tile, made);

@@ -102,6 +102,27 @@ def test_work_whose_client_goes_ends_and_work_that_waits_is_not_begun():
     run(act)
 
 
+def test_work_ends_if_the_task_that_waits_for_it_is_cancelled():
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(job: Job) -> None:
+        begun.set()
+        try:
+            while True:
+                job.check()
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    async def act(jobs: Jobs) -> None:
+        waiting = asyncio.ensure_future(jobs.first_piece(jobs.start(work), never))
+        await asyncio.to_thread(begun.wait)
+        waiting.cancel()
+        assert await asyncio.to_thread(ended.wait, 60)
+
+    run(act)
+
+
 def test_a_client_that_takes_nothing_keeps_no_thread_beyond_the_time():
     def work(job: Job) -> None:
         while True:

@@ -1,6 +1,8 @@
 """What one client may ask for: malformed, oversized, slow and cancelled requests end with a sentence, or end."""
 
+import asyncio
 import json
+import shutil
 import socket
 import threading
 import time
@@ -13,9 +15,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from starlette.requests import ClientDisconnect
 
 from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
 from atlasvi.engine.service.answer_forms import ARROW, CSV
+from atlasvi.engine.service.app import JobResponse
 from atlasvi.engine.service.limits import Limits
 from tests.engine.service.running import ask, ask_table, refusal, serving
 
@@ -221,6 +225,20 @@ def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(slow, in_slices)
         assert "its log says why" in refusal(ask(client, "latent"), 500)
 
 
+def test_a_chunk_that_is_damaged_while_the_store_is_served_is_said_without_a_path(forms: Path, tmp_path: Path):
+    copied = Path(shutil.copytree(forms / "x.mini", tmp_path / "x.mini"))
+    with serving(copied) as client:
+        for chunk in (copied / "obsm/scvi_latent_qzm/c").rglob("*"):
+            if chunk.is_file():
+                content = bytearray(chunk.read_bytes())
+                content[len(content) // 2] ^= 1
+                chunk.write_bytes(content)
+        sentence = refusal(ask(client, "latent"), 500)
+        assert sentence.startswith("x.mini/obsm/scvi_latent_qzm/c/0/0 is damaged")
+        assert str(tmp_path) not in sentence
+        assert ask_table(client, "count")["cells"] == [60]  # what needs no latents is answered
+
+
 def test_more_questions_than_may_wait_are_told_to_come_back(slow, in_slices):
     with serving(slow, Limits(at_once=1, waiting=1)) as client, ThreadPoolExecutor(4) as threads:
         asked = [threads.submit(ask, client, "latent") for _ in range(4)]
@@ -256,6 +274,77 @@ def test_requests_that_come_too_slowly_end(forms: Path, monkeypatch: pytest.Monk
             assert received.startswith(b"HTTP/1.1 408")
             assert b"too slowly" in received
         assert client.get("/api/info").status_code == 200
+
+
+def hold_open(client: httpx.Client, question: str, kind: str, n_bytes: int) -> socket.socket:
+    """A connection over which one byte of a body of so many bytes has come."""
+    connection = socket.create_connection((client.base_url.host, client.base_url.port), 10)
+    head = f"POST /api/{question} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+    connection.sendall(f"{head}Content-Length: {n_bytes}\r\n\r\n{{".encode())
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "n_bytes"),
+    [("annotate?labels_key=cell_type", "application/x-hdf5", 900_000), ("count", "application/json", 900)],
+)
+def test_bodies_of_all_clients_together_are_bounded_until_they_are_answered(
+    forms: Path, monkeypatch: pytest.MonkeyPatch, address: str, kind: str, n_bytes: int
+):
+    monkeypatch.setattr(Limits, "all_bodies_bytes", 1_000)
+    with serving(forms / "x.mini", Limits(all_uploads_mb=1)) as client:
+        body, said = b" " * (n_bytes // 4), {"Content-Type": kind}
+        with hold_open(client, address, kind, n_bytes):
+            response = client.post(f"/api/{address}", content=body, headers=said)
+            assert "ask again later" in refusal(response, 503)
+            assert response.headers["Retry-After"] == "30"
+            parts = (body for _ in range(4))  # whose number is not said before
+            assert "ask again later" in refusal(client.post(f"/api/{address}", content=parts, headers=said), 503)
+        for _ in range(5):  # each gives back what it took
+            assert client.post(f"/api/{address}", content=body, headers=said).status_code in (400, 422)
+
+
+def test_new_counts_that_come_slowly_but_never_stop_end(forms: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Limits, "body_seconds", 0.3)
+    monkeypatch.setattr(Limits, "slowest_bytes", 1_000)
+    with serving(forms / "x.mini") as client:
+        with hold_open(client, "annotate?labels_key=cell_type", "application/x-hdf5", 9_000) as connection:
+            connection.setblocking(False)
+            received = b""
+            for _ in range(50):
+                time.sleep(0.05)
+                try:
+                    received += connection.recv(65536)
+                    break
+                except BlockingIOError:
+                    connection.sendall(b"x")
+        assert received.startswith(b"HTTP/1.1 408")
+
+
+def test_a_full_disk_is_no_fault_of_the_client(forms: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    with serving(forms / "x.mini") as client:
+        monkeypatch.setattr("atlasvi.engine.service.received.tempfile.mkstemp", fail)
+        send = {"Content-Type": "application/x-hdf5"}
+        response = client.post("/api/annotate?labels_key=cell_type", content=b"abc", headers=send)
+        assert "can't keep new counts" in refusal(response, 503)
+
+
+def test_an_answer_whose_client_goes_before_it_is_sent_ends_its_question():
+    ended = []
+
+    async def pieces():
+        yield b"never asked for"
+
+    async def fail(*_: Any) -> Any:
+        raise OSError("the client has gone")
+
+    scope = {"type": "http", "method": "POST", "asgi": {"spec_version": "2.4"}}
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(JobResponse(pieces(), lambda: ended.append(1), {}, CSV)(scope, fail, fail))
+    assert ended == [1]
 
 
 def test_many_readers_at_a_time_get_their_own_answers(client: httpx.Client):

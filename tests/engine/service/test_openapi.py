@@ -2,10 +2,18 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2 as httpx
+import numpy as np
+import pandas as pd
 import pytest
+
+from atlasvi.engine.service.tiles import open_tiles
+from tests.engine.api.small_models import make_adata, make_model
+from tests.engine.service.embedded import copy_with_points
+from tests.engine.service.running import serving
 
 CHECKS = "not_a_server_error,content_type_conformance,response_schema_conformance,status_code_conformance"
 
@@ -31,10 +39,31 @@ def test_each_option_is_described_with_its_type_default_and_limits(client: httpx
     assert "index" not in schemas["Neighbours"]["properties"]
 
 
+ODD = ["=1+1", "a,b", 'say "x"', "it's", "new\nline", "", "  blank ", "@file", "twice", "twice", "a/b", "ünï", "NaN"]
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Iterator[httpx.Client]:
+    """A service of a store with coordinates and odd names, categories and numbers."""
+    adata = make_adata(60)
+    adata.obs_names = [*ODD, *adata.obs_names[len(ODD) :]]
+    adata.var_names = ["=g", "g,1", 'g "2"', "g\n3", "@g", *adata.var_names[5:]]
+    adata.obs["odd values"] = pd.Categorical(np.resize(ODD[:8], 60))
+    adata.obs["=col"] = np.resize([np.nan, 1.5, np.inf], 60)
+    adata.obs["new\nline"] = np.resize([True, False], 60)
+    adata.obs["nothing"] = np.nan
+    make_model(adata, epochs=1).minify(tmp_path / "odd.mini")
+    store = copy_with_points(tmp_path / "odd.mini", tmp_path / "served")
+    with serving(store, tiles=open_tiles(store)) as client:
+        yield client
+
+
 @pytest.mark.slow
-def test_no_request_makes_the_service_fail(client: httpx.Client, tmp_path: Path):
+@pytest.mark.parametrize("served", ["client", "odd"])
+def test_no_request_makes_the_service_fail(request: pytest.FixtureRequest, served: str, tmp_path: Path):
     pytest.importorskip("schemathesis")
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{client.base_url}/openapi.json".replace("//o", "/o")]
+    address = request.getfixturevalue(served).base_url
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json".replace("//o", "/o")]
     command += ["--checks", CHECKS, "--max-examples", "20", "--seed", "1", "--max-time", "300"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)  # where it writes
     assert done.returncode == 0, done.stdout[-5_000:] + done.stderr

@@ -8,8 +8,9 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 
+from atlasvi.engine.minified.embedding import writing_embedding
 from atlasvi.engine.minified.minified_store import MinifiedStore
-from atlasvi.engine.service.page_answers import PAGE, POLICY
+from atlasvi.engine.service.page_answers import PAGE, POLICY, AtlasPage
 from atlasvi.engine.service.tiles import Tiles, open_tiles
 from tests.engine.service.embedded import copy_with_points
 from tests.engine.service.running import refusal, serving
@@ -53,6 +54,17 @@ def test_tiles_hold_points_and_codes_in_one_order(page: httpx.Client, store: Min
     column = page.get(f"/tiles/columns/{number}.json").json()
     codes = np.frombuffer(page.get(f"/tiles/columns/{number}/0").content, column["dtype"])
     assert [column["categories"][code] for code in codes] == list(store.read_column("cell_type").iloc[tiles.cells])
+
+
+def test_the_tiles_are_described_once_for_all_clients(
+    store: MinifiedStore, tiles: Tiles, monkeypatch: pytest.MonkeyPatch
+):
+    described, describe = [], AtlasPage.describe
+    monkeypatch.setattr(AtlasPage, "describe", lambda page: described.append(1) or describe(page))
+    with serving(store, tiles=tiles) as client:
+        first, second = (client.get("/tiles/index.json").json() for _ in range(2))
+    assert first == second
+    assert described == [1]
 
 
 def test_conditions_of_literals_choose_the_cells_of_a_category(page: httpx.Client, store: MinifiedStore):
@@ -102,6 +114,21 @@ def test_what_is_not_there_is_refused_in_a_sentence_without_a_path(
     refused = refusal(page.get(address), status)
     assert sentence in refused
     assert str(Path(store.path).parent) not in refused
+
+
+def test_a_cell_without_coordinates_is_told_and_is_a_neighbour(forms: Path, tmp_path: Path):
+    copied = copy_with_points(forms / "x.mini", tmp_path)
+    points = copied.read_embedding()
+    points[7] = np.nan
+    with writing_embedding(copied, {"method": "test"}, replace=True) as append:
+        append(points)
+    opened = MinifiedStore(copied.path)
+    with serving(opened, tiles=open_tiles(opened)) as client:
+        cell = client.get("/tiles/cell", params={"name": str(opened.take_names(np.array([7]))[0])}).json()
+        assert (cell["cell"], cell["x"], cell["y"]) == (7, None, None)
+        near = client.get("/tiles/neighbours/0", params={"k": 59}).json()["neighbours"]
+    assert [each["x"] is None for each in near] == [each["cell"] == 7 for each in near]
+    assert len(near) == 59
 
 
 def test_without_the_token_no_part_of_the_page_is_given(store: MinifiedStore, tiles: Tiles):

@@ -9,7 +9,8 @@ from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.engine.service import tile_columns
 from atlasvi.engine.service.tile_columns import TileColumn, decode_tile, find_range, read_column, to_codes
 from atlasvi.engine.service.tiles import Tiles, open_tiles
-from atlasvi.loaders.errors import ColumnError
+from atlasvi.loaders.errors import ColumnError, SourceError
+from atlasvi.loaders.manifest import read_json, write_json
 from tests.engine.service.embedded import EmbeddedCells, draw_points
 
 N_CELLS = 400
@@ -108,6 +109,27 @@ def test_a_column_that_has_changed_is_read_again(tmp_path: Path):
     assert read_column(tiles, store, "column")[0].high == 0
     store.obs["column"] = np.ones(N_CELLS)
     assert read_column(tiles, store, "column")[0].high == 1
+
+
+def test_a_column_that_was_cut_short_is_written_again_and_one_of_a_newer_format_refused(tmp_path: Path):
+    tiles, store = make_store(tmp_path, column=np.arange(N_CELLS) / 7)
+    expected = np.array(read_column(tiles, store, "column")[1])
+    body = next((tiles.folder / "columns").glob("*.bin"))
+    body.write_bytes(body.read_bytes()[:-3])
+    np.testing.assert_array_equal(read_column(tiles, store, "column")[1], expected)
+    head = body.with_suffix(".json")
+    write_json(head, {**read_json(head), "format_version": 2})
+    with pytest.raises(SourceError, match="of format 2, and this atlasvi reads up to 1"):
+        read_column(tiles, store, "column")
+
+
+def test_a_column_that_can_not_be_kept_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    tiles, store = make_store(tmp_path, column=np.arange(N_CELLS) % 3)
+    (tiles.folder / "columns").write_text("a file, so that no folder can be made")
+    column, codes = read_column(tiles, store, "column")
+    np.testing.assert_array_equal(codes, tiles.cells % 3)
+    assert column.categories == ["0", "1", "2"]
+    assert "can't be written" in caplog.text
 
 
 def test_columns_with_strange_names_have_files_of_their_own(tmp_path: Path):
