@@ -39,6 +39,11 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     "engine/card/test_model_card": ("engine/card/plain_values",),
     "engine/cli/test_card_commands": ("engine/cli/describe_card",),
     "engine/cli/test_commands": ("engine/cli/data_options", "engine/cli/describe", "engine/cli/training_commands"),
+    "engine/cli/test_dry_runs": (
+        "engine/card/card_estimate",
+        "engine/minified/minify_estimate",
+        "engine/queries/embed_estimate",
+    ),
     "engine/cli/test_query_commands": (
         "engine/cli/answers",
         "engine/queries/likelihood_parameters",

@@ -105,7 +105,7 @@ def train(
 
 def launch(
     context: typer.Context,
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train, map, minify, card or plan ...")],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="train, map, minify, card or plan ...")],
     nproc: Annotated[
         str, typer.Option(metavar="N|auto", help="Processes on this machine; auto: one per GPU, without GPUs one.")
     ],

@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from atlasvi.engine.minified import minify_parts
 from atlasvi.engine.minified.minified_store import Latents
@@ -79,16 +78,17 @@ class _Trial:
         with tempfile.TemporaryDirectory(prefix="atlasvi-dry-run-") as folder:
             scratch = Path(folder)
             prepare_store(scratch, self._opened)
-            self.other_bytes = _count_bytes(scratch)
+            empty = _count_bytes(scratch)
+            self.other_bytes = empty + _count_bytes(scratch, "zarr.json")  # all of which are in the first one, too
             minify_parts.open_minifies.keep(scratch, self._opened)
             try:
                 for part in minify_parts.encode_parts(folder, list(range(job.n_parts))):
-                    self.n_bytes = _count_bytes(scratch) - self.other_bytes
+                    self.n_bytes = _count_bytes(scratch) - empty
                     yield min(job.part_cells, job.n_cells - part * job.part_cells)
             finally:
                 minify_parts.forget(scratch)
 
 
-def _count_bytes(scratch: Path) -> int:
-    files: Any = (scratch / minify_parts.RESULT).rglob("*")
+def _count_bytes(scratch: Path, pattern: str = "*") -> int:
+    files = (scratch / minify_parts.RESULT).rglob(pattern)
     return sum(file.stat().st_size for file in files if file.is_file())
