@@ -2,7 +2,7 @@
 
 Builds a wheel as `make dist` does (dist.py), which checks what it holds, and installs it, by pip, into a fresh
 environment that holds what pyproject.toml requires and nothing else: no extra, no development tool. These packages are
-not downloaded again but linked, file by file, from the environment that runs this script; pip gets no index, so it fails
+not downloaded again but linked, file by file, from the environment that runs this script; pip gets no index and fails
 if a required package is missing. There the quickstart runs, two commands read what it has made, and mypy shows the
 signature of `train`, as an editor does. The quickstart runs as in a container: no compiler, no home, and site-packages
 that can't be written (root still can).
