@@ -1,8 +1,10 @@
 # atlasvi in a container, with all extras but `integration`.
 #   docker build -t atlasvi .                                             torch for the CPU
 #   docker build -t atlasvi --build-arg TORCH=cu126 .                     torch with CUDA 12.6; run it with --gpus all
-#   docker run --rm -v "$PWD:/data" atlasvi info /data/atlas.h5ad
-# The installation is read-only for the user, who has no home: compiled kernels are kept in /tmp.
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/data" atlasvi info atlas.h5ad
+# --user: so that what it writes is yours. The installation is read-only for the user, who needs neither a name nor a
+# home: compiled kernels are kept in /tmp, and compiled again in each container; -v "$HOME/.cache/atlasvi:/cache" -e
+# NUMBA_CACHE_DIR=/cache keeps them.
 FROM python:3.12-slim
 ARG TORCH=cpu
 COPY constraints.txt /src/
