@@ -9,7 +9,10 @@ FROM python:3.12-slim
 ARG TORCH=cpu
 COPY constraints.txt /src/
 RUN pip install --no-cache-dir --constraint /src/constraints.txt torch --extra-index-url "https://download.pytorch.org/whl/${TORCH}"
-COPY . /src
+COPY pyproject.toml README.md LICENSE /src/
+COPY loaders /src/loaders
+COPY kernels /src/kernels
+COPY engine /src/engine
 RUN pip install --no-cache-dir --constraint /src/constraints.txt "/src[all]" && rm -rf /src
 RUN useradd --no-create-home --home-dir /nonexistent atlasvi
 USER atlasvi
