@@ -119,6 +119,9 @@ def launch(
     """Run a command as several processes. On SIGTERM all write a checkpoint, and the status is 75."""
     from atlasvi.engine.distributed.launch import launch as run
 
+    in_file = (context.default_map or {}).get("command")
+    if in_file and command[0].startswith("-"):  # options for the command of a job file: launch --config FILE --resume
+        command = [*in_file, *command]
     _check_command(context, command)
     if nproc != "auto" and not (nproc.isdecimal() and int(nproc)):
         raise typer.BadParameter(f"{nproc!r} is neither auto nor a number from 1 up.", param_hint="'--nproc'")
