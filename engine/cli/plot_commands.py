@@ -1,4 +1,4 @@
-"""`atlasvi plot RUN`; `atlasvi embed`, and `atlasvi query MINI plot`: an embedding, a dot plot or a heat map."""
+"""`atlasvi embed`, and `atlasvi query MINI plot`: an embedding, a dot plot or a heat map."""
 
 import shlex
 from dataclasses import dataclass
@@ -22,7 +22,6 @@ from atlasvi.engine.cli.query_commands import query_app
 from atlasvi.engine.terminal import count, say, show_progress
 
 if TYPE_CHECKING:  # imports torch, which `--help` does not need
-    from atlasvi.engine.plots.style import Style
     from atlasvi.engine.queries.opened_question import OpenedQuestion
 
 plot_app = typer.Typer(no_args_is_help=True, help="A picture of the cells, or of genes in groups of cells.")
@@ -30,9 +29,10 @@ query_app.add_typer(plot_app, name="plot")
 
 
 @dataclass(frozen=True)
-class LookOptions:
-    """How a picture looks, and whether it may replace another."""
+class PictureOptions(CellOptions):
+    """Where a picture goes, how it looks, and which cells it is of."""
 
+    out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = ...  # type: ignore[assignment]
     replace: Annotated[bool, typer.Option("--replace", help="Replace a file of this name.")] = False
     title: Annotated[str | None, typer.Option(help="Title above the picture; '': none.")] = None
     font_size: Annotated[float, typer.Option(metavar="POINTS", help="Size of names.", min=3, max=40)] = 8.0
@@ -41,47 +41,21 @@ class LookOptions:
     ] = None
     dpi: Annotated[int, typer.Option(metavar="N", help="Pixels in an inch.", min=30, max=1200)] = 300
     dark: Annotated[bool, typer.Option("--dark", help="Light text on a dark ground.")] = False
-
-    def to_style(self) -> "Style":
-        """The same as the picture's own value."""
-        from atlasvi.engine.plots.style import Style
-
-        return Style(self.title, self.font_size, self.width, self.dpi, self.dark)
-
-
-@dataclass(frozen=True)
-class PictureOptions(LookOptions, CellOptions):
-    """Where a picture of cells goes, how it looks, and which cells it is of."""
-
-    out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = ...  # type: ignore[assignment]
     colour_map: Annotated[
         str, typer.Option(metavar="NAME", help="Colours of numbers: viridis, cividis, magma, ... (of matplotlib).")
     ] = "viridis"
 
     def to_arguments(self, opened: "OpenedQuestion") -> dict[str, Any]:
         """The arguments that all functions of plots have."""
+        from atlasvi.engine.plots.style import Style
+
         return {
             "out": self.out,
             "replace": self.replace,
             "chosen": self.choose_from(lambda: opened.cells, list(self.where or [])),
-            "style": self.to_style(),
+            "style": Style(self.title, self.font_size, self.width, self.dpi, self.dark),
             "map_name": self.colour_map,
         }
-
-
-@spread
-def plot_run(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, finished or not.")],
-    out: Annotated[Path | None, typer.Option(help="The picture: .png, .svg or .pdf (default: RUN.losses.png).")] = None,
-    *,
-    look: LookOptions,
-) -> None:
-    """Draw the losses of a run over its epochs and steps. Pictures of cells: `query MINI plot`."""
-    from atlasvi.engine.plots.loss_plot import plot_losses
-
-    out = Path(f"{run}.losses.png") if out is None else out
-    plot_losses(run, out, style=look.to_style(), replace=look.replace)
-    say(f"{out}: written.")
 
 
 def embed(
