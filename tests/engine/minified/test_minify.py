@@ -1,3 +1,4 @@
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from atlasvi.loaders.ingestion.ingest import ingest
 GENES = [f"g{k}" for k in range(30)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run() -> TrainedRun:
     """A model with drawn weights: what minify does not depend on how good it is."""
     settings = ModelSettings(n_genes=30, n_batches=2, n_hidden=16, n_latent=3, n_layers=2)
@@ -42,21 +43,28 @@ def run() -> TrainedRun:
     return TrainedRun(model, GENES, Setup.from_saved({"batch_key": "batch", "batch_categories": ["a", "b"]}))
 
 
-@pytest.fixture
-def counts(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """150 cells of two batches and three types, in an h5ad."""
+    path = tmp_path_factory.mktemp("data") / "counts.h5ad"
     rng = np.random.default_rng(0)
     matrix = rng.poisson(1.0, (150, 30)).astype(np.float32)
     obs = pd.DataFrame({"batch": pd.Categorical(list("ab") * 75), "type": ["B cell", "T, naive", "NK"] * 50})
     obs.index = [f"cell{k}" for k in range(150)]
-    anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=GENES)).write_h5ad(tmp_path / "counts.h5ad")
-    return tmp_path / "counts.h5ad"
+    anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=GENES)).write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def minified(run: TrainedRun, counts: Path) -> Path:
+    minify(run, counts, counts.with_name("mini"))
+    return counts.with_name("mini")
 
 
 @pytest.fixture
-def mini(run: TrainedRun, counts: Path, tmp_path: Path) -> MinifiedStore:
-    minify(run, counts, tmp_path / "mini")
-    return MinifiedStore(tmp_path / "mini")
+def mini(minified: Path, tmp_path: Path) -> MinifiedStore:
+    """A store of this test's own, which it may change."""
+    return MinifiedStore(shutil.copytree(minified, tmp_path / "mini"))
 
 
 def posterior(run: TrainedRun, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import zipfile
 from collections.abc import Iterator
@@ -33,12 +34,17 @@ PART_CELLS = 50  # of 400 cells
 SETUP = Setup.from_saved({"batch_key": "batch", "batch_categories": ["b1", "b2", "b3"]})
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cells")
+    ingest([write_cells(folder / f"{seed}.h5ad", seed=seed) for seed in range(2)], folder / "store")
+    return folder / "store"
+
+
 @pytest.fixture
-def cells(tmp_path: Path) -> Path:
+def cells(built: Path, tmp_path: Path) -> Path:
     """A store of 400 cells from two sources."""
-    sources = [write_cells(tmp_path / f"{seed}.h5ad", seed=seed) for seed in range(2)]
-    ingest(sources, tmp_path / "store")
-    return tmp_path / "store"
+    return shutil.copytree(built, tmp_path / "store")
 
 
 @pytest.fixture

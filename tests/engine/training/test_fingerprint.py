@@ -18,10 +18,11 @@ from atlasvi.loaders.manifest import read_json, write_json
 from tests.engine.training.small_runs import SCHEDULE, STEPS_AN_EPOCH, at_step, write_cells
 
 
-@pytest.fixture
-def forms(tmp_path: Path) -> dict[str, Path]:
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same cells in four formats; those of the store are in another order."""
-    forms = {name: tmp_path / f"cells.{name}" for name in ("h5ad", "zarr", "store")}
+    folder = tmp_path_factory.mktemp("forms")
+    forms = {name: folder / f"cells.{name}" for name in ("h5ad", "zarr", "store")}
     write_cells(forms["h5ad"])
     anndata.read_h5ad(forms["h5ad"]).write_zarr(forms["zarr"])
     ingest(forms["h5ad"], forms["store"], seed=1)

@@ -12,7 +12,7 @@ from atlasvi.loaders.batches.loader import BatchLoader
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.ingestion.ingest import ingest
-from tests.loaders.conftest import make_counts
+from tests.loaders.conftest import make_counts, write_counts
 
 N = 300
 OBS = pd.DataFrame(
@@ -26,12 +26,16 @@ OBS = pd.DataFrame(
 )
 
 
-@pytest.fixture(params=["store", "h5ad"])
-def data(request, write_h5ad, tmp_path: Path) -> CellData:
-    path = write_h5ad("a", make_counts(N, 20), obs=OBS)
-    if request.param == "store":
-        ingest(path, tmp_path / "store")
-    return open_cells(path if request.param == "h5ad" else tmp_path / "store")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    ingest(write_counts(folder, "a", make_counts(N, 20), obs=OBS), folder / "store")
+    return folder
+
+
+@pytest.fixture(params=["store", "a.h5ad"])
+def data(request, folder: Path) -> CellData:
+    return open_cells(folder / request.param)
 
 
 @pytest.mark.parametrize(

@@ -16,23 +16,30 @@ from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.rows.block_rows import Rows
-from tests.loaders.conftest import make_counts
+from tests.loaders.conftest import make_counts, write_counts
 
 COUNTS = make_counts(501, 40, largest=300)
 
 
-@pytest.fixture(params=["store", "h5ad"])
-def data(request, write_h5ad, tmp_path: Path, monkeypatch) -> CellData:
-    """The same cells as a cell store (of many small blocks) and straight from the file."""
-    path = write_h5ad("a", COUNTS)
-    if request.param == "h5ad":
-        return open_cells(path)
-    monkeypatch.setattr(cell_store, "CHUNK", 8)
-    monkeypatch.setattr(cell_store, "BLOCK_CHUNKS", 4)
-    ingest(path, tmp_path / "store")
-    store = open_cells(tmp_path / "store")
-    assert len(store.block_starts) > 50
-    return store
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a.h5ad, and `store` (of many small blocks) and `larger-blocks`, stores of the same cells."""
+    folder = tmp_path_factory.mktemp("data")
+    path = write_counts(folder, "a", COUNTS)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cell_store, "BLOCK_CHUNKS", 4)
+        for name, chunk in {"store": 8, "larger-blocks": 64}.items():
+            patched.setattr(cell_store, "CHUNK", chunk)
+            ingest(path, folder / name)
+    return folder
+
+
+@pytest.fixture(params=["store", "a.h5ad"])
+def data(request, folder: Path) -> CellData:
+    """The same cells as a cell store and straight from the file."""
+    data = open_cells(folder / request.param)
+    assert request.param == "a.h5ad" or len(data.block_starts) > 50
+    return data
 
 
 def source_rows(data: CellData) -> np.ndarray:
@@ -218,11 +225,9 @@ def test_counts_of_any_size_many_genes_and_cells_without_counts_survive(write_h5
 
 
 @pytest.fixture
-def damaged(write_h5ad, tmp_path: Path, monkeypatch) -> CellData:
+def damaged(folder: Path, tmp_path: Path) -> CellData:
     """A store of small blocks of which one holds a flipped byte."""
-    monkeypatch.setattr(cell_store, "CHUNK", 64)
-    monkeypatch.setattr(cell_store, "BLOCK_CHUNKS", 4)
-    ingest(write_h5ad("a", COUNTS), tmp_path / "store")
+    shutil.copytree(folder / "larger-blocks", tmp_path / "store")
     shard = tmp_path / "store" / "X" / "data" / "c" / "0"
     content = bytearray(shard.read_bytes())
     content[40] ^= 1

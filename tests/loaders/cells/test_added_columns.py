@@ -1,6 +1,7 @@
 """Columns added to obs of a finished store."""
 
 import os
+import shutil
 from pathlib import Path
 
 import anndata
@@ -14,16 +15,23 @@ from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.errors import ColumnError, OutputError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.store_files import read_attributes
-from tests.loaders.conftest import make_counts
+from tests.loaders.conftest import make_counts, write_counts
 from tests.loaders.tables.test_merged_columns import to_plain
 
 N = 30
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    ingest(write_counts(folder, "a", make_counts(N, 5)), folder / "store", workers=1)
+    return folder / "store"
+
+
 @pytest.fixture
-def store(write_h5ad, tmp_path: Path) -> Path:
-    ingest(write_h5ad("a", make_counts(N, 5)), tmp_path / "store", workers=1)
-    return tmp_path / "store"
+def store(built: Path, tmp_path: Path) -> Path:
+    """A store of this test's own, which it may change."""
+    return shutil.copytree(built, tmp_path / "store")
 
 
 def clusters(names: list[str] | pd.Index) -> pd.DataFrame:

@@ -19,13 +19,20 @@ from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.manifest import MANIFEST
 from atlasvi.loaders.sources.open_source import open_source
-from tests.loaders.conftest import make_counts
+from tests.loaders.conftest import make_counts, write_counts
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    ingest(write_counts(folder, "a", make_counts(200, 60)), folder / "store")
+    return folder / "store"
 
 
 @pytest.fixture
-def store(write_h5ad, tmp_path: Path) -> Path:
-    ingest(write_h5ad("a", make_counts(200, 60)), tmp_path / "store")
-    return tmp_path / "store"
+def store(built: Path, tmp_path: Path) -> Path:
+    """A store of this test's own, which it may change."""
+    return shutil.copytree(built, tmp_path / "store")
 
 
 def make_old(store: Path) -> None:
