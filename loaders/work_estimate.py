@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlasvi.loaders.errors import OutputError
+from atlasvi.loaders.places.object_path import ObjectPath, to_place
 
 TRIAL_SECONDS = 5.0  # about how long a little of the work is done
 
@@ -23,7 +24,7 @@ class WorkEstimate:
     memory_bytes  of a process, at its peak
     disk_bytes    of what would be written, at `out`
     scratch_bytes that the work needs beside `out` until it is done
-    free_bytes    of the disk that holds `out`
+    free_bytes    of the disk that holds `out`; 0: it is in a bucket
     notes         what else the user should know, a sentence each
     """
 
@@ -57,7 +58,12 @@ def time_parts(parts: Iterator[int], seconds: float = TRIAL_SECONDS) -> tuple[in
 
 
 def check_room(out: str | Path, n_bytes: int) -> int:
-    """Bytes free on the disk of `out`, which need not exist. Raises OutputError if they are fewer than `n_bytes`."""
+    """Bytes free on the disk of `out`, which need not exist; 0 for a bucket, which has no end.
+
+    Raises OutputError if they are fewer than `n_bytes`.
+    """
+    if isinstance(to_place(out), ObjectPath):
+        return 0
     folder = next(parent for parent in Path(out).absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if n_bytes > free:

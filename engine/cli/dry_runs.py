@@ -27,7 +27,8 @@ def describe_estimate(found: "WorkEstimate") -> Iterator[str]:
     genes = f" x {count(found.n_genes, 'gene')}" if found.n_genes else ""
     beside = f", and {write_bytes(found.scratch_bytes)} beside it until it is done" if found.scratch_bytes else ""
     yield f"{found.out}: {count(found.n_cells, 'cell')}{genes}. Nothing was written."
-    yield f"  size: about {write_bytes(found.disk_bytes)}{beside}; that disk has {write_bytes(found.free_bytes)} free"
+    room = f"; that disk has {write_bytes(found.free_bytes)} free" if found.free_bytes else ""
+    yield f"  size: about {write_bytes(found.disk_bytes)}{beside}{room}"
     yield f"  memory: about {write_bytes(found.memory_bytes)} a process"
     if found.seconds is not None:
         share = f" with {found.n_processes:,} processes" if found.n_processes > 1 else ""

@@ -29,3 +29,4 @@ def test_a_disk_that_is_too_small_is_an_error_before_the_work(tmp_path: Path):
     with pytest.raises(OutputError, match=r"needs about 1,000,000,000.0 GB, and its disk has .* GB free"):
         check_room(tmp_path / "out", 10**18)
     assert list(tmp_path.iterdir()) == []
+    assert check_room("s3://bucket/atlas.store", 10**18) == 0
