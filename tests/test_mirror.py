@@ -183,6 +183,7 @@ OF_MANY_FILES = {
     "test_contents": "what __init__.py of the packages promises",
     "test_examples": "examples/",
     "test_mirror": "tests/",
+    "test_release": "pyproject.toml, CITATION.cff, CHANGELOG.md",
 }
 
 TESTS = sorted(
