@@ -5,6 +5,7 @@
 #   make docs                                       the documentation as a site in build/site; a dead link is an error
 #   make resolve                                    can pip install constraints.txt on every Python and system?
 #   make wheel                                      does a wheel install without extras and run the quickstart?
+#   make dist                                       a wheel and an sdist in dist/, checked: what they need and nothing else
 #   make page                                       is the page of an atlas what its sources are built to? (needs npm)
 #   make metrics, make newest                       the tests of metrics to services; those of files with the newest releases
 # The environment can be chosen when it is made ('make clean' removes it):
@@ -20,7 +21,7 @@ TESTS ?=
 DEMO_OUT ?= demo
 TORCH_INDEX := https://download.pytorch.org/whl
 
-.PHONY: demo test lint links docs resolve wheel page metrics newest clean
+.PHONY: demo test lint links docs resolve wheel dist page metrics newest clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"atlasvi needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12 ...")'
@@ -59,6 +60,9 @@ resolve: $(VENV)/ready
 wheel: $(VENV)/ready
 	@$(BIN)/python .ci/wheel.py
 
+dist: $(VENV)/ready
+	@$(BIN)/python .ci/dist.py
+
 page:
 	@.ci/page
 
@@ -69,4 +73,4 @@ newest:
 	@.ci/newest
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info .typecheck .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) demo build dist *.egg-info .typecheck .mypy_cache .ruff_cache .pytest_cache

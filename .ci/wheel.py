@@ -1,9 +1,11 @@
 """Is the wheel whole: does it install without extras, run the quickstart, and show its types?
 
-Builds a wheel of the tree and installs it, by pip, into a fresh environment that holds what pyproject.toml requires and
-nothing else: no extra, no development tool. These packages are not downloaded again but linked, file by file, from the
-environment that runs this script; pip gets no index, so it fails if a required package is missing. There the quickstart
-runs, two commands read what it has made, and mypy shows the signature of `train`, as an editor does.
+Builds a wheel as `make dist` does (dist.py), which checks what it holds, and installs it, by pip, into a fresh
+environment that holds what pyproject.toml requires and nothing else: no extra, no development tool. These packages are
+not downloaded again but linked, file by file, from the environment that runs this script; pip gets no index and fails
+if a required package is missing. There the quickstart runs, two commands read what it has made, and mypy shows the
+signature of `train`, as an editor does. The quickstart runs as in a container: no compiler, no home, and site-packages
+that can't be written (root still can).
 """
 
 import os
@@ -15,6 +17,7 @@ import zipfile
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
+from dist import build
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
@@ -30,27 +33,6 @@ def run(*command: object, **options: object) -> str:
     if done.returncode != 0:
         sys.exit(f"wheel: this ended with status {done.returncode}.")
     return done.stdout
-
-
-def build_wheel(folder: Path) -> Path:
-    """A wheel of the files that git knows, from a copy: setuptools leaves what it builds in the tree, and reads it."""
-    known = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in known.rstrip("\0").split("\0"):
-        (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
-        os.symlink(ROOT / name, folder / "tree" / name)
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, folder / "tree")
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
-def check_page(wheel: Path) -> None:
-    """Ends with a sentence unless all files of the page of an atlas are in the wheel."""
-    with zipfile.ZipFile(wheel) as archive:
-        there = set(archive.namelist())
-    page = (ROOT / "engine/service/page").iterdir()
-    missing = [file.name for file in page if f"atlasvi/{file.relative_to(ROOT)}" not in there]
-    if missing:
-        sys.exit(f"wheel: files of the page are not in it: {', '.join(missing)}.")
 
 
 def list_required(wheel: Path) -> dict[NormalizedName, Distribution]:
@@ -92,6 +74,14 @@ def link_packages(required: dict[NormalizedName, Distribution], site: Path) -> N
                 os.symlink(file.locate(), place)
 
 
+def protect(site: Path) -> list[Path]:
+    """Take the right to write from all folders of site-packages; returns them."""
+    folders = [site, *(path for path in site.rglob("*") if path.is_dir() and not path.is_symlink())]
+    for folder in folders:
+        folder.chmod(0o555)
+    return folders
+
+
 def show_types(python: Path, here: dict) -> None:
     """mypy of our environment over the wheel in the other one; what is promised must have a signature, not Any."""
     program = "from atlasvi.engine import SCVI, train\nfrom atlasvi.loaders import BatchLoader\n"
@@ -107,8 +97,7 @@ def main() -> None:
     """Build, install, run, show."""
     with tempfile.TemporaryDirectory(prefix="atlasvi-wheel-") as temporary:
         folder = Path(temporary)
-        wheel = build_wheel(folder)
-        check_page(wheel)
+        _, wheel = build(folder)
         run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
         commands = folder / "venv" / "bin"
         python = commands / "python"
@@ -121,7 +110,11 @@ def main() -> None:
         work.mkdir()
         clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
         here = {"cwd": work, "env": {**clean, "COLUMNS": "120"}}
-        run(python, ROOT / "examples" / "quickstart.py", work, **here)
+        contained = {"PATH": str(commands), "HOME": "/nonexistent", "TMPDIR": str(work)}
+        writable = protect(site)
+        run(python, ROOT / "examples" / "quickstart.py", work, cwd=work, env=contained)
+        for place in writable:
+            place.chmod(0o755)
         run(commands / "atlasvi", "info", "atlas.store", **here)
         run(commands / "atlasvi", "query", "atlas.mini", "latent", "--out", "latent.npz", **here)
         show_types(python, here)

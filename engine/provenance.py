@@ -8,7 +8,6 @@ stores are given away; paths that were typed are kept, and may hold them. Passwo
 import os
 import platform
 import re
-import resource
 import shlex
 import subprocess
 import sys
@@ -136,12 +135,6 @@ def describe_hardware() -> str:
     except OSError:
         pass
     return f"{name}, {cores}"
-
-
-def peak_memory_bytes() -> int:
-    """The largest memory that this process has held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def list_versions() -> dict[str, str]:

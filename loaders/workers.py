@@ -57,15 +57,15 @@ class Workers:
 
         The first error of a task stops the others and is raised here with its own type.
         """
-        n_processes = self._n_processes or max(1, min(os.cpu_count() or 1, len(tasks) // 2))
-        if here or (self._dask is None and min(n_processes, len(tasks)) == 1):
+        n_processes = count_processes(self._n_processes, len(tasks))
+        if here or (self._dask is None and n_processes == 1):
             for task in tasks:
                 run_task(task)
                 done(task)
         elif self._dask is not None:
             _run_on_dask(tasks, self._dask, done)
         else:
-            self._run_in_processes(tasks, min(n_processes, len(tasks)), done)
+            self._run_in_processes(tasks, n_processes, done)
 
     def _run_in_processes(self, tasks: Sequence[Task], n_processes: int, done: Callable[[Task], None]) -> None:
         while len(self._processes) < n_processes:
@@ -89,6 +89,11 @@ class Workers:
                 for process in self._processes:
                     process.kill()
                 raise
+
+
+def count_processes(wanted: int | None, n_tasks: int) -> int:
+    """How many processes of this machine do so many tasks; `wanted` is the argument of `Workers`."""
+    return min(wanted or max(1, min(os.cpu_count() or 1, n_tasks // 2)), n_tasks)
 
 
 def _run_on_dask(tasks: Sequence[Task], address: str, done: Callable[[Task], None]) -> None:

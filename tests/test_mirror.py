@@ -39,6 +39,11 @@ TESTED_IN: dict[str, tuple[str, ...]] = {
     "engine/card/test_model_card": ("engine/card/plain_values",),
     "engine/cli/test_card_commands": ("engine/cli/describe_card",),
     "engine/cli/test_commands": ("engine/cli/data_options", "engine/cli/describe", "engine/cli/training_commands"),
+    "engine/cli/test_dry_runs": (
+        "engine/card/card_estimate",
+        "engine/minified/minify_estimate",
+        "engine/queries/embed_estimate",
+    ),
     "engine/cli/test_query_commands": (
         "engine/cli/answers",
         "engine/queries/likelihood_parameters",
@@ -177,6 +182,7 @@ OF_MANY_FILES = {
     "test_contents": "what __init__.py of the packages promises",
     "test_examples": "examples/",
     "test_mirror": "tests/",
+    "test_release": "pyproject.toml, CITATION.cff, CHANGELOG.md",
 }
 
 TESTS = sorted(

@@ -138,7 +138,7 @@ def make_card(
         if files is not None:
             files.check(run, cells)
         keeps_latents = files is not None and files.needs_posterior and isinstance(cells, CountedCells)
-        plan = _plan(run, cells, labels_key, batch_key, n_draws, seed, batch_size, device, split, keeps_latents)
+        plan = plan_card(run, cells, labels_key, batch_key, n_draws, seed, batch_size, device, split, keeps_latents)
         scratch = name_scratch(out_folder.absolute())
         where = choose_device(device)
         before = run.model.encoder.mean.weight.device
@@ -174,7 +174,7 @@ def make_card(
 
 
 @dataclasses.dataclass
-class _Plan:
+class CardPlan:
     """All that is decided before the pass."""
 
     job: CardJob
@@ -186,7 +186,7 @@ class _Plan:
     notes: list[Note]
 
 
-def _plan(
+def plan_card(
     run: TrainedRun,
     cells: QuestionCells,
     labels_key: str | None,
@@ -197,7 +197,8 @@ def _plan(
     device: str,
     known_split: Mapping[str, Any] | None,
     keeps_latents: bool,
-) -> _Plan:
+) -> CardPlan:
+    """What `make_card` decides from its arguments, before the pass over the cells."""
     split = split_cells(run, cells, known_split)
     notes = [*split.notes]
     keys = run.setup.keys
@@ -258,7 +259,7 @@ def _plan(
         device=device,
         keeps_latents=keeps_latents,
     )
-    return _Plan(job, options, split, labels, batches, samples, notes)
+    return CardPlan(job, options, split, labels, batches, samples, notes)
 
 
 def _read_column(cells: QuestionCells, asked: str | None, of_model: str | None) -> CodedColumn | None:
@@ -297,7 +298,7 @@ def _explain_missing(
 
 
 def _measure(
-    scratch: Path, plan: _Plan, run: TrainedRun, cells: QuestionCells, ranks: Ranks, progress: Progress
+    scratch: Path, plan: CardPlan, run: TrainedRun, cells: QuestionCells, ranks: Ranks, progress: Progress
 ) -> None:
     """Measure the unfinished parts; they are divided among ranks."""
     job, parts = plan.job, list_parts(scratch)
@@ -329,7 +330,7 @@ def _measure_on_cluster(scratch: Path, job: CardJob, dask: str, progress: Progre
 
 
 def _finish(
-    scratch: Path, plan: _Plan, run: TrainedRun, cells: QuestionCells, watch: Stopwatch, out: str | Path | None
+    scratch: Path, plan: CardPlan, run: TrainedRun, cells: QuestionCells, watch: Stopwatch, out: str | Path | None
 ) -> ModelCard:
     job, options = plan.job, plan.options
     finished = FinishedParts(scratch, job, options, len(run.genes), run.model.n_latent)
@@ -371,7 +372,7 @@ def _finish(
     )
 
 
-def _draw(latents: np.ndarray, plan: _Plan, sample: np.ndarray) -> LatentPicture | None:
+def _draw(latents: np.ndarray, plan: CardPlan, sample: np.ndarray) -> LatentPicture | None:
     """At most PICTURE_CELLS of the sampled cells in two dimensions."""
     if not len(latents):
         return None

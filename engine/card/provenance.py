@@ -14,10 +14,11 @@ from atlasvi.engine.card.model_card import Provenance
 from atlasvi.engine.distributed.launch import launch_prefix
 from atlasvi.engine.model.run_files import CONFIG, METRICS
 from atlasvi.engine.model.trained_run import TrainedRun
-from atlasvi.engine.provenance import describe_hardware, find_commit, list_versions, peak_memory_bytes
+from atlasvi.engine.provenance import describe_hardware, find_commit, list_versions
 from atlasvi.engine.queries.question_cells import CountedCells, QuestionCells
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.damage import reading
+from atlasvi.loaders.work_estimate import peak_memory_bytes
 
 OF_TRAINING = ("epochs", "kept_epoch", "steps", "stopped_early", "seconds", "cells_per_s", "seed", "ranks", "device")
 

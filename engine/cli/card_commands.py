@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from atlasvi.engine.cli.arguments import Seed, print_lines, refuse_unused
+from atlasvi.engine.cli.dry_runs import DryRun, describe_estimate
 from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.terminal import count, say, show_progress
 from atlasvi.loaders.sources.data_spec import DataSpec, parse_source
@@ -42,6 +43,7 @@ def card(
     data_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Where all of the data can be had, for the README.")
     ] = None,
+    dry_run: DryRun = False,
     config: JobFile = None,
 ) -> None:
     """Compute how well counts drawn from a model agree with real ones. After a kill, the same command continues."""
@@ -51,7 +53,18 @@ def card(
 
         refuse_unused(
             context,
-            ["out", "labels_key", "batch_key", "draws", "seed", "batch_size", "dask", "minified", "data_url"],
+            [
+                "out",
+                "labels_key",
+                "batch_key",
+                "draws",
+                "seed",
+                "batch_size",
+                "dask",
+                "minified",
+                "data_url",
+                "dry_run",
+            ],
             "--check computes the card as it was made",
         )
         print_lines(check_card(run, spec, model, device=device))
@@ -59,7 +72,16 @@ def card(
     refuse_unused(context, ["model"], "it is for --check alone")
     if out is None:
         context.fail("Missing option '--out': the folder to make.")
-    options = {"n_draws": draws, "seed": seed, "batch_size": batch_size, "device": device, "dask": dask}
+    options: dict[str, Any] = {"n_draws": draws, "seed": seed, "batch_size": batch_size, "device": device}
+    if dry_run:
+        from atlasvi.engine.card.card_estimate import estimate_card
+
+        found = estimate_card(
+            run, spec, out, labels_key=labels_key, batch_key=batch_key, is_minified=minified is not None, **options
+        )
+        print_lines(describe_estimate(found))
+        return
+    options["dask"] = dask
     files = {"minified": minified, "data_url": data_url}
     write_card(run, spec, out, labels_key=labels_key, batch_key=batch_key, **options, **files)
 

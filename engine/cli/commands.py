@@ -5,9 +5,10 @@ Commands about data and stores stand here, the others in files of their own; all
 
 import gc
 import logging
+import shlex
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +25,7 @@ from atlasvi.engine.cli.arguments import (
 )
 from atlasvi.engine.cli.card_commands import card
 from atlasvi.engine.cli.data_options import DataOptions
+from atlasvi.engine.cli.dry_runs import DryRun, describe_estimate
 from atlasvi.engine.cli.hub_commands import pull, push
 from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.cli.map_command import map_cells
@@ -99,7 +101,7 @@ def ingest(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SRC...",
+            metavar="SRC",
             help="h5ad, h5mu, Zarr, TileDB-SOMA, 10x h5 or mtx; PATH::layer=raw,gene_column=id for options, or a "
             "table of sources (.toml).",
         ),
@@ -124,30 +126,34 @@ def ingest(
     dask: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
     ] = None,
+    dry_run: DryRun = False,
     config: JobFile = None,
 ) -> None:
     """Write count files as one cell store: checked, shuffled, compact. After a kill, the same command continues."""
     from atlasvi.engine.cli.describe import folder_bytes
     from atlasvi.loaders.ingestion.ingest import ingest as run
 
+    options: dict[str, Any] = {
+        "layer": layer,
+        "genes": genes,
+        "gene_column": gene_column,
+        "measurement": measurement,
+        "top_genes": top_genes,
+        "batch_key": batch_key,
+        "empty_cells": empty_cells,
+        "rounded": rounded,
+        "seed": seed,
+        "profile": profile,
+        "workers": workers,
+        "dask": dask,
+    }
+    if dry_run:
+        from atlasvi.loaders.ingestion.ingest_estimate import estimate_ingest
+
+        print_lines(describe_estimate(estimate_ingest(sources, out, **options)))
+        return
     with show_progress() as progress:
-        report = run(
-            sources,
-            out,
-            layer=layer,
-            genes=genes,
-            gene_column=gene_column,
-            measurement=measurement,
-            top_genes=top_genes,
-            batch_key=batch_key,
-            empty_cells=empty_cells,
-            rounded=rounded,
-            seed=seed,
-            profile=profile,
-            workers=workers,
-            dask=dask,
-            progress=progress,
-        )
+        report = run(sources, out, **options, progress=progress)
     size = folder_bytes(out)
     say(
         f"{out}: {count(report.n_cells, 'cell')} x {count(report.n_genes, 'gene')} from "
@@ -162,6 +168,7 @@ def ingest(
         say(f"Cells without counts that were dropped: {report.dropped_cells:,}.")
     if report.empty_cells:
         say(f"Cells without counts in these genes: {report.empty_cells:,} (--empty-cells drop leaves them out).")
+    say(f"  next: {shlex.join(['atlasvi', 'train', str(out)])} --out run --batch-key COLUMN")
 
 
 def annotate_obs(
@@ -219,6 +226,7 @@ def minify(
         Literal["float32", "float16"], typer.Option(help="How latents are stored; float16 takes half the space.")
     ] = "float32",
     rank_timeout: RankTimeout = 300.0,
+    dry_run: DryRun = False,
     config: JobFile = None,
     *,
     opening: DataOptions,
@@ -229,18 +237,19 @@ def minify(
     from atlasvi.engine.minified.minify import minify as run_minify
 
     spec = opening.to_spec(data)
+    options: dict[str, Any] = {
+        "source_order": source_order,
+        "batch_size": batch_size,
+        "device": device,
+        "latents": latents,
+    }
+    if dry_run:
+        from atlasvi.engine.minified.minify_estimate import estimate_minify
+
+        print_lines(describe_estimate(estimate_minify(run, spec, out, **options)))
+        return
     with join_ranks(rank_timeout) as ranks, show_progress() as progress:
-        report = run_minify(
-            run,
-            spec,
-            out,
-            source_order=source_order,
-            batch_size=batch_size,
-            device=device,
-            dask=dask,
-            latents=latents,
-            progress=progress,
-        )
+        report = run_minify(run, spec, out, **options, dask=dask, progress=progress)
         if not ranks.is_first:
             return
     size = folder_bytes(out)
@@ -249,6 +258,7 @@ def minify(
         f"{size / 1e6:,.1f} MB, "
         f"{size / report.n_cells:,.0f} bytes per cell.",
     )
+    say(f"  next: {shlex.join(['atlasvi', 'query', str(out)])}")
 
 
 def export(

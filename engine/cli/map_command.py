@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from atlasvi.engine.cli.arguments import Metrics, Note, RankTimeout, split_repeated
+from atlasvi.engine.cli.arguments import Metrics, Note, RankTimeout, print_lines, split_repeated
 from atlasvi.engine.cli.data_options import DataOptions
+from atlasvi.engine.cli.dry_runs import DryRun, describe_run_plan
 from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.cli.option_groups import spread
 
@@ -70,6 +71,7 @@ def map_cells(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint in --out.")] = False,
     metrics: Metrics = None,
     note: Note = None,
+    dry_run: DryRun = False,
     rank_timeout: RankTimeout = 300.0,
     *,
     frozen: FreezingOptions,
@@ -79,24 +81,24 @@ def map_cells(
     from atlasvi.engine.minified.minified_by_scvi_tools import open_minified
     from atlasvi.engine.minified.places import name_place
     from atlasvi.engine.scvi_tools.model_directories import open_model
-    from atlasvi.engine.training.map_onto import map_onto
+    from atlasvi.engine.training.map_onto import estimate_mapping, map_onto
     from atlasvi.engine.training.settings import parse_settings
 
     is_minified = name_place(reference) in ("minified store", "minified data")
     run = replace(open_minified(reference).run if is_minified else open_model(reference), path=reference)
-    map_onto(
-        run,
-        opening.to_spec(data),
-        out,
-        freezing=frozen.to_freezing(),
-        epochs=epochs,
-        batch_size=batch_size,
-        device=device,
-        seed=seed,
-        split_column=split_column,
-        settings={**context.meta.get("settings", {}), **parse_settings(settings or [])},
-        resume=resume,
-        metrics=split_repeated(metrics),
-        note=note,
-        rank_timeout_s=rank_timeout,
-    )
+    chosen = {**context.meta.get("settings", {}), **parse_settings(settings or [])}
+    chosen |= {name: n for name, n in (("epochs", epochs), ("batch_size", batch_size)) if n is not None}
+    options: dict[str, Any] = {
+        "freezing": frozen.to_freezing(),
+        "device": device,
+        "seed": seed,
+        "split_column": split_column,
+        "settings": chosen,
+        "resume": resume,
+        "metrics": split_repeated(metrics),
+        "note": note,
+    }
+    if dry_run:
+        print_lines(describe_run_plan(out, estimate_mapping(run, opening.to_spec(data), out, **options)))
+        return
+    map_onto(run, opening.to_spec(data), out, **options, rank_timeout_s=rank_timeout)

@@ -1,5 +1,6 @@
 """`atlasvi embed`, and `atlasvi query MINI plot`: an embedding, a dot plot or a heat map."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,9 +11,11 @@ from atlasvi.engine.cli.arguments import (
     Genes,
     LibrarySize,
     TransformBatch,
+    print_lines,
     split_names,
 )
 from atlasvi.engine.cli.cell_options import CellOptions
+from atlasvi.engine.cli.dry_runs import DryRun, describe_estimate
 from atlasvi.engine.cli.option_groups import spread
 from atlasvi.engine.cli.query_app import split_batches
 from atlasvi.engine.cli.query_commands import query_app
@@ -70,25 +73,30 @@ def embed(
     ] = 0.4,
     seed: Annotated[int, typer.Option(help="The same seed gives the same coordinates.", min=0, max=2**64 - 1)] = 0,
     replace: Annotated[bool, typer.Option("--replace", help="Replace coordinates that are there.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Write two coordinates for each cell into MINI, by UMAP, for `query MINI plot embedding`."""
     from atlasvi.engine.queries.embed import embed as run
 
+    options: dict[str, Any] = {
+        "sample": sample,
+        "strata": strata,
+        "n_neighbours": n_neighbours,
+        "min_distance": min_distance,
+        "replace": replace,
+    }
+    if dry_run:
+        from atlasvi.engine.queries.embed_estimate import estimate_embedding
+
+        print_lines(describe_estimate(estimate_embedding(mini, **options)))
+        return
     with show_progress() as progress:
-        report = run(
-            mini,
-            sample=sample,
-            strata=strata,
-            n_neighbours=n_neighbours,
-            min_distance=min_distance,
-            seed=seed,
-            replace=replace,
-            progress=progress,
-        )
+        report = run(mini, **options, seed=seed, progress=progress)
     of_all = report.n_sample == report.n_cells
     made = f"{report.method} of all of them" if of_all else f"{report.method} of {report.n_sample:,} of them"
     faithful = "" if report.trustworthiness is None else f"; trustworthiness {report.trustworthiness:.3f}"
     say(f"{report.out}: coordinates of {count(report.n_cells, 'cell')}, {made}{faithful}.")
+    say(f"  next: {shlex.join(['atlasvi', 'query', report.out])} plot embedding --by COLUMN --out map.png")
 
 
 @plot_app.command("embedding")

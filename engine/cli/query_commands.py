@@ -37,7 +37,7 @@ def query_count(asking: Asking, cells: CellNames = None, where: Where = None) ->
     return answer_number(count_cells(asking.open().cells, split_names(cells), asking.list_conditions(where)), "cells")
 
 
-@question("latent")
+@question("latent", in_slices=True)
 def query_latent(
     asking: Asking,
     variance: Annotated[bool, typer.Option("--variance", help="Add the variance of q(z | x).")] = False,
@@ -59,7 +59,7 @@ def query_latent(
     return asked.answer(asking, chosen, slices, names)
 
 
-@question("expression")
+@question("expression", in_slices=True)
 def query_expression(
     asking: Asking,
     genes: Genes = None,
@@ -102,7 +102,7 @@ def query_expression(
     return answer_slices(slices, names, "draw", n_samples_overall)
 
 
-@question("parameters")
+@question("parameters", in_slices=True)
 def query_parameters(
     asking: Asking,
     parameter: Annotated[Literal["mean", "dispersions", "dropout"], typer.Option(help="The parameter.")] = "mean",
@@ -120,7 +120,7 @@ def query_parameters(
     return asked.answer(asking, chosen, slices, wanted or opened.run.genes)
 
 
-@question("library")
+@question("library", in_slices=True)
 def query_library(
     asking: Asking,
     *,
@@ -154,7 +154,7 @@ def query_batch_vectors(
     return asked.answer(asking, chosen, parts, names)
 
 
-@question("sample")
+@question("sample", in_slices=True)
 def query_sample(
     asking: Asking,
     genes: Genes = None,

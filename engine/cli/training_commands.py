@@ -17,6 +17,7 @@ from atlasvi.engine.cli.arguments import (
 )
 from atlasvi.engine.cli.card_commands import write_card
 from atlasvi.engine.cli.data_options import DataOptions
+from atlasvi.engine.cli.dry_runs import DryRun, describe_run_plan
 from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.cli.option_groups import spread
 from atlasvi.loaders.sources.data_spec import DataSpec
@@ -57,9 +58,7 @@ def train(
     profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and print where the time goes.")] = False,
     metrics: Metrics = None,
     note: Note = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only check, and say what it would do: sizes, memory, time.")
-    ] = False,
+    dry_run: DryRun = False,
     with_card: Annotated[bool, typer.Option("--card", help="Then compute the model's card, in OUT/card.")] = False,
     rank_timeout: RankTimeout = 300.0,
     *,
@@ -106,7 +105,7 @@ def train(
 
 def launch(
     context: typer.Context,
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train, map, minify, card or plan ...")],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="train, map, minify, card or plan ...")],
     nproc: Annotated[
         str, typer.Option(metavar="N|auto", help="Processes on this machine; auto: one per GPU, without GPUs one.")
     ],
@@ -120,6 +119,9 @@ def launch(
     """Run a command as several processes. On SIGTERM all write a checkpoint, and the status is 75."""
     from atlasvi.engine.distributed.launch import launch as run
 
+    in_file = (context.default_map or {}).get("command")
+    if in_file and command[0].startswith("-"):  # options for the command of a job file: launch --config FILE --resume
+        command = [*in_file, *command]
     _check_command(context, command)
     if nproc != "auto" and not (nproc.isdecimal() and int(nproc)):
         raise typer.BadParameter(f"{nproc!r} is neither auto nor a number from 1 up.", param_hint="'--nproc'")
@@ -184,11 +186,11 @@ def _check_command(context: typer.Context, command: list[str]) -> None:
 def show_estimate(spec: DataSpec, out: Path, keys: Mapping[str, Any], *arguments: Any, **others: Any) -> None:
     """Say what `train` would do with these arguments."""
     from atlasvi.engine.model.covariates import SetupKeys
-    from atlasvi.engine.training.epoch_estimate import describe_plan, estimate_training
+    from atlasvi.engine.training.epoch_estimate import estimate_training
     from atlasvi.engine.training.settings import resolve_settings
 
     settings, given = arguments
     found = estimate_training(
         spec, out, SetupKeys.from_arguments(keys), resolve_settings(None, settings), given, **others
     )
-    print_lines([f"{out}: the run is finished already."] if found is None else describe_plan(found))
+    print_lines(describe_run_plan(out, found))

@@ -40,10 +40,7 @@ def writing_embedding(
     path = need_local(store.path, "coordinates are written")
     place, scratch = path / "obsm" / EMBEDDING, path / SCRATCH
     with explain_full_disk(path), lock_folder(path, "changing it: wait for it."):
-        if place.exists() and not replace:
-            raise OutputError(
-                f"{path}: obsm has {EMBEDDING} already: keep it, or make it anew (--replace, replace=True)."
-            )
+        check_no_embedding(path, replace)
         try:
             shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
             scratch.mkdir()
@@ -65,6 +62,12 @@ def writing_embedding(
                 consolidate_metadata(path)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_no_embedding(path: Path, replace: bool = False) -> None:
+    """Raise OutputError if a store has coordinates that may not be replaced."""
+    if (path / "obsm" / EMBEDDING).exists() and not replace:
+        raise OutputError(f"{path}: obsm has {EMBEDDING} already: keep it, or make it anew (--replace, replace=True).")
 
 
 def _count_file_rows(path: Path) -> int:

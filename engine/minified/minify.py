@@ -73,24 +73,16 @@ def minify(
             ours.callback(data.close)
         elif dask is not None:
             raise ValueError("each worker of a Dask cluster opens the data itself: pass its path, or a DataSpec")
-        data = select_genes(data, run.genes)
-        job = MinifyJob(
-            data=data.spec.make_absolute().to_record(),
-            identity={**fingerprint(data), "weights_sha256": run.weights_sha256},
-            n_cells=data.n_cells,
-            part_cells=minify_parts.choose_part_cells(data.n_cells, batch_size),
-            batch_size=batch_size,
-            source_order=source_order,
-            device=device,
-            latents=latents,
+        opened = plan_minify(
+            run, data, source_order=source_order, batch_size=batch_size, device=device, latents=latents
         )
-        opened = Opened(job, run, data, run.setup.read_codes(data))
+        data, job = opened.data, opened.job
         with ExitStack() as open_until_done:
             scratch = name_scratch(Path(out).absolute())
             if ranks.is_first:
                 open_until_done.enter_context(open_job_folder(out, job))
                 if MinifyJob.load(scratch) != job:
-                    _prepare(scratch, opened)
+                    prepare_store(scratch, opened)
             open_until_done.callback(minify_parts.forget, scratch)
             minify_parts.open_minifies.keep(scratch, opened)
             with Workers(1, dask) as workers:
@@ -101,7 +93,25 @@ def minify(
     return MinifyReport(str(out), data.n_cells, run.model.n_latent)
 
 
-def _prepare(scratch: Path, opened: Opened) -> None:
+def plan_minify(
+    run: TrainedRun, data: CellData, *, source_order: bool, batch_size: int, device: str, latents: Latents
+) -> Opened:
+    """The job of `minify` with these arguments, and what it works on. Raises GeneError, ColumnError."""
+    data = select_genes(data, run.genes)
+    job = MinifyJob(
+        data=data.spec.make_absolute().to_record(),
+        identity={**fingerprint(data), "weights_sha256": run.weights_sha256},
+        n_cells=data.n_cells,
+        part_cells=minify_parts.choose_part_cells(data.n_cells, batch_size),
+        batch_size=batch_size,
+        source_order=source_order,
+        device=device,
+        latents=latents,
+    )
+    return Opened(job, run, data, run.setup.read_codes(data))
+
+
+def prepare_store(scratch: Path, opened: Opened) -> None:
     """Make the store without cells, and the files that every process needs; others may start once the job is there."""
     run, data, job = opened.run, opened.data, opened.job
     dtypes = {name: dtype for name, dtype in data.read_obs(0, 0).dtypes.items() if name != LIBRARY}

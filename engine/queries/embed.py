@@ -11,6 +11,7 @@ Memory is that of the sample, of its UMAP, and of two bytes for each cell (with 
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -87,23 +88,9 @@ def embed(
     Raises MissingDependencyError without umap-learn, SourceError if cells have no latents, ColumnError for an unknown
     column, OutputError if there are coordinates, or if the store can't be written.
     """
-    need_at_least(2, sample=sample, n_neighbours=n_neighbours)
-    if not 0 <= min_distance <= 1:
-        raise QueryError(f"min_distance is {min_distance:g}: it must be from 0 to 1.")
-    if (umap := import_umap()) is None:
-        raise MissingDependencyError("An embedding needs umap-learn: pip install 'atlasvi[plots]'.")
-    opened = store if isinstance(store, MinifiedStore) else open_minified(store)
-    if not isinstance(opened, MinifiedStore):
-        raise SourceError(
-            f"{opened.path}: it is minified data of scvi-tools; coordinates are written into a minified store alone. "
-            "Make one (atlasvi minify RUN DATA --out MINI), or write obsm['X_umap'] with scanpy."
-        )
-    if opened.n_cells == 0:
-        raise SourceError(f"{opened.path}: it has no cells to place.")
-    if strata is not None:
-        opened.read_column(strata, 0, 0)  # raises ColumnError before anything is computed
+    opened = open_for_embedding(store, sample, strata, n_neighbours, min_distance)
     made_by = {
-        "method": f"UMAP of a sample (umap-learn {umap.__version__}), other cells beside their neighbours in it",
+        "method": f"UMAP of a sample (umap-learn {version('umap-learn')}), other cells beside their neighbours in it",
         "seed": seed,
         "sample": sample,
         "strata": strata,
@@ -126,6 +113,28 @@ def embed(
         k = min(N_NEIGHBOURS, len(checked) // 4)
         faithful = float(trustworthiness(opened.take_mean(checked), np.concatenate(parts), n_neighbors=k))
     return EmbeddingReport(opened.path, opened.n_cells, len(chosen), placing.method, faithful)
+
+
+def open_for_embedding(
+    store: MinifiedStore | str | Path, sample: int, strata: str | None, n_neighbours: int, min_distance: float
+) -> MinifiedStore:
+    """The store, opened, if `embed` can work on it with these arguments. Raises what `embed` raises before its work."""
+    need_at_least(2, sample=sample, n_neighbours=n_neighbours)
+    if not 0 <= min_distance <= 1:
+        raise QueryError(f"min_distance is {min_distance:g}: it must be from 0 to 1.")
+    if import_umap() is None:
+        raise MissingDependencyError("An embedding needs umap-learn: pip install 'atlasvi[plots]'.")
+    opened = store if isinstance(store, MinifiedStore) else open_minified(store)
+    if not isinstance(opened, MinifiedStore):
+        raise SourceError(
+            f"{opened.path}: it is minified data of scvi-tools; coordinates are written into a minified store alone. "
+            "Make one (atlasvi minify RUN DATA --out MINI), or write obsm['X_umap'] with scanpy."
+        )
+    if opened.n_cells == 0:
+        raise SourceError(f"{opened.path}: it has no cells to place.")
+    if strata is not None:
+        opened.read_column(strata, 0, 0)  # raises ColumnError before anything is computed
+    return opened
 
 
 def _read_means(store: MinifiedStore, cells: np.ndarray) -> np.ndarray:

@@ -16,7 +16,6 @@ from atlasvi.engine.distributed.data_parallel import plan_bucket_sizes
 from atlasvi.engine.distributed.ranks import Ranks, join_ranks
 from atlasvi.engine.model.covariates import SetupKeys, learn_setup
 from atlasvi.engine.model.trained_run import TrainedRun
-from atlasvi.engine.provenance import peak_memory_bytes
 from atlasvi.engine.terminal import count
 from atlasvi.engine.training.run_parts import RunParts, prepare_run
 from atlasvi.engine.training.settings import (
@@ -35,6 +34,7 @@ from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.cell_views import unwrap
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells
 from atlasvi.loaders.sources.data_spec import DataSpec
+from atlasvi.loaders.work_estimate import peak_memory_bytes
 
 SMALL_SHARE = 64  # cells: below it the work on a minibatch is mostly what each costs, however small
 LARGE_BATCH, MANY_CELLS = 1024, 500_000  # what the recipe atlas is measured with: docs/training.md

@@ -8,16 +8,18 @@ from typing import Any
 
 from torch import Generator
 
-from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, join_ranks
+from atlasvi.engine.distributed.ranks import RANK_TIMEOUT_S, Ranks, join_ranks
 from atlasvi.engine.distributed.signals import stop_on_signals
+from atlasvi.engine.model.covariates import SetupKeys
 from atlasvi.engine.model.model_options import Freezing
 from atlasvi.engine.model.run_files import CONFIG
 from atlasvi.engine.model.trained_run import MappedFrom, TrainedRun
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.terminal import say
+from atlasvi.engine.training.epoch_estimate import Plan, estimate_training
 from atlasvi.engine.training.query_mapping import list_added, map_query
 from atlasvi.engine.training.resuming import check_new_run, read_saved
-from atlasvi.engine.training.settings import SettingError
+from atlasvi.engine.training.settings import SettingError, resolve_settings
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.cells.open_cells import CellData, align_genes, open_cells
 from atlasvi.loaders.damage import reading
@@ -59,23 +61,7 @@ def map_onto(
     with join_ranks(rank_timeout_s) as ranks, stop_on_signals(), ExitStack() as ours:
         if ranks.is_first and not resume and not ranks.restarted:
             check_new_run(out)  # before the data is read
-        ranks.note("opening the model and the data")
-        if not isinstance(reference, TrainedRun):
-            reference = replace(open_model(reference), path=Path(reference))
-        start = None
-        if resume:
-            _check_same(out, reference, freezing)
-            if not isinstance(data, (DataSpec, str, Path)):  # of a path, the run knows that missing genes are zeros
-                data = align_genes(data, reference.genes)
-        else:
-            if isinstance(data, (DataSpec, str, Path)):
-                data = open_cells(data, like=reference.like)
-                ours.callback(data.close)
-            data = align_genes(data, reference.genes)
-            start = map_query(reference, data, freezing, Generator().manual_seed(seed or 0))
-            start = replace(start, provenance=reference.provenance)
-            if ranks.is_first:
-                say(_describe(reference, start, data.path))
+        data, start = _prepare(ranks, ours, reference, data, out, freezing, seed, resume)
         return train(
             data,
             out,
@@ -92,6 +78,62 @@ def map_onto(
             note=note,
             rank_timeout_s=rank_timeout_s,
         )
+
+
+def estimate_mapping(
+    reference: TrainedRun | str | Path,
+    data: CellData | DataSpec | str | Path,
+    out: str | Path,
+    *,
+    freezing: Freezing | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    split_column: str | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> Plan | None:
+    """What `map_onto` with these arguments would do, measured as by `estimate_training`, which takes the options.
+
+    Nothing is written. None if the run is finished already. Raises the errors of `map_onto`, as far as they come before
+    its first step.
+    """
+    out = Path(out)
+    with join_ranks() as ranks, ExitStack() as ours:
+        if not resume:
+            check_new_run(out)
+        data, start = _prepare(ranks, ours, reference, data, out, freezing or Freezing(), seed, resume)
+        given = {"seed": seed, "split_column": split_column}
+        resolved = resolve_settings(None, settings or {})
+        return estimate_training(data, out, SetupKeys(), resolved, given, start=start, resume=resume, **options)
+
+
+def _prepare(
+    ranks: Ranks,
+    ours: ExitStack,
+    reference: TrainedRun | str | Path,
+    data: CellData | DataSpec | str | Path,
+    out: Path,
+    freezing: Freezing,
+    seed: int | None,
+    resume: bool,
+) -> tuple[CellData | DataSpec | str | Path, TrainedRun | None]:
+    """The new cells, and the model to train on them; None if a run is resumed, which has its own."""
+    ranks.note("opening the model and the data")
+    if not isinstance(reference, TrainedRun):
+        reference = replace(open_model(reference), path=Path(reference))
+    if resume:
+        _check_same(out, reference, freezing)
+        if not isinstance(data, (DataSpec, str, Path)):  # of a path, the run knows that missing genes are zeros
+            data = align_genes(data, reference.genes)
+        return data, None
+    if isinstance(data, (DataSpec, str, Path)):
+        data = open_cells(data, like=reference.like)
+        ours.callback(data.close)
+    data = align_genes(data, reference.genes)
+    start = map_query(reference, data, freezing, Generator().manual_seed(seed or 0))
+    if ranks.is_first:
+        say(_describe(reference, start, data.path))
+    return data, replace(start, provenance=reference.provenance)
 
 
 def _check_same(out: Path, reference: TrainedRun, freezing: Freezing) -> None:

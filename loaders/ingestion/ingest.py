@@ -100,31 +100,17 @@ def ingest(
     Raises SourceError, CountsError, GeneError, ColumnError on bad input and OutputError if `out` can't be written; the
     place of `out` is then as it was.
     """
-    paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
-    if profile not in PROFILES:
-        raise ValueError(f"profile is {profile!r}: choose one of {', '.join(PROFILES)}")
-    specs = list_sources(paths, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells)
-    for spec in specs:
-        if spec.takes_fractions:
-            raise SourceError(
-                f"{spec.path}: a cell store keeps whole counts, and its option is values={spec.values}: train directly "
-                "from the source, or round with --round."
-            )
-        if spec.missing_genes is not None:
-            raise SourceError(
-                f"{spec.path}: missing_genes={spec.missing_genes} is about the genes of a model, and ingest has none: "
-                "--genes union fills genes that a source lacks with zeros."
-            )
-    if dask:  # processes of a cluster run in other folders
-        specs = [spec.make_absolute() for spec in specs]
-    job = IngestJob(
-        scratch_format=SCRATCH_FORMAT,
-        sources=[asdict(spec) for spec in specs],
-        identities=[identify_source(spec.place) for spec in specs],
+    job = plan_job(
+        sources,
+        dask is not None,
+        layer=layer,
         genes=genes,
-        rounded=rounded,
+        gene_column=gene_column,
+        measurement=measurement,
         top_genes=top_genes,
         batch_key=batch_key,
+        empty_cells=empty_cells,
+        rounded=rounded,
         seed=seed,
         profile=profile,
     )
@@ -141,11 +127,57 @@ def ingest(
             job.save(scratch)
             open_ingests.keep(scratch, (job, joined))
             with Workers(workers, dask) as crew:
-                return _shuffle(job, joined, scratch, str(out), crew, progress)
+                return shuffle(job, joined, scratch, str(out), crew, progress)
         finally:
             open_ingests.forget(scratch)
             for source in joined.sources:
                 source.close()
+
+
+def plan_job(
+    sources: Sequence[str | Path] | str | Path,
+    on_cluster: bool = False,
+    *,
+    layer: str | None = None,
+    genes: Literal["union", "intersection"] | None = None,
+    gene_column: str | None = None,
+    measurement: str | None = None,
+    top_genes: int | None = None,
+    batch_key: str | None = None,
+    empty_cells: Literal["refuse", "drop", "keep"] = "refuse",
+    rounded: bool = False,
+    seed: int = 0,
+    profile: Literal["fast", "small"] = "fast",
+) -> IngestJob:
+    """The job of `ingest` with these arguments. Raises SourceError for sources and options that do not fit."""
+    paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    if profile not in PROFILES:
+        raise ValueError(f"profile is {profile!r}: choose one of {', '.join(PROFILES)}")
+    specs = list_sources(paths, layer=layer, gene_column=gene_column, measurement=measurement, empty_cells=empty_cells)
+    for spec in specs:
+        if spec.takes_fractions:
+            raise SourceError(
+                f"{spec.path}: a cell store keeps whole counts, and its option is values={spec.values}: train directly "
+                "from the source, or round with --round."
+            )
+        if spec.missing_genes is not None:
+            raise SourceError(
+                f"{spec.path}: missing_genes={spec.missing_genes} is about the genes of a model, and ingest has none: "
+                "--genes union fills genes that a source lacks with zeros."
+            )
+    if on_cluster:  # its processes run in other folders
+        specs = [spec.make_absolute() for spec in specs]
+    return IngestJob(
+        scratch_format=SCRATCH_FORMAT,
+        sources=[asdict(spec) for spec in specs],
+        identities=[identify_source(spec.place) for spec in specs],
+        genes=genes,
+        rounded=rounded,
+        top_genes=top_genes,
+        batch_key=batch_key,
+        seed=seed,
+        profile=profile,
+    )
 
 
 def choose_top_genes(
@@ -195,7 +227,7 @@ def read_batches(joined: JoinedSources, name: str) -> pd.Index:
     return pd.Index(sorted(values))
 
 
-def _shuffle(
+def shuffle(
     job: IngestJob, joined: JoinedSources, scratch: Path, out: str, workers: Workers, progress: Progress
 ) -> IngestReport:
     """The two passes, run by the workers; units and buckets that an earlier run finished are not repeated."""
@@ -203,7 +235,7 @@ def _shuffle(
     for folder in folders:
         folder.mkdir(exist_ok=True)
     if not (scratch / sorting.PLAN).exists():
-        write_json(scratch / sorting.PLAN, sorting.plan_units(joined, _plan_buckets(joined)))
+        write_json(scratch / sorting.PLAN, sorting.plan_units(joined, plan_buckets(joined)))
     plan = sorting.read_plan(scratch)
     sizes = [stop - start for _, start, stop in plan["units"]]
     # a matrix that the first read must sort by row is sorted here once, not by each process
@@ -285,7 +317,7 @@ def _run(
     workers.run(tasks, tell, here)
 
 
-def _plan_buckets(joined: JoinedSources) -> int:
+def plan_buckets(joined: JoinedSources) -> int:
     """Number of buckets such that one of average size fits into memory."""
     nnz = sum(joined.estimate_nnz(number) for number in range(len(joined.sources)))
     return max(1, round(nnz / BUCKET_NNZ), round(joined.n_cells / BUCKET_CELLS))

@@ -117,3 +117,20 @@ def test_a_dry_run_says_sizes_memory_time_and_what_is_wrong_and_writes_nothing(t
     assert "MB of memory a process" in said
     assert "obs has no column 'donor'" in atlasvi(*words, "--batch-key", "donor", ok=False).stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_options_typed_after_launch_are_added_to_the_command_of_the_file(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("job.toml").write_text(
+        '[launch]\nnproc = 2\ncommand = ["train", "--config", "job.toml"]\n[train]\ndata = "a.h5ad"\nout = "run"\n'
+    )
+    launched: list[list[str]] = []
+    monkeypatch.setattr(
+        "atlasvi.engine.distributed.launch.launch", lambda command, *others, **more: launched.append(command) or 0
+    )
+    atlasvi("launch", "--config", "job.toml")
+    atlasvi("launch", "--config", "job.toml", "--resume")
+    atlasvi("launch", "--config", "job.toml", "--", "train", "--config", "job.toml", "--epochs", 3)
+    words = ["train", "--config", "job.toml"]
+    assert launched == [words, [*words, "--resume"], [*words, "--epochs", "3"]]
+    assert "No such option: --resum" in atlasvi("launch", "--config", "job.toml", "--resum", ok=False).stderr
