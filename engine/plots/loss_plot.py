@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Over = Literal["epochs", "steps"]
 TERMS = {"elbo": "ELBO", "reconstruction_loss": "reconstruction loss", "kl": "KL divergence"}
-PARTS = {"train": ("training", (0, (2.5, 1.2))), "validation": ("held out", "solid")}
+PARTS: dict[str, tuple[str, Any]] = {"train": ("training", (0, (2.5, 1.2))), "validation": ("held out", "solid")}
 PANEL = 27, 20  # width and height of a panel, in letters of the font's size: 3 by 2.2 inches for 8 points
 SETTLED = 0.06  # of a run: the losses before are left out of the scale, because random weights are far from the rest
 MOST_RUNS = 8
