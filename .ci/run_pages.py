@@ -31,7 +31,9 @@ import anndata
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("docs/tutorial.md",)
+PAGES = tuple(
+    f"docs/{name}.md" for name in ("tutorial", "coming-from-scanpy", "coming-from-annbatch", "coming-from-census")
+)
 DATA = ("pbmc3k.h5ad", "pbmc3k_new.h5ad")  # of examples/, in the folder where the commands run
 NAMED = ["LYZ", "MS4A1", "CD3E", "NKG7"]  # genes that pages ask for
 PICTURES = ROOT / "docs" / "tutorial"
