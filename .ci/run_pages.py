@@ -58,16 +58,22 @@ def main() -> None:
             run_quickly(Path(folder))
 
 
-def run_quickly(folder: Path) -> None:
-    """Run all pages with few epochs, in this process. Raises AssertionError if a page no longer shows what happens."""
+def run_quickly(folder: Path) -> int:
+    """Run all pages with few epochs, in this process; returns the number of commands.
+
+    Raises AssertionError if a page no longer shows what happens.
+    """
+    n_commands = 0
     prepare(folder, quick=True)
     for page in PAGES:
         written = (ROOT / page).read_text()
         found = rewrite(written, run_here, quick=True)
         for before, after in zip(list_answers(written), list_answers(found), strict=True):
             assert mask(before) == mask(after), f"{page} shows other output than there is:\n{compare(before, after)}"
+            n_commands += 1
     for picture in list_pictures():
         assert (folder / picture).is_file(), f"no command wrote {picture}, which the tutorial shows"
+    return n_commands
 
 
 def write_pages(folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 Started by `make docs`. The pages are copied as they lie in the repository, so that their links to each other hold in
 both places; mkdocs stops at a link that leads nowhere (--strict). Reference pages are made here: of every command from
-its options, of every public name by mkdocstrings. Notebooks become pages, with the outputs that they hold; of a picture for
-light and for dark pages each theme shows its own.
+its options, of every public name by mkdocstrings. Notebooks become pages, with the outputs that they hold; of a picture
+for light and for dark pages each theme shows its own.
 """
 
 import base64

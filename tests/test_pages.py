@@ -27,7 +27,7 @@ def test_the_tutorial_and_the_pages_after_it_run_and_show_what_is_printed(
     run_pages: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)  # back at the end
-    run_pages.run_quickly(tmp_path)
+    assert run_pages.run_quickly(tmp_path) > 15
 
 
 def test_output_is_written_below_its_command_and_what_is_not_to_run_stays(run_pages: ModuleType):
@@ -55,7 +55,7 @@ def test_a_page_that_shows_other_output_is_found(
     monkeypatch.setattr(run_pages, "PAGES", ("docs/a.md",))
     monkeypatch.setattr(run_pages, "prepare", lambda folder, quick: None)
     monkeypatch.setattr(run_pages, "run_here", lambda words: "atlasvi 1.0\n")
-    run_pages.run_quickly(tmp_path)
+    assert run_pages.run_quickly(tmp_path) == 1
     monkeypatch.setattr(run_pages, "run_here", lambda words: "scvi 1.0\n")
     with pytest.raises(AssertionError, match="shows other output than there is:"):
         run_pages.run_quickly(tmp_path)
