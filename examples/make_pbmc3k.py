@@ -2,9 +2,10 @@
 
 usage: python examples/make_pbmc3k.py PBMC3K.h5ad
 
-The matrix is 10x Genomics' "3k PBMCs from a Healthy Donor" as anna-neufeld/countsplit.tutorials has it (MIT), with the
-cell types of Seurat's tutorial, `seurat_annotations`, as single-cell-data/TileDB-SOMA has them (MIT). Kept are the 2,000
-genes that vary most (seurat_v3) and the markers that everybody knows. New cells are the 62 without a type and 438 others.
+The matrix is 10x Genomics' "3k PBMCs from a Healthy Donor" as anna-neufeld/countsplit.tutorials has it (MIT), with
+the cell types of Seurat's tutorial, `seurat_annotations`, as single-cell-data/TileDB-SOMA has them (MIT). Kept are the
+2,000 genes that vary most (seurat_v3) and markers that are well known. New cells are the 62 without a type and 438
+others.
 """
 
 import sys
