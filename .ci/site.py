@@ -2,10 +2,14 @@
 
 Started by `make docs`. The pages are copied as they lie in the repository, so that their links to each other hold in
 both places; mkdocs stops at a link that leads nowhere (--strict). Reference pages are made here: of every command from
-its options, of every public name by mkdocstrings.
+its options, of every public name by mkdocstrings. Notebooks become pages, with the outputs that they hold; of a picture
+for light and for dark pages each theme shows its own.
 """
 
+import base64
 import importlib
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,18 +23,50 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "build" / "pages"
 COPIED = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples", "benchmarks")
 PACKAGES = ("loaders", "kernels", "engine")
+PICTURE = re.compile(
+    r'<picture>\n<source media="\(prefers-color-scheme: dark\)" srcset="(.+)">\n<img alt="(.+)" src="(.+)">\n</picture>'
+)
+TO_NOTEBOOK = re.compile(r"(\]\([^)]*)\.ipynb\b")
 
 
 def copy_pages() -> None:
     """The pages and what they link to, without what mkdocs would take for pages of its own."""
     shutil.rmtree(PAGES, ignore_errors=True)
     PAGES.mkdir(parents=True)
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".ipynb_checkpoints")
     for name in COPIED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, PAGES / name, ignore=ignored)
         elif (ROOT / name).is_file():
             shutil.copy(ROOT / name, PAGES / name)
+    for page in PAGES.rglob("*.md"):
+        text = PICTURE.sub(r"![\2](\3#only-light)\n![\2](\1#only-dark)", page.read_text())
+        page.write_text(TO_NOTEBOOK.sub(r"\1.md", text))
+    for notebook in PAGES.rglob("*.ipynb"):
+        notebook.with_suffix(".md").write_text(
+            write_notebook(json.loads(notebook.read_text()), notebook.with_suffix(""))
+        )
+
+
+def write_notebook(notebook: dict[str, Any], pictures: Path) -> str:
+    """A notebook as a page: its text, its code, and what the code printed and drew, with the pictures in a folder."""
+    pictures.mkdir()
+    parts = []
+    for number, cell in enumerate(notebook["cells"]):
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for at, output in enumerate(cell["outputs"]):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if "image/png" in data:
+                picture = pictures / f"{number}-{at}.png"
+                picture.write_bytes(base64.b64decode(data["image/png"]))
+                parts.append(f"![What the code above draws]({pictures.name}/{picture.name})")
+            elif said := "".join(data["text/plain"]).strip("\n"):
+                parts.append(f"```text\n{said}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def list_public(package: str) -> Iterator[str]:

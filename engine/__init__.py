@@ -27,6 +27,7 @@ annotate         labels of new cells from their neighbours          queries/anno
 embed            two coordinates for each cell, written into the store  queries/embed.py
 plot_embedding   a picture of the cells at these coordinates         plots/embedding_plot.py
 plot_groups      a dot plot or heat map of genes in groups of cells  plots/group_plot.py
+plot_losses      a picture of the losses of runs                     plots/loss_plot.py
 draw_latent      a picture of the latent space                     plots/latent_picture.py
 make_card        how well drawn counts agree with real ones: a card  card/make_card.py
 write_card_folder  the same, with its page and what the hub needs    hub/card_folder.py
@@ -64,6 +65,7 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.engine.plots.embedding_plot import plot_embedding as plot_embedding
     from atlasvi.engine.plots.group_plot import plot_groups as plot_groups
     from atlasvi.engine.plots.latent_picture import draw_latent as draw_latent
+    from atlasvi.engine.plots.loss_plot import plot_losses as plot_losses
     from atlasvi.engine.queries.aggregate import aggregate as aggregate
     from atlasvi.engine.queries.annotation import annotate as annotate
     from atlasvi.engine.queries.cell_choice import choose_cells as choose_cells
@@ -113,6 +115,7 @@ _PLACES = {
     "embed": "atlasvi.engine.queries.embed",
     "plot_embedding": "atlasvi.engine.plots.embedding_plot",
     "plot_groups": "atlasvi.engine.plots.group_plot",
+    "plot_losses": "atlasvi.engine.plots.loss_plot",
     "draw_latent": "atlasvi.engine.plots.latent_picture",
     "make_card": "atlasvi.engine.card.make_card",
     "check_card": "atlasvi.engine.card.card_check",

@@ -182,6 +182,7 @@ OF_MANY_FILES = {
     "test_contents": "what __init__.py of the packages promises",
     "test_examples": "examples/",
     "test_mirror": "tests/",
+    "test_pages": "pages of docs/ that are run, and .ci/run_pages.py",
     "test_release": "pyproject.toml, CITATION.cff, CHANGELOG.md",
 }
 

@@ -32,7 +32,7 @@ from atlasvi.engine.cli.map_command import map_cells
 from atlasvi.engine.cli.neighbour_commands import index
 from atlasvi.engine.cli.option_groups import spread
 from atlasvi.engine.cli.overview import show_way
-from atlasvi.engine.cli.plot_commands import embed
+from atlasvi.engine.cli.plot_commands import embed, plot
 from atlasvi.engine.cli.query_commands import query_app
 from atlasvi.engine.cli.query_group import AtlasviGroup
 from atlasvi.engine.cli.serve_command import serve
@@ -284,6 +284,7 @@ def export(
 for command in (simulate, ingest, annotate_obs, info, check, plan, train):
     app.command()(command)
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(launch)
+app.command()(plot)
 app.command("map")(map_cells)
 app.command()(minify)
 app.add_typer(query_app, name="query")

@@ -221,7 +221,7 @@ def _describe_source(path: str | Path) -> Iterator[str]:
         yield f"  {count(source.n_cells, 'cell')} x {count(len(source.var), 'gene')}{nnz}"
         yield f"  genes: {', '.join(map(str, source.var.index[:4]))}{', ...' if len(source.var) > 4 else ''}"
         yield from (f"  {note}" for note in source.notes)
-        if source.layers:
+        if len(source.layers) > 1:  # else they are in the only place that there is
             yield f"  counts could also be in (--layer): {', '.join(source.layers)}"
         head = source.read_obs(0, min(source.n_cells, 100_000))
         yield from (_describe_column(str(name), [head[name]]) for name in head)

@@ -188,9 +188,9 @@ def query_annotate(
     options = AnnotationOptions(k, n_samples, unknown, seed, flags.recall, flags.exact)
     index = asking.index if flags.index is None else flags.index
     annotator = Annotator(reference, labels_key, options, flags.mark_reference(asking, reference), index)
+    judges = "other batches" if reference.setup.keys.batch_key is not None else "the others"
     note = (
-        f"On cells of MINI, judged by other batches, probabilities were off by {annotator.calibration_error:.1%} on "
-        "average."
+        f"On cells of MINI, judged by {judges}, probabilities were off by {annotator.calibration_error:.1%} on average."
     )
     n_rows = len(range(new.cells.n_cells)[: flags.limit])
     return answer_frames(annotator.slice_labels(new, shown, flags.limit), "cell", "cell", n_rows, note)

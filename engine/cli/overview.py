@@ -7,6 +7,7 @@ WAY = (
     ("Write files of counts as one store", "atlasvi ingest lung.h5ad blood.h5ad --out atlas.store"),
     ("Ask how long training will take", "atlasvi train atlas.store --out run --batch-key donor --dry-run"),
     ("Train the model", "atlasvi train atlas.store --out run --batch-key donor"),
+    ("See how it went", "atlasvi plot run --out losses.png"),
     ("Keep the posterior, drop the counts", "atlasvi minify run atlas.store --out atlas.mini"),
     ("See what can be asked", "atlasvi query atlas.mini"),
     ("Ask", "atlasvi query atlas.mini markers --labels-key cell_type --top 20 --out markers.csv"),

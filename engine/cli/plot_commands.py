@@ -1,4 +1,4 @@
-"""`atlasvi embed`, and `atlasvi query MINI plot`: an embedding, a dot plot or a heat map."""
+"""`atlasvi plot RUN`, the losses; `atlasvi embed`; `atlasvi query MINI plot`: an embedding, a dot plot, a heat map."""
 
 import shlex
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ query_app.add_typer(plot_app, name="plot")
 
 
 @dataclass(frozen=True)
-class PictureOptions(CellOptions):
-    """Where a picture goes, how it looks, and which cells it is of."""
+class LookOptions:
+    """Where a picture goes, and how it looks."""
 
     out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = ...  # type: ignore[assignment]
     replace: Annotated[bool, typer.Option("--replace", help="Replace a file of this name.")] = False
@@ -41,21 +41,43 @@ class PictureOptions(CellOptions):
     ] = None
     dpi: Annotated[int, typer.Option(metavar="N", help="Pixels in an inch.", min=30, max=1200)] = 300
     dark: Annotated[bool, typer.Option("--dark", help="Light text on a dark ground.")] = False
+
+    def to_look(self) -> dict[str, Any]:
+        """The arguments that all functions that draw have."""
+        from atlasvi.engine.plots.style import Style
+
+        style = Style(self.title, self.font_size, self.width, self.dpi, self.dark)
+        return {"out": self.out, "replace": self.replace, "style": style}
+
+
+@dataclass(frozen=True)
+class PictureOptions(CellOptions, LookOptions):
+    """Where a picture goes, how it looks, and which cells it is of."""
+
     colour_map: Annotated[
         str, typer.Option(metavar="NAME", help="Colours of numbers: viridis, cividis, magma, ... (of matplotlib).")
     ] = "viridis"
 
     def to_arguments(self, opened: "OpenedQuestion") -> dict[str, Any]:
-        """The arguments that all functions of plots have."""
-        from atlasvi.engine.plots.style import Style
+        """The arguments that all functions that draw cells have."""
+        chosen = self.choose_from(lambda: opened.cells, list(self.where or []))
+        return {**self.to_look(), "chosen": chosen, "map_name": self.colour_map}
 
-        return {
-            "out": self.out,
-            "replace": self.replace,
-            "chosen": self.choose_from(lambda: opened.cells, list(self.where or [])),
-            "style": Style(self.title, self.font_size, self.width, self.dpi, self.dark),
-            "map_name": self.colour_map,
-        }
+
+@spread
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run, finished or not; or several.")],
+    over: Annotated[
+        Literal["epochs", "steps"], typer.Option(help="What the curves run over; steps: also inside long epochs.")
+    ] = "epochs",
+    *,
+    look: LookOptions,
+) -> None:
+    """Draw the losses of a run: ELBO, reconstruction and KL of training and held-out cells."""
+    from atlasvi.engine.plots.loss_plot import plot_losses
+
+    plot_losses(runs, over=over, **look.to_look())
+    say(f"{look.out}: written.")
 
 
 def embed(

@@ -2,6 +2,7 @@
 
     embedding_plot   the cells in the plane, coloured by obs columns or by the expression of genes
     group_plot       a dot plot or a heat map: marker genes in groups of cells
+    loss_plot        the losses of runs over epochs or steps
     latent_picture   the same as embedding_plot for latents that have no coordinates yet
     colouring        a column or a gene as colours
     palettes         colours that are told apart, by colour-blind readers too

@@ -40,7 +40,7 @@ class Categories:
     def list_colours(self, style: Style) -> list[str]:
         """A colour for each name."""
         n = len(self.names) - self.has_others
-        return [*choose_colours(n), *[style.faint] * self.has_others]
+        return [*choose_colours(n, style.dark), *[style.faint] * self.has_others]
 
     def find_layers(self) -> np.ndarray:
         """uint8 [cells]: missing values lie below others, and these below the categories."""

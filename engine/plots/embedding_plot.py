@@ -27,7 +27,8 @@ PANEL = 44  # width of a panel, in letters of the font's size: 4.9 inches for 8 
 LEAST_PANEL = 0.8  # inches
 BORDER = 0.12  # inches around the picture
 TITLE = 1.6  # size of the title's letters, in that of names
-INK = 90_000  # square points that all discs together would cover in a panel, if none lay on another
+INK = 90_000  # square points that all discs together would cover, if none lay on another, in a panel of WIDE points
+WIDE = 352  # a panel for a font of 8 points; in a smaller one, discs are smaller in proportion
 DISCS = (0.24, 4.0)  # smallest and largest diameter of a disc, in points
 MANY_CELLS = 300_000  # of more cells, a gene is decoded for one in each pixel alone
 ENOUGH_CELLS = 400_000  # of which the places of names are found
@@ -245,7 +246,9 @@ def _draw_panel(
     point_size: float | None,
 ) -> None:
     n_cells = max(int(np.isfinite(places[:, 0]).sum()), 1)
-    diameter = float(np.clip(math.sqrt(INK / n_cells), *DISCS)) if point_size is None else point_size
+    wide = 72 * grid.width / style.dpi
+    usual = min(math.sqrt(INK / n_cells), DISCS[1]) * wide / WIDE
+    diameter = max(usual, DISCS[0]) if point_size is None else point_size
     picture = paint(
         draw_points(grid, places, diameter * style.dpi / 72, colouring.find_layers()), colouring.paint(style), FINE
     )

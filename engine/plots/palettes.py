@@ -21,9 +21,19 @@ MORE = (
 NUMBERS = "viridis"  # readable in all kinds of colour vision, and in grey
 
 
-def choose_colours(n_colours: int) -> list[str]:
-    """Distinct colours for up to forty categories, the most distinct ones first."""
-    return [*OKABE_ITO, *MORE][:n_colours]
+DIM = 0.1  # luminance below which a colour is hard to see on a dark ground
+
+
+def choose_colours(n_colours: int, dark: bool = False) -> list[str]:
+    """Distinct colours for up to forty categories, the most distinct ones first; on a dark ground dim ones last."""
+    more = sorted(MORE, key=lambda colour: _find_luminance(colour) < DIM) if dark else MORE  # sorted keeps the order
+    return [*OKABE_ITO, *more][:n_colours]
+
+
+def _find_luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb, from 0 for black to 1 for white (as WCAG defines it)."""
+    red, green, blue = ((int(colour[at : at + 2], 16) / 255) ** 2.2 for at in (1, 3, 5))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def find_map(name: str) -> Any:

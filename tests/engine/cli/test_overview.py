@@ -11,7 +11,19 @@ from tests.engine.cli.test_commands import atlasvi
 def test_atlasvi_alone_shows_the_way_in_order_with_an_example_line_a_step():
     lines = atlasvi().stdout.splitlines()
     examples = [line.split()[1] for line in lines if line.startswith("       atlasvi ")]
-    assert examples == ["info", "ingest", "train", "train", "minify", "query", "query", "embed", "serve", "card"]
+    assert examples == [
+        "info",
+        "ingest",
+        "train",
+        "train",
+        "plot",
+        "minify",
+        "query",
+        "query",
+        "embed",
+        "serve",
+        "card",
+    ]
     assert max(map(len, lines)) <= 105
 
 

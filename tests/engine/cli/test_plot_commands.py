@@ -8,7 +8,8 @@ import pytest
 
 from atlasvi.engine.cli.commands import app
 from atlasvi.engine.minified.minified_store import MinifiedStore
-from atlasvi.engine.plots import embedding_plot, group_plot
+from atlasvi.engine.plots import embedding_plot, group_plot, loss_plot
+from atlasvi.engine.plots.style import Style
 from atlasvi.engine.queries import embed as embed_module
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.loaders.errors import ColumnError
@@ -67,6 +68,18 @@ def test_options_reach_the_functions(mini: Path, tmp_path: Path, monkeypatch: py
             assert (style.title, style.font_size, style.width, style.dpi, style.dark) == ("T", 7, 6, 200, True)
             assert (each["map_name"], each["replace"]) == ("cividis", True)
             np.testing.assert_array_equal(each["chosen"], np.arange(9))
+
+
+def test_plot_draws_the_losses_of_a_run(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple] = []
+    monkeypatch.setattr(loss_plot, "plot_losses", lambda runs, **options: seen.append((runs, options)))
+    out = tmp_path / "a.pdf"
+    run("plot", "one", "two", "--over", "steps", "--out", out, "--title", "T", "--width", 5, "--dark", "--replace")
+    style = Style(title="T", width=5, dark=True)
+    assert seen == [
+        ([Path("one"), Path("two")], {"over": "steps", "out": out, "replace": True, "style": style}),
+    ]
+    assert capsys.readouterr().out == f"{out}: written.\n"
 
 
 def test_an_option_without_effect_and_an_empty_choice_are_refused(mini: Path, tmp_path: Path):

@@ -12,7 +12,7 @@ from atlasvi.engine import plot_embedding
 from atlasvi.engine.minified.embedding import writing_embedding
 from atlasvi.engine.minified.minified_store import MinifiedStore
 from atlasvi.engine.plots import embedding_plot
-from atlasvi.engine.plots.colouring import Colouring, colour_series
+from atlasvi.engine.plots.colouring import Categories, Colouring, colour_series
 from atlasvi.engine.plots.embedding_plot import draw_figure
 from atlasvi.engine.plots.picture_file import write_picture
 from atlasvi.engine.plots.style import Style, drawing
@@ -180,3 +180,25 @@ def test_coordinates_that_are_no_numbers_are_left_out(forms: Path, tmp_path: Pat
     plot_embedding(path, tmp_path / "a.png", by=["batch"], genes=["g1"], style=SMALL)
     with pytest.raises(QueryError, match="obsm X_umap has no numbers for these cells"):
         plot_embedding(path, tmp_path / "b.png", chosen=np.arange(50))
+
+
+def test_in_a_smaller_panel_discs_are_smaller_in_proportion(monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[int, float]] = []
+    whole = embedding_plot.draw_points
+    monkeypatch.setattr(
+        embedding_plot,
+        "draw_points",
+        lambda grid, places, diameter, layers: (
+            seen.append((grid.width, diameter)) or whole(grid, places, diameter, layers)
+        ),
+    )
+    places = np.random.default_rng(0).normal(size=(9_000, 2)).astype(np.float32)
+    panels = [(None, Categories("", np.zeros(len(places), np.int16), [""], 1))]
+    for style in (Style(dpi=72), Style(dpi=72, width=2.6), Style(dpi=72, font_size=16)):
+        with drawing(style):
+            draw_figure(places, panels, style, "", "", "UMAP")
+    (usual, disc), *others = seen
+    assert (usual, disc) == (352, pytest.approx(10**0.5, rel=1e-3))
+    for width, diameter in others:
+        assert width != usual
+        assert diameter / disc == pytest.approx(width / usual, rel=1e-3)

@@ -49,6 +49,21 @@ def test_colours_are_distinct_and_up_to_eight_are_okabe_and_itos(n_colours: int)
     assert len({*OKABE_ITO, *MORE}) == 40
 
 
+def test_on_a_dark_ground_the_colours_that_are_seen_there_come_first() -> None:
+    from matplotlib.colors import to_rgb
+
+    def contrast(colour: str) -> float:
+        rgb = np.array(to_rgb(colour))
+        luminance = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+        return float((luminance + 0.05) / (0.008 + 0.05))
+
+    dark = choose_colours(40, dark=True)
+    assert set(dark) == set(choose_colours(40))
+    assert min(map(contrast, dark[:20])) > 2.5 > min(map(contrast, choose_colours(20)))
+    for cones in WITHOUT_CONES:
+        assert least_distance(dark[:20], cones) > 0.045
+
+
 def test_an_unknown_colour_map_is_refused_with_near_ones() -> None:
     assert find_map("cividis").name == "cividis"
     with pytest.raises(QueryError, match=r"no colour map 'virids' .* Did you mean 'viridis'"):
