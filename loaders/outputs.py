@@ -205,11 +205,13 @@ def remove_leftovers(out: str | Place) -> None:
             os.close(lock)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove the files that killed processes left when they called `write_whole` in a folder.
+def remove_unfinished(folder: Place) -> None:
+    """Remove the files that killed processes left when they called `write_whole` in a folder; none in a bucket.
 
     Files of running processes stay, and so do folders: the same command can continue the work in them.
     """
+    if isinstance(folder, ObjectPath):
+        return
     for left in folder.glob(".*"):
         _, mark, process = left.name.rpartition(UNFINISHED)  # the first versions wrote the process id before the mark
         if mark and not left.is_dir() and not (process and _is_running(process.removeprefix("-"))):

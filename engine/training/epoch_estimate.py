@@ -28,6 +28,7 @@ from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.cell_views import unwrap
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells
+from atlasvi.loaders.places.object_path import to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
 
 SMALL_SHARE = 64  # cells: below it the work on a minibatch is mostly what each costs, however small
@@ -202,7 +203,7 @@ def estimate_training(
     its first step.
     """
     with join_ranks() as ranks, ExitStack() as ours:
-        prepared = prepare_training(ranks, ours, data, Path(out), keys, settings, given, profile=True, **options)
+        prepared = prepare_training(ranks, ours, data, to_place(out), keys, settings, given, profile=True, **options)
         if isinstance(prepared, TrainedRun):
             return None
         left = prepared.epochs - prepared.state.epoch

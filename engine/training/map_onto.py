@@ -21,6 +21,7 @@ from atlasvi.engine.training.settings import SettingError
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.cells.open_cells import CellData, align_genes, open_cells
 from atlasvi.loaders.damage import reading
+from atlasvi.loaders.places.object_path import Place, to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
 
 SHOWN_CATEGORIES = 5
@@ -55,16 +56,16 @@ def map_onto(
     Other arguments, ranks, and what is raised: as in `train`. The run is one like any other, and says what it was
     mapped from. Raises GeneError too if the data names its genes otherwise, such as those of another species.
     """
-    out, freezing = Path(out), freezing or Freezing()
+    folder, freezing = to_place(out), freezing or Freezing()
     with join_ranks(rank_timeout_s) as ranks, stop_on_signals(), ExitStack() as ours:
         if ranks.is_first and not resume and not ranks.restarted:
-            check_new_run(out)  # before the data is read
+            check_new_run(folder)  # before the data is read
         ranks.note("opening the model and the data")
         if not isinstance(reference, TrainedRun):
-            reference = replace(open_model(reference), path=Path(reference))
+            reference = replace(open_model(reference), path=to_place(reference))
         start = None
         if resume:
-            _check_same(out, reference, freezing)
+            _check_same(folder, reference, freezing)
             if not isinstance(data, (DataSpec, str, Path)):  # of a path, the run knows that missing genes are zeros
                 data = align_genes(data, reference.genes)
         else:
@@ -78,7 +79,7 @@ def map_onto(
                 say(_describe(reference, start, data.path))
         return train(
             data,
-            out,
+            folder,
             epochs=epochs,
             batch_size=batch_size,
             device=device,
@@ -94,7 +95,7 @@ def map_onto(
         )
 
 
-def _check_same(out: Path, reference: TrainedRun, freezing: Freezing) -> None:
+def _check_same(out: Place, reference: TrainedRun, freezing: Freezing) -> None:
     """Raise SettingError if the run `out` was mapped from another model, or with other parameters frozen."""
     saved = read_saved(out)
     with reading(str(out / CONFIG)):

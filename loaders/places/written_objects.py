@@ -56,6 +56,14 @@ def copy_objects(source: Address, target: Address, storage: Storage, names: Iter
     together(calls, share_threads())
 
 
+def lift_folder(folder: Address, name: str, storage: Storage) -> None:
+    """Put what is in a folder of a folder in the place of the outer one, whose other objects are removed."""
+    there = list(list_below(folder, storage))
+    inner = [each.removeprefix(f"{name}/") for each in there if each.startswith(f"{name}/")]
+    copy_objects(folder.join(name), folder, storage, inner)
+    remove_objects(folder, storage, set(there) - set(inner))
+
+
 def remove_objects(folder: Address, storage: Storage, names: Iterable[str] | None = None) -> None:
     """Remove the objects of these names from a folder, or all that are below it; those that do not exist are skipped.
 

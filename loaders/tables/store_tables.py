@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +17,7 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.outputs import write_whole
 from atlasvi.loaders.places.object_path import ObjectPath, Place
+from atlasvi.loaders.places.written_objects import lift_folder
 from atlasvi.loaders.places.zarr_writing import WritableObjects
 from atlasvi.loaders.tables.column_names import INDEX, find_storable_names, set_reserved_aside
 from atlasvi.loaders.tables.merged_columns import TEXT, convert_column, is_masked, join_dtypes
@@ -248,7 +248,7 @@ def has_masks(root: zarr.Group, tables: Sequence[str] = ("obs", "var")) -> bool:
     return any(column.attrs["encoding-type"] in MASKED.values() for column in columns)
 
 
-def unmask_complete_text(group: zarr.Group, folder: Path) -> list[str]:
+def unmask_complete_text(group: zarr.Group, folder: Place) -> list[str]:
     """Turn text columns that were written with a mask into plain ones where no value is missing; returns their names.
 
     folder  of the group. Every anndata version reads plain text, and writes masked text only when it is set to.
@@ -260,11 +260,14 @@ def unmask_complete_text(group: zarr.Group, folder: Path) -> list[str]:
             element["mask"][at : at + CHUNK_ROWS].any() for at in range(0, element["mask"].shape[0], CHUNK_ROWS)
         ):
             continue
-        place = folder.joinpath(*Path(name).parts)
-        aside = place.with_name(f".{os.getpid()}.values")
-        os.rename(place / "values", aside)
-        shutil.rmtree(place)
-        os.rename(aside, place)
+        place = folder / name
+        if isinstance(place, ObjectPath):
+            lift_folder(place.address, "values", place.storage)
+        else:
+            aside = place.with_name(f".{os.getpid()}.values")
+            os.rename(place / "values", aside)
+            shutil.rmtree(place)
+            os.rename(aside, place)
         turned.append(name)
     return turned
 
