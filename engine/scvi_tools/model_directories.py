@@ -97,7 +97,7 @@ def write_scvi_model(run: TrainedRun, file: Path, attributes: Mapping[str, Any] 
         written.write(buffer.getvalue())  # not getbuffer: see checkpoint_files.py
 
 
-def check_saved(folder: Path, prefix: str, with_data: bool) -> set[str]:
+def check_saved(folder: Place, prefix: str, with_data: bool) -> set[str]:
     """Check the files beside a model by the list that `SCVI.save` wrote; other models have no list, which is fine.
 
     with_data  True: adata.h5ad will be read, so it is checked too

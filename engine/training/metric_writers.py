@@ -108,7 +108,11 @@ class WandbWriter:
 
         known = read_id(out, self.name)
         self._run: Any = wandb.init(
-            dir=str(out) if isinstance(out, Path) else None, name=out.name, id=known, resume=known and "allow", config=dict(flatten(config))
+            dir=str(out) if isinstance(out, Path) else None,
+            name=out.name,
+            id=known,
+            resume=known and "allow",
+            config=dict(flatten(config)),
         )
         keep_id(out, self.name, self._run.id)
 

@@ -1,6 +1,5 @@
 """The error of a training that can't continue: what happened, and where the last good checkpoint is."""
 
-
 from torch import nn
 
 from atlasvi.engine.model.loss_terms import LossTerms

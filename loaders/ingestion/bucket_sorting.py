@@ -124,7 +124,9 @@ class _Unit:
         return {**self.summary, "text": self.text.to_json()}
 
 
-def write_part(path: Path, record: dict[str, np.ndarray], indices: np.ndarray, counts: np.ndarray, n_buckets: int) -> None:
+def write_part(
+    path: Path, record: dict[str, np.ndarray], indices: np.ndarray, counts: np.ndarray, n_buckets: int
+) -> None:
     """Write cells, sorted by bucket, as a part file.
 
     record holds `keys`, whose remainder is the bucket, `row_nnz`, and `obs/` columns, text as objects.

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import zarr
 from numba import njit
 
 from atlasvi.loaders.arrays.shard_writing import ChunkEncoder, ShardWriter, create_sharded
