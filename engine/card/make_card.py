@@ -99,15 +99,16 @@ def make_card(
     run         a finished run or its directory, or one that scvi-tools saved
     data        the data that it was trained on: a cell store or any source, as a path, a DataSpec or opened, or an
                 AnnData; minified data has no counts, so most figures are missing
-    out         folder to make, on disk or in a bucket, with metrics.json in it; None: the card is only returned, and can't be resumed
+    out         folder to make, on disk or in a bucket, with metrics.json in it; None: the card is only returned, and
+                can't be resumed
     labels_key  column of obs for differential expression and integration; None: the model's labels, if it has some
     batch_key   column of obs for integration; None: the model's
     split       how the cells were split, as a card's provenance has it; None: as the model says
     n_draws     draws of the counts of each cell; errors need at least two, calibration too
     dask        address of a Dask scheduler whose workers draw the counts; they need the same paths for `data` and `out`
     files       writes what else `out` holds: `write_card_folder` gives the files of a hub's repository
-    Under torchrun or `atlasvi launch`, call this the same way on all ranks, with `out` where all of them reach it. After
-    a kill, Ctrl-C or SIGTERM, the same call continues with the unfinished parts, on any number of ranks.
+    Under torchrun or `atlasvi launch`, call this the same way on all ranks, with `out` where all reach it. After a kill,
+    Ctrl-C or SIGTERM, the same call continues with the unfinished parts, on any number of ranks.
     Memory: a few bytes per cell (its part and label), and what PartStatistics says; the rest is on disk beside `out`.
     What can't be computed is missing from the card, which has a note on it.
     Raises QueryError if this is not the data of the run, or if it changed since; GeneError, ColumnError if genes or

@@ -53,7 +53,7 @@ from atlasvi.loaders.places.hdf5_files import is_hdf5, open_hdf5
 from atlasvi.loaders.places.object_path import ObjectPath, Place, open_folder, to_place
 from atlasvi.loaders.places.staging import write_local_file
 from atlasvi.loaders.places.zarr_stores import open_group
-from atlasvi.loaders.places.zarr_writing import list_written, open_writable
+from atlasvi.loaders.places.zarr_writing import open_to_write, take_written
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_manifest, check_version, read_attributes
 from atlasvi.loaders.tables.anndata_tables import read_table, read_text, to_str
@@ -161,19 +161,22 @@ def choose_inner_rows(chunk_rows: int, most: int) -> int:
     return divisor if divisor * 8 >= min(most, chunk_rows) else chunk_rows
 
 
-def write_cells(path: Place, start: int, record: Mapping[str, np.ndarray]) -> Files:
+def write_cells(
+    path: Place, start: int, record: Mapping[str, np.ndarray], root_group: zarr.Group | None = None
+) -> Files:
     """Write the cells of one file of each array, starting at cell `start`, and flush them to disk; returns their files.
 
+    root_group  the store, opened to write: a process that writes several parts to a bucket reads its metadata once
     record  `qzm` and `qzv` float32 [cells, latent], and the `obs/` columns with observed_lib_size
     Raises OutputError if a latent is too large for float16.
     """
-    root = cast(Any, open_writable(path))
+    root = cast(Any, root_group or open_to_write(path))
     place_rows(root["obs"], start, record)
     for name, part in zip(LATENTS, ("qzm", "qzv")):
         array = root[f"obsm/{name}"]
         array[start : start + len(record[part])] = to_stored(record[part], array.dtype, part, start)
     if isinstance(path, ObjectPath):
-        return {name: found for name, found in list_written(root).items() if "/c/" in name}
+        return take_written(root)
     chunk, files = str(start // (array.shards or array.chunks)[0]), {}
     for folder in itertools.chain((path / "obs").rglob("c"), (path / "obsm").rglob("c")):
         for file in (folder / chunk, folder / chunk / "0"):
@@ -220,9 +223,10 @@ def finish_minified(
     progress  called with the number of cells whose names are in the index
     Raises SourceError if one of these files is missing, or one from `create_minified` is damaged.
     """
-    check_files(path, written, lambda name: name.endswith("zarr.json") or not name.startswith(("obs/", "obsm/")))
-    root = open_writable(path)
+    check_files(open_folder(path), written, lambda name: name.endswith("zarr.json") or not name.startswith(("obs/", "obsm/")))
+    root = open_to_write(path)
     unmasked = unmask_complete_text(cast(zarr.Group, root["obs"]), path / "obs")
+    root = open_to_write(path) if unmasked else root  # it keeps metadata, which has changed
     changed = ("zarr.json", *(f"obs/{name}/zarr.json" for name in unmasked))
     written = {name: found for name, found in written.items() if name not in changed}
     names = TableReader(cast(Any, open_group(open_folder(path)))["obs"], str(path)).read_names
@@ -237,7 +241,7 @@ def finish_minified(
         "manifest": True,
         **model,
     }
-    consolidate_metadata(path)
+    consolidate_metadata(path, root)
     write_manifest(path, known=written)
 
 

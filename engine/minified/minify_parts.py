@@ -15,6 +15,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import torch
+import zarr
 
 from atlasvi.engine.minified.minified_store import LIBRARY, Latents, write_cells
 from atlasvi.engine.model.trained_run import TrainedRun, load_run
@@ -25,7 +26,8 @@ from atlasvi.loaders.jobs import Job, KeptOpen, Parts, reading_unfinished
 from atlasvi.loaders.manifest import Files
 from atlasvi.loaders.outputs import write_whole
 from atlasvi.loaders.places.byte_files import open_file
-from atlasvi.loaders.places.object_path import Place, to_place
+from atlasvi.loaders.places.object_path import ObjectPath, Place, to_place
+from atlasvi.loaders.places.zarr_writing import open_to_write
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.tables.records import obs_to_record, record_to_bytes, records_from_bytes
 
@@ -74,6 +76,7 @@ class Opened:
     run: TrainedRun
     data: CellData
     codes: dict[str, np.ndarray]
+    result: zarr.Group | None = None  # in a bucket, once the first part is written
 
 
 def _open(scratch: Place) -> Opened:
@@ -124,16 +127,24 @@ def encode_parts(scratch: str, parts: list[int]) -> Iterator[int]:
                 if job.source_order:
                     _write_pieces(folder / PIECES / str(part), record, opened.data.source_sizes, job.part_cells)
                 else:
-                    written = write_cells(folder / RESULT, part * job.part_cells, record)
+                    written = _write(opened, folder, part * job.part_cells, record)
                 list_parts(scratch, ENCODED).finish(part, written)
                 yield part
     finally:
         opened.run.model.cpu()
 
 
+def _write(opened: Opened, folder: Place, start: int, record: dict[str, np.ndarray]) -> Files:
+    """Write the cells of a part into the store."""
+    if opened.result is None and isinstance(folder, ObjectPath):
+        opened.result = open_to_write(folder / RESULT)
+    return write_cells(folder / RESULT, start, record, opened.result)
+
+
 def run_order_task(scratch: str, part: int) -> None:
     """Gather the cells of a chunk of the store, in the order of the sources, from the pieces of all parts."""
-    job, folder = open_minifies.get(scratch).job, to_place(scratch)
+    opened, folder = open_minifies.get(scratch), to_place(scratch)
+    job = opened.job
     index = _read_index(scratch, job.n_parts)
     begins = index[:, 1, :].sum(0)  # cells of all parts before each bucket
     start, stop = part * job.part_cells, min((part + 1) * job.part_cells, job.n_cells)
@@ -155,7 +166,7 @@ def run_order_task(scratch: str, part: int) -> None:
                 records += records_from_bytes(content)
     record = {name: np.concatenate([each[name] for each in records]) for name in records[0]}
     order = np.argsort(record.pop("place"))[start - int(begins[first]) :][: stop - start]
-    written = write_cells(folder / RESULT, start, {name: values[order] for name, values in record.items()})
+    written = _write(opened, folder, start, {name: values[order] for name, values in record.items()})
     list_parts(scratch, ORDERED).finish(part, written)
 
 

@@ -47,7 +47,7 @@ class CheckpointWriter:
             self.wait()
 
     def wait(self) -> Place | None:
-        """Wait until the submitted checkpoint is on disk, or in its bucket, and return its path. Raises the error of the write."""
+        """Wait until the submitted checkpoint is written, and return its path. Raises the error of the write."""
         writing, self._writing = self._writing, None
         return None if writing is None else writing.result()
 

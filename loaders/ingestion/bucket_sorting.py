@@ -4,9 +4,8 @@ A unit is a run of rows of one source. Its cells are held in memory, sorted by b
 identity determines, and written as one file (more, if they are denser than estimated), with an index:
 
     sorted/000007.json      what the unit holds; written last, so that it marks the unit as done
-    sorted/000007-0.part     for each bucket a record of keys and counts and one of obs (see records.py), so that each is
-                             read by one request where the file is in a bucket of an object store; at the end INDEX
-                             for each bucket
+    sorted/000007-0.part    for each bucket a record of keys and counts and one of obs (see records.py), so that each is
+                            read by one request where the file is an object of a store; at the end INDEX of each bucket
 """
 
 import os

@@ -98,7 +98,8 @@ def ingest(
     dask         address of a Dask scheduler whose workers do it; they must see sources and `out` at the same paths, or
                  read and write the same buckets
     Memory: about 300 MB per process above the imports, plus var, whatever the number of cells; disk: about 5 bytes per
-    stored count until it is done, which are in the bucket too if `out` is the address of a folder there. After a kill or Ctrl-C the same call resumes with the unfinished part.
+    stored count until it is done, in the bucket if `out` is there. After a kill or Ctrl-C the same call resumes with
+    the unfinished part.
     Raises SourceError, CountsError, GeneError, ColumnError on bad input and OutputError if `out` can't be written; the
     place of `out` is then as it was.
     """

@@ -28,7 +28,7 @@ from atlasvi.loaders.manifest import read_json, write_json, write_manifest
 from atlasvi.loaders.outputs import write_whole
 from atlasvi.loaders.places.object_path import Place, to_place
 from atlasvi.loaders.places.staging import write_local_file
-from atlasvi.loaders.places.zarr_writing import list_written, open_writable
+from atlasvi.loaders.places.zarr_writing import create_group, take_written
 from atlasvi.loaders.rows.block_rows import choose_index_dtype, gather_rows
 from atlasvi.loaders.tables.store_tables import (
     AppendedArray,
@@ -161,7 +161,7 @@ class _StoreWriter:
     ) -> None:
         n_genes, self._path = attributes["n_genes"], path
         self.attributes = {**attributes, "n_cells": n_cells}
-        self.root = open_writable(path, "w")
+        self.root = create_group(path)
         self.root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         csr = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, n_genes]}
         matrix = self.root.create_group("X", attributes=csr)
@@ -245,8 +245,8 @@ class _StoreWriter:
             for name in ("layers", "obsm", "obsp", "varm", "varp"):
                 write_elem(self.root, name, {})
             self.root.attrs["atlasvi"] = {**self.attributes, "manifest": True}
-        consolidate_metadata(self._path)
-        known = {name: found for name, found in list_written(self.root).items() if name != ROOT}
+        consolidate_metadata(self._path, self.root)
+        known = {name: found for name, found in take_written(self.root).items() if name != ROOT}
         known |= {
             f"X/{writer.folder.name}/c/{name}": found
             for writer in itertools.chain(self._arrays, [self._indptr])

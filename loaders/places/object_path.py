@@ -191,6 +191,10 @@ class ObjectPath:
         """Remove the object; that it does not exist is no error."""
         remove_objects(self.parent.address, self.storage, [self.name])
 
+    def remove_below(self) -> None:
+        """Remove all objects below the folder."""
+        remove_objects(self.address, self.storage)
+
     def iterdir(self) -> Iterator["ObjectPath"]:
         """What is in the folder, in order."""
         folders, objects = list_folder(self.address, self.storage)

@@ -18,7 +18,6 @@ from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.outputs import write_whole
 from atlasvi.loaders.places.object_path import ObjectPath, Place
 from atlasvi.loaders.places.written_objects import lift_folder
-from atlasvi.loaders.places.zarr_writing import WritableObjects
 from atlasvi.loaders.tables.column_names import INDEX, find_storable_names, set_reserved_aside
 from atlasvi.loaders.tables.merged_columns import TEXT, convert_column, is_masked, join_dtypes
 from atlasvi.loaders.tables.records import STRING, obs_to_record
@@ -272,13 +271,15 @@ def unmask_complete_text(group: zarr.Group, folder: Place) -> list[str]:
     return turned
 
 
-def consolidate_metadata(path: Place) -> None:
+def consolidate_metadata(path: Place, group: zarr.Group | None = None) -> None:
     """Write the metadata of a finished store into its root, in an order that zarr-python reads correctly.
+
+    group  the root of the store, as it was opened to write; a store in a bucket needs it
 
     zarr-python (up to 3.3.0) orders names without regard to case, and then misreads groups that differ by case alone.
     """
     with quiet_zarr():
-        zarr.consolidate_metadata(WritableObjects(path) if isinstance(path, ObjectPath) else str(path))
+        zarr.consolidate_metadata(str(path) if group is None else group.store)
     root = json.loads((path / "zarr.json").read_text())
     members = root["consolidated_metadata"]["metadata"]
     root["consolidated_metadata"]["metadata"] = dict(sorted(members.items(), key=lambda item: item[0].split("/")))
