@@ -1,18 +1,26 @@
 """What is written to a bucket is what is written to disk, bit by bit; a job that was killed there is continued."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, tzinfo
 from pathlib import Path
 
+import numpy as np
+import obstore
 import pytest
 
 from atlasvi.engine import provenance
+from atlasvi.engine.minified import minify_parts
 from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.model.trained_run import load_run
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.training.train import train
-from atlasvi.loaders.errors import OutputError
+from atlasvi.loaders.cells.open_cells import open_cells
+from atlasvi.loaders.errors import AtlasviError, OutputError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
+from atlasvi.loaders.places import connections, requests
 from tests.engine.training.small_runs import FREQUENT, Killed, assert_same_run, at_step, write_cells
+from tests.faulty_proxy import run_proxy
 from tests.s3_server import Bucket
 
 
@@ -87,3 +95,122 @@ def test_a_run_in_a_bucket_is_resumed_by_a_process_that_has_nothing_else(
     named_by_time = ("checkpoints/", "tensorboard/")
     assert [name for name in sorted({*here} ^ {*there}) if not name.startswith(named_by_time)] == []
     assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def killed_before(name: str) -> Iterator[None]:
+    """A process that is killed when it begins to write this object: nothing is written or removed any more."""
+    dead = list[bool]()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def watch(act: str) -> None:
+            call = getattr(obstore, act)
+
+            def check(store: object, *rest: object, **options: object) -> object:
+                target = rest[-1] if act == "copy" else rest[0]
+                if act != "delete" and str(target).endswith(name):
+                    dead.append(True)
+                if dead:
+                    raise Killed
+                return call(store, *rest, **options)
+
+            patch.setattr(obstore, act, check)
+
+        for act in ("put", "copy", "delete"):
+            watch(act)
+        yield
+
+
+def test_an_ingest_that_is_killed_while_it_writes_to_a_bucket_leaves_no_store_and_is_continued(
+    made: Path, bucket: Bucket
+):
+    out = f"{bucket.url}/store"
+    for point in ("sorted/000000.json", "encoded/000000.npz", "result/manifest.json", "store/obs/zarr.json"):
+        with pytest.raises(Killed), killed_before(point):
+            ingest(made / "cells.h5ad", out, workers=1)
+        with pytest.raises(SourceError, match=f"{out}: (there is no such file or folder|a folder of no known format)"):
+            open_cells(out)
+    assert bucket.get("store")
+    with killed_before("sorted/000000.json"):  # which was written already
+        ingest(made / "cells.h5ad", out, workers=1)
+    assert_same_files(made / "store", bucket, "store")
+    with pytest.raises(OutputError, match=f"{out} exists already"):
+        ingest(made / "cells.h5ad", out, workers=1)
+
+
+def test_what_a_killed_job_has_copied_is_removed_by_another_job_and_what_others_wrote_is_not(
+    made: Path, bucket: Bucket
+):
+    out = f"{bucket.url}/store"
+    with pytest.raises(Killed), killed_before("store/zarr.json"):
+        ingest(made / "cells.h5ad", out, workers=1, seed=3)
+    bucket.put(made / "cells.h5ad", "store/X/more")
+    ingest(made / "cells.h5ad", out, workers=1)
+    bucket.remove("store/X/more")
+    assert_same_files(made / "store", bucket, "store")
+    bucket.put(made / "cells.h5ad", "taken/cells.h5ad")
+    with pytest.raises(OutputError, match=r"taken exists already: choose another place"):
+        ingest(made / "cells.h5ad", f"{bucket.url}/taken", workers=1)
+    assert list(bucket.get("taken")) == ["cells.h5ad"]
+
+
+def test_a_minify_that_is_killed_while_it_writes_to_a_bucket_is_continued_with_the_parts_that_are_left(
+    made: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(minify_parts, "LEAST_PART_CELLS", 20)
+    out, options = f"{bucket.url}/mini", {"batch_size": 20, "source_order": True}
+    minify(made / "run", made / "store", tmp_path / "mini", **options)
+    encoded, encode = list[int](), minify_parts.encode_parts
+
+    def encode_some(scratch: str, parts: list[int]) -> Iterator[int]:
+        for part in encode(scratch, parts):
+            encoded.append(part)
+            if encoded == [0, 1, 2]:
+                raise Killed
+            yield part
+
+    monkeypatch.setattr(minify_parts, "encode_parts", encode_some)
+    with pytest.raises(Killed), monkeypatch.context() as patch:
+        patch.setattr("atlasvi.loaders.places.written_folders.remove_objects", lambda *given: None)
+        minify(made / "run", made / "store", out, **options)
+    minify(made / "run", made / "store", out, **options)
+    assert encoded == list(range(10))
+    assert_same_files(tmp_path / "mini", bucket, "mini")
+
+
+def test_writing_through_a_bad_network_gives_the_same_files(
+    made: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (requests, connections):
+        monkeypatch.setattr(module, "LIMITS", requests.Limits(first_pause=0.01, longest_pause=0.05, silence=0.5))
+    bad = ["500", "503", "refused", "reset", "broken off", None, None, None, None, None]
+    with run_proxy(bucket.endpoint) as proxy:
+        monkeypatch.setenv("ATLASVI_STORAGE", f"endpoint={proxy.endpoint}")
+        proxy.faults = np.random.default_rng(0).choice(np.array(bad, object), 10_000).tolist()
+        ingest(made / "cells.h5ad", f"{bucket.url}/store", workers=1)
+        resumed = train(made / "store", f"{bucket.url}/run", **FREQUENT)
+        assert len(proxy.faults) < 9_800
+        assert_same_run(load_run(made / "run"), resumed)
+    assert_same_files(made / "store", bucket, "store")
+
+
+@pytest.mark.parametrize("fault", ["500", "expired", "denied"])
+def test_a_bucket_that_takes_nothing_ends_the_job_with_a_sentence_that_names_the_object(
+    fault: str, made: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (requests, connections):
+        monkeypatch.setattr(module, "LIMITS", requests.Limits(total=0.3, first_pause=0.01, longest_pause=0.05))
+    out = f"{bucket.url}/store"
+    with run_proxy(bucket.endpoint) as proxy:
+        monkeypatch.setenv("ATLASVI_STORAGE", f"endpoint={proxy.endpoint}")
+        proxy.faults = [None] * 30 + [fault] * 1000
+        sentence = {
+            "500": r"it can't be (written|read) \(\d+ attempts",
+            "expired": "the credentials have expired",
+            "denied": "no permission to (write|read) it",
+        }[fault]
+        with pytest.raises(AtlasviError, match=rf"^{bucket.url}/\S+: {sentence}"):
+            ingest(made / "cells.h5ad", out, workers=1)
+    monkeypatch.setenv("ATLASVI_STORAGE", f"endpoint={bucket.endpoint}")
+    ingest(made / "cells.h5ad", out, workers=1)
+    assert_same_files(made / "store", bucket, "store")
