@@ -1,12 +1,12 @@
 """What is written to a bucket is what is written to disk, bit by bit; a job that was killed there is continued."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, tzinfo
 from pathlib import Path
 
 import numpy as np
-import obstore
 import pytest
 
 from atlasvi.engine import provenance
@@ -17,8 +17,12 @@ from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.cells.open_cells import open_cells
 from atlasvi.loaders.errors import AtlasviError, OutputError, SourceError
+from atlasvi.loaders.ingestion import bucket_sorting as sorting
 from atlasvi.loaders.ingestion.ingest import ingest
+from atlasvi.loaders.ingestion.ingest_job import open_ingests
 from atlasvi.loaders.places import connections, requests
+from atlasvi.loaders.places.object_path import to_place
+from atlasvi.loaders.workers import Task, Workers, run_task
 from tests.engine.training.small_runs import FREQUENT, Killed, assert_same_run, at_step, write_cells
 from tests.faulty_proxy import run_proxy
 from tests.s3_server import Bucket
@@ -46,6 +50,10 @@ def _no_clock(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(provenance, "datetime", NoClock)
 
 
+obstore = pytest.importorskip("obstore")
+REFUSALS = ["500", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("expired", "denied"))]
+
+
 def read_files(folder: Path) -> dict[str, bytes]:
     """The content of all files below a folder, by their paths in it."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -64,6 +72,7 @@ def test_a_cell_store_is_written_to_a_bucket_as_to_disk(made: Path, bucket: Buck
     assert_same_files(made / "store", bucket, "store")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source_order", [False, True])
 def test_a_minified_store_is_written_to_a_bucket_as_to_disk(
     source_order: bool, made: Path, bucket: Bucket, tmp_path: Path
@@ -138,20 +147,21 @@ def test_an_ingest_that_is_killed_while_it_writes_to_a_bucket_leaves_no_store_an
         ingest(made / "cells.h5ad", out, workers=1)
 
 
+@pytest.mark.slow
 def test_what_a_killed_job_has_copied_is_removed_by_another_job_and_what_others_wrote_is_not(
     made: Path, bucket: Bucket
 ):
     out = f"{bucket.url}/store"
     with pytest.raises(Killed), killed_before("store/zarr.json"):
         ingest(made / "cells.h5ad", out, workers=1, seed=3)
-    bucket.put(made / "cells.h5ad", "store/X/more")
+    bucket.put(made / "cells.h5ad", "store/cells.h5ad")
+    before = bucket.get("store")
+    with pytest.raises(OutputError, match=r"store exists already: choose another place"):
+        ingest(made / "cells.h5ad", out, workers=1)
+    assert bucket.get("store") == before
+    bucket.remove("store/cells.h5ad")
     ingest(made / "cells.h5ad", out, workers=1)
-    bucket.remove("store/X/more")
     assert_same_files(made / "store", bucket, "store")
-    bucket.put(made / "cells.h5ad", "taken/cells.h5ad")
-    with pytest.raises(OutputError, match=r"taken exists already: choose another place"):
-        ingest(made / "cells.h5ad", f"{bucket.url}/taken", workers=1)
-    assert list(bucket.get("taken")) == ["cells.h5ad"]
 
 
 def test_a_minify_that_is_killed_while_it_writes_to_a_bucket_is_continued_with_the_parts_that_are_left(
@@ -160,24 +170,15 @@ def test_a_minify_that_is_killed_while_it_writes_to_a_bucket_is_continued_with_t
     monkeypatch.setattr(minify_parts, "LEAST_PART_CELLS", 20)
     out, options = f"{bucket.url}/mini", {"batch_size": 20, "source_order": True}
     minify(made / "run", made / "store", tmp_path / "mini", **options)
-    encoded, encode = list[int](), minify_parts.encode_parts
-
-    def encode_some(scratch: str, parts: list[int]) -> Iterator[int]:
-        for part in encode(scratch, parts):
-            encoded.append(part)
-            if encoded == [0, 1, 2]:
-                raise Killed
-            yield part
-
-    monkeypatch.setattr(minify_parts, "encode_parts", encode_some)
-    with pytest.raises(Killed), monkeypatch.context() as patch:
-        patch.setattr("atlasvi.loaders.places.written_folders.remove_objects", lambda *given: None)
+    with pytest.raises(Killed), killed_before("done/encoded-3"):
         minify(made / "run", made / "store", out, **options)
-    minify(made / "run", made / "store", out, **options)
-    assert encoded == list(range(10))
+    assert not bucket.get("mini")
+    with killed_before("done/encoded-2"):  # which was written already
+        minify(made / "run", made / "store", out, **options)
     assert_same_files(tmp_path / "mini", bucket, "mini")
 
 
+@pytest.mark.slow
 def test_writing_through_a_bad_network_gives_the_same_files(
     made: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -194,7 +195,9 @@ def test_writing_through_a_bad_network_gives_the_same_files(
     assert_same_files(made / "store", bucket, "store")
 
 
-@pytest.mark.parametrize("fault", ["500", "expired", "denied"])
+@pytest.mark.parametrize(
+    "fault", ["500", *(pytest.param(each, marks=pytest.mark.slow) for each in ("expired", "denied"))]
+)
 def test_a_bucket_that_takes_nothing_ends_the_job_with_a_sentence_that_names_the_object(
     fault: str, made: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ):
@@ -214,3 +217,40 @@ def test_a_bucket_that_takes_nothing_ends_the_job_with_a_sentence_that_names_the
     monkeypatch.setenv("ATLASVI_STORAGE", f"endpoint={bucket.endpoint}")
     ingest(made / "cells.h5ad", out, workers=1)
     assert_same_files(made / "store", bucket, "store")
+
+
+def test_tasks_that_know_nothing_but_the_address_of_their_job_write_the_same(
+    made: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+):
+    def run(self: Workers, tasks: list[Task], done: Callable[[Task], None], here: bool = False) -> None:
+        for task in tasks:
+            for kept in (open_ingests, sorting.kept_parts):
+                kept.forget(to_place(task[1]))
+            run_task(task)
+            done(task)
+
+    monkeypatch.setattr(Workers, "run", run)
+    monkeypatch.setattr(sorting, "UNIT_NNZ", 1500)  # in each of three tasks; the store stays the same
+    ingest(made / "cells.h5ad", f"{bucket.url}/store")
+    assert_same_files(made / "store", bucket, "store")
+
+
+@pytest.mark.slow
+def test_workers_of_a_dask_cluster_that_share_nothing_but_a_bucket_write_the_same(
+    made: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(minify_parts, "LEAST_PART_CELLS", 20)
+    monkeypatch.setattr(sorting, "UNIT_NNZ", 1500)
+    data, options = bucket.put(made / "cells.h5ad", "cells.h5ad"), {"batch_size": 20, "source_order": True}
+    ingest(data, tmp_path / "store", workers=1)
+    minify(made / "run", data, tmp_path / "mini", **options)
+    reached = os.environ["ATLASVI_STORAGE"]
+    monkeypatch.delenv("ATLASVI_STORAGE")  # workers have credentials, and are not told where the server is
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster:
+        monkeypatch.setenv("ATLASVI_STORAGE", reached)
+        ingest(data, f"{bucket.url}/store", dask=cluster.scheduler_address)
+        minify(made / "run", data, f"{bucket.url}/mini", dask=cluster.scheduler_address, **options)
+    assert_same_files(tmp_path / "store", bucket, "store")
+    different = {name for name, content in read_files(tmp_path / "mini").items() if bucket.get("mini")[name] != content}
+    assert different <= {"zarr.json", "manifest.json"}, "the provenance holds another command and time"

@@ -30,12 +30,13 @@ def write_folder_in_bucket(
     """
     if not out.is_listable or not out.address.key:
         raise OutputError(f"{out}: nothing can be written there: give the address of a folder in a bucket.")
+    taken = OutputError(f"{out} exists already: choose another place, or remove it first.")
     copied = _read_copied(scratch)
     if copied and (out / copied[-1]).is_file():  # whole: its process was killed before it removed the scratch folder
         remove_objects(scratch.address, scratch.storage)
-        copied = None
-    if copied is None and out.exists():
-        raise OutputError(f"{out} exists already: choose another place, or remove it first.")
+        raise taken
+    if out.exists() and (copied is None or not out.list_sizes().keys() <= set(copied)):
+        raise taken
     kept = False
     try:
         if not is_same_job(scratch):
