@@ -34,15 +34,13 @@ def test_a_new_folder_appears_at_the_end_and_after_an_error_nothing_is_left(buck
 
 @pytest.mark.parametrize("address", ["s3://atlases", "https://lab.org/store"])
 def test_a_place_that_can_be_no_folder_is_refused(address: str):
-    with (
-        pytest.raises(OutputError, match=f"{address}: nothing can be written there"),
-        write_new_folder(to_place(address)),
-    ):
+    refused = pytest.raises(OutputError, match=f"{address}: nothing can be written there")
+    with refused, write_new_folder(to_place(address)):
         pass
 
 
 def test_what_can_only_be_written_on_disk_says_so(bucket: Bucket):
-    with pytest.raises(OutputError, match=r"this is written on local disk alone: give a path"):
-        with write_folder_aside(f"{bucket.url}/tiles"):
-            pass
+    refused = pytest.raises(OutputError, match=r"this is written on local disk alone: give a path")
+    with refused, write_folder_aside(f"{bucket.url}/tiles"):
+        pass
     assert bucket.get() == {}
