@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from atlasvi.engine import provenance
+from atlasvi.engine import SCVI, provenance
+from atlasvi.engine.card import make_card as card_module
+from atlasvi.engine.cli.commands import app
 from atlasvi.engine.minified import minify_parts
 from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.model.trained_run import load_run
@@ -23,9 +26,9 @@ from atlasvi.loaders.ingestion.ingest_job import open_ingests
 from atlasvi.loaders.places import connections, requests
 from atlasvi.loaders.places.object_path import to_place
 from atlasvi.loaders.workers import Task, Workers, run_task
-from tests.engine.training.small_runs import FREQUENT, Killed, assert_same_run, at_step, write_cells
+from tests.engine.training.small_runs import FREQUENT, SMALL, Killed, assert_same_run, at_step, write_cells
 from tests.faulty_proxy import run_proxy
-from tests.s3_server import Bucket
+from tests.s3_server import KEY, SECRET, Bucket
 
 
 @pytest.fixture(scope="module")
@@ -254,3 +257,38 @@ def test_workers_of_a_dask_cluster_that_share_nothing_but_a_bucket_write_the_sam
     assert_same_files(tmp_path / "store", bucket, "store")
     different = {name for name, content in read_files(tmp_path / "mini").items() if bucket.get("mini")[name] != content}
     assert different <= {"zarr.json", "manifest.json"}, "the provenance holds another command and time"
+
+
+@pytest.mark.slow
+def test_the_commands_write_to_a_bucket_and_read_what_they_wrote(
+    made: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def call(*words: object) -> str:
+        answer = CliRunner().invoke(app, [*map(str, words), "--storage", f"endpoint={bucket.endpoint}"])
+        assert answer.exit_code == 0, answer.exception or answer.output
+        assert "s3:/" not in answer.output.replace("s3://", "")
+        return answer.output
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATLASVI_STORAGE", "")
+    monkeypatch.setattr(card_module, "place_cells", lambda latent, seed: ("PCA", latent[:, :2].astype(float)))
+    store, run, card, further = (f"{bucket.url}/{name}" for name in ("store", "run", "card", "further"))
+    monkeypatch.setattr("atlasvi.engine.minified.minify_parts.LEAST_PART_CELLS", 100)
+    assert f"{store}: 200 cells" in call("ingest", made / "cells.h5ad", "--out", store)
+    small = [f"--set={name}={value}" for name, value in SMALL.items()]
+    call("train", store, "--out", run, "--batch-key", "batch", "--epochs", 1, *small)
+    assert "already" in call("train", store, "--out", run, "--resume")
+    assert f"{run}: run of atlasvi" in call("info", run)
+    assert f"{run}: nothing is damaged" in call("check", run)
+    assert "200 cells" in call("minify", run, store, "--out", f"{run}.mini", "--batch-size", 100)
+    assert "minified store" in call("info", f"{run}.mini")
+    assert call("query", f"{run}.mini", "latent", "--limit", 3) == call("query", run, store, "latent", "--limit", 3)
+    assert f"{card}/card.html" in call("card", run, store, "--out", card, "--draws", 1, "--labels-key", "type")
+    assert f"{card}: card of" in call("info", card)
+    call("train", store, "--out", further, "--start", run, "--epochs", 1)
+    assert f"{further}: run of atlasvi" in call("info", further)
+    loaded = SCVI.load(run)
+    assert loaded.module.n_latent == SMALL["n_latent"]
+    assert list(tmp_path.iterdir()) == []
+    secret = KEY.encode(), SECRET.encode()
+    assert not [name for name, content in bucket.get().items() if any(each in content for each in secret)]
