@@ -6,7 +6,6 @@ written whole; `write_new_folder` makes a new output there too (see places/writt
 """
 
 import contextlib
-import errno
 import fcntl
 import glob
 import os
@@ -18,11 +17,10 @@ from typing import Any, overload
 
 from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.places.object_path import ObjectPath, Place, to_place
-from atlasvi.loaders.places.written_folders import write_folder_in_bucket
+from atlasvi.loaders.places.staging import FULL as FULL
+from atlasvi.loaders.places.written_folders import check_free_in_bucket, write_folder_in_bucket
 
 UNFINISHED = ".unfinished"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""errno of a full disk, an exhausted quota, and a file larger than allowed."""
 
 
 def publish(made: Path, out: Path, replace: bool = False) -> None:
@@ -220,7 +218,9 @@ def remove_unfinished(folder: Place) -> None:
 
 def check_output_free(out: str | Place) -> None:
     """Raises OutputError if there is something at `out` already."""
-    if out.exists() if isinstance(out, ObjectPath) else os.path.lexists(out):
+    if isinstance(out, ObjectPath):
+        check_free_in_bucket(out, name_scratch(out))
+    elif os.path.lexists(out):
         raise OutputError(f"{out} exists already: choose another place, or remove it first.")
 
 

@@ -92,6 +92,9 @@ def test_a_run_in_a_bucket_is_resumed_by_a_process_that_has_nothing_else(
         raise Killed
 
     out = f"{bucket.url}/run"
+    with pytest.raises(Killed), killed_before("run/config.json"):
+        train(made / "store", out, **FREQUENT)
+    assert bucket.get("run")
     at_step(monkeypatch, 8, kill)
     with pytest.raises(Killed):
         train(made / "store", out, **FREQUENT)

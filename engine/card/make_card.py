@@ -107,8 +107,8 @@ def make_card(
     n_draws     draws of the counts of each cell; errors need at least two, calibration too
     dask        address of a Dask scheduler whose workers draw the counts; they need the same paths for `data` and `out`
     files       writes what else `out` holds: `write_card_folder` gives the files of a hub's repository
-    Under torchrun or `atlasvi launch`, call this the same way on all ranks, with `out` where all reach it. After a kill,
-    Ctrl-C or SIGTERM, the same call continues with the unfinished parts, on any number of ranks.
+    Under torchrun or `atlasvi launch`, call this the same way on all ranks, with `out` where all of them reach it.
+    After a kill, Ctrl-C or SIGTERM, the same call continues with the unfinished parts, on any number of ranks.
     Memory: a few bytes per cell (its part and label), and what PartStatistics says; the rest is on disk beside `out`.
     What can't be computed is missing from the card, which has a note on it.
     Raises QueryError if this is not the data of the run, or if it changed since; GeneError, ColumnError if genes or

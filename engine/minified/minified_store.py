@@ -223,7 +223,9 @@ def finish_minified(
     progress  called with the number of cells whose names are in the index
     Raises SourceError if one of these files is missing, or one from `create_minified` is damaged.
     """
-    check_files(open_folder(path), written, lambda name: name.endswith("zarr.json") or not name.startswith(("obs/", "obsm/")))
+    check_files(
+        open_folder(path), written, lambda name: name.endswith("zarr.json") or not name.startswith(("obs/", "obsm/"))
+    )
     root = open_to_write(path)
     unmasked = unmask_complete_text(cast(zarr.Group, root["obs"]), path / "obs")
     root = open_to_write(path) if unmasked else root  # it keeps metadata, which has changed

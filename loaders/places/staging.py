@@ -1,15 +1,35 @@
 """Local files and folders for libraries that write nothing else; in the end they are sent to a bucket, if need be."""
 
+import errno
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.places.connections import share_threads
-from atlasvi.loaders.places.object_path import Place
+from atlasvi.loaders.places.object_path import ObjectPath, Place
 from atlasvi.loaders.places.objects import together
 from atlasvi.loaders.places.written_objects import write_object
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""errno of a full disk, an exhausted quota, and a file larger than allowed."""
+
+
+@contextmanager
+def _make_folder(place: ObjectPath) -> Iterator[Path]:
+    """A temporary folder. Raises OutputError, naming the place that the content is for, if its disk is full."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="atlasvi-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OutputError(
+            f"{place}: the folder for temporary files, {tempfile.gettempdir()}, is full: free space there, or set "
+            "TMPDIR to another folder, then give the same command again."
+        ) from error
 
 
 @contextmanager
@@ -21,9 +41,9 @@ def write_local_file(place: Place) -> Iterator[Path]:
     if isinstance(place, Path):
         yield place
         return
-    with tempfile.TemporaryDirectory(prefix="atlasvi-") as folder:
-        yield Path(folder) / place.name
-        write_object(place.address, place.storage, Path(folder) / place.name)
+    with _make_folder(place) as folder:
+        yield folder / place.name
+        write_object(place.address, place.storage, folder / place.name)
 
 
 @contextmanager
@@ -33,9 +53,9 @@ def write_local_folder(place: Place) -> Iterator[Path]:
         place.mkdir(exist_ok=True)
         yield place
         return
-    with tempfile.TemporaryDirectory(prefix="atlasvi-") as folder:
-        yield Path(folder)
-        files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    with _make_folder(place) as folder:
+        yield folder
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         targets = [place.address.join(path.relative_to(folder).as_posix()) for path in files]
         together(
             [partial(write_object, target, place.storage, path) for target, path in zip(targets, files)],

@@ -28,15 +28,7 @@ def write_folder_in_bucket(
     do not notice each other: a bucket has no locks.
     Raises OutputError if there is something at `out`, StorageError.
     """
-    if not out.is_listable or not out.address.key:
-        raise OutputError(f"{out}: nothing can be written there: give the address of a folder in a bucket.")
-    taken = OutputError(f"{out} exists already: choose another place, or remove it first.")
-    copied = _read_copied(scratch)
-    if copied and (out / copied[-1]).is_file():  # whole: its process was killed before it removed the scratch folder
-        remove_objects(scratch.address, scratch.storage)
-        raise taken
-    if out.exists() and (copied is None or not out.list_sizes().keys() <= set(copied)):
-        raise taken
+    check_free_in_bucket(out, scratch)
     kept = False
     try:
         if not is_same_job(scratch):
@@ -51,6 +43,20 @@ def write_folder_in_bucket(
             with contextlib.suppress(AtlasviError):  # the same command removes it, or continues
                 _remove(out, scratch)
         raise
+
+
+def check_free_in_bucket(out: ObjectPath, scratch: ObjectPath) -> None:
+    """Raises OutputError if there is something at `out` that was not left by a process that copied a result to it."""
+    if not out.is_listable or not out.address.key:
+        raise OutputError(f"{out}: nothing can be written there: give the address of a folder in a bucket.")
+    if not out.exists():
+        return
+    copied = _read_copied(scratch)
+    is_whole = bool(copied) and (out / copied[-1]).is_file()  # type: ignore[index]
+    if is_whole:  # its process was killed before it removed the scratch folder
+        remove_objects(scratch.address, scratch.storage)
+    if copied is None or is_whole or not out.list_sizes().keys() <= set(copied):
+        raise OutputError(f"{out} exists already: choose another place, or remove it first.")
 
 
 def publish_in_bucket(scratch: ObjectPath, out: ObjectPath) -> None:
