@@ -84,7 +84,7 @@ def open_to_write(place: Place) -> zarr.Group:
 
 
 def take_written(group: zarr.Group) -> dict[str, tuple[int, str]]:
-    """Bytes and checksum of the objects written through a group of a bucket since this was asked; none on local disk."""
+    """Bytes and checksum of the objects that were written through a group of a bucket since this was last called."""
     if not isinstance(group.store, WritableObjects):
         return {}
     store = group.store
