@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from atlasvi.loaders.errors import AtlasviError, SourceError
+from atlasvi.loaders.places.object_path import Place, to_place
 
 STORAGES = {
     "FloatStorage": np.float32,
@@ -57,13 +58,14 @@ NOTES = ("byteorder", "version")
 """Entries of the archive beside the pickle and the numbers; files of older versions lack the first."""
 
 
-def read_torch_file(path: str | Path) -> Any:
+def read_torch_file(path: str | Place) -> Any:
     """The content of a file that torch.save wrote; tensors become numpy arrays.
 
     Raises SourceError if the file does not exist or is damaged, or if its pickle names a type that is not allowed.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        place = to_place(path)
+        with zipfile.ZipFile(place if isinstance(place, Path) else place.open("rb")) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
             if len(pickles) != 1:
                 raise SourceError(f"{path}: this is not a file that torch.save wrote (it holds no data.pkl).")
@@ -86,7 +88,7 @@ def read_torch_file(path: str | Path) -> Any:
         ) from error
 
 
-def load_tensors(path: str | Path, content: bytes | None = None) -> Any:
+def load_tensors(path: str | Place, content: bytes | None = None) -> Any:
     """The content of a file that we wrote with torch.save: tensors on the CPU, plain values, dictionaries, lists.
 
     content  bytes of the file, if they were read already
@@ -94,7 +96,7 @@ def load_tensors(path: str | Path, content: bytes | None = None) -> Any:
     they are checked here. Anything but tensors and plain values is refused, and no code in the file is run.
     """
     try:
-        content = Path(path).read_bytes() if content is None else content
+        content = to_place(path).read_bytes() if content is None else content
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             for entry in archive.infolist():
                 if entry.compress_type != zipfile.ZIP_STORED:

@@ -30,7 +30,7 @@ Files = dict[str, tuple[int, str]]
 older versions have eight digits alone, of the crc32c."""
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Place, values: Mapping[str, Any]) -> None:
     """Write plain values as JSON that carries its own checksum, whole or not at all."""
     plain = json.loads(json.dumps(values))  # as `read_json` will see it: all keys are text
     content = json.dumps({**plain, CHECKSUM: _hash_json(plain)}, indent=2) + "\n"
@@ -78,12 +78,12 @@ def hash_file(path: Place, like: str = "crc32:") -> tuple[int, str]:
     return size, f"{kind}:{checksum:08x}" if kind else f"{checksum:08x}"
 
 
-def has_content(path: Path, size: int, checksum: str) -> bool:
+def has_content(path: Place, size: int, checksum: str) -> bool:
     """Whether a file has this size and this checksum, as a list of files says them."""
     return path.is_file() and path.stat().st_size == size and hash_file(path, checksum)[1] == checksum
 
 
-def hash_files(folder: Path, names: Iterable[str] | None = None, known: Mapping[str, Any] | None = None) -> Files:
+def hash_files(folder: Place, names: Iterable[str] | None = None, known: Mapping[str, Any] | None = None) -> Files:
     """Bytes and checksums of the files of a folder: those of `names`, or of all files below it.
 
     known  entries of files that need not be read again
@@ -95,7 +95,7 @@ def hash_files(folder: Path, names: Iterable[str] | None = None, known: Mapping[
 
 
 def write_manifest(
-    folder: Path, names: Iterable[str] | None = None, known: Mapping[str, Any] | None = None, list_name: str = MANIFEST
+    folder: Place, names: Iterable[str] | None = None, known: Mapping[str, Any] | None = None, list_name: str = MANIFEST
 ) -> None:
     """Write the list of a folder's files (see `hash_files`), as manifest.json or under `list_name`."""
     write_json(folder / list_name, {"files": hash_files(folder, names, known)})

@@ -1,23 +1,26 @@
 """Outputs appear whole or not at all: they are written beside their final place, flushed to disk, then renamed.
 
 All of them go through `publish`: `write_whole` (a file that may be replaced), `write_file_aside` and
-`write_folder_aside` (a new output), `write_files_aside` (some files of a folder).
+`write_folder_aside` (a new output), `write_files_aside` (some files of a folder). In a bucket an object is always
+written whole; `write_new_folder` makes a new output there too (see places/written_folders.py).
 """
 
 import contextlib
-import errno
 import fcntl
 import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, overload
 
 from atlasvi.loaders.errors import OutputError
+from atlasvi.loaders.places.object_path import ObjectPath, Place, to_place
+from atlasvi.loaders.places.staging import FULL as FULL
+from atlasvi.loaders.places.written_folders import check_free_in_bucket, write_folder_in_bucket
 
 UNFINISHED = ".unfinished"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""errno of a full disk, an exhausted quota, and a file larger than allowed."""
 
 
 def publish(made: Path, out: Path, replace: bool = False) -> None:
@@ -35,12 +38,15 @@ def publish(made: Path, out: Path, replace: bool = False) -> None:
     sync_file(out.parent)
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def write_whole(path: Place, content: bytes | memoryview) -> None:
     """Replace a file by new content in one step.
 
     Several processes may write the same file. What a killed one leaves is removed by `remove_unfinished`.
-    Raises OutputError on a full disk.
+    Raises OutputError on a full disk, StorageError if a bucket does not take it.
     """
+    if isinstance(path, ObjectPath):
+        path.write_bytes(content)
+        return
     with _beside(path) as temporary, explain_full_disk(path):
         temporary.write_bytes(content)
         publish(temporary, path, replace=True)
@@ -53,7 +59,7 @@ def write_file_aside(out: str | Path) -> Iterator[Path]:
     On any error the temporary file is removed and nothing else is touched.
     Raises OutputError if `out` exists or can't be written (a full disk, no such folder).
     """
-    out = Path(out)
+    out = need_local_output(out)
     check_output_free(out)
     if not out.parent.is_dir():
         raise OutputError(f"{out}: there is no folder {out.parent}: make it first, or choose another place.")
@@ -102,7 +108,7 @@ def write_folder_aside(out: str | Path, is_same_job: Callable[[Path], bool] = la
     leave it too. A lock keeps two processes from writing one output.
     Raises OutputError if `out` exists, is being written by another process, or can't be written (a full disk).
     """
-    out = Path(out)
+    out = need_local_output(out)
     remove_leftovers(out)
     check_output_free(out)
     scratch = name_scratch(out)
@@ -137,6 +143,22 @@ def write_folder_aside(out: str | Path, is_same_job: Callable[[Path], bool] = la
             os.close(lock)
 
 
+def write_new_folder(
+    out: Place, is_same_job: Callable[[Any], bool] = lambda scratch: False
+) -> AbstractContextManager[Place]:
+    """As `write_folder_aside`, for a place that may be in a bucket, where the scratch folder is too."""
+    if isinstance(out, ObjectPath):
+        return write_folder_in_bucket(out, name_scratch(out), is_same_job)
+    return write_folder_aside(out, is_same_job)
+
+
+def need_local_output(out: str | Path) -> Path:
+    """The path of an output that is written on local disk alone. Raises OutputError for an address."""
+    if not isinstance(place := to_place(out), Path):
+        raise OutputError(f"{place}: this is written on local disk alone: give a path, then copy it into the bucket.")
+    return place
+
+
 @contextlib.contextmanager
 def lock_folder(folder: Path, busy: str) -> Iterator[None]:
     """Lock a folder against other processes; the lock ends with the block, or with the process.
@@ -155,14 +177,20 @@ def lock_folder(folder: Path, busy: str) -> Iterator[None]:
         os.close(handle)
 
 
-def name_scratch(out: str | Path) -> Path:
-    """The scratch folder of `write_folder_aside`."""
-    out = Path(out)
+@overload
+def name_scratch(out: str | Path) -> Path: ...
+@overload
+def name_scratch(out: ObjectPath) -> ObjectPath: ...
+def name_scratch(out: str | Place) -> Place:
+    """The scratch folder of `write_folder_aside` and `write_new_folder`."""
+    out = Path(out) if isinstance(out, str) else out
     return out.parent / f".{out.name}{UNFINISHED}"
 
 
-def remove_leftovers(out: str | Path) -> None:
-    """Remove the scratch folder of a finished output, if its process was killed before it could."""
+def remove_leftovers(out: str | Place) -> None:
+    """Remove the scratch folder of a finished output on local disk, if its process was killed before it could."""
+    if isinstance(out, ObjectPath):
+        return
     scratch = name_scratch(out)
     if not os.path.exists(out) or not os.path.isdir(scratch) or os.path.exists(scratch / "result"):
         return
@@ -175,20 +203,24 @@ def remove_leftovers(out: str | Path) -> None:
             os.close(lock)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove the files that killed processes left when they called `write_whole` in a folder.
+def remove_unfinished(folder: Place) -> None:
+    """Remove the files that killed processes left when they called `write_whole` in a folder; none in a bucket.
 
     Files of running processes stay, and so do folders: the same command can continue the work in them.
     """
+    if isinstance(folder, ObjectPath):
+        return
     for left in folder.glob(".*"):
         _, mark, process = left.name.rpartition(UNFINISHED)  # the first versions wrote the process id before the mark
         if mark and not left.is_dir() and not (process and _is_running(process.removeprefix("-"))):
             left.unlink(missing_ok=True)
 
 
-def check_output_free(out: str | Path) -> None:
+def check_output_free(out: str | Place) -> None:
     """Raises OutputError if there is something at `out` already."""
-    if os.path.lexists(out):
+    if isinstance(out, ObjectPath):
+        check_free_in_bucket(out, name_scratch(out))
+    elif os.path.lexists(out):
         raise OutputError(f"{out} exists already: choose another place, or remove it first.")
 
 

@@ -10,12 +10,13 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
 
 from atlasvi.loaders import errors
 from atlasvi.loaders.errors import AtlasviError, MissingDependencyError, WorkerError
+from atlasvi.loaders.places.storage import Storage, use_storage, usual_storage
 
 Task = tuple[str, str, int]  # function ("module:name"), scratch folder, number
 
@@ -25,15 +26,21 @@ def make_task(function: Callable[[str, int], object], scratch: str, number: int)
     return f"{function.__module__}:{function.__name__}", scratch, number
 
 
-def run_task(task: Task) -> None:
-    """Call the task's function with its scratch folder and number."""
+def run_task(task: Task, storage: Mapping[str, str] | None = None) -> None:
+    """Call the task's function with its scratch folder and number.
+
+    storage  how buckets are reached, by name: a worker of a cluster has its own environment, and credentials, but not
+             the options of the command
+    """
+    if storage:
+        use_storage(Storage(**storage))
     where, scratch, number = task
     module, name = where.split(":")
     getattr(importlib.import_module(module), name)(scratch, number)
 
 
 class Workers:
-    """Processes of this machine, or a Dask cluster whose workers see the same files; a context manager.
+    """Processes of this machine, or a Dask cluster whose workers see the same files or buckets; a context manager.
 
     n_processes  1 runs all tasks in this process, None starts one for each core that has two tasks to do
     dask         address of a Dask scheduler, to be used instead of processes of this machine
@@ -107,7 +114,7 @@ def _run_on_dask(tasks: Sequence[Task], address: str, done: Callable[[Task], Non
     except OSError as error:
         raise WorkerError(f"dask: no scheduler answers at {address} ({error}): check the address.") from error
     with client:
-        futures = {client.submit(run_task, task, pure=False): task for task in tasks}
+        futures = {client.submit(run_task, task, usual_storage().options, pure=False): task for task in tasks}
         try:
             for future in dask_as_completed(list(futures)):
                 future.result()

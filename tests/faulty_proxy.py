@@ -54,6 +54,7 @@ class FaultyProxy:
                 if not (part := client.recv(2**16)):
                     return
                 head += part
+            head += receive_body(client, head)
             with self._lock:
                 fault = self.faults.pop(0) if self.faults else None
                 self.requests += 1
@@ -97,6 +98,18 @@ class FaultyProxy:
                 answer += part
         answer, _, body = answer.partition(b"\r\n\r\n")
         return answer, body
+
+
+def receive_body(client: socket.socket, head: bytes) -> bytes:
+    """What is still missing of a request's body: what is written comes with its length."""
+    request, _, body = head.partition(b"\r\n\r\n")
+    lines = (line.partition(b":") for line in request.lower().split(b"\r\n"))
+    left = next((int(value) for name, _, value in lines if name == b"content-length"), 0) - len(body)
+    pieces = []
+    while left > 0 and (piece := client.recv(min(left, 2**20))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 @contextmanager

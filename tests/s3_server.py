@@ -43,6 +43,15 @@ class Bucket:
                 obstore.put(store, f"{top}{key}", file.read_bytes())
         return f"{self.url}/{name}"
 
+    def get(self, name: str = "") -> dict[str, bytes]:
+        """The content of all objects below a folder, by their names in it."""
+        import obstore
+
+        store, top = self._open()
+        folder = f"{top}{name}".rstrip("/")
+        paths = [meta["path"] for part in obstore.list(store, folder) for meta in part]
+        return {path[len(folder) + 1 :]: bytes(obstore.get(store, path).bytes()) for path in paths}
+
     def remove(self, name: str) -> None:
         """Remove one object."""
         import obstore

@@ -176,6 +176,7 @@ OF_MANY_FILES = {
     "kernels/test_strides": "every kernel, on tensors that are not contiguous",
     "kernels/test_triton": "every Triton kernel, in its interpreter",
     "test_buckets": "data of every kind in a bucket, beside the same on disk",
+    "test_written_buckets": "what each command writes to a bucket, beside the same on disk",
     "test_benchmarks": "benchmarks/",
     "test_quick_benchmarks": "benchmarks/, each from its start to its end",
     "test_documented_commands": "README.md, CONTRIBUTING.md and docs/",

@@ -29,6 +29,7 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.manifest import write_manifest
 from atlasvi.loaders.outputs import write_files_aside, write_folder_aside
+from atlasvi.loaders.places.object_path import need_local, to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_version
 
@@ -143,11 +144,12 @@ class Saving(ModelAndData):
     ) -> Self:
         """A model that `save`, a run or scvi-tools wrote; with `adata`, with the data saved with it, or without data.
 
-        dir_path  may be a minified store: it holds the weights, and can answer questions that need no counts
+        dir_path  may be in a bucket, and may be a minified store: it holds the weights, and can answer questions that
+                  need no counts
         adata     as for SCVI, and also minified data; setup_anndata is not needed
         Raises SourceError if it is not a model, GeneError or ColumnError if genes or columns are missing from the data.
         """
-        folder, prefix = Path(dir_path), prefix or ""
+        folder, prefix = to_place(dir_path), prefix or ""
         if is_minified_store(folder):
             store = MinifiedStore(folder)
             run = store.run
@@ -168,11 +170,12 @@ class Saving(ModelAndData):
         saved = folder / f"{prefix}{ADATA}"
         reads_saved = adata is None and saved.is_file() and saved.name not in outdated
         if reads_saved:
-            adata = read_anndata(saved)
+            local = need_local(saved, "data beside a model is read")
+            adata = read_anndata(local)
         where = "cpu" if accelerator == "cpu" else str(device)
         model = cls._of_run(run, adata, seed, where)
         model.is_trained = True
         model._keep_split(parts)
         if reads_saved:
-            model._saved_data = SavedData.of(adata, saved)
+            model._saved_data = SavedData.of(adata, local)
         return model

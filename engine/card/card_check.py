@@ -18,6 +18,7 @@ from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.terminal import count
 from atlasvi.loaders.errors import AtlasviError, SourceError
 from atlasvi.loaders.ingestion.ingest import Progress
+from atlasvi.loaders.places.object_path import to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
 
 ERRORS, LEAST_CHANGE = 2, 1e-5
@@ -31,9 +32,9 @@ class CardChangedError(AtlasviError, ValueError):
 
 def read_card(folder: str | Path) -> ModelCard:
     """The card in a folder. Raises SourceError if there is none, or if it is damaged."""
-    file = Path(folder) / METRICS
+    file = to_place(folder) / METRICS
     try:
-        return ModelCard.from_json(file.read_text("utf-8"), str(file))
+        return ModelCard.from_json(file.read_bytes().decode(), str(file))
     except FileNotFoundError:
         raise SourceError(f"{folder}: there is no card: make one with atlasvi card RUN DATA --out DIR.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -56,7 +57,7 @@ def check_card(
     """
     card = read_card(folder)
     if run is None:
-        if not (Path(folder) / MODEL).is_file():
+        if not (to_place(folder) / MODEL).is_file():
             raise SourceError(f"{folder}: the card has no model beside it ({MODEL}): give the run with --run RUN.")
         run = folder
     opened = run if isinstance(run, TrainedRun) else open_model(run)

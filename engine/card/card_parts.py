@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,8 @@ from atlasvi.engine.training.run_parts import choose_device
 from atlasvi.loaders.jobs import Job, KeptOpen, Parts, reading_unfinished
 from atlasvi.loaders.manifest import check_files, hash_files, write_json
 from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.places.object_path import Place, to_place
+from atlasvi.loaders.places.staging import write_local_file
 from atlasvi.loaders.sources.data_spec import DataSpec
 
 MOST_PART_CELLS, LEAST_PART_CELLS = 2**16, 2**10
@@ -79,12 +80,12 @@ def choose_part_cells(n_cells: int) -> int:
     return max(wanted, -(-n_cells // MOST_PARTS), 1)
 
 
-def list_parts(scratch: Path) -> Parts:
+def list_parts(scratch: Place) -> Parts:
     """The finished parts, with the files that each wrote."""
     return Parts(scratch, "part-{}.json")
 
 
-def share_with_cluster(scratch: Path, run: TrainedRun, options: PassOptions) -> None:
+def share_with_cluster(scratch: Place, run: TrainedRun, options: PassOptions) -> None:
     """Write what the workers of a cluster need to measure parts, unless an earlier process has."""
     if not (scratch / OPTIONS).is_file():
         (scratch / RUN).mkdir(exist_ok=True)
@@ -106,10 +107,10 @@ class _Opened:
     options: PassOptions
 
 
-def _open(scratch: Path) -> _Opened:
+def _open(scratch: Place) -> _Opened:
     job, run = CardJob.load(scratch), load_run(scratch / RUN)
     assert job is not None
-    with np.load(scratch / OPTIONS, allow_pickle=False) as arrays:
+    with np.load(io.BytesIO((scratch / OPTIONS).read_bytes()), allow_pickle=False) as arrays:
         given = {name: arrays[name] for name in arrays}
     options = {name: values if values.ndim else values.item() for name, values in given.items()}
     options["part_names"] = tuple(options["part_names"].tolist())
@@ -129,13 +130,14 @@ _one_at_a_time = threading.Lock()  # a part uses all cores, and what is open for
 def run_measure_task(scratch: str, part: int) -> None:
     """Measure a part as a task of a cluster, unless it is done."""
     with _one_at_a_time:
-        if not list_parts(Path(scratch)).is_done(part):
-            opened = _open_cards.get(scratch)
-            measure_part(Path(scratch), opened.job, part, opened.model, opened.cells, opened.options)
+        place = to_place(scratch)
+        if not list_parts(place).is_done(part):
+            opened = _open_cards.get(place)
+            measure_part(place, opened.job, part, opened.model, opened.cells, opened.options)
 
 
 def measure_part(
-    scratch: Path, job: CardJob, part: int, model: VAE, cells: QuestionCells, options: PassOptions
+    scratch: Place, job: CardJob, part: int, model: VAE, cells: QuestionCells, options: PassOptions
 ) -> None:
     """Measure the cells of a part and write its files."""
     start, stop = part * job.part_cells, min((part + 1) * job.part_cells, job.n_cells)
@@ -143,7 +145,7 @@ def measure_part(
     chosen = start + np.flatnonzero(in_part)
     names = [f"sums-{part}.npz", f"values-{part}"]
     with ExitStack() as files:
-        file = files.enter_context(open(scratch / names[1], "wb"))
+        file = files.enter_context(open(files.enter_context(write_local_file(scratch / names[1])), "wb"))
 
         def take_values(here: np.ndarray, values: np.ndarray) -> None:
             file.write(np.ascontiguousarray(values.transpose(2, 0, 1), np.float32).tobytes())
@@ -151,7 +153,8 @@ def measure_part(
         keep: dict[str, Any] = {}
         if job.keeps_latents:
             names.append(LATENTS_FILE.format(part))
-            latents = LatentsWriter(files.enter_context(open(scratch / names[2], "wb")), start)
+            path = files.enter_context(write_local_file(scratch / names[2]))
+            latents = LatentsWriter(files.enter_context(open(path, "wb")), start)
             keep["take_posterior"] = latents.write
             latents.encode(model, cells, start + np.flatnonzero(~in_part), options.batch_size)
         found = measure_cells(model, cells, chosen, options, take_values, **keep) if len(chosen) else Measured()
@@ -178,7 +181,7 @@ class Sampled:
 class FinishedParts:
     """What all parts of a job wrote; files are read when they are needed. Raises SourceError if one is damaged."""
 
-    def __init__(self, scratch: Path, job: CardJob, options: PassOptions, n_genes: int, n_latent: int) -> None:
+    def __init__(self, scratch: Place, job: CardJob, options: PassOptions, n_genes: int, n_latent: int) -> None:
         self._scratch, self._job, self._options, self._n_genes = scratch, job, options, n_genes
         self.parts: dict[str, PartStatistics] = {}
         hashes, rows, counts, latents = np.zeros(3, np.uint64), [], [], [np.zeros((0, n_latent), np.float32)]
@@ -186,7 +189,8 @@ class FinishedParts:
             files = {name: (size, crc) for name, (size, crc) in list_parts(scratch).read(number).items()}
             with reading_unfinished(scratch):
                 check_files(scratch, files, lambda name: True)
-                with np.load(scratch / f"sums-{number}.npz", allow_pickle=False) as arrays:
+                content = io.BytesIO((scratch / f"sums-{number}.npz").read_bytes())
+                with np.load(content, allow_pickle=False) as arrays:
                     for name in PART_NAMES:
                         if f"{name}/n_cells" in arrays:
                             self._add(name, {key: arrays[f"{name}/{key}"] for key in _keys_of(arrays, name)})
@@ -214,10 +218,10 @@ class FinishedParts:
             for number in range(job.n_parts):
                 own = codes[number * job.part_cells : (number + 1) * job.part_cells]
                 own = own[own != NO_PART]
-                with open(self._scratch / f"values-{number}", "rb") as file:
+                with (self._scratch / f"values-{number}").open("rb") as file:
                     for start in range(0, len(own), SLICE_CELLS):
                         here = own[start : start + SLICE_CELLS]
-                        values = np.fromfile(file, np.float32, len(here) * shape[0] * shape[1])
+                        values = np.frombuffer(file.read(4 * len(here) * shape[0] * shape[1]), np.float32)
                         chosen = values.reshape(len(here), *shape)[:, :, column].T
                         yield np.ascontiguousarray(chosen if part is None else chosen[:, here == part])
 

@@ -4,7 +4,7 @@
 library size of each cell.
 """
 
-from pathlib import Path
+from contextlib import closing
 from typing import BinaryIO
 
 import numpy as np
@@ -14,6 +14,9 @@ from atlasvi.engine.minified.kept_posterior import LIBRARY, KeptPosterior
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.model.vae import VAE
 from atlasvi.engine.queries.question_cells import CountedCells, Posterior, QuestionCells
+from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.places.byte_files import open_file
+from atlasvi.loaders.places.object_path import Place
 from atlasvi.loaders.tables.store_tables import check_column
 
 LATENTS_FILE = "latents-{}"
@@ -52,7 +55,7 @@ class CardPosterior(KeptPosterior):
     cells, run  the data and the model of the card
     """
 
-    def __init__(self, scratch: Path, part_cells: int, cells: CountedCells, run: TrainedRun) -> None:
+    def __init__(self, scratch: Place, part_cells: int, cells: CountedCells, run: TrainedRun) -> None:
         n_latent = run.model.n_latent
         self._run, columns = run, (slice(0, n_latent), slice(n_latent, 2 * n_latent), slice(2 * n_latent, None))
         qzm, qzv, library = (_Column(scratch, part_cells, cells.n_cells, 2 * n_latent + 1, each) for each in columns)
@@ -67,7 +70,7 @@ class CardPosterior(KeptPosterior):
 class _Column:
     """Some of the numbers of each cell, float32 [cells, numbers], as an array that is sliced by cells."""
 
-    def __init__(self, scratch: Path, part_cells: int, n_cells: int, width: int, columns: slice) -> None:
+    def __init__(self, scratch: Place, part_cells: int, n_cells: int, width: int, columns: slice) -> None:
         self.dtype, self._scratch, self._part_cells, self._n_cells = np.dtype(np.float32), scratch, part_cells, n_cells
         self._width, self._columns = width, columns
 
@@ -77,8 +80,11 @@ class _Column:
         while start < stop:
             part, first = divmod(start, self._part_cells)
             n = min(stop - start, self._part_cells - first)
-            path, offset = self._scratch / LATENTS_FILE.format(part), 4 * self._width * first
-            found.append(np.fromfile(path, np.float32, n * self._width, offset=offset).reshape(n, -1))
+            values = np.empty((n, self._width), np.float32)
+            with closing(open_file(self._scratch / LATENTS_FILE.format(part))) as file:
+                if not file.read_into(4 * self._width * first, values.reshape(-1)):
+                    raise SourceError(f"{file.path} is cut short: give the same command again.")
+            found.append(values)
             start += n
         return np.concatenate(found)[:, self._columns]
 

@@ -47,6 +47,8 @@ from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.ingestion.ingest import Progress
 from atlasvi.loaders.jobs import open_job_folder
 from atlasvi.loaders.outputs import name_scratch, write_whole
+from atlasvi.loaders.places.object_path import Place, to_place
+from atlasvi.loaders.places.staging import write_local_folder
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.workers import Task, Workers, make_task
 
@@ -97,15 +99,16 @@ def make_card(
     run         a finished run or its directory, or one that scvi-tools saved
     data        the data that it was trained on: a cell store or any source, as a path, a DataSpec or opened, or an
                 AnnData; minified data has no counts, so most figures are missing
-    out         folder to make, with metrics.json in it; None: the card is only returned, and can't be resumed
+    out         folder to make, on disk or in a bucket, with metrics.json in it; None: the card is only returned, and
+                can't be resumed
     labels_key  column of obs for differential expression and integration; None: the model's labels, if it has some
     batch_key   column of obs for integration; None: the model's
     split       how the cells were split, as a card's provenance has it; None: as the model says
     n_draws     draws of the counts of each cell; errors need at least two, calibration too
     dask        address of a Dask scheduler whose workers draw the counts; they need the same paths for `data` and `out`
     files       writes what else `out` holds: `write_card_folder` gives the files of a hub's repository
-    Under torchrun or `atlasvi launch`, call this the same way on all ranks, with `out` on a disk that they share. After
-    a kill, Ctrl-C or SIGTERM, the same call continues with the unfinished parts, on any number of ranks.
+    Under torchrun or `atlasvi launch`, call this the same way on all ranks, with `out` where all of them reach it.
+    After a kill, Ctrl-C or SIGTERM, the same call continues with the unfinished parts, on any number of ranks.
     Memory: a few bytes per cell (its part and label), and what PartStatistics says; the rest is on disk beside `out`.
     What can't be computed is missing from the card, which has a note on it.
     Raises QueryError if this is not the data of the run, or if it changed since; GeneError, ColumnError if genes or
@@ -131,9 +134,9 @@ def make_card(
         if out is None:
             if ranks.world_size > 1:
                 raise SourceError("Several ranks compute a card together in a folder that they share: give out=DIR.")
-            out_folder = Path(ours.enter_context(tempfile.TemporaryDirectory(prefix="atlasvi-card-"))) / "card"
+            out_folder: Place = Path(ours.enter_context(tempfile.TemporaryDirectory(prefix="atlasvi-card-"))) / "card"
         else:
-            out_folder = Path(out)
+            out_folder = to_place(out)
         ranks.note("reading the split and the labels")
         if files is not None:
             files.check(run, cells)
@@ -165,12 +168,13 @@ def make_card(
                     kept = cells.kept if isinstance(cells, MinifiedCells) else None
                     if isinstance(cells, CountedCells) and keeps_latents:
                         kept = CardPosterior(scratch, plan.job.part_cells, cells, run)
-                    files.write(scratch / "result", run, card, kept)
+                    with write_local_folder(scratch / "result") as folder:
+                        files.write(folder, run, card, kept)
                 progress("computing the figures", 1, 1)
         if out is None:
             return card
         ranks.wait_for_all("the card")
-        return ModelCard.from_json((out_folder / METRICS).read_text("utf-8"), str(out_folder / METRICS))
+        return ModelCard.from_json((out_folder / METRICS).read_bytes().decode(), str(out_folder / METRICS))
 
 
 @dataclasses.dataclass
@@ -298,7 +302,7 @@ def _explain_missing(
 
 
 def _measure(
-    scratch: Path, plan: CardPlan, run: TrainedRun, cells: QuestionCells, ranks: Ranks, progress: Progress
+    scratch: Place, plan: CardPlan, run: TrainedRun, cells: QuestionCells, ranks: Ranks, progress: Progress
 ) -> None:
     """Measure the unfinished parts; they are divided among ranks."""
     job, parts = plan.job, list_parts(scratch)
@@ -315,7 +319,7 @@ def _measure(
         progress("drawing counts", job.n_cells, job.n_cells)
 
 
-def _measure_on_cluster(scratch: Path, job: CardJob, dask: str, progress: Progress) -> None:
+def _measure_on_cluster(scratch: Place, job: CardJob, dask: str, progress: Progress) -> None:
     """Measure the unfinished parts on the workers of a Dask cluster."""
     parts = list_parts(scratch)
 
@@ -330,7 +334,7 @@ def _measure_on_cluster(scratch: Path, job: CardJob, dask: str, progress: Progre
 
 
 def _finish(
-    scratch: Path, plan: CardPlan, run: TrainedRun, cells: QuestionCells, watch: Stopwatch, out: str | Path | None
+    scratch: Place, plan: CardPlan, run: TrainedRun, cells: QuestionCells, watch: Stopwatch, out: str | Path | None
 ) -> ModelCard:
     job, options = plan.job, plan.options
     finished = FinishedParts(scratch, job, options, len(run.genes), run.model.n_latent)

@@ -1,6 +1,5 @@
 """`atlasvi card`: compute the card of a model, or check one."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -9,16 +8,17 @@ from atlasvi.engine.cli.arguments import Seed, print_lines, refuse_unused
 from atlasvi.engine.cli.dry_runs import DryRun, describe_estimate
 from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.terminal import count, say, show_progress
+from atlasvi.loaders.places.object_path import to_place
 from atlasvi.loaders.sources.data_spec import DataSpec, parse_source
 
 
 def card(
     context: typer.Context,
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A finished run, or one of scvi-tools; with --check, a card's folder.")
+        str, typer.Argument(metavar="RUN", help="A finished run, or one of scvi-tools; with --check, a card's folder.")
     ],
     data: Annotated[str, typer.Argument(metavar="DATA", help="The data that it was trained on, or minified data.")],
-    out: Annotated[Path | None, typer.Option(help="The folder to make.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="PATH", help="The folder to make, on disk or in a bucket.")] = None,
     labels_key: Annotated[
         str | None, typer.Option(help="obs column of labels (default: that of the model, if any).")
     ] = None,
@@ -34,11 +34,11 @@ def card(
         bool, typer.Option("--check", help="Compute the card in RUN again; status 1 if a figure moved.")
     ] = False,
     model: Annotated[
-        Path | None, typer.Option("--run", metavar="RUN", help="With --check: the run, if the card has no model.")
+        str | None, typer.Option("--run", metavar="RUN", help="With --check: the run, if the card has no model.")
     ] = None,
     layer: Annotated[str | None, typer.Option(help="Where the counts are, if not in X.")] = None,
     minified: Annotated[
-        Path | None, typer.Option(metavar="MINI", help="The cells, minified already; default: they are encoded.")
+        str | None, typer.Option(metavar="MINI", help="The cells, minified already; default: they are encoded.")
     ] = None,
     data_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Where all of the data can be had, for the README.")
@@ -86,7 +86,7 @@ def card(
     write_card(run, spec, out, labels_key=labels_key, batch_key=batch_key, **options, **files)
 
 
-def write_card(run: Path, data: DataSpec, out: Path, **options: Any) -> None:
+def write_card(run: str, data: DataSpec, out: str, **options: Any) -> None:
     """Compute a card, on all ranks, and say what it found."""
     from atlasvi.engine.card.model_card import METRICS
     from atlasvi.engine.card.page import PAGE
@@ -109,4 +109,5 @@ def write_card(run: Path, data: DataSpec, out: Path, **options: Any) -> None:
                 + ("" if itself is None else f" (of a draw of the model itself: {itself.value:.2f})")
             )
     print_lines(f"  {note.subject}: {note.reason}" for note in found.notes)
-    say(f"  Open {out / PAGE} in a browser; all figures are in {out / METRICS}.")
+    folder = to_place(out)
+    say(f"  Open {folder / PAGE} in a browser; all figures are in {folder / METRICS}.")

@@ -75,7 +75,7 @@ def _read_all(path: Place) -> Iterator[str]:
     if kind == "minified store":
         return _read_minified(MinifiedStore(path))
     if kind in ("run", "model"):
-        return _read_run(Path(str(path)))
+        return _read_run(path)
     return _read_cells(open_cells(str(path), like=DataSpec(str(path), empty_cells="keep")))
 
 
@@ -127,7 +127,7 @@ def _read_minified(store: MinifiedStore) -> Iterator[str]:
     yield f"{store.path}: latents and obs of {count(store.n_cells, 'cell')}, and the model, decoded"
 
 
-def _read_run(path: Path) -> Iterator[str]:
+def _read_run(path: Place) -> Iterator[str]:
     """The model, if the run is finished, and all checkpoints."""
     if (path / MODEL).is_file():
         open_model(path)

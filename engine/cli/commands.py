@@ -106,7 +106,7 @@ def ingest(
             "table of sources (.toml).",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The cell store to make.")],
+    out: Annotated[str, typer.Option(metavar="PATH", help="The cell store to make, on disk or in a bucket.")],
     layer: Layer = None,
     genes: Annotated[
         Literal["union", "intersection"] | None,
@@ -211,9 +211,9 @@ def check(
 
 @spread
 def minify(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory, or one of scvi-tools.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run directory, or one of scvi-tools.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
-    out: Annotated[Path, typer.Option(help="The minified store to make.")],
+    out: Annotated[str, typer.Option(metavar="PATH", help="The minified store to make, on disk or in a bucket.")],
     source_order: Annotated[
         bool, typer.Option("--source-order", help="Keep cells in the order of their sources.")
     ] = False,

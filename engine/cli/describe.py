@@ -24,7 +24,7 @@ from atlasvi.loaders.cells.cells_protocol import Columns
 from atlasvi.loaders.cells.coded_columns import slice_column
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.manifest import read_json
-from atlasvi.loaders.places.object_path import ObjectPath, need_local, to_place
+from atlasvi.loaders.places.object_path import ObjectPath, Place, to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.open_source import open_source, recognise
 from atlasvi.loaders.store_files import check_version
@@ -65,7 +65,7 @@ def describe(path: str | Path) -> Iterator[str]:
     if place == "minified store":
         return describe_minified_store(MinifiedStore(path))
     if place == "run":
-        return describe_run(need_local(path, "a run is read"))
+        return describe_run(where)
     if place == "model":
         return _describe_model(path)
     if place == "minified data":
@@ -180,7 +180,7 @@ def _describe_column(name: str, slices: Iterable[pd.Series]) -> str:
     return f"  obs {name}: {dtype.name}, {least:g} to {most:g}{f', {n_missing:,} missing' if n_missing else ''}"
 
 
-def describe_run(run: Path) -> Iterator[str]:
+def describe_run(run: Place) -> Iterator[str]:
     """Lines about a run, finished or not."""
     config = read_json(run / CONFIG)
     check_version(str(run / CONFIG), "run", config, RUN_FORMAT)

@@ -37,7 +37,7 @@ def describe_estimate(found: "WorkEstimate") -> Iterator[str]:
     yield from (f"  {note}" for note in found.notes)
 
 
-def describe_run_plan(out: Path, found: "Plan | None") -> Iterator[str]:
+def describe_run_plan(out: str, found: "Plan | None") -> Iterator[str]:
     """What a training run would take, as sentences for the user; None: it is finished."""
     from atlasvi.engine.training.epoch_estimate import describe_plan
 

@@ -1,7 +1,6 @@
 """`atlasvi map`: new cells mapped onto a trained model."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -51,10 +50,10 @@ class FreezingOptions:
 def map_cells(
     context: typer.Context,
     reference: Annotated[
-        Path, typer.Argument(metavar="RUN|MINI", help="A finished run, a model, or a minified store with its model.")
+        str, typer.Argument(metavar="RUN|MINI", help="A finished run, a model, or a minified store with its model.")
     ],
     data: Annotated[str, typer.Argument(metavar="NEW", help="The new cells: a cell store, or any source.")],
-    out: Annotated[Path, typer.Option(help="The run directory to make.")],
+    out: Annotated[str, typer.Option(metavar="PATH", help="The run directory to make, on disk or in a bucket.")],
     epochs: Annotated[
         int | None, typer.Option(help="Epochs; default round(8,000,000 / cells), 1 to 400.", min=1)
     ] = None,
@@ -83,9 +82,10 @@ def map_cells(
     from atlasvi.engine.scvi_tools.model_directories import open_model
     from atlasvi.engine.training.map_onto import estimate_mapping, map_onto
     from atlasvi.engine.training.settings import parse_settings
+    from atlasvi.loaders.places.object_path import to_place
 
     is_minified = name_place(reference) in ("minified store", "minified data")
-    run = replace(open_minified(reference).run if is_minified else open_model(reference), path=reference)
+    run = replace(open_minified(reference).run if is_minified else open_model(reference), path=to_place(reference))
     chosen = {**context.meta.get("settings", {}), **parse_settings(settings or [])}
     chosen |= {name: n for name, n in (("epochs", epochs), ("batch_size", batch_size)) if n is not None}
     options: dict[str, Any] = {

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -29,7 +28,7 @@ SEVERAL_NAMES = "NAME,NAME (repeatable; in double quotes if a name has a comma)"
 def train(
     context: typer.Context,
     data: Annotated[str, typer.Argument(metavar="DATA", help="A cell store, or any source.")],
-    out: Annotated[Path, typer.Option(help="The run directory to make.")],
+    out: Annotated[str, typer.Option(metavar="PATH", help="The run directory to make, on disk or in a bucket.")],
     batch_key: Annotated[str | None, typer.Option(help="obs column of the batches to correct for.")] = None,
     labels_key: Annotated[str | None, typer.Option(help="obs column of cell labels, kept with the model.")] = None,
     size_factor_key: Annotated[str | None, typer.Option(help="obs column that replaces the library size.")] = None,
@@ -53,7 +52,7 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
     ] = None,
-    start: Annotated[Path | None, typer.Option(metavar="RUN", help="Train this run further.")] = None,
+    start: Annotated[str | None, typer.Option(metavar="RUN", help="Train this run further.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint in --out.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and print where the time goes.")] = False,
     metrics: Metrics = None,
@@ -100,7 +99,7 @@ def train(
         **others,
     )
     if with_card:
-        write_card(out, spec, out / "card", device=device)
+        write_card(out, spec, f"{out.rstrip('/')}/card", device=device)
 
 
 def launch(
@@ -183,7 +182,7 @@ def _check_command(context: typer.Context, command: list[str]) -> None:
     subcommand.make_context(command[0], command[1:], parent=group)
 
 
-def show_estimate(spec: DataSpec, out: Path, keys: Mapping[str, Any], *arguments: Any, **others: Any) -> None:
+def show_estimate(spec: DataSpec, out: str, keys: Mapping[str, Any], *arguments: Any, **others: Any) -> None:
     """Say what `train` would do with these arguments."""
     from atlasvi.engine.model.covariates import SetupKeys
     from atlasvi.engine.training.epoch_estimate import estimate_training

@@ -12,9 +12,9 @@ from typing import Any
 
 from atlasvi.engine.hub.hub_files import LIST, OURS, ConnectionLostError, Listing, check_name, is_same
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.jobs import Job, open_job_folder
+from atlasvi.loaders.jobs import Job
 from atlasvi.loaders.manifest import write_manifest
-from atlasvi.loaders.outputs import explain_full_disk, lock_folder, name_scratch, publish
+from atlasvi.loaders.outputs import explain_full_disk, lock_folder, name_scratch, publish, write_folder_aside
 
 Fetch = Callable[[str, Path], None]
 """fetch(name, folder) writes the file `folder / name`."""
@@ -40,7 +40,7 @@ def receive(out: Path, where: str, files: Listing, fetch: Fetch) -> list[str]:
         check_name(name, where)
     job = _Receiving({name: list(asdict(listed).values()) for name, listed in files.items()})
     if not out.is_dir():
-        with open_job_folder(out, job) as scratch:
+        with write_folder_aside(out, lambda scratch: job.load(scratch) == job) as scratch:
             return _fetch_missing(scratch, job, files, fetch, where, out)
     scratch = name_scratch(out.absolute())
     scratch.mkdir(exist_ok=True)

@@ -50,8 +50,10 @@ from atlasvi.loaders.manifest import Files, check_files, hash_file, write_manife
 from atlasvi.loaders.outputs import name_scratch, remove_leftovers, sync_file
 from atlasvi.loaders.places.addresses import restore_address
 from atlasvi.loaders.places.hdf5_files import is_hdf5, open_hdf5
-from atlasvi.loaders.places.object_path import ObjectPath, open_folder, to_place
+from atlasvi.loaders.places.object_path import ObjectPath, Place, open_folder, to_place
+from atlasvi.loaders.places.staging import write_local_file
 from atlasvi.loaders.places.zarr_stores import open_group
+from atlasvi.loaders.places.zarr_writing import open_to_write, take_written
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_manifest, check_version, read_attributes
 from atlasvi.loaders.tables.anndata_tables import read_table, read_text, to_str
@@ -163,17 +165,22 @@ def choose_inner_rows(chunk_rows: int, most: int) -> int:
     return divisor if divisor * 8 >= min(most, chunk_rows) else chunk_rows
 
 
-def write_cells(path: Path, start: int, record: Mapping[str, np.ndarray]) -> Files:
+def write_cells(
+    path: Place, start: int, record: Mapping[str, np.ndarray], root_group: zarr.Group | None = None
+) -> Files:
     """Write the cells of one file of each array, starting at cell `start`, and flush them to disk; returns their files.
 
+    root_group  the store, opened to write: a process that writes several parts to a bucket reads its metadata once
     record  `qzm` and `qzv` float32 [cells, latent], and the `obs/` columns with observed_lib_size
     Raises OutputError if a latent is too large for float16.
     """
-    root = cast(Any, zarr.open_group(path, mode="r+"))
+    root = cast(Any, root_group or open_to_write(path))
     place_rows(root["obs"], start, record)
     for name, part in zip(LATENTS, ("qzm", "qzv")):
         array = root[f"obsm/{name}"]
         array[start : start + len(record[part])] = to_stored(record[part], array.dtype, part, start)
+    if isinstance(path, ObjectPath):
+        return take_written(root)
     chunk, files = str(start // (array.shards or array.chunks)[0]), {}
     for folder in itertools.chain((path / "obs").rglob("c"), (path / "obsm").rglob("c")):
         for file in (folder / chunk, folder / chunk / "0"):
@@ -206,7 +213,7 @@ def to_stored(values: np.ndarray, dtype: np.dtype, part: str, start: int) -> np.
 
 
 def finish_minified(
-    path: Path,
+    path: Place,
     n_cells: int,
     n_genes: int,
     n_latent: int,
@@ -220,13 +227,17 @@ def finish_minified(
     progress  called with the number of cells whose names are in the index
     Raises SourceError if one of these files is missing, or one from `create_minified` is damaged.
     """
-    check_files(path, written, lambda name: name.endswith("zarr.json") or not name.startswith(("obs/", "obsm/")))
-    root = zarr.open_group(path, mode="r+")
+    check_files(
+        open_folder(path), written, lambda name: name.endswith("zarr.json") or not name.startswith(("obs/", "obsm/"))
+    )
+    root = open_to_write(path)
     unmasked = unmask_complete_text(cast(zarr.Group, root["obs"]), path / "obs")
+    root = open_to_write(path) if unmasked else root  # it keeps metadata, which has changed
     changed = ("zarr.json", *(f"obs/{name}/zarr.json" for name in unmasked))
     written = {name: found for name, found in written.items() if name not in changed}
-    names = TableReader(cast(Any, zarr.open_group(path, mode="r"))["obs"], str(path)).read_names
-    write_name_index(path / NAMES, names, n_cells, progress)
+    names = TableReader(cast(Any, open_group(open_folder(path)))["obs"], str(path)).read_names
+    with write_local_file(path / NAMES) as file:
+        write_name_index(file, names, n_cells, progress)
     root.attrs["atlasvi"] = {
         "kind": KIND,
         "format_version": FORMAT_VERSION,
@@ -236,7 +247,7 @@ def finish_minified(
         "manifest": True,
         **model,
     }
-    consolidate_metadata(path)
+    consolidate_metadata(path, root)
     write_manifest(path, known=written)
 
 

@@ -22,6 +22,8 @@ from atlasvi.loaders.ingestion.ingest import Progress
 from atlasvi.loaders.jobs import open_job_folder, reading_unfinished
 from atlasvi.loaders.manifest import hash_files, write_json
 from atlasvi.loaders.outputs import name_scratch
+from atlasvi.loaders.places.object_path import Place, to_place
+from atlasvi.loaders.places.staging import write_local_folder
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.workers import Workers, make_task
 
@@ -55,7 +57,8 @@ def minify(
                   must have all genes of the model (others are ignored). The defaults of options are those of the
                   run's data
     source_order  True: cells in the order of their sources; False: in the order of the store
-    dask          address of a Dask scheduler whose workers encode; they need the same paths for `data` and `out`
+    dask          address of a Dask scheduler whose workers encode; they need the same paths for `data` and `out`, which
+                  may be addresses in buckets
     latents       float16 halves the size of the store; docs/minified-store.md has what it changes
     Under torchrun or `atlasvi launch`, call this the same way on all ranks; each writes its own parts of the store.
     After a kill, Ctrl-C or SIGTERM, the same call continues with the unfinished parts, on any number of ranks.
@@ -78,7 +81,7 @@ def minify(
         )
         data, job = opened.data, opened.job
         with ExitStack() as open_until_done:
-            scratch = name_scratch(Path(out).absolute())
+            scratch = name_scratch(to_place(out).absolute())
             if ranks.is_first:
                 open_until_done.enter_context(open_job_folder(out, job))
                 if MinifyJob.load(scratch) != job:
@@ -111,15 +114,17 @@ def plan_minify(
     return Opened(job, run, data, run.setup.read_codes(data))
 
 
-def prepare_store(scratch: Path, opened: Opened) -> None:
+def prepare_store(scratch: Place, opened: Opened) -> None:
     """Make the store without cells, and the files that every process needs; others may start once the job is there."""
     run, data, job = opened.run, opened.data, opened.job
     dtypes = {name: dtype for name, dtype in data.read_obs(0, 0).dtypes.items() if name != LIBRARY}
     weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
     sizes = data.n_cells, run.model.n_latent
     rows, layer = job.part_cells, run.setup.layer
-    create_minified(scratch / minify_parts.RESULT, *sizes, data.var, dtypes, weights, rows, layer, job.latents)
-    minify_parts.list_created(scratch).finish(0, hash_files(scratch / minify_parts.RESULT))
+    with write_local_folder(scratch / minify_parts.RESULT) as folder:
+        create_minified(folder, *sizes, data.var, dtypes, weights, rows, layer, job.latents)
+        created = hash_files(folder)
+    minify_parts.list_created(scratch).finish(0, created)
     for name in (minify_parts.DONE, minify_parts.PIECES, minify_parts.RUN):
         (scratch / name).mkdir()
     run.save(scratch / minify_parts.RUN)
@@ -127,7 +132,7 @@ def prepare_store(scratch: Path, opened: Opened) -> None:
     job.save(scratch)
 
 
-def _work(scratch: Path, job: MinifyJob, ranks: Ranks, workers: Workers, on_cluster: bool, progress: Progress) -> None:
+def _work(scratch: Place, job: MinifyJob, ranks: Ranks, workers: Workers, on_cluster: bool, progress: Progress) -> None:
     """Encode the unfinished parts and, if requested, order them; the parts are divided among ranks or a cluster."""
     for stage in (ENCODED, ORDERED) if job.source_order else (ENCODED,):
         doing = "encoding" if stage == ENCODED else "ordering"
@@ -159,7 +164,7 @@ def _work(scratch: Path, job: MinifyJob, ranks: Ranks, workers: Workers, on_clus
                 report_progress()
 
 
-def _finish(scratch: Path, opened: Opened, progress: Progress) -> None:
+def _finish(scratch: Place, opened: Opened, progress: Progress) -> None:
     run, data, job = opened.run, opened.data, opened.job
     model = {
         "model": run.model_settings,

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import torch
+import zarr
 
 from atlasvi.engine.minified.minified_store import LIBRARY, Latents, write_cells
 from atlasvi.engine.model.trained_run import TrainedRun, load_run
@@ -25,6 +25,9 @@ from atlasvi.loaders.cells.open_cells import CellData, open_cells, select_genes
 from atlasvi.loaders.jobs import Job, KeptOpen, Parts, reading_unfinished
 from atlasvi.loaders.manifest import Files
 from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.places.byte_files import open_file
+from atlasvi.loaders.places.object_path import ObjectPath, Place, to_place
+from atlasvi.loaders.places.zarr_writing import open_to_write
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.tables.records import obs_to_record, record_to_bytes, records_from_bytes
 
@@ -73,9 +76,10 @@ class Opened:
     run: TrainedRun
     data: CellData
     codes: dict[str, np.ndarray]
+    result: zarr.Group | None = None  # in a bucket, once the first part is written
 
 
-def _open(scratch: Path) -> Opened:
+def _open(scratch: Place) -> Opened:
     job, run = MinifyJob.load(scratch), load_run(scratch / RUN)
     assert job is not None
     data = select_genes(open_cells(DataSpec.from_record(job.data)), run.genes)
@@ -86,18 +90,18 @@ open_minifies = KeptOpen(_open)
 """The model and the data of a scratch folder's job, open in this process."""
 
 
-def forget(scratch: Path) -> None:
+def forget(scratch: Place) -> None:
     """Close the job in this process."""
     open_minifies.forget(scratch)
     _read_index.cache_clear()
 
 
-def list_parts(scratch: str | Path, stage: str) -> Parts:
+def list_parts(scratch: str | Place, stage: str) -> Parts:
     """The finished parts of a stage, with the files that each wrote."""
-    return Parts(Path(scratch) / DONE, f"{stage}-{{}}")
+    return Parts(to_place(scratch) / DONE, f"{stage}-{{}}")
 
 
-def list_created(scratch: Path) -> Parts:
+def list_created(scratch: Place) -> Parts:
     """The files of the store before the first cell, as one part."""
     return Parts(scratch, "created.json")
 
@@ -112,7 +116,7 @@ def run_encode_task(scratch: str, number: int) -> None:
 
 def encode_parts(scratch: str, parts: list[int]) -> Iterator[int]:
     """Encode parts and write them; yields a part's number once it is on disk. Consecutive parts are read together."""
-    opened, folder = open_minifies.get(scratch), Path(scratch)
+    opened, folder = open_minifies.get(scratch), to_place(scratch)
     job = opened.job
     where = "cuda" if job.device == "auto" and torch.cuda.is_available() else job.device.replace("auto", "cpu")
     opened.run.model.to(where).eval()
@@ -123,16 +127,24 @@ def encode_parts(scratch: str, parts: list[int]) -> Iterator[int]:
                 if job.source_order:
                     _write_pieces(folder / PIECES / str(part), record, opened.data.source_sizes, job.part_cells)
                 else:
-                    written = write_cells(folder / RESULT, part * job.part_cells, record)
+                    written = _write(opened, folder, part * job.part_cells, record)
                 list_parts(scratch, ENCODED).finish(part, written)
                 yield part
     finally:
         opened.run.model.cpu()
 
 
+def _write(opened: Opened, folder: Place, start: int, record: dict[str, np.ndarray]) -> Files:
+    """Write the cells of a part into the store."""
+    if opened.result is None and isinstance(folder, ObjectPath):
+        opened.result = open_to_write(folder / RESULT)
+    return write_cells(folder / RESULT, start, record, opened.result)
+
+
 def run_order_task(scratch: str, part: int) -> None:
     """Gather the cells of a chunk of the store, in the order of the sources, from the pieces of all parts."""
-    job, folder = open_minifies.get(scratch).job, Path(scratch)
+    opened, folder = open_minifies.get(scratch), to_place(scratch)
+    job = opened.job
     index = _read_index(scratch, job.n_parts)
     begins = index[:, 1, :].sum(0)  # cells of all parts before each bucket
     start, stop = part * job.part_cells, min((part + 1) * job.part_cells, job.n_cells)
@@ -143,8 +155,10 @@ def run_order_task(scratch: str, part: int) -> None:
         low, high = (int(index[number, 0, bucket]) for bucket in (first, last))
         if high > low:
             path = folder / PIECES / str(number)
-            with reading_unfinished(path):
-                content = np.memmap(path, np.uint8, "r", offset=low, shape=(high - low,))
+            with reading_unfinished(path), closing(open_file(path)) as file:
+                content = np.empty(high - low, np.uint8)
+                if not file.read_into(low, content):
+                    raise OSError("it is cut short")
                 for bucket in range(first, last):
                     begin, end = index[number, 0, bucket : bucket + 2] - low
                     if google_crc32c.value(content[begin:end]) != index[number, 2, bucket + 1]:
@@ -152,11 +166,11 @@ def run_order_task(scratch: str, part: int) -> None:
                 records += records_from_bytes(content)
     record = {name: np.concatenate([each[name] for each in records]) for name in records[0]}
     order = np.argsort(record.pop("place"))[start - int(begins[first]) :][: stop - start]
-    written = write_cells(folder / RESULT, start, {name: values[order] for name, values in record.items()})
+    written = _write(opened, folder, start, {name: values[order] for name, values in record.items()})
     list_parts(scratch, ORDERED).finish(part, written)
 
 
-def read_written(scratch: Path, stage: str, n_parts: int) -> Files:
+def read_written(scratch: Place, stage: str, n_parts: int) -> Files:
     """The first files of the store, and those that all parts wrote."""
     files: Files = {}
     parts = list_parts(scratch, stage)
@@ -191,7 +205,7 @@ def _join_neighbours(parts: list[int]) -> Iterator[tuple[int, int]]:
             yield parts[a], parts[b - 1] + 1
 
 
-def _write_pieces(path: Path, record: dict[str, np.ndarray], source_sizes: list[int], bucket_cells: int) -> None:
+def _write_pieces(path: Place, record: dict[str, np.ndarray], source_sizes: list[int], bucket_cells: int) -> None:
     """Write a part's cells as a record for each bucket of positions among the sources, and an index of the records."""
     offsets = np.cumsum([0, *source_sizes])
     place = offsets[record["obs/source"]] + record["obs/source_row"]
@@ -205,7 +219,7 @@ def _write_pieces(path: Path, record: dict[str, np.ndarray], source_sizes: list[
     ]
     checksums = [0, *map(google_crc32c.value, pieces)]
     index = np.stack([np.cumsum([0, *map(len, pieces)]), cuts, checksums]).astype("<i8").tobytes()
-    write_whole(path.with_name(f"{path.name}.index"), index + google_crc32c.value(index).to_bytes(8, "little"))
+    write_whole(path.parent / f"{path.name}.index", index + google_crc32c.value(index).to_bytes(8, "little"))
     write_whole(path, b"".join(pieces))
 
 
@@ -213,9 +227,9 @@ def _write_pieces(path: Path, record: dict[str, np.ndarray], source_sizes: list[
 def _read_index(scratch: str, n_parts: int) -> np.ndarray:
     """int64 [parts, 3, buckets + 1]: bytes, and cells, before each bucket of a part; crc32c of the previous bucket."""
     found = []
-    for path in (Path(scratch) / PIECES / f"{part}.index" for part in range(n_parts)):
+    for path in (to_place(scratch) / PIECES / f"{part}.index" for part in range(n_parts)):
         with reading_unfinished(path):
-            content = np.fromfile(path, "<i8")
+            content = np.frombuffer(path.read_bytes(), "<i8")
             if google_crc32c.value(content[:-1].tobytes()) != content[-1]:
                 raise ValueError("it does not match its crc32c")
             found.append(content[:-1].reshape(3, -1))

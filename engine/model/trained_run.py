@@ -5,7 +5,6 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -22,6 +21,7 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.manifest import check_files, read_json, read_manifest
 from atlasvi.loaders.outputs import lock_folder, remove_leftovers, remove_unfinished, write_whole
+from atlasvi.loaders.places.object_path import ObjectPath, Place, open_folder
 from atlasvi.loaders.sources.data_spec import MEMORY, DataSpec
 from atlasvi.loaders.store_files import check_version
 
@@ -66,7 +66,7 @@ class TrainedRun:
     genes: list[str]
     setup: Setup = field(default_factory=Setup)
     result: dict[str, Any] = field(default_factory=dict)
-    path: Path | None = None
+    path: Place | None = None
     state: dict[str, Any] | None = None
     freezing: Freezing | None = None
     split: dict[str, np.ndarray] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class TrainedRun:
         """The model's settings, as plain values."""
         return self.model.settings.model_dump()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Place) -> None:
         """Write the model into a run directory, all of it or nothing."""
         content = {"format_version": RUN_FORMAT, "genes": self.genes, **self.setup.to_saved()}
         if self.data is not None:
@@ -118,9 +118,9 @@ class TrainedRun:
         write_whole(folder / MODEL, buffer.getvalue())
 
 
-def load_run(path: str | Path) -> TrainedRun:
+def load_run(path: str | Place) -> TrainedRun:
     """A finished run, its model in evaluation mode on the CPU. Raises SourceError if `path` is not a finished run."""
-    folder = Path(path)
+    folder = open_folder(path)
     remove_leftovers(folder)
     if not (folder / MODEL).is_file():
         if (folder / CONFIG).is_file():
@@ -168,8 +168,14 @@ def load_run(path: str | Path) -> TrainedRun:
 
 
 @contextmanager
-def lock_run(folder: Path) -> Iterator[None]:
-    """Lock the run against training by a second process, and remove the remains of a killed one. Raises OutputError."""
+def lock_run(folder: Place) -> Iterator[None]:
+    """Lock the run against training by a second process, and remove the remains of a killed one. Raises OutputError.
+
+    A bucket has neither locks nor remains: each object appears whole.
+    """
+    if isinstance(folder, ObjectPath):
+        yield
+        return
     with lock_folder(folder, "training this run: wait for it, or stop it."):
         remove_unfinished(folder)
         yield

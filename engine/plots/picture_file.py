@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from atlasvi.engine.plots.style import MOST_PIXELS, Style, drawing
 from atlasvi.engine.queries.question_cells import QueryError
 from atlasvi.loaders.errors import OutputError
-from atlasvi.loaders.outputs import check_output_free, making_parents, write_whole
+from atlasvi.loaders.outputs import check_output_free, making_parents, need_local_output, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,9 +50,10 @@ def write_picture(figure: "Figure", out: str | Path, style: Style, replace: bool
     picture = io.BytesIO()
     with drawing(style):
         figure.savefig(picture, format=form, dpi=style.dpi, facecolor=style.paper, metadata=UNDATED[form])
+    path = need_local_output(out)
     try:
-        with making_parents(Path(out)):
+        with making_parents(path):
             find_format(out, replace)
-            write_whole(Path(out), picture.getvalue())
+            write_whole(path, picture.getvalue())
     except OSError as error:
         raise OutputError(f"{out}: the picture can't be written there ({error.strerror}).") from error

@@ -18,19 +18,20 @@ from atlasvi.engine.torch_files import read_torch_file
 from atlasvi.loaders.errors import AtlasviWarning, SourceError
 from atlasvi.loaders.manifest import ADVICE, MANIFEST, has_content, read_manifest
 from atlasvi.loaders.outputs import write_folder_aside
+from atlasvi.loaders.places.object_path import Place, to_place
 
 SAVED = "atlasvi.json"  # the list of the files of `SCVI.save`; another name than MANIFEST, which marks a run
 PARTS = ("train", "validation", "test")
 
 
-def load_scvi_tools(path: str | Path) -> TrainedRun:
+def load_scvi_tools(path: str | Place) -> TrainedRun:
     """A model that scvi-tools saved (its directory, or the `model.pt` in it), ready for inference.
 
     For all SCVI models of scvi-tools 1.0 to 1.5. Raises SourceError if the file does not exist, is no such model, is
     damaged, names a type that is not allowed, or uses an option that we do not have; no code in it is run.
     """
-    path = Path(path)
-    file = path / MODEL if path.is_dir() else path
+    place = to_place(path)
+    file = place / MODEL if place.is_dir() else place
     content = read_torch_file(file)
     try:
         attributes = content["attr_dict"]
@@ -96,7 +97,7 @@ def write_scvi_model(run: TrainedRun, file: Path, attributes: Mapping[str, Any] 
         written.write(buffer.getvalue())  # not getbuffer: see checkpoint_files.py
 
 
-def check_saved(folder: Path, prefix: str, with_data: bool) -> set[str]:
+def check_saved(folder: Place, prefix: str, with_data: bool) -> set[str]:
     """Check the files beside a model by the list that `SCVI.save` wrote; other models have no list, which is fine.
 
     with_data  True: adata.h5ad will be read, so it is checked too
@@ -137,9 +138,10 @@ def check_saved(folder: Path, prefix: str, with_data: bool) -> set[str]:
     return set()
 
 
-def open_model(path: str | Path) -> TrainedRun:
+def open_model(path: str | Place) -> TrainedRun:
     """A finished run of ours, or a model directory of scvi-tools. Raises SourceError if `path` is neither."""
     # a directory of scvi-tools holds a model.pt too, but neither a configuration nor a list of files
-    ours = any((Path(path) / name).is_file() for name in (CONFIG, MANIFEST))
-    of_scvi_tools = (Path(path) / MODEL).is_file() and not ours
-    return load_scvi_tools(path) if of_scvi_tools else load_run(path)
+    place = to_place(path)
+    ours = any((place / name).is_file() for name in (CONFIG, MANIFEST))
+    of_scvi_tools = (place / MODEL).is_file() and not ours
+    return load_scvi_tools(place) if of_scvi_tools else load_run(place)

@@ -8,7 +8,6 @@ import io
 import logging
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from atlasvi.engine.model.run_files import RUN_FORMAT
 from atlasvi.engine.torch_files import load_tensors
 from atlasvi.loaders.errors import AtlasviError, SourceError
 from atlasvi.loaders.outputs import remove_unfinished, write_whole
+from atlasvi.loaders.places.object_path import Place
 from atlasvi.loaders.store_files import check_version
 
 NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")  # the step, and the beginning of the content's sha256
@@ -31,10 +31,10 @@ class CheckpointError(AtlasviError, RuntimeError):
 class CheckpointWriter:
     """Writes checkpoints on a thread, one at a time, while training continues."""
 
-    def __init__(self, folder: Path, kept: int) -> None:
+    def __init__(self, folder: Place, kept: int) -> None:
         self._folder, self._kept = folder, kept
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="atlasvi-checkpoint")
-        self._writing: Future[Path] | None = None
+        self._writing: Future[Place] | None = None
 
     def submit(self, step: int, state: dict[str, Any]) -> None:
         """Start writing `state`, which must not change any more. Waits for the previous write and raises its error."""
@@ -46,8 +46,8 @@ class CheckpointWriter:
         if self._writing is not None and self._writing.done():
             self.wait()
 
-    def wait(self) -> Path | None:
-        """Wait until the submitted checkpoint is on disk, and return its path. Raises the error of the write."""
+    def wait(self) -> Place | None:
+        """Wait until the submitted checkpoint is written, and return its path. Raises the error of the write."""
         writing, self._writing = self._writing, None
         return None if writing is None else writing.result()
 
@@ -67,7 +67,7 @@ def copy_state(state: Any) -> Any:
     return state
 
 
-def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) -> Path:
+def write_checkpoint(folder: Place, step: int, state: dict[str, Any], kept: int) -> Place:
     """Write `state` (tensors, numbers, text, lists, dictionaries) as the checkpoint of a step; keep the `kept` newest.
 
     The file's name contains the sha256 of its content, so that one rename publishes both. Other checkpoints of this or
@@ -88,17 +88,17 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], kept: int) 
     return path
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Place) -> list[Any]:
     """The checkpoints in a folder, newest first."""
     return sorted((path for path in folder.glob("step-*.pt") if NAME.fullmatch(path.name)), reverse=True)
 
 
-def step_of(checkpoint: Path) -> int:
+def step_of(checkpoint: Place) -> int:
     """The optimizer step that a checkpoint was written after."""
     return int(checkpoint.name.split("-")[1])
 
 
-def read_newest_checkpoint(folder: Path, *, older: bool = True) -> tuple[Path, dict[str, Any]]:
+def read_newest_checkpoint(folder: Place, *, older: bool = True) -> tuple[Place, dict[str, Any]]:
     """The newest checkpoint whose content matches its checksum: its path and its state.
 
     older  whether to use an older one, with a warning, if the newest is damaged
@@ -108,7 +108,7 @@ def read_newest_checkpoint(folder: Path, *, older: bool = True) -> tuple[Path, d
     return path, load_checkpoint(content, str(path))
 
 
-def read_newest_content(folder: Path, *, older: bool = True) -> tuple[Path, bytes]:
+def read_newest_content(folder: Place, *, older: bool = True) -> tuple[Place, bytes]:
     """As `read_newest_checkpoint`, but the content is bytes that are not parsed yet."""
     damaged = []
     for path in list_checkpoints(folder):
@@ -130,7 +130,7 @@ def read_newest_content(folder: Path, *, older: bool = True) -> tuple[Path, byte
     raise CheckpointError(f"{folder}: there is no checkpoint to resume from: start the run without --resume.")
 
 
-def read_content(path: Path) -> bytes:
+def read_content(path: Place) -> bytes:
     """The content of a checkpoint. Raises SourceError if it is missing, damaged, or not a checkpoint of ours."""
     try:
         content = path.read_bytes()

@@ -33,6 +33,7 @@ from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.cell_views import unwrap
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells
+from atlasvi.loaders.places.object_path import Place, to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.work_estimate import peak_memory_bytes
 
@@ -194,7 +195,7 @@ def plan_epoch_time(
 
 def estimate_training(
     data: CellData | DataSpec | str | Path,
-    out: str | Path,
+    out: str | Place,
     keys: SetupKeys,
     settings: Settings,
     given: Mapping[str, Any],
@@ -208,7 +209,7 @@ def estimate_training(
     its first step.
     """
     with join_ranks() as ranks, ExitStack() as ours:
-        prepared = prepare_training(ranks, ours, data, Path(out), keys, settings, given, profile=True, **options)
+        prepared = prepare_training(ranks, ours, data, to_place(out), keys, settings, given, profile=True, **options)
         if isinstance(prepared, TrainedRun):
             return None
         left = prepared.epochs - prepared.state.epoch

@@ -23,6 +23,7 @@ from atlasvi.engine.training.settings import SettingError, resolve_settings
 from atlasvi.engine.training.train import train
 from atlasvi.loaders.cells.open_cells import CellData, align_genes, open_cells
 from atlasvi.loaders.damage import reading
+from atlasvi.loaders.places.object_path import Place, to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
 
 SHOWN_CATEGORIES = 5
@@ -57,14 +58,14 @@ def map_onto(
     Other arguments, ranks, and what is raised: as in `train`. The run is one like any other, and says what it was
     mapped from. Raises GeneError too if the data names its genes otherwise, such as those of another species.
     """
-    out, freezing = Path(out), freezing or Freezing()
+    folder, freezing = to_place(out), freezing or Freezing()
     with join_ranks(rank_timeout_s) as ranks, stop_on_signals(), ExitStack() as ours:
         if ranks.is_first and not resume and not ranks.restarted:
-            check_new_run(out)  # before the data is read
-        data, start = _prepare(ranks, ours, reference, data, out, freezing, seed, resume)
+            check_new_run(folder)  # before the data is read
+        data, start = _prepare(ranks, ours, reference, data, folder, freezing, seed, resume)
         return train(
             data,
-            out,
+            folder,
             epochs=epochs,
             batch_size=batch_size,
             device=device,
@@ -97,14 +98,14 @@ def estimate_mapping(
     Nothing is written. None if the run is finished already. Raises the errors of `map_onto`, as far as they come before
     its first step.
     """
-    out = Path(out)
+    folder = to_place(out)
     with join_ranks() as ranks, ExitStack() as ours:
         if not resume:
-            check_new_run(out)
-        data, start = _prepare(ranks, ours, reference, data, out, freezing or Freezing(), seed, resume)
+            check_new_run(folder)
+        data, start = _prepare(ranks, ours, reference, data, folder, freezing or Freezing(), seed, resume)
         given = {"seed": seed, "split_column": split_column}
         resolved = resolve_settings(None, settings or {})
-        return estimate_training(data, out, SetupKeys(), resolved, given, start=start, resume=resume, **options)
+        return estimate_training(data, folder, SetupKeys(), resolved, given, start=start, resume=resume, **options)
 
 
 def _prepare(
@@ -112,7 +113,7 @@ def _prepare(
     ours: ExitStack,
     reference: TrainedRun | str | Path,
     data: CellData | DataSpec | str | Path,
-    out: Path,
+    out: Place,
     freezing: Freezing,
     seed: int | None,
     resume: bool,
@@ -120,7 +121,7 @@ def _prepare(
     """The new cells, and the model to train on them; None if a run is resumed, which has its own."""
     ranks.note("opening the model and the data")
     if not isinstance(reference, TrainedRun):
-        reference = replace(open_model(reference), path=Path(reference))
+        reference = replace(open_model(reference), path=to_place(reference))
     if resume:
         _check_same(out, reference, freezing)
         if not isinstance(data, (DataSpec, str, Path)):  # of a path, the run knows that missing genes are zeros
@@ -136,7 +137,7 @@ def _prepare(
     return data, replace(start, provenance=reference.provenance)
 
 
-def _check_same(out: Path, reference: TrainedRun, freezing: Freezing) -> None:
+def _check_same(out: Place, reference: TrainedRun, freezing: Freezing) -> None:
     """Raise SettingError if the run `out` was mapped from another model, or with other parameters frozen."""
     saved = read_saved(out)
     with reading(str(out / CONFIG)):

@@ -10,11 +10,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.places.object_path import Place
+from atlasvi.loaders.places.staging import write_local_folder
 
 SHOWN = ("atlasvi", "seed", "device", "kernels", "settings")  # of a run's configuration: no paths, names or genes
 TRACKED = "tracking.json"  # in a run's directory: under which ids services know it, so that a resumed run goes on there
@@ -40,10 +43,12 @@ class TensorBoardWriter:
 
     name = "tensorboard"
 
-    def __init__(self, out: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, out: Place, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(out / "tensorboard"))
+        self._files = ExitStack()
+        folder = self._files.enter_context(write_local_folder(out / "tensorboard"))  # sent to a bucket at the end
+        self._writer: Any = SummaryWriter(str(folder))
 
     def write(self, metrics: Mapping[str, float], step: int) -> None:
         """See MetricWriter."""
@@ -53,6 +58,7 @@ class TensorBoardWriter:
     def close(self, failed: bool) -> None:
         """See MetricWriter."""
         self._writer.close()
+        self._files.close()
 
 
 class MlflowWriter:
@@ -60,7 +66,7 @@ class MlflowWriter:
 
     name = "mlflow"
 
-    def __init__(self, out: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, out: Place, config: Mapping[str, Any]) -> None:
         for name, value in MLFLOW_PATIENCE.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
@@ -90,16 +96,23 @@ class MlflowWriter:
 
 
 class WandbWriter:
-    """A run of Weights & Biases, with the settings as its configuration; its files are in the run's folder wandb/."""
+    """A run of Weights & Biases, with the settings as its configuration; its files are in the run's folder wandb/.
+
+    Those of a run in a bucket are where WANDB_DIR says: the service has their content.
+    """
 
     name = "wandb"
 
-    def __init__(self, out: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, out: Place, config: Mapping[str, Any]) -> None:
         import wandb
 
         known = read_id(out, self.name)
         self._run: Any = wandb.init(
-            dir=str(out), name=out.name, id=known, resume=known and "allow", config=dict(flatten(config))
+            dir=str(out) if isinstance(out, Path) else None,
+            name=out.name,
+            id=known,
+            resume=known and "allow",
+            config=dict(flatten(config)),
         )
         keep_id(out, self.name, self._run.id)
 
@@ -117,7 +130,7 @@ class OpenMetricsWriter:
 
     name = "openmetrics"
 
-    def __init__(self, out: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, out: Place, config: Mapping[str, Any]) -> None:
         self._path, self._run = out / OPEN_METRICS, out.name
         self._known: dict[str, float] = {}
 
@@ -130,7 +143,7 @@ class OpenMetricsWriter:
         """See MetricWriter."""
 
 
-WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], MetricWriter]] = {
+WRITERS: dict[str, Callable[[Place, Mapping[str, Any]], MetricWriter]] = {
     each.name: each for each in (TensorBoardWriter, MlflowWriter, WandbWriter, OpenMetricsWriter)
 }
 NEEDS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  # packages, which are extras of this name
@@ -146,7 +159,7 @@ def check_writers(names: Iterable[str] | None) -> None:
 
 
 def open_writers(
-    names: Iterable[str] | None, out: Path, config: Mapping[str, Any], say: Callable[[str], None]
+    names: Iterable[str] | None, out: Place, config: Mapping[str, Any], say: Callable[[str], None]
 ) -> list[MetricWriter]:
     """The writers of a run, by name. None: TensorBoard, if it is installed; if not, that is said.
 
@@ -187,7 +200,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_id(out: Path, name: str) -> str | None:
+def read_id(out: Place, name: str) -> str | None:
     """The id under which a service knows the run; None if it does not."""
     try:
         return json.loads((out / TRACKED).read_text()).get(name)
@@ -195,7 +208,7 @@ def read_id(out: Path, name: str) -> str | None:
         return None
 
 
-def keep_id(out: Path, name: str, known_as: str) -> None:
+def keep_id(out: Place, name: str, known_as: str) -> None:
     """Keep the id under which a service knows the run."""
     try:
         ids = json.loads((out / TRACKED).read_text())

@@ -1,7 +1,6 @@
 """Where the time of a step goes: a trace to view, and a table of the parts of a step."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -10,6 +9,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from atlasvi.engine.terminal import say
+from atlasvi.loaders.places.object_path import Place
+from atlasvi.loaders.places.staging import write_local_folder
 
 PARTS = ("load wait", "host to device", "encoder", "decoder + loss", "backward", "optimizer")
 WARMUP_STEPS, PROFILED_STEPS = 5, 20
@@ -24,7 +25,7 @@ class StepProfiler:
     steps then run without the CUDA graph.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Place | None) -> None:
         self._folder, self._profile = folder, None
         if folder is not None:
             activities = [ProfilerActivity.CPU]
@@ -54,10 +55,10 @@ class StepProfiler:
 
     def _report(self, profiled: Any) -> None:
         assert self._folder is not None
-        self._folder.mkdir(exist_ok=True)
-        profiled.export_chrome_trace(str(self._folder / "trace.json"))
         lines = list(format_parts(*sum_parts(profiled.key_averages())))
-        (self._folder / "parts.txt").write_text("\n".join(lines) + "\n")
+        with write_local_folder(self._folder) as folder:
+            profiled.export_chrome_trace(str(folder / "trace.json"))
+            (folder / "parts.txt").write_text("\n".join(lines) + "\n")
         for line in [*lines, f"The trace is in {self._folder / 'trace.json'}: open it in ui.perfetto.dev."]:
             say(line, error=True)
 

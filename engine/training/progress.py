@@ -1,10 +1,10 @@
 """Reports of a running training: a live line on a terminal, JSON lines, metric writers; all have the same numbers."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,8 +14,10 @@ from atlasvi.engine.terminal import make_printable, say
 from atlasvi.engine.training.metric_writers import MetricWriter
 from atlasvi.engine.training.summary import write_seconds
 from atlasvi.kernels.compiling import watch_compilation
-from atlasvi.loaders.errors import OutputError
+from atlasvi.loaders.errors import OutputError, StorageError
 from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.places.line_files import open_lines
+from atlasvi.loaders.places.object_path import Place
 
 STEP_LINE_SECONDS = 10.0
 PLAIN_LINE_SECONDS = 5.0
@@ -33,7 +35,7 @@ class RunLog:
 
     def __init__(
         self,
-        metrics: Path,
+        metrics: Place,
         epochs: int,
         steps_an_epoch: int,
         history: Iterable[dict],
@@ -44,7 +46,7 @@ class RunLog:
     ) -> None:
         self._epochs, self._steps_an_epoch = epochs, steps_an_epoch
         write_whole(metrics, "".join(json.dumps(line) + "\n" for line in history).encode())
-        self._file = open(metrics, "a", buffering=1)  # noqa: SIM115
+        self._file = open_lines(metrics)
         self._writers, self._failed = writers, set[str]()
         self._console = Console(stderr=True)
         self._live = self._console.is_terminal
@@ -78,7 +80,8 @@ class RunLog:
     def __exit__(self, *error: object) -> None:
         self._until_exit.close()
         self._bars.stop()
-        self._file.close()
+        with contextlib.suppress(StorageError) if error[0] is not None else contextlib.nullcontext():
+            self._file.close()
         for writer in self._writers:
             self._pass_on(writer, "close", error[0] is not None)
 

@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from atlasvi.engine.distributed.launch import launch_prefix
@@ -20,11 +19,12 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.manifest import read_json
 from atlasvi.loaders.outputs import check_output_free
+from atlasvi.loaders.places.object_path import Place
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.store_files import check_version
 
 
-def read_saved(out: Path) -> dict[str, Any]:
+def read_saved(out: Place) -> dict[str, Any]:
     """The configuration that a run was started with. Raises SourceError if there is no run."""
     if not (out / CONFIG).exists():
         raise SourceError(f"{out}: there is no run to resume: start it without --resume.")
@@ -39,7 +39,7 @@ def read_saved(out: Path) -> dict[str, Any]:
     return saved
 
 
-def read_data_spec(out: Path, saved: Mapping[str, Any]) -> DataSpec:
+def read_data_spec(out: Place, saved: Mapping[str, Any]) -> DataSpec:
     """How the data of a run was opened. Raises SourceError if this part of the configuration is damaged."""
     with reading(str(out / CONFIG)):
         spec = DataSpec.from_record(saved["data"])
@@ -48,13 +48,13 @@ def read_data_spec(out: Path, saved: Mapping[str, Any]) -> DataSpec:
         return spec
 
 
-def resume_command(data: CellData, out: Path, device: str = "auto") -> str:
+def resume_command(data: CellData, out: Place, device: str = "auto") -> str:
     """The command that resumes a run: launched as before, with the options that opened its data."""
     words = ["train", str(data.spec), "--out", str(out), *([] if device == "auto" else [f"--device={device}"])]
     return f"{launch_prefix()} {shlex.join([*words, '--resume'])}"
 
 
-def check_new_run(out: Path) -> None:
+def check_new_run(out: Place) -> None:
     """Raise OutputError if something is at `out` already; if it is a run, with what the user can do."""
     if (out / MODEL).is_file() and (out / CONFIG).is_file():
         raise OutputError(
@@ -70,7 +70,7 @@ def check_new_run(out: Path) -> None:
 
 
 def merge_saved(
-    out: Path, saved: Mapping[str, Any], arguments: Mapping[str, Any], settings: Settings, data: CellData
+    out: Place, saved: Mapping[str, Any], arguments: Mapping[str, Any], settings: Settings, data: CellData
 ) -> tuple[dict[str, Any], Settings]:
     """The saved configuration of a run to resume; `arguments` and `settings` may repeat parts of it.
 
@@ -97,7 +97,7 @@ def merge_saved(
         return {key: saved.get(key) for key in arguments}, Settings.model_validate(saved["settings"])
 
 
-def check_note(out: Path, saved: Mapping[str, Any], note: str | None) -> None:
+def check_note(out: Place, saved: Mapping[str, Any], note: str | None) -> None:
     """Raises SettingError for another note than the run was started with: a run has one."""
     was = (saved.get("provenance") or {}).get("note")
     if note not in (None, was):

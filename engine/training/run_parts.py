@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +38,7 @@ from atlasvi.engine.training.splits import Split, split_by_column, split_by_hash
 from atlasvi.kernels import choose_backend
 from atlasvi.loaders.batches.loader import BatchLoader
 from atlasvi.loaders.cells.open_cells import CellData
+from atlasvi.loaders.places.object_path import Place
 
 PARTS = ("train", "validation", "test")
 
@@ -57,7 +57,7 @@ class RunParts:
     """
 
     data: CellData
-    out: Path
+    out: Place
     setup: Setup
     settings: Settings
     config: dict[str, Any]
@@ -131,7 +131,7 @@ class RunParts:
 
 def prepare_run(
     data: CellData,
-    out: Path,
+    out: Place,
     setup: Setup,
     arguments: Mapping[str, Any],
     settings: Settings,

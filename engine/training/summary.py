@@ -2,11 +2,11 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from atlasvi.engine.model.run_files import METRICS, MODEL, RESULT
 from atlasvi.engine.terminal import count
+from atlasvi.loaders.places.object_path import Place
 from atlasvi.loaders.sources.data_spec import MEMORY, DataSpec
 
 NAMES = {"train": "training", "validation": "held-out", "test": "test"}
@@ -36,7 +36,7 @@ def summarise_run(result: Mapping[str, Any], settings: Mapping[str, Any]) -> Ite
         yield f"stopped early: {metric} had not improved for {count(waited, 'epoch')}"
 
 
-def name_next_steps(out: Path, data: DataSpec | None) -> Iterator[str]:
+def name_next_steps(out: Place, data: DataSpec | None) -> Iterator[str]:
     """Lines on where the files of a finished run are, and on what to do next, if its data was a file."""
     board = ["tensorboard/"] if (out / "tensorboard").is_dir() else []
     yield f"in {out}: {', '.join([MODEL, RESULT, METRICS, *board, 'checkpoints/'])}"

@@ -41,7 +41,8 @@ from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, hash_counts, open_cells, select_genes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.manifest import write_json
-from atlasvi.loaders.outputs import remove_leftovers, write_folder_aside
+from atlasvi.loaders.outputs import remove_leftovers, write_new_folder
+from atlasvi.loaders.places.object_path import ObjectPath, Place, to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 
 def train(
     data: CellData | DataSpec | str | Path,
-    out: str | Path,
+    out: str | Path | ObjectPath,
     *,
     batch_key: str | None = None,
     labels_key: str | None = None,
@@ -63,14 +64,14 @@ def train(
     split_column: str | None = None,
     config: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    start: TrainedRun | str | Path | None = None,
+    start: TrainedRun | str | Path | ObjectPath | None = None,
     resume: bool = False,
     profile: bool = False,
     metrics: Sequence[str] | None = None,
     note: str | None = None,
     rank_timeout_s: float = RANK_TIMEOUT_S,
 ) -> TrainedRun:
-    """Train scVI on a cell store or on a source file, into a new run directory `out`.
+    """Train scVI on a cell store or on a source file, into a new run directory `out`, which may be in a bucket.
 
     data          a path, with options (PATH::layer=counts) or as a DataSpec; or opened cells. The default of an option
                   is its value in the run that is resumed or started from
@@ -96,12 +97,13 @@ def train(
     TrainingError if the loss or the weights become NaN or infinite, TrainingInterrupted after SIGTERM or SIGINT, once
     a checkpoint is written, RankError if another rank failed.
     """
+    folder = to_place(out)
     with join_ranks(rank_timeout_s) as ranks, stop_on_signals() as signals, ExitStack() as ours:
         prepared = prepare_training(
             ranks,
             ours,
             data,
-            Path(out),
+            folder,
             SetupKeys(
                 batch_key=batch_key,
                 labels_key=labels_key,
@@ -120,16 +122,14 @@ def train(
         )
         if isinstance(prepared, TrainedRun):
             if ranks.is_first:
-                say(f"{out}: the run is finished already, so there is nothing to resume.", error=True)
+                say(f"{folder}: the run is finished already, so there is nothing to resume.", error=True)
             return prepared
         if prepared.is_resumed:
-            remove_leftovers(Path(out))
+            remove_leftovers(folder)
         elif ranks.is_first:
             ranks.note("making the run directory")
             kept = prepared.settings.checkpoints_kept
-            with write_folder_aside(
-                Path(out)
-            ) as scratch:  # with a first checkpoint, so that there always is a good one
+            with write_new_folder(folder) as scratch:  # with a first checkpoint, so that there always is a good one
                 (scratch / "result").mkdir()
                 write_json(scratch / "result" / CONFIG, prepared.parts.config)
                 write_checkpoint(scratch / "result" / "checkpoints", 0, prepared.save_state(), kept)
@@ -140,13 +140,13 @@ def prepare_training(
     ranks: Ranks,
     ours: ExitStack,
     data: CellData | DataSpec | str | Path,
-    out: Path,
+    out: Place,
     keys: SetupKeys,
     resolved: Settings,
     given: Mapping[str, Any],
     *,
     device: str = "auto",
-    start: TrainedRun | str | Path | None = None,
+    start: TrainedRun | str | Path | ObjectPath | None = None,
     resume: bool = False,
     profile: bool = False,
     metrics: Sequence[str] | None = None,
@@ -226,7 +226,7 @@ def prepare_training(
     return trainer
 
 
-def _is_ours(out: Path, ranks: Ranks) -> bool:
+def _is_ours(out: Place, ranks: Ranks) -> bool:
     """Whether torchrun has restarted the group, and an earlier attempt of this same launch made the run."""
     return ranks.restarted and (out / CONFIG).is_file() and read_saved(out).get("launch") == launch_id()
 

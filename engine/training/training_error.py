@@ -1,12 +1,11 @@
 """The error of a training that can't continue: what happened, and where the last good checkpoint is."""
 
-from pathlib import Path
-
 from torch import nn
 
 from atlasvi.engine.model.loss_terms import LossTerms
 from atlasvi.engine.training.checkpoint_files import list_checkpoints, step_of
 from atlasvi.loaders.errors import AtlasviError
+from atlasvi.loaders.places.object_path import Place
 
 
 class TrainingError(AtlasviError, RuntimeError):
@@ -18,7 +17,7 @@ class TrainingError(AtlasviError, RuntimeError):
     what = "it can't continue"
 
 
-def explain_failure(out: Path, epoch: int, step: int, what: str) -> TrainingError:
+def explain_failure(out: Place, epoch: int, step: int, what: str) -> TrainingError:
     """The error of a run in `out` that failed in this epoch (from 0) and step (from 1)."""
     saved = list_checkpoints(out / "checkpoints")
     good = f"{saved[0]} (step {step_of(saved[0])})" if saved else "none"

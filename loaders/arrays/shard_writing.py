@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import ExitStack
 from typing import BinaryIO
 
 import google_crc32c
@@ -14,11 +14,14 @@ from zarr.codecs.numcodecs import Delta
 
 from atlasvi.loaders.arrays.shards import CHUNK_MISSING, Layout
 from atlasvi.loaders.errors import DamagedChunkError
+from atlasvi.loaders.places.object_path import Place
+from atlasvi.loaders.places.staging import write_local_file
+from atlasvi.loaders.places.zarr_stores import find_folder
 from atlasvi.loaders.zarr_warnings import quiet_zarr
 
 
-def create_sharded(group: zarr.Group, name: str, length: int, layout: Layout) -> Path:
-    """Write the metadata of array `name` [length] in a group on local disk; returns the array's folder."""
+def create_sharded(group: zarr.Group, name: str, length: int, layout: Layout) -> Place:
+    """Write the metadata of array `name` [length] in a group of a folder; returns the array's folder."""
     with quiet_zarr():
         array = group.create_array(
             name,
@@ -39,7 +42,9 @@ def create_sharded(group: zarr.Group, name: str, length: int, layout: Layout) ->
             ],
             attributes={"encoding-type": "array", "encoding-version": "0.2.0"},
         )
-    return Path(str(group.store_path.store.root)) / array.path  # type: ignore[attr-defined]
+    folder = find_folder(array)
+    assert folder is not None
+    return folder
 
 
 class ChunkEncoder:
@@ -81,12 +86,16 @@ class ChunkEncoder:
 
 
 class ShardWriter:
-    """Appends elements to a sharded array made by `create_sharded`; memory is one inner chunk."""
+    """Appends elements to a sharded array made by `create_sharded`; memory is one inner chunk.
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
+    A shard for a bucket is a temporary file until it is finished.
+    """
+
+    def __init__(self, folder: Place, layout: Layout) -> None:
         self.folder, self.layout = folder, layout
         self._chunk, self._filled = np.zeros(layout.chunk, layout.dtype), 0
         self._file: BinaryIO | None = None
+        self._finish = ExitStack()
         self._shard = 0
         self._sizes: list[int] = []
         self._checksum = 0  # crc32 of the current shard so far; its crc32c would be a constant: see manifest.py
@@ -105,13 +114,13 @@ class ShardWriter:
                 self._write_chunk(self.layout.encode(self._chunk))
                 self._filled = 0
 
-    def append_encoded(self, path: Path, sizes: Sequence[int]) -> None:
+    def append_encoded(self, path: Place, sizes: Sequence[int]) -> None:
         """Append the inner chunks that a `ChunkEncoder` wrote to a file; elements so far must fill whole chunks.
 
         Raises DamagedChunkError if one does not match its checksum.
         """
         assert not sizes or self._filled == 0
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             for size in sizes:
                 coded = file.read(size)
                 if google_crc32c.value(coded[:-4]) != int.from_bytes(coded[-4:], "little"):
@@ -128,7 +137,8 @@ class ShardWriter:
 
     def _write_chunk(self, coded: bytes) -> None:
         if self._file is None:
-            self._file = open(self.folder / "c" / str(self._shard), "wb")  # noqa: SIM115
+            path = self._finish.enter_context(write_local_file(self.folder / "c" / str(self._shard)))
+            self._file = open(path, "wb")  # noqa: SIM115
         self._write(coded)
         self._sizes.append(len(coded))
         if len(self._sizes) * self.layout.chunk == self.layout.shard:
@@ -151,4 +161,5 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+        self._finish.close()
         self._file, self._sizes, self._shard = None, [], self._shard + 1

@@ -4,13 +4,14 @@ A unit is a run of rows of one source. Its cells are held in memory, sorted by b
 identity determines, and written as one file (more, if they are denser than estimated), with an index:
 
     sorted/000007.json      what the unit holds; written last, so that it marks the unit as done
-    sorted/000007-0.part     sections, each an array of all cells or counts in the order of the buckets; where each
-                             bucket begins in them; and the crc32c of each bucket in each section
+    sorted/000007-0.part    for each bucket a record of keys and counts and one of obs (see records.py), so that each is
+                            read by one request where the file is an object of a store; at the end INDEX of each bucket
 """
 
-import itertools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,23 @@ import numpy as np
 
 from atlasvi.loaders.identity import mix64
 from atlasvi.loaders.ingestion.ingest_job import IngestJob, open_ingests
-from atlasvi.loaders.jobs import Parts, reading_unfinished
+from atlasvi.loaders.jobs import KeptOpen, Parts, reading_unfinished
 from atlasvi.loaders.manifest import read_json
 from atlasvi.loaders.outputs import sync_file
-from atlasvi.loaders.places.byte_files import read_into
+from atlasvi.loaders.places.byte_files import ByteFile, open_file
+from atlasvi.loaders.places.connections import share_readers
+from atlasvi.loaders.places.object_path import Place, to_place
+from atlasvi.loaders.places.objects import together
+from atlasvi.loaders.places.staging import write_local_file
 from atlasvi.loaders.rows.block_rows import choose_index_dtype, gather_rows
 from atlasvi.loaders.rows.count_checks import check_no_empty_cells, narrowest_unsigned
 from atlasvi.loaders.sources.joined import JoinedSources, Piece
-from atlasvi.loaders.tables.merged_columns import TEXT
-from atlasvi.loaders.tables.records import TextColumns, decode_text, encode_text, obs_to_record
+from atlasvi.loaders.tables.records import TextColumns, encode_record, obs_to_record, records_from_bytes
 
 UNIT_NNZ = 2**24  # counts held in memory while they are sorted: 50 to 130 MB
-GATHER_CELLS = 2**11
 PLAN, FOLDER = "units.json", "sorted"
-CELLS, NNZ, CHECKSUMS = "cells", "nnz", "checksums"
+INDEX = np.dtype([("at", "<i8"), ("sizes", "<u4", 2), ("checksums", "<u4", 2), ("cells", "<u4"), ("nnz", "<u4")])
+"""Of a bucket in a part file: where its two records begin, the bytes and the crc32c of each, its cells and counts."""
 
 
 def plan_units(joined: JoinedSources, n_buckets: int) -> dict[str, Any]:
@@ -50,7 +54,7 @@ def sort_unit(scratch: str, number: int) -> None:
     if units.is_done(number):
         return
     job, joined = open_ingests.get(scratch)
-    plan = read_plan(Path(scratch))
+    plan = read_plan(to_place(scratch))
     unit = _Unit(units.folder, number, plan["n_buckets"], job, joined)
     source, start, stop = plan["units"][number]
     for piece in joined.pieces(source, start, stop):
@@ -58,15 +62,15 @@ def sort_unit(scratch: str, number: int) -> None:
     units.finish(number, unit.finish())
 
 
-def list_units(scratch: str | Path) -> Parts:
+def list_units(scratch: str | Place) -> Parts:
     """The finished units of a job, and what they hold."""
-    return Parts(Path(scratch) / FOLDER, "{:06d}.json")
+    return Parts(to_place(scratch) / FOLDER, "{:06d}.json")
 
 
 class _Unit:
     """Cells of a unit, collected piece by piece."""
 
-    def __init__(self, folder: Path, number: int, n_buckets: int, job: IngestJob, joined: JoinedSources) -> None:
+    def __init__(self, folder: Place, number: int, n_buckets: int, job: IngestJob, joined: JoinedSources) -> None:
         self.folder, self.number, self.n_buckets, self.job, self.joined = folder, number, n_buckets, job, joined
         self.index_dtype = choose_index_dtype(len(joined.var))
         self.text = TextColumns(joined.dtypes)
@@ -106,160 +110,123 @@ class _Unit:
         counts = np.concatenate([piece[2] for piece in self.pieces]).astype(narrowest_unsigned(largest), copy=False)
         self.pieces, self.held = [], 0
         name = f"{self.number:06d}-{len(self.summary['parts'])}.part"
-        self.summary["parts"].append(write_part(self.folder / name, record, indices, counts, self.n_buckets))
+        with write_local_file(self.folder / name) as path:
+            write_part(path, record, indices, counts, self.n_buckets)
+        self.summary["parts"].append(name)
 
     def finish(self) -> dict[str, Any]:
         """Write the remaining cells; returns what the unit holds, to be recorded once it is on disk."""
         if self.pieces:
             self.write()
-        sync_file(self.folder)
+        if isinstance(self.folder, Path):
+            sync_file(self.folder)
         return {**self.summary, "text": self.text.to_json()}
 
 
 def write_part(
     path: Path, record: dict[str, np.ndarray], indices: np.ndarray, counts: np.ndarray, n_buckets: int
-) -> dict[str, Any]:
-    """Write cells, sorted by bucket, as a part file; returns its index.
+) -> None:
+    """Write cells, sorted by bucket, as a part file.
 
     record holds `keys`, whose remainder is the bucket, `row_nnz`, and `obs/` columns, text as objects.
     """
     bucket_of = (record["keys"] % np.uint64(n_buckets)).astype(np.int64)
     order = np.argsort(bucket_of, kind="stable")
-    edges = {CELLS: np.searchsorted(bucket_of[order], np.arange(n_buckets + 1))}
+    edges = np.searchsorted(bucket_of[order], np.arange(n_buckets + 1)).tolist()
     ends = np.concatenate([[0], np.cumsum(record["row_nnz"], dtype=np.int64)])
-    edges[NNZ] = np.concatenate([[0], np.cumsum(record["row_nnz"][order], dtype=np.int64)])[edges[CELLS]]
-    sections: dict[str, Any] = {}
+    index = np.zeros(n_buckets, INDEX)
     with open(path, "wb") as file:
-
-        def begin(name: str, dtype: np.dtype, by: str) -> None:
-            sections[name] = [file.tell(), np.dtype(dtype).str, by]
-
-        for name, values in record.items():
-            if values.dtype == TEXT:
-                lengths, text = encode_text(values[order])
-                begin(f"lengths/{name}", lengths.dtype, CELLS)
-                file.write(lengths.data)
-                begin(f"bytes/{name}", np.dtype(np.uint8), name)
-                file.write(text)
-                starts = np.concatenate([[0], np.cumsum(np.maximum(lengths, 0), dtype=np.int64)])
-                edges[name] = starts[edges[CELLS]]
-            else:
-                begin(name, values.dtype, CELLS)
-                file.write(np.ascontiguousarray(values[order]).view(np.uint8).data)  # datetimes have no buffer
-        for name, values in (("indices", indices), ("counts", counts)):
-            begin(name, values.dtype, NNZ)
-            file.seek(values.nbytes, os.SEEK_CUR)
-        done = 0
-        for at in range(0, len(order), GATHER_CELLS):
-            _, *gathered = gather_rows(ends, indices, counts, order[at : at + GATHER_CELLS])
-            for name, values in zip(("indices", "counts"), gathered):
-                os.pwrite(file.fileno(), values.data, sections[name][0] + done * values.itemsize)
-            done += len(gathered[0])
-        file.flush()
-        checksums = _hash_buckets(path, sections, edges)
-        for name, values in edges.items():
-            begin(f"edges/{name}", np.dtype(np.int64), "")
-            file.write(values.astype(np.int64).data)
-        begin(CHECKSUMS, checksums.dtype, "")
-        file.write(checksums.data)
+        for row, start, stop in zip(index, edges, edges[1:]):
+            cells = order[start:stop]
+            _, its_indices, its_counts = gather_rows(ends, indices, counts, cells)
+            of_counts = {"keys": record["keys"][cells], "row_nnz": record["row_nnz"][cells]}
+            of_counts |= {"indices": its_indices, "counts": its_counts}
+            of_obs = {name: values[cells] for name, values in record.items() if name not in of_counts}
+            row["at"], row["cells"], row["nnz"] = file.tell(), len(cells), len(its_counts)
+            for k, values in enumerate((of_counts, of_obs)):
+                checksum = 0
+                for piece in encode_record(values):
+                    file.write(piece)
+                    checksum = google_crc32c.extend(checksum, piece)
+                    row["sizes"][k] += len(piece)
+                row["checksums"][k] = checksum
+        file.write(index.tobytes())
         file.flush()
         os.fsync(file.fileno())
-    return {"file": path.name, "sections": sections}
-
-
-def _hash_buckets(path: Path, sections: dict[str, Any], edges: dict[str, np.ndarray]) -> np.ndarray:
-    """uint32 [buckets, sections]: crc32c of each bucket in each section, as it was written."""
-    content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
-    checksums = np.empty((len(edges[CELLS]) - 1, len(sections)), np.uint32)
-    for k, (offset, dtype, by) in enumerate(sections.values()):
-        places = (offset + edges[by] * np.dtype(dtype).itemsize).tolist()
-        checksums[:, k] = [google_crc32c.value(content[a:b]) for a, b in itertools.pairwise(places)]
-    return checksums
 
 
 @dataclass
 class Part:
     """A part file that is read one bucket at a time; it is not kept open, as there may be thousands."""
 
-    path: Path
-    sections: dict[str, list]
+    path: Place
+    n_buckets: int
 
     def __post_init__(self) -> None:
-        self._edges: dict[str, tuple[int, tuple[int, int]]] = {}
-        self._checksums: tuple[int, dict[str, int]] = -1, {}
+        self._remote: ByteFile | None = None  # holds no open file, and saves a request for each that is read
 
-    @property
-    def columns(self) -> list[str]:
-        """Names of the `obs/` columns and their masks."""
-        names = (name.removeprefix("lengths/") for name in self._hashed)
-        return [name for name in names if name.startswith(("obs/", "mask/"))]
+    def read_counts(self, bucket: int) -> dict[str, np.ndarray]:
+        """Keys, `row_nnz`, `indices` and `counts` of a bucket's cells. Raises SourceError if they are damaged."""
+        return self._read_record(bucket, 0)
 
-    @property
-    def _hashed(self) -> list[str]:
-        """The sections that have checksums, in their order."""
-        return [name for name in self.sections if not name.startswith("edges/") and name != CHECKSUMS]
+    def read_obs(self, bucket: int) -> dict[str, np.ndarray]:
+        """The `obs/` columns of a bucket's cells, text as objects. Raises SourceError if they are damaged."""
+        return self._read_record(bucket, 1)
 
-    def _read_checksums(self, bucket: int) -> dict[str, int]:
-        """crc32c of a bucket in each section."""
-        if self._checksums[0] != bucket:
-            names = self._hashed
-            found = self._read(np.empty(len(names), np.uint32), self.sections[CHECKSUMS][0] + 4 * len(names) * bucket)
-            self._checksums = bucket, dict(zip(names, found.tolist()))
-        return self._checksums[1]
-
-    def span(self, by: str, bucket: int) -> tuple[int, int]:
-        """Where a bucket begins and ends, in cells, counts, or bytes of a text column."""
-        known, span = self._edges.get(by, (-1, (0, 0)))
-        if known != bucket:
-            low, high = self._read(np.empty(2, np.int64), self.sections[f"edges/{by}"][0] + 8 * bucket).tolist()
-            span = low, high
-            self._edges[by] = bucket, span
-        return span
-
-    def read(self, name: str, bucket: int) -> np.ndarray:
-        """A bucket's values in one section; text columns as objects. Raises SourceError if they are damaged."""
+    def read_index(self, first: int = 0, stop: int | None = None) -> np.ndarray:
+        """INDEX [buckets]: where the buckets [first, stop) are in the file, and how many cells and counts they hold."""
         with reading_unfinished(self.path):
-            return self._read_section(name, bucket)
+            stop = self.n_buckets if stop is None else stop
+            return self._read(np.empty(stop - first, INDEX), (first - self.n_buckets) * INDEX.itemsize)
 
-    def _read_section(self, name: str, bucket: int) -> np.ndarray:
-        if f"lengths/{name}" in self.sections:
-            lengths, raw = (self._read_section(f"{part}/{name}", bucket) for part in ("lengths", "bytes"))
-            return decode_text(lengths, raw.tobytes())
-        offset, dtype, by = self.sections[name]
-        start, stop = self.span(by, bucket)
-        values = self._read(np.empty(stop - start, dtype), offset + start * np.dtype(dtype).itemsize)
-        if google_crc32c.value(values.view(np.uint8)) != self._read_checksums(bucket)[name]:
-            raise ValueError(f"{name} of bucket {bucket} does not match its crc32c")
-        return values
-
-    def read_edges(self, by: str, n_buckets: int) -> np.ndarray:
-        """Int64 [buckets + 1]: where each bucket begins and the last ends, in cells or counts."""
+    def _read_record(self, bucket: int, k: int) -> dict[str, np.ndarray]:
+        row = self.read_index(bucket, bucket + 1)[0]
         with reading_unfinished(self.path):
-            return self._read(np.empty(n_buckets + 1, np.int64), self.sections[f"edges/{by}"][0])
+            content = self._read(np.empty(row["sizes"][k], np.uint8), int(row["at"]) + int(row["sizes"][:k].sum()))
+            if google_crc32c.value(content) != row["checksums"][k]:
+                raise ValueError(f"bucket {bucket} does not match its crc32c")
+            return records_from_bytes(content)[0]
 
     def _read(self, out: np.ndarray, offset: int) -> np.ndarray:
-        """Fill `out` with the file's content from `offset` on."""
-        with open(self.path, "rb", buffering=0) as file:
-            if not read_into(file.fileno(), offset, out):
+        """Fill `out` with the file's content from `offset` on; a negative one counts from its end."""
+        file = self._remote or open_file(self.path)
+        if file.is_remote:
+            self._remote = file
+        try:
+            if not file.read_into(offset + file.size if offset < 0 else offset, out):
                 raise OSError("it is cut short")
+        finally:
+            file.close()
         return out
 
 
-def read_plan(scratch: Path) -> dict[str, Any]:
+def read_plan(scratch: Place) -> dict[str, Any]:
     """The plan that `plan_units` returned, as the job stores it. Raises SourceError if it is damaged."""
     with reading_unfinished(scratch / PLAN):
         return read_json(scratch / PLAN)
 
 
-def read_summaries(scratch: Path) -> list[dict[str, Any]]:
+def read_summaries(scratch: Place) -> list[dict[str, Any]]:
     """What each unit holds, in the order of the units; all must be done."""
     return [list_units(scratch).read(number) for number in range(len(read_plan(scratch)["units"]))]
 
 
-def open_parts(scratch: Path) -> list[Part]:
-    """All part files of the finished units, in the order of the units."""
-    described = [part for summary in read_summaries(scratch) for part in summary["parts"]]
-    return [Part(scratch / FOLDER / part["file"], part["sections"]) for part in described]
+def _open_parts(scratch: Place) -> list[Part]:
+    n_buckets = read_plan(scratch)["n_buckets"]
+    names = [name for summary in read_summaries(scratch) for name in summary["parts"]]
+    return [Part(scratch / FOLDER / name, n_buckets) for name in names]
+
+
+kept_parts = KeptOpen(_open_parts)
+"""All part files of a job whose units are all done, in the order of the units."""
+
+
+def read_bucket(parts: list[Part], read: Callable[[Part], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What `read` returns of all parts, joined; parts in a bucket are read several at a time."""
+    calls = [partial(read, part) for part in parts]
+    is_local = isinstance(parts[0].path, Path)
+    records = [call() for call in calls] if is_local else together(calls, share_readers())
+    return {name: np.concatenate([record[name] for record in records]) for name in records[0]}
 
 
 def merge_text(dtypes: dict[str, object], summaries: list[dict[str, Any]]) -> TextColumns:
@@ -270,17 +237,11 @@ def merge_text(dtypes: dict[str, object], summaries: list[dict[str, Any]]) -> Te
     return merged
 
 
-def count_buckets(parts: list[Part], n_buckets: int) -> tuple[np.ndarray, np.ndarray]:
+def count_buckets(parts: list[Part]) -> tuple[np.ndarray, np.ndarray]:
     """int64 [buckets + 1] each: cells and counts before each bucket."""
-    totals = {CELLS: np.zeros(n_buckets, np.int64), NNZ: np.zeros(n_buckets, np.int64)}
+    totals = np.zeros((2, parts[0].n_buckets), np.int64)
     for part in parts:
-        for by, total in totals.items():
-            edges = part.read_edges(by, n_buckets)
-            total += edges[1:] - edges[:-1]
-    cells, nnz = (np.concatenate([[0], np.cumsum(total)]) for total in totals.values())
+        index = part.read_index()
+        totals += index["cells"], index["nnz"]
+    cells, nnz = (np.concatenate([[0], np.cumsum(total)]) for total in totals)
     return cells, nnz
-
-
-def read_obs(parts: list[Part], bucket: int, order: np.ndarray) -> dict[str, np.ndarray]:
-    """The `obs/` columns of a bucket, with its cells in `order`."""
-    return {name: np.concatenate([part.read(name, bucket) for part in parts])[order] for name in parts[0].columns}

@@ -31,6 +31,7 @@ from atlasvi.loaders.ingestion.ingest_job import (
 from atlasvi.loaders.jobs import open_job_folder
 from atlasvi.loaders.manifest import write_json
 from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.places.object_path import Place
 from atlasvi.loaders.rows.block_rows import gather_rows
 from atlasvi.loaders.sources.data_spec import list_sources
 from atlasvi.loaders.sources.joined import JoinedSources, intersect
@@ -94,9 +95,11 @@ def ingest(
     seed         of the order of the cells
     profile      'fast' to read, or 'small': two thirds of the size, at about half the speed
     workers      number of processes; None: one per core where there is enough to do
-    dask         address of a Dask scheduler whose workers do it; they must see sources and `out` at the same paths
+    dask         address of a Dask scheduler whose workers do it; they must see sources and `out` at the same paths, or
+                 read and write the same buckets
     Memory: about 300 MB per process above the imports, plus var, whatever the number of cells; disk: about 5 bytes per
-    stored count until it is done. After a kill or Ctrl-C the same call resumes with the unfinished part.
+    stored count until it is done, in the bucket if `out` is there. After a kill or Ctrl-C the same call resumes with
+    the unfinished part.
     Raises SourceError, CountsError, GeneError, ColumnError on bad input and OutputError if `out` can't be written; the
     place of `out` is then as it was.
     """
@@ -118,7 +121,7 @@ def ingest(
         joined = open_sources(job, scratch)
         try:
             batches = read_batches(joined, batch_key) if batch_key is not None else None
-            if top_genes is not None and not (scratch / GENES).exists():
+            if top_genes is not None and not (scratch / GENES).is_file():
                 table = choose_top_genes(joined, top_genes, batch_key, batches, progress)
                 content = io.BytesIO()
                 np.savez(content, **{str(name): table[name].to_numpy() for name in table})
@@ -130,6 +133,7 @@ def ingest(
                 return shuffle(job, joined, scratch, str(out), crew, progress)
         finally:
             open_ingests.forget(scratch)
+            sorting.kept_parts.forget(scratch)
             for source in joined.sources:
                 source.close()
 
@@ -228,13 +232,13 @@ def read_batches(joined: JoinedSources, name: str) -> pd.Index:
 
 
 def shuffle(
-    job: IngestJob, joined: JoinedSources, scratch: Path, out: str, workers: Workers, progress: Progress
+    job: IngestJob, joined: JoinedSources, scratch: Place, out: str, workers: Workers, progress: Progress
 ) -> IngestReport:
     """The two passes, run by the workers; units and buckets that an earlier run finished are not repeated."""
     folders = [scratch / sorting.FOLDER, scratch / store_writer.FOLDER]
     for folder in folders:
         folder.mkdir(exist_ok=True)
-    if not (scratch / sorting.PLAN).exists():
+    if not (scratch / sorting.PLAN).is_file():
         write_json(scratch / sorting.PLAN, sorting.plan_units(joined, plan_buckets(joined)))
     plan = sorting.read_plan(scratch)
     sizes = [stop - start for _, start, stop in plan["units"]]
@@ -248,7 +252,7 @@ def shuffle(
         raise CountsError(
             f"{', '.join(joined.paths)}: no cell has a count in the genes used: there is nothing to store."
         )
-    cell_starts, nnz_starts = sorting.count_buckets(sorting.open_parts(scratch), plan["n_buckets"])
+    cell_starts, nnz_starts = sorting.count_buckets(sorting.kept_parts.get(scratch))
     source_sizes = dict(zip(joined.paths, (source.n_cells for source in joined.sources)))
     attributes = store_writer.plan_store(scratch, len(joined.var), largest, source_sizes, nnz_starts, job.profile)
     sizes = np.diff(cell_starts).tolist()
@@ -286,7 +290,7 @@ def describe_sources(joined: JoinedSources, n_values: int, n_rounded: int) -> li
     return notes
 
 
-def check_store(path: Path) -> None:
+def check_store(path: Place) -> None:
     """Read the first and the last block of a new store as a loader will; raises what that raises."""
     store = CellStore(path)
     for block in (0, len(store.block_starts) - 2):
@@ -298,7 +302,7 @@ def check_store(path: Path) -> None:
 def _run(
     function: Callable[[str, int], object],
     sizes: list[int],
-    scratch: Path,
+    scratch: Place,
     workers: Workers,
     stage: str,
     progress: Progress,

@@ -1,5 +1,6 @@
 """The job of an ingest, which every process of it reads, and the sources that each process opens for it."""
 
+import io
 import os
 import zlib
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.joined import JoinedSources
 from atlasvi.loaders.sources.reopened_sources import open_many
 
-SCRATCH_FORMAT = 2
+SCRATCH_FORMAT = 3
 GENES = "genes.npz"
 
 
@@ -47,9 +48,10 @@ def identify_source(place: Place) -> list[int]:
     return [status.st_ino, status.st_size if place.is_file() else 0, status.st_mtime_ns]
 
 
-def open_sources(job: IngestJob, scratch: Path) -> JoinedSources:
+def open_sources(job: IngestJob, scratch: Place) -> JoinedSources:
     """The sources of a job as one, with the chosen genes once they are chosen."""
-    opened = open_many([DataSpec(**fields) for fields in job.sources], scratch)
+    spool = scratch if isinstance(scratch, Path) else None  # else they sort by row where Python has temporary files
+    opened = open_many([DataSpec(**fields) for fields in job.sources], spool)
     try:
         joined = JoinedSources(opened, job.genes, job.rounded)  # type: ignore[arg-type]
     except BaseException:
@@ -60,16 +62,22 @@ def open_sources(job: IngestJob, scratch: Path) -> JoinedSources:
     return joined
 
 
-def restrict_genes(joined: JoinedSources, scratch: Path) -> None:
+def restrict_genes(joined: JoinedSources, scratch: Place) -> None:
     """Keep only the chosen genes, with their statistics as columns of var, once they are chosen."""
-    if (scratch / GENES).exists():
-        with reading_unfinished(scratch / GENES), np.load(scratch / GENES) as arrays:
-            chosen = dict(arrays)
+    if (scratch / GENES).is_file():
+        with reading_unfinished(scratch / GENES):
+            chosen = read_npz(scratch / GENES)
         joined.var = joined.var.assign(**chosen)
         joined.choose_genes(chosen["highly_variable"])
 
 
-def _open(scratch: Path) -> tuple[IngestJob, JoinedSources]:
+def read_npz(path: Place) -> dict[str, np.ndarray]:
+    """The arrays of a small file that np.savez wrote."""
+    with np.load(io.BytesIO(path.read_bytes())) as arrays:
+        return dict(arrays)
+
+
+def _open(scratch: Place) -> tuple[IngestJob, JoinedSources]:
     job = IngestJob.load(scratch)
     assert job is not None
     return job, open_sources(job, scratch)

@@ -11,22 +11,24 @@
 import io
 import itertools
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import zarr
 from numba import njit
 
 from atlasvi.loaders.arrays.shard_writing import ChunkEncoder, ShardWriter, create_sharded
 from atlasvi.loaders.cells import cell_store
 from atlasvi.loaders.identity import mix64
-from atlasvi.loaders.ingestion.bucket_sorting import Part, open_parts, read_obs
-from atlasvi.loaders.ingestion.ingest_job import IngestJob
+from atlasvi.loaders.ingestion.bucket_sorting import kept_parts, read_bucket
+from atlasvi.loaders.ingestion.ingest_job import IngestJob, read_npz
 from atlasvi.loaders.jobs import reading_unfinished
 from atlasvi.loaders.manifest import read_json, write_json, write_manifest
 from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.places.object_path import Place, to_place
+from atlasvi.loaders.places.staging import write_local_file
+from atlasvi.loaders.places.zarr_writing import create_group, take_written
 from atlasvi.loaders.rows.block_rows import choose_index_dtype, gather_rows
 from atlasvi.loaders.tables.store_tables import (
     AppendedArray,
@@ -41,10 +43,11 @@ from atlasvi.loaders.zarr_warnings import quiet_zarr
 ENCODE_CELLS = 2**11
 FOLDER, PLAN = "encoded", "store.json"
 ARRAYS = ("data", "indices")
+ROOT = "zarr.json"  # its content changes once more when the metadata is put together
 
 
 def plan_store(
-    scratch: Path, n_genes: int, largest: int, sources: Mapping[str, int], nnz_starts: np.ndarray, profile: str
+    scratch: Place, n_genes: int, largest: int, sources: Mapping[str, int], nnz_starts: np.ndarray, profile: str
 ) -> dict[str, Any]:
     """The attributes of the store to be made; also writes where each bucket begins, for `encode_bucket`.
 
@@ -72,26 +75,26 @@ def plan_store(
 
 def encode_bucket(scratch: str, bucket: int) -> None:
     """Order and encode the cells of one bucket, unless it is done."""
-    folder = Path(scratch) / FOLDER
-    if (folder / f"{bucket:06d}.npz").exists():
+    place = to_place(scratch)
+    folder = place / FOLDER
+    if (folder / f"{bucket:06d}.npz").is_file():
         return
-    job, plan = IngestJob.load(Path(scratch)), read_json(Path(scratch) / PLAN)
+    job, plan = IngestJob.load(place), read_json(place / PLAN)
     assert job is not None
     attributes = plan["attributes"]
-    parts = open_parts(Path(scratch))
-    keys, row_nnz, indices, counts = (
-        _read_bucket(parts, name, bucket) for name in ("keys", "row_nnz", "indices", "counts")
-    )
+    found = read_bucket(kept_parts.get(place), lambda part: part.read_counts(bucket))
+    keys, row_nnz, indices, counts = (found.pop(name) for name in ("keys", "row_nnz", "indices", "counts"))
     counts = counts.astype(attributes["counts_dtype"], copy=False)
     ends = np.concatenate([[0], np.cumsum(row_nnz, dtype=np.int64)])
     order = np.argsort(mix64(keys, job.seed + 1), kind="stable")
     gene_totals, gene_cells = np.zeros(attributes["n_genes"], np.int64), np.zeros(attributes["n_genes"], np.int64)
     library = np.zeros(len(order), np.int64)
     count_genes(ends, indices, counts, order, gene_totals, gene_cells, library)
-    with open(folder / f"{bucket:06d}.data", "wb") as data, open(folder / f"{bucket:06d}.indices", "wb") as genes:
+    with ExitStack() as files:
+        paths = [files.enter_context(write_local_file(folder / f"{bucket:06d}.{name}")) for name in ARRAYS]
         encoders = [
-            ChunkEncoder(layout, plan["nnz_starts"][bucket], file)
-            for layout, file in zip(cell_store.layouts(attributes), (data, genes))
+            ChunkEncoder(layout, plan["nnz_starts"][bucket], files.enter_context(open(path, "wb")))
+            for layout, path in zip(cell_store.layouts(attributes), paths)
         ]
         for at in range(0, len(order), ENCODE_CELLS):
             _, some_indices, some_counts = gather_rows(ends, indices, counts, order[at : at + ENCODE_CELLS])
@@ -104,10 +107,6 @@ def encode_bucket(scratch: str, bucket: int) -> None:
     content = io.BytesIO()
     np.savez(content, **result)  # type: ignore[arg-type]
     write_whole(folder / f"{bucket:06d}.npz", content.getvalue())
-
-
-def _read_bucket(parts: list[Part], name: str, bucket: int) -> np.ndarray:
-    return np.concatenate([part.read(name, bucket) for part in parts])
 
 
 @njit(nogil=True, cache=True)
@@ -131,7 +130,7 @@ def count_genes(
 
 
 def assemble_store(
-    scratch: Path,
+    scratch: Place,
     attributes: dict[str, Any],
     n_cells: int,
     n_buckets: int,
@@ -141,13 +140,14 @@ def assemble_store(
 ) -> None:
     """Join the encoded buckets into a cell store, `scratch/result`; calls `progress` with the number of cells done."""
     writer = _StoreWriter(scratch / "result", attributes, n_cells, var, dtypes)
-    parts, done = open_parts(scratch), 0
+    parts, done = kept_parts.get(scratch), 0
     for bucket in range(n_buckets):
         place = scratch / FOLDER / f"{bucket:06d}"
-        with reading_unfinished(place.with_suffix(".npz")), np.load(place.with_suffix(".npz")) as arrays:
-            result = dict(arrays)
+        with reading_unfinished(place.with_suffix(".npz")):
+            result = read_npz(place.with_suffix(".npz"))
+        obs = read_bucket(parts, lambda part: part.read_obs(bucket))  # noqa: B023  called here
         with reading_unfinished(place):
-            writer.append(place, result, read_obs(parts, bucket, result["order"]))
+            writer.append(place, result, {name: values[result["order"]] for name, values in obs.items()})
         done += len(result["order"])
         progress(done)
     writer.close()
@@ -157,12 +157,11 @@ class _StoreWriter:
     """Appends buckets to a new cell store; complete after `close`."""
 
     def __init__(
-        self, path: Path, attributes: dict[str, Any], n_cells: int, var: pd.DataFrame, dtypes: Mapping[str, object]
+        self, path: Place, attributes: dict[str, Any], n_cells: int, var: pd.DataFrame, dtypes: Mapping[str, object]
     ) -> None:
         n_genes, self._path = attributes["n_genes"], path
         self.attributes = {**attributes, "n_cells": n_cells}
-        self._path = path
-        self.root = zarr.open_group(path, mode="w", zarr_format=3)
+        self.root = create_group(path)
         self.root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         csr = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, n_genes]}
         matrix = self.root.create_group("X", attributes=csr)
@@ -186,7 +185,7 @@ class _StoreWriter:
             if isinstance(dtype, pd.CategoricalDtype)
         }
 
-    def append(self, place: Path, result: Mapping[str, np.ndarray], record: dict[str, np.ndarray]) -> None:
+    def append(self, place: Place, result: Mapping[str, np.ndarray], record: dict[str, np.ndarray]) -> None:
         """Append an encoded bucket, whose chunks are in files at `place`, and its `obs/` columns."""
         row_nnz = result["row_nnz"]
         ends = self._written_nnz + np.cumsum(row_nnz, dtype=np.int64)
@@ -246,8 +245,9 @@ class _StoreWriter:
             for name in ("layers", "obsm", "obsp", "varm", "varp"):
                 write_elem(self.root, name, {})
             self.root.attrs["atlasvi"] = {**self.attributes, "manifest": True}
-        consolidate_metadata(self._path)
-        known = {
+        consolidate_metadata(self._path, self.root)
+        known = {name: found for name, found in take_written(self.root).items() if name != ROOT}
+        known |= {
             f"X/{writer.folder.name}/c/{name}": found
             for writer in itertools.chain(self._arrays, [self._indptr])
             for name, found in writer.files.items()

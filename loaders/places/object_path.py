@@ -1,4 +1,4 @@
-"""The address of an object, or of a folder of objects, with the methods of `pathlib.Path` that reading needs."""
+"""The address of an object, or of a folder of objects, with methods of `pathlib.Path` that reading and writing need."""
 
 import fnmatch
 import io
@@ -18,10 +18,10 @@ from atlasvi.loaders.places.objects import (
     read_status,
     read_whole,
     together,
-    write_object,
 )
 from atlasvi.loaders.places.requests import NoPermissionError
 from atlasvi.loaders.places.storage import Storage, usual_storage
+from atlasvi.loaders.places.written_objects import remove_objects, write_object
 
 KEPT_BYTES = 2**24  # of small objects that are kept in memory while a folder is open
 LARGEST_KEPT = 2**20
@@ -120,6 +120,10 @@ class ObjectPath:
         """The same with another ending."""
         return self.parent / f"{self.name.removesuffix(self.suffix)}{suffix}"
 
+    def absolute(self) -> "ObjectPath":
+        """Itself: an address does not depend on the folder that a process runs in."""
+        return self
+
     def opened(self) -> "ObjectPath":
         """The same folder with a list of its objects as they are now: one or a few requests, which save many.
 
@@ -179,6 +183,17 @@ class ObjectPath:
     def write_bytes(self, content: bytes | memoryview) -> None:
         """Write the object whole, in place of what is there."""
         write_object(self.address, self.storage, content)
+
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing is done: a folder is there as soon as an object in it is."""
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the object; that it does not exist is no error."""
+        remove_objects(self.parent.address, self.storage, [self.name])
+
+    def remove_below(self) -> None:
+        """Remove all objects below the folder."""
+        remove_objects(self.address, self.storage)
 
     def iterdir(self) -> Iterator["ObjectPath"]:
         """What is in the folder, in order."""

@@ -1,4 +1,4 @@
-"""One request about an object or a folder: its size and version, a part of its bytes, the names below, new content."""
+"""One request about an object or a folder: its size and version, a part of its bytes, the names below."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -117,20 +117,6 @@ def list_folder(address: Address, storage: Storage) -> tuple[list[str], dict[str
         return folders, {meta["path"].removeprefix(prefix): _make_status(meta) for meta in found["objects"]}
 
     return request(str(address), ask)
-
-
-def write_object(address: Address, storage: Storage, content: bytes | memoryview) -> None:
-    """Write an object: a reader sees the former content, or none, until all of the new one is there.
-
-    Raises StorageError.
-    """
-    obstore, store = import_obstore(address), _open_object(address, storage)
-
-    def ask() -> None:
-        _count()
-        obstore.put(store, address.key, bytes(content))
-
-    request(str(address), ask)
 
 
 def together(calls: Sequence[Callable[[], Any]], threads: Any) -> list[Any]:

@@ -64,9 +64,10 @@ class ChangedError(Exception):
     """An answer from another version of the object."""
 
 
-def request(name: str, ask: Callable[[], Answer]) -> Answer:
+def request(name: str, ask: Callable[[], Answer], act: str = "read") -> Answer:
     """What `ask` returns, which sends one request about the object or folder `name`, tried again if it fails.
 
+    act  what is done: read or written; an object may be written again, since it is always written whole
     Raises FileNotFoundError if there is no such object, NoPermissionError, StorageError for all else.
     """
     begin, pause, attempts = time.monotonic(), LIMITS.first_pause, 0
@@ -79,12 +80,12 @@ def request(name: str, ask: Callable[[], Answer]) -> Answer:
                 raise
             reason = find_passing_reason(error)
             if reason is None:
-                raise explain(name, error) from None  # what a server answers can hold parts of a secret
+                raise explain(name, error, act) from None  # what a server answers can hold parts of a secret
         elapsed, wait = time.monotonic() - begin, pause * random.uniform(0.5, 1)
         if elapsed + wait > LIMITS.total:
             tried = f"{attempts} attempts in {elapsed:.0f} s" if attempts > 1 else "1 attempt"
             raise StorageError(
-                f"{name}: it can't be read ({tried}; the last: {reason}): check the network and the server, then give "
+                f"{name}: it can't be {act} ({tried}; the last: {reason}): check the network and the server, then give "
                 "the same command again."
             )
         time.sleep(wait)
@@ -114,7 +115,7 @@ def find_passing_reason(error: Exception) -> str | None:
     return KINDS.get(_find(_KIND, text) or "", "the connection failed")
 
 
-def explain(name: str, error: Exception) -> Exception:
+def explain(name: str, error: Exception, act: str = "read") -> Exception:
     """An error that is final as a sentence; FileNotFoundError where there is no such object."""
     kind, text = type(error).__name__, str(error)
     status, code = _find(_STATUS, text), _find(_CODE, text)
@@ -135,14 +136,19 @@ def explain(name: str, error: Exception) -> Exception:
             f"{name}: no credentials were found: set them in the environment or name a profile (--storage "
             "profile=NAME); for a public bucket: --storage anonymous=yes."
         )
-    if kind in ("PermissionDeniedError", "UnauthenticatedError") or status in ("401", "403"):
+    refused = kind in ("PermissionDeniedError", "UnauthenticatedError") or status in ("401", "403")
+    if refused and act == "written":
+        return NoPermissionError(
+            f"{name}: no permission to write it{f' ({code})' if code else ''}: check the name and the credentials."
+        )
+    if refused:
         return NoPermissionError(
             f"{name}: no permission to read it{f' ({code})' if code else ''}, or it is not there: check the name and "
             "the credentials; for a public bucket: --storage anonymous=yes."
         )
     said = f"the server answered {status}{f' {code}' if code else ''}" if status else type(error).__name__
     hint = ", and the region (--storage region=NAME)" if status and status.startswith("3") else ""
-    return StorageError(f"{name}: it can't be read ({said}): check the address{hint}.")
+    return StorageError(f"{name}: it can't be {act} ({said}): check the address{hint}.")
 
 
 def changed(name: str) -> StorageError:

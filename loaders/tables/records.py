@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -96,19 +96,28 @@ def decode_text(lengths: np.ndarray, content: bytes) -> np.ndarray:
     return np.array([*texts, None], object)[:-1]  # without None, numpy would make fixed-width text of equal lengths
 
 
-def record_to_bytes(record: Mapping[str, np.ndarray]) -> bytes:
-    """A record as bytes with a header that describes its arrays; arrays of objects hold str or None."""
-    header, parts = [], list[bytes]()
+def encode_record(record: Mapping[str, np.ndarray]) -> Iterator[bytes]:
+    """A record as bytes, piece by piece: a header that describes its arrays, then each; those of objects hold text."""
+    header, texts = [], dict[str, tuple[np.ndarray, bytes]]()
     for name, array in record.items():
         if array.dtype == TEXT:
-            lengths, text = encode_text(array)
-            parts += [lengths.astype("<i4").tobytes(), text]
-            header.append([name, "str", [len(array), len(text)]])
+            texts[name] = encode_text(array)
+            header.append([name, "str", [len(array), len(texts[name][1])]])
         else:
-            parts.append(np.ascontiguousarray(array).tobytes())
             header.append([name, array.dtype.str, list(array.shape)])
     head = json.dumps(header).encode()
-    return b"".join([len(head).to_bytes(4, "little"), head, *parts])
+    yield len(head).to_bytes(4, "little") + head
+    for name, array in record.items():
+        if name in texts:
+            yield texts[name][0].astype("<i4").tobytes()
+            yield texts[name][1]
+        else:
+            yield np.ascontiguousarray(array).tobytes()
+
+
+def record_to_bytes(record: Mapping[str, np.ndarray]) -> bytes:
+    """What `encode_record` gives, as a whole."""
+    return b"".join(encode_record(record))
 
 
 def records_from_bytes(data: np.ndarray) -> list[dict[str, np.ndarray]]:

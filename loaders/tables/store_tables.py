@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +16,8 @@ from atlasvi.loaders.arrays.row_arrays import Chosen, open_rows
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import ColumnError
 from atlasvi.loaders.outputs import write_whole
+from atlasvi.loaders.places.object_path import ObjectPath, Place
+from atlasvi.loaders.places.written_objects import lift_folder
 from atlasvi.loaders.tables.column_names import INDEX, find_storable_names, set_reserved_aside
 from atlasvi.loaders.tables.merged_columns import TEXT, convert_column, is_masked, join_dtypes
 from atlasvi.loaders.tables.records import STRING, obs_to_record
@@ -246,7 +247,7 @@ def has_masks(root: zarr.Group, tables: Sequence[str] = ("obs", "var")) -> bool:
     return any(column.attrs["encoding-type"] in MASKED.values() for column in columns)
 
 
-def unmask_complete_text(group: zarr.Group, folder: Path) -> list[str]:
+def unmask_complete_text(group: zarr.Group, folder: Place) -> list[str]:
     """Turn text columns that were written with a mask into plain ones where no value is missing; returns their names.
 
     folder  of the group. Every anndata version reads plain text, and writes masked text only when it is set to.
@@ -258,22 +259,27 @@ def unmask_complete_text(group: zarr.Group, folder: Path) -> list[str]:
             element["mask"][at : at + CHUNK_ROWS].any() for at in range(0, element["mask"].shape[0], CHUNK_ROWS)
         ):
             continue
-        place = folder.joinpath(*Path(name).parts)
-        aside = place.with_name(f".{os.getpid()}.values")
-        os.rename(place / "values", aside)
-        shutil.rmtree(place)
-        os.rename(aside, place)
+        place = folder / name
+        if isinstance(place, ObjectPath):
+            lift_folder(place.address, "values", place.storage)
+        else:
+            aside = place.with_name(f".{os.getpid()}.values")
+            os.rename(place / "values", aside)
+            shutil.rmtree(place)
+            os.rename(aside, place)
         turned.append(name)
     return turned
 
 
-def consolidate_metadata(path: Path) -> None:
+def consolidate_metadata(path: Place, group: zarr.Group | None = None) -> None:
     """Write the metadata of a finished store into its root, in an order that zarr-python reads correctly.
+
+    group  the root of the store, as it was opened to write; a store in a bucket needs it
 
     zarr-python (up to 3.3.0) orders names without regard to case, and then misreads groups that differ by case alone.
     """
     with quiet_zarr():
-        zarr.consolidate_metadata(str(path))
+        zarr.consolidate_metadata(str(path) if group is None else group.store)
     root = json.loads((path / "zarr.json").read_text())
     members = root["consolidated_metadata"]["metadata"]
     root["consolidated_metadata"]["metadata"] = dict(sorted(members.items(), key=lambda item: item[0].split("/")))
