@@ -19,7 +19,7 @@ from numcodecs import blosc
 
 from atlasvi.loaders.arrays.decoding import decode_chunks
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
-from atlasvi.loaders.places.byte_files import open_file, share_of_files
+from atlasvi.loaders.places.byte_files import RangeAhead, RemoteFile, open_file, share_of_files
 from atlasvi.loaders.places.object_path import Place
 from atlasvi.loaders.rows.buffers import Buffers
 
@@ -106,6 +106,17 @@ class ShardReader:
                 descents += int(out[begin] <= out[begin - 1])
             at = end
         return descents
+
+    def ask_ahead(self, first: int, last: int) -> list[RangeAhead]:
+        """Begin to read inner chunks [first, last) of shards in a bucket; see `RemoteFile.ask_ahead`."""
+        per_shard, asked = self.layout.shard // self.layout.chunk, list[RangeAhead]()
+        for number in range(first // per_shard, -(-last // per_shard)):
+            shard = self._open(number)
+            index = shard.index[max(first - number * per_shard, 0) : last - number * per_shard]
+            shard.check_inside(index)
+            if isinstance(shard.file, RemoteFile):
+                asked += shard.file.ask_ahead(int(index[0, 0]), int(index[-1].sum()))
+        return asked
 
     def close(self) -> None:
         """Close the files; they are opened again when needed."""

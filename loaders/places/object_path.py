@@ -11,10 +11,12 @@ from typing import BinaryIO
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.places.addresses import Address, parse_address, restore_address
 from atlasvi.loaders.places.connections import share_threads
+from atlasvi.loaders.places.disk_cache import find_cache
 from atlasvi.loaders.places.objects import (
     ObjectStatus,
     list_below,
     list_folder,
+    read_part_or_kept,
     read_status,
     read_whole,
     together,
@@ -57,7 +59,11 @@ class Listing:
         name = self.name(address)
         if (content := self._kept.get(name)) is not None:
             return content
-        content, _ = read_whole(address, storage, self.find(address))
+        status = self.find(address)
+        if find_cache() is not None and status.is_tag:
+            content = bytes(read_part_or_kept(address, storage, status, 0, status.st_size))
+        else:
+            content, _ = read_whole(address, storage, status)
         with self._lock:
             if len(content) <= min(LARGEST_KEPT, self._room) and name not in self._kept:
                 self._kept[name] = content

@@ -3,11 +3,14 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.places.addresses import Address
-from atlasvi.loaders.places.connections import connect, import_obstore
+from atlasvi.loaders.places.cached_parts import name_object, read_cached
+from atlasvi.loaders.places.connections import connect, find_endpoint, import_obstore
+from atlasvi.loaders.places.disk_cache import find_cache
 from atlasvi.loaders.places.requests import ChangedError, CutShortError, request
 from atlasvi.loaders.places.storage import Storage
 
@@ -26,10 +29,11 @@ class ObjectStatus:
 
 @dataclass
 class Traffic:
-    """How many requests this process has sent, and how many bytes it was given."""
+    """How many requests this process has sent, how many bytes it was given, and how many the disk cache had."""
 
     requests: int = 0
     n_bytes: int = 0
+    kept_bytes: int = 0
 
 
 traffic = Traffic()
@@ -85,6 +89,22 @@ def read_part(address: Address, storage: Storage, expected: ObjectStatus, start:
         return content
 
     return request(str(address), ask)
+
+
+def read_part_or_kept(address: Address, storage: Storage, expected: ObjectStatus, start: int, stop: int) -> Any:
+    """The same, from the disk cache if there is one: what it lacks is read from the bucket and then kept.
+
+    Only what has an ETag is kept, which says that it is the same.
+    """
+    cache = find_cache() if expected.is_tag and stop > start else None
+    if cache is None:
+        return read_part(address, storage, expected, start, stop)
+    name = name_object(address, find_endpoint(address, storage), expected.version, expected.st_size)
+    fetch = partial(read_part, address, storage, expected)
+    content, fetched = read_cached(cache, name, expected.st_size, start, stop, fetch)
+    with _lock:
+        traffic.kept_bytes += max(stop - start - fetched, 0)
+    return content
 
 
 def list_below(address: Address, storage: Storage) -> dict[str, ObjectStatus]:
