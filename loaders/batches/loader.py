@@ -31,7 +31,7 @@ from atlasvi.loaders.rows.buffers import Buffers
 READY_CELLS = 2**12  # cells in minibatches that are assembled before the caller asks for them
 MOST_THREADS = 4
 REMOTE_THREADS = 32  # which read from a bucket: most of them wait for an answer
-AHEAD_BLOCKS = 32  # of a bucket, asked for before a group that is read needs them: see benchmarks/RESULTS.md, Buckets
+AHEAD_BLOCKS = 16  # of a bucket, asked for before a group that is read needs them: see benchmarks/RESULTS.md, Buckets
 SPARSE = 4  # of a block of which fewer than one cell in SPARSE is visited, only the visited ones are kept in memory
 
 log = logging.getLogger(__name__)

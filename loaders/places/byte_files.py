@@ -24,7 +24,7 @@ from atlasvi.loaders.places.objects import read_part_or_kept, together
 from atlasvi.loaders.places.ranges import merge_ranges, split_range
 
 PIECE_BYTES = 2**22  # of one request: long enough that its latency is small beside it, short enough to be repeated
-AHEAD_BYTES = 2**27  # of a process: what was asked for ahead, and is on its way or waits to be used
+AHEAD_BYTES = 2**26  # of a process: what was asked for ahead, and is on its way or waits to be used
 
 
 def share_of_files(part: int, most: int) -> int:

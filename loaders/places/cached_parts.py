@@ -18,7 +18,7 @@ from atlasvi.loaders.places.disk_cache import DiskCache
 PIECE = 2**20  # smaller ones make more files, larger ones read more that nobody asked for; mountpoint-s3 has the same
 
 _lock = threading.Lock()
-_coming: dict[str, Future[memoryview]] = {}  # pieces that a thread of this process is reading
+_coming: dict[str, Future[np.ndarray]] = {}  # pieces that a thread of this process is reading
 
 
 def name_object(*identity: object) -> str:
@@ -40,44 +40,36 @@ def read_cached(
     size   bytes of the object
     fetch  reads bytes [low, high) from the bucket; it must not wait for a thread that is here
     """
-    numbers = range(start // PIECE, -(-stop // PIECE))
+    low, high = widen(start, stop, size)
+    out = np.empty(high - low, np.uint8)
+    parts = {f"{name}-{at // PIECE:x}": out[at - low : at - low + PIECE] for at in range(low, high, PIECE)}
     with _lock:
-        mine = {k: _coming.setdefault(_name(name, k), Future()) for k in numbers if _name(name, k) not in _coming}
-        others = {k: _coming[_name(name, k)] for k in numbers if k not in mine}
+        mine = {piece: _coming.setdefault(piece, Future()) for piece in parts if piece not in _coming}
+        others = {piece: _coming[piece] for piece in parts if piece not in mine}
     fetched = 0
     try:
-        missing = []
-        for k, piece in mine.items():
-            if (content := cache.read(_name(name, k))) is not None:
-                piece.set_result(content)
-            else:
-                missing.append(k)
-        for low, high in _find_runs(missing):
-            content = memoryview(fetch(low * PIECE, min(high * PIECE, size)))
-            fetched += len(content)
-            for k in range(low, high):
-                mine[k].set_result(content[(k - low) * PIECE : (k - low + 1) * PIECE])
-                cache.write(_name(name, k), mine[k].result())
+        missing = [piece for piece in mine if not cache.read(piece, parts[piece])]
+        for piece in mine.keys() - missing:
+            mine[piece].set_result(parts[piece])
+        for first, last in _find_runs([list(parts).index(piece) for piece in missing]):
+            begin, end = first * PIECE, min(last * PIECE, high - low)
+            out[begin:end] = np.frombuffer(fetch(low + begin, low + end), np.uint8)
+            fetched += end - begin
+            for piece in list(parts)[first:last]:
+                mine[piece].set_result(parts[piece])
+                cache.write(piece, parts[piece])
     except BaseException as error:
-        for piece in mine.values():
-            if not piece.done():
-                piece.set_exception(error)
+        for future in mine.values():
+            if not future.done():
+                future.set_exception(error)
         raise
     finally:
         with _lock:
-            for k in mine:
-                del _coming[_name(name, k)]
-    # only now, when nothing waits for this thread any more
-    out = np.empty(stop - start, np.uint8)
-    for k in numbers:
-        bytes_of_it, begin = np.asarray((mine.get(k) or others[k]).result()), k * PIECE
-        low, high = max(begin, start), min(begin + len(bytes_of_it), stop)
-        out[low - start : high - start] = bytes_of_it[low - begin : high - begin]
-    return out, fetched
-
-
-def _name(name: str, number: int) -> str:
-    return f"{name}-{number:x}"
+            for piece in mine:
+                del _coming[piece]
+    for piece, future in others.items():  # only now, when nothing waits for this thread any more
+        parts[piece][:] = future.result()
+    return out[start - low : stop - low], fetched
 
 
 def _find_runs(numbers: list[int]) -> list[tuple[int, int]]:

@@ -61,24 +61,26 @@ class DiskCache:
                 "own disk, or leave --cache out."
             ) from None
 
-    def read(self, name: str) -> memoryview | None:
-        """The content of a piece; None if it is not here, or damaged."""
-        path = self._place(name)
+    def read(self, name: str, out: np.ndarray) -> bool:
+        """Fill uint8 `out` with the content of a piece, which is as long; False if it is not here, or damaged."""
+        path, header = self._place(name), bytearray(HEADER.size)
         try:
-            with open(path, "rb", buffering=0) as file:
-                found = memoryview(file.readall() or b"")
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                n_bytes = os.preadv(handle, [header, out.data], 0)
                 with suppress(OSError):  # another user's file
-                    os.utime(file.fileno())
+                    os.utime(handle)
+            finally:
+                os.close(handle)
         except OSError:
-            return None
-        content = found[HEADER.size :]
-        if len(found) >= HEADER.size and HEADER.unpack(found[: HEADER.size]) == self._describe(name, content):
-            return content
+            return False
+        if n_bytes == HEADER.size + len(out) and HEADER.unpack(header) == _describe(name, out):
+            return True
         with suppress(OSError):  # cut short when the machine lost its power, or not ours
             path.unlink()
-        return None
+        return False
 
-    def write(self, name: str, content: memoryview) -> None:
+    def write(self, name: str, content: np.ndarray) -> None:
         """Keep a piece, if there is room; a disk that is full ends that, with a warning."""
         if not self.is_written or time.monotonic() < self._full_until:
             return
@@ -87,8 +89,8 @@ class DiskCache:
             if self._reserve(new, HEADER.size + len(content)):
                 path.parent.mkdir(exist_ok=True)
                 with open(new, "r+b") as file:
-                    file.write(HEADER.pack(*self._describe(name, content)))
-                    file.write(content)
+                    file.write(HEADER.pack(*_describe(name, content)))
+                    file.write(content.data)
                 os.replace(new, path)
         except OSError as error:
             with suppress(OSError):
@@ -106,11 +108,6 @@ class DiskCache:
 
     def _place(self, name: str) -> Path:
         return self.folder / name[:2] / name
-
-    def _describe(self, name: str, content: memoryview) -> tuple[bytes, int, int]:
-        # the name is in the checksum, so that the file of another piece is not taken for this one
-        found = google_crc32c.value(np.asarray(content))  # it takes no memoryview
-        return MAGIC, len(content), found ^ google_crc32c.value(name.encode())
 
     def _reserve(self, new: Path, n_bytes: int) -> bool:
         """Make a file of so many bytes, which will be written; False if there is no room for it."""
@@ -181,6 +178,12 @@ class DiskCache:
                 time.sleep(0.005)
         finally:
             os.close(handle)
+
+
+def _describe(name: str, content: np.ndarray) -> tuple[bytes, int, int]:
+    # the name is in the checksum, so that the file of another piece is not taken for this one
+    # google_crc32c accepts arrays without a copy, though its type hints say bytes
+    return MAGIC, len(content), google_crc32c.value(content) ^ google_crc32c.value(name.encode())
 
 
 def use_cache(folder: str | Path | None, gigabytes: float | None = None) -> None:
