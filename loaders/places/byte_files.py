@@ -18,9 +18,8 @@ import numpy as np
 
 from atlasvi.loaders.places.cached_parts import PIECE, widen
 from atlasvi.loaders.places.connections import share_threads
-from atlasvi.loaders.places.disk_cache import find_cache
 from atlasvi.loaders.places.object_path import ObjectPath, Place
-from atlasvi.loaders.places.objects import read_part_or_kept, together
+from atlasvi.loaders.places.objects import find_cached, read_part, together
 from atlasvi.loaders.places.ranges import merge_ranges, split_range
 
 PIECE_BYTES = 2**22  # of one request: long enough that its latency is small beside it, short enough to be repeated
@@ -120,6 +119,7 @@ class RemoteFile:
     def __init__(self, path: ObjectPath) -> None:
         self.path, self.status = path, path.stat()
         self.size, self.identity = self.status.st_size, (self.status.version, self.status.st_size)
+        self._cached = find_cached(path.address, path.storage, self.status)
         self._ahead: weakref.WeakSet[RangeAhead] = weakref.WeakSet()
         self._lock = threading.Lock()
 
@@ -149,24 +149,28 @@ class RemoteFile:
 
     def read_bytes(self, start: int, stop: int) -> Any:
         """Bytes [start, stop), from the disk cache or by one request, as a buffer."""
-        return read_part_or_kept(self.path.address, self.path.storage, self.status, start, stop)
+        if self._cached is not None:
+            return self._cached.read(start, stop)
+        return read_part(self.path.address, self.path.storage, self.status, start, stop)
 
     def ask_ahead(self, start: int, stop: int) -> list[RangeAhead]:
         """Begin to read bytes that will be needed; they are kept as long as what is returned.
 
-        Beyond AHEAD_BYTES of the process nothing is asked for.
+        Beyond AHEAD_BYTES of the process nothing is asked for, nor is what the disk cache has.
         """
-        parts = self._split(start, stop)
+        missing = [(start, stop)] if self._cached is None else self._cached.find_missing(start, stop)
+        parts = [part for low, high in missing for part in self._split(low, high)]
         asked = [RangeAhead(self, low, high) for low, high in parts if RangeAhead.reserve(high - low)]
         with self._lock:
             self._ahead.update(asked)
         return asked
 
     def _split(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The ranges of requests for bytes [start, stop): whole pieces of the cache, if there is one."""
-        if find_cache() is None:
+        """The ranges of requests for bytes [start, stop), which share no piece of the cache."""
+        if self._cached is None:
             return split_range(start, stop, PIECE_BYTES)
-        return split_range(*widen(start, stop, self.size), PIECE_BYTES, PIECE)
+        wide = split_range(*widen(start, stop, self.size), PIECE_BYTES, PIECE)
+        return [(max(low, start), min(high, stop)) for low, high in wide]
 
     def _find_ahead(self, start: int, stop: int) -> Iterator[tuple[int, int, RangeAhead | None]]:
         """A range as parts that were asked for ahead, and others (None)."""
@@ -187,7 +191,10 @@ class RemoteFile:
         self, low: int, high: int, targets: Sequence[tuple[int, np.ndarray]], asked: RangeAhead | None = None
     ) -> None:
         """Read bytes [low, high), and copy them into each of the arrays, given where in the object it begins."""
-        content = None
+        (begin, target), content = targets[0], None
+        if asked is None and self._cached is not None and len(targets) == 1:  # which then holds all of them
+            self._cached.read(low, high, target[low - begin : high - begin])
+            return
         if asked is not None:
             with suppress(Exception):  # it is asked for again, which raises the error if it does not pass
                 content = np.frombuffer(asked.content.result(), np.uint8)[low - asked.start : high - asked.start]

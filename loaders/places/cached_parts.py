@@ -5,7 +5,6 @@ was read, and data that fits the cache is read from the bucket once to the byte.
 """
 
 import hashlib
-import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,10 +14,10 @@ import numpy as np
 
 from atlasvi.loaders.places.disk_cache import DiskCache
 
-PIECE = 2**20  # smaller ones make more files, larger ones read more that nobody asked for; mountpoint-s3 has the same
+PIECE = 2**19  # smaller ones make more files; of larger ones more is read than what is asked for
 
 _lock = threading.Lock()
-_coming: dict[str, Future[np.ndarray]] = {}  # pieces that a thread of this process is reading
+_coming: dict[str, Future[np.ndarray | None]] = {}  # pieces that a thread of this process is reading
 
 
 def name_object(*identity: object) -> str:
@@ -31,48 +30,82 @@ def widen(start: int, stop: int, size: int) -> tuple[int, int]:
     return start // PIECE * PIECE, min(-(-stop // PIECE) * PIECE, size)
 
 
-def read_cached(
-    cache: DiskCache, name: str, size: int, start: int, stop: int, fetch: Callable[[int, int], Any]
-) -> tuple[np.ndarray, int]:
-    """(bytes [start, stop) of an object as uint8, how many of them came from this machine).
+class CachedObject:
+    """A version of an object, of which pieces are kept in the disk cache. Several threads may read at once.
 
     name   of `name_object`
     size   bytes of the object
-    fetch  reads bytes [low, high) from the bucket; it must not wait for a thread that is here
+    fetch  reads bytes [start, stop) from the bucket, as a buffer; it must not wait for a thread that reads here
+    count  is told how many of the bytes that were asked for this machine had
     """
-    low, high = widen(start, stop, size)
-    out = np.empty(high - low, np.uint8)
-    parts = {f"{name}-{at // PIECE:x}": out[at - low : at - low + PIECE] for at in range(low, high, PIECE)}
-    with _lock:
-        mine = {piece: _coming.setdefault(piece, Future()) for piece in parts if piece not in _coming}
-        others = {piece: _coming[piece] for piece in parts if piece not in mine}
-    fetched = 0
-    try:
-        missing = [piece for piece in mine if not cache.read(piece, parts[piece])]
-        for piece in mine.keys() - missing:
-            mine[piece].set_result(parts[piece])
-        for first, last in _find_runs([list(parts).index(piece) for piece in missing]):
-            begin, end = first * PIECE, min(last * PIECE, high - low)
-            out[begin:end] = np.frombuffer(fetch(low + begin, low + end), np.uint8)
-            fetched += end - begin
-            for piece in list(parts)[first:last]:
-                mine[piece].set_result(parts[piece])
-                cache.write(piece, parts[piece])
-    except BaseException as error:
-        for future in mine.values():
-            if not future.done():
-                future.set_exception(error)
-        raise
-    finally:
+
+    def __init__(
+        self, cache: DiskCache, name: str, size: int, fetch: Callable[[int, int], Any], count: Callable[[int], None]
+    ) -> None:
+        self._cache, self._name, self._size, self._fetch, self._count = cache, name, size, fetch, count
+
+    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Bytes [start, stop) as uint8, in `out` if it is given."""
+        out = np.empty(stop - start, np.uint8) if out is None else out
+        pieces = dict[int, np.ndarray]()  # by where they begin; those that are not wholly asked for in memory of theirs
+        for low, high in self._split(start, stop):
+            is_inside = start <= low and high <= stop
+            pieces[low] = out[low - start : high - start] if is_inside else np.empty(high - low, np.uint8)
         with _lock:
-            for piece in mine:
-                del _coming[piece]
-    for piece, future in others.items():  # only now, when nothing waits for this thread any more
-        parts[piece][:] = future.result()
-    return out[start - low : stop - low], fetched
+            others = {low: coming for low in pieces if (coming := _coming.get(self._call(low))) is not None}
+            mine = {low: _coming.setdefault(self._call(low), Future()) for low in pieces if low not in others}
+        fetched = 0
+        try:
+            missing = [low for low in mine if not self._cache.read(self._call(low), pieces[low])]
+            for low in mine.keys() - missing:
+                mine[low].set_result(None)
+            for low, high in self._join(missing):
+                content = np.frombuffer(self._fetch(low, high), np.uint8)
+                fetched += len(content)
+                for at in range(low, high, PIECE):
+                    pieces[at][:] = content[at - low : at - low + PIECE]
+                    self._cache.write(self._call(at), pieces[at])
+                    # not what is in the caller's memory, who may write to it
+                    mine[at].set_result(pieces[at] if at < start or at + PIECE > stop else None)
+        except BaseException as error:
+            for future in mine.values():
+                if not future.done():
+                    future.set_exception(error)
+            raise
+        finally:
+            with _lock:
+                for low in mine:
+                    del _coming[self._call(low)]
+        for low, coming in others.items():  # only now, when nothing waits for this thread any more
+            edge, piece = coming.result(), pieces[low]
+            if edge is not None:
+                piece[:] = edge
+            elif not self._cache.read(self._call(low), piece):
+                piece[:] = np.frombuffer(self._fetch(low, low + len(piece)), np.uint8)
+                fetched += len(piece)
+        for low in {min(pieces), max(pieces)}:
+            if not (start <= low and low + len(pieces[low]) <= stop):
+                first, last = max(low, start), min(low + len(pieces[low]), stop)
+                out[first - start : last - start] = pieces[low][first - low : last - low]
+        self._count(max(stop - start - fetched, 0))
+        return out
 
+    def find_missing(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The whole pieces of a range that are not in the cache, as ranges that do not touch."""
+        return self._join([low for low, _ in self._split(start, stop) if not self._cache.has(self._call(low))])
 
-def _find_runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """Ascending numbers as runs [low, high) of consecutive ones."""
-    edges = [0, *(k for k in range(1, len(numbers)) if numbers[k] != numbers[k - 1] + 1), len(numbers)]
-    return [(numbers[low], numbers[high - 1] + 1) for low, high in itertools.pairwise(edges) if high > low]
+    def _split(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Where the pieces of a range begin and end."""
+        return [(low, min(low + PIECE, self._size)) for low in range(start // PIECE * PIECE, stop, PIECE)]
+
+    def _join(self, pieces: list[int]) -> list[tuple[int, int]]:
+        """Runs of consecutive pieces, given where each begins, ascending."""
+        runs = list[tuple[int, int]]()
+        for low in pieces:
+            begin = runs.pop()[0] if runs and runs[-1][1] == low else low
+            runs.append((begin, min(low + PIECE, self._size)))
+        return runs
+
+    def _call(self, low: int) -> str:
+        """The name of a piece."""
+        return f"{self._name}-{low // PIECE:x}"

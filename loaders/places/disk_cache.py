@@ -80,6 +80,10 @@ class DiskCache:
             path.unlink()
         return False
 
+    def has(self, name: str) -> bool:
+        """Whether a piece is here, damaged or not."""
+        return self._place(name).exists()
+
     def write(self, name: str, content: np.ndarray) -> None:
         """Keep a piece, if there is room; a disk that is full ends that, with a warning."""
         if not self.is_written or time.monotonic() < self._full_until:

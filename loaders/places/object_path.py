@@ -11,12 +11,11 @@ from typing import BinaryIO
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.places.addresses import Address, parse_address, restore_address
 from atlasvi.loaders.places.connections import share_threads
-from atlasvi.loaders.places.disk_cache import find_cache
 from atlasvi.loaders.places.objects import (
     ObjectStatus,
+    find_cached,
     list_below,
     list_folder,
-    read_part_or_kept,
     read_status,
     read_whole,
     together,
@@ -60,8 +59,8 @@ class Listing:
         if (content := self._kept.get(name)) is not None:
             return content
         status = self.find(address)
-        if find_cache() is not None and status.is_tag:
-            content = bytes(read_part_or_kept(address, storage, status, 0, status.st_size))
+        if (cached := find_cached(address, storage, status)) is not None:
+            content = cached.read(0, status.st_size).tobytes()
         else:
             content, _ = read_whole(address, storage, status)
         with self._lock:

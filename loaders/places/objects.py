@@ -8,7 +8,7 @@ from typing import Any
 
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.places.addresses import Address
-from atlasvi.loaders.places.cached_parts import name_object, read_cached
+from atlasvi.loaders.places.cached_parts import CachedObject, name_object
 from atlasvi.loaders.places.connections import connect, find_endpoint, import_obstore
 from atlasvi.loaders.places.disk_cache import find_cache
 from atlasvi.loaders.places.requests import ChangedError, CutShortError, request
@@ -91,20 +91,22 @@ def read_part(address: Address, storage: Storage, expected: ObjectStatus, start:
     return request(str(address), ask)
 
 
-def read_part_or_kept(address: Address, storage: Storage, expected: ObjectStatus, start: int, stop: int) -> Any:
-    """The same, from the disk cache if there is one: what it lacks is read from the bucket and then kept.
+def find_cached(address: Address, storage: Storage, expected: ObjectStatus) -> CachedObject | None:
+    """A version of an object as the disk cache keeps it; None if there is no cache.
 
-    Only what has an ETag is kept, which says that it is the same.
+    Only what has an ETag, which says that it is the same, is kept.
     """
-    cache = find_cache() if expected.is_tag and stop > start else None
+    cache = find_cache() if expected.is_tag and expected.st_size else None
     if cache is None:
-        return read_part(address, storage, expected, start, stop)
+        return None
     name = name_object(address, find_endpoint(address, storage), expected.version, expected.st_size)
     fetch = partial(read_part, address, storage, expected)
-    content, fetched = read_cached(cache, name, expected.st_size, start, stop, fetch)
+    return CachedObject(cache, name, expected.st_size, fetch, _count_kept)
+
+
+def _count_kept(n_bytes: int) -> None:
     with _lock:
-        traffic.kept_bytes += max(stop - start - fetched, 0)
-    return content
+        traffic.kept_bytes += n_bytes
 
 
 def list_below(address: Address, storage: Storage) -> dict[str, ObjectStatus]:

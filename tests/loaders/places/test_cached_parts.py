@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from atlasvi.loaders.errors import StorageError
 from atlasvi.loaders.places import cached_parts
 from atlasvi.loaders.places.byte_files import RemoteFile
-from atlasvi.loaders.places.cached_parts import name_object, read_cached, widen
+from atlasvi.loaders.places.cached_parts import CachedObject, name_object
 from atlasvi.loaders.places.disk_cache import DiskCache, find_cache, use_cache
 from atlasvi.loaders.places.object_path import ObjectPath, open_folder, to_place
 from atlasvi.loaders.places.objects import traffic
@@ -46,10 +47,13 @@ def test_every_range_is_right_and_no_byte_is_read_from_the_bucket_twice(
     with mock.patch.object(cached_parts, "PIECE", 8):
         for start, length in parts:
             start, stop = min(start, size - 1), min(start + length, size)
-            content, fetched = read_cached(cache, "ab", size, start, stop, fetch)
-            assert content.tobytes() == whole[start:stop]
-            low, high = widen(start, stop, size)
-            assert fetched <= high - low
+            kept = list[int]()
+            cached = CachedObject(cache, "ab", size, fetch, kept.append)
+            missing, before = cached.find_missing(start, stop), read.sum()
+            assert cached.read(start, stop).tobytes() == whole[start:stop]
+            assert read.sum() - before == sum(high - low for low, high in missing)
+            assert kept == [max(stop - start - (read.sum() - before), 0)]
+            assert cached.find_missing(start, stop) == []
     assert read.max() == 1
 
 
@@ -63,13 +67,14 @@ def test_threads_that_want_the_same_pieces_read_them_once(tmp_path: Path, monkey
             barrier.wait()  # both threads are here at the same time, with different pieces
         return bytes(range(low, high))
 
+    cached = CachedObject(cache, "ab", 24, fetch, lambda n_bytes: None)
     with ThreadPoolExecutor(2) as threads:
-        one = threads.submit(read_cached, cache, "ab", 24, 0, 16, fetch)
+        one = threads.submit(cached.read, 0, 12)
         while not fetched:
             pass
-        other = threads.submit(read_cached, cache, "ab", 24, 8, 24, fetch)
-        assert one.result()[0].tobytes() == bytes(range(16))
-        assert other.result()[0].tobytes() == bytes(range(8, 24))
+        other = threads.submit(cached.read, 8, 24)
+        assert one.result().tobytes() == bytes(range(12))
+        assert other.result().tobytes() == bytes(range(8, 24))
     assert fetched == [(0, 16), (16, 24)]
 
 
@@ -81,8 +86,8 @@ def test_an_error_reaches_all_who_wait_and_the_next_one_asks_again(tmp_path: Pat
 
     for _ in range(2):
         with pytest.raises(StorageError, match="no answer"):
-            read_cached(cache, "ab", 3, 0, 3, fail)
-    assert read_cached(cache, "ab", 3, 0, 3, lambda low, high: b"abc")[0].tobytes() == b"abc"
+            CachedObject(cache, "ab", 3, fail, print).read(0, 3)
+    assert CachedObject(cache, "ab", 3, lambda *_: b"abc", print).read(0, 3).tobytes() == b"abc"
 
 
 def test_all_that_another_object_differs_in_is_in_the_name():
@@ -130,7 +135,7 @@ def test_damage_in_the_cache_is_read_from_the_bucket_again(bucket: Bucket, tmp_p
     place = put(bucket, tmp_path, bytes(2**20 + 7))
     read_all(place)
     pieces = [path for path in used.folder.rglob("*-*") if path.is_file()]
-    assert len(pieces) == 2
+    assert len(pieces) == 3
     for path in pieces:
         path.write_bytes(path.read_bytes().replace(b"\0" * 7, b"\1" * 7))
     assert read_all(place) == bytes(2**20 + 7)
@@ -140,11 +145,9 @@ def test_an_object_without_an_etag_is_not_kept(
     bucket: Bucket, tmp_path: Path, used: DiskCache, monkeypatch: pytest.MonkeyPatch
 ):
     """Its version is the second of its last change, in which it may have changed twice."""
-    from dataclasses import replace
-
     place = put(bucket, tmp_path, b"content")
-    file = RemoteFile(place)
-    file.status = replace(file.status, is_tag=False)
-    monkeypatch.setattr("atlasvi.loaders.places.objects.read_part", lambda *_: b"content")
-    assert bytes(file.read_bytes(0, 7)) == b"content"
+    dated = replace(place.stat(), is_tag=False)
+    monkeypatch.setattr(ObjectPath, "stat", lambda _: dated)
+    monkeypatch.setattr("atlasvi.loaders.places.byte_files.read_part", lambda *_: b"content")
+    assert read_all(place) == b"content"
     assert not [path for path in used.folder.rglob("*-*") if path.is_file()]
