@@ -22,20 +22,23 @@ class SlowProxy:
     def __init__(self, endpoint: str, delay: float) -> None:
         host, port = endpoint.removeprefix("http://").split(":")
         self._server, self.delay, self.requests = (host, int(port)), delay, 0
-        self._loop, ready = asyncio.new_event_loop(), threading.Event()
+        ready = threading.Event()
 
         async def listen() -> None:
+            self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
             opened = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
             self.endpoint = f"http://127.0.0.1:{opened.sockets[0].getsockname()[1]}"
             ready.set()
+            await self._stop.wait()
 
-        self._loop.create_task(listen())
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._thread = threading.Thread(target=asyncio.run, args=(listen(),), daemon=True)
+        self._thread.start()
         ready.wait()
 
     def close(self) -> None:
-        """Stop."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        """Stop, in the middle of what is being answered."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
 
     async def _pass_on(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
         server, requests = await asyncio.open_connection(*self._server, limit=2**20)
