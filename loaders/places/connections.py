@@ -17,7 +17,9 @@ MOST_READERS = 16
 
 _lock = threading.Lock()
 _connections: dict[tuple[str, str, Storage], Any] = {}
+_opening: dict[tuple[str, str, Storage], threading.Lock] = {}
 _threads: dict[str, ThreadPoolExecutor] = {}
+in_flight = threading.BoundedSemaphore(MOST_REQUESTS)  # held by each request for bytes while it is answered
 
 
 def connect(address: Address, storage: Storage) -> Any:
@@ -27,8 +29,14 @@ def connect(address: Address, storage: Storage) -> Any:
     """
     key = address.scheme, address.bucket, storage
     with _lock:
+        if (opened := _connections.get(key)) is not None:
+            return opened
+        one_of_them = _opening.setdefault(key, threading.Lock())
+    with one_of_them:  # others of the same bucket wait: to find its region can take seconds; those of others need not
         if key not in _connections:
-            _connections[key] = _open(address, storage)
+            opened = _open(address, storage)
+            with _lock:
+                _connections[key] = opened
         return _connections[key]
 
 

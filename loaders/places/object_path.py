@@ -187,8 +187,12 @@ class ObjectPath:
 
     def iterdir(self) -> Iterator["ObjectPath"]:
         """What is in the folder, in order."""
-        folders, objects = list_folder(self.address, self.storage)
-        return (self / name for name in sorted([*folders, *objects]))
+        if self._listing is not None:
+            names = {name.partition("/")[0] for name in self.list_names()}
+        else:
+            folders, objects = list_folder(self.address, self.storage)
+            names = {*folders, *objects}
+        return (self / name for name in sorted(names))
 
     def glob(self, pattern: str) -> Iterator["ObjectPath"]:
         """What is in the folder, not below, with a name that fits a pattern."""

@@ -9,13 +9,13 @@ from typing import Any
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.places.addresses import Address
 from atlasvi.loaders.places.cached_parts import CachedObject, name_object
-from atlasvi.loaders.places.connections import connect, find_endpoint, import_obstore
+from atlasvi.loaders.places.connections import connect, find_endpoint, import_obstore, in_flight
 from atlasvi.loaders.places.disk_cache import find_cache
 from atlasvi.loaders.places.requests import ChangedError, CutShortError, request
 from atlasvi.loaders.places.storage import Storage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there is one for each object of an opened folder
 class ObjectStatus:
     """An object's size in bytes, and its version: the ETag without quotes, or the date of its last change.
 
@@ -62,10 +62,11 @@ def read_whole(address: Address, storage: Storage, expected: ObjectStatus | None
     obstore, store = import_obstore(address), _open_object(address, storage)
 
     def ask() -> tuple[bytes, ObjectStatus]:
-        answer = obstore.get(store, address.key, options=_name_version(address, expected))
-        status = _make_status(answer.meta)
-        _check_version(status, expected)
-        content = bytes(answer.bytes())
+        with in_flight:
+            answer = obstore.get(store, address.key, options=_name_version(address, expected))
+            status = _make_status(answer.meta)
+            _check_version(status, expected)
+            content = bytes(answer.bytes())
         _count(len(content))
         if len(content) != status.st_size:
             raise CutShortError(f"{len(content):,} of {status.st_size:,} bytes came")
@@ -80,9 +81,10 @@ def read_part(address: Address, storage: Storage, expected: ObjectStatus, start:
 
     def ask() -> Any:
         options = {"range": (start, stop), **_name_version(address, expected)}
-        answer = obstore.get(store, address.key, options=options)
-        _check_version(_make_status(answer.meta), expected)
-        content = answer.bytes()
+        with in_flight:
+            answer = obstore.get(store, address.key, options=options)
+            _check_version(_make_status(answer.meta), expected)
+            content = answer.bytes()
         _count(len(content))
         if tuple(answer.range) != (start, stop) or len(content) != stop - start:
             raise CutShortError(f"{len(content):,} of {stop - start:,} bytes came")
