@@ -114,7 +114,7 @@ def main() -> int:
         os.environ.update(AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_REGION="us-east-1")
         with ExitStack() as opened:
             (work / "s3").mkdir()
-            endpoint = opened.enter_context(run_server(program, work / "s3"))
+            endpoint = opened.enter_context(run_server(program, work / "s3", volumes=400))
             ways = {way: opened.enter_context(run_slow_proxy(endpoint, s)) for way, s in SLOWNESS.items()}
             bench = Bench(options, work, {"bucket": endpoint, **{way: proxy.endpoint for way, proxy in ways.items()}})
             for data in {ROWS[name].data for name in names}:

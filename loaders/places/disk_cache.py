@@ -31,7 +31,7 @@ MAGIC = b"atlasvi1"
 HEADER = struct.Struct("<8sII")  # MAGIC, bytes of the content, crc32c of the content, and in it that of the name
 LEFT = 0.95  # of the limit, once pieces have been removed: all are listed for it, which should be seldom
 KEPT_SECONDS = 86_400.0
-FULL_SECONDS = 60.0  # after which a full cache is looked at again
+PAUSE_SECONDS = 60.0  # after which a cache that is full, or locked by a stopped process, is looked at again
 LOCK_SECONDS = 1.0
 ABANDONED_SECONDS = 3600.0  # after which a file that was not renamed is one of a killed process
 
@@ -50,7 +50,7 @@ class DiskCache:
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit, self.began = folder / BELOW, limit, time.time()
         self.is_written = True  # until the disk is full
-        self._full_until = 0.0
+        self._paused_until = 0.0
         self._lock, self._numbers = threading.Lock(), itertools.count()
         try:
             (self.folder / "new").mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ class DiskCache:
 
     def write(self, name: str, content: np.ndarray) -> None:
         """Keep a piece, if there is room; a disk that is full ends that, with a warning."""
-        if not self.is_written or time.monotonic() < self._full_until:
+        if not self.is_written or time.monotonic() < self._paused_until:
             return
         new, path = self.folder / "new" / f"{os.getpid()}-{next(self._numbers)}", self._place(name)
         try:
@@ -117,6 +117,8 @@ class DiskCache:
         """Make a file of so many bytes, which will be written; False if there is no room for it."""
         with self._lock, self._hold() as is_held:
             if not is_held:
+                self._pause()
+            if time.monotonic() < self._paused_until:
                 return False
             handle = os.open(self.folder / "size", os.O_RDWR | os.O_CREAT, 0o600)
             try:
@@ -129,11 +131,14 @@ class DiskCache:
                     with open(new, "xb") as file:  # here, so that another process that counts all finds it
                         file.truncate(n_bytes)
                 else:
-                    self._full_until = time.monotonic() + FULL_SECONDS
+                    self._pause()
                 os.pwrite(handle, b"%020d" % (total + n_bytes * has_room), 0)
             finally:
                 os.close(handle)
         return has_room
+
+    def _pause(self) -> None:
+        self._paused_until = time.monotonic() + PAUSE_SECONDS
 
     def _remove(self, n_bytes: int) -> int:
         """Remove old pieces until so many bytes fit; returns the bytes of those that are left."""
@@ -170,18 +175,22 @@ class DiskCache:
         """Hold the lock of the folder, if it is to be had soon: who holds it may have been stopped."""
         handle, until = os.open(self.folder / "lock", os.O_RDWR), time.monotonic() + LOCK_SECONDS
         try:
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    yield True
-                    return
-                except BlockingIOError:
-                    if time.monotonic() > until:
-                        yield False
-                        return
+            is_held = _lock(handle)
+            while not is_held and time.monotonic() < until:
                 time.sleep(0.005)
+                is_held = _lock(handle)
+            yield is_held
         finally:
             os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file, if no other process has locked it; to close it unlocks it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _describe(name: str, content: np.ndarray) -> tuple[bytes, int, int]:
