@@ -7,7 +7,6 @@ long, because a piece need not be kept.
 """
 
 import fcntl
-import itertools
 import logging
 import math
 import os
@@ -51,9 +50,10 @@ class DiskCache:
         self.folder, self.limit, self.began = folder / BELOW, limit, time.time()
         self.is_written = True  # until the disk is full
         self._paused_until = 0.0
-        self._lock, self._numbers = threading.Lock(), itertools.count()
+        self._lock = threading.Lock()
         try:
-            (self.folder / "new").mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is read may be for its user alone
+            (self.folder / "new").mkdir(exist_ok=True)
             (self.folder / "lock").touch()
         except OSError as error:
             raise OutputError(
@@ -88,7 +88,8 @@ class DiskCache:
         """Keep a piece, if there is room; a disk that is full ends that, with a warning."""
         if not self.is_written or time.monotonic() < self._paused_until:
             return
-        new, path = self.folder / "new" / f"{os.getpid()}-{next(self._numbers)}", self._place(name)
+        # no name by the process: in containers many have the same number, and a killed one leaves its file
+        new, path = self.folder / "new" / os.urandom(8).hex(), self._place(name)
         try:
             if self._reserve(new, HEADER.size + len(content)):
                 path.parent.mkdir(exist_ok=True)

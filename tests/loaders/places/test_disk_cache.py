@@ -51,6 +51,7 @@ def test_a_piece_that_was_written_is_read_and_another_is_not(tmp_path: Path):
     cache = DiskCache(tmp_path / "new" / "cache", 10 * SIZE)
     assert read(cache, 0)
     assert not read(cache, 1)
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_the_least_recently_used_pieces_make_room(tmp_path: Path):
