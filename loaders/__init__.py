@@ -13,6 +13,7 @@ DeviceFeeder     minibatches -> a GPU, ahead of the model        batches/device_
 Batch            one minibatch: CSR counts, library, covariates  batches/batch.py
 AtlasviError     an error that a user can correct, in a sentence  errors.py
 Storage          how buckets are reached; `use_storage` sets it   places/storage.py
+use_cache        keeps what is read from buckets on local disk     places/disk_cache.py
 
 Below them: tables/ (obs and var), arrays/ (HDF5 and Zarr, read fast), rows/ (sparse rows in memory), places/ (files on
 disk and objects in buckets). A subpackage imports only those that are named after it here. Nothing is imported before
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # what editors and mypy see
     from atlasvi.loaders.errors import AtlasviError as AtlasviError
     from atlasvi.loaders.ingestion.ingest import IngestReport as IngestReport
     from atlasvi.loaders.ingestion.ingest import ingest as ingest
+    from atlasvi.loaders.places.disk_cache import use_cache as use_cache
     from atlasvi.loaders.places.storage import Storage as Storage
     from atlasvi.loaders.places.storage import use_storage as use_storage
     from atlasvi.loaders.sources.data_spec import DataSpec as DataSpec
@@ -61,6 +63,7 @@ _PLACES = {
     "AtlasviError": "atlasvi.loaders.errors",
     "Storage": "atlasvi.loaders.places.storage",
     "use_storage": "atlasvi.loaders.places.storage",
+    "use_cache": "atlasvi.loaders.places.disk_cache",
 }
 
 

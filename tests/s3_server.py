@@ -85,8 +85,11 @@ def open_store(endpoint: str, bucket: str):
 
 
 @contextmanager
-def run_server(program: str, folder: Path) -> Iterator[str]:
-    """A running server that keeps its data in a folder; yields its address. It is killed at the end."""
+def run_server(program: str, folder: Path, volumes: int = 20) -> Iterator[str]:
+    """A running server that keeps its data in a folder; yields its address. It is killed at the end.
+
+    volumes  of 64 MB each, which it may fill
+    """
     (folder / "rights.json").write_text(RIGHTS)
     (folder / "data").mkdir()
     master, volume, filer, s3 = find_ports(4)
@@ -94,7 +97,7 @@ def run_server(program: str, folder: Path) -> Iterator[str]:
         program, "-logtostderr", "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
         f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}",
         "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder / 'rights.json'}", "-master.telemetry=false",
-        "-master.volumeSizeLimitMB=64", "-volume.max=20",
+        "-master.volumeSizeLimitMB=64", f"-volume.max={volumes}",
     ]  # fmt: skip
     endpoint = f"http://127.0.0.1:{s3}"
     with open(folder / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:

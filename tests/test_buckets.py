@@ -1,5 +1,7 @@
 """Data in a bucket gives what the same data on disk gives: cells, training, minified stores and their answers."""
 
+import gc
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,8 @@ from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.queries.cell_choice import choose_cells
 from atlasvi.engine.training.train import train
+from atlasvi.loaders.batches.loader import BatchLoader
+from atlasvi.loaders.cells import cell_store
 from atlasvi.loaders.cells.added_columns import add_obs_columns
 from atlasvi.loaders.cells.cell_views import CellsView
 from atlasvi.loaders.cells.cells_protocol import Cells
@@ -26,7 +30,8 @@ from atlasvi.loaders.cells.open_cells import open_cells
 from atlasvi.loaders.errors import DamagedChunkError, SourceError, StorageError
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.manifest import read_json
-from atlasvi.loaders.places import connections, requests
+from atlasvi.loaders.places import byte_files, connections, requests
+from atlasvi.loaders.places.disk_cache import use_cache
 from atlasvi.loaders.places.object_path import to_place
 from atlasvi.loaders.places.objects import traffic
 from atlasvi.loaders.sources.open_source import open_source
@@ -47,6 +52,15 @@ def cells(tmp_path: Path) -> Path:
 def store(cells: Path, tmp_path: Path) -> Path:
     ingest(cells, tmp_path / "store", workers=1)
     return tmp_path / "store"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a cache that is used."""
+    monkeypatch.setenv("ATLASVI_CACHE", "")
+    monkeypatch.setenv("ATLASVI_CACHE_GB", "")
+    use_cache(tmp_path / "cache", 1)
+    return tmp_path / "cache"
 
 
 def assert_same_cells(one: Cells, other: Cells) -> None:
@@ -199,8 +213,8 @@ def test_training_from_a_bucket_gives_the_weights_of_training_from_disk(store: P
     assert kept == {"path": address, "endpoint": bucket.endpoint}, "the endpoint is kept, credentials are not"
 
 
-def test_a_run_that_was_killed_is_resumed_from_its_bucket_without_saying_how_to_reach_it(
-    store: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_was_killed_is_resumed_from_its_bucket_with_an_empty_cache_without_saying_how_to_reach_it(
+    store: Path, bucket: Bucket, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def kill() -> None:
         raise Killed
@@ -210,6 +224,7 @@ def test_a_run_that_was_killed_is_resumed_from_its_bucket_without_saying_how_to_
     with pytest.raises(Killed):
         train(address, tmp_path / "run", **FREQUENT)
     monkeypatch.setenv("ATLASVI_STORAGE", "")
+    use_cache(tmp_path / "another cache", 1)
     assert_same_run(whole, train(address, tmp_path / "run", resume=True))
 
 
@@ -258,6 +273,66 @@ def test_damage_and_change_in_a_bucket_are_noticed(store: Path, bucket: Bucket):
         open_cells(address)
 
 
+@pytest.fixture
+def blocks(cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of many small blocks, in several shards."""
+    monkeypatch.setattr(cell_store, "CHUNK", 32)
+    monkeypatch.setattr(cell_store, "BLOCK_CHUNKS", 4)
+    ingest(cells, tmp_path / "blocks", workers=1)
+    assert len(open_cells(tmp_path / "blocks").block_starts) > 30
+    return tmp_path / "blocks"
+
+
+def assert_same_batches(one: BatchLoader, other: BatchLoader) -> None:
+    for mine, theirs in zip(one, other, strict=True):
+        assert torch.equal(mine.rows, theirs.rows)
+        assert torch.equal(mine.indptr, theirs.indptr)
+        assert torch.equal(mine.indices, theirs.indices)
+        assert torch.equal(mine.counts, theirs.counts)
+
+
+@pytest.mark.parametrize("ahead_bytes", [5_000, byte_files.AHEAD_BYTES])
+def test_blocks_are_asked_for_ahead_once_and_nothing_of_it_stays(
+    ahead_bytes: int, blocks: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(byte_files, "AHEAD_BYTES", ahead_bytes)
+    data, local = open_cells(bucket.put(blocks, "blocks")), open_cells(blocks)
+    epochs = []
+    for rank in (0, 1):
+        parts = [BatchLoader(cells, 32, seed=0, rank=rank, world_size=2) for cells in (local, data)]
+        before = traffic.requests
+        assert_same_batches(*parts)
+        epochs.append(traffic.requests - before)
+        gc.collect()
+        assert byte_files.RangeAhead._n_bytes == 0
+    assert 0 < epochs[-1] <= 4 * (len(data.block_starts) - 1)  # pointers, indices, counts; a block in two shards
+    for _ in BatchLoader(data, 32, seed=0):
+        break  # what was asked for is forgotten
+    gc.collect()
+    assert byte_files.RangeAhead._n_bytes == 0
+
+
+def test_the_second_epoch_asks_the_bucket_nothing_and_a_lost_cache_does_no_harm(
+    blocks: Path, bucket: Bucket, cache: Path, caplog: pytest.LogCaptureFixture
+):
+    address = bucket.put(blocks, "blocks")
+    loaders = BatchLoader(open_cells(blocks), 32, seed=0), BatchLoader(open_cells(address), 32, seed=0)
+    assert_same_batches(*loaders)
+    before = traffic.requests
+    assert_same_batches(*loaders)
+    assert traffic.requests == before
+    again = BatchLoader(open_cells(address), 32, seed=0)
+    list(again)
+    assert traffic.requests <= before + 2  # another process lists the objects, to see that they are the same
+    for piece in cache.rglob("*-*"):
+        if piece.is_file():
+            piece.write_bytes(piece.read_bytes()[:-1])  # each of them is damaged
+    assert_same_batches(*loaders)
+    shutil.rmtree(cache)
+    assert_same_batches(*loaders)
+    assert "nothing more is kept in the cache" in caplog.text
+
+
 def test_a_minified_store_in_a_bucket_gives_the_same_answers(store: Path, bucket: Bucket, tmp_path: Path):
     address = bucket.put(store, "to-minify")
     run = train(store, tmp_path / "run", batch_key="batch", epochs=1, settings=SMALL)
@@ -276,11 +351,23 @@ def test_a_minified_store_in_a_bucket_gives_the_same_answers(store: Path, bucket
 
 
 def test_the_command_line_takes_an_address_and_the_options_of_its_bucket(
-    store: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    store: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     address = bucket.put(store, "described")
-    monkeypatch.setenv("ATLASVI_STORAGE", "")
-    answer = CliRunner().invoke(app, ["info", address, "--storage", f"endpoint={bucket.endpoint}"])
+    for variable in ("ATLASVI_STORAGE", "ATLASVI_CACHE", "ATLASVI_CACHE_GB"):
+        monkeypatch.setenv(variable, "")
+    words = [
+        "info",
+        address,
+        "--storage",
+        f"endpoint={bucket.endpoint}",
+        "--cache",
+        str(tmp_path / "c"),
+        "--cache-gb=1",
+    ]
+    answer = CliRunner().invoke(app, [*words, "--cache-gb=1"])
     assert answer.exit_code == 0, answer.exception
+    assert any((tmp_path / "c").rglob("*-0"))
+    assert "give both" in CliRunner().invoke(app, ["info", address, "--cache-gb", "2"]).output
     local = CliRunner().invoke(app, ["info", str(store)])
     assert answer.output.replace(address, "") == local.output.replace(str(store), "")

@@ -15,6 +15,7 @@ import pytest
 from typer.main import get_command
 
 from atlasvi.engine.cli.commands import app
+from atlasvi.engine.cli.query_group import BUCKET_OPTIONS, move_options
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,6 +39,7 @@ def list_mentions(page: Path) -> list[str]:
 
 def parse(words: list[str]) -> None:
     """Parse as the command line does, down to the last command. Raises an error of usage."""
+    _, words = move_options(words, BUCKET_OPTIONS)  # which the group takes, wherever they stand
     group, context = GROUP, GROUP.make_context("atlasvi", [])
     while words:
         command = group.get_command(context, words[0])

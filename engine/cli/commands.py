@@ -20,6 +20,7 @@ from atlasvi.engine.cli.arguments import (
     Measurement,
     RankTimeout,
     Seed,
+    check_finite,
     print_lines,
     split_names,
 )
@@ -39,6 +40,7 @@ from atlasvi.engine.cli.serve_command import serve
 from atlasvi.engine.cli.training_commands import launch, plan, train
 from atlasvi.engine.distributed.signals import stop_on_signals
 from atlasvi.engine.terminal import count, explain_errors, say, show_progress
+from atlasvi.loaders.places.disk_cache import use_cache
 from atlasvi.loaders.places.storage import parse_storage, use_storage
 
 app = typer.Typer(
@@ -71,10 +73,26 @@ def _options(
             "anonymous=yes. Credentials come from the environment or the profile.",
         ),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep what is read from buckets in this folder of the machine's own disk, so that it is read once; "
+            "anywhere in a command.",
+        ),
+    ] = None,
+    cache_gb: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="The most that --cache may take (default: 100).", callback=check_finite),
+    ] = None,
 ) -> None:
     """The options of atlasvi itself; its help text is above."""
     if storage:
         use_storage(parse_storage(storage))
+    if cache is not None:
+        use_cache(cache, cache_gb)
+    elif cache_gb is not None:
+        raise typer.BadParameter("it is the size of --cache DIR: give both.", param_hint="'--cache-gb'")
     if context.invoked_subcommand is None:
         print_lines(show_way(version("atlasvi")))
 

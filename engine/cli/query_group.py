@@ -5,6 +5,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
+BUCKET_OPTIONS = ("--storage", "--cache", "--cache-gb")
 GROUP_OPTIONS = ("--model", "--device", "--gene-column")
 
 
@@ -22,11 +23,11 @@ def move_options(args: list[str], names: tuple[str, ...]) -> tuple[list[str], li
 
 
 class AtlasviGroup(TyperGroup):
-    """Accepts --storage anywhere in a command."""
+    """Accepts the options that say how buckets are read anywhere in a command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments with --storage first."""
-        moved, rest = move_options(args, ("--storage",))
+        """The arguments with these options first."""
+        moved, rest = move_options(args, BUCKET_OPTIONS)
         return super().parse_args(ctx, [*moved, *rest])
 
 

@@ -17,6 +17,7 @@ from atlasvi.engine.distributed.ranks import Ranks, join_ranks
 from atlasvi.engine.model.covariates import SetupKeys, learn_setup
 from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.terminal import count
+from atlasvi.engine.training.bucket_reading import BucketReading, measure_bucket_reading
 from atlasvi.engine.training.run_parts import RunParts, prepare_run
 from atlasvi.engine.training.settings import (
     SettingError,
@@ -33,6 +34,7 @@ from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.cell_views import unwrap
 from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells
+from atlasvi.loaders.places.disk_cache import find_cache
 from atlasvi.loaders.places.object_path import Place, to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.work_estimate import peak_memory_bytes
@@ -64,6 +66,7 @@ class Plan:
     disk_bytes        of the run directory: its checkpoints and the model
     on_cpu            whether the device is a CPU, whose cores the ranks of a machine share
     is_store          whether the data is a cell store
+    bucket            what an epoch reads from a bucket, if the data is in one
     """
 
     n_ranks: int
@@ -88,6 +91,7 @@ class Plan:
     disk_bytes: int = 0
     on_cpu: bool = True
     is_store: bool = True
+    bucket: BucketReading | None = None
 
     @property
     def epoch_s(self) -> float:
@@ -126,6 +130,8 @@ class Plan:
                 f"a rank's part of a minibatch has {share:,.0f} cells, too few to keep it busy: take fewer ranks, or a "
                 "larger --batch-size with --set recipe=atlas"
             )
+        if self.limit == "reading" and self.bucket is not None and find_cache() is None:
+            return "reading limits it: --cache DIR keeps what is read on this machine's disk, for the epochs to come"
         if self.limit == "reading" and not self.is_store:
             return "reading limits it, and a cell store is read faster than this source: atlasvi ingest it first"
         if self.batch_size < LARGE_BATCH and self.n_cells >= MANY_CELLS:
@@ -219,6 +225,8 @@ def estimate_training(
 def _measure(parts: RunParts, of_step: Step, network_gbps: float | None, seconds: float, epochs: int) -> Plan:
     """The plan of a training of so many epochs, measured for 3.5 times `seconds`; the weights change."""
     loader, validation, ranks = parts.loaders["train"], parts.loaders["validation"], parts.ranks
+    passes = 1 + bool(len(validation))
+    bucket = measure_bucket_reading(parts.data, ranks.world_size, passes)  # first, since the rest fills the cache
     parts.model.train()
     sync = torch.cuda.synchronize if parts.device.type == "cuda" else lambda: None
     kept = list(itertools.islice(_cycle(parts), WARM_UP))
@@ -266,6 +274,7 @@ def _measure(parts: RunParts, of_step: Step, network_gbps: float | None, seconds
         disk_bytes=_reckon_disk(parts),
         on_cpu=parts.device.type == "cpu",
         is_store=isinstance(unwrap(parts.data), CellStore),
+        bucket=bucket,
     )
 
 
@@ -329,6 +338,8 @@ def describe_plan(plan: Plan) -> Iterator[str]:
         f"One rank's part of a minibatch: reading {load}, computing {step}, both at the same time {both}; "
         f"{count(plan.n_validation_steps, 'minibatch', 'minibatches')} of validation at {validate}."
     )
+    if plan.bucket is not None:
+        yield plan.bucket.describe()
     megabytes = f"{plan.reduce_bytes / 1e6:,.2f} MB"
     if plan.measured:
         yield f"The times above include summing {megabytes} of gradients over the ranks."

@@ -19,13 +19,14 @@ from numcodecs import blosc
 
 from atlasvi.loaders.arrays.decoding import decode_chunks
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
-from atlasvi.loaders.places.byte_files import open_file, share_of_files
+from atlasvi.loaders.places.byte_files import RangeAhead, RemoteFile, open_file, share_of_files
 from atlasvi.loaders.places.object_path import Place
 from atlasvi.loaders.rows.buffers import Buffers
 
 CHUNK_MISSING = 2**64 - 1
 OPEN_SHARDS = 96  # kept open, over all arrays; an atlas has thousands, and a process may open about a thousand files
-KEPT_INDICES = 2**14  # of shards in a bucket, over all arrays: 4 kB each
+KEPT_BYTES = 2**26  # of indices of shards in a bucket, over all arrays
+SHARD_BYTES = 2**12  # of memory that such a shard takes besides its index
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,17 @@ class ShardReader:
             at = end
         return descents
 
+    def ask_ahead(self, first: int, last: int) -> list[RangeAhead]:
+        """Begin to read inner chunks [first, last) of shards in a bucket; see `RemoteFile.ask_ahead`."""
+        per_shard, asked = self.layout.shard // self.layout.chunk, list[RangeAhead]()
+        for number in range(first // per_shard, -(-last // per_shard)):
+            shard = self._open(number)
+            index = shard.index[max(first - number * per_shard, 0) : last - number * per_shard]
+            shard.check_inside(index)
+            if isinstance(shard.file, RemoteFile):
+                asked += shard.file.ask_ahead(int(index[0, 0]), int(index[-1].sum()))
+        return asked
+
     def close(self) -> None:
         """Close the files; they are opened again when needed."""
         self._shards.close()
@@ -175,11 +187,11 @@ class OpenShard:
 class OpenShards:
     """The shards of one array, of which the most recently read stay open; for several threads.
 
-    All arrays of the process share the limit `most_open`, since a source may have many arrays; and the limit
-    `most_kept` of shards in a bucket, of which only the index is kept.
+    All arrays of the process share the limit `most_open`, since a source may have many arrays; and `kept_bytes` for
+    shards in a bucket, of which only the index is kept.
     """
 
-    most_open, most_kept = share_of_files(8, OPEN_SHARDS), KEPT_INDICES
+    most_open, kept_bytes = share_of_files(8, OPEN_SHARDS), KEPT_BYTES
     _arrays: ClassVar[weakref.WeakSet["OpenShards"]] = weakref.WeakSet()  # all that have opened a shard
 
     def __init__(self, n_chunks: int) -> None:
@@ -200,7 +212,8 @@ class OpenShards:
 
     def _keep(self, number: int, shard: OpenShard, is_local: bool) -> OpenShard:
         self._shards[number] = shard
-        while len(self._shards) > max((self.most_open if is_local else self.most_kept) // len(self._arrays), 1):
+        most = self.most_open if is_local else self.kept_bytes // (SHARD_BYTES + shard.index.nbytes)
+        while len(self._shards) > max(most // len(self._arrays), 1):
             self._shards.popitem(last=False)  # closed when the last reader is done
         return shard
 

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from atlasvi.loaders.rows.buffers import Buffers
 READY_CELLS = 2**12  # cells in minibatches that are assembled before the caller asks for them
 MOST_THREADS = 4
 REMOTE_THREADS = 32  # which read from a bucket: most of them wait for an answer
+AHEAD_BLOCKS = 16  # of a bucket, asked for before a group that is read needs them: see benchmarks/RESULTS.md, Buckets
 SPARSE = 4  # of a block of which fewer than one cell in SPARSE is visited, only the visited ones are kept in memory
 
 log = logging.getLogger(__name__)
@@ -100,7 +102,8 @@ class BatchLoader(IterableDataset):
         if balance is not None:
             weights = balance_classes(self.data, balance, self._cells)
         self._draws = None if weights is None else Draws(weights, self._cells)
-        usual = REMOTE_THREADS if is_remote(self.data.path) else min(os.cpu_count() or 1, MOST_THREADS)
+        self._is_remote = is_remote(self.data.path)
+        usual = REMOTE_THREADS if self._is_remote else min(os.cpu_count() or 1, MOST_THREADS)
         self._threads = threads or usual
         self._buffers = Buffers(_allocate_pinned if torch.cuda.is_available() else np.empty)
         self._block_cells = self._count_block_cells(0)
@@ -158,10 +161,15 @@ class BatchLoader(IterableDataset):
         planned: deque[list[tuple[Future[Block], np.ndarray]]] = deque()
         ready: deque[Future[Batch]] = deque()
         blocks: dict[tuple[int, int], Future[Block]] = {}
-        for parts in plan_minibatches(plan, self.batch_size, self._batch, self.rank, self.world_size):
+        minibatches = plan_minibatches(plan, self.batch_size, self._batch, self.rank, self.world_size)
+        asked: dict[tuple[int, int], Future[object]] = {}
+        for parts in self._ask_ahead(minibatches, asked, workers) if self._is_remote else minibatches:
             if parts:  # drop the blocks of finished groups; minibatches that are not yet assembled keep theirs
                 blocks = {key: block for key, block in blocks.items() if key[0] >= parts[0].group}
-            planned.append([(self._submit(part, blocks, plan.epoch, workers), part.cells) for part in parts])
+            for key in [(part.group, part.block) for part in parts]:
+                if key not in blocks:
+                    blocks[key] = workers.submit(self._read_block, key[1], plan.epoch, asked.pop(key, None))
+            planned.append([(blocks[part.group, part.block], part.cells) for part in parts])
             if len(planned) > n_planned:
                 ready.append(workers.submit(self._assemble, planned.popleft()))
             if len(ready) > n_ready:
@@ -171,17 +179,28 @@ class BatchLoader(IterableDataset):
         while ready:
             yield ready.popleft().result()
 
-    def _submit(
-        self, part: Part, blocks: dict[tuple[int, int], Future["Block"]], epoch: int, workers: Executor
-    ) -> Future["Block"]:
-        """The block of a part; a worker reads it if no earlier part did."""
-        key = part.group, part.block
-        if key not in blocks:
-            blocks[key] = workers.submit(self._read_block, part.block, epoch)
-        return blocks[key]
+    def _ask_ahead(
+        self, minibatches: Iterator[list[Part]], asked: dict[tuple[int, int], Future[object]], workers: Executor
+    ) -> Iterator[list[Part]]:
+        """The same minibatches; the blocks of later ones are asked for, and what that returns is put into `asked`."""
+        waiting: deque[list[Part]] = deque()
+        latest: set[tuple[int, int]] = set()  # blocks of the last group that was asked for, and of the one before
+        for parts in minibatches:
+            waiting.append(parts)
+            for key in [(part.group, part.block) for part in parts]:
+                if key not in latest:
+                    latest = {key, *(other for other in latest if other[0] >= key[0] - 1)}
+                    asked[key] = workers.submit(self.data.ask_ahead, key[1])
+            while len(asked) > AHEAD_BLOCKS and waiting:
+                yield waiting.popleft()
+        yield from waiting
 
-    def _read_block(self, block: int, epoch: int) -> "Block":
+    def _read_block(self, block: int, epoch: int, asked: Future[object] | None = None) -> "Block":
+        """The cells of a block that the epoch visits; what was `asked` for ahead is kept until it is read."""
         start, stop = self.data.block_starts[block], self.data.block_starts[block + 1]
+        if asked is not None:
+            with suppress(Exception):  # an error in it occurs again below, or has passed
+                asked.result()  # this waits for no task that has not begun: that one was submitted before
         try:
             rows = self.data.read_block(block)
         except DamagedChunkError as error:

@@ -69,6 +69,18 @@ class ShardRows:
         check_four_byte_counts(counts[low:high])
         return Rows(start, indptr[:-1], np.diff(indptr).astype(np.int32), indices, counts)
 
+    def ask_ahead(self, start: int, stop: int, first: int, last: int) -> list[Any]:
+        """Begin to read cells [start, stop) from a bucket, whose counts are expected in inner chunks [first, last).
+
+        What is returned must be kept until they are read.
+        """
+        if not self._is_remote:
+            return []
+        chunk, n_chunks = self._indptr.layout.chunk, -(-self._nnz // self._data.layout.chunk)
+        asked = partial(self._indptr.ask_ahead, start // chunk, stop // chunk + 1)
+        halves = [partial(array.ask_ahead, first, min(last, n_chunks)) for array in (self._indices, self._data)]
+        return together([asked, *halves], share_readers())
+
     def close(self) -> None:
         """Close the files."""
         for array in (self._data, self._indices, self._indptr):
@@ -98,6 +110,10 @@ class ZarrRows:
                 raise ValueError(f"a gene index is outside 0 to {self._n_genes - 1:,}")
         check_four_byte_counts(counts)
         return Rows.from_csr(start, pointers, genes, counts)
+
+    def ask_ahead(self, start: int, stop: int, first: int, last: int) -> list[Any]:
+        """Nothing is read ahead."""
+        return []
 
     def close(self) -> None:
         """Nothing is open."""

@@ -207,6 +207,12 @@ class CellStore:
                 "again from where it came from, or ingest it again."
             ) from None
 
+    def ask_ahead(self, block: int) -> object:
+        """Begin to read a block from a bucket; keep what is returned until it is read."""
+        start, stop = (int(edge) for edge in self.block_starts[block : block + 2])
+        size = self.attributes["block_chunks"]
+        return self._rows.ask_ahead(start, stop, block * size, (block + 1) * size + 1)
+
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop)."""
         return self._obs.read(start, stop)

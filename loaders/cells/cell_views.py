@@ -78,6 +78,10 @@ class CellsView:
         """The counts of one block."""
         return self._data.read_block(block)
 
+    def ask_ahead(self, block: int) -> object:
+        """Begin to read what `read_block` will need."""
+        return self._data.ask_ahead(block)
+
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop)."""
         return self._data.read_obs(start, stop)

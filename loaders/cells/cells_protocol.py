@@ -86,6 +86,9 @@ class Cells(NamedColumns, Protocol):
         Raises DamagedChunkError or SourceError if they are damaged, CountsError if they are not counts.
         """
 
+    def ask_ahead(self, block: int) -> object:
+        """Begin to read what `read_block` will need, where that takes long; keep what is returned until it is read."""
+
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop), `source` and `source_row` among its columns; the index holds the cell names."""
 

@@ -106,6 +106,9 @@ class MemoryCells(MemoryObs):
         rows = self._rows
         return Rows(start, rows.starts[start:stop], rows.lengths[start:stop], rows.indices, rows.counts)
 
+    def ask_ahead(self, block: int) -> None:
+        """Nothing: all is in memory."""
+
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop), with `source` and `source_row` as files have them."""
         obs = to_storable(self.adata.obs.iloc[start:stop], f"{NAME}: obs", aside=True)

@@ -58,6 +58,9 @@ class SourceCells:
             check_no_empty_cells(row_nnz, self.path, start, self._joined.name_cells(0, start))
         return rows
 
+    def ask_ahead(self, block: int) -> None:
+        """Nothing is read ahead: a source's library decides what it reads."""
+
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop)."""
         return self._joined.read_obs(0, start, stop)

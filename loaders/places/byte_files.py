@@ -6,19 +6,24 @@ little; each request for a part of an object names the version that it must be o
 
 import os
 import resource
-from collections.abc import Sequence
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from atlasvi.loaders.places.cached_parts import PIECE, widen
 from atlasvi.loaders.places.connections import share_threads
 from atlasvi.loaders.places.object_path import ObjectPath, Place
-from atlasvi.loaders.places.objects import read_part, together
+from atlasvi.loaders.places.objects import find_cached, read_part, together
 from atlasvi.loaders.places.ranges import merge_ranges, split_range
 
 PIECE_BYTES = 2**22  # of one request: long enough that its latency is small beside it, short enough to be repeated
+AHEAD_BYTES = 2**26  # of a process: what was asked for ahead, and is on its way or waits to be used
 
 
 def share_of_files(part: int, most: int) -> int:
@@ -82,6 +87,30 @@ class LocalFile:
             self.close()
 
 
+class RangeAhead:
+    """Bytes [start, stop) of an object that were asked for before they are needed; forgotten when nobody holds this."""
+
+    _lock, _n_bytes = threading.RLock(), 0  # of all that there are, in this process
+
+    def __init__(self, file: "RemoteFile", start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+        self.content = share_threads().submit(file.read_bytes, start, stop)
+
+    @classmethod
+    def reserve(cls, n_bytes: int) -> bool:
+        """Count the bytes of one that will be made; False if there are AHEAD_BYTES already."""
+        with cls._lock:
+            has_room = RangeAhead._n_bytes + n_bytes <= AHEAD_BYTES
+            RangeAhead._n_bytes += n_bytes * has_room
+            return has_room
+
+    def __del__(self) -> None:
+        if hasattr(self, "content"):
+            self.content.cancel()
+        with self._lock:
+            RangeAhead._n_bytes -= self.stop - self.start
+
+
 class RemoteFile:
     """An object, read by parts of at most PIECE_BYTES, several at a time. Raises StorageError if it was replaced."""
 
@@ -90,6 +119,9 @@ class RemoteFile:
     def __init__(self, path: ObjectPath) -> None:
         self.path, self.status = path, path.stat()
         self.size, self.identity = self.status.st_size, (self.status.version, self.status.st_size)
+        self._cached = find_cached(path.address, path.storage, self.status)
+        self._ahead: weakref.WeakSet[RangeAhead] = weakref.WeakSet()
+        self._lock = threading.Lock()
 
     def read_into(self, offset: int, out: np.ndarray) -> bool:
         """Fill contiguous `out` with the bytes from `offset` on; returns False if the object ends before."""
@@ -102,21 +134,72 @@ class RemoteFile:
         for k, (_, stop) in enumerate(ranges):
             if stop > self.size:
                 return k
-        calls = [
-            partial(self._fill, low, high, [(ranges[k][0], targets[k]) for k in members])
-            for start, stop, members in merge_ranges(ranges, PIECE_BYTES)
-            for low, high in split_range(start, stop, PIECE_BYTES)
-        ]
-        together(calls, share_threads())
+        missing, ahead = list[partial[None]](), list[partial[None]]()
+        for start, stop, members in merge_ranges(ranges, PIECE_BYTES):
+            filled = [(ranges[k][0], targets[k]) for k in members]
+            for low, high, asked in self._find_ahead(start, stop):
+                if asked is not None:
+                    ahead.append(partial(self._fill, low, high, filled, asked))
+                else:
+                    missing += [partial(self._fill, *part, filled) for part in self._split(low, high)]
+        together(missing, share_threads())
+        for fill in ahead:  # not in the threads, one of which it may wait for
+            fill()
         return None
 
     def read_bytes(self, start: int, stop: int) -> Any:
-        """Bytes [start, stop) by one request, as a buffer."""
+        """Bytes [start, stop), from the disk cache or by one request, as a buffer."""
+        if self._cached is not None:
+            return self._cached.read(start, stop)
         return read_part(self.path.address, self.path.storage, self.status, start, stop)
 
-    def _fill(self, low: int, high: int, targets: Sequence[tuple[int, np.ndarray]]) -> None:
+    def ask_ahead(self, start: int, stop: int) -> list[RangeAhead]:
+        """Begin to read bytes that will be needed; they are kept as long as what is returned.
+
+        Beyond AHEAD_BYTES of the process nothing is asked for, nor is what the disk cache has.
+        """
+        missing = [(start, stop)] if self._cached is None else self._cached.find_missing(start, stop)
+        parts = [part for low, high in missing for part in self._split(low, high)]
+        asked = [RangeAhead(self, low, high) for low, high in parts if RangeAhead.reserve(high - low)]
+        with self._lock:
+            self._ahead.update(asked)
+        return asked
+
+    def _split(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The ranges of requests for bytes [start, stop), which share no piece of the cache."""
+        if self._cached is None:
+            return split_range(start, stop, PIECE_BYTES)
+        wide = split_range(*widen(start, stop, self.size), PIECE_BYTES, PIECE)
+        return [(max(low, start), min(high, stop)) for low, high in wide]
+
+    def _find_ahead(self, start: int, stop: int) -> Iterator[tuple[int, int, RangeAhead | None]]:
+        """A range as parts that were asked for ahead, and others (None)."""
+        with self._lock:
+            ranges = sorted(self._ahead, key=lambda asked: asked.start)
+        at = start
+        for asked in ranges:
+            low, high = max(asked.start, at), min(asked.stop, stop)
+            if low < high:
+                if at < low:
+                    yield at, low, None
+                yield low, high, asked
+                at = high
+        if at < stop:
+            yield at, stop, None
+
+    def _fill(
+        self, low: int, high: int, targets: Sequence[tuple[int, np.ndarray]], asked: RangeAhead | None = None
+    ) -> None:
         """Read bytes [low, high), and copy them into each of the arrays, given where in the object it begins."""
-        content = np.frombuffer(self.read_bytes(low, high), np.uint8)
+        (begin, target), content = targets[0], None
+        if asked is None and self._cached is not None and len(targets) == 1:  # which then holds all of them
+            self._cached.read(low, high, target[low - begin : high - begin])
+            return
+        if asked is not None:
+            with suppress(Exception):  # it is asked for again, which raises the error if it does not pass
+                content = np.frombuffer(asked.content.result(), np.uint8)[low - asked.start : high - asked.start]
+        if content is None:
+            content = np.frombuffer(self.read_bytes(low, high), np.uint8)
         for begin, target in targets:
             first, last = max(begin, low), min(begin + len(target), high)
             if first < last:

@@ -17,7 +17,9 @@ MOST_READERS = 16
 
 _lock = threading.Lock()
 _connections: dict[tuple[str, str, Storage], Any] = {}
+_opening: dict[tuple[str, str, Storage], threading.Lock] = {}
 _threads: dict[str, ThreadPoolExecutor] = {}
+in_flight = threading.BoundedSemaphore(MOST_REQUESTS)  # held by each request for bytes while it is answered
 
 
 def connect(address: Address, storage: Storage) -> Any:
@@ -27,8 +29,14 @@ def connect(address: Address, storage: Storage) -> Any:
     """
     key = address.scheme, address.bucket, storage
     with _lock:
+        if (opened := _connections.get(key)) is not None:
+            return opened
+        one_of_them = _opening.setdefault(key, threading.Lock())
+    with one_of_them:  # others of the same bucket wait: to find its region can take seconds; those of others need not
         if key not in _connections:
-            _connections[key] = _open(address, storage)
+            opened = _open(address, storage)
+            with _lock:
+                _connections[key] = opened
         return _connections[key]
 
 
@@ -93,17 +101,25 @@ def _open(address: Address, storage: Storage) -> Any:
         ) from None
 
 
+def find_endpoint(address: Address, storage: Storage) -> str | None:
+    """The address of the server that has a bucket; None: the cloud's own, or what obstore finds for other than S3."""
+    if storage.endpoint or address.scheme != "s3":
+        return storage.endpoint
+    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return given or _read_entries(storage).get("endpoint_url")
+
+
+def _read_entries(storage: Storage) -> dict[str, str]:
+    """The entries of the profile that is used, if any."""
+    profile = None if storage.is_anonymous else choose_profile(storage.profile)
+    return read_profile(profile) if profile else {}
+
+
 def configure_s3(address: Address, storage: Storage) -> dict[str, Any]:
     """The configuration of an S3 bucket, without credentials: region, and endpoint and skip_signature if need be."""
-    profile = None if storage.is_anonymous else choose_profile(storage.profile)
-    entries = read_profile(profile) if profile else {}
+    entries = _read_entries(storage)
     environment = os.environ
-    endpoint = (
-        storage.endpoint
-        or environment.get("AWS_ENDPOINT_URL_S3")
-        or environment.get("AWS_ENDPOINT_URL")
-        or entries.get("endpoint_url")
-    )
+    endpoint = find_endpoint(address, storage)
     region = (
         storage.region
         or environment.get("AWS_REGION")

@@ -13,6 +13,7 @@ from atlasvi.loaders.places.addresses import Address, parse_address, restore_add
 from atlasvi.loaders.places.connections import share_threads
 from atlasvi.loaders.places.objects import (
     ObjectStatus,
+    find_cached,
     list_below,
     list_folder,
     read_status,
@@ -57,7 +58,11 @@ class Listing:
         name = self.name(address)
         if (content := self._kept.get(name)) is not None:
             return content
-        content, _ = read_whole(address, storage, self.find(address))
+        status = self.find(address)
+        if (cached := find_cached(address, storage, status)) is not None:
+            content = cached.read(0, status.st_size).tobytes()
+        else:
+            content, _ = read_whole(address, storage, status)
         with self._lock:
             if len(content) <= min(LARGEST_KEPT, self._room) and name not in self._kept:
                 self._kept[name] = content
@@ -197,8 +202,12 @@ class ObjectPath:
 
     def iterdir(self) -> Iterator["ObjectPath"]:
         """What is in the folder, in order."""
-        folders, objects = list_folder(self.address, self.storage)
-        return (self / name for name in sorted([*folders, *objects]))
+        if self._listing is not None:
+            names = {name.partition("/")[0] for name in self.list_names()}
+        else:
+            folders, objects = list_folder(self.address, self.storage)
+            names = {*folders, *objects}
+        return (self / name for name in sorted(names))
 
     def glob(self, pattern: str) -> Iterator["ObjectPath"]:
         """What is in the folder, not below, with a name that fits a pattern."""

@@ -3,16 +3,19 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.places.addresses import Address
-from atlasvi.loaders.places.connections import connect, import_obstore
+from atlasvi.loaders.places.cached_parts import CachedObject, name_object
+from atlasvi.loaders.places.connections import connect, find_endpoint, import_obstore, in_flight
+from atlasvi.loaders.places.disk_cache import find_cache
 from atlasvi.loaders.places.requests import ChangedError, CutShortError, request
 from atlasvi.loaders.places.storage import Storage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there is one for each object of an opened folder
 class ObjectStatus:
     """An object's size in bytes, and its version: the ETag without quotes, or the date of its last change.
 
@@ -26,10 +29,11 @@ class ObjectStatus:
 
 @dataclass
 class Traffic:
-    """How many requests this process has sent, and how many bytes it was given."""
+    """How many requests this process has sent, how many bytes it was given, and how many the disk cache had."""
 
     requests: int = 0
     n_bytes: int = 0
+    kept_bytes: int = 0
 
 
 traffic = Traffic()
@@ -58,10 +62,11 @@ def read_whole(address: Address, storage: Storage, expected: ObjectStatus | None
     obstore, store = import_obstore(address), _open_object(address, storage)
 
     def ask() -> tuple[bytes, ObjectStatus]:
-        answer = obstore.get(store, address.key, options=_name_version(address, expected))
-        status = _make_status(answer.meta)
-        _check_version(status, expected)
-        content = bytes(answer.bytes())
+        with in_flight:
+            answer = obstore.get(store, address.key, options=_name_version(address, expected))
+            status = _make_status(answer.meta)
+            _check_version(status, expected)
+            content = bytes(answer.bytes())
         _count(len(content))
         if len(content) != status.st_size:
             raise CutShortError(f"{len(content):,} of {status.st_size:,} bytes came")
@@ -76,15 +81,34 @@ def read_part(address: Address, storage: Storage, expected: ObjectStatus, start:
 
     def ask() -> Any:
         options = {"range": (start, stop), **_name_version(address, expected)}
-        answer = obstore.get(store, address.key, options=options)
-        _check_version(_make_status(answer.meta), expected)
-        content = answer.bytes()
+        with in_flight:
+            answer = obstore.get(store, address.key, options=options)
+            _check_version(_make_status(answer.meta), expected)
+            content = answer.bytes()
         _count(len(content))
         if tuple(answer.range) != (start, stop) or len(content) != stop - start:
             raise CutShortError(f"{len(content):,} of {stop - start:,} bytes came")
         return content
 
     return request(str(address), ask)
+
+
+def find_cached(address: Address, storage: Storage, expected: ObjectStatus) -> CachedObject | None:
+    """A version of an object as the disk cache keeps it; None if there is no cache.
+
+    Only what has an ETag, which says that it is the same, is kept.
+    """
+    cache = find_cache() if expected.is_tag and expected.st_size else None
+    if cache is None:
+        return None
+    name = name_object(address, find_endpoint(address, storage), expected.version, expected.st_size)
+    fetch = partial(read_part, address, storage, expected)
+    return CachedObject(cache, name, expected.st_size, fetch, _count_kept)
+
+
+def _count_kept(n_bytes: int) -> None:
+    with _lock:
+        traffic.kept_bytes += n_bytes
 
 
 def list_below(address: Address, storage: Storage) -> dict[str, ObjectStatus]:

@@ -29,8 +29,11 @@ def merge_ranges(
         yield begin, end, run
 
 
-def split_range(start: int, stop: int, longest: int) -> list[tuple[int, int]]:
-    """A range as ranges of nearly equal length, none longer than `longest`."""
+def split_range(start: int, stop: int, longest: int, step: int = 1) -> list[tuple[int, int]]:
+    """A range as ranges of nearly equal length, none longer than `longest`.
+
+    All but the last have multiples of `step` as their lengths; so has `longest`.
+    """
     n = max(-(-(stop - start) // longest), 1)
-    edges = [start + (stop - start) * k // n for k in range(n + 1)]
-    return list(itertools.pairwise(edges))
+    edges = [min(start + -(-(stop - start) * k // (n * step)) * step, stop) for k in range(n + 1)]
+    return [(low, high) for low, high in itertools.pairwise(edges) if low < high]

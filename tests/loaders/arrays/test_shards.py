@@ -1,5 +1,6 @@
 import gc
 import weakref
+from concurrent.futures import wait
 from pathlib import Path
 
 import google_crc32c
@@ -10,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlasvi.loaders.arrays.shard_writing import ShardWriter, create_sharded
-from atlasvi.loaders.arrays.shards import Layout, OpenShards, ShardReader
+from atlasvi.loaders.arrays.shards import SHARD_BYTES, Layout, OpenShards, ShardReader
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.manifest import hash_file
+from atlasvi.loaders.places.object_path import to_place
+from atlasvi.loaders.places.objects import traffic
+from tests.s3_server import Bucket
 
 
 def write(folder: Path, values: np.ndarray, layout: Layout) -> Path:
@@ -134,6 +138,34 @@ def test_many_shards_of_many_arrays_are_read_with_few_open_files(tmp_path: Path,
         reader.close()
     assert np.array_equal(readers[0].read(0, len(values)), values)
     assert len(readers[0]._shards._shards) == 10
+
+
+def test_indices_of_shards_in_a_bucket_take_no_more_memory_than_is_said(bucket: Bucket, tmp_path: Path, monkeypatch):
+    gc.collect()
+    monkeypatch.setattr(OpenShards, "kept_bytes", 3 * (SHARD_BYTES + 2 * 16))
+    monkeypatch.setattr(OpenShards, "_arrays", weakref.WeakSet())
+    layout = Layout(np.dtype("<u2"), chunk=8, shard=16, delta=False)
+    values = np.arange(16 * 5, dtype="<u2")
+    place = to_place(bucket.put(write(tmp_path / "x", values, layout), "x"))
+    reader = ShardReader(place, layout, len(values))
+    assert np.array_equal(reader.read(0, len(values)), values)
+    assert len(reader._shards._shards) == 3
+
+
+def test_what_was_asked_for_ahead_is_not_asked_for_again(bucket: Bucket, tmp_path: Path):
+    layout = Layout(np.dtype("<u2"), chunk=8, shard=16, delta=False)
+    values = np.arange(16 * 5, dtype="<u2")
+    reader = ShardReader(to_place(bucket.put(write(tmp_path / "x", values, layout), "x")), layout, len(values))
+    asked = reader.ask_ahead(1, 7)
+    wait([ahead.content for ahead in asked])
+    before = traffic.requests
+    assert reader.read(8, 56).tolist() == values[8:56].tolist()
+    assert traffic.requests == before
+    assert reader.read(0, 32).tolist() == values[:32].tolist()  # of which a part was asked for
+    assert traffic.requests == before + 1
+    del asked
+    reader.read(8, 16)
+    assert traffic.requests == before + 2
 
 
 def test_a_shard_is_listed_with_a_checksum_that_depends_on_its_content(tmp_path: Path):

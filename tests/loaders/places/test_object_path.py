@@ -1,10 +1,15 @@
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from atlasvi.loaders.errors import MissingDependencyError, SourceError, StorageError
 from atlasvi.loaders.places import connections
+from atlasvi.loaders.places.addresses import parse_address
 from atlasvi.loaders.places.object_path import ObjectPath, open_folder, to_place
 from atlasvi.loaders.places.objects import traffic
 from atlasvi.loaders.places.storage import Storage
@@ -61,6 +66,55 @@ def test_a_list_saves_requests_for_what_is_known(folder: ObjectPath):
     assert (opened / "a").read_bytes() == b"content of a"
     assert opened.list_names("b/") == ["b/c", "b/d.txt"]
     assert traffic.requests == before
+
+
+def test_what_is_in_an_opened_folder_is_listed_without_a_request(folder: ObjectPath):
+    opened, before = folder.opened(), traffic.requests + 1
+    listed = [[str(place) for place in look] for look in (opened.iterdir(), (opened / "b").glob("*.txt"))]
+    assert traffic.requests == before - 1
+    assert listed == [[str(place) for place in look] for look in (folder.iterdir(), (folder / "b").glob("*.txt"))]
+
+
+def test_to_find_the_region_of_a_bucket_keeps_no_other_bucket_waiting(
+    folder: ObjectPath, monkeypatch: pytest.MonkeyPatch
+):
+    asked, answered = threading.Event(), threading.Event()
+
+    def find(bucket: str) -> None:
+        asked.set()
+        assert answered.wait(10)
+
+    monkeypatch.setattr(connections, "find_region", find)
+    monkeypatch.setattr(connections, "_connections", {})
+    monkeypatch.delenv("AWS_REGION")
+    with ThreadPoolExecutor(1) as threads:
+        far = threads.submit(connections.connect, parse_address("s3://distant/x"), Storage())  # type: ignore[arg-type]
+        assert asked.wait(10)
+        assert (folder / "a").read_bytes() == b"content of a"
+        assert not far.done()
+        answered.set()
+        assert far.result() is connections.connect(parse_address("s3://distant/y"), Storage())  # type: ignore[arg-type]
+
+
+def test_no_more_requests_are_in_flight_than_is_said(folder: ObjectPath, monkeypatch: pytest.MonkeyPatch):
+    import obstore
+
+    get, lock, running, most = obstore.get, threading.Lock(), 0, 0
+
+    def watched(*arguments: Any, **options: Any):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        return get(*arguments, **options)
+
+    monkeypatch.setattr(obstore, "get", watched)
+    with ThreadPoolExecutor(60) as threads:
+        assert set(threads.map(lambda _: (folder / "a").read_bytes(), range(60))) == {b"content of a"}
+    assert 1 < most <= connections.MOST_REQUESTS
 
 
 def test_an_object_that_changed_since_its_folder_was_opened_is_noticed(folder: ObjectPath):
