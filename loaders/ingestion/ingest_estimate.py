@@ -105,6 +105,7 @@ class _Trials:
                         shuffle(self._job, self._joined, scratch, folder, crew, lambda stage, done, total: None)
                 finally:
                     open_ingests.forget(scratch)
+                    sorting.kept_parts.forget(scratch)
                 files = [file for file in (scratch / "result").rglob("*") if file.is_file()]
                 sizes = {str(file.relative_to(scratch / "result")): file.stat().st_size for file in files}
             of_cells = sum(size for name, size in sizes.items() if name.startswith(("X/", "obs/")))
