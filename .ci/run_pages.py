@@ -55,7 +55,7 @@ def main() -> None:
         if options.write:
             write_pages(Path(folder))
         else:
-            run_quickly(Path(folder))
+            print(f"{run_quickly(Path(folder))} commands and pieces of Python print what the pages show")
 
 
 def run_quickly(folder: Path) -> int:

@@ -8,9 +8,13 @@ from atlasvi.loaders.places.object_path import ObjectPath, Place
 
 
 def name_for_tiledb(place: Place) -> str:
-    """A path or an address as TileDB writes it."""
-    text = str(place)
-    return f"azure{text.removeprefix('az')}" if isinstance(place, ObjectPath) and place.address.scheme == "az" else text
+    """A path or an address as TileDB writes it.
+
+    Paths are absolute: TileDB takes others from the folder in which the process was when TileDB first needed one.
+    """
+    if not isinstance(place, ObjectPath):
+        return str(place.absolute())
+    return f"azure{str(place).removeprefix('az')}" if place.address.scheme == "az" else str(place)
 
 
 def find_tiledb_options(place: Place) -> dict[str, str]:

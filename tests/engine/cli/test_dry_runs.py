@@ -28,7 +28,7 @@ def test_ingest_and_minify_say_the_size_that_they_then_write(forms: Path, tmp_pa
         said = atlasvi(*words, "--out", out, "--dry-run").stdout
         assert "60 cells x " in said
         assert "Nothing was written." in said
-        assert re.search(r"memory: about \d+ MB a process\n  time: about [\d.]+ s, from 60 that were tried", said)
+        assert re.search(r"memory: about [\d.]+ [MG]B a process\n  time: about [\d.]+ s, from 60 that were tried", said)
         assert list_all(forms) == before
         assert not out.exists()
         after = atlasvi(*words, "--out", out).stdout

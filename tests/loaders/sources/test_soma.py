@@ -4,6 +4,7 @@ import shutil
 import sys
 import tarfile
 import warnings
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -225,3 +226,12 @@ def test_what_is_no_count_in_an_experiment_is_refused_with_its_place(tmp_path):
     row = int(np.searchsorted(adata.X.indptr, 7, side="right")) - 1
     with pytest.raises(CountsError, match=rf"not whole numbers \(first: 0.5 at cell 'cell{row}'"):
         cells.read_block(0)
+
+
+def test_a_relative_path_is_that_of_the_folder_where_one_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for n_cells in (20, 7):
+        (tmp_path / str(n_cells)).mkdir()
+        write_soma(annotated()[:n_cells].copy(), tmp_path / str(n_cells) / "soma")
+    for n_cells in (20, 7):  # TileDB itself would open the first one again
+        monkeypatch.chdir(tmp_path / str(n_cells))
+        assert open_source("soma").n_cells == n_cells
