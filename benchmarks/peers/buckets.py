@@ -15,6 +15,8 @@ from typing import Any
 
 import anndata as ad
 
+import loaders  # of this folder
+
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # both sides are measured by the same code
 from measured_process import Epoch, measure_epochs, say
 
@@ -58,7 +60,6 @@ def annbatch(address: str, seconds: str) -> None:
 def tiledbsoma_ml(address: str, seconds: str) -> None:
     """Epochs of the experiment."""
     import tiledbsoma
-    from tiledbsoma_ml import ExperimentDataset
 
     context = tiledbsoma.SOMATileDBContext(
         tiledb_config={
@@ -68,18 +69,7 @@ def tiledbsoma_ml(address: str, seconds: str) -> None:
             "vfs.s3.region": os.environ["AWS_REGION"],
         }
     )
-    opened: list[Any] = []  # kept open while epochs are read
-
-    def open_data() -> Epoch:
-        experiment: Any = tiledbsoma.open(address, context=context)
-        query = experiment.axis_query(measurement_name="RNA")
-        opened.extend([experiment, query])
-        data = ExperimentDataset(
-            query, layer_name="data", batch_size=BATCH, io_batch_size=65536, shuffle=True, return_sparse_X=True
-        )
-        return lambda: (x.shape[0] for x, _ in data)
-
-    say(measure_epochs(open_data, float(seconds)))
+    loaders.tiledbsoma_ml(address, seconds, context)
 
 
 if __name__ == "__main__":

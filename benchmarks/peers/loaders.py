@@ -113,15 +113,15 @@ def scdataset(path: str, seconds: str, block: str) -> None:
     say(measure_epochs(open_data, float(seconds)))
 
 
-def tiledbsoma_ml(path: str, seconds: str) -> None:
-    """Epochs of tiledbsoma-ml over the SOMA experiment."""
+def tiledbsoma_ml(path: str, seconds: str, context: Any = None) -> None:
+    """Epochs of tiledbsoma-ml over the SOMA experiment; `context` says how TileDB reaches it, if it is in a bucket."""
     import tiledbsoma
     from tiledbsoma_ml import ExperimentDataset
 
     opened: list[Any] = []  # kept open while epochs are read
 
     def open_data() -> Epoch:
-        experiment: Any = tiledbsoma.open(path)
+        experiment: Any = tiledbsoma.open(path, context=context)
         query = experiment.axis_query(measurement_name="RNA")
         opened.extend([experiment, query])
         data = ExperimentDataset(

@@ -48,6 +48,15 @@ Out = Annotated[
 Top = Annotated[int, typer.Option(metavar="N", help="Number of genes for each; 0: all.", min=0)]
 Layer = Annotated[str | None, typer.Option(help="Where the counts are, if not in X: a layer's name, or 'raw'.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Column of var with the gene names; default: its index.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs; default round(8,000,000 / cells), 1 to 400.", min=1)]
+BatchSize = Annotated[int | None, typer.Option(help="Cells per minibatch (default 128).", min=1)]
+RunSeed = Annotated[
+    int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0, max=2**64 - 1)
+]
+SplitColumn = Annotated[str | None, typer.Option(help="obs column with train, validation or test.")]
+RunSettings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint in --out.")]
 Metrics = Annotated[
     list[str] | None,
     typer.Option(metavar="NAMES", help="Where metrics go, too: tensorboard (default), mlflow, wandb, openmetrics."),

@@ -1,10 +1,10 @@
 """`atlasvi card`: compute the card of a model, or check one."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from atlasvi.engine.cli.arguments import Seed, print_lines, refuse_unused
+from atlasvi.engine.cli.arguments import Device, Seed, print_lines, refuse_unused
 from atlasvi.engine.cli.dry_runs import DryRun, describe_estimate
 from atlasvi.engine.cli.job_file import JobFile
 from atlasvi.engine.terminal import count, say, show_progress
@@ -26,7 +26,7 @@ def card(
     draws: Annotated[int, typer.Option(help="Draws of the counts of each cell.", min=1)] = 5,
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(help="Cells drawn at a time.", min=1)] = 1024,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    device: Device = "auto",
     dask: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
     ] = None,

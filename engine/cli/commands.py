@@ -15,6 +15,7 @@ import typer
 from atlasvi.engine.cli import comparison_commands as comparison_commands  # adds its questions to query_app
 from atlasvi.engine.cli import gene_commands as gene_commands
 from atlasvi.engine.cli.arguments import (
+    Device,
     GeneColumn,
     Layer,
     Measurement,
@@ -236,7 +237,7 @@ def minify(
         bool, typer.Option("--source-order", help="Keep cells in the order of their sources.")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Cells encoded at a time.", min=1)] = 1024,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    device: Device = "auto",
     dask: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
     ] = None,

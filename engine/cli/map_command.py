@@ -1,11 +1,24 @@
 """`atlasvi map`: new cells mapped onto a trained model."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlasvi.engine.cli.arguments import Metrics, Note, RankTimeout, print_lines, split_repeated
+from atlasvi.engine.cli.arguments import (
+    BatchSize,
+    Device,
+    Epochs,
+    Metrics,
+    Note,
+    RankTimeout,
+    Resume,
+    RunSeed,
+    RunSettings,
+    SplitColumn,
+    print_lines,
+    split_repeated,
+)
 from atlasvi.engine.cli.data_options import DataOptions
 from atlasvi.engine.cli.dry_runs import DryRun, describe_run_plan
 from atlasvi.engine.cli.job_file import JobFile
@@ -54,20 +67,14 @@ def map_cells(
     ],
     data: Annotated[str, typer.Argument(metavar="NEW", help="The new cells: a cell store, or any source.")],
     out: Annotated[str, typer.Option(metavar="PATH", help="The run directory to make, on disk or in a bucket.")],
-    epochs: Annotated[
-        int | None, typer.Option(help="Epochs; default round(8,000,000 / cells), 1 to 400.", min=1)
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Cells per minibatch (default 128).", min=1)] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
-    seed: Annotated[
-        int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0, max=2**64 - 1)
-    ] = None,
-    split_column: Annotated[str | None, typer.Option(help="obs column with train, validation or test.")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    seed: RunSeed = None,
+    split_column: SplitColumn = None,
     config: JobFile = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint in --out.")] = False,
+    settings: RunSettings = None,
+    resume: Resume = False,
     metrics: Metrics = None,
     note: Note = None,
     dry_run: DryRun = False,

@@ -7,9 +7,16 @@ from typing import Annotated, Any, Literal
 import typer
 
 from atlasvi.engine.cli.arguments import (
+    BatchSize,
+    Device,
+    Epochs,
     Metrics,
     Note,
     RankTimeout,
+    Resume,
+    RunSeed,
+    RunSettings,
+    SplitColumn,
     check_finite,
     print_lines,
     split_repeated,
@@ -39,21 +46,15 @@ def train(
     continuous_covariate_keys: Annotated[
         list[str] | None, typer.Option(metavar="NAMES", help=f"obs columns of numbers: {SEVERAL_NAMES}.")
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Epochs; default round(8,000,000 / cells), 1 to 400.", min=1)
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Cells per minibatch (default 128).", min=1)] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
-    seed: Annotated[
-        int | None, typer.Option(help="The same seed gives the same run (default 0).", min=0, max=2**64 - 1)
-    ] = None,
-    split_column: Annotated[str | None, typer.Option(help="obs column with train, validation or test.")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    seed: RunSeed = None,
+    split_column: SplitColumn = None,
     config: JobFile = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
-    ] = None,
+    settings: RunSettings = None,
     start: Annotated[str | None, typer.Option(metavar="RUN", help="Train this run further.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint in --out.")] = False,
+    resume: Resume = False,
     profile: Annotated[bool, typer.Option("--profile", help="Trace some steps and print where the time goes.")] = False,
     metrics: Metrics = None,
     note: Note = None,
@@ -146,9 +147,7 @@ def plan(
     batch_key: Annotated[str | None, typer.Option(help="obs column of the batches to correct for.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Cells per minibatch, over all devices.", min=1)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="The device to measure.")] = "auto",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting (repeatable).")
-    ] = None,
+    settings: RunSettings = None,
     seconds: Annotated[
         float, typer.Option(help="Approximate duration of the measurement.", min=1, callback=check_finite)
     ] = 20.0,

@@ -48,7 +48,7 @@ class DiskCache:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit, self.began = folder / BELOW, limit, time.time()
-        self.is_written = True  # until the disk is full
+        self.takes_more = True  # until the disk is full
         self._paused_until = 0.0
         self._lock = threading.Lock()
         try:
@@ -86,7 +86,7 @@ class DiskCache:
 
     def write(self, name: str, content: np.ndarray) -> None:
         """Keep a piece, if there is room; a disk that is full ends that, with a warning."""
-        if not self.is_written or time.monotonic() < self._paused_until:
+        if not self.takes_more or time.monotonic() < self._paused_until:
             return
         # no name by the process: in containers many have the same number, and a killed one leaves its file
         new, path = self.folder / "new" / os.urandom(8).hex(), self._place(name)
@@ -103,13 +103,13 @@ class DiskCache:
             self._stop(error)
 
     def _stop(self, error: OSError) -> None:
-        if self.is_written:
+        if self.takes_more:
             log.warning(
                 "%s: nothing more is kept in the cache (%s); what is missing is read from the bucket",
                 self.folder.parent,
                 error.strerror or error,
             )
-        self.is_written = False
+        self.takes_more = False
 
     def _place(self, name: str) -> Path:
         return self.folder / name[:2] / name
@@ -224,7 +224,7 @@ def find_cache() -> DiskCache | None:
     Raises as `use_cache`.
     """
     folder = os.environ.get(FOLDER)
-    return _open(folder, os.environ.get(GIGABYTES) or str(USUAL_GB)) if folder else None
+    return _open(os.path.abspath(folder), os.environ.get(GIGABYTES) or str(USUAL_GB)) if folder else None
 
 
 @lru_cache(maxsize=8)

@@ -35,6 +35,22 @@ async def read_all(jobs: Jobs, work: Callable[[Job], None]) -> bytes:
     return b"".join([piece async for piece in job.pieces(first)])
 
 
+class EndlessWork:
+    """Work that ends only if its client goes, the time is over or the service stops; says when it began and ended."""
+
+    def __init__(self) -> None:
+        self.begun, self.ended = threading.Event(), threading.Event()
+
+    def __call__(self, job: Job) -> None:
+        self.begun.set()
+        try:
+            while True:
+                job.check()
+                time.sleep(0.01)
+        finally:
+            self.ended.set()
+
+
 def test_all_pieces_come_in_order():
     def work(job: Job) -> None:
         for k in range(3 * PIECES):
@@ -73,21 +89,12 @@ def test_an_error_before_the_first_piece_and_one_after_it_are_raised():
 
 
 def test_work_whose_client_goes_ends_and_work_that_waits_is_not_begun():
-    begun, ended, forgotten = threading.Event(), threading.Event(), list[str]()
-
-    def work(job: Job) -> None:
-        begun.set()
-        try:
-            while True:
-                job.check()
-                time.sleep(0.01)
-        finally:
-            ended.set()
+    work, forgotten = EndlessWork(), list[str]()
 
     async def act(jobs: Jobs) -> None:
         first = jobs.start(work, lambda: forgotten.append("first"))
         second = jobs.start(lambda job: forgotten.append("begun"), lambda: forgotten.append("second"))
-        await asyncio.to_thread(begun.wait)
+        await asyncio.to_thread(work.begun.wait)
 
         async def leave() -> None:
             await asyncio.sleep(0.01)
@@ -95,7 +102,7 @@ def test_work_whose_client_goes_ends_and_work_that_waits_is_not_begun():
         assert await jobs.first_piece(second, leave) is None
         assert forgotten == ["second"]
         assert await jobs.first_piece(first, leave) is None
-        assert await asyncio.to_thread(ended.wait, 60)
+        assert await asyncio.to_thread(work.ended.wait, 60)
         assert await read_all(jobs, lambda job: job.send(b"on")) == b"on"
         assert forgotten == ["second", "first"]
 
@@ -103,22 +110,13 @@ def test_work_whose_client_goes_ends_and_work_that_waits_is_not_begun():
 
 
 def test_work_ends_if_the_task_that_waits_for_it_is_cancelled():
-    begun, ended = threading.Event(), threading.Event()
-
-    def work(job: Job) -> None:
-        begun.set()
-        try:
-            while True:
-                job.check()
-                time.sleep(0.01)
-        finally:
-            ended.set()
+    work = EndlessWork()
 
     async def act(jobs: Jobs) -> None:
         waiting = asyncio.ensure_future(jobs.first_piece(jobs.start(work), never))
-        await asyncio.to_thread(begun.wait)
+        await asyncio.to_thread(work.begun.wait)
         waiting.cancel()
-        assert await asyncio.to_thread(ended.wait, 60)
+        assert await asyncio.to_thread(work.ended.wait, 60)
 
     run(act)
 
