@@ -7,6 +7,7 @@
 #   make wheel                                      does a wheel install without extras and run the quickstart?
 #   make dist                                       a wheel and an sdist in dist/, checked: what they need and nothing else
 #   make page                                       is the page of an atlas what its sources are built to? (needs npm)
+#   make pages                                      do the tutorial, the pages after it and the demo run as they are shown?
 #   make notebooks                                  do the notebooks of the documentation run to their end?
 #   make metrics, make newest                       the tests of metrics to services; those of files with the newest releases
 # The environment can be chosen when it is made ('make clean' removes it):
@@ -22,7 +23,7 @@ TESTS ?=
 DEMO_OUT ?= demo
 TORCH_INDEX := https://download.pytorch.org/whl
 
-.PHONY: demo test lint links docs notebooks resolve wheel dist page metrics newest clean
+.PHONY: demo test lint links docs pages notebooks resolve wheel dist page metrics newest clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"atlasvi needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12 ...")'
@@ -54,6 +55,9 @@ lint: $(VENV)/ready links
 
 docs: $(VENV)/ready links
 	@NO_MKDOCS_2_WARNING=1 .ci/beside "mkdocs-material>=9.6" "mkdocstrings[python]>=0.29" -- .ci/site.py
+
+pages: $(VENV)/ready
+	$(BIN)/python -m pytest -m slow tests/test_pages.py tests/test_examples.py
 
 notebooks: $(VENV)/ready
 	@.ci/beside nbclient ipykernel -- .ci/notebooks.py

@@ -14,7 +14,7 @@ import atlasvi.engine  # noqa: F401  before any test imports torch: sets how its
 
 from hypothesis import settings  # isort: skip
 
-# Read when torch and numba are imported, also by the processes that tests start. As many processes test as there are
+# Read when torch and numba are imported, also by the processes that tests start. More processes test than there are
 # cores, and in each a second thread would mostly wait for the first. What several threads compute is tested in
 # tests/kernels, and where a test sets their number. numba in scanpy shares torch's threads, and sets their number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,6 +38,12 @@ settings.load_profile("no clock")
 
 if torch is not None and not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which the first Triton test does
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: while some tests wait for other processes, a core has another to run."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

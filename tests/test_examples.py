@@ -48,6 +48,7 @@ def test_the_readme_shows_the_quickstart_as_it_is():
     assert all(line in plain for line in lines)
 
 
+@pytest.mark.slow  # `make pages`, which CI runs
 def test_the_demo_ends_with_a_picture_and_says_what_was_made(run: Callable[..., str], tmp_path: Path):
     said = run("demo.py", "--out", tmp_path / "demo", "--cells", 600, "--genes", 80, "--epochs", 2)
     assert "$ atlasvi train" in said

@@ -24,6 +24,7 @@ def run_pages() -> ModuleType:
     return module
 
 
+@pytest.mark.slow  # `make pages`, which CI runs
 def test_the_tutorial_and_the_pages_after_it_run_and_show_what_is_printed(
     run_pages: ModuleType,
 ):

@@ -19,7 +19,12 @@ COMPILER = Path(__file__).with_name("compile_for_h100.py")
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize(
     ("likelihood", "dispersion", "n_cells", "n_genes"),
-    [("nb", "gene", 40, 40), ("nb", "gene-batch", 40, 40), ("zinb", "gene-cell", 40, 20), ("nb", "gene", 1, 2_100)],
+    [
+        ("nb", "gene", 40, 40),
+        ("zinb", "gene-cell", 40, 20),
+        ("nb", "gene", 1, 2_100),
+        pytest.param("nb", "gene-batch", 40, 40, marks=pytest.mark.slow),
+    ],
 )
 def test_tiles_and_blocks_of_genes_add_up(
     backend: str, likelihood: str, dispersion: str, n_cells: int, n_genes: int, monkeypatch: pytest.MonkeyPatch

@@ -59,11 +59,13 @@ def measure_loss(model: VAE, cells: Batch) -> float:
     [
         {},
         {"gene_likelihood": "zinb", "dispersion": "gene-batch"},
-        {"gene_likelihood": "poisson", "use_batch_norm": "both", "use_layer_norm": "none"},
+        pytest.param(
+            {"gene_likelihood": "poisson", "use_batch_norm": "both", "use_layer_norm": "none"}, marks=pytest.mark.slow
+        ),
         {"dispersion": "gene-cell", "latent_distribution": "ln"},
-        {"use_size_factor": True, "batch_representation": "embedding"},
+        pytest.param({"use_size_factor": True, "batch_representation": "embedding"}, marks=pytest.mark.slow),
         {"use_observed_lib_size": False, "var_activation": "softplus", "dispersion": "gene-label", "n_labels": 3},
-        {"log_variational": False, "encode_covariates": False, "n_layers": 1},
+        pytest.param({"log_variational": False, "encode_covariates": False, "n_layers": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_a_model_of_any_options_starts_better_than_the_genes_means(options: dict):

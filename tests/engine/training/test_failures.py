@@ -66,7 +66,11 @@ def fail_on(cells: Path, out: Path, faulty_rank: int, fault: str, world_size: in
     ("fault", "said"),
     [
         ("throws", r"rank 1 \(process \d+ on .*\) ended in step 5: ValueError: this rank has a bug"),
-        ("hangs", r"rank 1 \(process \d+ on .*\) hangs: it has been in step 5 for [3-8] s"),
+        pytest.param(
+            "hangs",
+            r"rank 1 \(process \d+ on .*\) hangs: it has been in step 5 for [3-8] s",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "SIGKILL",
             r"rank 1 \(process \d+ on .*\) has not been heard of for [3-8] s, last in .*: it was killed, or",
