@@ -115,7 +115,7 @@ class ShardReader:
             shard = self._open(number)
             index = shard.index[max(first - number * per_shard, 0) : last - number * per_shard]
             shard.check_inside(index)
-            if isinstance(shard.file, RemoteFile):
+            if isinstance(shard.file, RemoteFile) and len(index):
                 asked += shard.file.ask_ahead(int(index[0, 0]), int(index[-1].sum()))
         return asked
 

@@ -15,7 +15,9 @@ import zarr
 
 from atlasvi.loaders.arrays.shards import Layout, ShardReader
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.places.byte_files import RangeAhead
 from atlasvi.loaders.places.connections import share_readers
+from atlasvi.loaders.places.disk_cache import find_cache
 from atlasvi.loaders.places.object_path import ObjectPath, Place
 from atlasvi.loaders.places.objects import together
 from atlasvi.loaders.rows.block_rows import Rows
@@ -43,6 +45,9 @@ class ShardRows:
     ) -> None:
         self._n_genes, self._nnz, self._block_elements, self._buffers = shape[1], nnz, block_elements, Buffers()
         self._is_remote = isinstance(folder, ObjectPath)
+        # while one waits for the bucket the other is decoded; with a cache there is seldom anything to wait for, and
+        # handing work to threads takes longer than reading it
+        self._waits = self._is_remote and find_cache() is None
         self._data, self._indices, self._indptr = (
             ShardReader(folder / name, layout, length, self._buffers)
             for name, layout, length in zip(ARRAYS, layouts, (nnz, nnz, shape[0] + 1))
@@ -58,28 +63,33 @@ class ShardRows:
         indices, counts = (
             self._buffers.take((last - first) * chunk, array.layout.dtype) for array in (self._indices, self._data)
         )
+        # both are asked for before one is waited for; nothing is asked for that the loader asked for, or a cache has
+        asked = self._ask_ahead(first, last)
         read_indices = partial(self._indices.read_chunks, first, last, indices, low, high)
         read_counts = partial(self._data.read_chunks, first, last, counts)
-        if self._is_remote:  # one is asked for while the other is on its way
+        if self._waits:
             descents, _ = together([read_indices, read_counts], share_readers())
         else:
             descents = read_indices()
             read_counts()
+        del asked
         check_genes(indptr, indices, self._n_genes, descents)
         check_four_byte_counts(counts[low:high])
         return Rows(start, indptr[:-1], np.diff(indptr).astype(np.int32), indices, counts)
 
-    def ask_ahead(self, start: int, stop: int, first: int, last: int) -> list[Any]:
+    def ask_ahead(self, start: int, stop: int, first: int, last: int) -> list[RangeAhead]:
         """Begin to read cells [start, stop) from a bucket, whose counts are expected in inner chunks [first, last).
 
         What is returned must be kept until they are read.
         """
+        chunk = self._indptr.layout.chunk
+        asked = self._indptr.ask_ahead(start // chunk, stop // chunk + 1) if self._is_remote else []
+        return [*asked, *self._ask_ahead(first, min(last, -(-self._nnz // self._data.layout.chunk)))]
+
+    def _ask_ahead(self, first: int, last: int) -> list[RangeAhead]:
         if not self._is_remote:
             return []
-        chunk, n_chunks = self._indptr.layout.chunk, -(-self._nnz // self._data.layout.chunk)
-        asked = partial(self._indptr.ask_ahead, start // chunk, stop // chunk + 1)
-        halves = [partial(array.ask_ahead, first, min(last, n_chunks)) for array in (self._indices, self._data)]
-        return together([asked, *halves], share_readers())
+        return [asked for array in (self._indices, self._data) for asked in array.ask_ahead(first, last)]
 
     def close(self) -> None:
         """Close the files."""
@@ -111,7 +121,7 @@ class ZarrRows:
         check_four_byte_counts(counts)
         return Rows.from_csr(start, pointers, genes, counts)
 
-    def ask_ahead(self, start: int, stop: int, first: int, last: int) -> list[Any]:
+    def ask_ahead(self, start: int, stop: int, first: int, last: int) -> list[RangeAhead]:
         """Nothing is read ahead."""
         return []
 

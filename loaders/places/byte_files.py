@@ -140,7 +140,7 @@ class RemoteFile:
             for low, high, asked in self._find_ahead(start, stop):
                 if asked is not None:
                     ahead.append(partial(self._fill, low, high, filled, asked))
-                else:
+                elif not self._fill_from_cache(low, high, filled):
                     missing += [partial(self._fill, *part, filled) for part in self._split(low, high)]
         together(missing, share_threads())
         for fill in ahead:  # not in the threads, one of which it may wait for
@@ -156,14 +156,18 @@ class RemoteFile:
     def ask_ahead(self, start: int, stop: int) -> list[RangeAhead]:
         """Begin to read bytes that will be needed; they are kept as long as what is returned.
 
-        Beyond AHEAD_BYTES of the process nothing is asked for, nor is what the disk cache has.
+        Beyond AHEAD_BYTES of the process nothing is asked for. What was asked for already is part of what is returned,
+        and what the disk cache has is not.
         """
-        missing = [(start, stop)] if self._cached is None else self._cached.find_missing(start, stop)
+        found = list(self._find_ahead(start, stop))
+        missing = [(low, high) for low, high, asked in found if asked is None]
+        if self._cached is not None:
+            missing = [part for low, high in missing for part in self._cached.find_missing(low, high)]
         parts = [part for low, high in missing for part in self._split(low, high)]
-        asked = [RangeAhead(self, low, high) for low, high in parts if RangeAhead.reserve(high - low)]
+        new = [RangeAhead(self, low, high) for low, high in parts if RangeAhead.reserve(high - low)]
         with self._lock:
-            self._ahead.update(asked)
-        return asked
+            self._ahead.update(new)
+        return new + [asked for _, _, asked in found if asked is not None]
 
     def _split(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The ranges of requests for bytes [start, stop), which share no piece of the cache."""
@@ -191,19 +195,25 @@ class RemoteFile:
         self, low: int, high: int, targets: Sequence[tuple[int, np.ndarray]], asked: RangeAhead | None = None
     ) -> None:
         """Read bytes [low, high), and copy them into each of the arrays, given where in the object it begins."""
-        (begin, target), content = targets[0], None
-        if asked is None and self._cached is not None and len(targets) == 1:  # which then holds all of them
-            self._cached.read(low, high, target[low - begin : high - begin])
-            return
+        content = None
         if asked is not None:
             with suppress(Exception):  # it is asked for again, which raises the error if it does not pass
                 content = np.frombuffer(asked.content.result(), np.uint8)[low - asked.start : high - asked.start]
         if content is None:
             content = np.frombuffer(self.read_bytes(low, high), np.uint8)
-        for begin, target in targets:
-            first, last = max(begin, low), min(begin + len(target), high)
-            if first < last:
-                target[first - begin : last - begin] = content[first - low : last - low]
+        _copy(content, low, high, targets)
+
+    def _fill_from_cache(self, low: int, high: int, targets: Sequence[tuple[int, np.ndarray]]) -> bool:
+        """The same from the disk cache, if it has all of these bytes."""
+        if self._cached is None:
+            return False
+        if len(targets) == 1:  # which then holds all of them
+            begin, target = targets[0]
+            return self._cached.read_kept(low, high, target[low - begin : high - begin]) is not None
+        if (content := self._cached.read_kept(low, high)) is None:
+            return False
+        _copy(content, low, high, targets)
+        return True
 
     def is_current(self) -> bool:
         """True: each request names the version that was opened."""
@@ -211,6 +221,14 @@ class RemoteFile:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _copy(content: np.ndarray, low: int, high: int, targets: Sequence[tuple[int, np.ndarray]]) -> None:
+    """Copy bytes [low, high) of a file into each of the arrays, given where in the file it begins."""
+    for begin, target in targets:
+        first, last = max(begin, low), min(begin + len(target), high)
+        if first < last:
+            target[first - begin : last - begin] = content[first - low : last - low]
 
 
 ByteFile = LocalFile | RemoteFile

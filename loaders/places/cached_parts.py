@@ -14,7 +14,7 @@ import numpy as np
 
 from atlasvi.loaders.places.disk_cache import DiskCache
 
-PIECE = 2**19  # smaller ones make more files; of larger ones more is read than what is asked for
+PIECE = 2**22  # smaller ones make more files; of larger ones more is read than what is asked for
 
 _lock = threading.Lock()
 _coming: dict[str, Future[np.ndarray | None]] = {}  # pieces that a thread of this process is reading
@@ -88,6 +88,20 @@ class CachedObject:
                 first, last = max(low, start), min(low + len(pieces[low]), stop)
                 out[first - start : last - start] = pieces[low][first - low : last - low]
         self._count(max(stop - start - fetched, 0))
+        return out
+
+    def read_kept(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray | None:
+        """Bytes [start, stop) as uint8, in `out` if it is given; None if the disk cache lacks a part of them.
+
+        It waits for no other thread, so that the caller needs none for it: to hand parts to threads takes longer than
+        to read them.
+        """
+        out = np.empty(stop - start, np.uint8) if out is None else out
+        for low, high in self._split(start, stop):
+            first, last = max(low, start), min(high, stop)
+            if not self._cache.read(self._call(low), out[first - start : last - start], first - low, high - low):
+                return None
+        self._count(stop - start)
         return out
 
     def find_missing(self, start: int, stop: int) -> list[tuple[int, int]]:

@@ -1,12 +1,13 @@
 """Pieces of objects kept in a folder on local disk, for all processes of a machine; the least recently used go first.
 
-A piece is a file of its own, which is written aside and renamed, and holds a checksum: a process may be killed at any
-moment, and what is damaged is read from the bucket again. The time of a file's last change is that of its last use. A
-lock and a file with the sum of all sizes keep the folder as small as was asked for; nobody waits for that lock for
-long, because a piece need not be kept.
+A piece is a file of its own, which is written aside and renamed, and holds checksums of its parts, so that a part can
+be read alone: a process may be killed at any moment, and what is damaged is read from the bucket again. The time of a
+file's last change is that of its last use, to a minute. A lock and a file with the sum of all sizes keep the folder as
+small as was asked for; nobody waits for that lock for long, because a piece need not be kept.
 """
 
 import fcntl
+import itertools
 import logging
 import math
 import os
@@ -25,11 +26,14 @@ from atlasvi.loaders.errors import OutputError, SourceError
 
 FOLDER, GIGABYTES = "ATLASVI_CACHE", "ATLASVI_CACHE_GB"
 USUAL_GB = 100.0
-BELOW = "atlasvi-cache-1"  # in the folder that was given, which may hold other files
-MAGIC = b"atlasvi1"
-HEADER = struct.Struct("<8sII")  # MAGIC, bytes of the content, crc32c of the content, and in it that of the name
+BELOW = "atlasvi-cache-2"  # in the folder that was given, which may hold other files
+MAGIC = b"atlasvi2"
+HEADER = struct.Struct("<8sII")  # MAGIC, bytes of the content, and the crc32c of the sums below, and in it of the name
+PART = 2**17  # bytes of the content that a checksum is of; their sums, uint32, lie between header and content
 LEFT = 0.95  # of the limit, once pieces have been removed: all are listed for it, which should be seldom
 KEPT_SECONDS = 86_400.0
+NOTED_SECONDS = 60.0  # in which a piece is used again without its file being told
+MOST_NOTED = 100_000
 PAUSE_SECONDS = 60.0  # after which a cache that is full, or locked by a stopped process, is looked at again
 LOCK_SECONDS = 1.0
 ABANDONED_SECONDS = 3600.0  # after which a file that was not renamed is one of a killed process
@@ -50,6 +54,7 @@ class DiskCache:
         self.folder, self.limit, self.began = folder / BELOW, limit, time.time()
         self.takes_more = True  # until the disk is full
         self._paused_until = 0.0
+        self._used = dict[str, float]()  # when the time of a piece was last set, by this process
         self._lock = threading.Lock()
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is read may be for its user alone
@@ -61,28 +66,49 @@ class DiskCache:
                 "own disk, or leave --cache out."
             ) from None
 
-    def read(self, name: str, out: np.ndarray) -> bool:
-        """Fill uint8 `out` with the content of a piece, which is as long; False if it is not here, or damaged."""
-        path, header = self._place(name), bytearray(HEADER.size)
+    def read(self, name: str, out: np.ndarray, start: int = 0, size: int | None = None) -> bool:
+        """Fill uint8 `out` with bytes from `start` on of a piece; False if it is not here, or damaged.
+
+        size  bytes of the whole piece; None: as many as `out` has
+        """
+        size = len(out) if size is None else size
+        path, head, stop = self._place(name), bytearray(_head_bytes(size)), start + len(out)
+        before = np.empty(start % PART, np.uint8)  # what else the checksums are of that `out` is a part of
+        after = np.empty(min(-(-stop // PART) * PART, size) - stop, np.uint8)
+        buffers = [part.data for part in (before, out, after) if len(part)]
+        n_bytes = len(before) + len(out) + len(after)
         try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                n_bytes = os.preadv(handle, [header, out.data], 0)
-                with suppress(OSError):  # another user's file
-                    os.utime(handle)
+                if start < PART:
+                    is_whole = os.preadv(handle, [head, *buffers], 0) == len(head) + n_bytes
+                else:
+                    is_whole = os.preadv(handle, [head], 0) == len(head)
+                    is_whole &= os.preadv(handle, buffers, len(head) + start - len(before)) == n_bytes
+                self._note_use(name, handle)
             finally:
                 os.close(handle)
         except OSError:
             return False
-        if n_bytes == HEADER.size + len(out) and HEADER.unpack(header) == _describe(name, out):
+        if is_whole and _is_right(name, size, head, start, before, out, after):
             return True
         with suppress(OSError):  # cut short when the machine lost its power, or not ours
-            path.unlink()
+            os.unlink(path)
         return False
+
+    def _note_use(self, name: str, handle: int) -> None:
+        """Let the time of a piece's file be now, unless that was done a moment ago."""
+        now = time.monotonic()
+        if now - self._used.get(name, -math.inf) > NOTED_SECONDS:
+            if len(self._used) >= MOST_NOTED:
+                self._used.clear()
+            self._used[name] = now
+            with suppress(OSError):  # another user's file
+                os.utime(handle)
 
     def has(self, name: str) -> bool:
         """Whether a piece is here, damaged or not."""
-        return self._place(name).exists()
+        return os.path.exists(self._place(name))
 
     def write(self, name: str, content: np.ndarray) -> None:
         """Keep a piece, if there is room; a disk that is full ends that, with a warning."""
@@ -91,10 +117,12 @@ class DiskCache:
         # no name by the process: in containers many have the same number, and a killed one leaves its file
         new, path = self.folder / "new" / os.urandom(8).hex(), self._place(name)
         try:
-            if self._reserve(new, HEADER.size + len(content)):
-                path.parent.mkdir(exist_ok=True)
+            parts = (content[at : at + PART] for at in range(0, len(content), PART))
+            sums = np.array([google_crc32c.value(part) for part in parts], "<u4").tobytes()
+            if self._reserve(new, _head_bytes(len(content)) + len(content)):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
                 with open(new, "r+b") as file:
-                    file.write(HEADER.pack(*_describe(name, content)))
+                    file.write(_make_header(name, len(content), sums) + sums)
                     file.write(content.data)
                 os.replace(new, path)
         except OSError as error:
@@ -111,8 +139,8 @@ class DiskCache:
             )
         self.takes_more = False
 
-    def _place(self, name: str) -> Path:
-        return self.folder / name[:2] / name
+    def _place(self, name: str) -> str:
+        return f"{self.folder}/{name[:2]}/{name}"
 
     def _reserve(self, new: Path, n_bytes: int) -> bool:
         """Make a file of so many bytes, which will be written; False if there is no room for it."""
@@ -194,10 +222,33 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def _describe(name: str, content: np.ndarray) -> tuple[bytes, int, int]:
+def _head_bytes(size: int) -> int:
+    """Bytes of the header and the sums of a piece, given those of its content."""
+    return HEADER.size + 4 * -(-size // PART)
+
+
+def _make_header(name: str, size: int, sums: bytes) -> bytes:
     # the name is in the checksum, so that the file of another piece is not taken for this one
+    return HEADER.pack(MAGIC, size, google_crc32c.value(sums) ^ google_crc32c.value(name.encode()))
+
+
+def _is_right(
+    name: str, size: int, head: bytearray, start: int, before: np.ndarray, out: np.ndarray, after: np.ndarray
+) -> bool:
+    """Whether header and sums are of this piece, and `before`, `out` (its bytes from `start` on) and `after` match."""
+    sums = bytes(head[HEADER.size :])
+    if head[: HEADER.size] != _make_header(name, size, sums):
+        return False
+    ends = [*range(PART - len(before), len(out), PART), len(out)]  # in `out`: where parts end
     # google_crc32c accepts arrays without a copy, though its type hints say bytes
-    return MAGIC, len(content), google_crc32c.value(content) ^ google_crc32c.value(name.encode())
+    found = google_crc32c.value(before)
+    for k, (begin, end) in enumerate(itertools.pairwise([0, *ends])):
+        found = google_crc32c.extend(found if k == 0 else 0, out[begin:end])
+        if end == len(out):
+            found = google_crc32c.extend(found, after)
+        if found.to_bytes(4, "little") != sums[4 * (start // PART + k) :][:4]:
+            return False
+    return True
 
 
 def use_cache(folder: str | Path | None, gigabytes: float | None = None) -> None:

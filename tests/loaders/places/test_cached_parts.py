@@ -132,13 +132,14 @@ def test_small_objects_of_an_opened_folder_are_kept_too(bucket: Bucket, tmp_path
 
 
 def test_damage_in_the_cache_is_read_from_the_bucket_again(bucket: Bucket, tmp_path: Path, used: DiskCache):
-    place = put(bucket, tmp_path, bytes(2**20 + 7))
+    n_bytes = 2 * cached_parts.PIECE + 7
+    place = put(bucket, tmp_path, bytes(n_bytes))
     read_all(place)
     pieces = [path for path in used.folder.rglob("*-*") if path.is_file()]
     assert len(pieces) == 3
     for path in pieces:
         path.write_bytes(path.read_bytes().replace(b"\0" * 7, b"\1" * 7))
-    assert read_all(place) == bytes(2**20 + 7)
+    assert read_all(place) == bytes(n_bytes)
 
 
 def test_an_object_without_an_etag_is_not_kept(

@@ -8,15 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from atlasvi.loaders.errors import OutputError, SourceError
 from atlasvi.loaders.places import disk_cache
 from atlasvi.loaders.places.disk_cache import BELOW, HEADER, DiskCache, find_cache, use_cache
 
-SIZE = 1000 + HEADER.size  # of a piece with its header
+SIZE = 1000 + HEADER.size + 4  # of a piece with its header and the sum of its only part
 
 
 def content(number: int) -> np.ndarray:
@@ -105,6 +108,28 @@ def test_all_processes_together_stay_within_the_limit(tmp_path: Path):
     for path in cache.folder.rglob("*-object-*"):
         assert cache.read(path.name, out)
         assert set(out) == {int(path.name[:2], 16)}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(st.integers(1, 90), st.integers(0, 89), st.integers(1, 90), st.integers(0, 89))
+def test_a_part_of_a_piece_is_read_and_checked_alone(
+    tmp_path_factory: pytest.TempPathFactory, size: int, start: int, length: int, damaged: int
+):
+    whole = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    start, stop, damaged = min(start, size - 1), min(start + length, size), min(damaged, size - 1)
+    with mock.patch.object(disk_cache, "PART", 8):
+        cache = DiskCache(tmp_path_factory.mktemp("cache"), 10**6)
+        cache.write("ab", whole)
+        out = np.empty(stop - start, np.uint8)
+        assert cache.read("ab", out, start, size)
+        np.testing.assert_array_equal(out, whole[start:stop])
+        path = cache.folder / "ab" / "ab"
+        content = bytearray(path.read_bytes())
+        content[len(content) - size + damaged] ^= 1
+        path.write_bytes(content)
+        is_touched = start // 8 <= damaged // 8 <= (stop - 1) // 8
+        assert cache.read("ab", out, start, size) is not is_touched
+        assert path.exists() is not is_touched
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a bit", "another piece", "empty", "foreign"])
