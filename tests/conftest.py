@@ -33,8 +33,9 @@ try:
 except ImportError:  # what needs no torch is tested without (.ci/newest says where and why)
     torch = None
 
-settings.register_profile("no clock", deadline=None)
-settings.load_profile("no clock")
+settings.register_profile("fast", deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=1000)  # pytest --hypothesis-profile=thorough
+settings.load_profile("fast")
 
 if torch is not None and not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which the first Triton test does

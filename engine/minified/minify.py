@@ -17,7 +17,7 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.provenance import make_provenance
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.training.fingerprint import fingerprint
-from atlasvi.loaders.cells.open_cells import CellData, hash_counts, open_cells, select_genes
+from atlasvi.loaders.cells.open_cells import CellData, enter_cells, hash_counts, select_genes
 from atlasvi.loaders.ingestion.ingest import Progress
 from atlasvi.loaders.jobs import open_job_folder, reading_unfinished
 from atlasvi.loaders.manifest import hash_files, write_json
@@ -71,11 +71,9 @@ def minify(
         ranks.note("opening the model and the data")
         if not isinstance(run, TrainedRun):
             run = open_model(run)
-        if isinstance(data, (DataSpec, str, Path)):
-            data = open_cells(data, like=run.like)
-            ours.callback(data.close)
-        elif dask is not None:
+        if dask is not None and not isinstance(data, (DataSpec, str, Path)):
             raise ValueError("each worker of a Dask cluster opens the data itself: pass its path, or a DataSpec")
+        data = enter_cells(data, ours, run.like)
         opened = plan_minify(
             run, data, source_order=source_order, batch_size=batch_size, device=device, latents=latents
         )

@@ -33,7 +33,7 @@ from atlasvi.loaders.batches.batch import Batch
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
 from atlasvi.loaders.cells.cell_store import CellStore
 from atlasvi.loaders.cells.cell_views import unwrap
-from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, open_cells
+from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, enter_cells
 from atlasvi.loaders.places.disk_cache import find_cache
 from atlasvi.loaders.places.object_path import Place, to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
@@ -177,9 +177,7 @@ def plan_epoch_time(
             )
         if not group.reduces and n_ranks > 1 and network_gbps is None:
             raise SettingError("plan: the speed of the network between the devices is needed: pass --network GBPS.")
-        if isinstance(data, (DataSpec, str, Path)):
-            data = open_cells(data)
-            ours.callback(data.close)
+        data = enter_cells(data, ours)
         ranks = group if group.reduces else Ranks(0, n_ranks)
         arguments = {"seed": 0, "split_column": None}
         resolved = resolve_settings(None, {"accumulate": 1, **(settings or {})})

@@ -21,7 +21,7 @@ from atlasvi.engine.training.query_mapping import list_added, map_query
 from atlasvi.engine.training.resuming import check_new_run, read_saved
 from atlasvi.engine.training.settings import SettingError, resolve_settings
 from atlasvi.engine.training.train import train
-from atlasvi.loaders.cells.open_cells import CellData, align_genes, open_cells
+from atlasvi.loaders.cells.open_cells import CellData, align_genes, enter_cells
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.places.object_path import Place, to_place
 from atlasvi.loaders.sources.data_spec import DataSpec
@@ -127,10 +127,7 @@ def _prepare(
         if not isinstance(data, (DataSpec, str, Path)):  # of a path, the run knows that missing genes are zeros
             data = align_genes(data, reference.genes)
         return data, None
-    if isinstance(data, (DataSpec, str, Path)):
-        data = open_cells(data, like=reference.like)
-        ours.callback(data.close)
-    data = align_genes(data, reference.genes)
+    data = align_genes(enter_cells(data, ours, reference.like), reference.genes)
     start = map_query(reference, data, freezing, Generator().manual_seed(seed or 0))
     if ranks.is_first:
         say(_describe(reference, start, data.path))

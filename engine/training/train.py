@@ -38,7 +38,7 @@ from atlasvi.engine.training.resuming import (
 from atlasvi.engine.training.run_parts import RunParts, launch_id, prepare_run
 from atlasvi.engine.training.settings import SettingError, Settings, resolve_settings
 from atlasvi.engine.training.training_loop import Trainer
-from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, hash_counts, open_cells, select_genes
+from atlasvi.loaders.cells.open_cells import CellData, allow_fractions, enter_cells, hash_counts, select_genes
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.manifest import write_json
 from atlasvi.loaders.outputs import remove_leftovers, write_new_folder
@@ -171,10 +171,8 @@ def prepare_training(
     if start is not None and not resume:
         start = start if isinstance(start, TrainedRun) else open_model(start)
         like = start.like
-    if isinstance(data, (DataSpec, str, Path)):
-        ranks.note("opening the data")
-        data = open_cells(data, like=like)
-        ours.callback(data.close)
+    ranks.note("opening the data")
+    data = enter_cells(data, ours, like)
     if resume:
         data = allow_fractions(data, takes_fractions(saved["settings"].get("gene_likelihood")))
         if saved.get("genes"):

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,8 @@ def open_cells(
     """Open a cell store or any source for training. The options are explained at `open_source` and `DataSpec`.
 
     like  how other data was opened: options that are not given here are taken from it, where they apply
-    Raises SourceError if the data can't be opened, or if an option does not apply to a cell store.
+    Raises SourceError if the data can't be opened (an AnnData in memory, for one), or if an option does not apply to a
+    cell store.
     """
     options = {"layer": layer, "gene_column": gene_column, "measurement": measurement}
     spec = parse_source(data, **options, empty_cells=empty_cells, values=values)
@@ -50,6 +52,11 @@ def open_cells(
     if spec.empty_cells == "drop":
         raise SourceError(f"{spec.path}: only ingest drops cells without counts: keep them, or ingest it first.")
     return SourceCells(open_spec(spec))
+
+
+def enter_cells(data: Cells | DataSpec | str | Path, opened: ExitStack, like: DataSpec | None = None) -> Cells:
+    """Data that is opened, as it is; else as `open_cells` opens it, closed with `opened`. Raises as `open_cells`."""
+    return data if isinstance(data, Cells) else opened.enter_context(closing(open_cells(data, like=like)))
 
 
 def select_genes(data: Cells, genes: Sequence[str]) -> Cells:

@@ -163,10 +163,15 @@ def parse_source(source: DataSpec | str | Path, **defaults: str | None) -> DataS
     """`PATH` or `PATH::OPTION=VALUE,...` as a DataSpec; `defaults` are the options that it does not give.
 
     A value that contains a comma or a quotation mark must be quoted, as in JSON.
-    Raises SourceError for an unknown option.
+    Raises SourceError for an unknown option, and for what is no path.
     """
     if isinstance(source, DataSpec):
         return make_spec(source.path, {**defaults, **source.options})
+    if not isinstance(source, (str, os.PathLike, Place)):
+        raise SourceError(
+            f"The data is of type {type(source).__name__}: give the path of a cell store or of any source. An AnnData "
+            "in memory is trained and asked by atlasvi.engine.SCVI; or write it to a file: adata.write_h5ad(PATH)."
+        )
     text = restore_address(source)
     path, mark, options = text.rpartition("::")
     if not mark or os.path.exists(text):  # False for a name that is too long, too

@@ -21,8 +21,8 @@ COMPILER = Path(__file__).with_name("compile_for_h100.py")
     ("likelihood", "dispersion", "n_cells", "n_genes"),
     [
         ("nb", "gene", 40, 40),
-        ("zinb", "gene-cell", 40, 20),
         ("nb", "gene", 1, 2_100),
+        pytest.param("zinb", "gene-cell", 40, 20, marks=pytest.mark.slow),
         pytest.param("nb", "gene-batch", 40, 40, marks=pytest.mark.slow),
     ],
 )

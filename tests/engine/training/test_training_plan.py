@@ -11,13 +11,16 @@ import pytest
 import torch
 
 from atlasvi.engine.distributed.signals import TrainingInterrupted
+from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.model.library_prior import measure_library
 from atlasvi.engine.scvi_tools.model_directories import save_scvi_tools
 from atlasvi.engine.training.checkpoint_files import read_newest_checkpoint
+from atlasvi.engine.training.map_onto import map_onto
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.engine.training.train import train
 from atlasvi.engine.training.training_loop import Trainer
 from atlasvi.loaders.cells.open_cells import open_cells
+from atlasvi.loaders.errors import SourceError
 from tests.engine.scvi_tools.test_model_directories import MODELS
 
 TINY = {"n_hidden": 8, "n_latent": 3, "n_layers": 1, "batch_size": 10, "keep": "last", "validation_fraction": 0.2}
@@ -107,6 +110,19 @@ def test_a_model_of_scvi_tools_is_trained_further_on_its_columns(cells: Path):
     assert again.result["steps"] == 6
     plain = train(cells, cells.with_name("plain"), start=MODELS / "plain", epochs=1)
     assert plain.model.settings.use_batch_norm == "both"
+
+
+def test_an_anndata_in_memory_is_refused_with_the_way_to_train_it(cells: Path, tmp_path: Path):
+    adata = anndata.read_h5ad(cells)
+    for call in (
+        lambda: train(adata, tmp_path / "run"),
+        lambda: minify(MODELS / "plain", adata, tmp_path / "mini"),
+        lambda: map_onto(MODELS / "plain", adata, tmp_path / "run"),
+    ):
+        with pytest.raises(
+            SourceError, match=r"The data is of type AnnData: give the path .* by atlasvi\.engine\.SCVI"
+        ):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import warnings
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import anndata as ad
@@ -20,7 +21,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from atlasvi.loaders.arrays.stored_arrays import SlicedArray, open_array
 from atlasvi.loaders.arrays.zarr_arrays import decode_bounded
-from atlasvi.loaders.cells.open_cells import CellData, align_genes, find_missing, open_cells, select_genes
+from atlasvi.loaders.cells.open_cells import CellData, align_genes, enter_cells, find_missing, open_cells, select_genes
 from atlasvi.loaders.errors import AtlasviWarning, CountsError, GeneError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.rows.buffers import Buffers
@@ -376,3 +377,22 @@ def test_genes_under_other_names_are_refused_rather_than_taken_as_missing(there,
 def test_a_panel_of_few_genes_is_no_other_species():
     wanted = pd.Index([f"G{k}" for k in range(1000)])
     assert len(find_missing("panel.h5ad", pd.Index(["G1", "G7", "g8", "Other"]), wanted)) == 998
+
+
+def test_an_anndata_in_memory_is_refused_with_the_way_to_train_it(tmp_path: Path):
+    adata = ad.AnnData(sparse.csr_matrix(np.eye(20, 3, dtype=np.float32)))
+    for call in (lambda: open_cells(adata), lambda: ingest([adata], tmp_path / "store")):
+        with pytest.raises(
+            SourceError, match=r"The data is of type AnnData: give the path .* by atlasvi\.engine\.SCVI"
+        ):
+            call()
+
+
+def test_what_is_opened_stays_open_and_what_is_not_is_closed_with_the_rest(tmp_path: Path):
+    ad.AnnData(sparse.csr_matrix(np.eye(20, 3, dtype=np.float32))).write_h5ad(tmp_path / "cells.h5ad")
+    with ExitStack() as opened:
+        cells = enter_cells(tmp_path / "cells.h5ad", opened)
+        assert enter_cells(cells, opened) is cells
+        assert len(cells.read_block(0)) == 20
+    with pytest.raises(ValueError, match=r"[Nn]ot open|closed"):
+        cells.read_block(0)
