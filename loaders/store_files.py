@@ -18,14 +18,18 @@ READ_WHEN_OPENED = names_below(("var", "uns"))
 def read_attributes(path: str | Path | ObjectPath) -> dict | None:
     """The `atlasvi` attributes of a folder that this project wrote, else None. Raises StorageError."""
     try:
-        attributes = json.loads((to_place(path) / "zarr.json").read_text())["attributes"]["atlasvi"]
-        return attributes if isinstance(attributes, dict) else None
+        text = (to_place(path) / "zarr.json").read_text()
     except NoPermissionError:  # also said of what is missing, where a bucket may be read and not listed
         return None
     except StorageError:
         raise
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, UnicodeDecodeError):
         return None
+    try:
+        attributes = json.loads(text)["attributes"]["atlasvi"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return attributes if isinstance(attributes, dict) else None
 
 
 def is_cell_store(path: str | Path | ObjectPath) -> bool:

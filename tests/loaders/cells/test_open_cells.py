@@ -380,7 +380,7 @@ def test_a_panel_of_few_genes_is_no_other_species():
 
 
 def test_an_anndata_in_memory_is_refused_with_the_way_to_train_it(tmp_path: Path):
-    adata = ad.AnnData(sparse.csr_matrix(np.eye(20, 3, dtype=np.float32)))
+    adata = ad.AnnData(sparse.csr_matrix(np.ones((20, 3), np.float32)))
     for call in (lambda: open_cells(adata), lambda: ingest([adata], tmp_path / "store")):
         with pytest.raises(
             SourceError, match=r"The data is of type AnnData: give the path .* by atlasvi\.engine\.SCVI"
@@ -389,10 +389,10 @@ def test_an_anndata_in_memory_is_refused_with_the_way_to_train_it(tmp_path: Path
 
 
 def test_what_is_opened_stays_open_and_what_is_not_is_closed_with_the_rest(tmp_path: Path):
-    ad.AnnData(sparse.csr_matrix(np.eye(20, 3, dtype=np.float32))).write_h5ad(tmp_path / "cells.h5ad")
+    ad.AnnData(sparse.csr_matrix(np.ones((20, 3), np.float32))).write_h5ad(tmp_path / "cells.h5ad")
     with ExitStack() as opened:
         cells = enter_cells(tmp_path / "cells.h5ad", opened)
         assert enter_cells(cells, opened) is cells
         assert len(cells.read_block(0)) == 20
-    with pytest.raises(ValueError, match=r"[Nn]ot open|closed"):
+    with pytest.raises(ValueError, match=r"Bad file descriptor|[Nn]ot open|closed"):
         cells.read_block(0)
