@@ -23,7 +23,7 @@ def read_attributes(path: str | Path | ObjectPath) -> dict | None:
         return None
     except StorageError:
         raise
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):  # not text, or no path that a file can have
         return None
     try:
         attributes = json.loads(text)["attributes"]["atlasvi"]

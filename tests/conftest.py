@@ -33,9 +33,9 @@ try:
 except ImportError:  # what needs no torch is tested without (.ci/newest says where and why)
     torch = None
 
-settings.register_profile("fast", deadline=None, max_examples=50)
+settings.register_profile("no clock", deadline=None)
 settings.register_profile("thorough", deadline=None, max_examples=1000)  # pytest --hypothesis-profile=thorough
-settings.load_profile("fast")
+settings.load_profile("no clock")
 
 if torch is not None and not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which the first Triton test does
@@ -44,7 +44,7 @@ if torch is not None and not torch.cuda.is_available():
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One process more than there are cores: while some tests wait for other processes, a core has another to run."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+    return 1 + (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -96,7 +96,7 @@ def open_counts(data: Any, like: DataSpec, layer: str | None = None) -> CellData
         cells = MemoryCells(data, layer, like.takes_fractions)
         check_emptied(cells)
         return cells
-    return open_cells(data, like=like) if isinstance(data, (DataSpec, str, Path)) else data
+    return data if isinstance(data, CellData) else open_cells(data, like=like)
 
 
 def open_question_cells(data: Any, run: TrainedRun) -> QuestionCells:

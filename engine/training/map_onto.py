@@ -124,7 +124,7 @@ def _prepare(
         reference = replace(open_model(reference), path=to_place(reference))
     if resume:
         _check_same(out, reference, freezing)
-        if not isinstance(data, (DataSpec, str, Path)):  # of a path, the run knows that missing genes are zeros
+        if isinstance(data, CellData):  # of a path, the run knows that missing genes are zeros
             data = align_genes(data, reference.genes)
         return data, None
     data = align_genes(enter_cells(data, ours, reference.like), reference.genes)

@@ -85,7 +85,7 @@ class BatchLoader(IterableDataset):
             raise ValueError("give weights or balance, not both: balance is a choice of weights")
         if damaged not in ("stop", "skip"):
             raise ValueError(f"damaged is {damaged!r}: choose 'stop' or 'skip'")
-        self.data = open_cells(data) if isinstance(data, (str, Path)) else data
+        self.data = data if isinstance(data, Cells) else open_cells(data)
         if genes is not None:
             self.data = select_genes(self.data, genes)
         self.batch_size, self.seed, self.shuffle, self.damaged = batch_size, seed, shuffle, damaged

@@ -45,9 +45,9 @@ class ShardRows:
     ) -> None:
         self._n_genes, self._nnz, self._block_elements, self._buffers = shape[1], nnz, block_elements, Buffers()
         self._is_remote = isinstance(folder, ObjectPath)
-        # while one waits for the bucket the other is decoded; with a cache there is seldom anything to wait for, and
-        # handing work to threads takes longer than reading it
-        self._waits = self._is_remote and find_cache() is None
+        # While one array is waited for, the other is decoded. With a cache there is seldom anything to wait for, and
+        # handing work to threads takes longer than reading it.
+        self._uses_threads = self._is_remote and find_cache() is None
         self._data, self._indices, self._indptr = (
             ShardReader(folder / name, layout, length, self._buffers)
             for name, layout, length in zip(ARRAYS, layouts, (nnz, nnz, shape[0] + 1))
@@ -63,11 +63,11 @@ class ShardRows:
         indices, counts = (
             self._buffers.take((last - first) * chunk, array.layout.dtype) for array in (self._indices, self._data)
         )
-        # both are asked for before one is waited for; nothing is asked for that the loader asked for, or a cache has
-        asked = self._ask_ahead(first, last)
+        # Both are asked for before either is waited for; what the loader asked for ahead, or the cache has, is not.
+        asked = self._ask_for_counts(first, last)
         read_indices = partial(self._indices.read_chunks, first, last, indices, low, high)
         read_counts = partial(self._data.read_chunks, first, last, counts)
-        if self._waits:
+        if self._uses_threads:
             descents, _ = together([read_indices, read_counts], share_readers())
         else:
             descents = read_indices()
@@ -84,9 +84,10 @@ class ShardRows:
         """
         chunk = self._indptr.layout.chunk
         asked = self._indptr.ask_ahead(start // chunk, stop // chunk + 1) if self._is_remote else []
-        return [*asked, *self._ask_ahead(first, min(last, -(-self._nnz // self._data.layout.chunk)))]
+        return [*asked, *self._ask_for_counts(first, min(last, -(-self._nnz // self._data.layout.chunk)))]
 
-    def _ask_ahead(self, first: int, last: int) -> list[RangeAhead]:
+    def _ask_for_counts(self, first: int, last: int) -> list[RangeAhead]:
+        """Begin to read inner chunks [first, last) of the genes and the counts from a bucket."""
         if not self._is_remote:
             return []
         return [asked for array in (self._indices, self._data) for asked in array.ask_ahead(first, last)]

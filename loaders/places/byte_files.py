@@ -196,6 +196,9 @@ class RemoteFile:
     ) -> None:
         """Read bytes [low, high), and copy them into each of the arrays, given where in the object it begins."""
         content = None
+        if asked is None and self._cached is not None and (out := _find_only(low, high, targets)) is not None:
+            self._cached.read(low, high, out)
+            return
         if asked is not None:
             with suppress(Exception):  # it is asked for again, which raises the error if it does not pass
                 content = np.frombuffer(asked.content.result(), np.uint8)[low - asked.start : high - asked.start]
@@ -204,16 +207,12 @@ class RemoteFile:
         _copy(content, low, high, targets)
 
     def _fill_from_cache(self, low: int, high: int, targets: Sequence[tuple[int, np.ndarray]]) -> bool:
-        """The same from the disk cache, if it has all of these bytes."""
-        if self._cached is None:
-            return False
-        if len(targets) == 1:  # which then holds all of them
-            begin, target = targets[0]
-            return self._cached.read_kept(low, high, target[low - begin : high - begin]) is not None
-        if (content := self._cached.read_kept(low, high)) is None:
-            return False
-        _copy(content, low, high, targets)
-        return True
+        """The same as `_fill` if the disk cache has all of these bytes; returns whether it has."""
+        out = _find_only(low, high, targets)
+        content = None if self._cached is None else self._cached.read_kept(low, high, out)
+        if content is not None and out is None:
+            _copy(content, low, high, targets)
+        return content is not None
 
     def is_current(self) -> bool:
         """True: each request names the version that was opened."""
@@ -221,6 +220,14 @@ class RemoteFile:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _find_only(low: int, high: int, targets: Sequence[tuple[int, np.ndarray]]) -> np.ndarray | None:
+    """Where bytes [low, high) of a file go if they all go into one array, given where in the file it begins."""
+    if len(targets) > 1:
+        return None
+    ((begin, target),) = targets
+    return target[low - begin : high - begin]
 
 
 def _copy(content: np.ndarray, low: int, high: int, targets: Sequence[tuple[int, np.ndarray]]) -> None:

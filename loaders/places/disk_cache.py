@@ -28,12 +28,12 @@ FOLDER, GIGABYTES = "ATLASVI_CACHE", "ATLASVI_CACHE_GB"
 USUAL_GB = 100.0
 BELOW = "atlasvi-cache-2"  # in the folder that was given, which may hold other files
 MAGIC = b"atlasvi2"
-HEADER = struct.Struct("<8sII")  # MAGIC, bytes of the content, and the crc32c of the sums below, and in it of the name
-PART = 2**17  # bytes of the content that a checksum is of; their sums, uint32, lie between header and content
+HEADER = struct.Struct("<8sII")  # MAGIC, bytes of the content, crc32c of all checksums below xor that of the name
+PART = 2**17  # bytes of the content for each checksum; the checksums, uint32, lie between header and content
 LEFT = 0.95  # of the limit, once pieces have been removed: all are listed for it, which should be seldom
 KEPT_SECONDS = 86_400.0
-NOTED_SECONDS = 60.0  # in which a piece is used again without its file being told
-MOST_NOTED = 100_000
+NOTED_SECONDS = 60.0  # after which the next use of a piece sets the time of its file again
+MOST_NOTED = 100_000  # pieces whose last such time is remembered
 PAUSE_SECONDS = 60.0  # after which a cache that is full, or locked by a stopped process, is looked at again
 LOCK_SECONDS = 1.0
 ABANDONED_SECONDS = 3600.0  # after which a file that was not renamed is one of a killed process
@@ -67,13 +67,14 @@ class DiskCache:
             ) from None
 
     def read(self, name: str, out: np.ndarray, start: int = 0, size: int | None = None) -> bool:
-        """Fill uint8 `out` with bytes from `start` on of a piece; False if it is not here, or damaged.
+        """Fill uint8 `out` with the bytes of a piece from `start` on; False if it is not here, or damaged there.
 
         size  bytes of the whole piece; None: as many as `out` has
         """
         size = len(out) if size is None else size
         path, head, stop = self._place(name), bytearray(_head_bytes(size)), start + len(out)
-        before = np.empty(start % PART, np.uint8)  # what else the checksums are of that `out` is a part of
+        # a checksum is of a whole part: what `before` and `after` get are the rest of the first and of the last one
+        before = np.empty(start % PART, np.uint8)
         after = np.empty(min(-(-stop // PART) * PART, size) - stop, np.uint8)
         buffers = [part.data for part in (before, out, after) if len(part)]
         n_bytes = len(before) + len(out) + len(after)
@@ -97,7 +98,7 @@ class DiskCache:
         return False
 
     def _note_use(self, name: str, handle: int) -> None:
-        """Let the time of a piece's file be now, unless that was done a moment ago."""
+        """Set the time of a piece's file, unless this process did so less than NOTED_SECONDS ago."""
         now = time.monotonic()
         if now - self._used.get(name, -math.inf) > NOTED_SECONDS:
             if len(self._used) >= MOST_NOTED:
@@ -223,7 +224,7 @@ def _lock(handle: int) -> bool:
 
 
 def _head_bytes(size: int) -> int:
-    """Bytes of the header and the sums of a piece, given those of its content."""
+    """Bytes of the header and the checksums of a piece, given those of its content."""
     return HEADER.size + 4 * -(-size // PART)
 
 
@@ -235,7 +236,10 @@ def _make_header(name: str, size: int, sums: bytes) -> bytes:
 def _is_right(
     name: str, size: int, head: bytearray, start: int, before: np.ndarray, out: np.ndarray, after: np.ndarray
 ) -> bool:
-    """Whether header and sums are of this piece, and `before`, `out` (its bytes from `start` on) and `after` match."""
+    """Whether the header is this piece's, and the checksums are those of `before`, `out` and `after`.
+
+    `out` are its bytes from `start` on; `before` and `after` complete the first and the last part.
+    """
     sums = bytes(head[HEADER.size :])
     if head[: HEADER.size] != _make_header(name, size, sums):
         return False

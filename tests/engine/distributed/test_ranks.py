@@ -77,7 +77,7 @@ def test_loss_curves_of_any_number_of_ranks_agree_at_all_steps(
         )
 
 
-@pytest.mark.parametrize(("steps", "world_sizes"), [(20, (1, 2)), pytest.param(200, (1, 2, 4), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("steps", "world_sizes"), [(50, (1, 2)), pytest.param(200, (1, 2, 4), marks=pytest.mark.slow)])
 def test_on_real_counts_in_float64_ranks_agree_to_the_last_digits(
     shared: Path, tmp_path: Path, steps: int, world_sizes: tuple[int, ...]
 ):
@@ -102,8 +102,8 @@ def test_with_batch_norm_and_a_latent_library_ranks_compute_what_one_process_doe
 
 def test_initial_weights_from_a_sample_are_those_of_one_process(cells: Path, tmp_path: Path):
     settings = {**SMALL, "recipe": "atlas", "batch_size": 32, "max_steps": 5}
-    runs = {n: run_on(n, cells, tmp_path / f"run{n}", batch_key="batch", epochs=3, settings=settings) for n in (1, 2)}
-    np.testing.assert_allclose(runs[2]["losses"], runs[1]["losses"], rtol=1e-4)
+    runs = {n: run_on(n, cells, tmp_path / f"run{n}", batch_key="batch", epochs=3, settings=settings) for n in (1, 3)}
+    np.testing.assert_allclose(runs[3]["losses"], runs[1]["losses"], rtol=1e-4)
 
 
 def test_all_ranks_see_the_same_history_result_and_weights_and_only_the_first_speaks(cells: Path, tmp_path: Path):
@@ -121,9 +121,9 @@ def test_all_ranks_see_the_same_history_result_and_weights_and_only_the_first_sp
 
 
 def test_a_rank_without_a_cell_in_any_minibatch_takes_every_step_and_changes_nothing(cells: Path, tmp_path: Path):
-    options: dict[str, Any] = {"batch_key": "batch", "settings": {**SMALL, "batch_size": 2, "max_steps": 20}}
+    options: dict[str, Any] = {"batch_key": "batch", "settings": {**SMALL, "batch_size": 3, "max_steps": 20}}
     alone = run_on(1, cells, tmp_path / "run1", **options)
-    shared = run_on(3, cells, tmp_path / "run3", **options)
+    shared = run_on(4, cells, tmp_path / "run4", **options)
     np.testing.assert_allclose(shared["losses"], alone["losses"], rtol=1e-5)
     assert shared["history"][0]["n_cells"] == alone["history"][0]["n_cells"]
 
@@ -173,7 +173,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_where_it_was(cells: Path, tm
         (tmp_path / "run" / name).unlink()
     for checkpoint in list_checkpoints(tmp_path / "run" / "checkpoints")[:1]:
         checkpoint.unlink()  # the newest one: the one before is inside the last epoch
-    on = run_on(3, cells, tmp_path / "run", resume=True)
+    on = run_on(4, cells, tmp_path / "run", resume=True)
     np.testing.assert_allclose(on["losses"], whole["losses"][-len(on["losses"]) :], rtol=1e-5)
     assert on["history"][-1]["train_elbo"] == pytest.approx(whole["history"][-1]["train_elbo"], rel=1e-5)
 

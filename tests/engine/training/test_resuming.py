@@ -90,7 +90,6 @@ def test_a_checkpoint_of_other_content_is_refused_in_a_sentence(cells: Path, tmp
         train(cells, tmp_path / "run", resume=True)
 
 
-@pytest.mark.slow  # two processes, which import all that a user's do
 def test_a_run_stopped_in_a_validation_resumes_there_in_a_new_process_and_trains_on(cells: Path, tmp_path: Path):
     """The new process begins with the validation: what that leaves in memory must serve the training after it."""
     whole = train(cells, tmp_path / "whole", **SCHEDULE)

@@ -15,6 +15,7 @@ from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.model.library_prior import measure_library
 from atlasvi.engine.scvi_tools.model_directories import save_scvi_tools
 from atlasvi.engine.training.checkpoint_files import read_newest_checkpoint
+from atlasvi.engine.training.epoch_estimate import plan_epoch_time
 from atlasvi.engine.training.map_onto import map_onto
 from atlasvi.engine.training.settings import SettingError
 from atlasvi.engine.training.train import train
@@ -118,6 +119,7 @@ def test_an_anndata_in_memory_is_refused_with_the_way_to_train_it(cells: Path, t
         lambda: train(adata, tmp_path / "run"),
         lambda: minify(MODELS / "plain", adata, tmp_path / "mini"),
         lambda: map_onto(MODELS / "plain", adata, tmp_path / "run"),
+        lambda: plan_epoch_time(adata, 1),
     ):
         with pytest.raises(
             SourceError, match=r"The data is of type AnnData: give the path .* by atlasvi\.engine\.SCVI"

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from atlasvi.loaders.batches.loader import BatchLoader
 from atlasvi.loaders.cells import cell_store
+from atlasvi.loaders.cells.cells_protocol import Cells
 from atlasvi.loaders.cells.open_cells import CellData, open_cells
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
@@ -269,10 +270,10 @@ def test_a_store_replaced_or_deleted_while_it_is_read_is_noticed(write_h5ad, tmp
         list(loader)
 
 
-class LazyCells:
+class LazyCells(Cells):
     """Stands for a store of many blocks, which are made when they are read."""
 
-    path, group_blocks = "lazy.store", 2
+    path, group_blocks, n_cells, block_starts = "lazy.store", 2, 0, np.zeros(1, np.int64)
     genes = pd.Index([f"g{k}" for k in range(200)])
 
     def __init__(self, n_blocks: int, block_cells: int) -> None:

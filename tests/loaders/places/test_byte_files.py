@@ -7,7 +7,14 @@ import pytest
 
 from atlasvi.loaders.errors import StorageError
 from atlasvi.loaders.places import byte_files
-from atlasvi.loaders.places.byte_files import ByteFile, open_file, read_into, share_of_files
+from atlasvi.loaders.places.byte_files import (
+    ByteFile,
+    RangeAhead,
+    RemoteFile,
+    open_file,
+    read_into,
+    share_of_files,
+)
 from atlasvi.loaders.places.object_path import to_place
 from atlasvi.loaders.places.objects import traffic
 from tests.s3_server import Bucket
@@ -84,3 +91,22 @@ def test_a_local_file_that_is_replaced_or_gone_is_noticed(tmp_path: Path):
     (tmp_path / "a").unlink()
     with pytest.raises(FileNotFoundError):
         file.is_current()
+
+
+def test_bytes_that_two_readers_ask_for_ahead_come_once_and_stay_until_both_have_let_go(bucket: Bucket, tmp_path: Path):
+    content = np.random.default_rng(0).bytes(1000)
+    (tmp_path / "a").write_bytes(content)
+    file = open_file(to_place(bucket.put(tmp_path / "a", "a")))
+    assert isinstance(file, RemoteFile)
+    before = traffic.n_bytes
+    first = file.ask_ahead(0, 600)
+    second = file.ask_ahead(400, 1000)
+    assert [(part.start, part.stop) for part in first] == [(0, 600)]
+    assert {(part.start, part.stop) for part in second} == {(0, 600), (600, 1000)}
+    del first
+    out = np.empty(1000, np.uint8)
+    assert file.read_into(0, out)
+    assert out.tobytes() == content
+    assert traffic.n_bytes - before == 1000
+    del second
+    assert RangeAhead._n_bytes == 0

@@ -50,10 +50,14 @@ def test_every_range_is_right_and_no_byte_is_read_from_the_bucket_twice(
             kept = list[int]()
             cached = CachedObject(cache, "ab", size, fetch, kept.append)
             missing, before = cached.find_missing(start, stop), read.sum()
+            assert (cached.read_kept(start, stop) is None) == bool(missing)
+            kept.clear()
             assert cached.read(start, stop).tobytes() == whole[start:stop]
             assert read.sum() - before == sum(high - low for low, high in missing)
             assert kept == [max(stop - start - (read.sum() - before), 0)]
             assert cached.find_missing(start, stop) == []
+            assert cached.read_kept(start, stop).tobytes() == whole[start:stop]
+            assert kept[1:] == [stop - start]
     assert read.max() == 1
 
 

@@ -68,6 +68,17 @@ def test_the_least_recently_used_pieces_make_room(tmp_path: Path):
     assert [k for k in range(5) if read(cache, k)] == [0, 3, 4]  # some room more than was needed
 
 
+def test_the_time_of_a_file_is_set_once_in_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache = DiskCache(tmp_path, 10 * SIZE)
+    cache.write(name(0), content(0))
+    path = cache.folder / name(0)[:2] / name(0)
+    for seconds, is_set in ((60.0, True), (60.0, False), (0.0, True)):
+        monkeypatch.setattr(disk_cache, "NOTED_SECONDS", seconds)
+        age(cache, 0, 1000)
+        assert read(cache, 0)
+        assert (time.time() - path.stat().st_mtime < 900) is is_set
+
+
 def test_what_this_process_uses_is_not_replaced_by_what_it_reads_next(tmp_path: Path):
     """Else data that is larger than the cache, read in another order each epoch, would find little of itself."""
     cache = DiskCache(tmp_path, 10 * SIZE)
