@@ -4,6 +4,7 @@ import threading
 import tracemalloc
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -177,6 +178,11 @@ def test_a_path_will_do_and_covariates_by_name(write_h5ad):
             f"b{row % 3}" for row in rows
         ]
         assert [loader.categories["n"][code] for code in batch.codes["n"].tolist()] == rows
+
+
+def test_an_anndata_in_memory_is_refused():
+    with pytest.raises(SourceError, match=r"The data is of type AnnData: give the path"):
+        BatchLoader(ad.AnnData(np.ones((20, 3), np.float32)), 10, seed=0)
 
 
 def test_a_batch_is_made_dense_or_a_sparse_tensor(data: CellData):

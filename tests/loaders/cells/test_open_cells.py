@@ -21,7 +21,6 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from atlasvi.loaders.arrays.stored_arrays import SlicedArray, open_array
 from atlasvi.loaders.arrays.zarr_arrays import decode_bounded
-from atlasvi.loaders.batches.loader import BatchLoader
 from atlasvi.loaders.cells.open_cells import CellData, align_genes, enter_cells, find_missing, open_cells, select_genes
 from atlasvi.loaders.errors import AtlasviWarning, CountsError, GeneError, SourceError
 from atlasvi.loaders.ingestion.ingest import ingest
@@ -382,11 +381,7 @@ def test_a_panel_of_few_genes_is_no_other_species():
 
 def test_an_anndata_in_memory_is_refused_with_the_way_to_train_it(tmp_path: Path):
     adata = ad.AnnData(sparse.csr_matrix(np.ones((20, 3), np.float32)))
-    for call in (
-        lambda: open_cells(adata),
-        lambda: ingest([adata], tmp_path / "store"),
-        lambda: BatchLoader(adata, 10, seed=0),
-    ):
+    for call in (lambda: open_cells(adata), lambda: ingest([adata], tmp_path / "store")):
         with pytest.raises(
             SourceError, match=r"The data is of type AnnData: give the path .* by atlasvi\.engine\.SCVI"
         ):
