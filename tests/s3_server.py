@@ -106,6 +106,10 @@ def run_server(program: str, folder: Path, volumes: int = 20) -> Iterator[str]:
             yield endpoint
         finally:
             server.kill()  # asked to end, it would wait for 10 seconds
+            ports = (master, volume, filer, s3)
+            for port in (*ports, *(port + GRPC for port in ports)):
+                for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # there, and not in TMPDIR
+                    left.unlink()
 
 
 def wait_until_it_writes(endpoint: str, server: subprocess.Popen) -> None:
