@@ -11,7 +11,6 @@ tests and scipy's correlations over dense draws.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
+import processes
 import scanpy
 from scipy import stats
 
@@ -37,7 +37,7 @@ def run_peer(peers: Path, model: Path, h5ad: Path, labels_key: str, seed: int, f
     """scvi-tools' figures, seconds and memory of one seed."""
     out = folder / f"{seed}.json"
     command = [peers / "bin" / "python", HERE / "peers" / "card.py", model, h5ad, labels_key, seed, out]
-    subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    processes.run([str(part) for part in command])
     return json.loads(out.read_text())
 
 

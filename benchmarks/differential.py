@@ -12,7 +12,6 @@ two runs of ours, which draw differently.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
+import processes
 
 from atlasvi.engine import SCVI
 from atlasvi.engine.simulation import simulate
@@ -44,8 +44,8 @@ def run_peer(options: argparse.Namespace, seed: int, scratch: Path) -> tuple[pd.
     out, script = scratch / f"{seed}.csv", HERE / "peers" / "differential.py"
     command = [options.peers / "bin" / "python", script, options.model, options.h5ad]
     command += [options.groupby, options.samples, seed, out]
-    run = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
-    return pd.read_csv(out, index_col=0), float(run.stdout.split()[-1])
+    said = processes.run([str(part) for part in command])
+    return pd.read_csv(out, index_col=0), float(said.split()[-1])
 
 
 def train_small(folder: Path) -> tuple[Path, Path, str]:

@@ -12,6 +12,7 @@ from atlasvi.engine.model.covariates import SetupKeys, learn_setup
 from atlasvi.engine.training import fingerprint as fingerprints
 from atlasvi.engine.training.run_parts import RunParts, prepare_run
 from atlasvi.engine.training.settings import resolve_settings
+from atlasvi.loaders.cells.cells_protocol import Cells
 from atlasvi.loaders.identity import cell_keys
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.data_spec import DataSpec
@@ -19,10 +20,10 @@ from atlasvi.loaders.sources.data_spec import DataSpec
 BLOCK_CELLS = 2**15
 
 
-class LazyCells:
+class LazyCells(Cells):
     """Stands for a store of any number of cells, with three covariates; it holds nothing of them."""
 
-    path, layer, group_blocks = "lazy.store", None, 2
+    path, layer, group_blocks, n_cells, block_starts = "lazy.store", None, 2, 0, np.zeros(1, np.int64)
     genes = pd.Index(["a", "b"])
     obs_columns = ("donor", "site", "age")
     spec = DataSpec(path)
