@@ -48,7 +48,8 @@ def main(model_dir, h5ad, labels_key, seed, out):
     for name, compare in FIGURES.items():
         found[f"all genes variation {name}"] = float(compare(*genes))
         for part, rows in (("training", model.train_indices), ("validation", model.validation_indices)):
-            found[f"{part} cells variation {name}"] = float(compare(cells[0][rows], cells[1][rows]))
+            if rows is not None:  # a model need not hold its split
+                found[f"{part} cells variation {name}"] = float(compare(cells[0][rows], cells[1][rows]))
     for _, line in metrics["diff_exp"]["summary"].iterrows():
         for name in ("gene_f1", "lfc_mae", "lfc_pearson", "lfc_spearman", "roc_auc", "pr_auc"):
             found[f"all label {line['group']!r} Welch {name}"] = float(line[name])

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 from scipy import sparse
 
 
@@ -21,14 +22,10 @@ class CellStatistics(NamedTuple):
 
 def cell_statistics(counts: sparse.csr_matrix) -> CellStatistics:
     """The statistics of the cells (rows) of a matrix of counts, computed in float64."""
-    n_genes, values = counts.shape[1], counts.data.astype(np.float64)
-    sums, squares, expressed = (
-        sparse.csr_matrix((each, counts.indices, counts.indptr), counts.shape).sum(1).A1
-        for each in (values, values**2, (values > 0).astype(np.float64))
-    )
-    return CellStatistics(
-        *(each.astype(np.float32) for each in (coefficient_of_variation(sums, squares, n_genes), sums, expressed))
-    )
+    sums, squares, expressed = np.zeros((3, counts.shape[0]))
+    _add_counts(counts.indptr, counts.data, sums, squares, expressed)
+    variation = coefficient_of_variation(sums, squares, counts.shape[1])
+    return CellStatistics(*(each.astype(np.float32) for each in (variation, sums, expressed)))
 
 
 def coefficient_of_variation(sums: np.ndarray, squares: np.ndarray, n: int) -> np.ndarray:
@@ -36,3 +33,14 @@ def coefficient_of_variation(sums: np.ndarray, squares: np.ndarray, n: int) -> n
     mean = sums / max(n, 1)
     variance = np.maximum(squares / max(n, 1) - mean**2, 0)
     return np.divide(np.sqrt(variance), mean, out=np.full(mean.shape, np.nan), where=mean > 0)
+
+
+@njit(cache=True, nogil=True)
+def _add_counts(
+    starts: np.ndarray, values: np.ndarray, sums: np.ndarray, squares: np.ndarray, expressed: np.ndarray
+) -> None:
+    for cell in range(len(sums)):
+        for value in values[starts[cell] : starts[cell + 1]]:
+            sums[cell] += value
+            squares[cell] += np.float64(value) ** 2
+            expressed[cell] += value > 0

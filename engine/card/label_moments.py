@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from numba import njit
 from scipy import sparse, stats
 
 NORMALISED_LIBRARY = 1e4
@@ -48,16 +49,9 @@ class LabelMoments:
 
     def add(self, counts: sparse.csr_matrix, labels: np.ndarray) -> None:
         """Add the cells (rows) of a matrix of counts; labels int [cells], below 0 for a cell without one."""
-        known = labels >= 0
-        if not known.all():
-            counts, labels = counts[known], labels[known]
         logs = normalise(counts)
-        present, place = np.unique(labels, return_inverse=True)
-        n = len(labels)
-        members = sparse.csr_matrix((np.ones(n), (place, np.arange(n))), (len(present), n))
-        self.n_cells[present] += np.bincount(place, minlength=len(present))
-        self.sums[present] += (members @ logs).toarray()
-        self.squares[present] += (members @ logs.multiply(logs)).toarray()
+        self.n_cells += np.bincount(labels[labels >= 0], minlength=len(self.n_cells))
+        _add_by_label(logs.indptr, logs.indices, logs.data, labels, self.sums, self.squares)
 
     def __add__(self, other: "LabelMoments") -> "LabelMoments":
         return LabelMoments(self.n_cells + other.n_cells, self.sums + other.sums, self.squares + other.squares)
@@ -122,3 +116,19 @@ def _describe(n: int, sums: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray
     mean, mean_square = sums / n, squares / n
     variance = mean_square - mean**2
     return mean, np.where(variance > LEAST_VARIANCE * mean_square, variance, 0) * n / (n - 1)
+
+
+@njit(cache=True, nogil=True)
+def _add_by_label(
+    starts: np.ndarray,
+    genes: np.ndarray,
+    values: np.ndarray,
+    labels: np.ndarray,
+    sums: np.ndarray,
+    squares: np.ndarray,
+) -> None:
+    for cell, label in enumerate(labels):
+        if label >= 0:
+            for at in range(starts[cell], starts[cell + 1]):
+                sums[label, genes[at]] += values[at]
+                squares[label, genes[at]] += values[at] ** 2

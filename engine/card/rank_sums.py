@@ -4,6 +4,7 @@ As scanpy's `rank_genes_groups(method="wilcoxon")`: the score is z by the normal
 """
 
 import numpy as np
+from numba import njit
 from scipy import sparse, stats
 
 from atlasvi.engine.card.label_moments import (
@@ -14,27 +15,57 @@ from atlasvi.engine.card.label_moments import (
     normalise,
 )
 
-GENES_AT_ONCE = 64
-
 
 def rank_sum_tests(counts: sparse.csr_matrix, labels: np.ndarray, n_labels: int) -> GroupTests:
     """Tests of the cells (rows) of each label against all others; labels int [cells], from 0 to n_labels - 1."""
-    logs, n_genes = normalise(counts).tocsc(), counts.shape[1]
+    logs, shape = normalise(counts).tocsc(), (n_labels, counts.shape[1])
+    logs.eliminate_zeros()
     n_cells = np.bincount(labels, minlength=n_labels)
     untested, n = explain_untested(n_cells), len(labels)
-    scores, p_values, adjusted, changes = (np.full((n_labels, n_genes), np.nan) for _ in range(4))
-    members = sparse.csr_matrix((np.ones(n), (labels, np.arange(n))), (n_labels, n))
-    tested = np.array([label not in untested for label in range(n_labels)], bool)
-    n_label = n_cells[tested][:, None]
-    expected, deviation = n_label * (n + 1) / 2, np.sqrt(n_label * (n - n_label) / 12 * (n + 1))
-    for first in range(0, n_genes, GENES_AT_ONCE):
-        here = slice(first, min(first + GENES_AT_ONCE, n_genes))
-        values = logs[:, here].toarray()
-        sums = (members @ values)[tested]
-        scores[tested, here] = ((members @ stats.rankdata(values, axis=0))[tested] - expected) / deviation
-        rest = (values.sum(0) - sums) / (n - n_label)
-        changes[tested, here] = log2_fold_change(sums / n_label, rest)
-    for label in np.flatnonzero(tested):
-        p = 2 * stats.norm.sf(np.abs(scores[label]))
-        scores[label], p_values[label], adjusted[label] = finish_test(scores[label], p)
+    sums, ranks = np.zeros((2, *shape))
+    _sum_by_label(logs.indptr, logs.indices, logs.data, labels, n_cells, sums, ranks)
+    scores, p_values, adjusted, changes = (np.full(shape, np.nan) for _ in range(4))
+    for label in range(n_labels):
+        if label not in untested:
+            n_label = int(n_cells[label])
+            deviation = np.sqrt(n_label * (n - n_label) / 12 * (n + 1))
+            z = (ranks[label] - n_label * (n + 1) / 2) / deviation
+            scores[label], p_values[label], adjusted[label] = finish_test(z, 2 * stats.norm.sf(np.abs(z)))
+            rest = (sums.sum(0) - sums[label]) / (n - n_label)
+            changes[label] = log2_fold_change(sums[label] / n_label, rest)
     return GroupTests(scores, p_values, adjusted, changes, untested)
+
+
+@njit(cache=True, nogil=True)
+def _sum_by_label(
+    starts: np.ndarray,
+    cells: np.ndarray,
+    values: np.ndarray,
+    labels: np.ndarray,
+    n_cells: np.ndarray,
+    sums: np.ndarray,
+    ranks: np.ndarray,
+) -> None:
+    """Of each label and gene: the sum of its cells' values, and of their ranks among all cells, ties at their mean.
+
+    starts, cells, values  CSC without stored zeros, [cells, genes]; all zeros of a gene have the same rank
+    n_cells                int64 [labels]
+    sums, ranks            float64 [labels, genes]; ranks are NaN for a gene with a NaN
+    """
+    for gene in range(len(starts) - 1):
+        first, last = starts[gene], starts[gene + 1]
+        own, n_zeros = values[first:last], len(labels) - (last - first)
+        order = np.argsort(own)
+        of_zero = np.nan if np.isnan(own).any() else (own < 0).sum() + (n_zeros + 1) / 2
+        ranks[:, gene] = of_zero * n_cells
+        start = 0
+        while start < len(own):
+            value, stop = own[order[start]], start + 1
+            while stop < len(own) and own[order[stop]] == value:
+                stop += 1
+            rank = (start + stop + 1) / 2 + (n_zeros if value > 0 else 0)
+            for at in order[start:stop]:
+                label = labels[cells[first + at]]
+                sums[label, gene] += value
+                ranks[label, gene] += rank - of_zero
+            start = stop

@@ -7,12 +7,12 @@ import pytest
 from scipy import sparse, stats
 
 from atlasvi.engine.card.label_moments import LabelMoments, normalise
-from atlasvi.engine.card.rank_sums import GENES_AT_ONCE, rank_sum_tests
+from atlasvi.engine.card.rank_sums import rank_sum_tests
 from tests.engine.card.counts import make_counts
 
 
 def test_rank_sums_are_those_of_scipy_and_fold_changes_those_of_the_t_test():
-    n_genes = GENES_AT_ONCE + 6
+    n_genes = 70
     counts, labels = make_counts(80, n_genes), np.random.default_rng(1).integers(0, 3, 80)
     found, logs = rank_sum_tests(counts, labels, 4), normalise(counts).toarray()
     assert found.untested == {3: "it has no cell"}
@@ -50,3 +50,12 @@ def test_equal_proportions_of_cells_of_other_sizes_are_ties():
     assert len(np.unique(normalise(counts)[:, 0].toarray())) == 1
     found = rank_sum_tests(counts, np.array([0, 1, 0, 1]), 2)
     assert (found.scores == 0).all()
+
+
+def test_values_below_zero_rank_below_the_zeros():
+    drawn = np.array([[9999, -0.5, 3], [9998, 3, 2], [9999, 0, 1], [9998, 2, 0], [9999, -0.25, -0.5], [9998, 0, 2]])
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    found, logs = rank_sum_tests(sparse.csr_matrix(drawn), labels, 2), normalise(sparse.csr_matrix(drawn)).toarray()
+    expected = stats.ranksums(logs[labels == 0], logs[labels == 1]).statistic
+    np.testing.assert_allclose(found.scores[0], expected, rtol=1e-12)
+    np.testing.assert_allclose(found.scores[1], -expected, rtol=1e-12)
