@@ -1,9 +1,11 @@
 """Data in a bucket gives what the same data on disk gives: cells, training, minified stores and their answers."""
 
 import gc
+import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anndata as ad
@@ -21,7 +23,7 @@ from atlasvi.engine.minified.minify import minify
 from atlasvi.engine.minified.places import name_place
 from atlasvi.engine.queries.cell_choice import choose_cells
 from atlasvi.engine.training.train import train
-from atlasvi.loaders.batches.loader import BatchLoader
+from atlasvi.loaders.batches.loader import MOST_THREADS, REMOTE_THREADS, BatchLoader
 from atlasvi.loaders.cells import cell_store
 from atlasvi.loaders.cells.added_columns import add_obs_columns
 from atlasvi.loaders.cells.cell_views import CellsView
@@ -331,6 +333,26 @@ def test_the_second_epoch_asks_the_bucket_nothing_and_a_lost_cache_does_no_harm(
     shutil.rmtree(cache)
     assert_same_batches(*loaders)
     assert "nothing more is kept in the cache" in caplog.text
+
+
+def test_as_few_threads_as_for_local_data_read_what_the_cache_has(
+    blocks: Path, bucket: Bucket, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    n_threads: list[int] = []
+
+    def start(n: int, **named: str) -> ThreadPoolExecutor:
+        n_threads.append(n)
+        return ThreadPoolExecutor(n, **named)
+
+    monkeypatch.setattr("atlasvi.loaders.batches.loader.ThreadPoolExecutor", start)
+    loader = BatchLoader(open_cells(bucket.put(blocks, "blocks")), 32, seed=0)
+    for _ in range(3):  # the first epoch fills the cache, the second finds all of it there
+        list(loader)
+    shutil.rmtree(cache)
+    for _ in range(2):
+        list(loader)
+    few = min(os.cpu_count() or 1, MOST_THREADS)
+    assert n_threads == [REMOTE_THREADS, REMOTE_THREADS, few, few, REMOTE_THREADS]
 
 
 def test_a_minified_store_in_a_bucket_gives_the_same_answers(store: Path, bucket: Bucket, tmp_path: Path):

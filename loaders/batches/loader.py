@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from atlasvi.loaders.cells.coded_columns import code_column, slice_column
 from atlasvi.loaders.cells.open_cells import open_cells, select_genes
 from atlasvi.loaders.errors import DamagedChunkError
 from atlasvi.loaders.places.object_path import is_remote
+from atlasvi.loaders.places.objects import Traffic, traffic
 from atlasvi.loaders.rows.block_rows import Rows, copy_cells
 from atlasvi.loaders.rows.buffers import Buffers
 
@@ -51,7 +52,8 @@ class BatchLoader(IterableDataset):
     balance     an obs column whose classes are drawn equally often
     shuffle     False keeps the order of the data
     rank, world_size  this process takes the part of each minibatch that belongs to `rank`
-    threads     background threads that read and assemble; None: one a core, at most 4; 32 for data in a bucket
+    threads     background threads that read and assemble; None: one a core, at most 4; 32 for data in a bucket,
+                until a disk cache has all that an epoch reads
     damaged     'stop' at a block that does not match its checksum, or 'skip' it; `lost_cells` counts the cells lost
 
     Iterating yields the rest of the current epoch and then moves to the next epoch. Background threads read the counts
@@ -103,8 +105,8 @@ class BatchLoader(IterableDataset):
             weights = balance_classes(self.data, balance, self._cells)
         self._draws = None if weights is None else Draws(weights, self._cells)
         self._is_remote = is_remote(self.data.path)
-        usual = REMOTE_THREADS if self._is_remote else min(os.cpu_count() or 1, MOST_THREADS)
-        self._threads = threads or usual
+        self._threads = threads
+        self._before: Traffic | None = None  # what had been read when the epoch before began
         self._buffers = Buffers(_allocate_pinned if torch.cuda.is_available() else np.empty)
         self._block_cells = self._count_block_cells(0)
         self.n_cells = int(self._block_cells.sum())
@@ -142,7 +144,7 @@ class BatchLoader(IterableDataset):
         if self._draws is not None:
             self._block_cells = self._count_block_cells(self._epoch)
         plan = plan_epoch(self._block_cells, self.data.group_blocks, self.seed if self.shuffle else None, self._epoch)
-        workers = ThreadPoolExecutor(self._threads, thread_name_prefix="atlasvi-loader")
+        workers = ThreadPoolExecutor(self._choose_threads(), thread_name_prefix="atlasvi-loader")
         try:
             for batch in self._stream(plan, workers):
                 self._batch += 1
@@ -152,6 +154,14 @@ class BatchLoader(IterableDataset):
         finally:  # also when the caller leaves the loop early
             workers.shutdown(wait=True, cancel_futures=True)
         self.set_epoch(self._epoch + 1)
+
+    def _choose_threads(self) -> int:
+        """Threads of an epoch: many of a bucket's wait, but where a disk cache had all that the epoch before read, they
+        would only be in each other's way."""
+        before, self._before = self._before, replace(traffic)
+        was_kept = before and before.n_bytes == traffic.n_bytes and before.kept_bytes < traffic.kept_bytes
+        few = min(os.cpu_count() or 1, MOST_THREADS)
+        return self._threads or (REMOTE_THREADS if self._is_remote and not was_kept else few)
 
     def _stream(self, plan: EpochPlan, workers: Executor) -> Iterator[Batch]:
         """Minibatches from the current position on; blocks are read while earlier minibatches are assembled."""
