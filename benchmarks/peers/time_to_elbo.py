@@ -1,4 +1,6 @@
-"""scvi-tools' side of benchmarks/time_to_elbo.py: python time_to_elbo.py COUNTS.h5ad MODEL EPOCHS -> {"seconds": ...}.
+"""scvi-tools' side of benchmarks/time_to_elbo.py: python time_to_elbo.py COUNTS.h5ad MODEL EPOCHS SEED
+
+Its last line is {"seconds": ...}.
 
 Trains on the cells whose obs column `part` is train, with the model card's settings, minibatches of 128, and the KL
 weight rising over the first half of the epochs; saves the last epoch's model. Runs in the peers' environment, imports
@@ -16,12 +18,12 @@ import numpy as np
 import scvi
 
 
-def main(counts: str, saved: str, epochs: str) -> None:
+def main(counts: str, saved: str, epochs: str, seed: str) -> None:
     """Train, save, print the seconds of the training."""
     warnings.filterwarnings("ignore")
     scvi.settings.verbosity = logging.ERROR
     logging.getLogger("lightning").setLevel(logging.ERROR)
-    scvi.settings.seed = 1
+    scvi.settings.seed = int(seed)
     cells = anndata.read_h5ad(counts)
     held_out = (cells.obs["part"] == "validation").to_numpy()
     scvi.model.SCVI.setup_anndata(cells, batch_key="batch")
