@@ -54,6 +54,7 @@ class Row:
 ROWS = {
     "local": Row("atlasvi, store on disk", "ours", "fast.store", "disk"),
     "cold": Row("atlasvi, bucket", "ours", "fast.store", "bucket"),
+    "obstore": Row("obstore alone, the bytes of X, not decoded", "obstore", "fast.store", "bucket"),
     "warm": Row("atlasvi, bucket, cache filled", "ours", "fast.store", "cache"),
     "proxy": Row("atlasvi, bucket through the proxy", "ours", "fast.store", "proxy"),
     "distant": Row("atlasvi, bucket, 50 ms a request", "ours", "fast.store", "distant"),
@@ -83,14 +84,15 @@ class Bench:
             environment["ATLASVI_CACHE"] = str(self.work / "cache")
             shutil.rmtree(self.work / "cache", ignore_errors=True)
         place = str(self.options.atlas / row.data) if row.way == "disk" else self.addresses[row.data]
-        if row.side == "ours":
+        if row.side in ("ours", "obstore"):
             command = [sys.executable, str(HERE / "bucket_runs.py")]
         else:
             command = [str(self.options.peers / "bin" / "python"), str(HERE / "peers" / "buckets.py"), row.side]
         before = dict(os.environ)
         os.environ.update(environment)
         try:
-            return run_json([*command, place, str(self.options.seconds)], warm=self.options.quick)
+            words = [place, str(self.options.seconds), *(["fetch"] if row.side == "obstore" else [])]
+            return run_json([*command, *words], warm=self.options.quick)
         finally:
             os.environ.clear()
             os.environ.update(before)
@@ -110,7 +112,7 @@ def main() -> int:
         options.atlas = options.atlas or simulate_atlas(work)
         build_store(options)
         names = [name for name in options.only or ROWS if (options.atlas / ROWS[name].data).exists()]
-        names = [name for name in names if options.peers or ROWS[name].side == "ours"]
+        names = [name for name in names if options.peers or ROWS[name].side in ("ours", "obstore")]
         os.environ.update(AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_REGION="us-east-1")
         with ExitStack() as opened:
             (work / "s3").mkdir()

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from atlasvi.kernels import counter_random, cpu_likelihood, cpu_random, plain_counts, vector_math
 from atlasvi.kernels.counter_random import CHUNK, FIRST_BLOCK, LANES, REST_BLOCK, split_seed
-from atlasvi.kernels.cpu_likelihood import prepare_softmax, run_on_threads
+from atlasvi.kernels.cpu_likelihood import prepare_softmax
 from atlasvi.kernels.cpu_random import HALF_WORD, W, draw_block, philox, to_uniform, u64
+from atlasvi.kernels.cpu_threads import run_on_threads
 from atlasvi.kernels.cpu_tile import Sweep
 from atlasvi.kernels.plain_counts import (
     LARGE_MEAN,

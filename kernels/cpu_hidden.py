@@ -10,7 +10,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from atlasvi.kernels.cpu_likelihood import run_on_threads
+from atlasvi.kernels.cpu_threads import run_on_threads
 from atlasvi.kernels.vector_math import FASTMATH, f32
 
 EPSILON = 1e-5

@@ -8,7 +8,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from atlasvi.kernels.cpu_likelihood import run_on_threads
+from atlasvi.kernels.cpu_threads import run_on_threads
 from atlasvi.kernels.reference import as_integers
 
 LOG1P = np.log1p(np.arange(256)).astype(np.float32)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atlasvi.kernels.cpu_likelihood import make_sweep, run_on_threads
+from atlasvi.kernels.cpu_likelihood import make_sweep
+from atlasvi.kernels.cpu_threads import run_on_threads
 from atlasvi.kernels.reference import as_integers
 
 

@@ -309,9 +309,9 @@ def test_the_benchmark_of_buckets_measures_disk_bucket_and_cache(quick):
     ran = quick("buckets")
     figures = ran.figures["figures"]
     assert ran.figures["failed"] == {}
-    assert set(figures) == {"local", "cold", "warm", "proxy", "distant", "filling"}
+    assert set(figures) == {"local", "cold", "obstore", "warm", "proxy", "distant", "filling"}
     assert figures["local"]["requests"] == figures["warm"]["requests"] == 0
-    assert min(figures[name]["requests"] for name in ("cold", "distant", "filling")) > 0
+    assert min(figures[name]["requests"] for name in ("cold", "obstore", "distant", "filling")) > 0
     assert figures["cold"]["mb_an_epoch"] > 0
     assert figures["distant"]["first_batch_s"] > 0.1  # each request is held back
     assert set(ran.figures["ratios"]) == {"warm / local", "cold / local", "distant / proxy"}

@@ -1,6 +1,6 @@
-"""scvi-tools' side of benchmarks/time_to_elbo.py: python time_to_elbo.py COUNTS.h5ad MODEL EPOCHS SEED
+"""scvi-tools' side of benchmarks/time_to_elbo.py: its last line of output is {"seconds": ...}.
 
-Its last line is {"seconds": ...}.
+usage: python time_to_elbo.py COUNTS.h5ad MODEL EPOCHS SEED
 
 Trains on the cells whose obs column `part` is train, with the model card's settings, minibatches of 128, and the KL
 weight rising over the first half of the epochs; saves the last epoch's model. Runs in the peers' environment, imports

@@ -23,7 +23,8 @@ class CellStatistics(NamedTuple):
 def cell_statistics(counts: sparse.csr_matrix) -> CellStatistics:
     """The statistics of the cells (rows) of a matrix of counts, computed in float64."""
     sums, squares, expressed = np.zeros((3, counts.shape[0]))
-    _add_counts(counts.indptr, counts.data, sums, squares, expressed)
+    cells = np.repeat(np.arange(counts.shape[0], dtype=np.int32), np.diff(counts.indptr))
+    add_counts(cells, counts.data, sums, squares, expressed)
     variation = coefficient_of_variation(sums, squares, counts.shape[1])
     return CellStatistics(*(each.astype(np.float32) for each in (variation, sums, expressed)))
 
@@ -36,11 +37,14 @@ def coefficient_of_variation(sums: np.ndarray, squares: np.ndarray, n: int) -> n
 
 
 @njit(cache=True, nogil=True)
-def _add_counts(
-    starts: np.ndarray, values: np.ndarray, sums: np.ndarray, squares: np.ndarray, expressed: np.ndarray
+def add_counts(
+    places: np.ndarray, values: np.ndarray, sums: np.ndarray, squares: np.ndarray, expressed: np.ndarray
 ) -> None:
-    for cell in range(len(sums)):
-        for value in values[starts[cell] : starts[cell + 1]]:
-            sums[cell] += value
-            squares[cell] += np.float64(value) ** 2
-            expressed[cell] += value > 0
+    """Add stored counts to the sums of the cell or the gene that each is of: float64 [cells] or [genes].
+
+    places  int [counts], the index of its cell or gene
+    """
+    for place, value in zip(places, values):
+        sums[place] += value
+        squares[place] += np.float64(value) ** 2
+        expressed[place] += value > 0

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numba import njit
 from scipy import sparse
 
-from atlasvi.engine.card.cell_statistics import coefficient_of_variation
+from atlasvi.engine.card.cell_statistics import add_counts, coefficient_of_variation
 
 
 @dataclass
@@ -26,7 +25,7 @@ class GeneMoments:
 
     def add(self, counts: sparse.csr_matrix) -> None:
         """Add the cells (rows) of a matrix of counts."""
-        _add_counts(counts.indices, counts.data, self.sums, self.squares, self.expressed)
+        add_counts(counts.indices, counts.data, self.sums, self.squares, self.expressed)
         self.n_cells += counts.shape[0]
 
     def __add__(self, other: "GeneMoments") -> "GeneMoments":
@@ -46,13 +45,3 @@ class GeneMoments:
     def zero_fraction(self) -> np.ndarray:
         """The fraction of cells whose count is 0, float64 [genes]; NaN without cells."""
         return 1 - self.expressed / self.n_cells if self.n_cells else np.full(len(self.sums), np.nan)
-
-
-@njit(cache=True, nogil=True)
-def _add_counts(
-    genes: np.ndarray, values: np.ndarray, sums: np.ndarray, squares: np.ndarray, expressed: np.ndarray
-) -> None:
-    for gene, value in zip(genes, values):
-        sums[gene] += value
-        squares[gene] += np.float64(value) ** 2
-        expressed[gene] += value > 0

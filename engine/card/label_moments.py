@@ -127,6 +127,7 @@ def _add_by_label(
     sums: np.ndarray,
     squares: np.ndarray,
 ) -> None:
+    """Add values (CSR [cells, genes]) and their squares to those of each cell's label: float64 [labels, genes]."""
     for cell, label in enumerate(labels):
         if label >= 0:
             for at in range(starts[cell], starts[cell + 1]):

@@ -156,8 +156,8 @@ class BatchLoader(IterableDataset):
         self.set_epoch(self._epoch + 1)
 
     def _choose_threads(self) -> int:
-        """Threads of an epoch: many of a bucket's wait, but where a disk cache had all that the epoch before read, they
-        would only be in each other's way."""
+        """The number of threads of an epoch: many for a bucket, for which they mostly wait. Once a disk cache had all
+        that the epoch before read, they do not wait, and many would only slow each other down."""
         before, self._before = self._before, replace(traffic)
         was_kept = before and before.n_bytes == traffic.n_bytes and before.kept_bytes < traffic.kept_bytes
         few = min(os.cpu_count() or 1, MOST_THREADS)
