@@ -22,19 +22,23 @@ BIN := $(VENV)/bin
 TESTS ?=
 DEMO_OUT ?= demo
 TORCH_INDEX := https://download.pytorch.org/whl
+# uv, where it is there, installs in seconds what takes pip minutes; each reads its own settings, of indexes for example.
+INSTALLER := $(if $(shell command -v uv 2> /dev/null),uv,pip)
+INSTALL_uv := uv pip install --python $(BIN)/python --index-strategy unsafe-best-match # the newest of all indexes, as pip
+INSTALL_pip := $(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: demo test lint links docs pages notebooks resolve wheel dist page metrics newest clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"atlasvi needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12 ...")'
-	@echo "Setting up $(VENV), once: pip downloads what atlasvi, its tests and the demo need."
+	@echo "Setting up $(VENV), once: $(INSTALLER) downloads what atlasvi, its tests and the demo need."
 ifneq ($(TORCH),)
 	@echo "torch comes from $(TORCH_INDEX)/$(TORCH); with the CPU build it is 0.8 GB in all, 3 GB installed."
 else ifeq ($(shell uname -s),Linux)
 	@echo "On Linux PyPI's torch brings CUDA: 3.1 GB in all, 6 GB installed. Without a GPU: make TORCH=cpu ... (0.8 GB)."
 endif
 	@$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check $(if $(LATEST),,--constraint constraints.txt) $(if $(TORCH),--extra-index-url $(TORCH_INDEX)/$(TORCH)) --editable ".[dev]"
+	$(INSTALL_$(INSTALLER)) $(if $(LATEST),,--constraint constraints.txt) $(if $(TORCH),--extra-index-url $(TORCH_INDEX)/$(TORCH)) --editable ".[dev]"
 	@touch $@
 
 demo: $(VENV)/ready
@@ -77,7 +81,7 @@ page:
 metrics: $(VENV)/ready
 	@.ci/metrics
 
-newest:
+newest: $(VENV)/ready
 	@.ci/newest
 
 clean:

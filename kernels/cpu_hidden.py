@@ -120,7 +120,8 @@ def _norm_relu_backward(
             for j in range(n):
                 result[j] = given[j] * factors[j]
         else:
-            result[:] = given
+            for j in range(n):
+                result[j] = given[j]
         total, product = f32(0), f32(0)
         for j in range(n):
             result[j] = f32(0) if values[j] <= 0 else result[j]

@@ -331,7 +331,8 @@ def make_sweep(likelihood: Likelihood, softmax: bool, theta_per_cell: bool) -> C
                 known = theta_row
                 _prepare_theta(log_theta[theta_row], theta, by_theta)
             if copied:  # then the sweep works in place, and the compiler need not check whether arrays overlap
-                row[:] = logits[cell]
+                for g in range(n_genes):  # row[:] = would compile numba's sentence about shapes that differ: 3 s
+                    row[g] = logits[cell, g]
             for g in range(len(bias)):
                 row[g] += bias[g]
             for k in range(n):

@@ -57,7 +57,8 @@ def _sum_by_label(
         own, n_zeros = values[first:last], len(labels) - (last - first)
         order = np.argsort(own)
         of_zero = np.nan if np.isnan(own).any() else (own < 0).sum() + (n_zeros + 1) / 2
-        ranks[:, gene] = of_zero * n_cells
+        for label in range(len(n_cells)):
+            ranks[label, gene] = of_zero * n_cells[label]
         start = 0
         while start < len(own):
             value, stop = own[order[start]], start + 1
