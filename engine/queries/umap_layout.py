@@ -1,5 +1,7 @@
 """Cells of a latent space in the plane, by UMAP (McInnes, Healy and Melville 2018, arXiv:1802.03426) or by PCA."""
 
+import contextlib
+import functools
 import warnings
 from typing import Any
 
@@ -67,7 +69,16 @@ def import_umap() -> Any:
             import umap
     except ImportError:
         return None
+    _keep_compiled(umap)
     return umap
+
+
+@functools.cache
+def _keep_compiled(umap: Any) -> None:
+    """Let numba keep on disk what it compiles of umap-learn, which does not ask for it: five seconds a process."""
+    for name in ("smooth_knn_dist", "compute_membership_strengths"):
+        with contextlib.suppress(AttributeError, RuntimeError):  # another release; a disk without room for a cache
+            getattr(umap.umap_, name).enable_caching()
 
 
 def find_components(values: np.ndarray) -> np.ndarray:

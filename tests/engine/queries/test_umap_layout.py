@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from atlasvi.engine.queries.umap_layout import place_cells
+from atlasvi.engine.queries.umap_layout import import_umap, place_cells
 
 
 def make_groups(n_cells: int = 300, n_groups: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -25,6 +25,11 @@ def test_without_umap_learn_the_map_is_the_first_two_principal_components(monkey
     _, scales, axes = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(np.abs(places), np.abs(centred @ axes[:2].T), rtol=1e-3, atol=1e-3)
     assert scales[0] >= scales[1]
+
+
+def test_what_numba_compiles_of_umap_learn_is_kept_on_disk_for_the_next_process() -> None:
+    pytest.importorskip("umap")
+    assert import_umap().umap_.smooth_knn_dist.stats.cache_path is not None
 
 
 @pytest.mark.slow  # numba compiles UMAP: up to 20 s
