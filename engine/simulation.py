@@ -28,6 +28,7 @@ from anndata.io import write_elem
 
 from atlasvi.loaders.errors import AtlasviError
 from atlasvi.loaders.outputs import write_file_aside
+from atlasvi.loaders.tables.frames import make_names
 
 BLOCK_ENTRIES = 1 << 21  # matrix entries drawn at once: 16 MB in float64; another size draws other counts
 N_PROGRAMS = 3  # variation of the cells within a type, besides noise
@@ -292,9 +293,10 @@ def write_truth(file: h5py.File, truth: Truth, seed: int, process: Process) -> N
     """Write all of the AnnData file except `X`, `obs` and `obsm`."""
     n_types, n_genes = truth.profiles.shape
     marker_of = pd.Categorical.from_codes(
-        np.where(truth.markers.any(axis=0), truth.markers.argmax(axis=0), -1), categories=type_names(n_types)
+        np.where(truth.markers.any(axis=0), truth.markers.argmax(axis=0), -1),
+        categories=make_names(type_names(n_types)),
     )
-    genes = pd.Index(number_names("gene_", n_genes))
+    genes = make_names(number_names("gene_", n_genes))
     write_elem(file, "var", pd.DataFrame({"theta": truth.theta, "marker_of": marker_of}, index=genes))
     varm = {"type_profiles": truth.profiles.T, "batch_effects": truth.effects.T, "programs": truth.programs.T}
     write_elem(file, "varm", varm)

@@ -34,11 +34,18 @@ STORAGES = {
 }
 # types in the tables of a training history: replaced by objects that hold nothing and do nothing
 IGNORED = {
+    ("builtins", "bytearray"),
     ("builtins", "slice"),
     ("functools", "partial"),
+    ("pandas", "DataFrame"),  # the names since pandas 3
+    ("pandas", "Index"),
+    ("pandas", "RangeIndex"),
+    ("pandas", "Series"),
     ("pandas", "StringDtype"),
     ("pandas._libs.arrays", "__pyx_unpickle_NDArrayBacked"),
     ("pandas._libs.internals", "_unpickle_block"),
+    ("pandas.arrays", "ArrowStringArray"),
+    ("pandas.arrays", "StringArray"),
     ("pandas.core.arrays.string_", "StringArray"),
     ("pandas.core.arrays.string_", "StringDtype"),
     ("pandas.core.frame", "DataFrame"),
@@ -51,6 +58,9 @@ IGNORED = {
     ("pandas.core.internals.managers", "BlockManager"),
     ("pandas.core.internals.managers", "SingleBlockManager"),
     ("pandas.core.series", "Series"),
+    ("pyarrow.lib", "_restore_array"),
+    ("pyarrow.lib", "py_buffer"),
+    ("pyarrow.lib", "type_for_alias"),
 }
 
 

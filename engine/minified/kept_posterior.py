@@ -10,6 +10,7 @@ from atlasvi.engine.model.covariates import Setup
 from atlasvi.loaders.arrays.row_arrays import Chosen, split_rows
 from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.tables.frames import join_names
 
 if TYPE_CHECKING:
     from atlasvi.engine.model.trained_run import TrainedRun
@@ -174,7 +175,7 @@ class KeptPosterior:
             hits = np.flatnonzero(here.isin(wanted))
             rows.append(start + hits)
             found.append(here[hits])
-        return np.concatenate(rows), pd.Index([], dtype=object).append(found)
+        return np.concatenate(rows), join_names(found)
 
     def check_model(self, run: "TrainedRun") -> None:
         """Raise SourceError if genes or latents show that these cells were minified with another model."""

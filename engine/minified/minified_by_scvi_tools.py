@@ -28,6 +28,7 @@ from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.places.addresses import restore_address
 from atlasvi.loaders.places.object_path import ObjectPath, to_place
 from atlasvi.loaders.tables.anndata_tables import Table, open_table
+from atlasvi.loaders.tables.frames import join_names
 from atlasvi.loaders.tables.store_tables import check_column
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class _Obs:
     def take_names(self, rows: np.ndarray) -> pd.Index:
         """Cell names of the rows with these ascending int64 indices."""
         parts = [self.read_names(first, last + 1)[here] for first, last, here in _spans(rows)]
-        return self.read_names(0, 0).append(parts)
+        return join_names(parts)
 
     def take_column(self, name: str, rows: np.ndarray) -> pd.Series:
         """One column of the rows with these ascending int64 indices. Raises ColumnError, with the columns of obs."""

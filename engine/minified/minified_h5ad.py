@@ -28,6 +28,7 @@ from atlasvi.loaders.damage import reading
 from atlasvi.loaders.errors import AtlasviError, OutputError
 from atlasvi.loaders.outputs import write_file_aside
 from atlasvi.loaders.tables.column_names import INDEX
+from atlasvi.loaders.tables.frames import make_frame, make_names
 from atlasvi.loaders.tables.merged_columns import TEXT, convert_column, is_masked, join_dtypes
 from atlasvi.loaders.tables.records import STRING, TextColumns, obs_to_record
 from atlasvi.loaders.tables.store_tables import MASKED
@@ -284,7 +285,7 @@ def _read_obs(cells: KeptPosterior, rows: np.ndarray | None = None) -> Iterator[
                 names[name]: _dates_as_text(cells.read_column(name, start, stop)).array[chosen - start]
                 for name in cells.obs_columns
             }
-            yield chosen, pd.DataFrame(columns, index=cells.read_names(start, stop)[chosen - start])
+            yield chosen, make_frame(columns, cells.read_names(start, stop)[chosen - start])
 
 
 def _make_record(obs: pd.DataFrame, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -292,7 +293,7 @@ def _make_record(obs: pd.DataFrame, dtypes: Mapping[str, Any]) -> dict[str, np.n
     plain = {
         name: convert_column(obs, name, TEXT if _is_text(obs[name].dtype) else dtype) for name, dtype in dtypes.items()
     }
-    return obs_to_record(pd.DataFrame(plain, index=obs.index.astype(str)))
+    return obs_to_record(make_frame(plain, make_names(obs.index)))
 
 
 def _is_text(dtype: Any) -> bool:
@@ -308,12 +309,18 @@ def _dates_as_text(column: pd.Series) -> pd.Series:
     return column.astype(object).map(str, na_action="ignore") if column.dtype.kind in "mM" else column
 
 
+def _text_as_objects(column: pd.Series) -> pd.Series:
+    """Text of pandas' own type as `object`, which anndata writes in a form that all its versions read."""
+    is_text = isinstance(column.dtype, pd.StringDtype)
+    return column.astype(object).where(column.notna(), None) if is_text else column
+
+
 def _storable_var(var: pd.DataFrame) -> pd.DataFrame:
     """var with dates as text, and repeated text as categories, as anndata's own `write_h5ad` has it."""
     import anndata
 
-    columns = {str(name): _dates_as_text(column) for name, column in var.items()}
-    table = anndata.AnnData(var=pd.DataFrame(columns, index=var.index))
+    columns = {str(name): _text_as_objects(_dates_as_text(column)) for name, column in var.items()}
+    table = anndata.AnnData(var=make_frame(columns, make_names(var.index)))
     table.strings_to_categoricals()
     return table.var
 

@@ -8,6 +8,7 @@ import pandas as pd
 from atlasvi.engine.model.covariates import Setup
 from atlasvi.loaders.cells.cells_protocol import NamedColumns
 from atlasvi.loaders.errors import ColumnError
+from atlasvi.loaders.tables.frames import join_names
 
 SLICE_CELLS = 2**16  # rows of obs read at a time: one chunk of a store's arrays
 
@@ -41,7 +42,7 @@ class ObsRows:
             hits = np.flatnonzero(here.isin(wanted))
             rows.append(start + hits)
             found.append(here[hits])
-        return np.concatenate(rows), pd.Index([], dtype=object).append(found)
+        return np.concatenate(rows), join_names(found)
 
     def read_codes(self, setup: Setup, cells: np.ndarray, labels: bool = False) -> dict[str, np.ndarray]:
         """Covariates of the cells with these indices, as from `Setup.read_codes`, which also gives the errors."""

@@ -232,7 +232,7 @@ class MinifiedCells(ObsRows):
         device, labels, setup = model.encoder.mean.weight.device, model.settings.uses_labels, self.setup
         for here, qzm, qzv in self._read_slices(cells, means):
             codes = self.read_codes(setup, here, labels)
-            library = self.take_column(LIBRARY, here).to_numpy(np.float32)
+            library = np.array(self.take_column(LIBRARY, here), np.float32)  # pandas 3 gives arrays that are read-only
             self._check_known(here, np.isfinite(library))
             for at in range(0, len(here), batch_size):
                 part = slice(at, at + batch_size)

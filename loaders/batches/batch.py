@@ -38,7 +38,7 @@ def covariate_dtype(values: np.ndarray) -> np.dtype:
 
 def to_tensor(values: np.ndarray) -> Tensor:
     """A covariate of some cells as a tensor, as `Batch.codes` holds it; `values` may be of a narrower dtype."""
-    return torch.from_numpy(values.astype(covariate_dtype(values), copy=False))
+    return torch.from_numpy(np.require(values, covariate_dtype(values), "W"))  # torch warns of read-only arrays
 
 
 @dataclass

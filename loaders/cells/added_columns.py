@@ -21,6 +21,7 @@ from atlasvi.loaders.outputs import explain_full_disk, lock_folder, publish, wri
 from atlasvi.loaders.places.object_path import need_local
 from atlasvi.loaders.store_files import read_attributes
 from atlasvi.loaders.tables.column_names import RESERVED, find_storable_names
+from atlasvi.loaders.tables.frames import make_frame, make_series
 from atlasvi.loaders.tables.merged_columns import convert_column, is_masked, join_dtypes
 from atlasvi.loaders.tables.records import TextColumns, obs_to_record
 from atlasvi.loaders.tables.store_tables import (
@@ -213,7 +214,7 @@ def _take(new: pd.DataFrame, name: str, rows: np.ndarray) -> Any:
     """The values of one new column in the order of the store's cells."""
     gaps = rows < 0
     dtype = join_dtypes([new[name].dtype, *([None] * bool(gaps.any()))])
-    values = pd.Series(convert_column(new, name, dtype)).take(np.maximum(rows, 0)).reset_index(drop=True)
+    values = make_series(convert_column(new, name, dtype)).take(np.maximum(rows, 0)).reset_index(drop=True)
     if gaps.any():
         values[gaps] = None
     return values
@@ -221,7 +222,7 @@ def _take(new: pd.DataFrame, name: str, rows: np.ndarray) -> Any:
 
 def _write(scratch: Path, columns: dict[str, pd.Series], obs: TableReader) -> None:
     """Write the new columns as a separate table, in the order of the store's cells."""
-    table = pd.DataFrame(columns, index=pd.RangeIndex(obs.n_rows))
+    table = make_frame(columns, pd.RangeIndex(obs.n_rows))
     record, dtypes = obs_to_record(table.set_axis(np.full(obs.n_rows, ""), axis=0)), dict(table.dtypes)
     text = TextColumns(dtypes)
     text.see(record)

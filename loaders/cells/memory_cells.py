@@ -17,6 +17,7 @@ from atlasvi.loaders.rows.count_checks import check_counts
 from atlasvi.loaders.rows.narrowing import narrow_rows
 from atlasvi.loaders.sources.data_spec import MEMORY, DataSpec
 from atlasvi.loaders.sources.open_source import check_gene_names
+from atlasvi.loaders.tables.frames import make_names
 from atlasvi.loaders.tables.store_tables import check_column, to_storable
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class MemoryCells(MemoryObs):
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop), with `source` and `source_row` as files have them."""
         obs = to_storable(self.adata.obs.iloc[start:stop], f"{NAME}: obs", aside=True)
-        source = pd.Categorical.from_codes(np.zeros(len(obs), int), [NAME])
+        source = pd.Categorical.from_codes(np.zeros(len(obs), int), make_names([NAME]))
         return obs.assign(source=source, source_row=np.arange(start, start + len(obs)))
 
     def split_keys(self, start: int, stop: int) -> np.ndarray:

@@ -35,6 +35,7 @@ from atlasvi.loaders.places.object_path import Place
 from atlasvi.loaders.rows.block_rows import gather_rows
 from atlasvi.loaders.sources.data_spec import list_sources
 from atlasvi.loaders.sources.joined import JoinedSources, intersect
+from atlasvi.loaders.tables.frames import make_names
 from atlasvi.loaders.tables.store_tables import check_column
 from atlasvi.loaders.workers import Task, Workers, make_task
 
@@ -257,7 +258,11 @@ def shuffle(
     attributes = store_writer.plan_store(scratch, len(joined.var), largest, source_sizes, nnz_starts, job.profile)
     sizes = np.diff(cell_starts).tolist()
     _run(store_writer.encode_bucket, sizes, scratch, workers, "writing", progress)
-    dtypes = {**joined.dtypes, "source": pd.CategoricalDtype(joined.paths), "source_row": np.dtype(np.int64)}
+    dtypes = {
+        **joined.dtypes,
+        "source": pd.CategoricalDtype(make_names(joined.paths)),
+        "source_row": np.dtype(np.int64),
+    }
     dtypes = sorting.merge_text(joined.dtypes, summaries).resolve(dtypes, n_cells)
     store_writer.assemble_store(
         scratch,

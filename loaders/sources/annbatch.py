@@ -13,6 +13,7 @@ from atlasvi.loaders.errors import GeneError
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.run_lengths import choose_run
+from atlasvi.loaders.tables.frames import make_frame
 from atlasvi.loaders.tables.merged_columns import convert_column, join_column
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Collection:
         slices = []
         for obs in self._read_parts(start, stop, lambda part, low, high: part.read_obs(low, high)):
             columns = {name: convert_column(obs, name, dtype) for name, dtype in self._dtypes.items()}
-            slices.append(pd.DataFrame(columns, index=obs.index))
+            slices.append(make_frame(columns, obs.index))
         return slices[0] if len(slices) == 1 else pd.concat(slices)
 
     def close(self) -> None:

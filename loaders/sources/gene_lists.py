@@ -10,7 +10,7 @@ import pandas as pd
 from atlasvi.loaders.errors import SourceError
 from atlasvi.loaders.places.object_path import Place
 from atlasvi.loaders.sources.line_lists import Lines, open_text
-from atlasvi.loaders.tables.anndata_tables import make_frame
+from atlasvi.loaders.tables.frames import make_frame, make_names
 
 GENES = "Gene Expression"
 # Types of features that 10x writes, in lower case; a column with none of them is not the column of types.
@@ -104,7 +104,7 @@ def read_genes(listed: ListFile) -> pd.DataFrame:
                 f"the type of its feature, as the others do: write it as field {type_column + 1} of that line "
                 f"('{GENES}' for a gene)."
             )
-    return make_frame(frame, columns[0] if rows else [], "gene_ids")
+    return make_frame(frame, make_names(columns[0] if rows else [], "gene_ids"))
 
 
 def find_type_column(file: Place, columns: list[np.ndarray]) -> int | None:
@@ -130,4 +130,4 @@ class CellList:
             name: np.array([row[k] if k < len(row) else None for row in rows], dtype=object)
             for k, name in self._columns
         }
-        return make_frame(columns, [row[0] for row in rows], None)
+        return make_frame(columns, make_names(row[0] for row in rows))

@@ -14,6 +14,7 @@ from atlasvi.loaders.rows.count_checks import CellNames, check_counts, round_val
 from atlasvi.loaders.sources.open_source import drop_versions
 from atlasvi.loaders.sources.source_protocol import Source
 from atlasvi.loaders.tables.column_names import find_storable_names, set_reserved_aside
+from atlasvi.loaders.tables.frames import make_frame, make_names, make_series
 from atlasvi.loaders.tables.merged_columns import convert_column, join_column, join_dtypes
 
 PIECE_NNZ = 2**21  # stored counts read at a time: about 16 MB as float32 CSR
@@ -149,9 +150,9 @@ class JoinedSources:
         raw = self.sources[number].read_obs(start, stop).set_axis(self._columns[number], axis=1)
         columns = {name: convert_column(raw, name, dtype) for name, dtype in self.dtypes.items()}
         paths = self.paths
-        columns["source"] = pd.Categorical.from_codes(np.full(len(raw), number), paths)
+        columns["source"] = pd.Categorical.from_codes(np.full(len(raw), number), make_names(paths))
         columns["source_row"] = np.arange(start, stop)
-        return pd.DataFrame(columns, index=raw.index.astype(str))
+        return make_frame(columns, make_names(raw.index))
 
     @property
     def paths(self) -> list[str]:
@@ -216,11 +217,10 @@ def _join_var_columns(tables: list[pd.DataFrame], genes: pd.Index) -> pd.DataFra
         having = [table for table in tables if name in table]
         dtype = join_column(having, name, lambda number: [having[number]])  # noqa: B023  called here
         missable = join_dtypes([dtype, None])
-        joined = pd.Series(convert_column(pd.DataFrame(index=genes), name, missable), genes)
+        joined = make_series(convert_column(pd.DataFrame(index=genes), name, missable), genes)
         for table in having:
-            values = pd.Series(convert_column(table, name, missable), table.index).reindex(genes)
+            values = make_series(convert_column(table, name, missable), table.index).reindex(genes)
             joined = joined.where(joined.notna(), values)
         columns[name] = convert_column(joined.to_frame(name), name, missable if joined.isna().any() else dtype)
     storable = find_storable_names(names)
-    var = pd.DataFrame(columns, index=genes).rename(columns=storable)
-    return var.set_axis(genes.astype(str), axis=0)
+    return make_frame({storable.get(name, name): values for name, values in columns.items()}, make_names(genes))

@@ -22,7 +22,7 @@ from atlasvi.loaders.rows.entries import MOST_ROWS, EntryBlock
 from atlasvi.loaders.rows.narrowing import VALUES
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.run_lengths import FEWEST_CELLS, choose_run
-from atlasvi.loaders.tables.anndata_tables import make_frame
+from atlasvi.loaders.tables.frames import make_frame, make_names
 from atlasvi.loaders.zarr_warnings import quiet_libraries
 
 # TileDB's defaults are 1 GiB a column and a budget of 10 GiB. More threads gain nothing: the loader reads in parallel.
@@ -287,7 +287,7 @@ def read_frame(frame: Any, low: int | None, high: int | None) -> pd.DataFrame:
             columns[name] = np.array(column.to_pylist(), dtype=object)
         else:
             columns[name] = column.to_pandas().array
-    return pd.DataFrame(columns).sort_values("soma_joinid", ignore_index=True)
+    return make_frame(columns).sort_values("soma_joinid", ignore_index=True)
 
 
 NULLABLE = {f"{sign}int{bits}": f"{'UI' if sign else 'I'}nt{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
@@ -297,4 +297,4 @@ def index_by(frame: pd.DataFrame, keys: tuple[str, ...], fallback: Any) -> pd.Da
     """The frame without soma_joinid, its index the first of `keys` that it has (else `fallback`), as text."""
     key = next((key for key in keys if key in frame), None)
     columns = {str(name): frame[name].array for name in frame if name not in (key, "soma_joinid")}
-    return make_frame(columns, fallback if key is None else frame[key], key)
+    return make_frame(columns, make_names(fallback if key is None else frame[key], key))

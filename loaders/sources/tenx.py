@@ -20,7 +20,8 @@ from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.sources.data_spec import DataSpec
 from atlasvi.loaders.sources.gene_lists import GENES
 from atlasvi.loaders.sources.matrix_source import MatrixSource
-from atlasvi.loaders.tables.anndata_tables import make_frame, read_text
+from atlasvi.loaders.tables.anndata_tables import read_text
+from atlasvi.loaders.tables.frames import make_frame, make_names
 
 
 class TenxSource(MatrixSource):
@@ -135,7 +136,7 @@ def _open_h5(spec: DataSpec, file: h5py.File) -> TenxSource:
 
     def read_obs(start: int, stop: int) -> pd.DataFrame:
         columns = {c: read_text(group[c], start, stop) for c in ("filtered_barcodes",) if c in group}
-        return make_frame(columns, read_text(group["barcodes"], start, stop), None)
+        return make_frame(columns, make_names(read_text(group["barcodes"], start, stop)))
 
     return TenxSource(spec, matrix, features, read_obs, file.close, genomes, None if legacy else layer)
 
@@ -144,7 +145,7 @@ def read_features(group: Node) -> pd.DataFrame:
     """The features of a 10x matrix group: gene_ids as index (probe_ids in probe files), and the other columns."""
     if "features" not in group:
         symbols = {"gene_symbols": read_text(group["gene_names"])} if "gene_names" in group else {}
-        return make_frame(symbols, read_text(group["genes"]), "gene_ids")
+        return make_frame(symbols, make_names(read_text(group["genes"]), "gene_ids"))
     features = group["features"]
     names = {"name": "gene_symbols", "feature_type": "feature_types", "gene_id": "gene_ids"}
     n_features = features["id"].shape[0]
@@ -153,4 +154,6 @@ def read_features(group: Node) -> pd.DataFrame:
         for key, node in features.items()
         if key not in ("id", "_all_tag_keys") and is_array(node) and node.shape == (n_features,)
     }
-    return make_frame(columns, read_text(features["id"]), "probe_ids" if "gene_ids" in columns else "gene_ids")
+    return make_frame(
+        columns, make_names(read_text(features["id"]), "probe_ids" if "gene_ids" in columns else "gene_ids")
+    )

@@ -16,6 +16,7 @@ import pandas as pd
 
 from atlasvi.loaders.arrays.array_checks import Node, check_safe, is_array
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.tables.frames import make_frame, make_names, make_series
 from atlasvi.loaders.tables.merged_columns import plain_values, to_index
 
 ReadColumn = Callable[[int, int], Any]  # rows [start, stop) of a column, in a form that pandas accepts
@@ -74,15 +75,12 @@ class ColumnTable:
 
     def read(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop): index of str, categoricals with all their categories, text as object."""
-        return make_frame(
-            {column: read(start, stop) for column, read in self._columns.items()},
-            self._read_index(start, stop),
-            self._index_name,
-        )
+        names = self.read_names(start, stop)
+        return make_frame({column: read(start, stop) for column, read in self._columns.items()}, names)
 
     def read_names(self, start: int, stop: int) -> pd.Index:
         """The index of rows [start, stop), str; no column is read."""
-        return make_frame({}, self._read_index(start, stop), self._index_name).index
+        return make_names(self._read_index(start, stop), self._index_name)
 
     def read_column(self, name: str, start: int, stop: int) -> pd.Series:
         """Rows [start, stop) of one column as in `read`, without the index; its own begins with 0."""
@@ -101,7 +99,7 @@ class RecordTable:
         for field in self._fields:
             key = f"{field}_categories"
             if uns is not None and key in uns and is_array(uns[key]) and array.dtype[field].kind in "iu":
-                dtype = pd.CategoricalDtype(np.atleast_1d(read_text(uns[key])))
+                dtype = pd.CategoricalDtype(to_index(np.atleast_1d(read_text(uns[key]))))
                 # obs and var share uns: a column has these categories only if its codes fit them (as anndata decides)
                 if self._fits(field, len(dtype.categories)):
                     self._categories[field] = dtype
@@ -120,7 +118,7 @@ class RecordTable:
             else:
                 columns[field] = to_plain(records[field])
         name = None if self._index_field == "index" else self._index_field
-        return make_frame(columns, to_plain(records[self._index_field]), name)
+        return make_frame(columns, make_names(to_plain(records[self._index_field]), name))
 
     def read_names(self, start: int, stop: int) -> pd.Index:
         """The index of rows [start, stop), str; a record is stored as a whole."""
@@ -133,19 +131,6 @@ class RecordTable:
 
 Table = ColumnTable | RecordTable
 """A table that is read by slices of rows."""
-
-
-def make_frame(columns: dict[str, Any], index: Any, index_name: str | None) -> pd.DataFrame:
-    """Build a table whose index is text and whose text columns are `object`, whatever the default of pandas is."""
-    names = [value if isinstance(value, str) else "" if value is None else str(value) for value in index]
-    row_names = pd.Index(names, dtype=object, name=index_name)
-    series = {name: make_series(values, row_names) for name, values in columns.items()}
-    return pd.DataFrame(series, index=row_names, columns=pd.Index(list(columns), dtype=object))
-
-
-def make_series(values: Any, index: pd.Index | None = None) -> pd.Series:
-    """A column of the dtype of its values, whatever the default of pandas for text is."""
-    return pd.Series(values, dtype=values.dtype if isinstance(values, np.ndarray) else None, index=index)
 
 
 def open_column(path: str, name: str, node: Node, parent: Node) -> ReadColumn:

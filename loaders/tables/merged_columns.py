@@ -163,7 +163,7 @@ def _merge_categories(dtypes: list[pd.CategoricalDtype]) -> pd.CategoricalDtype:
     merged = _cast_categories(filled[0], common).unique()  # 1 and '1' of one table can become the same text
     for part in filled[1:]:
         more = _cast_categories(part, common).unique()
-        merged = merged.append(more[~more.isin(merged)])
+        merged = to_index(np.concatenate([merged.to_numpy(), more[~more.isin(merged)].to_numpy()]))
     return pd.CategoricalDtype(merged, ordered=ordered)
 
 

@@ -19,7 +19,8 @@ from atlasvi.loaders.outputs import write_whole
 from atlasvi.loaders.places.object_path import ObjectPath, Place
 from atlasvi.loaders.places.written_objects import lift_folder
 from atlasvi.loaders.tables.column_names import INDEX, find_storable_names, set_reserved_aside
-from atlasvi.loaders.tables.merged_columns import TEXT, convert_column, is_masked, join_dtypes
+from atlasvi.loaders.tables.frames import make_frame, make_names, make_series
+from atlasvi.loaders.tables.merged_columns import TEXT, convert_column, is_masked, join_dtypes, to_index
 from atlasvi.loaders.tables.records import STRING, obs_to_record
 from atlasvi.loaders.zarr_warnings import quiet_zarr
 
@@ -63,29 +64,29 @@ class TableReader:
         """Rows [start, stop), all columns; the index holds cell names."""
         with reading(self._path):
             columns = {name: self._read(name, slice(start, stop)) for name in self.columns}
-            return pd.DataFrame(columns, index=self.read_names(start, stop))
+            return make_frame(columns, self.read_names(start, stop))
 
     def read_names(self, start: int, stop: int) -> pd.Index:
         """Cell names of rows [start, stop)."""
         with reading(self._path):
-            return pd.Index(self._read(None, slice(start, stop)))
+            return pd.Index(self._read(None, slice(start, stop)), dtype=object)
 
     def read_column(self, name: str, start: int = 0, stop: int | None = None) -> pd.Series:
         """One column of rows [start, stop), or of all. Raises ColumnError, naming those that are there."""
         check_column(name, self.columns, self._path)
         with reading(self._path):
-            return pd.Series(self._read(name, slice(start, self.n_rows if stop is None else stop)))
+            return make_series(self._read(name, slice(start, self.n_rows if stop is None else stop)))
 
     def take_names(self, rows: np.ndarray) -> pd.Index:
         """Cell names of the rows with these ascending int64 indices."""
         with reading(self._path):
-            return pd.Index(self._read(None, rows))
+            return pd.Index(self._read(None, rows), dtype=object)
 
     def take_column(self, name: str, rows: np.ndarray) -> pd.Series:
         """One column of the rows with these ascending int64 indices. Raises ColumnError, as `read_column`."""
         check_column(name, self.columns, self._path)
         with reading(self._path):
-            return pd.Series(self._read(name, rows))
+            return make_series(self._read(name, rows))
 
     def _read(self, name: str | None, rows: Chosen) -> Any:
         if name not in self._opened:
@@ -99,7 +100,7 @@ def _open_column(element: Any) -> Callable[[Chosen], Any]:
         return open_rows(element).read
     parts = cast(Any, element)
     if "codes" in parts:
-        categories = pd.Index(_to_objects(parts["categories"][:]))
+        categories = to_index(_to_objects(parts["categories"][:]))
         dtype = pd.CategoricalDtype(categories, ordered=bool(element.attrs["ordered"]))
         codes = open_rows(parts["codes"])
         return lambda rows: pd.Categorical.from_codes(codes.read(rows), dtype=dtype)
@@ -220,7 +221,7 @@ def to_storable(table: pd.DataFrame, what: str, aside: bool = False) -> pd.DataF
     storable = find_storable_names(names)
     renamed = table.set_axis([storable.get(name, name) for name in names], axis=1)
     columns = {name: convert_column(renamed, name, join_dtypes([renamed[name].dtype])) for name in renamed}
-    return pd.DataFrame(columns, index=table.index.astype(str))
+    return make_frame(columns, make_names(table.index))
 
 
 def place_rows(group: zarr.Group, start: int, record: Mapping[str, np.ndarray]) -> None:

@@ -23,6 +23,7 @@ from atlasvi.loaders.ingestion.ingest import ingest
 from atlasvi.loaders.sources.open_source import open_source
 from atlasvi.loaders.tables.store_tables import AppendedArray
 from tests.loaders.sources.test_anndata_files import Mischief, counts, write_zarr
+from tests.text_as_objects import text_as_objects
 
 N = 40
 
@@ -41,7 +42,9 @@ def annotated() -> ad.AnnData:
         index=[f"c{k}" for k in range(N)],
     )
     var = pd.DataFrame({"length": np.arange(1, 10)}, index=[f"g{k}" for k in range(9)])
-    return ad.AnnData(counts(N, 9), obs, var)
+    return ad.AnnData(
+        counts(N, 9), text_as_objects(obs), text_as_objects(var)
+    )  # text is one array then, without a mask
 
 
 def read_all(path: Path | str) -> tuple[np.ndarray, pd.DataFrame, pd.DataFrame]:

@@ -60,7 +60,7 @@ def join(tables: list[pd.DataFrame], name: str = "x") -> tuple[object, list[list
 def test_a_column_of_one_table_keeps_its_values_missingness_and_type(column):
     dtype, (values,) = join([column.to_frame("x")])
     assert values == to_plain(column)
-    assert dtype == column.dtype
+    assert dtype == (TEXT if isinstance(column.dtype, pd.StringDtype) else column.dtype)  # pandas 3 has text as `str`
 
 
 def own_dtype(column: pd.Series) -> object:
