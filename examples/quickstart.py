@@ -11,6 +11,7 @@ from atlasvi.engine import MinifiedStore, choose_cells, ingest, minify, read_exp
 
 def main(folder: Path) -> None:
     """Simulate a small atlas in `folder`, train on it, minify it, and read two genes in one cell type."""
+    folder.mkdir(parents=True, exist_ok=True)
     simulate(folder / "atlas.h5ad", n_cells=2_000, n_genes=300, n_batches=2, n_types=4, seed=0)
     ingest([folder / "atlas.h5ad"], folder / "atlas.store")
     run = train(folder / "atlas.store", folder / "run", batch_key="batch", epochs=20, seed=0)

@@ -33,7 +33,7 @@ def test_slices_are_the_densities_of_whole_mixtures(opened: OpenedQuestion, dof:
     found = np.concatenate([values for _, values in parts])
     qzm, qzv = (torch.from_numpy(part) for part in read_latents(model, cells, np.arange(60)))
     for k, sample in enumerate(samples):
-        inside = (donors == sample).to_numpy()
+        inside = (donors == sample).to_numpy(copy=True)  # torch warns of read-only arrays, which pandas 3 gives
         expected = mix_posteriors(qzm[inside], qzv[inside], dof).log_prob(qzm[chosen])
         np.testing.assert_allclose(found[:, k], expected, atol=1e-5)
 
