@@ -20,7 +20,7 @@ CASES = [
     *(("3.13", platform, "constraints.txt") for platform in (LINUX_ARM, MAC)),
     *((python, LINUX, "newest releases") for python in PYTHONS),
 ]
-OURS = ("UV_INDEX", "UV_FIND_LINKS")  # what lies on this machine, which other processes of CI install from
+LOCAL = ("UV_INDEX", "UV_FIND_LINKS")  # indexes and wheels on this machine's disk (.ci/uv), which strangers lack
 NO_SOLUTION = 1  # uv's exit status; it is 2 for everything else, above all an index that can't be reached
 
 
@@ -29,7 +29,7 @@ def resolve(python: str, platform: str, releases: str) -> subprocess.CompletedPr
     command = [UV, "pip", "compile", "--quiet", "--no-config", "--only-binary", ":all:", "--all-extras"]
     command += ["--python-version", python, "--python-platform", platform, "pyproject.toml"]
     command += ["--constraint", releases] if releases == "constraints.txt" else []
-    environment = {name: value for name, value in os.environ.items() if name not in OURS}
+    environment = {name: value for name, value in os.environ.items() if name not in LOCAL}
     environment |= {"MACOSX_DEPLOYMENT_TARGET": "14.0"}  # the oldest macOS that torch has wheels for
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 

@@ -44,6 +44,7 @@ def make_cells(n_cells: int = N_CELLS) -> anndata.AnnData:
 def test_all_columns_are_written_in_slices_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows):
     monkeypatch.setattr(minified_h5ad, "SLICE_CELLS", 1000)
     cells = make_cells()
+    cells.var.index.name = "gene_ids"
     write_h5ad(plan_h5ad(MinifiedAnnData(cells)), tmp_path / "x.h5ad", rows, ["counts"])
     found, expected = anndata.read_h5ad(tmp_path / "x.h5ad"), cells if rows is None else cells[rows]
     assert found.obs_names.tolist() == expected.obs_names.tolist()
@@ -62,6 +63,7 @@ def test_all_columns_are_written_in_slices_as_they_are(tmp_path: Path, monkeypat
     assert found.X.shape == found.layers["counts"].shape == expected.shape
     assert found.X.nnz == found.layers["counts"].nnz == 0
     assert found.var["symbol"].tolist() == cells.var["symbol"].tolist()
+    assert found.var.index.name == "gene_ids"
 
 
 def test_the_size_of_the_file_is_known_before_it_is_written(tmp_path: Path):

@@ -204,6 +204,15 @@ class RunsCommand:
         return os.system, (self.command,)
 
 
+def test_a_training_history_of_pandas_3_is_passed_over(tmp_path: Path):
+    """The file holds {"n_genes": 7, "history_": tables}, pickled by pandas 3.1.1 (protocol 2); one table has text."""
+    content = (MODELS.parent / "history-pandas-3.pkl").read_bytes()
+    found = read_torch_file(write_torch_file(tmp_path / "model.pt", content))
+    assert found["n_genes"] == 7
+    assert set(found["history_"]) == {"elbo_train", "note", "last"}
+    assert not any(isinstance(table, (pd.DataFrame, pd.Series)) for table in found["history_"].values())
+
+
 def test_a_pickle_that_would_run_a_command_is_refused_by_name_and_nothing_runs(tmp_path: Path):
     path = write_torch_file(tmp_path / "model.pt", RunsCommand(f"touch {tmp_path / 'ran'}"))
     with pytest.raises(SourceError, match=r"names (posix|nt)\.system"):

@@ -27,6 +27,7 @@ def test_names_are_text_and_a_missing_one_is_empty():
     names = make_names([1, None, "c"], "cell")
     assert names.tolist() == ["1", "", "c"]
     assert (names.dtype, names.name) == (object, "cell")
+    assert make_names(names).name == "cell"
 
 
 def test_joined_names_stay_objects():
