@@ -18,7 +18,11 @@ from typing import Any, overload
 from atlasvi.loaders.errors import OutputError
 from atlasvi.loaders.places.object_path import ObjectPath, Place, to_place
 from atlasvi.loaders.places.staging import FULL as FULL
-from atlasvi.loaders.places.written_folders import check_free_in_bucket, write_folder_in_bucket
+from atlasvi.loaders.places.written_folders import (
+    check_free_in_bucket,
+    remove_published,
+    write_folder_in_bucket,
+)
 
 UNFINISHED = ".unfinished"
 
@@ -187,9 +191,14 @@ def name_scratch(out: str | Place) -> Place:
     return out.parent / f".{out.name}{UNFINISHED}"
 
 
-def remove_leftovers(out: str | Place) -> None:
-    """Remove the scratch folder of a finished output on local disk, if its process was killed before it could."""
+def remove_leftovers(out: str | Place, in_bucket: bool = False) -> None:
+    """Remove the scratch folder of a finished output, if its process ended before it could.
+
+    in_bucket  also in a bucket: for who writes there, since it takes requests and the permission to remove
+    """
     if isinstance(out, ObjectPath):
+        if in_bucket:
+            remove_published(out, name_scratch(out))
         return
     scratch = name_scratch(out)
     if not os.path.exists(out) or not os.path.isdir(scratch) or os.path.exists(scratch / "result"):

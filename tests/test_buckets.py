@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import anndata as ad
@@ -310,6 +310,30 @@ def test_blocks_are_asked_for_ahead_once_and_nothing_of_it_stays(
     assert 0 < epochs[-1] <= 4 * (len(data.block_starts) - 1)  # pointers, indices, counts; a block in two shards
     for _ in BatchLoader(data, 32, seed=0):
         break  # what was asked for is forgotten
+    gc.collect()
+    assert byte_files.RangeAhead._n_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "layout", ["h5ad csr", "h5ad chunks", "tenx h5", "zarr2 csr", "zarr3 csr", "zarr3 shards", "collection"]
+)
+def test_cells_of_a_source_that_were_asked_for_ahead_are_not_asked_for_again(
+    layout: str, bucket: Bucket, tmp_path: Path
+):
+    path = write_source(layout, tmp_path)
+    address = bucket.put(path, path.name)
+    local, remote = open_source(path), open_source(address)
+    remote.read_narrow(0, 300)  # finds where everything is
+    asked = remote.ask_ahead(20, 200)
+    parts = [part for parts in asked for part in parts] if layout == "collection" else list(asked)
+    wait([part.content for part in parts])
+    before = traffic.requests
+    for mine, theirs in zip(local.read_narrow(20, 200).to_csr(), remote.read_narrow(20, 200).to_csr()):
+        np.testing.assert_array_equal(mine, theirs)
+    assert parts
+    assert traffic.requests == before
+    del asked, parts
+    assert_same_batches(BatchLoader(open_cells(path), 32, seed=0), BatchLoader(open_cells(address), 32, seed=0))
     gc.collect()
     assert byte_files.RangeAhead._n_bytes == 0
 

@@ -124,8 +124,8 @@ def train(
             if ranks.is_first:
                 say(f"{folder}: the run is finished already, so there is nothing to resume.", error=True)
             return prepared
-        if prepared.is_resumed:
-            remove_leftovers(folder)
+        if prepared.is_resumed and ranks.is_first:
+            remove_leftovers(folder, in_bucket=True)
         elif ranks.is_first:
             ranks.note("making the run directory")
             kept = prepared.settings.checkpoints_kept

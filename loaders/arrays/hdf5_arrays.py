@@ -11,7 +11,7 @@ import numpy as np
 from h5py import h5d, h5z
 
 from atlasvi.loaders.errors import SourceError
-from atlasvi.loaders.places.byte_files import ByteFile
+from atlasvi.loaders.places.byte_files import ByteFile, RangeAhead, RemoteFile
 from atlasvi.loaders.places.hdf5_files import find_bytes
 from atlasvi.loaders.rows.buffers import Buffers
 
@@ -92,17 +92,32 @@ class Hdf5Array:
             out = out[start - first * self._chunk : stop - first * self._chunk]
         else:
             out = self._buffers.take(stop - start, self._dtype)
-            offsets, outs = [], []
-            for k in range(first, last):
-                low, high = max(start, k * self._chunk), min(stop, (k + 1) * self._chunk)
-                offsets.append(int(self._offsets[k]) + (low - k * self._chunk) * self._dtype.itemsize)
-                outs.append(out[low - start : high - start])
-            self._read_parts(offsets, outs)
+            ranges = self._locate(start, stop)
+            ends = np.cumsum([high - low for low, high in ranges]).tolist()
+            content = out.view(np.uint8)
+            self._read_parts([low for low, _ in ranges], [content[low:high] for low, high in zip([0, *ends], ends)])
         if not self._file.is_current():
             raise SourceError(
                 f"{self._path} was written to while it was being read: wait until that is done, and start again."
             )
         return out
+
+    def ask_ahead(self, start: int, stop: int) -> list[RangeAhead]:
+        """Begin to read elements [start, stop) from a bucket; see `RemoteFile.ask_ahead`."""
+        if start >= stop or not isinstance(self._file, RemoteFile):
+            return []
+        return self._file.ask_parts_ahead(self._locate(start, stop))
+
+    def _locate(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Where in the file elements [start, stop) are: a range for each chunk, which is whole if it is compressed."""
+        chunks = range(start // self._chunk, -(-stop // self._chunk))
+        if self._filters:
+            return [(int(self._offsets[k]), int(self._offsets[k] + self._sizes[k])) for k in chunks]
+        size, ranges = self._dtype.itemsize, []
+        for k in chunks:
+            low, high = max(start - k * self._chunk, 0), min(stop - k * self._chunk, self._chunk)
+            ranges.append((int(self._offsets[k]) + low * size, int(self._offsets[k]) + high * size))
+        return ranges
 
     def _inflate(self, first: int, last: int, out: np.ndarray) -> None:
         """Read and decode chunks [first, last)."""

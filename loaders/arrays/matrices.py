@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from atlasvi.loaders.arrays.stored_arrays import RowPointers, StoredArray, open_array
 from atlasvi.loaders.arrays.zarr_arrays import NotStoredError
 from atlasvi.loaders.errors import SourceError
+from atlasvi.loaders.places.byte_files import RangeAhead
 from atlasvi.loaders.rows.block_rows import Rows
 from atlasvi.loaders.rows.buffers import Buffers
 from atlasvi.loaders.rows.csr import canonical_csr, to_numbers
@@ -60,6 +61,10 @@ class CompressedRows:
             return None
         return self._open_direct().read(start, stop)
 
+    def ask_ahead(self, start: int, stop: int) -> list[RangeAhead]:
+        """Begin to read what `read_narrow` will need of a bucket; what is returned must be kept until then."""
+        return [] if min(self.shape) < 2 else self._open_direct().ask_ahead(start, stop)
+
     def count_piece_rows(self) -> float:
         """Rows that are decoded together: reading fewer decodes more than is returned."""
         piece = max(self._open_direct().data.piece, self._open_direct().indices.piece)
@@ -98,6 +103,13 @@ class DirectRows:
             return None
         return narrow_rows(start, indptr - low, indices, values, self._n_genes, self._buffers)
 
+    def ask_ahead(self, start: int, stop: int) -> list[RangeAhead]:
+        """Begin to read rows [start, stop) from a bucket."""
+        low, high = (int(edge) for edge in self._pointers.read(start, stop)[[0, -1]])
+        if not 0 <= low <= high <= self._nnz:
+            return []
+        return [*self.indices.ask_ahead(low, high), *self.data.ask_ahead(low, high)]
+
     def close(self) -> None:
         """Close the files."""
         for array in (self.data, self.indices, self._pointers):
@@ -133,6 +145,10 @@ class DenseRows:
 
     def read_narrow(self, start: int, stop: int) -> None:
         """None always: the caller uses `read_rows`."""
+
+    def ask_ahead(self, start: int, stop: int) -> list[RangeAhead]:
+        """Nothing is read ahead."""
+        return []
 
     def count_piece_rows(self) -> float:
         """Rows that are decoded together."""

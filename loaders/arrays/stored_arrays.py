@@ -11,6 +11,7 @@ import zarr
 
 from atlasvi.loaders.arrays.hdf5_arrays import Hdf5Array, open_hdf5_array
 from atlasvi.loaders.arrays.zarr_arrays import ZarrArray, open_zarr_array
+from atlasvi.loaders.places.byte_files import RangeAhead
 from atlasvi.loaders.rows.buffers import Buffers
 
 MOST_HELD = 2**22  # elements of an array of row pointers that is kept in memory (32 MiB)
@@ -30,6 +31,10 @@ class SlicedArray:
         Raises SourceError, naming the file, where they are damaged, or where the file was replaced.
         """
         return np.asarray(self._array[start:stop])
+
+    def ask_ahead(self, start: int, stop: int) -> list[RangeAhead]:
+        """Begin to read elements [start, stop) from a bucket; see `RemoteFile.ask_ahead`."""
+        return []
 
     def close(self) -> None:
         """Close our own open files, not those of the library; nothing can be read afterwards."""

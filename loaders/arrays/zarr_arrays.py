@@ -4,6 +4,7 @@ Supported codecs are Blosc, Zstandard, gzip and zlib, with or without crc32c; za
 """
 
 import itertools
+import weakref
 import zlib
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from atlasvi.loaders.arrays.decoding import decode_chunks
 from atlasvi.loaders.arrays.missing_chunks import find_missing_chunks
 from atlasvi.loaders.arrays.shards import CHUNK_MISSING, OpenShards
 from atlasvi.loaders.errors import DamagedChunkError, SourceError
-from atlasvi.loaders.places.byte_files import open_file
+from atlasvi.loaders.places.byte_files import ByteFile, RangeAhead, RemoteFile, open_file
 from atlasvi.loaders.places.connections import share_readers
 from atlasvi.loaders.places.object_path import ObjectPath, Place
 from atlasvi.loaders.places.objects import together
@@ -118,6 +119,8 @@ class ZarrArray:
         self._chunk, self._per_shard, self._coding, self._buffers = chunk, shard // chunk, coding, buffers
         self._shards = OpenShards(self._per_shard)
         self._identities: dict[int, tuple] = {}
+        # objects that are chunks, while something of them was asked for ahead
+        self._files = weakref.WeakValueDictionary[int, RemoteFile]()
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Elements [start, stop). Raises SourceError where a file is damaged or gone, NotStoredError."""
@@ -139,6 +142,26 @@ class ZarrArray:
                 read_piece()
         return out[start - first * self._chunk : stop - first * self._chunk]
 
+    def ask_ahead(self, start: int, stop: int) -> list[RangeAhead]:
+        """Begin to read elements [start, stop) from a bucket; see `RemoteFile.ask_ahead`."""
+        if start >= stop or not isinstance(self._folder, ObjectPath):
+            return []
+        first, last, per_file = start // self._chunk, -(-stop // self._chunk), self._per_shard or 1
+        asked = list[RangeAhead]()
+        for number in range(first // per_file, -(-last // per_file)):
+            path = self._folder / self._encode_key((number,))
+            if self._per_shard:
+                shard = self._shards.take(number, path)
+                index = shard.index[max(first - number * per_file, 0) : last - number * per_file]
+                shard.check_inside(index)
+                file, ranges = shard.file, [(begin, begin + size) for begin, size in index.tolist()]
+            else:
+                file = self._open_file(path, number)
+                ranges = [(0, file.size)]
+            assert isinstance(file, RemoteFile)
+            asked += file.ask_parts_ahead(ranges)
+        return asked
+
     def _read_piece(self, file: int, first: int, last: int, out: np.ndarray) -> None:
         """Read and decode chunks [first, last), which are in one file, into `out`."""
         path = self._folder / self._encode_key((file,))
@@ -157,7 +180,7 @@ class ZarrArray:
 
     def _read_file(self, path: Place, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The bytes of a chunk that is a file, and where in them it begins and ends."""
-        file = open_file(path)
+        file = self._open_file(path, number)
         if self._identities.setdefault(number, file.identity) != file.identity:
             raise replaced(path)
         coded = self._buffers.take(file.size, np.uint8)
@@ -165,6 +188,13 @@ class ZarrArray:
             raise _cut_short(path)
         file.close()
         return coded, np.zeros(1, np.int64), np.array([len(coded)], np.int64)
+
+    def _open_file(self, path: Place, number: int) -> ByteFile:
+        """A chunk that is a file."""
+        file = self._files.get(number) or open_file(path)
+        if isinstance(file, RemoteFile):
+            self._files[number] = file
+        return file
 
     def _read_shard(self, path: Place, number: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The bytes of inner chunks [first, last) of one shard, and where in them each begins and ends."""

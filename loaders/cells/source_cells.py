@@ -58,8 +58,9 @@ class SourceCells:
             check_no_empty_cells(row_nnz, self.path, start, self._joined.name_cells(0, start))
         return rows
 
-    def ask_ahead(self, block: int) -> None:
-        """Nothing is read ahead: a source's library decides what it reads."""
+    def ask_ahead(self, block: int) -> object:
+        """Begin to read the counts of one block from a bucket; what is returned must be kept until they are read."""
+        return self._source.ask_ahead(*(int(edge) for edge in self.block_starts[block : block + 2]))
 
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """`obs` of cells [start, stop)."""

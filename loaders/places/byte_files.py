@@ -83,7 +83,7 @@ class LocalFile:
         self._handle = -1
 
     def __del__(self) -> None:
-        if hasattr(self, "_handle"):
+        if hasattr(self, "_handle") and os is not None:  # when Python ends, modules can be gone before this
             self.close()
 
 
@@ -93,7 +93,7 @@ class RangeAhead:
     _lock, _n_bytes = threading.RLock(), 0  # of all that there are, in this process
 
     def __init__(self, file: "RemoteFile", start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
+        self.file, self.start, self.stop = file, start, stop
         self.content = share_threads().submit(file.read_bytes, start, stop)
 
     @classmethod
@@ -168,6 +168,11 @@ class RemoteFile:
         with self._lock:
             self._ahead.update(new)
         return new + [asked for _, _, asked in found if asked is not None]
+
+    def ask_parts_ahead(self, ranges: Sequence[tuple[int, int]]) -> list[RangeAhead]:
+        """The same for several ranges; those that lie near each other are asked for together."""
+        runs = merge_ranges(ranges, PIECE_BYTES)
+        return [asked for start, stop, _ in runs for asked in self.ask_ahead(start, stop)]
 
     def _split(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The ranges of requests for bytes [start, stop), which share no piece of the cache."""

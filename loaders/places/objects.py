@@ -11,7 +11,7 @@ from atlasvi.loaders.places.addresses import Address
 from atlasvi.loaders.places.cached_parts import CachedObject, name_object
 from atlasvi.loaders.places.connections import connect, find_endpoint, import_obstore, in_flight
 from atlasvi.loaders.places.disk_cache import find_cache
-from atlasvi.loaders.places.requests import ChangedError, CutShortError, request
+from atlasvi.loaders.places.requests import ChangedError, CutShortError, is_out_of_range, request
 from atlasvi.loaders.places.storage import Storage
 
 
@@ -60,10 +60,19 @@ def read_status(address: Address, storage: Storage) -> ObjectStatus:
 def read_whole(address: Address, storage: Storage, expected: ObjectStatus | None = None) -> tuple[bytes, ObjectStatus]:
     """(content, status) of an object. Raises FileNotFoundError; StorageError, also if it is of another version."""
     obstore, store = import_obstore(address), _open_object(address, storage)
+    # An answer to a request for a range says how long the object is, besides how long the answer is: so a short one is
+    # noticed. (A web server need not answer such requests.)
+    whole = {"range": {"offset": 0}} if address.is_listable else {}
+    version = _name_version(address, expected)
 
     def ask() -> tuple[bytes, ObjectStatus]:
         with in_flight:
-            answer = obstore.get(store, address.key, options=_name_version(address, expected))
+            try:
+                answer = obstore.get(store, address.key, options={**whole, **version})
+            except Exception as error:
+                if not is_out_of_range(error):
+                    raise
+                answer = obstore.get(store, address.key, options=version)  # an empty object has no byte to begin with
             status = _make_status(answer.meta)
             _check_version(status, expected)
             content = bytes(answer.bytes())

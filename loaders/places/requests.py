@@ -92,6 +92,11 @@ def request(name: str, ask: Callable[[], Answer], act: str = "read") -> Answer:
         pause = min(2 * pause, LIMITS.longest_pause)
 
 
+def is_out_of_range(error: Exception) -> bool:
+    """Whether the server says that an object has no byte of the range that was asked for."""
+    return _find(_STATUS, str(error)) == "416"
+
+
 def find_passing_reason(error: Exception) -> str | None:
     """A few words for an error that may not occur again; None for one that will."""
     if isinstance(error, CutShortError):
@@ -148,6 +153,8 @@ def explain(name: str, error: Exception, act: str = "read") -> Exception:
         )
     said = f"the server answered {status}{f' {code}' if code else ''}" if status else type(error).__name__
     hint = ", and the region (--storage region=NAME)" if status and status.startswith("3") else ""
+    if status == "400" and not code:  # answers to HEAD have no body that would say more
+        hint = ", and whether the credentials have expired"
     return StorageError(f"{name}: it can't be {act} ({said}): check the address{hint}.")
 
 

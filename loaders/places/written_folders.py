@@ -52,11 +52,17 @@ def check_free_in_bucket(out: ObjectPath, scratch: ObjectPath) -> None:
     if not out.exists():
         return
     copied = _read_copied(scratch)
-    is_whole = bool(copied) and (out / copied[-1]).is_file()  # type: ignore[index]
-    if is_whole:  # its process was killed before it removed the scratch folder
-        remove_objects(scratch.address, scratch.storage)
-    if copied is None or is_whole or not out.list_sizes().keys() <= set(copied):
+    if copied is None or remove_published(out, scratch) or not out.list_sizes().keys() <= set(copied):
         raise OutputError(f"{out} exists already: choose another place, or remove it first.")
+
+
+def remove_published(out: ObjectPath, scratch: ObjectPath) -> bool:
+    """Remove a scratch folder whose result was copied whole to `out`, and which was left then; whether it was so."""
+    copied = _read_copied(scratch)
+    is_whole = bool(copied) and (out / copied[-1]).is_file()  # type: ignore[index]
+    if is_whole:
+        remove_objects(scratch.address, scratch.storage)
+    return is_whole
 
 
 def publish_in_bucket(scratch: ObjectPath, out: ObjectPath) -> None:

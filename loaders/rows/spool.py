@@ -108,6 +108,10 @@ class RowSpool:
     def read_narrow(self, start: int, stop: int) -> None:
         """None always: the caller uses `read_rows`."""
 
+    def ask_ahead(self, start: int, stop: int) -> list:
+        """Nothing is read ahead: after the first read all is on local disk."""
+        return []
+
     def count_piece_rows(self) -> float:
         """Rows that are decoded together."""
         return 1.0

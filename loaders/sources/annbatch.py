@@ -73,6 +73,10 @@ class Collection:
             parts.append(rows)
         return Rows(start, *_join_rows(parts))
 
+    def ask_ahead(self, start: int, stop: int) -> object:
+        """Begin to read what `read_narrow` will need of a bucket; what is returned must be kept until then."""
+        return list(self._read_parts(start, stop, lambda part, low, high: part.ask_ahead(low, high)))
+
     def count_run_cells(self) -> int:
         """Number of cells that is best read at a time, beginning at multiples of this number."""
         return choose_run(max(part.count_piece_cells() for part in self._parts), self.shuffled)

@@ -29,6 +29,11 @@ class MatrixSource:
         with reading(self.path):
             return self._matrix.read_narrow(start, stop)
 
+    def ask_ahead(self, start: int, stop: int) -> object:
+        """Begin to read what `read_narrow` will need of a bucket; what is returned must be kept until then."""
+        with reading(self.path):
+            return self._matrix.ask_ahead(start, stop)
+
     def count_piece_cells(self) -> float:
         """Cells that are decoded together."""
         with reading(self.path):

@@ -63,6 +63,10 @@ class ReopenedSource:
         """Rows [start, stop) as counts of narrow dtypes, fast; None where the caller must use `read_counts`."""
         return self._open().read_narrow(start, stop)
 
+    def ask_ahead(self, start: int, stop: int) -> object:
+        """Begin to read what `read_narrow` will need of a bucket; what is returned must be kept until then."""
+        return self._open().ask_ahead(start, stop)
+
     def count_run_cells(self) -> int:
         """Number of cells that is best read at a time, beginning at multiples of this number."""
         return self._open().count_run_cells()

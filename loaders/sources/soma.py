@@ -113,6 +113,9 @@ class SomaSource:
                     return None
             return block.to_rows(start)
 
+    def ask_ahead(self, start: int, stop: int) -> None:
+        """Nothing is read ahead: TileDB decides what it reads."""
+
     def count_run_cells(self) -> int:
         """Number of cells that is best read at a time, beginning at multiples of this number."""
         if self._is_dense:

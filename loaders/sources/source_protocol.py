@@ -78,6 +78,12 @@ class Source(Protocol):
         it. Raises SourceError where the file turns out to be damaged.
         """
 
+    def ask_ahead(self, start: int, stop: int) -> object:
+        """Begin to read from a bucket what `read_narrow` will need; what is returned must be kept until then.
+
+        Raises SourceError, StorageError where that is damaged or can't be read.
+        """
+
     def count_run_cells(self) -> int:
         """Number of cells that is best read at a time with `read_narrow`, beginning at multiples of this number."""
 

@@ -63,6 +63,10 @@ class TenxSource(MatrixSource):
         """Rows [start, stop) as counts of narrow dtypes, fast; None where the caller must use `read_counts`."""
         return super().read_narrow(start, stop) if self._kept is None else None
 
+    def ask_ahead(self, start: int, stop: int) -> object:
+        """Begin to read what `read_narrow` will need of a bucket; what is returned must be kept until then."""
+        return super().ask_ahead(start, stop) if self._kept is None else None
+
     def read_obs(self, start: int, stop: int) -> pd.DataFrame:
         """Rows [start, stop): the barcodes as index; probe files have the column filtered_barcodes."""
         with reading(self.path):

@@ -67,6 +67,7 @@ def test_after_the_limit_a_sentence_says_how_often_it_was_tried_and_what_happene
         (answered(301, "PermanentRedirect"), "the region"),
         (answered(403, "AccessDenied"), r"no permission .*AccessDenied"),  # of a list
         (answered(416, "InvalidRange"), "the server answered 416 InvalidRange"),
+        (obstore.exceptions.GenericError("status code: 400"), "check the address, and whether the credentials have"),
         (obstore.exceptions.PermissionDeniedError("403 <Code>AccessDenied</Code>"), r"no permission .*AccessDenied"),
         (obstore.exceptions.GenericError("PUT http://169.254.169.254/latest/api/token"), "no credentials were found"),
         (obstore.exceptions.PreconditionError("412"), "was replaced or changed while it was being read"),
@@ -133,6 +134,17 @@ def test_after_a_passing_fault_the_bytes_are_those_of_the_object(fault: str, pro
     assert file.read_into(100, out)
     assert out.tobytes() == content[100:10_100]
     assert proxy.requests >= 3, "a busy machine may answer later than in half a second once more"
+
+
+@pytest.mark.parametrize("content", [b"", b"a" * 5000])
+def test_a_whole_object_of_unknown_length_is_read_whole_after_a_passing_fault(
+    content: bytes, proxy: FaultyProxy, bucket: Bucket
+):
+    place = to_place(f"{bucket.url}/a", Storage(endpoint=proxy.endpoint))
+    place.write_bytes(content)  # type: ignore[arg-type]
+    for fault in ("shorter", "whole", "broken off", "500"):
+        proxy.faults = [fault, fault]
+        assert place.read_bytes() == content, fault
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 import pytest
 
-from atlasvi.loaders.errors import OutputError
-from atlasvi.loaders.outputs import write_folder_aside, write_new_folder
+from atlasvi.loaders.errors import OutputError, StorageError
+from atlasvi.loaders.outputs import remove_leftovers, write_folder_aside, write_new_folder
+from atlasvi.loaders.places import written_folders
 from atlasvi.loaders.places.object_path import to_place
 from atlasvi.loaders.places.written_folders import sort_for_copy
 from tests.s3_server import Bucket
@@ -30,6 +31,25 @@ def test_a_new_folder_appears_at_the_end_and_after_an_error_nothing_is_left(buck
     assert bucket.get() == {"lung/config.json": b"{}", "lung/a/b": b"1"}
     with pytest.raises(OutputError, match=f"{out} exists already"), write_new_folder(out):
         pass
+
+
+def test_what_was_left_beside_a_whole_folder_is_removed_by_who_writes_to_it(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+):
+    out = to_place(f"{bucket.url}/lung")
+
+    def fail(*_: object) -> None:
+        raise StorageError("the server is gone")
+
+    with monkeypatch.context() as patch, write_new_folder(out) as scratch:
+        (scratch / "result" / "config.json").write_bytes(b"{}")
+        patch.setattr(written_folders, "remove_objects", fail)
+    left = sorted(bucket.get())
+    assert left == [".lung.unfinished/published.json", ".lung.unfinished/result/config.json", "lung/config.json"]
+    remove_leftovers(out)  # what readers call: they may not be allowed to remove
+    assert sorted(bucket.get()) == left
+    remove_leftovers(out, in_bucket=True)
+    assert bucket.get() == {"lung/config.json": b"{}"}
 
 
 @pytest.mark.parametrize("address", ["s3://atlases", "https://lab.org/store"])
