@@ -35,7 +35,7 @@ COMPONENTS, SPARE, ROUNDS = 50, 10, 3  # of the randomised singular value decomp
 FIRST_VARIANCE = 0.1  # of q(z | x): far below the 1 that z has over cells, so that the decoder sees what z says
 LEAST_STD = 1e-3  # a unit that hardly varies over the sample is scaled by 1 / LEAST_STD at most
 SPREAD = 0.1  # standard deviation that the ridge regression expects of the decoder's output weights
-GENES_AT_ONCE = 2048
+GENES_AT_ONCE = 256
 FIRST_DROPOUT = -3.0  # logit of a zero inflation of 5%
 LOG_THETA = (-3.0, 4.0)
 
@@ -61,11 +61,11 @@ class Sample:
     def shift_genes(self, generator: Generator) -> "Sample":
         """Each gene's values moved round by a number of cells of its own, so that genes are unrelated."""
         cells, n_cells = self.cells, len(self.cells)
-        rows = torch.repeat_interleave(torch.arange(n_cells, device=self.device), cells.indptr.diff().long())
-        shifts = torch.randint(n_cells, (cells.n_genes,), generator=generator).to(self.device)
-        rows = (rows + shifts[self.genes]) % n_cells
-        places = rows * cells.n_genes + self.genes
-        order = torch.argsort(places.int() if n_cells * cells.n_genes < 2**31 else places)  # half the time, if it fits
+        dtype = torch.int32 if n_cells * cells.n_genes < 2**31 else torch.int64  # half the time, if it fits
+        rows = torch.arange(n_cells, dtype=dtype, device=self.device).repeat_interleave(cells.indptr.diff().long())
+        shifts = torch.randint(n_cells, (cells.n_genes,), generator=generator).to(self.device, dtype)
+        rows = rows.add_(shifts[self.genes]).remainder_(n_cells)
+        order = torch.argsort(rows * cells.n_genes + self.genes.to(dtype))
         ends = torch.bincount(rows, minlength=n_cells).cumsum(0)
         indptr = torch.cat([ends.new_zeros(1), ends]).to(cells.indptr.dtype)
         counts = cells.counts[: len(order)][order]
@@ -241,7 +241,7 @@ def _start_decoder(model: VAE, sample: Sample, covariates: Covariates, rates: Te
     head.weight.copy_(weight)
     head.bias.sub_(weight @ centre)
     if not softplus:  # exp is convex: keep the mean proportion of each gene
-        raised = [torch.logsumexp(hidden @ part.T, 0) for part in weight.split(GENES_AT_ONCE)]
+        raised = [torch.logsumexp(part @ hidden.T, 1) for part in weight.split(GENES_AT_ONCE)]
         head.bias.sub_(torch.cat(raised) - math.log(len(hidden)))
 
 

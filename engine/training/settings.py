@@ -105,7 +105,7 @@ class Settings(ModelOptions):
     """The weights that the model keeps: those of the best validation ELBO, or the last ones."""
     evaluation_cells: int | None = Field(default=None, ge=1)
     """Largest number of training cells on which the final training loss is measured. None: as many as are held out,
-    since the two are compared; at least 10,000 and at most 100,000."""
+    since the two are compared; at least 1,000 and at most 100,000. 10,000 if none is held out."""
 
     precision: Literal["float32", "bf16", "float64"] = "float32"
     """bf16: for the output layer's products on CUDA; the likelihood and all sums stay float32. float64: for everything,
@@ -168,8 +168,8 @@ FEWEST_STEPS_AN_EPOCH = 100
 """Steps of an epoch: more of them reach the same ELBO with fewer cells seen, and hardly cost more: as there."""
 FORGOTTEN_AFTER = 7
 """Epochs after which weights have forgotten what they learned, at the most: as there."""
-EVALUATED = 10_000, 100_000
-"""Least and largest number of training cells for the final training loss, unless it is set."""
+EVALUATED = 1_000, 10_000, 100_000
+"""Training cells of the final training loss, if it is not set: the least number, that if none is held out, the most."""
 SMALLEST = 128
 """Cells of a minibatch that no recipe makes smaller."""
 
@@ -252,8 +252,8 @@ def choose_batch_size(settings: Settings, n_train: int) -> int:
 
 def choose_evaluation_cells(settings: Settings, n_held_out: int) -> int:
     """Largest number of training cells on which the final training loss is measured."""
-    least, most = EVALUATED
-    return settings.evaluation_cells or min(max(n_held_out, least), most)
+    least, usual, most = EVALUATED
+    return settings.evaluation_cells or min(max(n_held_out or usual, least), most)
 
 
 def resolve_schedule(settings: Settings, n_train: int) -> Settings:

@@ -171,7 +171,8 @@ def test_minibatches_that_leave_too_few_steps_are_warned_of_with_what_would_do()
 
 
 @pytest.mark.parametrize(
-    ("n_held_out", "asked", "n"), [(3, None, 10_000), (30_000, None, 30_000), (10**6, None, 10**5), (3, 5, 5)]
+    ("n_held_out", "asked", "n"),
+    [(0, None, 10_000), (3, None, 1_000), (3_000, None, 3_000), (10**6, None, 10**5), (3, 5, 5)],
 )
 def test_as_many_training_cells_as_are_held_out_are_evaluated_at_the_end(n_held_out: int, asked: int | None, n: int):
     assert choose_evaluation_cells(Settings(evaluation_cells=asked), n_held_out) == n
