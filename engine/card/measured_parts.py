@@ -4,6 +4,7 @@ What is kept of every cell (three numbers per source) leaves the process in slic
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -86,35 +87,59 @@ def measure_cells(
     """
     found, n_genes, at = Measured(), model.settings.n_genes, 0
     batches = draw_batches(model, cells, options.seed, chosen, n_draws=options.n_draws, batch_size=options.batch_size)
-    for posterior, draws in batches:
-        here = chosen[at : at + len(posterior)]
-        at += len(posterior)
+
+    def add(here: np.ndarray, posterior: Posterior, draws: list[sparse.csr_matrix], *losses: np.ndarray) -> None:
         real = None if posterior.counts is None else to_csr(posterior.counts, n_genes)
         take_values(here, _cell_values(real, posterior, draws))
         take_posterior(here, posterior)
-        kl, losses = measure_losses(model, posterior, options.seed, here, options.n_draws)
-        for code in np.unique(options.part_codes[here]):
-            name, rows = options.part_names[code], np.flatnonzero(options.part_codes[here] == code)
-            if name not in found.parts:
-                found.parts[name] = PartStatistics(n_genes, options.n_draws, options.n_labels, options.n_tested)
-            whole = len(rows) == len(here)
-            labels = None if options.labels is None else options.labels[here[rows]]
-            if real is not None:
-                some = [each if whole else each[rows] for each in (real, *draws)]
-                found.parts[name].add(some[0], some[1:], labels)
-            else:
-                found.parts[name].genes[0].n_cells += len(rows)
-            found.parts[name].add_losses(kl[rows], losses[:, rows])
-        kept = np.flatnonzero(np.isin(here, options.sampled, assume_unique=True))
-        if len(kept):
-            found.rows.append(here[kept])
-            found.latents.append(posterior.qzm[torch.from_numpy(kept)].cpu().numpy())
-            if real is not None:
-                found.counts.append([each[kept] for each in (real, *draws[: options.n_kept])])
-        found.hashes += np.array(
-            [0 if real is None else hash_counts(real), *hash_libraries(posterior, here)], np.uint64
-        )
+        _add_cells(found, options, here, posterior, real, draws, *losses)
+
+    # one minibatch is added up on one core while the next one is drawn on all
+    with ThreadPoolExecutor(1, thread_name_prefix="atlasvi-card") as beside:
+        adding: Future[None] | None = None
+        for posterior, draws in batches:
+            here = chosen[at : at + len(posterior)]
+            at += len(posterior)
+            losses = measure_losses(model, posterior, options.seed, here, options.n_draws)
+            if adding is not None:
+                adding.result()
+            adding = beside.submit(add, here, posterior, draws, *losses)
+        if adding is not None:
+            adding.result()
     return found
+
+
+def _add_cells(
+    found: Measured,
+    options: PassOptions,
+    here: np.ndarray,
+    posterior: Posterior,
+    real: sparse.csr_matrix | None,
+    draws: list[sparse.csr_matrix],
+    kl: np.ndarray,
+    losses: np.ndarray,
+) -> None:
+    """Add cells to what was found: their indices in the data, their counts and each draw, and their losses."""
+    for code in np.unique(options.part_codes[here]):
+        name, rows = options.part_names[code], np.flatnonzero(options.part_codes[here] == code)
+        if name not in found.parts:
+            n_genes = draws[0].shape[1]
+            found.parts[name] = PartStatistics(n_genes, options.n_draws, options.n_labels, options.n_tested)
+        whole = len(rows) == len(here)
+        labels = None if options.labels is None else options.labels[here[rows]]
+        if real is not None:
+            some = [each if whole else each[rows] for each in (real, *draws)]
+            found.parts[name].add(some[0], some[1:], labels)
+        else:
+            found.parts[name].genes[0].n_cells += len(rows)
+        found.parts[name].add_losses(kl[rows], losses[:, rows])
+    kept = np.flatnonzero(np.isin(here, options.sampled, assume_unique=True))
+    if len(kept):
+        found.rows.append(here[kept])
+        found.latents.append(posterior.qzm[torch.from_numpy(kept)].cpu().numpy())
+        if real is not None:
+            found.counts.append([each[kept] for each in (real, *draws[: options.n_kept])])
+    found.hashes += np.array([0 if real is None else hash_counts(real), *hash_libraries(posterior, here)], np.uint64)
 
 
 @torch.inference_mode()
