@@ -8,9 +8,11 @@ With scib-metrics (the extra `integration`) its figures are computed, from that 
     neighbour_labels  fraction of cells whose label is the most frequent one among the 15 nearest neighbours
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 
 from atlasvi.engine.card.draw_errors import Estimate
 from atlasvi.engine.card.model_card import Figures, Integration
@@ -77,7 +79,8 @@ def silhouettes(latents: np.ndarray, codes: np.ndarray) -> np.ndarray:
     members = np.zeros((len(known), n))
     members[np.arange(len(known)), own] = 1
     found, widths = np.zeros(len(codes)), np.zeros(len(known))
-    for here, distances in _slice_distances(latents[known]):
+
+    def measure(here: slice, distances: np.ndarray) -> None:
         rows = np.arange(here.stop - here.start)
         sums = np.sqrt(distances) @ members
         mine = own[here]
@@ -88,18 +91,22 @@ def silhouettes(latents: np.ndarray, codes: np.ndarray) -> np.ndarray:
         largest = np.maximum(inside, nearest)
         fine = (sizes[mine] > 1) & np.isfinite(nearest) & (largest > 0)
         widths[here] = np.divide(nearest - inside, largest, out=np.zeros(len(rows)), where=fine)
+
+    _slice_distances(latents[known], measure)
     found[known] = widths
     return found
 
 
 def find_neighbours(latents: np.ndarray) -> np.ndarray:
     """int64 [cells, 15]: the nearest other cells of each, by Euclidean distance."""
-    parts = []
-    for here, distances in _slice_distances(latents):
+    found = np.empty((len(latents), NEIGHBOURS), np.int64)
+
+    def choose(here: slice, distances: np.ndarray) -> None:
         distances[np.arange(here.stop - here.start), np.arange(here.start, here.stop)] = np.inf
-        nearest = np.argpartition(distances, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
-        parts.append(nearest.copy())  # a view would keep the whole slice in memory
-    return np.concatenate(parts)
+        found[here] = np.argpartition(distances, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
+
+    _slice_distances(latents, choose)
+    return found
 
 
 def _mix_within(latents: np.ndarray, batches: np.ndarray, labels: np.ndarray | None) -> Estimate:
@@ -143,17 +150,23 @@ def count_votes(near: np.ndarray, n: int) -> np.ndarray:
     return found
 
 
-def _slice_distances(latents: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Squared Euclidean distances float64 [slice, cells] of slices of the cells to all of them."""
+def _slice_distances(latents: np.ndarray, take: Callable[[slice, np.ndarray], None]) -> None:
+    """Call `take`, in as many threads as torch has, with slices of the cells and the squared Euclidean distances of
+    each cell to all cells, float64 [slice, cells]."""
     values = latents.astype(np.float64)
     values -= values.mean(0)
     squares = (values**2).sum(1)
-    for start in range(0, len(values), CELLS_AT_ONCE):
+
+    def measure(start: int) -> None:
         here = slice(start, min(start + CELLS_AT_ONCE, len(values)))
         distances = squares[here, None] + squares - 2 * values[here] @ values.T
         np.maximum(distances, 0, out=distances)
         distances[np.arange(here.stop - here.start), np.arange(here.start, here.stop)] = 0
-        yield here, distances
+        take(here, distances)
+
+    with ThreadPoolExecutor(max(torch.get_num_threads(), 1), thread_name_prefix="atlasvi-card") as threads:
+        for done in [threads.submit(measure, start) for start in range(0, len(values), CELLS_AT_ONCE)]:
+            done.result()
 
 
 def _densify(codes: np.ndarray) -> np.ndarray:

@@ -3,7 +3,11 @@
 As scanpy's `rank_genes_groups(method="wilcoxon")`: the score is z by the normal approximation, not corrected for ties.
 """
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+import torch
 from numba import njit
 from scipy import sparse, stats
 
@@ -23,7 +27,12 @@ def rank_sum_tests(counts: sparse.csr_matrix, labels: np.ndarray, n_labels: int)
     n_cells = np.bincount(labels, minlength=n_labels)
     untested, n = explain_untested(n_cells), len(labels)
     sums, ranks = np.zeros((2, *shape))
-    _sum_by_label(logs.indptr, logs.indices, logs.data, labels, n_cells, sums, ranks)
+    n_threads = max(torch.get_num_threads(), 1)
+    edges = np.linspace(0, shape[1], n_threads + 1).astype(int).tolist()
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="atlasvi-card") as threads:
+        arguments = logs.indptr, logs.indices, logs.data, labels, n_cells, sums, ranks
+        for part in [threads.submit(_sum_by_label, *edge, *arguments) for edge in itertools.pairwise(edges)]:
+            part.result()
     scores, p_values, adjusted, changes = (np.full(shape, np.nan) for _ in range(4))
     for label in range(n_labels):
         if label not in untested:
@@ -38,6 +47,8 @@ def rank_sum_tests(counts: sparse.csr_matrix, labels: np.ndarray, n_labels: int)
 
 @njit(cache=True, nogil=True)
 def _sum_by_label(
+    first_gene: int,
+    last_gene: int,
     starts: np.ndarray,
     cells: np.ndarray,
     values: np.ndarray,
@@ -46,13 +57,14 @@ def _sum_by_label(
     sums: np.ndarray,
     ranks: np.ndarray,
 ) -> None:
-    """Of each label and gene: the sum of its cells' values, and of their ranks among all cells, ties at their mean.
+    """Of each label and each of the genes [first_gene, last_gene): the sum of its cells' values, and of their ranks
+    among all cells, ties at their mean.
 
     starts, cells, values  CSC without stored zeros, [cells, genes]; all zeros of a gene have the same rank
     n_cells                int64 [labels]
     sums, ranks            float64 [labels, genes]; ranks are NaN for a gene with a NaN
     """
-    for gene in range(len(starts) - 1):
+    for gene in range(first_gene, last_gene):
         first, last = starts[gene], starts[gene + 1]
         own, n_zeros = values[first:last], len(labels) - (last - first)
         order = np.argsort(own)
