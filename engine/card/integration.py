@@ -8,18 +8,18 @@ With scib-metrics (the extra `integration`) its figures are computed, from that 
     neighbour_labels  fraction of cells whose label is the most frequent one among the 15 nearest neighbours
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from atlasvi.engine.card.draw_errors import Estimate
 from atlasvi.engine.card.model_card import Figures, Integration
 
 NEIGHBOURS = 15
 OWN_METHOD = "atlasvi"  # who computed the figures
-CELLS_AT_ONCE = 512
+CELLS_AT_ONCE = 128  # their distances to 10,000 cells stay in the cache
 
 MEANINGS = {
     "silhouette_label": "Silhouette width of the labels, scaled to 0 to 1: 1 where labels are far apart.",
@@ -76,13 +76,12 @@ def silhouettes(latents: np.ndarray, codes: np.ndarray) -> np.ndarray:
     known = np.flatnonzero(codes >= 0)
     n, own = int(codes.max(initial=-1)) + 1, codes[known]
     sizes = np.bincount(own, minlength=n)
-    members = np.zeros((len(known), n))
+    members = torch.zeros(len(known), n, dtype=torch.float64)
     members[np.arange(len(known)), own] = 1
     found, widths = np.zeros(len(codes)), np.zeros(len(known))
-
-    def measure(here: slice, distances: np.ndarray) -> None:
+    for here, distances in _slice_distances(latents[known]):
         rows = np.arange(here.stop - here.start)
-        sums = np.sqrt(distances) @ members
+        sums = (distances.sqrt_() @ members).numpy()
         mine = own[here]
         inside = sums[rows, mine] / np.maximum(sizes[mine] - 1, 1)
         others = np.divide(sums, sizes, out=np.full(sums.shape, np.inf), where=sizes > 0)
@@ -91,22 +90,17 @@ def silhouettes(latents: np.ndarray, codes: np.ndarray) -> np.ndarray:
         largest = np.maximum(inside, nearest)
         fine = (sizes[mine] > 1) & np.isfinite(nearest) & (largest > 0)
         widths[here] = np.divide(nearest - inside, largest, out=np.zeros(len(rows)), where=fine)
-
-    _slice_distances(latents[known], measure)
     found[known] = widths
     return found
 
 
 def find_neighbours(latents: np.ndarray) -> np.ndarray:
     """int64 [cells, 15]: the nearest other cells of each, by Euclidean distance."""
-    found = np.empty((len(latents), NEIGHBOURS), np.int64)
-
-    def choose(here: slice, distances: np.ndarray) -> None:
-        distances[np.arange(here.stop - here.start), np.arange(here.start, here.stop)] = np.inf
-        found[here] = np.argpartition(distances, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
-
-    _slice_distances(latents, choose)
-    return found
+    parts = []
+    for here, distances in _slice_distances(latents):
+        distances[:, here].fill_diagonal_(torch.inf)
+        parts.append(distances.topk(NEIGHBOURS, largest=False, sorted=False).indices.numpy())
+    return np.concatenate(parts)
 
 
 def _mix_within(latents: np.ndarray, batches: np.ndarray, labels: np.ndarray | None) -> Estimate:
@@ -150,23 +144,16 @@ def count_votes(near: np.ndarray, n: int) -> np.ndarray:
     return found
 
 
-def _slice_distances(latents: np.ndarray, take: Callable[[slice, np.ndarray], None]) -> None:
-    """Call `take`, in as many threads as torch has, with slices of the cells and the squared Euclidean distances of
-    each cell to all cells, float64 [slice, cells]."""
-    values = latents.astype(np.float64)
+def _slice_distances(latents: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
+    """Squared Euclidean distances float64 [slice, cells] of slices of the cells to all of them."""
+    values = torch.from_numpy(latents.astype(np.float64))
     values -= values.mean(0)
     squares = (values**2).sum(1)
-
-    def measure(start: int) -> None:
+    for start in range(0, len(values), CELLS_AT_ONCE):
         here = slice(start, min(start + CELLS_AT_ONCE, len(values)))
-        distances = squares[here, None] + squares - 2 * values[here] @ values.T
-        np.maximum(distances, 0, out=distances)
-        distances[np.arange(here.stop - here.start), np.arange(here.start, here.stop)] = 0
-        take(here, distances)
-
-    with ThreadPoolExecutor(max(torch.get_num_threads(), 1), thread_name_prefix="atlasvi-card") as threads:
-        for done in [threads.submit(measure, start) for start in range(0, len(values), CELLS_AT_ONCE)]:
-            done.result()
+        distances = torch.addmm(squares, values[here], values.T, alpha=-2).add_(squares[here, None]).clamp_min_(0)
+        distances[:, here].fill_diagonal_(0)
+        yield here, distances
 
 
 def _densify(codes: np.ndarray) -> np.ndarray:
