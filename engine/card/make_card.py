@@ -39,7 +39,7 @@ from atlasvi.engine.model.trained_run import TrainedRun
 from atlasvi.engine.queries.opened_data import open_question_cells
 from atlasvi.engine.queries.question_cells import BATCH_SIZE, CountedCells, MinifiedCells, QuestionCells, need_at_least
 from atlasvi.engine.queries.stratified_sample import choose_sample
-from atlasvi.engine.queries.umap_layout import import_umap, place_cells
+from atlasvi.engine.queries.umap_layout import N_NEIGHBOURS, import_umap, place_cells
 from atlasvi.engine.scvi_tools.model_directories import open_model
 from atlasvi.engine.training.fingerprint import fingerprint
 from atlasvi.engine.training.run_parts import choose_device
@@ -153,10 +153,9 @@ def make_card(
                     plan.job.save(scratch)
                 (scratch / "result").mkdir(exist_ok=True)
             run.model.to(where).eval()
-            if (
-                ranks.is_first
-            ):  # what draws the picture takes two seconds to import, on one core: meanwhile counts are drawn
-                threading.Thread(target=import_umap, daemon=True).start()
+            if ranks.is_first and len(plan.samples["all"]) > N_NEIGHBOURS:
+                # to import what draws the picture takes two seconds of one core: meanwhile counts are drawn
+                threading.Thread(target=import_umap).start()
             open_until_done.callback(run.model.to, before)
             if dask is None:
                 _measure(scratch, plan, run, cells, ranks, progress)
