@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import Any, NoReturn
 
 import torch
@@ -32,9 +32,15 @@ from atlasvi.engine.training.schedule import costs, epochs_since_best, rate_on_p
 from atlasvi.engine.training.settings import warn_of_few_steps
 from atlasvi.engine.training.step import Step, StepTerms
 from atlasvi.engine.training.summary import name_next_steps, summarise_run
-from atlasvi.engine.training.training_error import explain_failure, find_infinite_loss, find_infinite_weights
+from atlasvi.engine.training.training_error import (
+    TrainingError,
+    explain_failure,
+    find_infinite_loss,
+    find_infinite_weights,
+)
 from atlasvi.loaders.batches.batch import Batch
 from atlasvi.loaders.batches.device_feeder import DeviceFeeder
+from atlasvi.loaders.errors import AtlasviError
 from atlasvi.loaders.manifest import write_json, write_manifest
 
 
@@ -221,9 +227,16 @@ class Trainer:
             return False
         if wrong := find_infinite_loss(found.terms, kl_weight):
             number = self.state.step + (not self.step.is_graph)
-            raise explain_failure(self.parts.out, self.state.epoch, number, wrong)
+            raise self._explain_failure(number, wrong)
         self.state.terms += found.terms
         return found.stop
+
+    def _explain_failure(self, step: int, what: str) -> TrainingError:
+        """The error that ends the run; it names the checkpoint that was still being written, too."""
+        if self.ranks.is_first:
+            with suppress(AtlasviError):  # what ends the run is another error
+                self._writer.wait()
+        return explain_failure(self.parts.out, self.state.epoch, step, what)
 
     def _stop_asked(self) -> bool:
         """Whether a signal asked this rank to stop."""
@@ -231,7 +244,7 @@ class Trainer:
 
     def _check_weights(self) -> None:
         if wrong := find_infinite_weights(self.parts.model):
-            raise explain_failure(self.parts.out, self.state.epoch, self.state.step, wrong)
+            raise self._explain_failure(self.state.step, wrong)
 
     def _end_epoch(self, kl_weight: float) -> None:
         self._check_weights()

@@ -1,6 +1,7 @@
 """What a run learns, reports and keeps, and what it refuses."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from atlasvi.engine.model.loss_terms import CellLosses, LossTerms
 from atlasvi.engine.model.noise import EVALUATION_NOISE, seed_draws
 from atlasvi.engine.model.run_files import MODEL
 from atlasvi.engine.model.vae import VAE
+from atlasvi.engine.training import checkpoint_files
 from atlasvi.engine.training.checkpoint_files import read_newest_checkpoint
 from atlasvi.engine.training.evaluation import INFORMATIVE_KL, Evaluation
 from atlasvi.engine.training.run_parts import prepare_run
@@ -315,8 +317,15 @@ def test_nan_stops_with_step_terms_and_the_last_good_checkpoint_intact(
                 reconstruction.register_hook(lambda grad: grad * torch.nan)
         return CellLosses(reconstruction, kl, kl_library)
 
+    write = checkpoint_files.write_checkpoint
+
+    def write_slowly(*rest: Any) -> Any:
+        time.sleep(0.2)  # the run fails while its last checkpoint is being written
+        return write(*rest)
+
     calls: list[int] = []
     monkeypatch.setattr(VAE, "forward", poisoned)
+    monkeypatch.setattr(checkpoint_files, "write_checkpoint", write_slowly)
     with pytest.raises(TrainingError) as raised:
         train(cells, tmp_path / "run", **SCHEDULE)
     message = str(raised.value)
