@@ -322,7 +322,8 @@ def test_the_benchmark_of_buckets_measures_disk_bucket_and_cache(quick):
     ran = quick("buckets")
     figures = ran.figures["figures"]
     assert ran.figures["failed"] == {}
-    assert set(figures) == {"local", "cold", "obstore", "warm", "proxy", "distant", "filling"}
+    names = {"local", "cold", "obstore", "warm", "proxy", "distant", "filling", "h5ad", "h5ad_distant"}
+    assert set(figures) == names
     assert figures["local"]["requests"] == figures["warm"]["requests"] == 0
     assert min(figures[name]["requests"] for name in ("cold", "obstore", "distant", "filling")) > 0
     assert figures["cold"]["mb_an_epoch"] > 0
